@@ -1,0 +1,3 @@
+from keras_pnn.callbacks.drift import BatchOrder as BatchOrder
+from keras_pnn.callbacks.drift import DriftInjection as DriftInjection
+from keras_pnn.callbacks.hessian import HessianEigenvalues as HessianEigenvalues

@@ -1,0 +1,270 @@
+"""Callbacks that move a device, and keep the order of the data, during `fit`."""
+
+import math
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_pnn.layers.physical import find_imperfections
+
+
+class DriftInjection(keras.callbacks.Callback):
+    """Lets an imperfection follow a drift process during training or validation.
+
+    Each step runs with the imperfection set to the value of the process, and the
+    value from before is put back when the step ends, also when it ends in an
+    exception. Between steps (other callbacks, checkpoints, validation of a model that
+    drifts in training) the device is as it was.
+
+    The value is `process.at(index, seed)`, assigned to every element of the
+    imperfection, where the index is
+
+    - the batch since the beginning of epoch 0 (`every="batch"`), in training;
+    - the batch within the evaluation, with the seed `(seed, epoch)`, in validation;
+    - the epoch (`every="epoch"`); 0 in an `evaluate` outside `fit`.
+
+    It depends on epoch and batch alone, so that a run resumed by
+    `keras.callbacks.BackupAndRestore` drifts as an uninterrupted one would. With
+    `steps_per_execution > 1` the value is constant within one execution, that of its
+    first batch. Several injections work at once; give each its own seed, or processes
+    of one kind move together.
+
+    Logs at the end of an epoch: `drift_<imperfection>`, the last value that was used,
+    with "/" written as "_"; NaN in an epoch without validation, where that is what
+    drifts. With `during="validation"` the `val_` metrics are those of the drifting
+    device.
+
+    Args:
+        imperfection: Name of an imperfection: `"temperature"` for all layers that
+            have it, `"layer_name/temperature"` for one layer.
+        process: A process of `keras_pnn.drift`, or any object with `at(step, seed)`,
+            in the unit of the imperfection.
+        during: `"training"` or `"validation"`. The second also acts in
+            `model.evaluate(..., callbacks=[...])`.
+        every: `"batch"` or `"epoch"`: how often the value moves.
+        seed: Non-negative integer.
+        verbose: 1 prints the last value of each epoch.
+
+    Raises:
+        ValueError: If an argument is not as above. When training begins: if the model
+            has no such imperfection, or if the number of batches per epoch is unknown
+            and the index depends on it.
+
+    Example:
+
+    ```python
+    model.fit(x, y, callbacks=[
+        keras_pnn.callbacks.DriftInjection(
+            "temperature", keras_pnn.drift.RandomWalk(std=0.1)
+        ),
+    ])
+    ```
+    """
+
+    def __init__(
+        self,
+        imperfection,
+        process,
+        during="training",
+        every="batch",
+        seed=0,
+        verbose=0,
+    ):
+        super().__init__()
+        if not isinstance(imperfection, str) or not imperfection:
+            raise ValueError(
+                "Argument `imperfection` must be the name of an imperfection. "
+                f"Received: imperfection={imperfection!r}"
+            )
+        if not callable(getattr(process, "at", None)):
+            raise ValueError(
+                "Argument `process` must have a method `at(step, seed)`, as the "
+                f"processes of `keras_pnn.drift` do. Received: process={process!r}"
+            )
+        if during not in ("training", "validation"):
+            raise ValueError(
+                "Argument `during` must be 'training' or 'validation'. "
+                f"Received: during={during!r}"
+            )
+        if every not in ("batch", "epoch"):
+            raise ValueError(
+                "Argument `every` must be 'batch' or 'epoch'. "
+                f"Received: every={every!r}"
+            )
+        if (
+            isinstance(seed, bool)
+            or not isinstance(seed, (int, np.integer))
+            or seed < 0
+        ):
+            raise ValueError(
+                "Argument `seed` must be a non-negative integer. "
+                f"Received: seed={seed!r}"
+            )
+        self.imperfection = imperfection
+        self.process = process
+        self.during = during
+        self.every = every
+        self.seed = int(seed)
+        self.verbose = verbose
+        self.log_name = "drift_" + imperfection.replace("/", "_")
+        self._variables = []
+        self._epoch = 0
+        self._last = None
+
+    def set_params(self, params):
+        # `fit` and a plain `evaluate` begin with this call, and validation within
+        # `fit` does not: an epoch left over from an earlier `fit` ends here.
+        super().set_params(params)
+        self._epoch = 0
+
+    def on_train_begin(self, logs=None):
+        _remove_injections(self.model)
+        self._find()
+        if (
+            self.during == "training"
+            and self.every == "batch"
+            and self.params.get("steps") is None
+            and self.params.get("epochs") != 1
+        ):
+            raise ValueError(
+                "DriftInjection(every='batch') needs the number of batches per epoch, "
+                "which this data does not tell: pass `steps_per_epoch` to `fit`. "
+                f"Received: params={self.params}"
+            )
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+        self._last = None
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.during == "training":
+            steps = self.params.get("steps") or 0
+            self._inject("train_function", self._epoch * steps + batch, self.seed)
+
+    def on_test_begin(self, logs=None):
+        if self.during == "validation":
+            _remove_injections(self.model)
+            self._find()
+
+    def on_test_batch_begin(self, batch, logs=None):
+        if self.during == "validation":
+            self._inject("test_function", batch, (self.seed, self._epoch))
+
+    def on_epoch_end(self, epoch, logs=None):
+        if logs is not None:
+            # Every epoch gets the key: CSVLogger fixes its columns at the first.
+            logs[self.log_name] = math.nan if self._last is None else self._last
+        if self.verbose and self._last is not None:
+            print(f"\nEpoch {epoch + 1}: {self.imperfection} drifted to {self._last:g}")
+
+    def _find(self):
+        try:
+            self._variables = find_imperfections(self.model, self.imperfection)
+        except ValueError as error:
+            if self.model.built:
+                raise
+            raise ValueError(
+                f"{error} The model is not built yet: give it a `keras.Input`, or call "
+                "it on a batch before `fit`."
+            ) from error
+
+    def _inject(self, attribute, step, seed):
+        if self.every == "epoch":
+            step, seed = self._epoch, self.seed
+        value = float(self.process.at(step, seed))
+        injection = _Injection(self, attribute, value)
+        setattr(self.model, attribute, injection)
+
+
+class _Injection:
+    """Stands in for the model's train or test function for one call.
+
+    Keras tells callbacks when a step begins and when it has ended well, but not when
+    it has failed. It looks its step function up anew for each step, so a stand-in can
+    wrap the step in `try/finally`.
+    """
+
+    def __init__(self, callback, attribute, value):
+        self.callback = callback
+        self.model = callback.model
+        self.attribute = attribute
+        self.value = value
+        self.function = getattr(self.model, attribute)
+        self.history = getattr(self.model, "history", None)
+
+    def __call__(self, iterator):
+        setattr(self.model, self.attribute, self.function)
+        # A new History means a new `fit`: the one that this was made for ended in an
+        # exception before its step ran.
+        if getattr(self.model, "history", None) is not self.history:
+            return self.function(iterator)
+        variables = self.callback._variables
+        saved = [tf.convert_to_tensor(v.value) for v in variables]
+        try:
+            for variable in variables:
+                shape, dtype = variable.shape, variable.dtype
+                variable.assign(tf.constant(self.value, dtype=dtype, shape=shape))
+            outputs = self.function(iterator)
+        finally:
+            for variable, value in zip(variables, saved, strict=True):
+                variable.assign(value)
+        self.callback._last = self.value
+        return outputs
+
+
+def _remove_injections(model):
+    for attribute in ("train_function", "test_function"):
+        while isinstance(function := getattr(model, attribute, None), _Injection):
+            setattr(model, attribute, function.function)
+
+
+class BatchOrder(keras.callbacks.Callback):
+    """Ties the order of a `keras_pnn.datasets.Batches` to the epoch of `fit`.
+
+    With it, epoch `e` sees the same batches in the same order in every run, also in
+    one resumed by `keras.callbacks.BackupAndRestore` or `initial_epoch`. Without it
+    the batches count epochs by themselves, from 0.
+
+    Args:
+        batches: The `keras_pnn.datasets.Batches` given to `fit`.
+
+    Raises:
+        ValueError: If `batches` is something else. When training begins: if
+            `steps_per_epoch` differs from `len(batches)`. During training: if `fit`
+            shuffles the batches, which `shuffle=False` turns off.
+
+    Example:
+
+    ```python
+    batches = keras_pnn.datasets.Batches(x, y, batch_size=64, seed=0)
+    model.fit(batches, epochs=10, shuffle=False, callbacks=[
+        keras_pnn.callbacks.BatchOrder(batches),
+        keras.callbacks.BackupAndRestore("backup"),
+    ])
+    ```
+    """
+
+    def __init__(self, batches):
+        super().__init__()
+        if not callable(getattr(batches, "check_order", None)):
+            raise ValueError(
+                "Argument `batches` must be a `keras_pnn.datasets.Batches`. "
+                f"Received: batches={batches!r}"
+            )
+        self.batches = batches
+
+    def on_train_begin(self, logs=None):
+        steps = self.params.get("steps")
+        if steps != len(self.batches):
+            raise ValueError(
+                "BatchOrder needs epochs of the whole data set "
+                f"({len(self.batches)} batches): leave `steps_per_epoch` out, and "
+                f"pass `batches` itself to `fit`. Received: steps_per_epoch={steps}"
+            )
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.batches.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.batches.check_order()

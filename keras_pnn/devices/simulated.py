@@ -1,0 +1,273 @@
+"""One simulated device: the imperfections that make it differ from the design."""
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_pnn.layers.physical import PhysicalLayer, flat_layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A variable that a device sets, and how it is addressed across models.
+
+    Args:
+        name: an imperfection's name, or a weight's (`"kernel"`), without the layer.
+        index: its place among the model's variables of that name.
+        layer: the layer that has it.
+        variable: the variable.
+        neutral: what a deviation is added to: the imperfection's neutral value,
+            or `None` for a weight, whose present value it is.
+        shared: whether all targets of this name have one common draw.
+    """
+
+    name: str
+    index: int
+    layer: keras.layers.Layer
+    variable: keras.Variable
+    neutral: float | None
+    shared: bool
+
+    def value(self, deviation):
+        """Returns what the variable becomes with a deviation, as a tensor."""
+        variable = self.variable
+        base = tf.convert_to_tensor(variable) if self.neutral is None else self.neutral
+        return base + tf.cast(deviation, variable.dtype)
+
+
+def targets(model: keras.layers.Layer) -> list[Target]:
+    """Returns what a device of this model can set: imperfections, then weights."""
+    counts: dict[str, int] = {}
+    found = []
+
+    def add(name, layer, variable, neutral, shared):
+        index = counts.get(name, 0)
+        counts[name] = index + 1
+        found.append(Target(name, index, layer, variable, neutral, shared))
+
+    for layer in flat_layers(model):
+        known = set()
+        if isinstance(layer, PhysicalLayer):
+            for name, variable in layer.imperfections.items():
+                quantity = layer.quantity(name)
+                add(name, layer, variable, quantity.neutral, quantity.shared)
+                known.add(id(variable))
+        for variable in layer._trainable_variables:
+            if id(variable) not in known:
+                add(variable.name, layer, variable, None, False)
+    return found
+
+
+def architecture(model: keras.layers.Layer, names) -> dict[str, list[list[int]]]:
+    """Returns the shapes of the model's variables of the given names, in order."""
+    shapes: dict[str, list[list[int]]] = {name: [] for name in names}
+    for target in targets(model):
+        if target.name in shapes:
+            shapes[target.name].append([int(n) for n in target.variable.shape])
+    return shapes
+
+
+def matching(model: keras.layers.Layer, name: str) -> list[Target]:
+    """Returns the targets that a name addresses, as in `find_imperfections`.
+
+    Raises:
+        ValueError: nothing has that name; the error lists what there is.
+    """
+    layer_name, _, short = name.rpartition("/")
+    everything = targets(model)
+    found = [
+        t
+        for t in everything
+        if t.name == short and layer_name in ("", t.layer.name)
+    ]
+    if not found:
+        imperfect = dict.fromkeys(t.name for t in everything if t.neutral is not None)
+        weights = dict.fromkeys(t.name for t in everything if t.neutral is None)
+        raise ValueError(
+            f"The model has nothing called {name!r}. Its imperfections: "
+            f"{', '.join(imperfect) or 'none'}; its weights, to which a deviation is "
+            f"added: {', '.join(weights) or 'none (is the model built?)'}. "
+            f"Received: {name!r}"
+        )
+    return found
+
+
+class SimulatedDevice:
+    """The imperfections of one device, for models of one architecture.
+
+    Args:
+        deviations: `{(name, index): array}`, the deviation from the neutral value
+            of the `index`-th variable of that name in the model's order of layers.
+        architecture: `{name: shapes}`, the shapes of all variables of these names
+            in the model it was made for. Default: those of the deviations.
+        label: a name for tables.
+
+    Example:
+
+    >>> device = pnn.Variation(resonance_shift=0.08).sample(model, 1, seed=0)[0]
+    >>> with device.installed(model):
+    ...     model.evaluate(x_test, y_test)
+    """
+
+    def __init__(
+        self,
+        deviations: dict[tuple[str, int], np.ndarray],
+        architecture: dict[str, list[list[int]]] | None = None,
+        label: str = "",
+    ):
+        arrays = {key: np.asarray(a) for key, a in deviations.items()}
+        for (name, index), array in arrays.items():
+            if not np.isfinite(array).all():
+                raise ValueError(
+                    f"A deviation must be finite. Received: NaN or infinity in "
+                    f"{name}[{index}]"
+                )
+        self.deviations = arrays
+        self.label = label
+        if architecture is None:
+            architecture = {}
+            for name, index in sorted(arrays):
+                shape = list(arrays[name, index].shape)
+                architecture.setdefault(name, []).append(shape)
+        self.architecture = architecture
+
+    def bind(self, model: keras.layers.Layer) -> list[tuple[Target, np.ndarray]]:
+        """Pairs the model's variables with this device's deviations.
+
+        Raises:
+            ValueError: the device comes from another architecture.
+        """
+        known = {(t.name, t.index): t for t in targets(model)}
+        theirs = architecture(model, self.architecture)
+        if theirs != self.architecture:
+            raise ValueError(
+                f"The device must come from the architecture of model '{model.name}', "
+                f"whose shapes are {theirs}. Received: a device with the shapes "
+                f"{self.architecture}"
+            )
+        return [(known[key], array) for key, array in self.deviations.items()]
+
+    def values(self, model: keras.layers.Layer) -> list[tuple[keras.Variable, tf.Tensor]]:
+        """Returns (variable, value) pairs, as `keras.StatelessScope` takes them."""
+        return [(t.variable, t.value(a)) for t, a in self.bind(model)]
+
+    @contextlib.contextmanager
+    def installed(self, model: keras.layers.Layer) -> Iterator["SimulatedDevice"]:
+        """Gives the model this device's imperfections until the block ends.
+
+        The previous values come back bit for bit, also when the body raises.
+
+        Raises:
+            ValueError: the device comes from another architecture; nothing is
+                installed then.
+        """
+        pairs = self.values(model)
+        before = [(v, v.numpy()) for v, _ in pairs]
+        try:
+            for variable, value in pairs:
+                variable.assign(value)
+            yield self
+        finally:
+            for variable, value in before:
+                variable.assign(value)
+
+    def measure(self, layer: PhysicalLayer, inputs, controls: dict):
+        """Returns the outputs of one layer on this device, inside the graph.
+
+        Args:
+            layer: a physical layer of a model that `attach` was called with.
+            inputs: its inputs, for a whole batch.
+            controls: its controls, name to tensor.
+        """
+        mine = self._attached[id(layer)]
+        imperfections = {
+            n: mine.get(n, tf.convert_to_tensor(v))
+            for n, v in layer.imperfections.items()
+        }
+        return layer.forward(inputs, controls, imperfections)
+
+    def attach(self, model: keras.layers.Layer) -> "SimulatedDevice":
+        """Prepares `measure` for the layers of a model."""
+        attached = {
+            id(la): {} for la in flat_layers(model) if isinstance(la, PhysicalLayer)
+        }
+        for target, array in self.bind(model):
+            if target.neutral is not None:
+                attached[id(target.layer)][target.name] = target.value(array)
+        self._attached = attached
+        return self
+
+    def __repr__(self):
+        names = sorted({name for name, _ in self.deviations})
+        return f"<SimulatedDevice {self.label} {', '.join(names)}>"
+
+
+class Devices(Sequence):
+    """A sequence of simulated devices, saved and loaded as one `.npz` file.
+
+    Args:
+        devices: the devices, which deviate in the same variables.
+    """
+
+    def __init__(self, devices: Sequence[SimulatedDevice]):
+        self._devices = tuple(devices)
+
+    def __len__(self):
+        return len(self._devices)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return Devices(self._devices[index])
+        return self._devices[index]
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the devices to `path` (`.npz`, arrays only)."""
+        keys = list(self[0].deviations) if self._devices else []
+        header = {
+            "format": "keras_pnn.devices/1",
+            "labels": [d.label for d in self],
+            "keys": keys,
+            "architecture": self[0].architecture if self._devices else {},
+        }
+        arrays = {
+            f"a{i}": np.stack([d.deviations[key] for d in self])
+            for i, key in enumerate(keys)
+        }
+        temporary = f"{os.fspath(path)}.part"
+        with open(temporary, "wb") as file:
+            np.savez(file, header=np.array(json.dumps(header)), **arrays)
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Devices":
+        """Reads devices that `save` wrote.
+
+        Raises:
+            ValueError: the file is not such a file, or is cut short.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                header = json.loads(str(file["header"]))
+                if header["format"] != "keras_pnn.devices/1":
+                    raise KeyError(header["format"])
+                keys = [(name, int(index)) for name, index in header["keys"]]
+                stacks = [file[f"a{i}"] for i in range(len(keys))]
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"`path` must be an .npz file written by `Devices.save`. "
+                f"Received: {os.fspath(path)} ({type(error).__name__}: {error})"
+            ) from error
+        devices = []
+        for n, label in enumerate(header["labels"]):
+            arrays = [stack[n] for stack in stacks]
+            deviations = dict(zip(keys, arrays, strict=True))
+            devices.append(SimulatedDevice(deviations, header["architecture"], label))
+        return cls(devices)

@@ -1,0 +1,209 @@
+"""How the devices of a fabrication run differ from each other."""
+
+import math
+import zlib
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_pnn.devices.simulated import (
+    Devices,
+    SimulatedDevice,
+    Target,
+    architecture,
+    matching,
+)
+
+
+@keras.saving.register_keras_serializable(package="keras_pnn")
+class Correlated:
+    """A Gaussian deviation that neighbouring rings share in part.
+
+    The last axis of a variable counts bank rows, the others, flattened, the columns
+    of the bank. Two rings at distances Δr and Δc on this grid have the correlation
+    exp(−Δr / length) · exp(−Δc / length).
+
+    Args:
+        std: standard deviation, in the imperfection's unit.
+        length: correlation length, in ring pitches.
+
+    Raises:
+        ValueError: `std` is negative or `length` is not positive.
+    """
+
+    def __init__(self, std: float, length: float):
+        self.std = _std("std", std)
+        if not (math.isfinite(length) and length > 0):
+            raise ValueError(
+                f"`length` must be positive and finite. Received: {length}"
+            )
+        self.length = float(length)
+
+    def draw(self, shape: tuple[int, ...], seed, dtype):
+        """Returns one draw in the given shape, a pure function of the seed."""
+        columns, rows = math.prod(shape[:-1]), shape[-1] if shape else 1
+        noise = tf.random.stateless_normal((columns, rows), seed, dtype=dtype)
+        left, right = (tf.cast(self._factor(n), dtype) for n in (columns, rows))
+        field = tf.matmul(left, tf.matmul(noise, right, transpose_b=True))
+        return tf.reshape(self.std * field, shape)
+
+    def _factor(self, n: int) -> np.ndarray:
+        distance = np.abs(np.subtract.outer(np.arange(n), np.arange(n)))
+        return np.linalg.cholesky(np.exp(-distance / self.length))
+
+    def get_config(self):
+        return {"std": self.std, "length": self.length}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+@keras.saving.register_keras_serializable(package="keras_pnn")
+class Variation:
+    """The statistics of imperfections, from which devices are drawn.
+
+    Args:
+        **spreads: for each imperfection (`resonance_shift`) a standard deviation in
+            its unit, a TFP distribution, or `Correlated(std, length)`. Every layer
+            gets draws of its own, except for an imperfection that is shared by the
+            chip (`temperature`). The name of a weight (`kernel`) adds the draw to
+            the weight. One layer alone is addressed by a dictionary:
+            `Variation({"mrr_bank_1/resonance_shift": 0.08})`.
+
+    Raises:
+        ValueError: a standard deviation is negative or not finite.
+
+    Example:
+
+    >>> variation = pnn.Variation(resonance_shift=0.08)         # nm
+    >>> devices = variation.sample(model, 32, seed=0)
+    >>> with devices[0].installed(model):
+    ...     model.evaluate(x_test, y_test)
+    """
+
+    def __init__(self, spreads: dict | None = None, /, **named):
+        self.spreads = {**(spreads or {}), **named}
+        if not self.spreads:
+            raise ValueError(
+                "`Variation` needs at least one imperfection, such as "
+                "resonance_shift=0.08. Received: nothing"
+            )
+        for name, spread in self.spreads.items():
+            if isinstance(spread, int | float | np.number):
+                self.spreads[name] = _std(name, spread)
+            elif not (hasattr(spread, "draw") or hasattr(spread, "sample")):
+                raise ValueError(
+                    f"`{name}` must be a standard deviation, a TFP distribution or "
+                    f"`Correlated`. Received: {spread!r}"
+                )
+
+    def check(self, model: keras.layers.Layer) -> None:
+        """Raises ValueError if a name matches nothing in the model."""
+        self._plan(model)
+
+    def _plan(self, model) -> list[tuple[Target, object]]:
+        """(target, spread) pairs; a name with a layer wins over one without."""
+        plan: dict[int, tuple[Target, object]] = {}
+        for name in sorted(self.spreads, key=lambda n: "/" in n):
+            for target in matching(model, name):
+                plan[id(target.variable)] = (target, self.spreads[name])
+        return list(plan.values())
+
+    def deviations(self, model: keras.layers.Layer, seed):
+        """Draws one device, inside or outside a graph.
+
+        Args:
+            model: a built model.
+            seed: two integers, a tensor or a sequence.
+
+        Returns:
+            A list of (`Target`, deviation tensor) pairs, a pure function of the
+            seed and of the model's architecture.
+        """
+        drawn = []
+        for target, spread in self._plan(model):
+            index = 0 if target.shared else target.index
+            key = zlib.crc32(target.name.encode()) & 0x7FFFFFFF
+            own = tf.random.experimental.stateless_fold_in(seed, key)
+            own = tf.random.experimental.stateless_fold_in(own, index)
+            drawn.append((target, _draw(target, spread, own)))
+        return drawn
+
+    def values(self, model: keras.layers.Layer, seed):
+        """As `deviations`, with (variable, value) pairs for a `StatelessScope`."""
+        return [(t.variable, t.value(d)) for t, d in self.deviations(model, seed)]
+
+    def sample(self, model: keras.layers.Layer, n: int, seed: int = 0) -> Devices:
+        """Draws devices.
+
+        Args:
+            model: a built model, wrapped or not.
+            n: how many.
+            seed: device i of this seed is the same whatever `n` is, and for every
+                model of this architecture.
+
+        Returns:
+            A sequence of `SimulatedDevice`.
+
+        Raises:
+            ValueError: a name matches nothing in the model, or `n` is below 1.
+        """
+        if int(n) != n or n < 1:
+            raise ValueError(f"`n` must be a whole number >= 1. Received: {n}")
+        self.check(model)
+        shapes = architecture(model, {n.rpartition("/")[2] for n in self.spreads})
+        devices = []
+        for i in range(int(n)):
+            drawn = self.deviations(model, (int(seed), i))
+            arrays = {(t.name, t.index): d.numpy() for t, d in drawn}
+            label = f"seed {seed}, device {i}"
+            devices.append(SimulatedDevice(arrays, shapes, label))
+        return Devices(devices)
+
+    def get_config(self):
+        for name, spread in self.spreads.items():
+            if not isinstance(spread, float | Correlated):
+                raise ValueError(
+                    "A Variation is saved with standard deviations and `Correlated`; "
+                    f"pass other distributions again after loading. Received: {name}="
+                    f"{spread!r}"
+                )
+        serialize = keras.saving.serialize_keras_object
+        return {"spreads": {n: serialize(s) for n, s in self.spreads.items()}}
+
+    @classmethod
+    def from_config(cls, config):
+        load = keras.saving.deserialize_keras_object
+        return cls({n: load(s) for n, s in config["spreads"].items()})
+
+    def __repr__(self):
+        inner = ", ".join(f"{n}={s!r}" for n, s in self.spreads.items())
+        return f"Variation({inner})"
+
+
+def _std(name: str, value) -> float:
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(
+            f"`{name}`: a standard deviation must be finite and >= 0. "
+            f"Received: {value}"
+        )
+    return float(value)
+
+
+def _draw(target: Target, spread, seed):
+    shape, dtype = tuple(target.variable.shape), target.variable.dtype
+    if isinstance(spread, float):
+        return spread * tf.random.stateless_normal(shape, seed, dtype=dtype)
+    if hasattr(spread, "draw"):
+        return spread.draw(shape, seed, dtype)
+    own = tuple(spread.batch_shape) + tuple(spread.event_shape)
+    extra = shape[: len(shape) - len(own)]
+    sample = tf.cast(spread.sample(extra, seed=seed), dtype)
+    if tuple(sample.shape) != shape:
+        raise ValueError(
+            f"The distribution of `{target.name}` must have a shape that ends that of "
+            f"the variable, {shape}. Received: {own}"
+        )
+    return sample

@@ -1,0 +1,354 @@
+"""The part that every layer of microring weight banks shares."""
+
+import math
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from keras_pnn.layers.limits import ControlRange
+from keras_pnn.layers.physical import PhysicalLayer
+from keras_pnn.physics import detection
+from keras_pnn.physics import tuning as tunings
+
+
+class ControlsForWeights(keras.initializers.Initializer):
+    """Draws weights with a Keras initializer and returns the controls that give them.
+
+    Where a ring's weights are never negative (a single-ended readout), the
+    magnitude of the draw is taken; weights out of reach go to the nearest in reach.
+    """
+
+    def __init__(self, initializer, tuning: tunings.Tuning):
+        self.initializer, self.tuning = initializer, tuning
+
+    def __call__(self, shape, dtype=None):
+        weights = np.asarray(self.initializer(shape, dtype=dtype), "float64")
+        if self.tuning.weight_range[0] >= 0:
+            weights = np.abs(weights)
+        controls = self.tuning.control(self.tuning.clip(weights))
+        return tf.convert_to_tensor(controls.astype(dtype or keras.config.floatx()))
+
+
+def default_constraint(tuning: tunings.Tuning) -> ControlRange:
+    """Returns the limits of a tuning's control.
+
+    A measured curve ends, so its controls stay a tenth of the curve's span in nm
+    (0.1 nm at most) away from both ends: a shift of that size stays on the curve.
+    """
+    low, high = tuning.control_range
+    if not isinstance(tuning, tunings.MeasuredTuning):
+        return ControlRange(low, high if math.isfinite(high) else None)
+    grid = np.linspace(low, high, 4097)
+    shift = np.asarray(tuning.heater_shift(grid))
+    margin = min(0.1, 0.1 * (shift[-1] - shift[0]))
+    inside = grid[(shift >= shift[0] + margin) & (shift <= shift[-1] - margin)]
+    return ControlRange(float(inside[0]), float(inside[-1]))
+
+
+class RingLayer(PhysicalLayer):
+    """Controls and imperfections of a matrix of microring weights.
+
+    `MRRBank` and `MRRConv2D` explain the arguments.
+    """
+
+    def __init__(
+        self,
+        outputs: int,
+        activation=None,
+        use_bias: bool = True,
+        tuning=None,
+        kernel_initializer="glorot_uniform",
+        bias_initializer="zeros",
+        kernel_regularizer=None,
+        control_regularizer=None,
+        bias_regularizer=None,
+        activity_regularizer=None,
+        control_constraint="tuning",
+        bias_constraint=None,
+        temperature_sensitivity: float = 0.08,
+        crosstalk=None,
+        channel_spacing: float | None = None,
+        bank_size: tuple[int, int] | None = None,
+        dac=None,
+        adc_bits: int | None = None,
+        adc_range: float | None = None,
+        **kwargs,
+    ):
+        super().__init__(activity_regularizer=activity_regularizer, **kwargs)
+        self.activation = keras.activations.get(activation)
+        self.use_bias = use_bias
+        self.tuning = tunings.get(tuning)
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+        self.control_regularizer = keras.regularizers.get(control_regularizer)
+        self.bias_regularizer = keras.regularizers.get(bias_regularizer)
+        self.control_constraint = (
+            default_constraint(self.tuning)
+            if control_constraint == "tuning"
+            else keras.constraints.get(control_constraint)
+        )
+        self.bias_constraint = keras.constraints.get(bias_constraint)
+        self.temperature_sensitivity = _finite(
+            "temperature_sensitivity", temperature_sensitivity
+        )
+        self.bank_size = _bank_size(bank_size)
+        self.crosstalk = _crosstalk(crosstalk, self.bank_size)
+        self.channel_spacing = (
+            None
+            if channel_spacing is None
+            else _positive("channel_spacing", channel_spacing)
+        )
+        if channel_spacing is not None and isinstance(
+            self.tuning, tunings.MeasuredTuning
+        ):
+            raise ValueError(
+                "`channel_spacing` models all rings of a row, which a measured curve "
+                f"of one ring cannot. Received: tuning={self.tuning}"
+            )
+        self.dac = keras.saving.deserialize_keras_object(dac) if isinstance(
+            dac, dict
+        ) else dac
+        if adc_bits is not None and (int(adc_bits) != adc_bits or adc_bits < 1):
+            raise ValueError(
+                f"`adc_bits` must be a whole number >= 1. Received: {adc_bits}"
+            )
+        self.adc_bits = adc_bits
+        self.adc_range = (
+            None if adc_range is None else _positive("adc_range", adc_range)
+        )
+        self._outputs = _units(outputs)
+
+    def _build_kernel(self, shape: tuple[int, ...]) -> None:
+        self._kernel_shape = tuple(int(n) for n in shape)
+        if self.crosstalk is not None and len(self.crosstalk) != self._columns:
+            raise ValueError(
+                "`crosstalk` couples the rings of one row: "
+                f"({self._columns}, {self._columns}) here. "
+                f"Received: shape {self.crosstalk.shape}"
+            )
+        self.add_control(
+            "control",
+            self._kernel_shape,
+            unit=self.tuning.unit,
+            initializer=ControlsForWeights(self.kernel_initializer, self.tuning),
+            regularizer=self.control_regularizer,
+            constraint=self.control_constraint,
+        )
+        self.add_imperfection("resonance_shift", self._kernel_shape, unit="nm")
+        self.add_imperfection("half_width_error", self._kernel_shape, unit="")
+        self.add_imperfection("temperature", (), unit="K", shared=True)
+        self.bias = None
+        if self.use_bias:
+            self.bias = self.add_weight(
+                name="bias",
+                shape=(self._outputs,),
+                initializer=self.bias_initializer,
+                regularizer=self.bias_regularizer,
+                constraint=self.bias_constraint,
+            )
+
+    @property
+    def _fan_in(self) -> int:
+        return math.prod(self._kernel_shape[:-1])
+
+    @property
+    def _columns(self) -> int:
+        return self.bank_size[1] if self.bank_size else self._fan_in
+
+    @property
+    def tiles(self) -> tuple[int, int]:
+        """Tiles of the matrix on the bank: (over outputs, over inputs)."""
+        rows = self.bank_size[0] if self.bank_size else self._outputs
+        return -(-self._outputs // rows), -(-self._fan_in // self._columns)
+
+    @property
+    def passes(self) -> int:
+        """How often the bank is set and read for one product with the matrix."""
+        return math.prod(self.tiles)
+
+    def place(self, output: int, fan_in: int) -> tuple[int, int, int]:
+        """Returns (tile, row, column) on the bank of one matrix element."""
+        rows = self.bank_size[0] if self.bank_size else self._outputs
+        tile = output // rows * self.tiles[1] + fan_in // self._columns
+        return tile, output % rows, fan_in % self._columns
+
+    def _by_row(self, matrix, fill: float = 0.0):
+        """(fan_in, outputs) → (outputs, tiles, columns): one bank row each."""
+        tiles = self.tiles[1]
+        padding = tiles * self._columns - self._fan_in
+        rows = ops.transpose(ops.reshape(matrix, (self._fan_in, self._outputs)))
+        rows = ops.pad(rows, [[0, 0], [0, padding]], constant_values=fill)
+        return ops.reshape(rows, (self._outputs, tiles, self._columns))
+
+    def _by_kernel(self, rows):
+        """The inverse of `_by_row`, in the kernel's shape."""
+        rows = ops.reshape(rows, (self._outputs, -1))[:, : self._fan_in]
+        return ops.reshape(ops.transpose(rows), self._kernel_shape)
+
+    def _weights(self, controls: dict, imperfections: dict):
+        control = controls["control"]
+        if self.dac is not None:
+            control = self.dac(control)
+        width_error = imperfections["half_width_error"]
+        warming = self.temperature_sensitivity * imperfections["temperature"]
+        shift = imperfections["resonance_shift"] + warming
+        if self.crosstalk is not None:
+            heated = self._by_row(self.tuning.heater_shift(control))
+            others = self.crosstalk - np.eye(len(self.crosstalk))
+            spread = ops.matmul(heated, ops.cast(others.T, heated.dtype))
+            shift = shift + self._by_kernel(spread)
+        if self.channel_spacing is None:
+            return self.tuning.weight(control, shift, width_error)
+        detuning = self.tuning.detuning(control) + shift
+        # A tile that the matrix does not fill has no rings there: far away.
+        detuning = self._by_row(detuning, fill=1e3)
+        ring = np.arange(self._columns)
+        offset = self.channel_spacing * (ring[:, None] - ring[None, :])
+        detuning = detuning[..., None] + ops.cast(offset, detuning.dtype)
+        return self._by_kernel(
+            self.tuning.row_weight(detuning, self._by_row(width_error)[..., None])
+        )
+
+    def _kernel(self, controls: dict, imperfections: dict):
+        """The weights in the compute dtype, with their regulariser."""
+        weights = self._weights(controls, imperfections)
+        if self.kernel_regularizer is not None:
+            self.add_loss(self.kernel_regularizer(weights))
+        return ops.cast(weights, self.compute_dtype)
+
+    def _finish(self, outputs):
+        if self.bias is not None:
+            outputs = outputs + ops.cast(self.bias, outputs.dtype)
+        return self.activation(outputs)
+
+    def _tiled_product(self, inputs, kernel):
+        """inputs (…, fan_in) times kernel, each tile read by the ADC, then added."""
+        tiles = self.tiles[1]
+        padding = tiles * self._columns - self._fan_in
+        lead = [[0, 0]] * (len(inputs.shape) - 1)
+        inputs = ops.pad(inputs, [*lead, [0, padding]])
+        shape = (*ops.shape(inputs)[:-1], tiles, self._columns)
+        inputs = ops.reshape(inputs, shape)
+        partial = ops.einsum("...tc,utc->...tu", inputs, self._by_row(kernel))
+        if self.adc_range is None:
+            axes = tuple(range(1, len(partial.shape)))
+            peak = ops.max(ops.abs(partial), axis=axes, keepdims=True)
+            peak = tf.stop_gradient(ops.maximum(peak, keras.config.epsilon()))
+            partial = peak * detection.quantize(partial / peak, self.adc_bits, -1, 1)
+        else:
+            limit = self.adc_range
+            partial = detection.quantize(partial, self.adc_bits, -limit, limit)
+        return ops.sum(partial, axis=-2)
+
+    def program(self, weights, clip: bool = False) -> None:
+        """Sets the controls to those that give these weights on the ideal device.
+
+        Args:
+            weights: effective weights, in the shape of the kernel.
+            clip: whether a weight out of reach becomes the nearest in reach.
+
+        Raises:
+            ValueError: the shape differs, a weight is NaN, or one is out of reach
+                and `clip` is false; the controls are then as before.
+        """
+        weights = np.asarray(weights, "float64")
+        if weights.shape != self._kernel_shape:
+            raise ValueError(
+                f"`weights` must have the shape {self._kernel_shape} of the kernel. "
+                f"Received: shape {weights.shape}"
+            )
+        if clip:
+            weights = self.tuning.clip(weights)
+        self.controls["control"].assign(self.tuning.control(weights))
+
+    def weights_now(self):
+        """Returns the effective weights, with the present imperfections.
+
+        Returns:
+            A tensor in the shape of the kernel.
+        """
+        return self._weights(
+            {n: tf.convert_to_tensor(v) for n, v in self.controls.items()},
+            {n: tf.convert_to_tensor(v) for n, v in self.imperfections.items()},
+        )
+
+    def heater_power(self):
+        """Returns the power of each heater in mW, `None` for a tuning without one."""
+        return self.tuning.heater_power(tf.convert_to_tensor(self.controls["control"]))
+
+    def get_config(self):
+        serialize = keras.saving.serialize_keras_object
+        return {
+            **super().get_config(),
+            "activation": keras.activations.serialize(self.activation),
+            "use_bias": self.use_bias,
+            "tuning": serialize(self.tuning),
+            "kernel_initializer": serialize(self.kernel_initializer),
+            "bias_initializer": serialize(self.bias_initializer),
+            "kernel_regularizer": serialize(self.kernel_regularizer),
+            "control_regularizer": serialize(self.control_regularizer),
+            "bias_regularizer": serialize(self.bias_regularizer),
+            "activity_regularizer": serialize(self.activity_regularizer),
+            "control_constraint": serialize(self.control_constraint),
+            "bias_constraint": serialize(self.bias_constraint),
+            "temperature_sensitivity": self.temperature_sensitivity,
+            "crosstalk": None if self.crosstalk is None else self.crosstalk.tolist(),
+            "channel_spacing": self.channel_spacing,
+            "bank_size": self.bank_size,
+            "dac": serialize(self.dac),
+            "adc_bits": self.adc_bits,
+            "adc_range": self.adc_range,
+        }
+
+
+def _finite(name: str, value) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"`{name}` must be finite. Received: {value}")
+    return float(value)
+
+
+def _positive(name: str, value) -> float:
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"`{name}` must be positive and finite. Received: {value}")
+    return float(value)
+
+
+def _units(value) -> int:
+    if isinstance(value, bool) or int(value) != value or value < 1:
+        raise ValueError(
+            f"The number of outputs must be a whole number >= 1. Received: {value}"
+        )
+    return int(value)
+
+
+def _bank_size(value) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    size = tuple(value)
+    if len(size) != 2 or any(int(n) != n or n < 1 for n in size):
+        raise ValueError(
+            "`bank_size` must be (rows, columns), whole numbers >= 1. "
+            f"Received: {value}"
+        )
+    return int(size[0]), int(size[1])
+
+
+def _crosstalk(matrix, bank_size) -> np.ndarray | None:
+    if matrix is None:
+        return None
+    matrix = np.asarray(matrix, "float64")
+    square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
+    if not square or not np.isfinite(matrix).all() or np.any(np.diag(matrix) != 1):
+        raise ValueError(
+            "`crosstalk` must be a finite square matrix with ones on its diagonal. "
+            f"Received: shape {matrix.shape}"
+        )
+    if bank_size and len(matrix) != bank_size[1]:
+        raise ValueError(
+            f"`crosstalk` must couple the {bank_size[1]} rings of a row. "
+            f"Received: shape {matrix.shape}"
+        )
+    return matrix

@@ -1,0 +1,169 @@
+"""Controls as a table for the lab, and back."""
+
+import csv
+import math
+import os
+
+import keras
+import numpy as np
+
+from keras_pnn.layers.bank import RingLayer
+from keras_pnn.layers.physical import PhysicalLayer, physical_layers
+
+_HEADER = [
+    "layer", "control", "index", "tile", "row", "column", "value", "unit", "power_mW"
+]
+
+
+def export_controls(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
+    """Writes every control of a model to a CSV file.
+
+    One line for each control: layer, control, `index` in the variable
+    (`2;0;13`), for rings also the `tile` (pass) and the `row` and `column` on the
+    bank, all counted from 0, then `value`, `unit` and the heater's `power_mW`.
+
+    Args:
+        model: a built model with physical layers.
+        path: the file. It is replaced whole or not at all.
+
+    Returns:
+        `{layer name: {"rings": …, "passes": …, "heater_power_mW": …}}` for each
+        weight bank; the power is the sum over its rings, `None` without heaters.
+
+    Raises:
+        ValueError: the model has no physical layer, or a control is not finite.
+    """
+    layers = _named_layers(model)
+    summary, rows = {}, []
+    for layer in layers.values():
+        for name, variable in layer.controls.items():
+            values = np.asarray(variable)
+            if not np.isfinite(values).all():
+                raise ValueError(
+                    f"Controls must be finite. Received: NaN or infinity in "
+                    f"{layer.name}/{name}"
+                )
+            unit = layer.quantity(name).unit
+            power = None
+            if isinstance(layer, RingLayer):
+                power = layer.heater_power()
+                power = None if power is None else np.asarray(power)
+                summary[layer.name] = {
+                    "rings": values.size,
+                    "passes": layer.passes,
+                    "heater_power_mW": None if power is None else float(power.sum()),
+                }
+            for index in np.ndindex(values.shape):
+                place = _place(layer, index)
+                watts = "" if power is None else f"{power[index]:.9g}"
+                value = np.format_float_scientific(values[index], trim="-")
+                label = ";".join(map(str, index))
+                rows.append([layer.name, name, label, *place, value, unit, watts])
+    temporary = f"{os.fspath(path)}.part"
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(_HEADER)
+        writer.writerows(rows)
+    os.replace(temporary, path)
+    return summary
+
+
+def load_controls(model: keras.layers.Layer, path: str | os.PathLike) -> None:
+    """Sets the controls of a model from a file that `export_controls` wrote.
+
+    Nothing is set unless the whole file fits the model.
+
+    Args:
+        model: a built model with the same physical layers, by name.
+        path: the CSV file.
+
+    Raises:
+        ValueError: a column is missing, a line is cut short, a value is not a
+            number or out of the control's range, a unit differs, or a control is
+            missing or given twice. The error names the line.
+    """
+    layers = _named_layers(model)
+    values = {
+        (layer.name, name): np.full(tuple(v.shape), np.nan)
+        for layer in layers.values()
+        for name, v in layer.controls.items()
+    }
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = [c for c in _HEADER if c not in (reader.fieldnames or [])]
+        if missing:
+            raise ValueError(
+                f"{path}: expected the columns {', '.join(_HEADER)}. "
+                f"Received: {reader.fieldnames}"
+            )
+        for row in reader:
+            _read(row, values, layers, f"{path}, line {reader.line_num}")
+    for (layer, name), array in values.items():
+        if np.isnan(array).any():
+            raise ValueError(
+                f"{path}: expected {array.size} values of {layer}/{name}. "
+                f"Received: {np.sum(~np.isnan(array))}"
+            )
+        if isinstance(layers[layer], RingLayer):
+            layers[layer].tuning.validate(array)
+    for (layer, name), array in values.items():
+        layers[layer].controls[name].assign(array)
+
+
+def _read(row: dict, values: dict, layers: dict, where: str) -> None:
+    if None in row or None in row.values():
+        raise ValueError(
+            f"{where}: expected {len(_HEADER)} cells. Received: a line of another length"
+        )
+    key = (row["layer"], row["control"])
+    if key not in values:
+        known = ", ".join("/".join(k) for k in values)
+        raise ValueError(
+            f"{where}: expected one of the controls {known}. Received: {'/'.join(key)}"
+        )
+    unit = layers[key[0]].quantity(key[1]).unit
+    if row["unit"] != unit:
+        raise ValueError(
+            f"{where}: expected the unit {unit!r} of {'/'.join(key)}. "
+            f"Received: {row['unit']!r}"
+        )
+    try:
+        index = tuple(int(i) for i in row["index"].split(";") if i)
+        value = float(row["value"])
+    except ValueError:
+        index, value = None, math.nan
+    array = values[key]
+    inside = index is not None and len(index) == array.ndim and all(
+        0 <= i < n for i, n in zip(index, array.shape, strict=True)
+    )
+    if not inside or not math.isfinite(value):
+        raise ValueError(
+            f"{where}: expected an index inside {array.shape} and a finite value. "
+            f"Received: index {row['index']!r}, value {row['value']!r}"
+        )
+    if not np.isnan(array[index]):
+        raise ValueError(
+            f"{where}: expected each control once. Received: "
+            f"{'/'.join(key)}[{row['index']}] again"
+        )
+    array[index] = value
+
+
+def _named_layers(model) -> dict[str, PhysicalLayer]:
+    layers = physical_layers(model)
+    named = {layer.name: layer for layer in layers}
+    if not layers or len(named) != len(layers):
+        raise ValueError(
+            "`model` must have physical layers with names of their own. Received: "
+            f"{[layer.name for layer in layers]}"
+        )
+    return named
+
+
+def _place(layer: PhysicalLayer, index: tuple[int, ...]) -> tuple:
+    """(tile, row, column) of a ring on the bank; empty cells for other layers."""
+    if not isinstance(layer, RingLayer):
+        return ("", "", "")
+    shape = tuple(layer.controls["control"].shape)
+    column = int(np.ravel_multi_index(index[:-1], shape[:-1]))
+    return layer.place(index[-1], column)

@@ -1,0 +1,74 @@
+"""What a driver can set: limits and steps of a control."""
+
+import keras
+from keras import ops
+
+from keras_pnn.physics import detection
+
+
+@keras.saving.register_keras_serializable(package="keras_pnn")
+class ControlRange(keras.constraints.Constraint):
+    """Keeps a control between two limits after each step of the optimizer.
+
+    Args:
+        low: the smallest control, in the control's unit.
+        high: the largest, `None` for no limit.
+
+    Raises:
+        ValueError: `low` is not below `high`.
+    """
+
+    def __init__(self, low: float = 0.0, high: float | None = None):
+        if not low < (float("inf") if high is None else high):
+            raise ValueError(
+                f"`low` must be below `high`. Received: low={low}, high={high}"
+            )
+        self.low, self.high = low, high
+
+    def __call__(self, value):
+        value = ops.maximum(value, ops.cast(self.low, value.dtype))
+        if self.high is None:
+            return value
+        return ops.minimum(value, ops.cast(self.high, value.dtype))
+
+    def get_config(self):
+        return {"low": self.low, "high": self.high}
+
+
+@keras.saving.register_keras_serializable(package="keras_pnn")
+class Quantizer:
+    """A converter with `2**bits` even steps: a DAC on a control, an ADC on a readout.
+
+    The derivative is 1 inside the range and 0 outside (straight-through), so that
+    training goes on through the steps.
+
+    Args:
+        bits: the resolution, at least 1.
+        low: the value of the lowest code.
+        high: the value of the highest.
+
+    Example:
+
+    >>> dac = pnn.layers.Quantizer(bits=8, low=0.0, high=3.0)   # mA
+    >>> bank = pnn.layers.MRRBank(10, tuning=pnn.HeaterTuning(), dac=dac)
+    """
+
+    def __init__(self, bits: int, low: float, high: float):
+        if int(bits) != bits or bits < 1:
+            raise ValueError(f"`bits` must be a whole number >= 1. Received: {bits}")
+        if not (abs(low) < float("inf") and low < high < float("inf")):
+            raise ValueError(
+                "`low` must be below `high`, both finite. "
+                f"Received: low={low}, high={high}"
+            )
+        self.bits, self.low, self.high = int(bits), low, high
+
+    def __call__(self, value):
+        return detection.quantize(value, self.bits, self.low, self.high)
+
+    def get_config(self):
+        return {"bits": self.bits, "low": self.low, "high": self.high}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)

@@ -1,0 +1,338 @@
+"""Layers whose weights are microring resonators: `MRRBank` and `MRRConv2D`."""
+
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from keras_pnn.layers.bank import RingLayer
+from keras_pnn.layers.physical import stacked_kernels
+
+
+@keras.saving.register_keras_serializable(package="keras_pnn")
+class MRRBank(RingLayer):
+    """A dense layer whose weights are the transmissions of microrings.
+
+        λ₁ λ₂ λ₃ (inputs)
+        ───○──○──○───► through ─┐
+        ───○──○──○───► drop ────┴─ (−) ─► output, one row per unit
+
+    `outputs = activation(inputs · w(control) + bias)`, where `w` is the `tuning`:
+    for the balanced readout of an ideal ring w = T − D = 1 − 2 / (1 + u²), with
+    u the detuning over the half-width (Tait et al. 2017, eq. 1).
+
+    Controls: `control`, of shape (inputs, units), in the unit of the tuning.
+    Imperfections: `resonance_shift` (nm) and `half_width_error` (relative), one per
+    ring, and `temperature` (K, one for the chip).
+
+    Args:
+        units: number of outputs.
+        activation: as in `Dense`.
+        use_bias: whether a digital bias is added.
+        tuning: a tuning object: control → weight. Default `LorentzianTuning()`.
+        kernel_initializer: draws the initial *weights*; the controls are those
+            that give them.
+        bias_initializer, bias_regularizer, bias_constraint: as in `Dense`.
+        kernel_regularizer: acts on the effective weights.
+        control_regularizer: acts on the controls.
+        activity_regularizer: as in `Dense`.
+        control_constraint: applied to the controls after each step. The default
+            keeps them in the range of the tuning.
+        temperature_sensitivity: resonance shift per kelvin, nm/K.
+        crosstalk: thermal crosstalk between the rings of a row, a matrix
+            (columns, columns) with ones on the diagonal, as
+            `physics.heater.crosstalk_matrix` gives it. Default none.
+        channel_spacing: distance of neighbouring channels in nm. When given, each
+            channel passes all rings of its row. Default none: it meets its own.
+        bank_size: rows × columns of the physical bank, on which the matrix is
+            tiled. Default: one bank of the size of the matrix.
+        dac: a quantiser of the controls, such as `pnn.layers.Quantizer`.
+        adc_bits: resolution of the readout, applied per tile before the digital
+            sum. Default none.
+        adc_range: largest readout, plus or minus. Default: for each sample the
+            largest of its tiles (an auto-ranging receiver).
+
+    Input shape: `(batch, ..., inputs)`.
+
+    Output shape: `(batch, ..., units)`.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+
+    >>> bank = pnn.layers.MRRBank(10, activation="relu")
+    >>> bank(np.ones((2, 84), "float32")).shape
+    TensorShape([2, 10])
+    >>> bank.program(np.zeros((84, 10)))
+
+    Reference:
+        - Tait et al., Sci. Rep. 7, 7430 (2017), doi:10.1038/s41598-017-07754-z
+        - Xu et al., arXiv:2411.12352
+    """
+
+    def __init__(self, units: int, activation=None, use_bias: bool = True, **kwargs):
+        super().__init__(units, activation, use_bias, **kwargs)
+        self.units = self._outputs
+        self.input_spec = keras.layers.InputSpec(min_ndim=2)
+        self.supports_masking = True
+
+    def build(self, input_shape):
+        inputs = input_shape[-1]
+        if inputs is None:
+            raise ValueError(
+                "The last axis of the inputs must be known. "
+                f"Received: input_shape={input_shape}"
+            )
+        self._build_kernel((inputs, self.units))
+        self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: inputs})
+        self.built = True
+
+    def forward(self, inputs, controls, imperfections):
+        kernel = self._kernel(controls, imperfections)
+        inputs = ops.cast(inputs, kernel.dtype)
+        if self.adc_bits is None:
+            return self._finish(ops.matmul(inputs, kernel))
+        return self._finish(self._tiled_product(inputs, kernel))
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self.units)
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+@keras.saving.register_keras_serializable(package="keras_pnn")
+class MRRConv2D(RingLayer):
+    """A 2-D convolution whose kernel is a microring weight bank.
+
+    Each patch of the input is one vector on the bank's channels, each filter one
+    row: (kh · kw · channels) × filters rings. Everything else is as in `MRRBank`.
+
+    Controls: `control`, of shape (kh, kw, channels, filters).
+
+    Args:
+        filters: number of output channels.
+        kernel_size: an integer or (height, width).
+        strides, padding, data_format, dilation_rate, groups: as in `Conv2D`.
+        **kwargs: those of `MRRBank`.
+
+    Input shape: `(batch, height, width, channels)`, or channels first.
+
+    Output shape: `(batch, new_height, new_width, filters)`, or channels first.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Example:
+
+    >>> layer = pnn.layers.MRRConv2D(6, 5, padding="same", activation="relu")
+    >>> layer(np.ones((2, 28, 28, 1), "float32")).shape
+    TensorShape([2, 28, 28, 6])
+
+    Reference:
+        - Xu et al., arXiv:2411.12352, Fig. 2
+    """
+
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int | tuple[int, int],
+        strides: int | tuple[int, int] = (1, 1),
+        padding: str = "valid",
+        data_format: str | None = None,
+        dilation_rate: int | tuple[int, int] = (1, 1),
+        groups: int = 1,
+        activation=None,
+        use_bias: bool = True,
+        **kwargs,
+    ):
+        super().__init__(filters, activation, use_bias, **kwargs)
+        self.filters = self._outputs
+        self.kernel_size = _pair("kernel_size", kernel_size)
+        self.strides = _pair("strides", strides)
+        self.dilation_rate = _pair("dilation_rate", dilation_rate)
+        self.padding = str(padding).lower()
+        if self.padding not in ("valid", "same"):
+            raise ValueError(
+                f"`padding` must be 'valid' or 'same'. Received: {padding!r}"
+            )
+        self.data_format = data_format or keras.config.image_data_format()
+        if self.data_format not in ("channels_last", "channels_first"):
+            raise ValueError(
+                "`data_format` must be 'channels_last' or 'channels_first'. "
+                f"Received: {data_format!r}"
+            )
+        if groups < 1 or self.filters % groups:
+            raise ValueError(
+                f"`groups` must divide the {self.filters} filters. Received: {groups}"
+            )
+        self.groups = int(groups)
+        if self.groups > 1 and self.adc_bits is not None:
+            raise ValueError(
+                f"`adc_bits` needs `groups=1`. Received: groups={self.groups}"
+            )
+        self.input_spec = keras.layers.InputSpec(ndim=4)
+
+    @property
+    def _channel_axis(self) -> int:
+        return -1 if self.data_format == "channels_last" else 1
+
+    def build(self, input_shape):
+        channels = input_shape[self._channel_axis]
+        if channels is None or channels % self.groups:
+            raise ValueError(
+                f"The number of input channels must be known and a multiple of the "
+                f"{self.groups} groups. Received: input_shape={input_shape}"
+            )
+        self._build_kernel((*self.kernel_size, channels // self.groups, self.filters))
+        axes = {self._channel_axis: channels}
+        self.input_spec = keras.layers.InputSpec(ndim=4, axes=axes)
+        self.built = True
+
+    def forward(self, inputs, controls, imperfections):
+        kernel = self._kernel(controls, imperfections)
+        inputs = ops.cast(inputs, kernel.dtype)
+        by_patches = self.adc_bits is not None or stacked_kernels()
+        if not by_patches or self.groups > 1:
+            outputs = ops.conv(
+                inputs,
+                kernel,
+                strides=self.strides,
+                padding=self.padding,
+                data_format=self.data_format,
+                dilation_rate=self.dilation_rate,
+            )
+            return self._finish_channels(outputs)
+        first = self.data_format == "channels_first"
+        images = ops.transpose(inputs, (0, 2, 3, 1)) if first else inputs
+        images, axes = self._padded(images)
+        if self.adc_bits is not None:
+            outputs = self._tiled_product(_patches(images, axes), kernel)
+        elif self.filters < self.kernel_size[1] * kernel.shape[2]:
+            outputs = _convolve_by_rows(images, kernel, axes)
+        else:
+            matrix = ops.reshape(kernel, (self._fan_in, self.filters))
+            outputs = ops.matmul(_patches(images, axes), matrix)
+        return self._finish_channels(
+            ops.transpose(outputs, (0, 3, 1, 2)) if first else outputs
+        )
+
+    def _padded(self, images):
+        """Images with the zeros of `padding`, and the geometry of both axes."""
+        axes = [
+            _Axis(n, _conv_size(n, k, s, d, self.padding), k, s, d)
+            for n, k, s, d in zip(
+                images.shape[1:3],
+                self.kernel_size,
+                self.strides,
+                self.dilation_rate,
+                strict=True,
+            )
+        ]
+        if self.padding == "same":
+            short = [
+                max((a.outputs - 1) * a.stride + a.dilation * (a.taps - 1) + 1 - a.size, 0)
+                for a in axes
+            ]
+            pads = [(n // 2, n - n // 2) for n in short]
+            images = tf.pad(images, [(0, 0), *pads, (0, 0)])
+        return images, axes
+
+    def _finish_channels(self, outputs):
+        if self.bias is not None and self._channel_axis == 1:
+            bias = ops.cast(self.bias, outputs.dtype)
+            return self.activation(outputs + ops.reshape(bias, (1, -1, 1, 1)))
+        return self._finish(outputs)
+
+    def compute_output_shape(self, input_shape):
+        first = self.data_format == "channels_first"
+        batch, *rest = input_shape
+        space = rest[1:] if first else rest[:-1]
+        sizes = [
+            _conv_size(n, k, s, d, self.padding)
+            for n, k, s, d in zip(
+                space, self.kernel_size, self.strides, self.dilation_rate, strict=True
+            )
+        ]
+        return (batch, self.filters, *sizes) if first else (batch, *sizes, self.filters)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "filters": self.filters,
+            "kernel_size": self.kernel_size,
+            "strides": self.strides,
+            "padding": self.padding,
+            "data_format": self.data_format,
+            "dilation_rate": self.dilation_rate,
+            "groups": self.groups,
+        }
+
+
+class _Axis(NamedTuple):
+    """One axis of a convolution: sizes before padding and after."""
+
+    size: int
+    outputs: int
+    taps: int
+    stride: int
+    dilation: int
+
+    def at(self, tap: int) -> slice:
+        """The pixels that a tap of the kernel meets."""
+        start = tap * self.dilation
+        return slice(start, start + (self.outputs - 1) * self.stride + 1, self.stride)
+
+
+# The functions below use slices and products: inside `tf.vectorized_map` TensorFlow
+# takes neither a convolution whose kernel differs per device nor
+# `tf.image.extract_patches`.
+
+
+def _width_patches(images, axes):
+    """(batch, height, width, channels) → (batch, height, new width, kw · channels)."""
+    return tf.concat(
+        [images[:, :, axes[1].at(j)] for j in range(axes[1].taps)], axis=-1
+    )
+
+
+def _patches(images, axes):
+    """(batch, height, width, channels) → (batch, new height, new width, fan_in)."""
+    wide = _width_patches(images, axes)
+    return tf.concat([wide[:, axes[0].at(i)] for i in range(axes[0].taps)], axis=-1)
+
+
+def _convolve_by_rows(images, kernel, axes):
+    """Convolves with one product for all rows of the kernel, which are then added.
+
+    It copies `kw` times the image where patches copy it `kh · kw` times.
+    """
+    kh, kw, channels, filters = kernel.shape
+    matrix = tf.reshape(
+        tf.transpose(kernel, (1, 2, 0, 3)), (kw * channels, kh * filters)
+    )
+    products = tf.matmul(_width_patches(images, axes), matrix)
+    rows = [
+        products[:, axes[0].at(i), :, i * filters : (i + 1) * filters]
+        for i in range(kh)
+    ]
+    return tf.add_n(rows)
+
+
+def _pair(name: str, value) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or any(int(n) != n or n < 1 for n in pair):
+        raise ValueError(
+            f"`{name}` must be one or two whole numbers >= 1. Received: {value}"
+        )
+    return int(pair[0]), int(pair[1])
+
+
+def _conv_size(size, kernel: int, stride: int, dilation: int, padding: str):
+    if size is None:
+        return None
+    if padding == "same":
+        return -(-size // stride)
+    return (size - dilation * (kernel - 1) - 1) // stride + 1

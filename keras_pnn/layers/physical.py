@@ -1,0 +1,337 @@
+"""The base of every physical layer, and the ways to find its parts in a model."""
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator
+
+import keras
+import tensorflow as tf
+
+_context = threading.local()
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantity:
+    """What a control or an imperfection is.
+
+    Args:
+        variable: the `keras.Variable` that holds it.
+        unit: its unit, such as `"nm"`; `""` for a pure number.
+        neutral: its value in the design, where the device is ideal.
+        shared: whether one value serves the whole chip (a temperature).
+    """
+
+    variable: keras.Variable
+    unit: str
+    neutral: float
+    shared: bool = False
+
+
+class PhysicalLayer(keras.layers.Layer):
+    """A layer with controls, imperfections and one pure `forward`.
+
+    Controls are what training may turn (currents, phases, masks); they are saved
+    with the model. Imperfections are how one device differs from the design; they
+    are not saved, and a loaded model has them at their neutral values.
+
+    A subclass calls `add_control` and `add_imperfection` in `build`, and implements
+    `forward(inputs, controls, imperfections)` as a pure function of tensors. Values
+    are read through `keras.StatelessScope`, so that perturbed controls, another
+    device's imperfections, or a thousand devices need nothing from the layer.
+
+    Example:
+
+    ```python
+    class Attenuators(pnn.layers.PhysicalLayer):
+        def build(self, input_shape):
+            self.add_control("amplitude", input_shape[-1:], unit="", initializer="ones")
+            self.add_imperfection("loss_db", input_shape[-1:], unit="dB")
+
+        def forward(self, inputs, controls, imperfections):
+            loss = 10.0 ** (-imperfections["loss_db"] / 20)
+            return inputs * controls["amplitude"] * loss
+    ```
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self._controls: dict[str, Quantity] = {}
+        self._imperfections: dict[str, Quantity] = {}
+
+    def add_control(
+        self,
+        name: str,
+        shape: tuple,
+        unit: str,
+        initializer="zeros",
+        neutral: float = 0.0,
+        regularizer=None,
+        constraint=None,
+        trainable: bool = True,
+    ) -> keras.Variable:
+        """Declares a quantity that training may turn.
+
+        Args:
+            name: its key in `layer.controls`.
+            shape: its shape.
+            unit: its unit, for tables, files and plots.
+            initializer, regularizer, constraint, trainable: as in `add_weight`.
+            neutral: the value at which it does nothing.
+
+        Returns:
+            The variable. It keeps its dtype under mixed precision.
+        """
+        variable = self.add_weight(
+            name=name,
+            shape=shape,
+            initializer=initializer,
+            regularizer=regularizer,
+            constraint=constraint,
+            trainable=trainable,
+            autocast=False,
+        )
+        self._controls[name] = Quantity(variable, unit, neutral)
+        return variable
+
+    def add_imperfection(
+        self,
+        name: str,
+        shape: tuple,
+        unit: str,
+        neutral: float = 0.0,
+        shared: bool = False,
+    ) -> keras.Variable:
+        """Declares how one device may differ from the design.
+
+        Args:
+            name: its key in `layer.imperfections`.
+            shape: its shape.
+            unit: its unit.
+            neutral: its value in the design.
+            shared: whether one draw serves all layers of a chip.
+
+        Returns:
+            The variable: never trained, never saved.
+        """
+        variable = self.add_weight(
+            name=name,
+            shape=shape,
+            initializer=keras.initializers.Constant(neutral),
+            trainable=False,
+            autocast=False,
+        )
+        self._imperfections[name] = Quantity(variable, unit, neutral, shared)
+        return variable
+
+    @property
+    def controls(self) -> dict[str, keras.Variable]:
+        """The layer's controls, name to variable."""
+        return {name: q.variable for name, q in self._controls.items()}
+
+    @property
+    def imperfections(self) -> dict[str, keras.Variable]:
+        """The layer's imperfections, name to variable."""
+        return {name: q.variable for name, q in self._imperfections.items()}
+
+    def quantity(self, name: str) -> Quantity:
+        """Returns unit and neutral value of a control or an imperfection."""
+        return {**self._imperfections, **self._controls}[name]
+
+    def forward(self, inputs, controls: dict, imperfections: dict):
+        """The layer's physics, a pure function of tensors.
+
+        Args:
+            inputs: the layer's inputs.
+            controls: name to tensor, one entry for each of `layer.controls`.
+            imperfections: name to tensor, one for each of `layer.imperfections`.
+
+        Returns:
+            The layer's outputs.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must implement "
+            "`forward(inputs, controls, imperfections)`."
+        )
+
+    def call(self, inputs):
+        controls = {n: tf.convert_to_tensor(v) for n, v in self.controls.items()}
+        imperfections = {
+            n: tf.convert_to_tensor(v) for n, v in self.imperfections.items()
+        }
+        outputs = self.forward(inputs, controls, imperfections)
+        device = getattr(_context, "device", None)
+        if device is None:
+            return outputs
+        measured = device.measure(self, inputs, controls)
+        # The value is the device's, the derivative the model's.
+        return outputs + tf.stop_gradient(measured - outputs)
+
+    def reset_imperfections(self) -> None:
+        """Sets every imperfection to its neutral value."""
+        for quantity in self._imperfections.values():
+            variable = quantity.variable
+            variable.assign(tf.fill(variable.shape, tf.cast(
+                quantity.neutral, variable.dtype
+            )))
+
+    def _saved_variables(self) -> list[keras.Variable]:
+        imperfect = {id(v) for v in self.imperfections.values()}
+        own = self._trainable_variables + self._non_trainable_variables
+        return [v for v in own if id(v) not in imperfect]
+
+    def save_own_variables(self, store):
+        for index, variable in enumerate(self._saved_variables()):
+            store[str(index)] = variable
+
+    def load_own_variables(self, store):
+        variables = self._saved_variables()
+        if len(store.keys()) != len(variables):
+            raise ValueError(
+                f"Layer '{self.name}' expected {len(variables)} saved variables. "
+                f"Received: {len(store.keys())} variables"
+                + ("" if self.built else " before the layer was built.")
+            )
+        for index, variable in enumerate(variables):
+            variable.assign(store[str(index)])
+        self.reset_imperfections()
+
+
+@contextlib.contextmanager
+def measured_by(device) -> Iterator[None]:
+    """Lets `device.measure` give the outputs of every physical layer inside.
+
+    Values are the device's; gradients are those of the layers' own `forward`.
+
+    Args:
+        device: an object with `measure(layer, inputs, controls)`.
+    """
+    before = getattr(_context, "device", None)
+    _context.device = device
+    try:
+        yield
+    finally:
+        _context.device = before
+
+
+@contextlib.contextmanager
+def kernels_per_device() -> Iterator[None]:
+    """Tells layers that a surrounding `tf.vectorized_map` stacks their kernels.
+
+    TensorFlow cannot vectorise a convolution over its filters, so inside this
+    context a convolution is written as patches times kernel.
+    """
+    before = stacked_kernels()
+    _context.stacked = True
+    try:
+        yield
+    finally:
+        _context.stacked = before
+
+
+def stacked_kernels() -> bool:
+    """Whether kernels differ per device in the present `tf.vectorized_map`."""
+    return getattr(_context, "stacked", False)
+
+
+def flat_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """Returns the model's layers without the models around them, once each.
+
+    The order is that in which layers were attached, depth first, so that a wrapper
+    and the model inside give the same list.
+    """
+    seen: set[int] = set()
+
+    def walk(layer):
+        if id(layer) in seen:
+            return
+        seen.add(id(layer))
+        if not isinstance(layer, keras.Model):
+            yield layer
+        for inner in layer._layers:
+            yield from walk(inner)
+
+    return list(walk(model))
+
+
+def physical_layers(model: keras.layers.Layer) -> list[PhysicalLayer]:
+    """Returns the physical layers of a model, wrapped or not, in order."""
+    return [la for la in flat_layers(model) if isinstance(la, PhysicalLayer)]
+
+
+def imperfection_names(model: keras.layers.Layer) -> list[str]:
+    """Returns every name that addresses an imperfection of the model."""
+    layers = physical_layers(model)
+    common = dict.fromkeys(n for la in layers for n in la.imperfections)
+    single = [f"{la.name}/{n}" for la in layers for n in la.imperfections]
+    return [*common, *single]
+
+
+def find_imperfections(model: keras.layers.Layer, name: str) -> list[keras.Variable]:
+    """Returns the variables that a name addresses.
+
+    Args:
+        model: a model with physical layers, built.
+        name: an imperfection of every layer that has it (`"temperature"`), or of
+            one layer (`"mrr_bank_1/temperature"`).
+
+    Raises:
+        ValueError: nothing has that name; the error lists what there is.
+    """
+    layer_name, _, short = name.rpartition("/")
+    found = [
+        layer.imperfections[short]
+        for layer in physical_layers(model)
+        if short in layer.imperfections and layer_name in ("", layer.name)
+    ]
+    if not found:
+        names = imperfection_names(model)
+        raise ValueError(
+            "An imperfection must be one of the model's: "
+            f"{', '.join(names) or 'none (is the model built?)'}. Received: {name!r}"
+        )
+    return found
+
+
+def controls_of(model: keras.layers.Layer) -> list[keras.Variable]:
+    """Returns the trainable controls of a model's physical layers, in order."""
+    return [
+        v for la in physical_layers(model) for v in la.controls.values() if v.trainable
+    ]
+
+
+def select_variables(
+    model: keras.layers.Layer, which: str | Callable[[keras.Variable], bool]
+) -> list[keras.Variable]:
+    """Returns the variables that a search or a Hessian is about.
+
+    Args:
+        model: a built model.
+        which: `"controls"`, the trainable controls of its physical layers; `"all"`,
+            its trainable variables; or a predicate, asked of trainable variables
+            and of imperfections.
+
+    Raises:
+        ValueError: nothing was selected, or `which` is neither.
+    """
+    if which == "controls":
+        selected = controls_of(model)
+        hint = "Pass 'all' for every trainable variable, or a predicate on variables."
+    elif which == "all":
+        selected, hint = model.trainable_variables, "The model has none."
+    elif callable(which):
+        imperfections = [
+            v for la in physical_layers(model) for v in la.imperfections.values()
+        ]
+        candidates = [*model.trainable_variables, *imperfections]
+        selected, hint = [v for v in candidates if which(v)], "The predicate took none."
+    else:
+        raise ValueError(
+            "Variables are 'controls', 'all' or a predicate on variables. "
+            f"Received: {which!r}"
+        )
+    if not selected:
+        raise ValueError(
+            f"No variables were found in model '{model.name}' for {which!r}. {hint}"
+        )
+    return selected

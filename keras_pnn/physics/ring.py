@@ -1,0 +1,210 @@
+"""Microring resonators: transmission of one ring and of a row of rings."""
+
+import numpy as np
+import tensorflow as tf
+
+from keras_pnn.physics._tensors import (
+    TensorLike,
+    as_tensors,
+    check,
+    check_fraction,
+    check_not_nan,
+    check_positive,
+    concrete,
+)
+
+
+def add_drop(
+    phase: TensorLike, r1: TensorLike, r2: TensorLike, amplitude: TensorLike
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Power transmissions of an add-drop ring.
+
+    ```
+    drop  ◄──────── r2 ────────
+                  (    )
+    input ───────── r1 ───────► through
+
+    through = ((r1 - r2 a)² + 4 r1 r2 a sin²(phase/2)) / D
+    drop    = (1 - r1²) (1 - r2²) a / D
+    D       = (1 - r1 r2 a)² + 4 r1 r2 a sin²(phase/2)
+    ```
+
+    This is the textbook form with `1 - cos` written as `2 sin²`, which keeps
+    float32 exact near resonance.
+
+    Args:
+        phase: Float tensor. Round-trip phase in rad; 0 is resonance.
+        r1: Float tensor in [0, 1]. Self-coupling amplitude of the input coupler.
+        r2: Float tensor in [0, 1]. Self-coupling amplitude of the drop coupler.
+        amplitude: Float tensor in [0, 1]. Single-pass amplitude `a`.
+
+    Returns:
+        Tuple `(through, drop)` of float tensors in the arguments' broadcast
+        shape: the fractions of the input power at the two ports.
+
+    Raises:
+        ValueError: If a value known eagerly is NaN or out of its range, or if
+            `r1 * r2 * amplitude` is 1 (a ring without coupling or loss).
+
+    Example:
+
+    >>> through, drop = add_drop(0.0, r1=0.5, r2=0.5, amplitude=1.0)
+    >>> float(through), float(drop)
+    (0.0, 1.0)
+
+    Reference:
+
+    - Bogaerts et al., "Silicon microring resonators", Laser Photonics Rev. 6:47
+      (2012), the add-drop ring.
+    """
+    check("phase", phase, np.isfinite, "finite")
+    check_fraction("r1", r1)
+    check_fraction("r2", r2)
+    check_fraction("amplitude", amplitude)
+    phase, r1, r2, a = as_tensors(phase, r1, r2, amplitude)
+    check("r1 * r2 * amplitude", r1 * r2 * a, lambda v: v < 1, "below 1")
+    wave = 4 * r1 * r2 * a * tf.sin(phase / 2) ** 2
+    denominator = (1 - r1 * r2 * a) ** 2 + wave
+    through = ((r1 - r2 * a) ** 2 + wave) / denominator
+    # (1 - r)(1 + r) keeps the digits of 1 - r² for weak couplers.
+    coupling = (1 - r1) * (1 + r1) * (1 - r2) * (1 + r2)
+    return through, coupling * a / denominator
+
+
+def lorentzian(
+    detuning: TensorLike,
+    half_width: TensorLike,
+    through_min: TensorLike = 0.0,
+    drop_max: TensorLike = 1.0,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Power transmissions of a ring near one resonance.
+
+    ```
+    u       = detuning / half_width
+    through = (u² + through_min) / (1 + u²)
+    drop    = drop_max / (1 + u²)
+    ```
+
+    Args:
+        detuning: Float tensor. Resonance minus laser, in nm.
+        half_width: Float tensor. Half the full width at half maximum, in nm:
+            wavelength / (2 Q).
+        through_min: Float tensor in [0, 1]. Through power on resonance.
+        drop_max: Float tensor in [0, 1]. Drop power on resonance.
+
+    Returns:
+        Tuple `(through, drop)` of float tensors in the arguments' broadcast
+        shape: the fractions of the input power at the two ports.
+
+    Raises:
+        ValueError: If a value known eagerly is NaN or out of its range, or if
+            `through_min + drop_max` is above 1: more light than entered.
+
+    Example:
+
+    >>> through, drop = lorentzian(0.15, half_width=0.15)
+    >>> float(through - drop)
+    0.0
+
+    Reference:
+
+    - Bogaerts et al., "Silicon microring resonators", Laser Photonics Rev. 6:47
+      (2012).
+    - Tait et al., "Neuromorphic photonic networks using silicon photonic weight
+      banks", Sci. Rep. 7:7430 (2017): the weight, through minus drop.
+    """
+    _check_lorentzian(detuning, half_width, through_min, drop_max)
+    detuning, half_width, through_min, drop_max = as_tensors(
+        detuning, half_width, through_min, drop_max
+    )
+    square = (detuning / half_width) ** 2
+    return (square + through_min) / (1 + square), drop_max / (1 + square)
+
+
+def wdm_row(
+    detuning: TensorLike,
+    half_width: TensorLike,
+    through_min: TensorLike = 0.0,
+    drop_max: TensorLike = 1.0,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Power transmissions of a row of rings that all see all channels.
+
+    ```
+    channels ──► ring 0 ──► ring 1 ──► … ──► through
+                   │          │
+                   └──────────┴────────────► drop
+
+    through_k = Π_j T_j(k)
+    drop_k    = Σ_j drop_j(k) Π_{i<j} T_i(k)
+    ```
+
+    Light meets ring 0 first. The products are taken pairwise, so that
+    derivatives of any order stay finite where a ring sits on resonance.
+
+    Args:
+        detuning: Float tensor of shape `(..., rings, channels)`: each ring's
+            resonance minus each channel's laser, in nm. The number of rings
+            must be known statically.
+        half_width: Float tensor, in nm, that broadcasts against `detuning`; a
+            value per ring has shape `(..., rings, 1)`.
+        through_min: Float tensor in [0, 1], as `half_width`. Through power of a
+            ring on resonance.
+        drop_max: Float tensor in [0, 1], as `half_width`. Drop power of a ring
+            on resonance.
+
+    Returns:
+        Tuple `(through, drop)` of float tensors of shape `(..., channels)`: the
+        fractions of each channel's power at the two ends of the row.
+
+    Raises:
+        ValueError: If `detuning` has fewer than two axes, no ring, or an
+            unknown number of rings; else as `lorentzian`.
+
+    Example:
+
+    >>> through, drop = wdm_row([[0.0, 0.8], [-0.8, 0.0]], half_width=0.077)
+    >>> through.shape
+    TensorShape([2])
+
+    Reference:
+
+    - Tait et al., "Neuromorphic photonic networks using silicon photonic weight
+      banks", Sci. Rep. 7:7430 (2017).
+    """
+    through, drop = lorentzian(detuning, half_width, through_min, drop_max)
+    # A parameter given per ring may reach only one of the two.
+    through, drop = through + tf.zeros_like(drop), drop + tf.zeros_like(through)
+    if through.shape.rank is None or through.shape.rank < 2 or not through.shape[-2]:
+        raise ValueError(
+            "`detuning` must have shape (..., rings, channels) with a known number "
+            f"of rings, at least one. Received: detuning.shape={through.shape}"
+        )
+    while through.shape[-2] > 1:
+        through, drop = _halve(through, drop)
+    return through[..., 0, :], drop[..., 0, :]
+
+
+def _check_lorentzian(detuning, half_width, through_min, drop_max):
+    check_not_nan("detuning", detuning)
+    check_positive("half_width", half_width)
+    check_fraction("through_min", through_min)
+    check_fraction("drop_max", drop_max)
+    least, most = concrete(through_min), concrete(drop_max)
+    if least is not None and most is not None:
+        # The margin is for float32 sums such as 0.9 + 0.1.
+        total = least.astype(np.float64) + most
+        check("through_min + drop_max", total, lambda v: v <= 1 + 1e-6, "at most 1")
+
+
+def _halve(through, drop):
+    """Joins neighbouring rings into one two-port: half as many remain."""
+    even = through.shape[-2] // 2 * 2
+    first, second = through[..., 0:even:2, :], through[..., 1:even:2, :]
+    joined_drop = drop[..., 0:even:2, :] + first * drop[..., 1:even:2, :]
+    joined_through = first * second
+    if even == through.shape[-2]:
+        return joined_through, joined_drop
+    return (
+        tf.concat([joined_through, through[..., even:, :]], axis=-2),
+        tf.concat([joined_drop, drop[..., even:, :]], axis=-2),
+    )

@@ -1,0 +1,7 @@
+"""Models with a train step of their own."""
+
+from keras_pnn.training.ascent import ASAM, SAM
+from keras_pnn.training.pruning import OpticalPruning
+from keras_pnn.training.sat import SATModel
+
+__all__ = ["ASAM", "SAM", "OpticalPruning", "SATModel"]

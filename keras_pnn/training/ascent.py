@@ -1,0 +1,164 @@
+"""Where the loss around the present controls is worst: eq. 3 and its adaptive form."""
+
+import math
+
+import keras
+import tensorflow as tf
+
+_SCHEDULE = keras.optimizers.schedules.LearningRateSchedule
+
+
+@keras.saving.register_keras_serializable(package="keras_pnn")
+class SAM:
+    """Ascent along the gradient: ΔΘ = ρ g / ‖g‖₂, one norm over all variables.
+
+    Args:
+        rho: radius ρ, in the unit of the perturbed variables; a number or a
+            `keras.optimizers.schedules.LearningRateSchedule` of the step. A number
+            can be changed during training: `sat.rho = 0.1`.
+
+    Raises:
+        ValueError: `rho` is negative or not finite.
+
+    Reference:
+        - Xu et al., arXiv:2411.12352, eq. 3
+        - Foret et al., ICLR 2021, arXiv:2010.01412
+    """
+
+    def __init__(self, rho=0.05):
+        self.schedule = rho if isinstance(rho, _SCHEDULE) else None
+        # A variable, so that a new value reaches a step that is already traced.
+        self._rho = None
+        if self.schedule is None:
+            value = check_radius("rho", rho)
+            self._rho = keras.Variable(value, trainable=False, name="rho")
+
+    @property
+    def rho(self):
+        """The radius: a number, or the schedule."""
+        return self.schedule if self._rho is None else float(self._rho.numpy())
+
+    @rho.setter
+    def rho(self, value):
+        if self._rho is None:
+            raise ValueError(
+                "`rho` follows a schedule and cannot be set. Received: "
+                f"rho={value!r} for {self.schedule!r}"
+            )
+        self._rho.assign(check_radius("rho", value))
+
+    def scale(self, value):
+        """Returns the elementwise scale T of the ascent: here 1."""
+        return tf.ones_like(value)
+
+    def __call__(self, values: list, gradients: list, iteration) -> list:
+        """Returns ΔΘ.
+
+        Args:
+            values: the variables' present values, tensors.
+            gradients: ∂L/∂Θ, dense tensors in the same order, scaled by any common
+                factor; `None` where the loss does not depend on a variable.
+            iteration: the optimizer's step count.
+
+        Returns:
+            One step for each variable, in its dtype; zero where all gradients are.
+        """
+        rho = self.schedule(iteration) if self._rho is None else self._rho
+        scales = [self.scale(tf.cast(v, _wide(v))) for v in values]
+        scaled = [
+            tf.zeros_like(t) if g is None else t * tf.cast(g, t.dtype)
+            for t, g in zip(scales, gradients, strict=True)
+        ]
+        # Dividing by the largest entry first: a loss scale of 2¹⁵ or more, squared,
+        # would overflow.
+        peaks = [tf.reduce_max(tf.abs(s)) for s in scaled if s.shape.num_elements()]
+        peak = tf.reduce_max(tf.stack([tf.cast(p, "float32") for p in peaks]))
+        safe = tf.where(tf.equal(peak, 0), tf.ones_like(peak), peak)
+        unit = [s / tf.cast(safe, s.dtype) for s in scaled]
+        square = tf.add_n([tf.cast(tf.reduce_sum(u * u), "float64") for u in unit])
+        factor = tf.math.divide_no_nan(
+            tf.cast(tf.convert_to_tensor(rho), "float64"), tf.sqrt(square)
+        )
+        return [
+            tf.cast(tf.cast(factor, u.dtype) * t * u, v.dtype)
+            for u, t, v in zip(unit, scales, values, strict=True)
+        ]
+
+    def get_config(self):
+        serialize = keras.saving.serialize_keras_object
+        return {"rho": serialize(self.rho)}
+
+    @classmethod
+    def from_config(cls, config):
+        load = keras.saving.deserialize_keras_object
+        return cls(**{name: load(value) for name, value in config.items()})
+
+
+@keras.saving.register_keras_serializable(package="keras_pnn")
+class ASAM(SAM):
+    """Adaptive ascent: ΔΘ = ρ T² g / ‖T g‖₂ with T = |Θ| + η.
+
+    Large controls are moved further than small ones. It is not invariant under
+    2π in phases; for meshes `SAM` is the better choice.
+
+    Args:
+        rho: radius ρ, relative; a number or a schedule, as in `SAM`.
+        eta: η, how far a control at zero is moved, in the unit of the variables.
+
+    Raises:
+        ValueError: `rho` or `eta` is negative or not finite.
+
+    Reference:
+        - Kwon et al., ICML 2021, arXiv:2102.11600
+    """
+
+    def __init__(self, rho=0.05, eta: float = 0.01):
+        super().__init__(rho)
+        self.eta = check_radius("eta", eta)
+
+    def scale(self, value):
+        """Returns T = |Θ| + η."""
+        return tf.abs(value) + tf.cast(self.eta, value.dtype)
+
+    def get_config(self):
+        return {**super().get_config(), "eta": self.eta}
+
+
+def get(ascent, rho=None) -> SAM:
+    """Returns an ascent from a name or an object.
+
+    Args:
+        ascent: `"sam"`, `"asam"`, or an object like `SAM`.
+        rho: radius for a name, default 0.05; an object has its own.
+
+    Raises:
+        ValueError: the name is unknown, or both an object and `rho` are given.
+    """
+    if isinstance(ascent, str):
+        kinds = {"sam": SAM, "asam": ASAM}
+        if ascent not in kinds:
+            raise ValueError(
+                f"`ascent` must be 'sam', 'asam' or an object. Received: {ascent!r}"
+            )
+        return kinds[ascent](0.05 if rho is None else rho)
+    if not callable(ascent):
+        raise ValueError(
+            f"`ascent` must be 'sam', 'asam' or an object. Received: {ascent!r}"
+        )
+    if rho is not None:
+        raise ValueError(
+            "`rho` belongs to the ascent object when one is given. "
+            f"Received: rho={rho!r}, ascent={ascent!r}"
+        )
+    return ascent
+
+
+def check_radius(name: str, value) -> float:
+    """Returns a finite, non-negative number as a float."""
+    if isinstance(value, str) or not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"`{name}` must be finite and >= 0. Received: {value!r}")
+    return float(value)
+
+
+def _wide(value):
+    return "float32" if value.dtype.size < 4 else value.dtype

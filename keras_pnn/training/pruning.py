@@ -1,0 +1,55 @@
+"""Optical pruning: a penalty on how steeply weights depend on their controls."""
+
+import keras
+import tensorflow as tf
+
+from keras_pnn.physics import tuning as tunings
+
+
+@keras.saving.register_keras_serializable(package="keras_pnn")
+class OpticalPruning(keras.regularizers.Regularizer):
+    """Regulariser α ‖∂w/∂c‖₂ of a layer's controls c.
+
+    It drives rings to the flat parts of their tuning curve.
+
+    Args:
+        alpha: weight α of the penalty, ≥ 0.
+        tuning: the tuning of the layer that it regularises.
+
+    Raises:
+        ValueError: `alpha` is negative or not finite.
+
+    Example:
+
+    >>> pruning = pnn.OpticalPruning(1e-3)
+    >>> layer = pnn.layers.MRRBank(10, control_regularizer=pruning)
+
+    Reference:
+        - Xu et al., Optica 2024; the baseline of arXiv:2411.12352, Fig. 2
+    """
+
+    def __init__(self, alpha: float, tuning=None):
+        if not 0 <= alpha < float("inf"):
+            raise ValueError(f"`alpha` must be finite and >= 0. Received: {alpha}")
+        self.alpha = float(alpha)
+        self.tuning = tunings.get(tuning)
+
+    def __call__(self, control):
+        control = tf.convert_to_tensor(control)
+        with tf.GradientTape() as tape:
+            tape.watch(control)
+            weight = self.tuning.weight(control)
+        # Each weight depends on its own control alone: the gradient of the sum is
+        # the diagonal of the Jacobian.
+        slope = tape.gradient(weight, control)
+        square = tf.reduce_sum(slope * slope)
+        floor = tf.cast(keras.config.epsilon() ** 2, square.dtype)
+        return tf.cast(self.alpha, square.dtype) * tf.sqrt(square + floor)
+
+    def get_config(self):
+        tuning = keras.saving.serialize_keras_object(self.tuning)
+        return {"alpha": self.alpha, "tuning": tuning}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)

@@ -1,0 +1,374 @@
+import math
+
+import keras
+import numpy as np
+import pytest
+
+from keras_pnn.callbacks.drift import DriftInjection
+from keras_pnn.devices import drift
+from keras_pnn.layers.physical import PhysicalLayer
+
+
+class Heated(PhysicalLayer):
+    """Multiplies by a control, and adds its imperfections."""
+
+    def build(self, input_shape):
+        self.add_control("gain", (), unit="", initializer="ones")
+        self.add_imperfection("temperature", (), unit="K", shared=True)
+        self.add_imperfection("shift", (2, 3), unit="nm")
+
+    def forward(self, inputs, controls, imperfections):
+        shift = keras.ops.mean(imperfections["shift"])
+        return inputs * controls["gain"] + imperfections["temperature"] + shift
+
+
+class Trace(keras.losses.Loss):
+    """The mean output: with inputs of 0, the drift itself."""
+
+    def call(self, y_true, y_pred):
+        return keras.ops.mean(y_pred, axis=-1)
+
+
+class Meter(keras.callbacks.Callback):
+    """Reads what the steps met (the loss), and the variables between steps."""
+
+    def __init__(self, variables=()):
+        super().__init__()
+        self.train, self.test, self.between = [], [], []
+        self.variables = variables
+
+    def _read(self):
+        self.between += [keras.ops.convert_to_numpy(v) for v in self.variables]
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.train.append([])
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._read()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.train[-1].append(logs["loss"])
+        self._read()
+
+    def on_test_begin(self, logs=None):
+        self.test.append([])
+
+    def on_test_batch_end(self, batch, logs=None):
+        self.test[-1].append(logs["loss"])
+        self._read()
+
+
+def means(values):
+    """What a running mean of these values shows, as Keras logs it."""
+    values = np.asarray(values)
+    return np.cumsum(values) / np.arange(1, len(values) + 1)
+
+
+def heated(names=("heated",), **kwargs):
+    inputs = outputs = keras.Input((3,))
+    for name in names:
+        outputs = Heated(name=name)(outputs)
+    model = keras.Model(inputs, outputs)
+    # No learning: what the loss shows is then the drift alone.
+    model.compile(keras.optimizers.SGD(0.0), Trace(), **kwargs)
+    return model
+
+
+X = np.zeros((10, 3), "float32")
+FIT = {"x": X, "y": X, "batch_size": 2, "verbose": 0, "shuffle": False}
+WALK = drift.RandomWalk(0.5, start=1.0)
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True])
+def test_training_follows_the_process(run_eagerly):
+    model = heated(run_eagerly=run_eagerly)
+    layer = model.get_layer("heated")
+    layer.imperfections["temperature"].assign(0.25)
+    meter = Meter([layer.imperfections["temperature"]])
+    history = model.fit(
+        **FIT,
+        epochs=3,
+        validation_data=(X, X),
+        callbacks=[DriftInjection("temperature", WALK, seed=3), meter],
+    )
+    path = WALK.path(15, seed=3)
+    for epoch in range(3):
+        own = path[5 * epoch : 5 * epoch + 5]
+        np.testing.assert_allclose(meter.train[epoch], means(own), rtol=1e-5)
+    np.testing.assert_allclose(
+        history.history["drift_temperature"], path[4::5], rtol=1e-12
+    )
+    # The device at rest is what lies between the steps, and what is validated.
+    assert set(np.ravel(meter.between)) == {0.25}
+    np.testing.assert_allclose(history.history["val_loss"], 0.25)
+
+
+def test_training_by_epoch():
+    model, meter = heated(), Meter()
+    process = drift.Linear(1.0, start=5.0)
+    model.fit(
+        **FIT,
+        initial_epoch=2,
+        epochs=4,
+        callbacks=[DriftInjection("temperature", process, every="epoch"), meter],
+    )
+    np.testing.assert_allclose(meter.train, [[7.0] * 5, [8.0] * 5])
+
+
+@pytest.mark.parametrize("every", ["batch", "epoch"])
+def test_validation(every):
+    model, meter = heated(), Meter()
+    injection = DriftInjection(
+        "temperature", WALK, during="validation", every=every, seed=3
+    )
+    fit = {**FIT, "validation_data": (X, X), "validation_batch_size": 2}
+    history = model.fit(
+        **fit, epochs=4, validation_freq=2, callbacks=[injection, meter]
+    )
+    for epoch, test in zip((1, 3), meter.test, strict=True):
+        if every == "batch":
+            values = WALK.path(5, seed=(3, epoch))
+        else:
+            values = [WALK.at(epoch, seed=3)] * 5
+        np.testing.assert_allclose(test, means(values), rtol=1e-5)
+        logged = history.history["drift_temperature"][epoch]
+        assert logged == pytest.approx(values[-1])
+    assert math.isnan(history.history["drift_temperature"][0])
+    np.testing.assert_allclose(meter.train, 0.0)
+
+
+def test_a_plain_evaluate_begins_at_epoch_0():
+    model = heated()
+    injection = DriftInjection("temperature", WALK, during="validation", seed=3)
+    model.fit(**FIT, epochs=2, validation_data=(X, X), callbacks=[injection])
+    expected = WALK.path(5, seed=(3, 0)).mean()
+    loss = model.evaluate(X, X, batch_size=2, verbose=0, callbacks=[injection])
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert model.evaluate(X, X, verbose=0) == 0.0
+
+
+def test_names_and_shapes():
+    model, meter = heated(names=("a", "b")), Meter()
+    b = DriftInjection("b/temperature", drift.Linear(0.0, start=1.0))
+    both = DriftInjection("shift", drift.Linear(0.0, start=10.0))
+    history = model.fit(**FIT, callbacks=[b, both, meter])
+    # One temperature, two layers with a shift.
+    np.testing.assert_allclose(meter.train, 21.0)
+    assert history.history["drift_b_temperature"] == [1.0]
+    assert history.history["drift_shift"] == [10.0]
+    assert not model.get_layer("a").imperfections["shift"].numpy().any()
+
+
+def test_unknown_name_stops_before_training():
+    model, meter = heated(), Meter()
+    injection = DriftInjection("humidity", WALK)
+    with pytest.raises(ValueError, match=r"heated/temperature.*Received: 'humidity'"):
+        model.fit(**FIT, callbacks=[injection, meter])
+    assert meter.train == []
+    sequential = keras.Sequential([Heated()])
+    sequential.compile("sgd", Trace())
+    with pytest.raises(ValueError, match="not built"):
+        sequential.fit(**FIT, callbacks=[DriftInjection("temperature", WALK)])
+
+
+def rest(model):
+    """Asserts that the model is as it was before any drift."""
+    layer = model.get_layer("heated")
+    assert float(layer.imperfections["temperature"].numpy()) == 0.5
+    np.testing.assert_array_equal(
+        layer.imperfections["shift"], np.arange(6).reshape(2, 3)
+    )
+
+
+def set_rest(model):
+    layer = model.get_layer("heated")
+    layer.imperfections["temperature"].assign(0.5)
+    layer.imperfections["shift"].assign(np.arange(6.0).reshape(2, 3))
+
+
+class Broken(keras.Model):
+    """Fails in one step, having looked at the temperature."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = Heated(name="heated")
+        self.steps = 0
+        self.met = []
+
+    def call(self, x):
+        return self.layer(x)
+
+    def get_layer(self, name):
+        return self.layer
+
+    def train_step(self, data):
+        self.step()
+        return super().train_step(data)
+
+    def test_step(self, data):
+        self.step()
+        return super().test_step(data)
+
+    def step(self):
+        self.steps += 1
+        self.met.append(float(self.layer.imperfections["temperature"].numpy()))
+        if self.steps == 3:
+            raise RuntimeError("smoke")
+
+
+@pytest.mark.parametrize("during", ["training", "validation"])
+def test_restored_after_an_exception(during):
+    model = Broken()
+    model.compile(keras.optimizers.SGD(0.0), Trace(), run_eagerly=True)
+    model(X)
+    set_rest(model)
+    callbacks = [
+        DriftInjection("temperature", WALK, during=during),
+        DriftInjection("shift", WALK, during=during, seed=1),
+    ]
+    with pytest.raises(RuntimeError, match="smoke"):
+        if during == "training":
+            model.fit(**FIT, callbacks=callbacks)
+        else:
+            model.evaluate(X, X, batch_size=2, verbose=0, callbacks=callbacks)
+    seed = 0 if during == "training" else (0, 0)
+    np.testing.assert_allclose(model.met, WALK.path(3, seed), rtol=1e-6)
+    rest(model)
+    # Nothing is left behind on the model either.
+    model.met.clear()
+    model.fit(**FIT)
+    model.evaluate(X, X, batch_size=2, verbose=0)
+    assert set(model.met) == {0.5}
+
+
+def test_an_exception_between_the_callback_and_the_step():
+    class Fault(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            if batch == 2:
+                raise RuntimeError("smoke")
+
+        def on_test_batch_begin(self, batch, logs=None):
+            self.on_train_batch_begin(batch)
+
+    model = heated()
+    set_rest(model)
+    constant = drift.Linear(0.0, start=100.0)
+    for during in ("training", "validation"):
+        injection = DriftInjection("temperature", constant, during=during)
+        with pytest.raises(RuntimeError, match="smoke"):
+            fit = {**FIT, "validation_data": (X, X), "validation_batch_size": 2}
+            if during == "training":
+                model.fit(**fit, callbacks=[injection, Fault()])
+            else:
+                model.evaluate(
+                    X, X, batch_size=2, verbose=0, callbacks=[injection, Fault()]
+                )
+        rest(model)
+    meter = Meter()
+    model.fit(**FIT, callbacks=[meter])
+    np.testing.assert_allclose(meter.train, 0.5 + 2.5)
+    injection = DriftInjection("temperature", drift.Linear(0.0, start=7.0))
+    model.fit(**FIT, callbacks=[injection, meter])
+    np.testing.assert_allclose(meter.train[-1], 7.0 + 2.5)
+
+
+def test_a_resumed_run_drifts_as_an_uninterrupted_one(tmp_path):
+    class Crash(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            if self.model.optimizer.iterations.numpy() == 13:
+                raise RuntimeError("power cut")
+
+    def fit(*callbacks):
+        keras.utils.set_random_seed(0)
+        model, meter = heated(), Meter()
+        # Learning, so that a wrong value in any step shows in the end.
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        callbacks = [DriftInjection("temperature", WALK), *callbacks, meter]
+        x = np.linspace(0, 1, 30, dtype="float32").reshape(10, 3)
+        model.fit(**{**FIT, "x": x}, epochs=4, callbacks=callbacks)
+        return meter.train, model.get_weights()
+
+    whole, weights = fit()
+
+    def backup():
+        return keras.callbacks.BackupAndRestore(tmp_path / "backup")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(backup(), Crash())
+    later, resumed = fit(backup())
+    assert len(later) == 2
+    np.testing.assert_array_equal(later, whole[2:])
+    for a, b in zip(weights, resumed, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_steps_per_execution():
+    model, meter = heated(steps_per_execution=2), Meter()
+    process = drift.Linear(1.0)
+    injection = DriftInjection("temperature", process)
+    model.fit(**FIT, epochs=2, callbacks=[injection, meter])
+    # Executions begin at batches 0, 2 and 4; the last has one batch.
+    np.testing.assert_allclose(meter.train[0], means([0, 0, 2, 2, 4])[[1, 3, 4]])
+    np.testing.assert_allclose(meter.train[1], means([5, 5, 7, 7, 9])[[1, 3, 4]])
+
+
+def test_a_wrapper_model():
+    class Wrapper(keras.Model):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def call(self, x):
+            return self.inner(x)
+
+    model, meter = Wrapper(heated()), Meter()
+    model.compile(keras.optimizers.SGD(0.0), Trace())
+    injection = DriftInjection("temperature", WALK)
+    model.fit(**FIT, callbacks=[injection, meter])
+    np.testing.assert_allclose(meter.train[0], means(WALK.path(5)), rtol=1e-5)
+
+
+def test_data_of_unknown_length():
+    def generator():
+        while True:
+            yield X[:2], X[:2]
+
+    import tensorflow as tf
+
+    signature = (tf.TensorSpec((2, 3)), tf.TensorSpec((2, 3)))
+    data = tf.data.Dataset.from_generator(generator, output_signature=signature)
+    model = heated()
+    injection = DriftInjection("temperature", WALK)
+    with pytest.raises(ValueError, match="steps_per_epoch"):
+        model.fit(data.take(3), epochs=2, verbose=0, callbacks=[injection])
+    history = model.fit(
+        data, epochs=2, steps_per_epoch=3, verbose=0, callbacks=[injection]
+    )
+    expected = WALK.path(6).reshape(2, 3).mean(axis=1)
+    np.testing.assert_allclose(history.history["loss"], expected, rtol=1e-5)
+    # The end of the data comes as an exception from the step, and is none.
+    model.fit(data.take(3), epochs=1, verbose=0, callbacks=[injection])
+    assert model.get_layer("heated").imperfections["temperature"].numpy() == 0.0
+
+
+def test_verbose(capsys):
+    process = drift.Linear(0.0, start=1.5)
+    injection = DriftInjection("temperature", process, verbose=1)
+    heated().fit(**FIT, callbacks=[injection])
+    assert "Epoch 1: temperature drifted to 1.5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        ({"imperfection": ""}, "`imperfection`"),
+        ({"process": 1.0}, "`process`.*Received: process=1.0"),
+        ({"during": "test"}, "`during`.*Received: during='test'"),
+        ({"every": "step"}, "`every`.*Received: every='step'"),
+        ({"seed": -1}, "`seed`.*Received: seed=-1"),
+    ],
+)
+def test_bad_input(kwargs, message):
+    good = {"imperfection": "temperature", "process": WALK}
+    with pytest.raises(ValueError, match=message):
+        DriftInjection(**{**good, **kwargs})

@@ -1,0 +1,111 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keras_pnn.physics import heater
+
+
+def test_the_chip_needs_half_a_milliwatt_for_0_3_nm():
+    np.testing.assert_allclose(heater.power(1.229), 0.566, atol=5e-4)
+    np.testing.assert_allclose(heater.resonance_shift(1.229), 0.3, atol=5e-4)
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [("float64", 1e-12), ("float32", 1e-5)])
+def test_closed_form(dtype, rtol):
+    current = np.linspace(0, 5, 11).astype(dtype)
+    shift = heater.resonance_shift(current, 0.4, 200.0)
+    assert shift.dtype == dtype
+    np.testing.assert_allclose(shift, 0.4 * current**2 * 0.2, rtol=rtol)
+
+
+def test_crosstalk_sums_over_heaters():
+    crosstalk = np.array([[1.0, 0.2, 0.0], [0.1, 1.0, 0.3], [0.0, 0.4, 1.0]])
+    current = np.random.default_rng(0).uniform(0, 2, (4, 3))
+    shift = heater.resonance_shift(current, crosstalk=crosstalk)
+    expected = 0.53 * (current**2 * 0.375) @ crosstalk.T
+    np.testing.assert_allclose(shift, expected, rtol=1e-12)
+    one_dimensional = heater.resonance_shift(current[0], crosstalk=crosstalk)
+    np.testing.assert_allclose(one_dimensional, expected[0], rtol=1e-12)
+
+
+def test_crosstalk_matrix_by_distance():
+    matrix = heater.crosstalk_matrix(np.array([0.0, 50.0, 120.0]), 0.1, 40.0).numpy()
+    expected = 0.1 * np.exp(-np.array([[0, 50, 120], [50, 0, 70], [120, 70, 0]]) / 40)
+    np.fill_diagonal(expected, 1)
+    np.testing.assert_allclose(matrix, expected, rtol=1e-12)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 3), st.floats(0, 1), st.floats(0.1, 10))
+def test_crosstalk_matrix_is_symmetric(rings, axes, coefficient, decay_length):
+    positions = np.random.default_rng(rings).uniform(size=(rings, axes))
+    matrix = heater.crosstalk_matrix(positions, coefficient, decay_length).numpy()
+    np.testing.assert_allclose(matrix, matrix.T)
+    np.testing.assert_array_equal(np.diag(matrix), 1)
+    assert matrix.min() >= 0
+    assert matrix.max() <= 1
+
+
+def test_gradients():
+    current, h = np.array([0.0, 0.7, 2.0]), 1e-6
+    crosstalk = heater.crosstalk_matrix(np.arange(3.0), 0.3, 2.0)
+
+    def loss(x):
+        return tf.reduce_sum(heater.resonance_shift(x, crosstalk=crosstalk) ** 2)
+
+    x = tf.constant(current)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        value = loss(x)
+    steps = h * np.eye(3)
+    numeric = [(loss(current + s) - loss(current - s)) / (2 * h) for s in steps]
+    np.testing.assert_allclose(tape.gradient(value, x), numeric, atol=1e-7)
+
+
+def test_positions_have_a_finite_gradient():
+    positions = tf.constant([[0.0, 0.0], [1.0, 2.0]], "float64")
+    with tf.GradientTape() as tape:
+        tape.watch(positions)
+        total = tf.reduce_sum(heater.crosstalk_matrix(positions, 0.1, 1.0))
+    assert np.isfinite(tape.gradient(total, positions)).all()
+
+
+def test_under_jit_and_vectorized_map():
+    current = tf.constant(np.random.default_rng(0).uniform(0, 2, (4, 3)))
+    crosstalk = heater.crosstalk_matrix(np.arange(3.0), 0.3, 2.0)
+
+    def shift(x):
+        return heater.resonance_shift(x, crosstalk=crosstalk)
+
+    expected = shift(current)
+    jitted = tf.function(shift, jit_compile=True)(current)
+    mapped = tf.vectorized_map(shift, current, fallback_to_while_loop=False)
+    np.testing.assert_allclose(jitted, expected, rtol=1e-12)
+    np.testing.assert_allclose(mapped, expected, rtol=1e-12)
+
+
+def test_keras_variables_are_accepted():
+    np.testing.assert_allclose(heater.power(keras.Variable([2.0])), [1.5])
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: heater.power(np.nan), "current"),
+        (lambda: heater.power(1.0, 0.0), "resistance"),
+        (lambda: heater.resonance_shift(1.0, efficiency=-1.0), "efficiency"),
+        (lambda: heater.resonance_shift([1.0], crosstalk=np.eye(2)), "crosstalk"),
+        (lambda: heater.resonance_shift(1.0, crosstalk=np.eye(1)), "crosstalk"),
+        (lambda: heater.resonance_shift([1.0], crosstalk=[[np.nan]]), "crosstalk"),
+        (lambda: heater.crosstalk_matrix([0.0, np.nan], 0.1, 1.0), "positions"),
+        (lambda: heater.crosstalk_matrix(np.zeros((1, 1, 1)), 0.1, 1.0), "positions"),
+        (lambda: heater.crosstalk_matrix([0.0], -0.1, 1.0), "coefficient"),
+        (lambda: heater.crosstalk_matrix([0.0], 0.1, 0.0), "decay_length"),
+    ],
+)
+def test_bad_input(call, name):
+    with pytest.raises(ValueError, match=f"`{name}`.*Received"):
+        call()

@@ -1,0 +1,498 @@
+import json
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keras_pnn.physics import tuning as tunings
+
+CURRENT = np.linspace(0, 2.5, 60)
+SHIFT = np.linspace(0, 1.0, 60)
+
+
+def dip(x, center=0.3, half_width=0.1):
+    return 1 - 2 / (1 + ((x - center) / half_width) ** 2)
+
+
+def measured(unit="nm", **kwargs):
+    control = SHIFT if unit == "nm" else CURRENT
+    x = control if unit == "nm" else 0.53 * 0.375 * control**2
+    return tunings.MeasuredTuning(control, dip(x), unit, **kwargs)
+
+
+TUNINGS = {
+    "lorentzian": tunings.LorentzianTuning(),
+    "heater": tunings.HeaterTuning(),
+    "heater_through": tunings.HeaterTuning(
+        0.02, port="through", through_min=0.05, drop_max=0.8, max_current=2.0
+    ),
+    "heater_low_range": tunings.HeaterTuning(max_current=0.8),
+    "measured_nm": measured("nm"),
+    "measured_mA": measured("mA"),
+    "measured_smooth": measured("mA", smoothing=1e-3),
+}
+each = pytest.mark.parametrize("tuning", TUNINGS.values(), ids=TUNINGS.keys())
+
+
+def some_controls(tuning):
+    low, high = tuning.control_range
+    return np.linspace(low, min(high, 2.0), 9)[1:-1]
+
+
+# --- Closed forms
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [("float64", 1e-6), ("float32", 1e-4)])
+def test_lorentzian_closed_form(dtype, rtol):
+    control = np.array([0.0, 1e-3, 0.1, 0.2, 0.5, 3.0], dtype)
+    weight = tunings.LorentzianTuning(0.15).weight(control, 0.01, 0.1)
+    u = (control.astype("float64") + 0.01) / (0.15 * 1.1)
+    assert weight.dtype == dtype
+    np.testing.assert_allclose(weight, 1 - 2 / (1 + u**2), rtol=rtol)
+
+
+def test_lorentzian_inverse_is_the_papers():
+    weight = np.linspace(-1, 0.999, 50)
+    control = tunings.LorentzianTuning(0.15).control(weight)
+    np.testing.assert_allclose(control, 0.15 * np.sqrt((1 + weight) / (1 - weight)))
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [("float64", 1e-6), ("float32", 1e-4)])
+@pytest.mark.parametrize("port", ["balanced", "through"])
+def test_heater_closed_form(dtype, rtol, port):
+    tuning = tunings.HeaterTuning(
+        -0.3, 0.077, port=port, through_min=0.05, drop_max=0.9
+    )
+    current = np.array([0.0, 0.5, 1.0, 1.229, 1.4, 3.0], dtype)
+    u = (-0.3 + 0.53 * 0.375 * current.astype("float64") ** 2) / 0.077
+    through = (u**2 + 0.05) / (1 + u**2)
+    expected = through - 0.9 / (1 + u**2) if port == "balanced" else through
+    np.testing.assert_allclose(tuning.weight(current), expected, rtol=rtol)
+
+
+def test_the_chips_ring_needs_1_229_milliampere():
+    tuning = tunings.HeaterTuning(offset=-0.3)
+    np.testing.assert_allclose(tuning.control(-1.0), 1.229, atol=5e-4)
+    np.testing.assert_allclose(tuning.heater_power(1.229), 0.566, atol=5e-4)
+    np.testing.assert_allclose(tuning.heater_shift(1.229), 0.3, atol=5e-4)
+    np.testing.assert_allclose(tuning.detuning(1.229), 0, atol=5e-4)
+
+
+def test_heater_takes_the_branch_with_less_current():
+    tuning = tunings.HeaterTuning(offset=-0.3)
+    idle = float(tuning.weight(np.float64(0)))
+    assert tuning.control(idle) == 0
+    assert tuning.control(np.float32(idle)) == pytest.approx(0, abs=2e-3)
+    resonance = tuning.control(-1.0)
+    assert tuning.control(idle - 0.01) < resonance < tuning.control(idle + 0.01)
+
+
+@pytest.mark.parametrize("unit", ["nm", "mA"])
+@pytest.mark.parametrize(("dtype", "atol"), [("float64", 1e-10), ("float32", 2e-5)])
+def test_measured_is_scipys_spline(unit, dtype, atol):
+    from scipy.interpolate import CubicSpline
+
+    tuning = measured(unit)
+    control = SHIFT if unit == "nm" else CURRENT
+    x = control if unit == "nm" else 0.53 * 0.375 * control**2
+    at = np.random.default_rng(0).uniform(0.1, 0.9, (3, 20)).astype(dtype)
+    at_x = at if unit == "nm" else 0.53 * 0.375 * at.astype("float64") ** 2
+    weight = tuning.weight(at)
+    assert weight.dtype == dtype
+    np.testing.assert_allclose(weight, CubicSpline(x, dip(x))(at_x), atol=atol)
+    on_points = tuning.weight(control.astype(dtype))
+    np.testing.assert_allclose(on_points, dip(x), atol=atol)
+
+
+def test_measured_shifts_add_in_nm():
+    by_current, by_shift = measured("mA"), measured("nm")
+    shift = float(by_current.heater_shift(np.float64(1.0)))
+    np.testing.assert_allclose(
+        by_current.weight(np.float64(1.0), 0.05),
+        by_shift.weight(np.float64(shift), 0.05),
+        atol=1e-3,
+    )
+    np.testing.assert_allclose(by_current.heater_power(2.0), 1.5)
+    assert by_shift.heater_power(0.2) is None
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_measured_half_width_stretches_about_the_resonance(sign):
+    x = np.linspace(0, 1, 200)
+    tuning = tunings.MeasuredTuning(x, sign * dip(x), "nm")
+    np.testing.assert_allclose(tuning.resonance, 0.3, atol=1e-3)
+    weight = tuning.weight(np.linspace(0.1, 0.9, 30), half_width_error=0.2)
+    expected = sign * dip(np.linspace(0.1, 0.9, 30), half_width=0.12)
+    np.testing.assert_allclose(weight, expected, atol=1e-3)
+
+
+def test_measured_monotonic_curve_has_its_resonance_at_the_lowest_weight():
+    x = np.linspace(0, 0.5, 40)
+    tuning = tunings.MeasuredTuning(x, dip(x, center=0.0), "nm")
+    np.testing.assert_allclose(tuning.resonance, 0, atol=1e-3)
+
+
+# --- What every tuning keeps
+
+
+@each
+@settings(max_examples=15, deadline=None)
+@given(fraction=st.floats(0, 1))
+def test_round_trip(tuning, fraction):
+    low, high = tuning.clip([-10.0, 10.0])
+    weight = low + fraction * (high - low)
+    control = tuning.control(weight)
+    tuning.validate(control)
+    np.testing.assert_allclose(tuning.weight(control), weight, atol=2e-6)
+
+
+@each
+def test_control_is_the_smallest(tuning):
+    grid = np.linspace(*np.minimum(tuning.control_range, 4.0), 4001)
+    weights = tuning.weight(grid).numpy()
+    for weight in tuning.clip(np.linspace(-1, 1, 23)):
+        inner = np.flatnonzero(np.diff(weights > weight))
+        if len(inner) and abs(weights[0] - weight) > 1e-4:
+            assert tuning.control(weight) <= grid[inner[0] + 1] + 1e-9
+
+
+@each
+def test_ranges(tuning):
+    low, high = tuning.control_range
+    weights = tuning.weight(np.linspace(low, min(high, 50.0), 20001)).numpy()
+    np.testing.assert_allclose(weights.min(), tuning.weight_range[0], atol=1e-3)
+    np.testing.assert_allclose(weights.max(), tuning.weight_range[1], atol=1e-3)
+    assert tuning.unit in ("nm", "mA")
+    assert tuning.control_range[0] >= 0
+
+
+@each
+def test_clip_is_the_nearest_reachable(tuning):
+    low, high = tuning.clip([-np.inf, np.inf])
+    inside = np.linspace(low, high, 11)
+    np.testing.assert_array_equal(tuning.clip(inside), inside)
+    assert tuning.clip(np.float32([[-5], [5]])).shape == (2, 1)
+    tuning.control(tuning.clip(np.linspace(-2, 2, 41)))
+    if not np.isfinite(tuning.control_range[1]):
+        assert high == 0.999
+
+
+@each
+def test_float32_weights_at_the_ends_are_reachable(tuning):
+    ends = np.float32(tuning.clip([-10, 10]))
+    assert np.isfinite(tuning.control(ends)).all()
+
+
+@each
+def test_gradients_match_finite_differences(tuning):
+    point = [np.array([some_controls(tuning)[3]]), np.array([0.01]), np.array([0.05])]
+
+    def weight(values):
+        return tuning.weight(*tf.unstack(values))
+
+    x, h = tf.constant(np.stack(point)), 1e-5
+
+    def gradient(values):
+        with tf.GradientTape() as tape:
+            tape.watch(values)
+            value = tf.reduce_sum(weight(values))
+        return tape.gradient(value, values)
+
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(x)
+        first = gradient(x)
+    second = tf.squeeze(tape.jacobian(first, x, experimental_use_pfor=False))
+    steps = h * np.eye(3)[:, :, None]
+    numeric = [(weight(x + s) - weight(x - s)) / (2 * h) for s in steps]
+    np.testing.assert_allclose(first, numeric, rtol=1e-5, atol=1e-6)
+    numeric = [(gradient(x + s) - gradient(x - s)) / (2 * h) for s in steps]
+    np.testing.assert_allclose(second, np.squeeze(numeric), rtol=1e-3, atol=1e-3)
+    assert np.abs(second).max() > 1e-3
+
+
+def slope(tuning, control, shift):
+    with tf.GradientTape() as outer:
+        outer.watch(control)
+        with tf.GradientTape() as tape:
+            tape.watch(control)
+            weight = tuning.weight(control, shift, 0.02)
+        slope = tape.gradient(weight, control)
+    return weight, slope, outer.gradient(slope, control)
+
+
+@pytest.mark.parametrize("name", ["lorentzian", "heater_through", "measured_mA"])
+def test_graph_jit_and_vectorized_map_agree(name):
+    tuning = TUNINGS[name]
+    control = tf.constant(some_controls(tuning))
+    shift = tf.constant([[0.0], [0.005], [0.01]], "float64")
+
+    def run(shift):
+        return slope(tuning, control, shift)
+
+    expected = [
+        np.stack(part) for part in zip(*(run(row) for row in shift), strict=True)
+    ]
+    mapped = tf.vectorized_map(run, shift, fallback_to_while_loop=False)
+    for got, exact in zip(mapped, expected, strict=True):
+        np.testing.assert_allclose(got, exact, rtol=1e-9, atol=1e-9)
+    for jit in (False, True):
+        results = tf.function(run, jit_compile=jit)(shift[1])
+        for got, exact in zip(results, expected, strict=True):
+            np.testing.assert_allclose(got, exact[1], rtol=1e-9, atol=1e-9)
+
+
+@each
+def test_dtype_and_broadcasting(tuning):
+    low = tuning.control_range[0] + 0.5
+    weight = tuning.weight(tf.fill((2, 1), low), np.zeros(3, "float32"))
+    assert weight.shape == (2, 3)
+    assert weight.dtype == "float32"
+    assert tuning.weight(np.float64(low)).dtype == "float64"
+    assert tuning.weight(keras.Variable([low])).dtype == "float32"
+    assert tuning.control(tuning.clip(0.0)).dtype == "float64"
+
+
+@each
+def test_serialisation_round_trip(tuning):
+    config = json.loads(json.dumps(keras.saving.serialize_keras_object(tuning)))
+    again = tunings.get(config)
+    assert again == tuning
+    assert hash(again) == hash(tuning)
+    assert repr(again) == repr(tuning)
+    control = some_controls(tuning)
+    np.testing.assert_array_equal(again.weight(control), tuning.weight(control))
+    assert type(tuning).from_config(tuning.get_config()) == tuning
+
+
+@each
+def test_bad_calls(tuning):
+    _, highest = tuning.weight_range
+    with pytest.raises(ValueError, match=r"`weight`.*in \[.*Received"):
+        tuning.control(highest + 0.01)
+    with pytest.raises(ValueError, match=r"`weight`.*in \[.*Received"):
+        tuning.control([tuning.clip(0.0), -1.5])
+    for call in (tuning.control, tuning.clip):
+        with pytest.raises(ValueError, match=r"`weight`.*NaN.*Received"):
+            call(np.nan)
+    for bad in (np.nan, -0.1, np.inf, [0.5, 1e9 * tuning.control_range[1]]):
+        with pytest.raises(ValueError, match=r"`control`.*Received"):
+            tuning.validate(bad)
+    with pytest.raises(ValueError, match=r"`control`.*NaN.*Received"):
+        tuning.weight(np.nan)
+    with pytest.raises(ValueError, match=r"`half_width_error`.*Received"):
+        tuning.weight(0.5, half_width_error=-1.0)
+    tuning.validate(np.float32(some_controls(tuning)))
+
+
+# --- Rows
+
+
+@pytest.mark.parametrize("port", ["balanced", "through"])
+def test_row_of_one_ring_is_the_ring(port):
+    tuning = tunings.HeaterTuning(port=port, through_min=0.1, drop_max=0.7)
+    current = np.array([0.3, 1.0, 1.3])
+    detuning = tuning.detuning(current).numpy()[None, :]
+    error = np.array([[0.1]])
+    np.testing.assert_allclose(
+        tuning.row_weight(detuning, error), tuning.weight(current, 0.0, 0.1)
+    )
+
+
+def test_row_of_distant_rings_is_each_ring_alone():
+    tuning = tunings.LorentzianTuning()
+    control = np.array([0.0, 0.1, 0.3])
+    detuning = control[:, None] + 1e4 * (1 - np.eye(3))
+    np.testing.assert_allclose(
+        tuning.row_weight(detuning), tuning.weight(control), atol=1e-6
+    )
+
+
+def test_measured_curve_cannot_model_a_row():
+    with pytest.raises(ValueError, match="cannot model a row"):
+        measured().row_weight(np.zeros((2, 2)))
+
+
+# --- Leaving a measured curve
+
+
+def test_leaving_the_curve_raises_eagerly():
+    tuning = measured("mA")
+    for control, shift in ((2.6, 0.0), (0.1, -0.1), (2.4, 0.2)):
+        with pytest.raises(ValueError, match=r"`shift`.*measured curve.*Received"):
+            tuning.weight(control, shift)
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_leaving_the_curve_is_nan_in_a_graph(jit):
+    tuning = measured("nm")
+
+    @tf.function(jit_compile=jit)
+    def run(control):
+        with tf.GradientTape() as tape:
+            tape.watch(control)
+            weight = tuning.weight(control)
+        return weight, tape.gradient(weight, control)
+
+    for result in run(tf.constant([-0.01, 0.0, 0.5, 1.0, 1.01])):
+        np.testing.assert_array_equal(np.isnan(result), [1, 0, 0, 0, 1])
+
+
+def test_ends_rounded_to_float32_are_on_the_curve():
+    tuning = tunings.MeasuredTuning(
+        0.1 + np.linspace(0, 1.7, 9), dip(np.linspace(0, 0.3, 9)), "mA"
+    )
+    ends = np.float32(tuning.control_range)
+    tuning.validate(ends)
+    assert np.isfinite(tuning.weight(ends)).all()
+
+
+# --- Making a measured curve
+
+
+def test_overshoot_is_reported():
+    x = np.arange(8.0)
+    with pytest.warns(UserWarning, match="leaves the range"):
+        tuning = tunings.MeasuredTuning(x, (x > 3).astype(float), "nm")
+    grid = tuning.weight(np.linspace(0, 7, 5001)).numpy()
+    expected = max(grid.max() - 1, -grid.min())
+    np.testing.assert_allclose(tuning.overshoot, expected, rtol=1e-4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert tunings.MeasuredTuning(x, x, "nm").overshoot < 1e-9
+
+
+def test_smoothing_takes_noise_away():
+    x, at = np.linspace(0, 1, 100), np.linspace(0.02, 0.98, 200)
+    errors = {0.0: [], 0.02: []}
+    for seed in range(3):
+        noise = np.random.default_rng(seed).normal(scale=0.02, size=100)
+        for smoothing, found in errors.items():
+            tuning = tunings.MeasuredTuning(
+                x, dip(x) + noise, "nm", smoothing=smoothing
+            )
+            found.append(np.std(tuning.weight(at) - dip(at)))
+            residual = tuning.weight(x) - (dip(x) + noise)
+            assert np.sqrt(np.mean(residual**2)) <= 1.01 * smoothing + 1e-9
+    assert np.mean(errors[0.02]) < 0.8 * np.mean(errors[0.0])
+
+
+def test_falling_controls_are_turned_round():
+    falling = tunings.MeasuredTuning(SHIFT[::-1], dip(SHIFT)[::-1], "nm")
+    assert falling == measured()
+
+
+def write(tmp_path, text):
+    path = tmp_path / "ring.csv"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("header", "unit"),
+    [("current_mA,weight", "mA"), ("detuning_nm, weight", "nm")],
+)
+def test_from_csv(tmp_path, header, unit):
+    lines = [f"{c:.17g},{w:.17g}" for c, w in zip(SHIFT, dip(SHIFT), strict=True)]
+    tuning = tunings.MeasuredTuning.from_csv(
+        write(tmp_path, "\n".join([header, *lines, ""])), resistance=300.0
+    )
+    expected = tunings.MeasuredTuning(SHIFT, dip(SHIFT), unit, resistance=300.0)
+    assert tuning == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("", "empty file"),
+        ("current,weight\n0,0\n", "line 1.*mA or nm"),
+        ("0.0,1.0\n0.1,0.9\n", "line 1.*mA or nm"),
+        ("c_mA,weight\n", "at least 4 points"),
+        ("c_mA,weight\n0,0\n1,1\n2,2\n", "line 4.*at least 4 points"),
+        ("c_mA,weight\n0,0\n1,1\n2\n3,3\n", "line 4.*two numbers"),
+        ("c_mA,weight\n0,0\n1,1\n2,2\n3,\n", "line 5.*two numbers"),
+        ("c_mA,weight\n0,0\n1,1\n2,x\n3,3\n", "line 4.*two numbers"),
+        ("c_mA,weight\n0,0\n\n1,nan\n2,2\n3,3\n", "line 4.*finite"),
+        ("c_mA,weight\n0,0\n1,1\n1,2\n3,3\n", "line 4.*monotonic"),
+        ("c_mA,weight\n0,0\n2,1\n1,2\n3,3\n", "line 4.*monotonic"),
+        ("c_mA,weight\n-1,0\n1,1\n2,2\n3,3\n", "line 2.*negative"),
+        ("c_mA,weight\n0,1\n1,1\n2,1\n3,1\n", "constant"),
+    ],
+)
+def test_bad_csv(tmp_path, text, match):
+    path = write(tmp_path, text)
+    with pytest.raises(
+        ValueError, match=f"ring.csv.*{match}|{match}.*ring.csv"
+    ) as error:
+        tunings.MeasuredTuning.from_csv(path)
+    assert "Received: " in str(error.value)
+
+
+def test_binary_file_is_no_csv(tmp_path):
+    path = tmp_path / "ring.csv"
+    path.write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(ValueError, match=r"ring.csv must be a CSV"):
+        tunings.MeasuredTuning.from_csv(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (([0, 1, 2], [0, 1, 2], "nm"), "control\\[-1\\]"),
+        (([0, 1, 2, 3], [0, 1, 2], "nm"), "control"),
+        (([], [], "nm"), "control"),
+        (([0, 1, 1, 3], [0, 1, 2, 3], "nm"), "control\\[2\\]"),
+        (([-1, 1, 2, 3], [0, 1, 2, 3], "nm"), "control\\[0\\]"),
+        (([0, 1, 2, np.nan], [0, 1, 2, 3], "nm"), "control\\[3\\]"),
+        (([0, 1, 2, 3], [0, np.inf, 2, 3], "nm"), "weight\\[1\\]"),
+        (([0, 1, 2, 3], [0, "a", 2, 3], "nm"), "weight"),
+        (([0, 1, 2, 3], [0, 1, 2, 3], "ma"), "unit"),
+        (([0, 1, 2, 3], [0, 1, 2, 3], "mA", -1.0), "efficiency"),
+        (([0, 1, 2, 3], [0, 1, 2, 3], "mA", 0.5, 0.0), "resistance"),
+        (([0, 1, 2, 3], [0, 1, 2, 3], "mA", 0.5, 300.0, -1.0), "smoothing"),
+    ],
+)
+def test_bad_measured_arguments(arguments, name):
+    with pytest.raises(ValueError, match=f"`{name}`.*Received"):
+        tunings.MeasuredTuning(*arguments)
+
+
+# --- Other constructors
+
+
+@pytest.mark.parametrize(
+    ("build", "name"),
+    [
+        (lambda: tunings.LorentzianTuning(0.0), "half_width"),
+        (lambda: tunings.LorentzianTuning("wide"), "half_width"),
+        (lambda: tunings.LorentzianTuning([0.1, 0.2]), "half_width"),
+        (lambda: tunings.HeaterTuning(offset=np.nan), "offset"),
+        (lambda: tunings.HeaterTuning(half_width=-1), "half_width"),
+        (lambda: tunings.HeaterTuning(efficiency=0), "efficiency"),
+        (lambda: tunings.HeaterTuning(resistance=0), "resistance"),
+        (lambda: tunings.HeaterTuning(port="drop"), "port"),
+        (lambda: tunings.HeaterTuning(max_current=0), "max_current"),
+        (lambda: tunings.HeaterTuning(through_min=1.0), "through_min"),
+        (lambda: tunings.HeaterTuning(drop_max=1.1), "drop_max"),
+        (lambda: tunings.HeaterTuning(through_min=0.1), "through_min \\+ drop_max"),
+    ],
+)
+def test_bad_constructor_arguments(build, name):
+    with pytest.raises(ValueError, match=f"`{name}`.*Received"):
+        build()
+
+
+def test_get():
+    assert tunings.get() == tunings.LorentzianTuning()
+    assert tunings.get("heater") == tunings.HeaterTuning()
+    assert tunings.get("LorentzianTuning") == tunings.LorentzianTuning()
+    tuning = measured()
+    assert tunings.get(tuning) is tuning
+    plain = {"class_name": "HeaterTuning", "config": {"offset": 0.1}}
+    assert tunings.get(plain) == tunings.HeaterTuning(0.1)
+    for bad in ("linear", 3, {"offset": 1}, tunings.HeaterTuning):
+        with pytest.raises(ValueError, match=r"`tuning` must be.*Received"):
+            tunings.get(bad)

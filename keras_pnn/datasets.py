@@ -34,6 +34,16 @@ class Dataset:
     name: str
     source: str
 
+    def head(self, n_train: int, n_test: int) -> "Dataset":
+        """Returns the first images of both sets."""
+        return dataclasses.replace(
+            self,
+            x_train=self.x_train[:n_train],
+            y_train=self.y_train[:n_train],
+            x_test=self.x_test[:n_test],
+            y_test=self.y_test[:n_test],
+        )
+
     def __repr__(self):
         return (
             f"Dataset(name={self.name!r}, x_train={self.x_train.shape}, "

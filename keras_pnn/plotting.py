@@ -72,7 +72,11 @@ def histograms(values: dict, xlabel: str, bins: int = 60, ax=None):
     edges = np.linspace(everything.min(), np.percentile(everything, 99.5), bins + 1)
     for color, (name, v) in zip(_cycle(flat), flat.items(), strict=True):
         ax.hist(
-            np.clip(v, edges[0], edges[-1]), edges, color=color, alpha=0.55, label=name,
+            np.clip(v, edges[0], edges[-1]),
+            edges,
+            color=color,
+            alpha=0.55,
+            label=name,
             weights=np.full(len(v), 100 / len(v)),
         )
     ax.set(xlabel=xlabel, ylabel="share of rings (%)")
@@ -104,7 +108,12 @@ def tuning_curve(control, weight, trained: dict, unit: str, ax=None):
         step = max(1, len(c) // 1500)
         offset = 0.04 * (n + 1)
         ax.plot(
-            c[::step], w[::step] - offset, ".", color=color, alpha=0.25, markersize=4,
+            c[::step],
+            w[::step] - offset,
+            ".",
+            color=color,
+            alpha=0.25,
+            markersize=4,
             zorder=2,
         )
         ax.plot([], [], ".", color=color, label=f"{name} (drawn {offset:.2f} lower)")

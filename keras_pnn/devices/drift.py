@@ -10,117 +10,18 @@ import csv
 import dataclasses
 import itertools
 import math
-import numbers
-from collections import OrderedDict
 
 import keras
 import numpy as np
 
-_BLOCK = 1024
-_CACHED_SEEDS = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Process:
-    """Base of the drift processes: a number for each step.
-
-    A subclass is a frozen dataclass and implements `_value(step, seed)`, where `step`
-    is a non-negative int and `seed` a tuple of ints, both already checked.
-    """
-
-    def at(self, step, seed=0):
-        """The value at one step.
-
-        Args:
-            step: Non-negative integer.
-            seed: Non-negative integer, or a tuple of them. Processes without
-                randomness ignore it.
-
-        Returns:
-            A float, in the unit of the quantity that drifts.
-
-        Raises:
-            ValueError: If `step` or `seed` is not a non-negative integer.
-        """
-        return self._value(_count("step", step), _seed(seed))
-
-    def path(self, steps, seed=0):
-        """The values at steps 0 to `steps - 1`; `path(n)[i] == at(i)`.
-
-        Args:
-            steps: Non-negative integer, the number of values.
-            seed: As in `at`.
-
-        Returns:
-            A float64 array of shape `(steps,)`.
-
-        Raises:
-            ValueError: If `steps` or `seed` is not a non-negative integer.
-        """
-        seed = _seed(seed)
-        values = (self._value(i, seed) for i in range(_count("steps", steps)))
-        return np.fromiter(values, dtype="float64")
-
-    def _value(self, step, seed):
-        raise NotImplementedError
-
-    def get_config(self):
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
-
-    def _set(self, **values):
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
-
-
-class _BlockProcess(Process):
-    """A random process that is drawn block by block.
-
-    A block is a function of (seed, block number, state at its start), and the state
-    is carried from block to block in one fixed order, so that what happens to be
-    cached cannot change a value.
-    """
-
-    def _value(self, step, seed):
-        index, offset = divmod(step, _BLOCK)
-        cache = self.__dict__.get("_cache")
-        if cache is None:
-            cache = OrderedDict()
-            self._set(_cache=cache)
-        entry = cache.get(seed)
-        if entry is None:
-            while len(cache) >= _CACHED_SEEDS:
-                cache.popitem(last=False)
-            entry = cache[seed] = {
-                "states": [self._initial(seed)],
-                "index": None,
-                "values": None,
-            }
-        else:
-            cache.move_to_end(seed)
-        if entry["index"] != index:
-            states = entry["states"]
-            for block in range(min(index, len(states) - 1), index + 1):
-                values, state = self._draw(_generator(self, seed, block), states[block])
-                if len(states) == block + 1:
-                    states.append(state)
-            entry["index"], entry["values"] = index, values
-        return entry["values"][offset]
-
-    def _initial(self, seed):
-        return 0.0
-
-    def _draw(self, generator, state):
-        raise NotImplementedError
-
-    def __getstate__(self):
-        return self.get_config()
-
-    def __setstate__(self, state):
-        self._set(**state)
+from keras_pnn.devices.process import (
+    BLOCK,
+    BlockProcess,
+    Process,
+    generator_of,
+    number,
+    short,
+)
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -145,7 +46,7 @@ class Linear(Process):
     start: float = 0.0
 
     def __post_init__(self):
-        self._set(rate=_number("rate", self.rate), start=_number("start", self.start))
+        self._set(rate=number("rate", self.rate), start=number("start", self.start))
 
     def _value(self, step, seed):
         return self.start + self.rate * step
@@ -153,7 +54,7 @@ class Linear(Process):
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 @dataclasses.dataclass(frozen=True)
-class Uniform(_BlockProcess):
+class Uniform(BlockProcess):
     """An independent draw from `[low, high)` at each step.
 
     Args:
@@ -168,7 +69,7 @@ class Uniform(_BlockProcess):
     high: float
 
     def __post_init__(self):
-        low, high = _number("low", self.low), _number("high", self.high)
+        low, high = number("low", self.low), number("high", self.high)
         if low > high:
             raise ValueError(
                 "Argument `low` must not be greater than `high`. "
@@ -182,12 +83,12 @@ class Uniform(_BlockProcess):
         self._set(low=low, high=high)
 
     def _draw(self, generator, state):
-        return generator.uniform(self.low, self.high, _BLOCK).tolist(), state
+        return generator.uniform(self.low, self.high, BLOCK).tolist(), state
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 @dataclasses.dataclass(frozen=True)
-class RandomWalk(_BlockProcess):
+class RandomWalk(BlockProcess):
     """A Gaussian random walk: the variance after `n` steps is `n * std**2`.
 
     Args:
@@ -211,8 +112,8 @@ class RandomWalk(_BlockProcess):
 
     def __post_init__(self):
         self._set(
-            std=_number("std", self.std, minimum=0.0),
-            start=_number("start", self.start),
+            std=number("std", self.std, minimum=0.0),
+            start=number("start", self.start),
         )
 
     def _initial(self, seed):
@@ -224,7 +125,7 @@ class RandomWalk(_BlockProcess):
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 @dataclasses.dataclass(frozen=True)
-class OrnsteinUhlenbeck(_BlockProcess):
+class OrnsteinUhlenbeck(BlockProcess):
     """A stationary drift that forgets: a temperature held by a controller.
 
     Gaussian, with mean `mean`, standard deviation `std` at every step (the first one
@@ -253,16 +154,16 @@ class OrnsteinUhlenbeck(_BlockProcess):
 
     def __post_init__(self):
         self._set(
-            std=_number("std", self.std, minimum=0.0),
-            relaxation=_number("relaxation", self.relaxation, above=0.0),
-            mean=_number("mean", self.mean),
+            std=number("std", self.std, minimum=0.0),
+            relaxation=number("relaxation", self.relaxation, above=0.0),
+            mean=number("mean", self.mean),
         )
 
     def _value(self, step, seed):
         return self.mean + super()._value(step, seed)
 
     def _initial(self, seed):
-        return self.std * float(_generator(self, seed, "initial").standard_normal())
+        return self.std * float(generator_of(self, seed, "initial").standard_normal())
 
     def _draw(self, generator, state):
         decay = math.exp(-1.0 / self.relaxation)
@@ -291,9 +192,9 @@ class Sinusoid(Process):
 
     def __post_init__(self):
         self._set(
-            amplitude=_number("amplitude", self.amplitude),
-            period=_number("period", self.period, above=0.0),
-            phase=_number("phase", self.phase),
+            amplitude=number("amplitude", self.amplitude),
+            period=number("period", self.period, above=0.0),
+            phase=number("phase", self.phase),
         )
 
     def _value(self, step, seed):
@@ -339,7 +240,7 @@ class Recorded(Process):
         ):
             raise ValueError(
                 "Argument `values` must be a non-empty, one-dimensional sequence of "
-                f"finite numbers. Received: values={_short(self.values)}"
+                f"finite numbers. Received: values={short(self.values)}"
             )
         if self.past_end not in ("raise", "hold", "repeat"):
             raise ValueError(
@@ -437,19 +338,11 @@ class Recorded(Process):
 
 def _autoregression(generator, state, decay, noise):
     """A block of `x[k+1] = decay x[k] + noise z[k]`, and the state after it."""
-    draws = generator.standard_normal(_BLOCK).tolist()
+    draws = generator.standard_normal(BLOCK).tolist()
     values = list(
         itertools.accumulate(draws, lambda x, z: decay * x + noise * z, initial=state)
     )
     return values[:-1], values[-1]
-
-
-def _generator(process, seed, block):
-    # NumPy pads a seed with zeros, so the length is part of it; the class name keeps
-    # two kinds of process with one seed independent.
-    kind = int.from_bytes(type(process).__name__.encode(), "little")
-    position = 0 if block == "initial" else block + 1
-    return np.random.default_rng([len(seed), *seed, kind, position])
 
 
 def _parse(cell):
@@ -457,42 +350,3 @@ def _parse(cell):
         return float(cell)
     except ValueError:
         return None
-
-
-def _short(value):
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _number(name, value, minimum=None, above=None):
-    limit = ""
-    if minimum is not None:
-        limit = f" not less than {minimum:g}"
-    if above is not None:
-        limit = f" greater than {above:g}"
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, numbers.Real)
-        or not math.isfinite(value)
-        or (minimum is not None and value < minimum)
-        or (above is not None and value <= above)
-    ):
-        raise ValueError(
-            f"Argument `{name}` must be a finite number{limit}. "
-            f"Received: {name}={_short(value)}"
-        )
-    return float(value)
-
-
-def _count(name, value):
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
-        raise ValueError(
-            f"Argument `{name}` must be a non-negative integer. "
-            f"Received: {name}={_short(value)}"
-        )
-    return int(value)
-
-
-def _seed(seed):
-    parts = seed if isinstance(seed, (tuple, list)) and seed else (seed,)
-    return tuple(_count("seed", part) for part in parts)

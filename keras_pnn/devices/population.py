@@ -9,7 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn.devices.simulated import SimulatedDevice
-from keras_pnn.layers.physical import kernels_per_device
+from keras_pnn.layers.mrr import MRRConv2D
+from keras_pnn.layers.physical import flat_layers, kernels_per_device, overriding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +18,8 @@ class DeviceEvaluation:
     """Loss and metrics of one model on many devices.
 
     Args:
-        values: name → array (devices,), the loss and the compiled metrics.
+        values: name → array (devices,), the loss and the compiled metrics; with
+            further axes for a metric that is an array itself.
         samples: number of samples that each device was given.
         batch_size: samples at once.
         vectorized: whether the devices ran in one graph.
@@ -52,7 +54,7 @@ class DeviceEvaluation:
         """Returns everything in JSON's types."""
         return {
             **dataclasses.asdict(self),
-            "values": {n: [float(x) for x in v] for n, v in self.values.items()},
+            "values": {n: v.tolist() for n, v in self.values.items()},
         }
 
     def table(self) -> str:
@@ -60,7 +62,8 @@ class DeviceEvaluation:
         rows = [f"{'':>16}  {'mean':>9} {'std':>9} {'p05':>9} {'min':>9} {'max':>9}"]
         for name in self.values:
             s = self.summary(name)
-            cells = " ".join(f"{s[k]:9.4f}" for k in ("mean", "std", "p05", "min", "max"))
+            columns = ("mean", "std", "p05", "min", "max")
+            cells = " ".join(f"{s[k]:9.4f}" for k in columns)
             rows.append(f"{name:>16}  {cells}")
         return "\n".join(rows)
 
@@ -116,7 +119,8 @@ def evaluate_devices(
         )
     pairs = [device.values(model) for device in devices]
     variables = [v for v, _ in pairs[0]]
-    if any([v for v, _ in p] != variables for p in pairs):
+    # By identity: variables compare by value.
+    if any([id(v) for v, _ in p] != [id(v) for v in variables] for p in pairs):
         raise ValueError("`devices` must all deviate in the same variables.")
     batch_size = min(batch_size, samples)
     _build_metrics(model, data)
@@ -144,7 +148,7 @@ def evaluate_devices(
                     vectorized = False
                     warnings.warn(
                         "A layer cannot be vectorised over devices; they run one "
-                        f"after the other ({str(error)})",
+                        f"after the other ({_last_line(error)})",
                         stacklevel=2,
                     )
             if not vectorized:
@@ -168,23 +172,32 @@ class _Engine:
         self._single = tf.function(self._one, reduce_retracing=True)
 
     def zero_state(self, devices: int):
+        before = [v.numpy() for v in self.state]
         self.model.reset_metrics()
-        return [tf.stack([tf.convert_to_tensor(v)] * devices) for v in self.state]
+        zero = [tf.stack([tf.convert_to_tensor(v)] * devices) for v in self.state]
+        for variable, value in zip(self.state, before, strict=True):
+            variable.assign(value)
+        return zero
 
     def _forward(self, values, batch):
-        """(outputs, loss) of one device."""
+        """(outputs, their masks, loss) of one device."""
         x, y, sample_weight = batch
-        mapping = zip(self.variables, values, strict=True)
-        with keras.StatelessScope(state_mapping=mapping, collect_losses=True):
+        with overriding(self.model, zip(self.variables, values, strict=True)):
             y_pred = self.model(x, training=False)
             loss = self.model._compute_loss(
                 x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=False
             )
-        return y_pred, loss
+        # Keras keeps masks as attributes of tensors, which a map over devices drops.
+        outputs = keras.tree.flatten(y_pred)
+        masks = {i: getattr(t, "_keras_mask", None) for i, t in enumerate(outputs)}
+        return y_pred, {i: m for i, m in masks.items() if m is not None}, loss
 
-    def _update(self, state, batch, y_pred, loss):
+    def _update(self, state, batch, y_pred, masks, loss):
         """The state of the metrics of one device after a batch."""
         x, y, sample_weight = batch
+        outputs = keras.tree.flatten(y_pred)
+        for i, mask in masks.items():
+            outputs[i]._keras_mask = mask
         mapping = zip(self.state, state, strict=True)
         with keras.StatelessScope(state_mapping=mapping) as scope:
             size = tf.shape(keras.tree.flatten(x)[0])[0]
@@ -193,7 +206,7 @@ class _Engine:
             return [_now(scope, v) for v in self.state]
 
     def _stacked(self, stacks, batch):
-        """(outputs, loss) of all devices."""
+        """(outputs, masks, loss) of all devices."""
         with kernels_per_device():
             return tf.vectorized_map(
                 lambda values: self._forward(values, batch),
@@ -201,12 +214,12 @@ class _Engine:
                 fallback_to_while_loop=False,
             )
 
-    def _update_all(self, states, batch, y_pred, loss):
+    def _update_all(self, states, batch, *passed):
         # Metrics take little time, and some use operations that TensorFlow cannot
         # vectorise (Keras' argmax among them).
         return tf.map_fn(
-            lambda one: self._update(one[0], batch, one[1], one[2]),
-            (states, y_pred, loss),
+            lambda one: self._update(one[0], batch, *one[1:]),
+            (states, *passed),
             fn_output_signature=[s.dtype for s in states],
         )
 
@@ -215,12 +228,12 @@ class _Engine:
 
     def all_at_once(self, stacks, states, batch):
         try:
-            y_pred, loss = self._forward_all(stacks, batch)
+            passed = self._forward_all(stacks, batch)
         except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError):
             # XLA does not know an operation of the model; TensorFlow may.
             self._forward_all = tf.function(self._stacked, reduce_retracing=True)
-            y_pred, loss = self._forward_all(stacks, batch)
-        return self._metrics(states, batch, y_pred, loss)
+            passed = self._forward_all(stacks, batch)
+        return self._metrics(states, batch, *passed)
 
     def one_by_one(self, stacks, states, batch):
         rows = [
@@ -229,15 +242,20 @@ class _Engine:
         ]
         return [tf.stack(column) for column in zip(*rows, strict=True)]
 
-    def results(self, states, devices: int) -> list[dict[str, float]]:
+    def results(self, states, devices: int) -> list[dict[str, np.ndarray]]:
         results = []
         for i in range(devices):
             mapping = zip(self.state, [s[i] for s in states], strict=True)
             with keras.StatelessScope(state_mapping=mapping):
                 metrics = self.model.get_metrics_result()
             metrics.pop("sharpness", None)
-            results.append({n: float(v) for n, v in metrics.items()})
+            results.append({n: np.array(v, "float64") for n, v in metrics.items()})
         return results
+
+
+def _last_line(error) -> str:
+    """The message itself, which TensorFlow puts after its traceback."""
+    return str(error).strip().splitlines()[-1].strip()
 
 
 def _now(scope, variable):
@@ -260,9 +278,11 @@ def _checked_data(model, x, y, sample_weight):
             "`x`, `y` and `sample_weight` must have one length, at least 1. "
             f"Received: lengths {sorted(lengths)}"
         )
-    for array in keras.tree.flatten(data[0]):
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise ValueError("`x` must be finite. Received: NaN or infinity")
+    for part, name in zip(data, ("x", "y", "sample_weight"), strict=True):
+        for array in keras.tree.flatten(part):
+            floats = array is not None and array.dtype.kind == "f"
+            if floats and not np.isfinite(array).all():
+                raise ValueError(f"`{name}` must be finite. Received: NaN or infinity")
     return data
 
 
@@ -274,15 +294,11 @@ def _rows(data, start: int, stop: int):
 
 def _build_metrics(model, data) -> None:
     """Creates the metrics' variables, which Keras makes at the first batch."""
-    model.test_on_batch(*_rows(data, 0, 1))
-    model.reset_metrics()
+    model._symbolic_build(data_batch=_rows(data, 0, 1))
 
 
 def _chunk_size(model, data, batch_size, memory_limit, devices) -> int:
     """Devices whose layer outputs, patches included, fit into the limit."""
-    from keras_pnn.layers.mrr import MRRConv2D
-    from keras_pnn.layers.physical import flat_layers
-
     floats = 0
     for layer in flat_layers(model):
         for node in layer._inbound_nodes:
@@ -292,6 +308,7 @@ def _chunk_size(model, data, batch_size, memory_limit, devices) -> int:
                     size += size // layer.filters * layer._fan_in
                 floats += size
     if not floats:
-        floats = 64 * sum(int(np.prod(a.shape[1:])) for a in data[0:1])
+        inputs = keras.tree.flatten(data[0])
+        floats = 64 * sum(int(np.prod(a.shape[1:])) for a in inputs)
     per_device = 4 * floats * batch_size / 2**30
     return int(max(1, min(devices, memory_limit / max(per_device, 1e-9))))

@@ -82,9 +82,7 @@ def matching(model: keras.layers.Layer, name: str) -> list[Target]:
     layer_name, _, short = name.rpartition("/")
     everything = targets(model)
     found = [
-        t
-        for t in everything
-        if t.name == short and layer_name in ("", t.layer.name)
+        t for t in everything if t.name == short and layer_name in ("", t.layer.name)
     ]
     if not found:
         imperfect = dict.fromkeys(t.name for t in everything if t.neutral is not None)
@@ -121,7 +119,11 @@ class SimulatedDevice:
         architecture: dict[str, list[list[int]]] | None = None,
         label: str = "",
     ):
-        arrays = {key: np.asarray(a) for key, a in deviations.items()}
+        # NumPy's files cannot hold bfloat16, of kind "V".
+        arrays = {
+            key: a.astype("float32") if a.dtype.kind == "V" else a
+            for key, a in ((k, np.asarray(v)) for k, v in deviations.items())
+        }
         for (name, index), array in arrays.items():
             if not np.isfinite(array).all():
                 raise ValueError(
@@ -129,6 +131,7 @@ class SimulatedDevice:
                     f"{name}[{index}]"
                 )
         self.deviations = arrays
+        self._attached: dict[int, dict[str, np.ndarray]] = {}
         self.label = label
         if architecture is None:
             architecture = {}
@@ -153,7 +156,9 @@ class SimulatedDevice:
             )
         return [(known[key], array) for key, array in self.deviations.items()]
 
-    def values(self, model: keras.layers.Layer) -> list[tuple[keras.Variable, tf.Tensor]]:
+    def values(
+        self, model: keras.layers.Layer
+    ) -> list[tuple[keras.Variable, tf.Tensor]]:
         """Returns (variable, value) pairs, as `keras.StatelessScope` takes them."""
         return [(t.variable, t.value(a)) for t, a in self.bind(model)]
 
@@ -184,22 +189,41 @@ class SimulatedDevice:
             layer: a physical layer of a model that `attach` was called with.
             inputs: its inputs, for a whole batch.
             controls: its controls, name to tensor.
+
+        Raises:
+            ValueError: `attach` was not called with the layer's model.
         """
+        if id(layer) not in self._attached:
+            raise ValueError(
+                "`attach` must be called with the layer's model before `measure`. "
+                f"Received: layer '{layer.name}'"
+            )
         mine = self._attached[id(layer)]
         imperfections = {
-            n: mine.get(n, tf.convert_to_tensor(v))
+            n: tf.convert_to_tensor(mine.get(n, v))
             for n, v in layer.imperfections.items()
         }
         return layer.forward(inputs, controls, imperfections)
 
     def attach(self, model: keras.layers.Layer) -> "SimulatedDevice":
-        """Prepares `measure` for the layers of a model."""
+        """Prepares `measure` for the layers of a model.
+
+        Raises:
+            ValueError: the device comes from another architecture, or deviates in
+                weights, which a measurement of the physical layers does not show.
+        """
         attached = {
             id(la): {} for la in flat_layers(model) if isinstance(la, PhysicalLayer)
         }
         for target, array in self.bind(model):
-            if target.neutral is not None:
-                attached[id(target.layer)][target.name] = target.value(array)
+            if target.neutral is None:
+                raise ValueError(
+                    "A device that is measured deviates in imperfections alone; "
+                    f"weights deviate in `installed`. Received: {target.name}"
+                )
+            # An array: a tensor would belong to the graph that is being traced.
+            value = (target.neutral + array).astype(target.variable.dtype)
+            attached[id(target.layer)][target.name] = value
         self._attached = attached
         return self
 
@@ -213,10 +237,23 @@ class Devices(Sequence):
 
     Args:
         devices: the devices, which deviate in the same variables.
+
+    Raises:
+        ValueError: the devices deviate in different variables.
     """
 
     def __init__(self, devices: Sequence[SimulatedDevice]):
         self._devices = tuple(devices)
+        for device in self._devices:
+            first = self._devices[0]
+            if (
+                device.deviations.keys() != first.deviations.keys()
+                or device.architecture != first.architecture
+            ):
+                raise ValueError(
+                    "`devices` must deviate in the same variables. "
+                    f"Received: {first!r} and {device!r}"
+                )
 
     def __len__(self):
         return len(self._devices)
@@ -257,7 +294,9 @@ class Devices(Sequence):
                 if header["format"] != "keras_pnn.devices/1":
                     raise KeyError(header["format"])
                 keys = [(name, int(index)) for name, index in header["keys"]]
+                labels, shapes = header["labels"], header["architecture"]
                 stacks = [file[f"a{i}"] for i in range(len(keys))]
+                rows = list(zip(labels, *stacks, strict=True))
         except FileNotFoundError:
             raise
         except Exception as error:
@@ -266,8 +305,36 @@ class Devices(Sequence):
                 f"Received: {os.fspath(path)} ({type(error).__name__}: {error})"
             ) from error
         devices = []
-        for n, label in enumerate(header["labels"]):
-            arrays = [stack[n] for stack in stacks]
+        for label, *arrays in rows:
             deviations = dict(zip(keys, arrays, strict=True))
-            devices.append(SimulatedDevice(deviations, header["architecture"], label))
+            devices.append(SimulatedDevice(deviations, shapes, label))
         return cls(devices)
+
+
+def sweep(model: keras.layers.Layer, name: str, values) -> Devices:
+    """Returns one device for each value of one imperfection, ideal otherwise.
+
+    Args:
+        model: a built model.
+        name: an imperfection of all layers (`"temperature"`) or of one
+            (`"mrr_bank_1/temperature"`); every element of it takes the value.
+        values: deviations from neutral, in the imperfection's unit, (n,).
+
+    Raises:
+        ValueError: the model has nothing of that name, or a value is not finite.
+
+    Example:
+
+    >>> warm = pnn.devices.sweep(model, "temperature", np.linspace(-2, 2, 9))
+    >>> pnn.evaluate_devices(model, x_test, y_test, warm)["accuracy"]
+    """
+    found = matching(model, name)
+    shapes = architecture(model, {name.rpartition("/")[2]})
+    devices = []
+    for value in np.atleast_1d(np.asarray(values, "float64")):
+        deviations = {
+            (t.name, t.index): np.full(t.variable.shape, value, t.variable.dtype)
+            for t in found
+        }
+        devices.append(SimulatedDevice(deviations, shapes, f"{name} = {value:g}"))
+    return Devices(devices)

@@ -49,8 +49,12 @@ class Correlated:
         return tf.reshape(self.std * field, shape)
 
     def _factor(self, n: int) -> np.ndarray:
-        distance = np.abs(np.subtract.outer(np.arange(n), np.arange(n)))
-        return np.linalg.cholesky(np.exp(-distance / self.length))
+        # The Cholesky factor in closed form: the correlation is that of an AR(1)
+        # process, and numerically singular where `length` is large.
+        steps = np.subtract.outer(np.arange(n), np.arange(n))
+        factor = np.tril(np.exp(-np.maximum(steps, 0) / self.length))
+        factor[:, 1:] *= np.sqrt(-np.expm1(-2 / self.length))
+        return factor
 
     def get_config(self):
         return {"std": self.std, "length": self.length}
@@ -186,8 +190,7 @@ class Variation:
 def _std(name: str, value) -> float:
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(
-            f"`{name}`: a standard deviation must be finite and >= 0. "
-            f"Received: {value}"
+            f"`{name}`: a standard deviation must be finite and >= 0. Received: {value}"
         )
     return float(value)
 

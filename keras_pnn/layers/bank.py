@@ -1,6 +1,7 @@
 """The part that every layer of microring weight banks shares."""
 
 import math
+import numbers
 
 import keras
 import numpy as np
@@ -17,18 +18,22 @@ class ControlsForWeights(keras.initializers.Initializer):
     """Draws weights with a Keras initializer and returns the controls that give them.
 
     Where a ring's weights are never negative (a single-ended readout), the
-    magnitude of the draw is taken; weights out of reach go to the nearest in reach.
+    magnitude of the draw is taken; weights out of reach go to the nearest in reach,
+    and controls out of `limits` to the nearest within.
     """
 
-    def __init__(self, initializer, tuning: tunings.Tuning):
-        self.initializer, self.tuning = initializer, tuning
+    def __init__(self, initializer, tuning: tunings.Tuning, limits=None):
+        self.initializer, self.tuning, self.limits = initializer, tuning, limits
 
     def __call__(self, shape, dtype=None):
-        weights = np.asarray(self.initializer(shape, dtype=dtype), "float64")
+        # A layer that is first called inside a `tf.function` is built there.
+        with tf.init_scope():
+            weights = np.asarray(self.initializer(shape, dtype=dtype), "float64")
         if self.tuning.weight_range[0] >= 0:
             weights = np.abs(weights)
         controls = self.tuning.control(self.tuning.clip(weights))
-        return tf.convert_to_tensor(controls.astype(dtype or keras.config.floatx()))
+        controls = tf.convert_to_tensor(controls, dtype or keras.config.floatx())
+        return controls if self.limits is None else self.limits(controls)
 
 
 def default_constraint(tuning: tunings.Tuning) -> ControlRange:
@@ -108,18 +113,20 @@ class RingLayer(PhysicalLayer):
                 "`channel_spacing` models all rings of a row, which a measured curve "
                 f"of one ring cannot. Received: tuning={self.tuning}"
             )
-        self.dac = keras.saving.deserialize_keras_object(dac) if isinstance(
-            dac, dict
-        ) else dac
-        if adc_bits is not None and (int(adc_bits) != adc_bits or adc_bits < 1):
-            raise ValueError(
-                f"`adc_bits` must be a whole number >= 1. Received: {adc_bits}"
-            )
-        self.adc_bits = adc_bits
+        if isinstance(dac, dict):
+            dac = keras.saving.deserialize_keras_object(dac)
+        if dac is not None and not callable(dac):
+            raise ValueError(f"`dac` must be callable. Received: {dac!r}")
+        self.dac = dac
+        self.adc_bits = None if adc_bits is None else whole("`adc_bits`", adc_bits, 24)
         self.adc_range = (
             None if adc_range is None else _positive("adc_range", adc_range)
         )
-        self._outputs = _units(outputs)
+        if adc_bits is None and adc_range is not None:
+            raise ValueError(
+                f"`adc_range` needs `adc_bits`. Received: adc_range={adc_range}"
+            )
+        self._outputs = whole("The number of outputs", outputs)
 
     def _build_kernel(self, shape: tuple[int, ...]) -> None:
         self._kernel_shape = tuple(int(n) for n in shape)
@@ -129,11 +136,16 @@ class RingLayer(PhysicalLayer):
                 f"({self._columns}, {self._columns}) here. "
                 f"Received: shape {self.crosstalk.shape}"
             )
+        limits = self.control_constraint
         self.add_control(
             "control",
             self._kernel_shape,
             unit=self.tuning.unit,
-            initializer=ControlsForWeights(self.kernel_initializer, self.tuning),
+            initializer=ControlsForWeights(
+                self.kernel_initializer,
+                self.tuning,
+                limits if isinstance(limits, ControlRange) else None,
+            ),
             regularizer=self.control_regularizer,
             constraint=self.control_constraint,
         )
@@ -180,7 +192,9 @@ class RingLayer(PhysicalLayer):
         tiles = self.tiles[1]
         padding = tiles * self._columns - self._fan_in
         rows = ops.transpose(ops.reshape(matrix, (self._fan_in, self._outputs)))
-        rows = ops.pad(rows, [[0, 0], [0, padding]], constant_values=fill)
+        # Not `pad`: inside `tf.vectorized_map` it forgets what it pads with.
+        filling = ops.full((self._outputs, padding), fill, dtype=rows.dtype)
+        rows = ops.concatenate([rows, filling], axis=1)
         return ops.reshape(rows, (self._outputs, tiles, self._columns))
 
     def _by_kernel(self, rows):
@@ -204,7 +218,7 @@ class RingLayer(PhysicalLayer):
             return self.tuning.weight(control, shift, width_error)
         detuning = self.tuning.detuning(control) + shift
         # A tile that the matrix does not fill has no rings there: far away.
-        detuning = self._by_row(detuning, fill=1e3)
+        detuning = self._by_row(detuning, fill=1e6)
         ring = np.arange(self._columns)
         offset = self.channel_spacing * (ring[:, None] - ring[None, :])
         detuning = detuning[..., None] + ops.cast(offset, detuning.dtype)
@@ -212,17 +226,20 @@ class RingLayer(PhysicalLayer):
             self.tuning.row_weight(detuning, self._by_row(width_error)[..., None])
         )
 
-    def _kernel(self, controls: dict, imperfections: dict):
-        """The weights in the compute dtype, with their regulariser."""
-        weights = self._weights(controls, imperfections)
+    def call(self, inputs):
+        # Not in `forward`, which a device in the loop runs a second time.
         if self.kernel_regularizer is not None:
-            self.add_loss(self.kernel_regularizer(weights))
-        return ops.cast(weights, self.compute_dtype)
+            self.add_loss(self.kernel_regularizer(self.weights_now()))
+        return super().call(inputs)
 
-    def _finish(self, outputs):
-        if self.bias is not None:
-            outputs = outputs + ops.cast(self.bias, outputs.dtype)
-        return self.activation(outputs)
+    def _kernel(self, controls: dict, imperfections: dict):
+        """The weights in the compute dtype."""
+        return ops.cast(self._weights(controls, imperfections), self.compute_dtype)
+
+    def _biased(self, outputs):
+        if self.bias is None:
+            return outputs
+        return outputs + ops.cast(self.bias, outputs.dtype)
 
     def _tiled_product(self, inputs, kernel):
         """inputs (…, fan_in) times kernel, each tile read by the ADC, then added."""
@@ -233,6 +250,9 @@ class RingLayer(PhysicalLayer):
         shape = (*ops.shape(inputs)[:-1], tiles, self._columns)
         inputs = ops.reshape(inputs, shape)
         partial = ops.einsum("...tc,utc->...tu", inputs, self._by_row(kernel))
+        # The readout has more steps than float16 or bfloat16 has digits.
+        dtype = keras.backend.result_type(partial.dtype, "float32")
+        partial = ops.cast(partial, dtype)
         if self.adc_range is None:
             axes = tuple(range(1, len(partial.shape)))
             peak = ops.max(ops.abs(partial), axis=axes, keepdims=True)
@@ -241,7 +261,7 @@ class RingLayer(PhysicalLayer):
         else:
             limit = self.adc_range
             partial = detection.quantize(partial, self.adc_bits, -limit, limit)
-        return ops.sum(partial, axis=-2)
+        return ops.cast(ops.sum(partial, axis=-2), inputs.dtype)
 
     def program(self, weights, clip: bool = False) -> None:
         """Sets the controls to those that give these weights on the ideal device.
@@ -254,6 +274,7 @@ class RingLayer(PhysicalLayer):
             ValueError: the shape differs, a weight is NaN, or one is out of reach
                 and `clip` is false; the controls are then as before.
         """
+        self._check_built()
         weights = np.asarray(weights, "float64")
         if weights.shape != self._kernel_shape:
             raise ValueError(
@@ -270,6 +291,7 @@ class RingLayer(PhysicalLayer):
         Returns:
             A tensor in the shape of the kernel.
         """
+        self._check_built()
         return self._weights(
             {n: tf.convert_to_tensor(v) for n, v in self.controls.items()},
             {n: tf.convert_to_tensor(v) for n, v in self.imperfections.items()},
@@ -277,7 +299,15 @@ class RingLayer(PhysicalLayer):
 
     def heater_power(self):
         """Returns the power of each heater in mW, `None` for a tuning without one."""
+        self._check_built()
         return self.tuning.heater_power(tf.convert_to_tensor(self.controls["control"]))
+
+    def _check_built(self) -> None:
+        if not self.built:
+            raise ValueError(
+                "The layer must be built, by `build` or a first call. "
+                f"Received: {self!r}"
+            )
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
@@ -316,30 +346,45 @@ def _positive(name: str, value) -> float:
     return float(value)
 
 
-def _units(value) -> int:
-    if isinstance(value, bool) or int(value) != value or value < 1:
-        raise ValueError(
-            f"The number of outputs must be a whole number >= 1. Received: {value}"
-        )
+def _is_whole(value) -> bool:
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+        return False
+    return math.isfinite(value) and int(value) == value and value >= 1
+
+
+def whole(name: str, value, most: int | None = None) -> int:
+    """Returns `value` as an int, if it is a whole number of 1 or more."""
+    if not _is_whole(value) or (most is not None and value > most):
+        limits = ">= 1" if most is None else f"from 1 to {most}"
+        raise ValueError(f"{name} must be a whole number {limits}. Received: {value!r}")
     return int(value)
+
+
+def pair(name: str, value, expected: str = "two") -> tuple[int, int]:
+    """Returns `value` as two ints, if it is two whole numbers of 1 or more."""
+    numbers_given = tuple(value) if np.iterable(value) else ()
+    if len(numbers_given) != 2 or not all(map(_is_whole, numbers_given)):
+        raise ValueError(
+            f"`{name}` must be {expected} whole numbers >= 1. Received: {value!r}"
+        )
+    return int(numbers_given[0]), int(numbers_given[1])
 
 
 def _bank_size(value) -> tuple[int, int] | None:
     if value is None:
         return None
-    size = tuple(value)
-    if len(size) != 2 or any(int(n) != n or n < 1 for n in size):
-        raise ValueError(
-            "`bank_size` must be (rows, columns), whole numbers >= 1. "
-            f"Received: {value}"
-        )
-    return int(size[0]), int(size[1])
+    return pair("bank_size", value, "(rows, columns), two")
 
 
 def _crosstalk(matrix, bank_size) -> np.ndarray | None:
     if matrix is None:
         return None
-    matrix = np.asarray(matrix, "float64")
+    try:
+        matrix = np.asarray(matrix, "float64")
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"`crosstalk` must be a matrix of numbers. Received: {matrix!r}"
+        ) from None
     square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
     if not square or not np.isfinite(matrix).all() or np.any(np.diag(matrix) != 1):
         raise ValueError(

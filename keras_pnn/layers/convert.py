@@ -7,6 +7,14 @@ import numpy as np
 
 from keras_pnn.layers.mrr import MRRBank, MRRConv2D
 
+# A constraint of the kernel has no counterpart: its controls have their range.
+_COPIED = (
+    "kernel_regularizer",
+    "bias_regularizer",
+    "bias_constraint",
+    "activity_regularizer",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
@@ -26,8 +34,10 @@ class Conversion:
 
     def table(self) -> str:
         """Returns one line for each layer."""
-        rows = [f"{'layer':<20} {'weights':>9} {'clipped':>9} {'max error':>10} "
-                f"{'rms error':>10}"]
+        rows = [
+            f"{'layer':<20} {'weights':>9} {'clipped':>9} {'max error':>10} "
+            f"{'rms error':>10}"
+        ]
         rows += [
             f"{r['name']:<20} {r['weights']:>9} {r['clipped']:>9} "
             f"{r['max_error']:>10.4g} {r['rms_error']:>10.4g}"
@@ -44,8 +54,8 @@ class Conversion:
 def convert(model: keras.Model, tuning=None, **kwargs) -> Conversion:
     """Turns the `Dense` and `Conv2D` layers of a trained model into weight banks.
 
-    Each weight becomes the nearest that a ring can reach; biases and all other
-    layers are copied. The given model is left as it was.
+    Each weight becomes the nearest that a ring can reach; biases, regularisers and
+    all other layers are copied. The given model is left as it was.
 
     Args:
         model: a built functional or `Sequential` model.
@@ -64,7 +74,7 @@ def convert(model: keras.Model, tuning=None, **kwargs) -> Conversion:
 
     >>> conversion = pnn.convert(model, bank_size=(4, 4))
     >>> print(conversion)
-    >>> conversion.model.compile(loss=..., metrics=["accuracy"])
+    >>> conversion.model.compile(loss="mse", metrics=["mae"])
     """
     if not isinstance(model, keras.Sequential | keras.Model) or not model.built:
         raise ValueError(f"`model` must be a built Keras model. Received: {model!r}")
@@ -106,6 +116,8 @@ def _bank(layer, tuning, kwargs):
         "name": layer.name,
         "activation": getattr(layer, "activation", None),
         "use_bias": getattr(layer, "use_bias", True),
+        **{name: getattr(layer, name, None) for name in _COPIED},
+        "trainable": layer.trainable,
         "tuning": tuning,
         "dtype": layer.dtype_policy,
         **kwargs,

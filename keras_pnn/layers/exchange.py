@@ -11,7 +11,15 @@ from keras_pnn.layers.bank import RingLayer
 from keras_pnn.layers.physical import PhysicalLayer, physical_layers
 
 _HEADER = [
-    "layer", "control", "index", "tile", "row", "column", "value", "unit", "power_mW"
+    "layer",
+    "control",
+    "index",
+    "tile",
+    "row",
+    "column",
+    "value",
+    "unit",
+    "power_mW",
 ]
 
 
@@ -104,8 +112,6 @@ def load_controls(model: keras.layers.Layer, path: str | os.PathLike) -> None:
                 f"{path}: expected {array.size} values of {layer}/{name}. "
                 f"Received: {np.sum(~np.isnan(array))}"
             )
-        if isinstance(layers[layer], RingLayer):
-            layers[layer].tuning.validate(array)
     for (layer, name), array in values.items():
         layers[layer].controls[name].assign(array)
 
@@ -113,7 +119,8 @@ def load_controls(model: keras.layers.Layer, path: str | os.PathLike) -> None:
 def _read(row: dict, values: dict, layers: dict, where: str) -> None:
     if None in row or None in row.values():
         raise ValueError(
-            f"{where}: expected {len(_HEADER)} cells. Received: a line of another length"
+            f"{where}: expected {len(_HEADER)} cells. "
+            "Received: a line of another length"
         )
     key = (row["layer"], row["control"])
     if key not in values:
@@ -133,10 +140,12 @@ def _read(row: dict, values: dict, layers: dict, where: str) -> None:
     except ValueError:
         index, value = None, math.nan
     array = values[key]
-    inside = index is not None and len(index) == array.ndim and all(
-        0 <= i < n for i, n in zip(index, array.shape, strict=True)
+    inside = (
+        index is not None
+        and len(index) == array.ndim
+        and all(0 <= i < n for i, n in zip(index, array.shape, strict=True))
     )
-    if not inside or not math.isfinite(value):
+    if not inside or not abs(value) <= np.finfo("float32").max:
         raise ValueError(
             f"{where}: expected an index inside {array.shape} and a finite value. "
             f"Received: index {row['index']!r}, value {row['value']!r}"
@@ -146,6 +155,11 @@ def _read(row: dict, values: dict, layers: dict, where: str) -> None:
             f"{where}: expected each control once. Received: "
             f"{'/'.join(key)}[{row['index']}] again"
         )
+    if isinstance(layers[key[0]], RingLayer):
+        try:
+            layers[key[0]].tuning.validate(value)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
     array[index] = value
 
 

@@ -1,5 +1,7 @@
 """What a driver can set: limits and steps of a control."""
 
+import numbers
+
 import keras
 from keras import ops
 
@@ -43,9 +45,12 @@ class Quantizer:
     training goes on through the steps.
 
     Args:
-        bits: the resolution, at least 1.
+        bits: the resolution, from 1 to 24.
         low: the value of the lowest code.
         high: the value of the highest.
+
+    Raises:
+        ValueError: `bits` is no such number, or `low` is not below `high`.
 
     Example:
 
@@ -54,14 +59,17 @@ class Quantizer:
     """
 
     def __init__(self, bits: int, low: float, high: float):
-        if int(bits) != bits or bits < 1:
-            raise ValueError(f"`bits` must be a whole number >= 1. Received: {bits}")
+        whole = isinstance(bits, numbers.Real) and not isinstance(bits, bool)
+        if not (whole and 1 <= bits <= 24 and int(bits) == bits):
+            raise ValueError(
+                f"`bits` must be a whole number from 1 to 24. Received: {bits!r}"
+            )
         if not (abs(low) < float("inf") and low < high < float("inf")):
             raise ValueError(
                 "`low` must be below `high`, both finite. "
                 f"Received: low={low}, high={high}"
             )
-        self.bits, self.low, self.high = int(bits), low, high
+        self.bits, self.low, self.high = int(bits), float(low), float(high)
 
     def __call__(self, value):
         return detection.quantize(value, self.bits, self.low, self.high)

@@ -1,12 +1,13 @@
 """Layers whose weights are microring resonators: `MRRBank` and `MRRConv2D`."""
 
+import numbers
 from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_pnn.layers.bank import RingLayer
+from keras_pnn.layers.bank import RingLayer, pair, whole
 from keras_pnn.layers.physical import stacked_kernels
 
 
@@ -93,8 +94,10 @@ class MRRBank(RingLayer):
         kernel = self._kernel(controls, imperfections)
         inputs = ops.cast(inputs, kernel.dtype)
         if self.adc_bits is None:
-            return self._finish(ops.matmul(inputs, kernel))
-        return self._finish(self._tiled_product(inputs, kernel))
+            outputs = ops.matmul(inputs, kernel)
+        else:
+            outputs = self._tiled_product(inputs, kernel)
+        return self.activation(self._biased(outputs))
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self.units)
@@ -164,11 +167,16 @@ class MRRConv2D(RingLayer):
                 "`data_format` must be 'channels_last' or 'channels_first'. "
                 f"Received: {data_format!r}"
             )
-        if groups < 1 or self.filters % groups:
+        self.groups = whole("`groups`", groups)
+        if self.filters % self.groups:
             raise ValueError(
                 f"`groups` must divide the {self.filters} filters. Received: {groups}"
             )
-        self.groups = int(groups)
+        if max(self.strides) > 1 and max(self.dilation_rate) > 1:
+            raise ValueError(
+                "`strides` and `dilation_rate` cannot both be above 1. "
+                f"Received: strides={strides}, dilation_rate={dilation_rate}"
+            )
         if self.groups > 1 and self.adc_bits is not None:
             raise ValueError(
                 f"`adc_bits` needs `groups=1`. Received: groups={self.groups}"
@@ -186,6 +194,12 @@ class MRRConv2D(RingLayer):
                 f"The number of input channels must be known and a multiple of the "
                 f"{self.groups} groups. Received: input_shape={input_shape}"
             )
+        sizes = [n for n in self.compute_output_shape(input_shape)[1:] if n is None]
+        if self.adc_bits is not None and sizes:
+            raise ValueError(
+                "`adc_bits` needs images of known height and width. "
+                f"Received: input_shape={input_shape}"
+            )
         self._build_kernel((*self.kernel_size, channels // self.groups, self.filters))
         axes = {self._channel_axis: channels}
         self.input_spec = keras.layers.InputSpec(ndim=4, axes=axes)
@@ -194,33 +208,46 @@ class MRRConv2D(RingLayer):
     def forward(self, inputs, controls, imperfections):
         kernel = self._kernel(controls, imperfections)
         inputs = ops.cast(inputs, kernel.dtype)
-        by_patches = self.adc_bits is not None or stacked_kernels()
-        if not by_patches or self.groups > 1:
+        # TensorFlow has no convolution with channels first on the CPU.
+        first = self.data_format == "channels_first"
+        images = ops.transpose(inputs, (0, 2, 3, 1)) if first else inputs
+        if self.adc_bits is not None:
+            images, axes = self._padded(images)
+            outputs = self._tiled_product(_patches(images, axes), kernel)
+        elif stacked_kernels():
+            images, axes = self._padded(images)
+            outputs = tf.concat(
+                [
+                    _convolve(*group, axes)
+                    for group in zip(
+                        tf.split(images, self.groups, axis=-1),
+                        tf.split(kernel, self.groups, axis=-1),
+                        strict=True,
+                    )
+                ],
+                axis=-1,
+            )
+        else:
             outputs = ops.conv(
-                inputs,
+                images,
                 kernel,
                 strides=self.strides,
                 padding=self.padding,
-                data_format=self.data_format,
+                data_format="channels_last",
                 dilation_rate=self.dilation_rate,
             )
-            return self._finish_channels(outputs)
-        first = self.data_format == "channels_first"
-        images = ops.transpose(inputs, (0, 2, 3, 1)) if first else inputs
-        images, axes = self._padded(images)
-        if self.adc_bits is not None:
-            outputs = self._tiled_product(_patches(images, axes), kernel)
-        elif self.filters < self.kernel_size[1] * kernel.shape[2]:
-            outputs = _convolve_by_rows(images, kernel, axes)
-        else:
-            matrix = ops.reshape(kernel, (self._fan_in, self.filters))
-            outputs = ops.matmul(_patches(images, axes), matrix)
-        return self._finish_channels(
-            ops.transpose(outputs, (0, 3, 1, 2)) if first else outputs
-        )
+        outputs = self._biased(outputs)
+        if first:
+            outputs = ops.transpose(outputs, (0, 3, 1, 2))
+        return self.activation(outputs)
 
     def _padded(self, images):
         """Images with the zeros of `padding`, and the geometry of both axes."""
+        if None in images.shape[1:3]:
+            raise ValueError(
+                "Many devices at once need images of known height and width. "
+                f"Received: shape {images.shape}"
+            )
         axes = [
             _Axis(n, _conv_size(n, k, s, d, self.padding), k, s, d)
             for n, k, s, d in zip(
@@ -232,19 +259,10 @@ class MRRConv2D(RingLayer):
             )
         ]
         if self.padding == "same":
-            short = [
-                max((a.outputs - 1) * a.stride + a.dilation * (a.taps - 1) + 1 - a.size, 0)
-                for a in axes
-            ]
+            short = [max(a.at(a.taps - 1).stop - a.size, 0) for a in axes]
             pads = [(n // 2, n - n // 2) for n in short]
             images = tf.pad(images, [(0, 0), *pads, (0, 0)])
         return images, axes
-
-    def _finish_channels(self, outputs):
-        if self.bias is not None and self._channel_axis == 1:
-            bias = ops.cast(self.bias, outputs.dtype)
-            return self.activation(outputs + ops.reshape(bias, (1, -1, 1, 1)))
-        return self._finish(outputs)
 
     def compute_output_shape(self, input_shape):
         first = self.data_format == "channels_first"
@@ -304,6 +322,14 @@ def _patches(images, axes):
     return tf.concat([wide[:, axes[0].at(i)] for i in range(axes[0].taps)], axis=-1)
 
 
+def _convolve(images, kernel, axes):
+    """Convolves padded images with the kernel of one group."""
+    *taps, filters = kernel.shape
+    if filters < taps[1] * taps[2]:
+        return _convolve_by_rows(images, kernel, axes)
+    return tf.matmul(_patches(images, axes), tf.reshape(kernel, (-1, filters)))
+
+
 def _convolve_by_rows(images, kernel, axes):
     """Convolves with one product for all rows of the kernel, which are then added.
 
@@ -322,12 +348,8 @@ def _convolve_by_rows(images, kernel, axes):
 
 
 def _pair(name: str, value) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or any(int(n) != n or n < 1 for n in pair):
-        raise ValueError(
-            f"`{name}` must be one or two whole numbers >= 1. Received: {value}"
-        )
-    return int(pair[0]), int(pair[1])
+    both = (value, value) if isinstance(value, numbers.Real) else value
+    return pair(name, both, "one or two")
 
 
 def _conv_size(size, kernel: int, stride: int, dilation: int, padding: str):
@@ -335,4 +357,10 @@ def _conv_size(size, kernel: int, stride: int, dilation: int, padding: str):
         return None
     if padding == "same":
         return -(-size // stride)
-    return (size - dilation * (kernel - 1) - 1) // stride + 1
+    outputs = (size - dilation * (kernel - 1) - 1) // stride + 1
+    if outputs < 1:
+        raise ValueError(
+            "The kernel must fit into the image. "
+            f"Received: size {size}, kernel {kernel}, dilation {dilation}"
+        )
+    return outputs

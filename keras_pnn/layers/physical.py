@@ -171,9 +171,9 @@ class PhysicalLayer(keras.layers.Layer):
         """Sets every imperfection to its neutral value."""
         for quantity in self._imperfections.values():
             variable = quantity.variable
-            variable.assign(tf.fill(variable.shape, tf.cast(
-                quantity.neutral, variable.dtype
-            )))
+            variable.assign(
+                tf.fill(variable.shape, tf.cast(quantity.neutral, variable.dtype))
+            )
 
     def _saved_variables(self) -> list[keras.Variable]:
         imperfect = {id(v) for v in self.imperfections.values()}
@@ -232,6 +232,24 @@ def kernels_per_device() -> Iterator[None]:
 def stacked_kernels() -> bool:
     """Whether kernels differ per device in the present `tf.vectorized_map`."""
     return getattr(_context, "stacked", False)
+
+
+def overriding(model: keras.Model, values) -> keras.StatelessScope:
+    """A scope in which variables have other values and assignments are only noted.
+
+    Args:
+        model: the model whose loss is to be computed inside.
+        values: (variable, tensor) pairs.
+    """
+    values = list(values)
+    given = {id(v) for v, _ in values}
+    # Keras hands a regulariser None for a variable that the scope does not hold.
+    regularized = [
+        (v, tf.convert_to_tensor(v))
+        for v in model.trainable_variables
+        if v.regularizer is not None and id(v) not in given
+    ]
+    return keras.StatelessScope([*values, *regularized], collect_losses=True)
 
 
 def flat_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:

@@ -72,7 +72,7 @@ class SAM:
         # Dividing by the largest entry first: a loss scale of 2¹⁵ or more, squared,
         # would overflow.
         peaks = [tf.reduce_max(tf.abs(s)) for s in scaled if s.shape.num_elements()]
-        peak = tf.reduce_max(tf.stack([tf.cast(p, "float32") for p in peaks]))
+        peak = tf.reduce_max(tf.stack([tf.cast(p, "float64") for p in peaks]))
         safe = tf.where(tf.equal(peak, 0), tf.ones_like(peak), peak)
         unit = [s / tf.cast(safe, s.dtype) for s in scaled]
         square = tf.add_n([tf.cast(tf.reduce_sum(u * u), "float64") for u in unit])
@@ -124,11 +124,11 @@ class ASAM(SAM):
         return {**super().get_config(), "eta": self.eta}
 
 
-def get(ascent, rho=None) -> SAM:
+def get(ascent, rho=None) -> SAM | None:
     """Returns an ascent from a name or an object.
 
     Args:
-        ascent: `"sam"`, `"asam"`, or an object like `SAM`.
+        ascent: `"sam"`, `"asam"`, an object like `SAM`, or `None` for no ascent.
         rho: radius for a name, default 0.05; an object has its own.
 
     Raises:
@@ -141,13 +141,13 @@ def get(ascent, rho=None) -> SAM:
                 f"`ascent` must be 'sam', 'asam' or an object. Received: {ascent!r}"
             )
         return kinds[ascent](0.05 if rho is None else rho)
-    if not callable(ascent):
+    if ascent is not None and not callable(ascent):
         raise ValueError(
             f"`ascent` must be 'sam', 'asam' or an object. Received: {ascent!r}"
         )
     if rho is not None:
         raise ValueError(
-            "`rho` belongs to the ascent object when one is given. "
+            "`rho` goes with ascent='sam' or 'asam'; an object has its own. "
             f"Received: rho={rho!r}, ascent={ascent!r}"
         )
     return ascent

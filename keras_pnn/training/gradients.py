@@ -6,7 +6,7 @@ import dataclasses
 import keras
 import tensorflow as tf
 
-from keras_pnn.layers.physical import measured_by
+from keras_pnn.layers.physical import measured_by, overriding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,13 +49,11 @@ class ModelGradient:
         """
         x, y, sample_weight = batch
         values = {id(v): t for v, t in overrides}
-        watched = [
-            tf.identity(values.get(id(v), tf.convert_to_tensor(v))) for v in wrt
-        ]
+        watched = [tf.identity(values.get(id(v), tf.convert_to_tensor(v))) for v in wrt]
         mapping = [*overrides, *zip(wrt, watched, strict=True)]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(watched)
-            scope = keras.StatelessScope(state_mapping=mapping, collect_losses=True)
+            scope = overriding(trainer, mapping)
             with scope, self.context(trainer):
                 y_pred = trainer(x, training=True)
                 loss = trainer._compute_loss(

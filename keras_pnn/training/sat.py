@@ -5,11 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn.devices.variation import Variation
-from keras_pnn.layers.physical import (
-    flat_layers,
-    physical_layers,
-    select_variables,
-)
+from keras_pnn.layers.physical import select_variables
 from keras_pnn.training import ascent as ascents
 from keras_pnn.training.gradients import DeviceGradient, ModelGradient
 
@@ -33,7 +29,8 @@ class SATModel(keras.Model):
         rho: radius of the ascent, a number ≥ 0 or a Keras learning-rate schedule.
             Default 0.05. A number can be set during training, `sat.rho = 0.1`.
         ascent: `"sam"`, `"asam"`, or an object such as `pnn.ASAM(0.5, eta=0.01)`,
-            which has its own rho.
+            which has its own rho. `None` leaves the ascent out: one pass, plain
+            training with the noise or the device that is given.
         perturb: what the ascent moves: `"controls"`, `"all"` trainable variables,
             or a predicate on variables, which is also asked of imperfections.
         noise_aware: a `Variation`. A fresh device is drawn each step, the same in
@@ -80,7 +77,7 @@ class SATModel(keras.Model):
                 "`perturb` must be 'controls', 'all' or a predicate on variables. "
                 f"Received: {perturb!r}"
             )
-        if perturb == "controls" and model.built and not physical_layers(model):
+        if self.ascent is not None and model.built:
             select_variables(model, perturb)
         self.perturb = perturb
         if noise_aware is not None and not hasattr(noise_aware, "values"):
@@ -92,14 +89,19 @@ class SATModel(keras.Model):
         self.seed = int(seed)
         self.supports_masking = True
         self._sharpness = keras.metrics.Mean(name="sharpness")
+        self.built = model.built
 
     @property
     def rho(self):
-        """Radius of the ascent."""
-        return self.ascent.rho
+        """Radius of the ascent; 0 without one."""
+        return 0.0 if self.ascent is None else self.ascent.rho
 
     @rho.setter
     def rho(self, value):
+        if self.ascent is None:
+            raise ValueError(
+                f"`rho` needs an ascent, and ascent=None. Received: rho={value!r}"
+            )
         self.ascent.rho = value
 
     def build(self, input_shape=None):
@@ -126,37 +128,39 @@ class SATModel(keras.Model):
         if self.noise_aware is not None:
             step = tf.cast(tf.convert_to_tensor(iteration), "int32")
             noise = self.noise_aware.values(self.model, tf.stack([self.seed, step]))
-        moved = select_variables(self.model, self.perturb)
-        first = self.gradient(self, batch, noise, moved)
-
-        noisy = {id(v): t for v, t in noise}
-        values = [noisy.get(id(v), tf.convert_to_tensor(v)) for v in moved]
-        steps = self.ascent(values, _summed(first.gradients, moved), iteration)
-        worst = [v + s for v, s in zip(values, steps, strict=True)]
-        moved_ids = {id(v) for v in moved}
-        overrides = [p for p in noise if id(p[0]) not in moved_ids]
-        overrides += zip(moved, worst, strict=True)
         trainable = self.trainable_variables
-        second = self.gradient(self, batch, overrides, trainable)
+        if self.ascent is None:
+            first = second = self.gradient(self, batch, noise, trainable)
+        else:
+            moved = select_variables(self.model, self.perturb)
+            first = self.gradient(self, batch, noise, moved)
+            worst = self._worst(moved, _by_id(noise), first.gradients)
+            fixed = [p for p in noise if id(p[0]) not in {id(v) for v in moved}]
+            overrides = [*fixed, *zip(moved, worst, strict=True)]
+            second = self.gradient(self, batch, overrides, trainable)
 
-        self._commit(first.scope, noisy)
-        size = tf.shape(
-            next(a for a in keras.tree.flatten(batch[0]) if a is not None)
-        )[0]
+        self._commit(first.scope, _by_id(noise))
+        x, y, sample_weight = batch
+        size = tf.shape(next(a for a in keras.tree.flatten(x) if a is not None))[0]
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         self._loss_tracker.update_state(first.loss * replicas, sample_weight=size)
         self._sharpness.update_state(
             (second.loss - first.loss) * replicas, sample_weight=size
         )
         self.optimizer.apply_gradients(zip(second.gradients, trainable, strict=True))
-        x, y, sample_weight = batch
-        return self.compute_metrics(
-            x, y, first.y_pred, sample_weight=sample_weight
-        )
+        return self.compute_metrics(x, y, first.y_pred, sample_weight=sample_weight)
+
+    def _worst(self, moved, noise, gradients) -> list:
+        """Θ + ΔΘ, from the values that the first pass saw."""
+        values = [noise.get(id(v), tf.convert_to_tensor(v)) for v in moved]
+        dense = _summed(gradients, moved)
+        steps = self.ascent(values, dense, self.optimizer.iterations)
+        return [v + s for v, s in zip(values, steps, strict=True)]
 
     def _commit(self, scope, overridden) -> None:
-        """Stores what the first pass updated: statistics, random states."""
-        for variable in self.model.non_trainable_variables:
+        """Stores what the first pass updated: statistics, random states, metrics."""
+        model = self.model
+        for variable in [*model.non_trainable_variables, *model.metrics_variables]:
             value = scope.get_current_value(variable)
             if value is not None and id(variable) not in overridden:
                 variable.assign(value)
@@ -169,7 +173,7 @@ class SATModel(keras.Model):
     def _seed_states(self) -> list[keras.Variable]:
         return [
             generator.state
-            for layer in flat_layers(self.model)
+            for layer in self.model._flatten_layers()
             for generator in getattr(layer, "_seed_generators", [])
         ]
 
@@ -181,14 +185,14 @@ class SATModel(keras.Model):
 
     def load_own_variables(self, store):
         states = self._seed_states()
-        if len(store.keys()) not in (0, len(states)):
+        saved = list(store.keys())
+        if len(saved) not in (0, len(states)):
             raise ValueError(
-                f"`{self.name}` expected the states of {len(states)} random generators. "
-                f"Received: {len(store.keys())}"
+                f"`{self.name}` expected the states of {len(states)} random "
+                f"generators. Received: {len(saved)}"
             )
-        for index, state in enumerate(states):
-            if f"seed_{index}" in store.keys():
-                state.assign(store[f"seed_{index}"])
+        for index in range(len(saved)):
+            states[index].assign(store[f"seed_{index}"])
 
     def get_config(self):
         if isinstance(self.gradient, DeviceGradient):
@@ -212,6 +216,11 @@ class SATModel(keras.Model):
         parts = ("model", "ascent", "perturb", "noise_aware")
         loaded = {p: load(config[p], custom_objects=custom_objects) for p in parts}
         return cls(**{**config, **loaded})
+
+
+def _by_id(pairs) -> dict:
+    """{id of the variable: value}; Keras variables cannot be dictionary keys."""
+    return {id(variable): value for variable, value in pairs}
 
 
 def _summed(gradients: list, variables: list) -> list:

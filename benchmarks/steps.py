@@ -1,0 +1,187 @@
+"""What a step costs, as ratios in one run.
+
+    pip install -e ".[benchmark]" && python benchmarks/steps.py
+
+Prints a table and writes `results/benchmark_steps.json`:
+
+- a SAT step against a plain step of the same network;
+- LeNet-5 of microring banks against the same network of Dense and Conv2D;
+- `evaluate_devices` on 32 devices against `evaluate` in a loop;
+- a fit with `SATModel` against one with Keras' former
+  `SharpnessAwareMinimization` (package tf_keras), on the same digital network.
+
+Steps are timed in turn, A B A B …, and the ratio is the median over pairs, so that it
+holds on a machine whose speed drifts. First calls, which compile, are left out and
+given apart.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+import time
+
+import keras
+import numpy as np
+
+import keras_pnn as pnn
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples"))
+from networks import lenet5  # noqa: E402
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=60)
+    parser.add_argument("--images", type=int, default=10000)
+    parser.add_argument(
+        "--skip", nargs="*", default=[], choices=["steps", "devices", "fit"]
+    )
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results"))
+    return parser.parse_args()
+
+
+def compiled(model, jit: bool):
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("adam", loss, metrics=["accuracy"], jit_compile=jit)
+    return model
+
+
+def seconds(function) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def paired(a, b, pairs: int) -> dict:
+    """Medians of two functions timed in turn, and of their ratio."""
+    first = seconds(a), seconds(b)
+    for _ in range(3):
+        a(), b()
+    times = np.array([(seconds(a), seconds(b)) for _ in range(pairs)])
+    ratios = times[:, 0] / times[:, 1]
+    return {
+        "a_ms": 1e3 * float(np.median(times[:, 0])),
+        "b_ms": 1e3 * float(np.median(times[:, 1])),
+        "ratio": float(np.median(ratios)),
+        "ratio_quartiles": np.percentile(ratios, (25, 75)).tolist(),
+        "first_a_s": first[0],
+        "first_b_s": first[1],
+    }
+
+
+def steps(images, labels, pairs: int) -> dict:
+    rows = {}
+    for batch in (64, 256):
+        x, y = images[:batch], labels[:batch]
+        for jit in (False, True):
+            plain = compiled(lenet5(), jit)
+            sat = compiled(pnn.SATModel(lenet5(), rho=0.5, ascent="asam"), jit)
+            digital = compiled(lenet5(digital=True), jit)
+
+            def step(model, x=x, y=y):
+                return lambda: model.train_on_batch(x, y)
+
+            mode = f"batch {batch}, {'XLA' if jit else 'no XLA'}"
+            rows[f"SAT / plain step, {mode}"] = paired(step(sat), step(plain), pairs)
+            rows[f"banks / Dense+Conv2D step, {mode}"] = paired(
+                step(plain), step(digital), pairs
+            )
+    return rows
+
+
+def population(images, labels) -> dict:
+    model = compiled(lenet5(), False)
+    devices = pnn.Variation(resonance_shift=0.08).sample(model, 32, seed=0)
+
+    def loop():
+        for device in devices:
+            with device.installed(model):
+                model.evaluate(images, labels, verbose=0)
+
+    def together():
+        pnn.evaluate_devices(model, images, labels, devices, verbose=0)
+
+    model.evaluate(images[:64], labels[:64], verbose=0)
+    # The compilation of `evaluate_devices` is counted, since each call compiles.
+    times = [(seconds(loop), seconds(together)) for _ in range(3)]
+    ratios = [a / b for a, b in times]
+    a, b = np.median(times, axis=0)
+    return {
+        "32 devices: evaluate in a loop / evaluate_devices": {
+            "a_ms": 1e3 * float(a),
+            "b_ms": 1e3 * float(b),
+            "ratio": float(np.median(ratios)),
+            "images": len(images),
+        }
+    }
+
+
+def former_sam(images, labels) -> dict:
+    """One epoch each, in turn, three times; the first epochs compile."""
+    import tf_keras
+
+    k = tf_keras.layers
+    old = tf_keras.Sequential([k.Input((28, 28, 1))])
+    for filters, padding in ((6, "same"), (16, "valid")):
+        for layer in (
+            k.Conv2D(filters, 5, padding=padding),
+            k.BatchNormalization(),
+            k.ReLU(),
+            k.MaxPooling2D(),
+        ):
+            old.add(layer)
+    old.add(k.Flatten())
+    for units in (120, 84):
+        for layer in (k.Dense(units), k.BatchNormalization(), k.ReLU()):
+            old.add(layer)
+    old.add(k.Dense(10))
+    old = tf_keras.models.experimental.SharpnessAwareMinimization(old, rho=0.05)
+    old.compile(
+        "adam",
+        tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    new = compiled(pnn.SATModel(lenet5(digital=True), rho=0.05, perturb="all"), "auto")
+
+    def fit(model):
+        return lambda: model.fit(images, labels, batch_size=64, verbose=0)
+
+    first = seconds(fit(new)), seconds(fit(old))
+    times = np.array([(seconds(fit(new)), seconds(fit(old))) for _ in range(3)])
+    a, b = np.median(times, axis=0)
+    return {
+        "fit: SATModel / tf_keras SharpnessAwareMinimization": {
+            "a_ms": 1e3 * float(a),
+            "b_ms": 1e3 * float(b),
+            "ratio": float(np.median(times[:, 0] / times[:, 1])),
+            "first_a_s": first[0],
+            "first_b_s": first[1],
+            "images": len(images),
+        }
+    }
+
+
+def main() -> None:
+    args = arguments()
+    generator = np.random.default_rng(0)
+    # Times do not depend on what is in the picture.
+    images = generator.random((args.images, 28, 28, 1), dtype="float32")
+    labels = generator.integers(0, 10, args.images)
+    results = {}
+    if "steps" not in args.skip:
+        results |= steps(images, labels, args.pairs)
+    if "devices" not in args.skip:
+        results |= population(images, labels)
+    if "fit" not in args.skip:
+        results |= former_sam(images, labels)
+    print(f"{'A / B':62} {'A, ms':>9} {'B, ms':>9} {'A / B':>7}")
+    for name, row in results.items():
+        print(f"{name:62} {row['a_ms']:9.1f} {row['b_ms']:9.1f} {row['ratio']:7.2f}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / "benchmark_steps.json"
+    path.write_text(json.dumps(results, indent=1), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""Fig. 2 of arXiv:2411.12352: LeNet-5 on microring weight banks, method by method.
+
+Every method is trained on MNIST with several seeds and measured with batch
+normalisation frozen, all five banks warmed together, on the whole test set, and on
+20 chips with 0.08 nm of shift per ring, the same chips for all methods.
+
+    python examples/paper/fig2_mrr.py                         # everything, hours
+    python examples/paper/fig2_mrr.py --methods sat --seeds 0 # a part; parts add up
+    python examples/paper/fig2_mrr.py --quick
+
+Each run is kept as JSON in the output folder, and is not repeated; a run that was
+interrupted goes on after its last whole epoch. To split the work, start parts in
+several processes. `--report` only prints and draws what is there.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+import time
+
+import keras
+import numpy as np
+
+import keras_pnn as pnn
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from networks import lenet5  # noqa: E402
+
+TEMPERATURES = (-2, -1, -0.5, -0.25, -0.1, 0, 0.1, 0.25, 0.5, 1, 2)
+METHODS = {
+    "bp_weights": "BP on weights, SGD, then mapped to detunings",
+    "nat": "BP on weights with Gaussian weight noise 0.3 (NAT)",
+    "bp": "BP on detunings, Adam",
+    "pruning": "BP on detunings, Adam, optical pruning",
+    "sat": "SAT, adaptive, ρ = 0.5, Adam",
+    "sample_bp": "BP, per-sample normalisation",
+    "sample_noise": "BP with random chips and drift, per-sample normalisation",
+    "sample_sat": "SAT with random chips and drift, per-sample normalisation",
+}
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--data", default="auto")
+    parser.add_argument("--chips", type=int, default=20)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--report", action="store_true")
+    parser.add_argument(
+        "--out", type=pathlib.Path, default=pathlib.Path("results/fig2")
+    )
+    return parser.parse_args()
+
+
+def trainer(method: str, seed: int, epochs: int, steps: int) -> keras.Model:
+    """Returns a compiled model, ready for `fit`."""
+    digital = method in ("bp_weights", "nat")
+    bank = {}
+    if method == "pruning":
+        bank["control_regularizer"] = pnn.OpticalPruning(1e-3)
+    normalization = "sample" if method.startswith("sample") else "batch"
+    model = lenet5(normalization, digital, seed, **bank)
+    optimizer = keras.optimizers.Adam(0.01)
+    if digital:
+        optimizer = keras.optimizers.SGD(0.1, momentum=0.5)
+    if method == "nat":
+        noise = pnn.Variation(kernel=0.3)
+        model = pnn.SATModel(model, ascent=None, noise_aware=noise, seed=seed)
+    if method == "sat":
+        model = pnn.SATModel(model, rho=0.5, ascent="asam", seed=seed)
+    if method.startswith("sample"):
+        schedules = keras.optimizers.schedules
+        optimizer = keras.optimizers.Adam(schedules.CosineDecay(0.01, epochs * steps))
+    if method in ("sample_noise", "sample_sat"):
+        from tensorflow_probability import distributions as tfd
+
+        noise = pnn.Variation(resonance_shift=0.06, temperature=tfd.Uniform(-2.5, 2.5))
+        rho = schedules.PolynomialDecay(0.0, steps, 0.5, 1.0)
+        ascent = pnn.ASAM(rho) if method == "sample_sat" else None
+        model = pnn.SATModel(model, ascent=ascent, noise_aware=noise, seed=seed)
+    return compiled(model, optimizer)
+
+
+def compiled(model: keras.Model, optimizer="adam") -> keras.Model:
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=True)
+    return model
+
+
+def on_banks(method: str, model: keras.Model) -> keras.Model:
+    """The trained network on weight banks, compiled for evaluation."""
+    model = getattr(model, "model", model)
+    if method in ("bp_weights", "nat"):
+        model = pnn.convert(model).model
+    return compiled(model)
+
+
+def run(method: str, seed: int, data, args) -> dict:
+    batches = pnn.datasets.Batches(data.x_train, data.y_train, 64, seed=seed)
+    model = trainer(method, seed, args.epochs, len(batches))
+    start = time.perf_counter()
+    model.fit(
+        batches,
+        epochs=args.epochs,
+        shuffle=False,
+        verbose=2,
+        callbacks=[
+            pnn.callbacks.BatchOrder(batches),
+            keras.callbacks.BackupAndRestore(args.out / f"backup_{method}_{seed}"),
+        ],
+    )
+    seconds = time.perf_counter() - start
+    model = on_banks(method, model)
+    x, y = data.x_test, data.y_test
+    warm = pnn.devices.sweep(model, "temperature", TEMPERATURES)
+    chips = pnn.Variation(resonance_shift=0.08).sample(model, args.chips, seed=1)
+    curvature = pnn.hessian_eigenvalues(
+        model, data.x_train[:1000], data.y_train[:1000], tolerance=0.01
+    )
+    by_temperature = pnn.evaluate_devices(model, x, y, warm, verbose=0)["accuracy"]
+    by_chip = pnn.evaluate_devices(model, x, y, chips, verbose=0)["accuracy"]
+    model.save(args.out / f"{method}_{seed}.keras")
+    return {
+        "method": method,
+        "seed": seed,
+        "epochs": args.epochs,
+        "data": data.name,
+        "images": len(data.x_train),
+        "batch_size": 64,
+        "batch_norm": "frozen",
+        "seconds": seconds,
+        "temperature": (100 * by_temperature).tolist(),
+        "chips": (100 * by_chip).tolist(),
+        "lambda_max": float(curvature.eigenvalues[0]),
+        "residual": float(curvature.residuals[0]),
+        "hessian_samples": 1000,
+    }
+
+
+def report(out: pathlib.Path) -> None:
+    """Prints mean ± standard deviation over seeds, and draws the curves."""
+    from keras_pnn import plotting
+
+    runs = [json.loads(p.read_text("utf-8")) for p in sorted(out.glob("run_*.json"))]
+    heads = [f"{t:+g} K" if t else "0 K" for t in TEMPERATURES]
+    heads += ["chips", "p05", "min", "λ_max"]
+    print(f"{'':14}" + " ".join(f"{h:>12}" for h in heads))
+    warm, chips = {}, {}
+    for method in METHODS:
+        mine = [r for r in runs if r["method"] == method]
+        if not mine:
+            continue
+        warm[method] = np.array([r["temperature"] for r in mine])
+        chips[method] = np.array([r["chips"] for r in mine])
+        columns = [
+            *warm[method].T,
+            chips[method].mean(1),
+            np.percentile(chips[method], 5, axis=1),
+            chips[method].min(1),
+            np.array([r["lambda_max"] for r in mine]),
+        ]
+        cells = [f"{c.mean():.4g}±{c.std():.2g}" for c in columns]
+        print(
+            f"{method:14}"
+            + " ".join(f"{c:>12}" for c in cells)
+            + f"   {len(mine)} seeds, {mine[0]['epochs']} epochs"
+        )
+    if warm:
+        axis = "temperature of the chip (K)"
+        for name, group in (
+            ("paper", [m for m in warm if not m.startswith("sample")]),
+            ("sample", [m for m in warm if m.startswith("sample")]),
+        ):
+            if group:
+                curves = {METHODS[m]: warm[m] for m in group}
+                ax = plotting.sweep(TEMPERATURES, curves, axis)
+                plotting.save(ax, out / f"temperature_{name}.png")
+        plotting.save(plotting.distributions(chips), out / "chips.png")
+
+
+def main() -> None:
+    args = arguments()
+    args.out.mkdir(parents=True, exist_ok=True)
+    if not args.report:
+        data = pnn.datasets.load(args.data)
+        if args.quick:
+            data, args.epochs, args.chips = data.head(1000, 200), 1, 2
+        for seed in args.seeds:
+            for method in args.methods:
+                path = args.out / f"run_{method}_{seed}.json"
+                if path.exists():
+                    continue
+                print(f"\n{METHODS[method]}; seed {seed}")
+                path.write_text(json.dumps(run(method, seed, data, args)), "utf-8")
+    report(args.out)
+
+
+if __name__ == "__main__":
+    main()

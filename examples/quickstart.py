@@ -25,7 +25,7 @@ TEMPERATURES = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="auto", help="auto, mnist, digits or a path")
-    parser.add_argument("--epochs", type=int, default=None, help="default 4; digits 40")
+    parser.add_argument("--epochs", type=int, default=None, help="default 5; digits 40")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--chips", type=int, default=20)
@@ -43,15 +43,33 @@ def compiled(model: keras.Model, steps: int) -> keras.Model:
     return model
 
 
-def sharpness_aware(model: keras.Model, steps_per_epoch: int, seed: int):
-    """SAT on chips that differ and warm up at random: recipe (b) of the README."""
+def sharpness_aware(model: keras.Model, seed: int) -> pnn.SATModel:
+    """SAT among chips that differ and warm up at random."""
     from tensorflow_probability import distributions as tfd
 
-    # The radius grows during the first epoch: far from any minimum, the worst
-    # neighbour says little.
-    rho = keras.optimizers.schedules.PolynomialDecay(0.0, steps_per_epoch, 0.5, 1.0)
     noise = pnn.Variation(resonance_shift=0.06, temperature=tfd.Uniform(-2.5, 2.5))
-    return pnn.SATModel(model, rho=rho, ascent="asam", noise_aware=noise, seed=seed)
+    return pnn.SATModel(model, rho=0.5, ascent="asam", noise_aware=noise, seed=seed)
+
+
+def train(model, name: str, batches, epochs: int, args) -> None:
+    """BP, or one epoch of BP and SAT for the rest.
+
+    Among random devices a network without any training finds no direction.
+    """
+    phases = [(model, 0, epochs)]
+    if name == "SAT":
+        phases = [(model, 0, 1), (sharpness_aware(model, args.seed), 1, epochs)]
+    for phase, (trainer, first, last) in enumerate(phases):
+        compiled(trainer, epochs * len(batches)).fit(
+            batches,
+            initial_epoch=first,
+            epochs=last,
+            shuffle=False,
+            callbacks=[
+                pnn.callbacks.BatchOrder(batches),
+                keras.callbacks.BackupAndRestore(args.out / f"backup_{name}_{phase}"),
+            ],
+        )
 
 
 def measure(model, data, chips: int) -> dict:
@@ -120,7 +138,7 @@ def main() -> None:
     data = pnn.datasets.load(args.data)
     if args.quick:
         data = data.head(2000, 500)
-    epochs = args.epochs or (2 if args.quick else 40 if data.name == "digits" else 4)
+    epochs = args.epochs or (2 if args.quick else 40 if data.name == "digits" else 5)
     args.out.mkdir(parents=True, exist_ok=True)
     batches = pnn.datasets.Batches(
         data.x_train, data.y_train, args.batch_size, seed=args.seed
@@ -128,22 +146,9 @@ def main() -> None:
     models, results = {}, {}
     for name in ("BP", "SAT"):
         model = lenet5("sample", seed=args.seed)
-        trainer = model
-        if name == "SAT":
-            trainer = sharpness_aware(model, len(batches), args.seed)
-        compiled(trainer, epochs * len(batches))
         print(f"\n{name}: {epochs} epochs on {len(data.x_train)} images of {data.name}")
         start = time.perf_counter()
-        trainer.fit(
-            batches,
-            epochs=epochs,
-            shuffle=False,
-            verbose=1,
-            callbacks=[
-                pnn.callbacks.BatchOrder(batches),
-                keras.callbacks.BackupAndRestore(args.out / f"backup_{name}"),
-            ],
-        )
+        train(model, name, batches, epochs, args)
         print(f"  trained in {time.perf_counter() - start:.0f} s")
         compiled(model, 1)
         models[name] = model

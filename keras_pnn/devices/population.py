@@ -168,8 +168,10 @@ class _Engine:
         # XLA fuses the passes over activations, which is most of the time: LeNet-5
         # takes a third of the time that it takes without.
         self._forward_all = tf.function(self._stacked, jit_compile=True)
-        self._metrics = tf.function(self._update_all, reduce_retracing=True)
-        self._single = tf.function(self._one, reduce_retracing=True)
+        # Without relaxed shapes: the losses of single outputs are weighted with the
+        # batch size where Keras knows it.
+        self._metrics = tf.function(self._update_all)
+        self._single = tf.function(self._one)
 
     def zero_state(self, devices: int):
         before = [v.numpy() for v in self.state]
@@ -202,6 +204,9 @@ class _Engine:
         with keras.StatelessScope(state_mapping=mapping) as scope:
             size = tf.shape(keras.tree.flatten(x)[0])[0]
             self.model._loss_tracker.update_state(loss, sample_weight=size)
+            if self.model._compile_loss.metrics:
+                # The losses of single outputs count themselves when called.
+                self.model._compile_loss(y, y_pred, sample_weight)
             self.model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
             return [_now(scope, v) for v in self.state]
 

@@ -145,7 +145,7 @@ def _read(row: dict, values: dict, layers: dict, where: str) -> None:
         and len(index) == array.ndim
         and all(0 <= i < n for i, n in zip(index, array.shape, strict=True))
     )
-    if not inside or not abs(value) <= np.finfo("float32").max:
+    if not inside or not abs(value) <= float(np.finfo("float32").max):
         raise ValueError(
             f"{where}: expected an index inside {array.shape} and a finite value. "
             f"Received: index {row['index']!r}, value {row['value']!r}"

@@ -123,6 +123,7 @@ class SATModel(keras.Model):
 
     def train_step(self, data):
         batch = keras.utils.unpack_x_y_sample_weight(data)
+        self._build_inner(batch[0])
         iteration = self.optimizer.iterations
         noise = []
         if self.noise_aware is not None:
@@ -150,6 +151,15 @@ class SATModel(keras.Model):
         self.optimizer.apply_gradients(zip(second.gradients, trainable, strict=True))
         return self.compute_metrics(x, y, first.y_pred, sample_weight=sample_weight)
 
+    def _build_inner(self, x) -> None:
+        """Creates the variables that Keras leaves for the first call."""
+        if not all(layer.built for layer in self.model._flatten_layers()):
+            symbols = [
+                None if t is None else keras.KerasTensor(t.shape, t.dtype)
+                for t in keras.tree.flatten(x)
+            ]
+            self.model(keras.tree.pack_sequence_as(x, symbols))
+
     def _worst(self, moved, noise, gradients) -> list:
         """Θ + ΔΘ, from the values that the first pass saw."""
         values = [noise.get(id(v), tf.convert_to_tensor(v)) for v in moved]
@@ -159,8 +169,8 @@ class SATModel(keras.Model):
 
     def _commit(self, scope, overridden) -> None:
         """Stores what the first pass updated: statistics, random states, metrics."""
-        model = self.model
-        for variable in [*model.non_trainable_variables, *model.metrics_variables]:
+        updated = [*self.model.non_trainable_variables, *self.metrics_variables]
+        for variable in updated:
             value = scope.get_current_value(variable)
             if value is not None and id(variable) not in overridden:
                 variable.assign(value)

@@ -1,0 +1,212 @@
+"""One device: installing it, measuring with it, keeping it in a file."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import keras_pnn as pnn
+from keras_pnn.devices import Devices, SimulatedDevice, sweep
+
+VARIATION = pnn.Variation(resonance_shift=0.08, temperature=1.0)
+X = np.random.default_rng(0).normal(size=(6, 3)).astype("float32")
+
+
+def network(units=4, names=("first", "second")):
+    inputs = keras.Input((3,))
+    hidden = pnn.layers.MRRBank(5, activation="relu", name=names[0])(inputs)
+    outputs = pnn.layers.MRRBank(units, name=names[1])(hidden)
+    return keras.Model(inputs, outputs)
+
+
+def state(model):
+    return [v.numpy().tobytes() for v in model.variables]
+
+
+def test_installed_sets_values_and_restores_bit_for_bit():
+    model = network()
+    first = model.get_layer("first").imperfections
+    first["resonance_shift"].assign(np.full((3, 5), 0.1, "float32"))
+    before, ideal = state(model), model(X).numpy()
+    (device,) = VARIATION.sample(model, 1)
+    with device.installed(model) as entered:
+        assert entered is device
+        # A device replaces imperfections: it does not add to those installed.
+        np.testing.assert_array_equal(
+            first["resonance_shift"].numpy(), device.deviations["resonance_shift", 0]
+        )
+        assert np.abs(model(X).numpy() - ideal).max() > 1e-3
+    assert state(model) == before
+    with pytest.raises(KeyError, match="body"), device.installed(model):
+        raise KeyError("body")
+    assert state(model) == before
+
+
+def test_installed_nested():
+    model = network()
+    one, two = VARIATION.sample(model, 2)
+    outside = state(model)
+    with one.installed(model):
+        inside = state(model)
+        with two.installed(pnn.SATModel(model)):
+            innermost = state(model)
+        assert state(model) == inside
+    assert state(model) == outside
+    with two.installed(model):
+        assert state(model) == innermost
+    assert len({tuple(outside), tuple(inside), tuple(innermost)}) == 3
+
+
+def test_a_failing_assignment_installs_nothing():
+    model = network()
+    before = state(model)
+    arrays = {
+        ("resonance_shift", 0): np.ones((3, 5), "float32"),
+        ("resonance_shift", 1): np.ones((7, 7), "float32"),
+    }
+    shapes = {"resonance_shift": [[3, 5], [5, 4]]}
+    with pytest.raises(ValueError), SimulatedDevice(arrays, shapes).installed(model):
+        pass
+    assert state(model) == before
+
+
+def test_another_architecture_is_refused():
+    (device,) = VARIATION.sample(network(units=4), 1)
+    other = network(units=7)
+    before = state(other)
+    with pytest.raises(ValueError, match=r"\[5, 4\]"), device.installed(other):
+        pass
+    with pytest.raises(ValueError, match="architecture"):
+        device.values(other)
+    assert state(other) == before
+    # A layer more is another architecture too, even where the first layers agree.
+    deeper = keras.Sequential([network(), pnn.layers.MRRBank(4)])
+    deeper.build((None, 3))
+    with pytest.raises(ValueError, match="architecture"):
+        device.values(deeper)
+
+
+def test_measure_equals_installed():
+    model = network()
+    layer = model.get_layer("first")
+    (device,) = VARIATION.sample(model, 1)
+    with pytest.raises(ValueError, match="attach"):
+        device.measure(layer, X, {})
+    controls = {n: v.numpy() for n, v in layer.controls.items()}
+    measured = device.attach(model).measure(layer, X, controls)
+    with device.installed(model):
+        np.testing.assert_array_equal(measured, layer(X))
+
+
+def test_measure_refuses_deviating_weights():
+    model = network()
+    (device,) = pnn.Variation(bias=0.1).sample(model, 1)
+    with pytest.raises(ValueError, match="bias"):
+        device.attach(model)
+
+
+def test_npz_round_trip(tmp_path):
+    model = network()
+    devices = VARIATION.sample(model, 3, seed=4)
+    devices.save(tmp_path / "chips.npz")
+    assert [p.name for p in tmp_path.iterdir()] == ["chips.npz"]
+    loaded = Devices.load(tmp_path / "chips.npz")
+    assert [d.label for d in loaded] == [d.label for d in devices]
+    for one, other in zip(devices, loaded, strict=True):
+        assert one.architecture == other.architecture
+        assert one.deviations.keys() == other.deviations.keys()
+        for key, value in one.deviations.items():
+            np.testing.assert_array_equal(value, other.deviations[key])
+            assert value.dtype == other.deviations[key].dtype
+        with other.installed(model):
+            theirs = state(model)
+        with one.installed(model):
+            assert state(model) == theirs
+    with pytest.raises(ValueError, match="architecture"):
+        loaded[0].values(network(units=9))
+    Devices([]).save(tmp_path / "none.npz")
+    assert len(Devices.load(tmp_path / "none.npz")) == 0
+
+
+def test_npz_of_bfloat16_weights(tmp_path):
+    layer = keras.layers.Dense(2, dtype="bfloat16")
+    model = keras.Sequential([keras.Input((3,)), layer])
+    devices = pnn.Variation(kernel=0.3).sample(model, 1)
+    devices.save(tmp_path / "chips.npz")
+    (loaded,) = Devices.load(tmp_path / "chips.npz")
+    with devices[0].installed(model):
+        expected = state(model)
+    with loaded.installed(model):
+        assert state(model) == expected
+
+
+def test_damaged_files(tmp_path):
+    path = tmp_path / "chips.npz"
+    VARIATION.sample(network(), 2).save(path)
+    whole = path.read_bytes()
+    for content in (b"", b"garbage", whole[: len(whole) // 2], whole[:-30]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"chips\.npz"):
+            Devices.load(path)
+    with pytest.raises(FileNotFoundError):
+        Devices.load(tmp_path / "missing.npz")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": "other/1"},
+        {"labels": ["a", "b", "c"]},
+        {"keys": [["resonance_shift", 0]] * 9},
+        {"labels": None},
+    ],
+)
+def test_inconsistent_headers(tmp_path, change):
+    path = tmp_path / "chips.npz"
+    VARIATION.sample(network(), 2).save(path)
+    with np.load(path) as file:
+        arrays = dict(file)
+    header = {**json.loads(str(arrays["header"])), **change}
+    np.savez(path, **{**arrays, "header": np.array(json.dumps(header))})
+    with pytest.raises(ValueError, match=r"Devices\.save"):
+        Devices.load(path)
+    np.savez(path, **{k: v for k, v in arrays.items() if k != "header"})
+    with pytest.raises(ValueError, match=r"Devices\.save"):
+        Devices.load(path)
+
+
+def test_devices_are_a_sequence_of_one_kind():
+    model = network()
+    devices = VARIATION.sample(model, 4)
+    assert isinstance(devices[1:3], Devices)
+    assert list(devices[1:3]) == [devices[1], devices[2]]
+    assert devices[-1] is devices[3]
+    odd = pnn.Variation(temperature=1.0).sample(model, 1)
+    with pytest.raises(ValueError, match="same variables"):
+        Devices([*devices, *odd])
+
+
+def test_deviations_must_be_finite():
+    with pytest.raises(ValueError, match=r"resonance_shift\[1\]"):
+        SimulatedDevice({("resonance_shift", 1): np.array([0.0, np.nan])})
+
+
+def test_sweep():
+    model = network()
+    devices = sweep(model, "temperature", [-1.0, 0.0, 2.5])
+    assert [d.label for d in devices][2] == "temperature = 2.5"
+    for device, value in zip(devices, [-1.0, 0.0, 2.5], strict=True):
+        with device.installed(model):
+            for layer in model.layers[1:]:
+                assert layer.imperfections["temperature"].numpy() == value
+    (one,) = sweep(model, "second/resonance_shift", 0.3)
+    with one.installed(model):
+        imperfect = [la.imperfections for la in model.layers[1:]]
+        shifts = [i["resonance_shift"].numpy() for i in imperfect]
+    assert not shifts[0].any()
+    np.testing.assert_array_equal(shifts[1], np.full((5, 4), 0.3, "float32"))
+    with pytest.raises(ValueError, match="temperature"):
+        sweep(model, "humidity", [0.0])
+    with pytest.raises(ValueError, match="finite"):
+        sweep(model, "temperature", [np.nan])

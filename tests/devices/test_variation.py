@@ -1,0 +1,207 @@
+"""Draws of devices: what they depend on, and what they look like."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_pnn as pnn
+
+
+def two_banks(names=(None, None), units=4):
+    inputs = keras.Input((3,))
+    hidden = pnn.layers.MRRBank(5, name=names[0])(inputs)
+    outputs = pnn.layers.MRRBank(units, name=names[1])(hidden)
+    return keras.Model(inputs, outputs)
+
+
+def deviations(devices):
+    return [d.deviations for d in devices]
+
+
+def assert_same(one, other):
+    assert len(one) == len(other)
+    for a, b in zip(deviations(one), deviations(other), strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key])
+
+
+VARIATION = pnn.Variation(resonance_shift=0.08, temperature=1.0, half_width_error=0.1)
+
+
+def test_draws_do_not_depend_on_names_or_wrappers():
+    one, other = two_banks(), two_banks()
+    assert one.layers[1].name != other.layers[1].name
+    devices = VARIATION.sample(one, 3, seed=5)
+    assert_same(devices, VARIATION.sample(other, 3, seed=5))
+    assert_same(devices, VARIATION.sample(pnn.SATModel(other), 3, seed=5))
+    nested_inputs = keras.Input((3,))
+    nested = keras.Model(nested_inputs, other(nested_inputs))
+    assert_same(devices, VARIATION.sample(nested, 3, seed=5))
+
+
+def test_a_device_does_not_depend_on_how_many_or_on_the_others():
+    model = two_banks()
+    many = VARIATION.sample(model, 6, seed=1)
+    assert_same(many[:2], VARIATION.sample(model, 2, seed=1))
+    alone = pnn.Variation(resonance_shift=0.08).sample(model, 1, seed=1)[0]
+    for key, value in alone.deviations.items():
+        np.testing.assert_array_equal(value, many[0].deviations[key])
+    shift = ("resonance_shift", 0)
+    values = [d.deviations[shift] for d in many]
+    values += [d.deviations[shift] for d in VARIATION.sample(model, 6, seed=2)]
+    assert len({v.tobytes() for v in values}) == 12
+
+
+def test_layers_and_quantities_have_their_own_draws():
+    model = keras.Sequential(
+        [keras.Input((4,)), pnn.layers.MRRBank(4), pnn.layers.MRRBank(4)]
+    )
+    variation = pnn.Variation(resonance_shift=1.0, half_width_error=1.0)
+    drawn = variation.sample(model, 1)[0].deviations
+    assert len({v.tobytes() for v in drawn.values()}) == 4
+
+
+def test_a_chip_has_one_temperature():
+    model = two_banks()
+    (device,) = VARIATION.sample(model, 1)
+    zero, one = (device.deviations["temperature", i] for i in range(2))
+    assert zero == one != 0
+    with device.installed(model):
+        values = [la.imperfections["temperature"].numpy() for la in model.layers[1:]]
+    assert values[0] == values[1] == zero
+
+
+def test_one_layer_by_its_name():
+    model = two_banks(("first", "second"))
+    (device,) = pnn.Variation({"second/resonance_shift": 0.08}).sample(model, 1)
+    assert list(device.deviations) == [("resonance_shift", 1)]
+    # The same draw as when all layers deviate.
+    (both,) = pnn.Variation(resonance_shift=0.08).sample(model, 1)
+    np.testing.assert_array_equal(
+        device.deviations["resonance_shift", 1], both.deviations["resonance_shift", 1]
+    )
+    # A name with a layer wins, in whatever order they come.
+    for spreads in (
+        {"second/resonance_shift": 0.0, "resonance_shift": 0.08},
+        {"resonance_shift": 0.08, "second/resonance_shift": 0.0},
+    ):
+        (mixed,) = pnn.Variation(spreads).sample(model, 1)
+        assert mixed.deviations["resonance_shift", 0].any()
+        assert not mixed.deviations["resonance_shift", 1].any()
+
+
+def test_statistics():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((40,)), pnn.layers.MRRBank(50)])
+    devices = pnn.Variation(resonance_shift=0.08, temperature=2.0).sample(model, 40)
+    shifts = np.stack([d.deviations["resonance_shift", 0] for d in devices])
+    n = shifts.size
+    assert abs(shifts.mean()) < 4 * 0.08 / np.sqrt(n)
+    assert abs(shifts.std() - 0.08) < 4 * 0.08 / np.sqrt(2 * n)
+    # Between devices and between rings alike: no axis shares its draws.
+    for axis in range(3):
+        means = shifts.mean(axis=axis)
+        error = 0.08 / np.sqrt(shifts.shape[axis])
+        spread = 4 * error / np.sqrt(2 * means.size)
+        assert abs(means.std() - error) < spread
+    kelvin = np.array([d.deviations["temperature", 0] for d in devices])
+    assert abs(kelvin.std() - 2.0) < 4 * 2.0 / np.sqrt(2 * 40)
+
+
+def test_weights_deviate_from_their_present_value():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4)])
+    kernel = model.layers[0].kernel.numpy()
+    (device,) = pnn.Variation(kernel=0.3).sample(model, 1)
+    with device.installed(model):
+        moved = model.layers[0].kernel.numpy()
+    np.testing.assert_array_equal(moved, kernel + device.deviations["kernel", 0])
+    np.testing.assert_array_equal(model.layers[0].kernel.numpy(), kernel)
+    assert np.abs(moved - kernel).max() > 0.05
+
+
+def test_correlation_function():
+    length, n = 3.0, 400
+    correlated = pnn.Correlated(0.5, length)
+    draws = np.stack([correlated.draw((2, 3, 5), (0, i), "float64") for i in range(n)])
+    # (kh, kw·…) flattened are columns, the last axis rows.
+    samples = draws.reshape(n, 30)
+    column, row = np.divmod(np.arange(30), 5)
+    distance = np.abs(np.subtract.outer(column, column))
+    distance += np.abs(np.subtract.outer(row, row))
+    expected = 0.25 * np.exp(-distance / length)
+    measured = samples.T @ samples / n
+    # The variance of a sample covariance of Gaussians is (s_ii s_jj + s_ij²) / n.
+    errors = np.sqrt((0.25**2 + expected**2) / n)
+    assert (np.abs(measured - expected) < 5 * errors).all()
+
+
+@pytest.mark.parametrize("length", [1e-3, 1e9, 1e20])
+def test_extreme_correlation_lengths(length):
+    draw = pnn.Correlated(0.5, length).draw((30, 40), (0, 1), "float64").numpy()
+    if length < 1:
+        assert abs(draw.std() - 0.5) < 4 * 0.5 / np.sqrt(2 * draw.size)
+    else:
+        assert draw.std() < 1e-2 and abs(draw.mean()) > 1e-3
+
+
+def test_correlated_in_a_variation_and_a_scalar():
+    model = two_banks()
+    correlated = pnn.Correlated(0.08, 2.0)
+    variation = pnn.Variation(resonance_shift=correlated, temperature=correlated)
+    (device,) = variation.sample(model, 1)
+    assert device.deviations["resonance_shift", 1].shape == (5, 4)
+    assert device.deviations["temperature", 0].shape == ()
+    config = keras.saving.serialize_keras_object(variation)
+    again = keras.saving.deserialize_keras_object(config)
+    assert_same([device], again.sample(model, 1))
+
+
+def test_tfp_distribution():
+    import tensorflow_probability as tfp
+
+    model = two_banks()
+    uniform = tfp.distributions.Uniform(0.2, 0.3)
+    (device,) = pnn.Variation(resonance_shift=uniform).sample(model, 1)
+    for index, shape in enumerate([(3, 5), (5, 4)]):
+        drawn = device.deviations["resonance_shift", index]
+        assert drawn.shape == shape and drawn.dtype == "float32"
+        assert drawn.min() >= 0.2 and drawn.max() <= 0.3 and drawn.std() > 0
+    # A distribution of vectors lies along the last axis.
+    along = tfp.distributions.MultivariateNormalDiag(np.arange(4.0), 1e-6 * np.ones(4))
+    variation = pnn.Variation({f"{model.layers[2].name}/resonance_shift": along})
+    (device,) = variation.sample(model, 1)
+    drawn = device.deviations["resonance_shift", 1]
+    np.testing.assert_allclose(drawn, np.tile(np.arange(4.0), (5, 1)), atol=1e-4)
+    with pytest.raises(ValueError, match="shape that ends"):
+        pnn.Variation(resonance_shift=along).sample(model, 1)
+    with pytest.raises(ValueError, match="pass other distributions again"):
+        pnn.Variation(resonance_shift=uniform).get_config()
+
+
+def test_bad_names_list_what_exists():
+    model = two_banks(("first", "second"))
+    for name in ("shift", "third/resonance_shift", "first/kernel"):
+        with pytest.raises(ValueError, match=r"resonance_shift.*bias") as error:
+            pnn.Variation({name: 0.1}).sample(model, 1)
+        assert name in str(error.value)
+
+
+@pytest.mark.parametrize("bad", [-0.1, float("nan"), float("inf"), "big", None])
+def test_bad_spreads(bad):
+    with pytest.raises(ValueError, match="resonance_shift"):
+        pnn.Variation(resonance_shift=bad)
+    with pytest.raises(ValueError, match="nothing"):
+        pnn.Variation()
+
+
+@pytest.mark.parametrize("std,length", [(-1.0, 1.0), (1.0, 0.0), (1.0, np.nan)])
+def test_bad_correlated(std, length):
+    with pytest.raises(ValueError, match=r"std|length"):
+        pnn.Correlated(std, length)
+
+
+@pytest.mark.parametrize("n", [0, -1, 1.5])
+def test_bad_count(n):
+    with pytest.raises(ValueError, match="`n`"):
+        VARIATION.sample(two_banks(), n)

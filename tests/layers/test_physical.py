@@ -1,0 +1,301 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_pnn as pnn
+from keras_pnn.layers import MRRBank, MRRConv2D, PhysicalLayer, physical
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Attenuators(PhysicalLayer):
+    """The example in the docstring of `PhysicalLayer`, with a second state."""
+
+    def build(self, input_shape):
+        self.add_control(
+            "amplitude", input_shape[-1:], unit="", initializer="ones", neutral=1.0
+        )
+        self.add_imperfection("loss_db", input_shape[-1:], unit="dB")
+        self.add_imperfection("gain", (), unit="", neutral=1.0, shared=True)
+
+    def forward(self, inputs, controls, imperfections):
+        loss = 10.0 ** (-imperfections["loss_db"] / 20)
+        return inputs * controls["amplitude"] * loss * imperfections["gain"]
+
+
+def network():
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 2)),
+            MRRConv2D(3, 2, padding="same", kernel_regularizer="l2", name="conv"),
+            keras.layers.BatchNormalization(),
+            keras.layers.Flatten(),
+            MRRBank(4, tuning=pnn.HeaterTuning(), activation="relu", name="bank"),
+            Attenuators(name="attenuators"),
+        ]
+    )
+    rng = np.random.default_rng(1)
+    for variable in model.weights:
+        if "moving_variance" not in variable.path and not variable.path.endswith(
+            ("resonance_shift", "half_width_error", "temperature", "loss_db", "gain")
+        ):
+            variable.assign(variable + rng.uniform(0, 0.1, variable.shape))
+    return model
+
+
+def disturb(model):
+    for layer in physical.physical_layers(model):
+        for variable in layer.imperfections.values():
+            variable.assign(np.full(variable.shape, 0.05))
+
+
+X = np.random.default_rng(2).normal(size=(3, 6, 6, 2)).astype("float32")
+
+
+def test_the_example_of_the_docstring_runs():
+    text = PhysicalLayer.__doc__.split("```python")[1].split("```")[0]
+    spots = {"pnn": pnn}
+    lines = text.splitlines()
+    exec("\n".join(line[4:] for line in lines), spots)
+    layer = spots["Attenuators"]()
+    x = np.ones((2, 3), "float32")
+    np.testing.assert_array_equal(layer(x), x)
+    layer.imperfections["loss_db"].assign([0, 20, 40])
+    np.testing.assert_allclose(layer(x)[0], [1, 0.1, 0.01], rtol=1e-6)
+
+
+def test_controls_and_imperfections_are_what_was_declared():
+    layer = Attenuators()
+    layer.build((None, 3))
+    assert list(layer.controls) == ["amplitude"]
+    assert list(layer.imperfections) == ["loss_db", "gain"]
+    assert layer.trainable_variables == [layer.controls["amplitude"]]
+    gain, loss = layer.quantity("gain"), layer.quantity("loss_db")
+    assert (gain.unit, gain.neutral, gain.shared) == ("", 1.0, True)
+    assert (loss.unit, loss.neutral, loss.shared) == ("dB", 0.0, False)
+    assert loss.variable is layer.imperfections["loss_db"]
+    assert layer.quantity("amplitude").variable is layer.controls["amplitude"]
+    bank = MRRBank(2)
+    bank.build((None, 3))
+    units = {n: bank.quantity(n).unit for n in (*bank.controls, *bank.imperfections)}
+    assert units == {
+        "control": "nm", "resonance_shift": "nm", "half_width_error": "",
+        "temperature": "K",
+    }
+    assert bank.quantity("temperature").shared
+    assert not bank.quantity("resonance_shift").shared
+
+
+def test_imperfections_begin_and_reset_to_neutral():
+    layer = Attenuators()
+    layer.build((None, 3))
+    assert float(layer.imperfections["gain"]) == 1.0
+    disturb(keras.Sequential([layer]))
+    layer.reset_imperfections()
+    assert float(layer.imperfections["gain"]) == 1.0
+    np.testing.assert_array_equal(layer.imperfections["loss_db"], np.zeros(3))
+
+
+def test_imperfections_are_never_trained(tmp_path):
+    model = network()
+    disturb(model)
+    model.trainable = False
+    model.trainable = True
+    model.compile("sgd", loss="mse")
+    model.fit(X, np.ones((3, 4)), verbose=0)
+    for layer in physical.physical_layers(model):
+        for variable in layer.imperfections.values():
+            np.testing.assert_array_equal(
+                variable, np.full(variable.shape, np.float32(0.05))
+            )
+
+
+def test_a_saved_model_is_the_design(tmp_path):
+    model = network()
+    expected = model.predict(X, verbose=0)
+    disturb(model)
+    assert np.abs(model.predict(X, verbose=0) - expected).max() > 1e-3
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded.predict(X, verbose=0), expected)
+    for layer in physical.physical_layers(loaded):
+        for name, variable in layer.imperfections.items():
+            neutral = layer.quantity(name).neutral
+            assert np.all(np.asarray(variable) == neutral)
+    # The model that was saved keeps its device.
+    assert float(model.get_layer("bank").imperfections["temperature"]) != 0
+
+
+def test_imperfections_are_not_in_the_file():
+    layer = Attenuators()
+    layer.build((None, 3))
+    layer.controls["amplitude"].assign([1.0, 2.0, 3.0])
+    disturb(keras.Sequential([layer]))
+    store = {}
+    layer.save_own_variables(store)
+    assert list(store) == ["0"]
+    np.testing.assert_array_equal(store["0"], [1, 2, 3])
+
+
+def test_weights_file_gives_the_same_predictions(tmp_path):
+    model, other = network(), network()
+    expected = model.predict(X, verbose=0)
+    for variable in other.trainable_variables:
+        variable.assign(variable + 0.3)
+    disturb(model)
+    disturb(other)
+    model.save_weights(tmp_path / "model.weights.h5")
+    other.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(other.predict(X, verbose=0), expected)
+
+
+def test_a_file_of_another_layer_is_refused(tmp_path):
+    model = keras.Sequential([keras.Input((3,)), MRRBank(2, name="a")])
+    other = keras.Sequential([keras.Input((3,)), MRRBank(2, use_bias=False, name="a")])
+    model.save_weights(tmp_path / "a.weights.h5")
+    with pytest.raises(ValueError, match="Received"):
+        other.load_weights(tmp_path / "a.weights.h5")
+
+
+def test_optimizer_state_survives_saving(tmp_path):
+    model = keras.Sequential([keras.layers.Flatten(), MRRBank(2)])
+    model.compile("adam", loss="mse")
+    y = np.ones((3, 2))
+    model.fit(X, y, verbose=0)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    for m in (model, again):
+        m.fit(X, y, verbose=0)
+    for ours, theirs in zip(model.weights, again.weights, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_values_come_from_the_scope():
+    layer = Attenuators()
+    x = np.ones((1, 2), "float32")
+    layer(x)
+    replaced = [
+        (layer.controls["amplitude"], tf.constant([2.0, 3.0])),
+        (layer.imperfections["gain"], tf.constant(0.5)),
+    ]
+    with keras.StatelessScope(replaced):
+        np.testing.assert_allclose(layer(x), [[1.0, 1.5]])
+    np.testing.assert_array_equal(layer(x), x)
+
+
+def test_gradients_reach_controls_and_imperfections():
+    layer = Attenuators(dtype="float64")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 2))
+    layer(x)
+    loss, gain = layer.imperfections["loss_db"], layer.imperfections["gain"]
+    loss.assign([1.0, 2.0])
+    gain.assign(1.2)
+    variables = [layer.controls["amplitude"].value, loss.value, gain.value]
+    with tf.GradientTape() as tape:
+        tape.watch(variables)
+        value = tf.reduce_sum(layer(x))
+    by_amplitude, by_loss, by_gain = tape.gradient(value, variables)
+    factor = 10 ** (-np.array([1.0, 2.0]) / 20)
+    total = x.sum(0) * factor
+    np.testing.assert_allclose(by_amplitude, 1.2 * total, rtol=1e-12)
+    np.testing.assert_allclose(by_loss, -1.2 * total * np.log(10) / 20, rtol=1e-12)
+    np.testing.assert_allclose(by_gain, total.sum(), rtol=1e-12)
+
+
+class Tripling:
+    """A device whose outputs are three times the model's, plus one."""
+
+    def __init__(self):
+        self.seen = []
+
+    def measure(self, layer, inputs, controls):
+        self.seen.append((layer, sorted(controls)))
+        return 3 * inputs * controls["amplitude"] + 1
+
+
+def test_a_device_gives_the_value_and_the_model_the_derivative():
+    layer, device = Attenuators(), Tripling()
+    x = np.array([[1.0, 2.0]], "float32")
+    layer(x)
+    amplitude = layer.controls["amplitude"]
+    with physical.measured_by(device), tf.GradientTape() as tape:
+        y = layer(x)
+        value = tf.reduce_sum(y)
+    np.testing.assert_allclose(y, [[4.0, 7.0]])
+    np.testing.assert_allclose(tape.gradient(value, amplitude.value), [1.0, 2.0])
+    assert device.seen == [(layer, ["amplitude"])]
+    np.testing.assert_array_equal(layer(x), x)
+
+
+def test_contexts_end_when_the_body_raises():
+    layer = Attenuators()
+    x = np.ones((1, 2), "float32")
+    layer(x)
+    with pytest.raises(RuntimeError), physical.measured_by(Tripling()):
+        raise RuntimeError
+    np.testing.assert_array_equal(layer(x), x)
+    with pytest.raises(RuntimeError), physical.kernels_per_device():
+        assert physical.stacked_kernels()
+        raise RuntimeError
+    assert not physical.stacked_kernels()
+
+
+def test_forward_must_be_written():
+    with pytest.raises(NotImplementedError, match="forward"):
+        PhysicalLayer()(np.ones((1, 2), "float32"))
+
+
+def test_layers_are_found_once_and_in_order():
+    bank = MRRBank(3, name="shared")
+    inner = keras.Sequential([keras.Input((3,)), bank, MRRBank(3, name="inner")])
+    inputs = keras.Input((3,))
+    outputs = MRRBank(2, name="last")(inner(bank(inputs)))
+    model = keras.Model(inputs, outputs)
+    names = [la.name for la in physical.physical_layers(model)]
+    assert sorted(names) == ["inner", "last", "shared"]
+    assert names.index("last") == 2
+    wrapped = pnn.SATModel(model, rho=0.1)
+    assert physical.physical_layers(wrapped) == physical.physical_layers(model)
+    assert len(pnn.layers.controls_of(model)) == 3
+
+
+def test_frozen_controls_are_left_out():
+    model = keras.Sequential([keras.Input((3,)), MRRBank(3), MRRBank(2)])
+    model.layers[0].trainable = False
+    assert pnn.layers.controls_of(model) == [model.layers[1].controls["control"]]
+
+
+def test_imperfections_are_found_by_name():
+    model = keras.Sequential(
+        [keras.Input((3,)), MRRBank(3, name="one"), MRRBank(2, name="two")]
+    )
+    one, two = model.layers
+    assert physical.find_imperfections(model, "temperature") == [
+        one.imperfections["temperature"], two.imperfections["temperature"]
+    ]
+    assert physical.find_imperfections(model, "two/resonance_shift") == [
+        two.imperfections["resonance_shift"]
+    ]
+    for name in ("heat", "three/temperature", "one/control", ""):
+        with pytest.raises(ValueError, match=r"two/temperature.*Received"):
+            physical.find_imperfections(model, name)
+
+
+def test_variables_are_selected():
+    model = keras.Sequential(
+        [keras.Input((3,)), MRRBank(3, name="one"), keras.layers.Dense(2)]
+    )
+    control = model.layers[0].controls["control"]
+    select = physical.select_variables
+    assert select(model, "controls") == [control]
+    assert select(model, "all") == model.trainable_variables
+    heat = select(model, lambda v: v.name == "temperature")
+    assert heat == [model.layers[0].imperfections["temperature"]]
+    with pytest.raises(ValueError, match="Received"):
+        select(model, "weights")
+    with pytest.raises(ValueError, match="No variables"):
+        select(model, lambda v: False)
+    digital = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    with pytest.raises(ValueError, match="all"):
+        select(digital, "controls")

@@ -1,0 +1,79 @@
+"""The penalty on the slope of the tuning curve."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_pnn as pnn
+
+CONTROL = np.array([[0.0, 0.1, 0.3], [0.05, 0.7, 1.5]], "float32")
+
+
+def slope(control, half_width):
+    """Of w = 1 − 2 / (1 + u²), u = control / half_width."""
+    u = control / half_width
+    return 4 * u / (1 + u**2) ** 2 / half_width
+
+
+@pytest.mark.parametrize("half_width", [0.15, 0.077])
+def test_value_is_the_norm_of_the_slopes(half_width):
+    pruning = pnn.OpticalPruning(0.3, pnn.LorentzianTuning(half_width))
+    expected = 0.3 * np.linalg.norm(slope(CONTROL.astype("float64"), half_width))
+    np.testing.assert_allclose(pruning(CONTROL), expected, rtol=1e-5)
+
+
+def test_default_tuning_and_zero():
+    np.testing.assert_allclose(
+        pnn.OpticalPruning(1.0)(CONTROL),
+        pnn.OpticalPruning(1.0, pnn.LorentzianTuning())(CONTROL),
+    )
+    assert float(pnn.OpticalPruning(0.0)(CONTROL)) == 0
+
+
+def test_gradient_against_differences_and_at_flat_points():
+    pruning = pnn.OpticalPruning(0.5)
+    control = tf.constant(CONTROL, "float64")
+    with tf.GradientTape() as tape:
+        tape.watch(control)
+        value = pruning(control)
+    gradient = tape.gradient(value, control).numpy()
+    for index in np.ndindex(CONTROL.shape):
+        moved = np.zeros(CONTROL.shape)
+        moved[index] = 1e-6
+        difference = pruning(control + moved) - pruning(control - moved)
+        np.testing.assert_allclose(gradient[index], difference / 2e-6, atol=1e-6)
+    flat = tf.zeros((3,), "float64")
+    with tf.GradientTape() as tape:
+        tape.watch(flat)
+        value = pruning(flat)
+    np.testing.assert_allclose(tape.gradient(value, flat), np.zeros(3), atol=1e-12)
+
+
+def test_in_training_it_lowers_the_slopes_and_is_in_the_loss():
+    keras.utils.set_random_seed(0)
+    layer = pnn.layers.MRRBank(3, control_regularizer=pnn.OpticalPruning(0.1))
+    model = keras.Sequential([keras.Input((4,)), layer])
+    model.compile(keras.optimizers.SGD(1e-3), "mse")
+    x = np.zeros((4, 4), "float32")
+    y = np.zeros((4, 3), "float32")
+    before = model.evaluate(x, y, verbose=0)
+    expected = 0.1 * np.linalg.norm(slope(layer.controls["control"].numpy(), 0.15))
+    np.testing.assert_allclose(before, expected, rtol=1e-5)
+    model.fit(x, y, epochs=5, verbose=0)
+    assert model.evaluate(x, y, verbose=0) < before
+    again = keras.models.clone_model(model).layers[-1].control_regularizer
+    np.testing.assert_allclose(again(CONTROL), pnn.OpticalPruning(0.1)(CONTROL))
+
+
+def test_config_round_trip():
+    pruning = pnn.OpticalPruning(0.3, pnn.HeaterTuning(offset=-0.25))
+    config = keras.saving.serialize_keras_object(pruning)
+    again = keras.saving.deserialize_keras_object(config)
+    np.testing.assert_array_equal(again(CONTROL), pruning(CONTROL))
+
+
+@pytest.mark.parametrize("bad", [-1, float("nan"), float("inf")])
+def test_bad_alpha(bad):
+    with pytest.raises(ValueError, match="alpha"):
+        pnn.OpticalPruning(bad)

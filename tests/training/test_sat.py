@@ -1,0 +1,746 @@
+"""Sharpness-aware training: what one step does, and what it leaves alone."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers, ops
+
+import keras_pnn as pnn
+from keras_pnn.layers.physical import physical_layers
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(12, 4)).astype("float32")
+Y = RNG.integers(0, 3, 12)
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+FIT = {"batch_size": 4, "epochs": 2, "shuffle": False, "verbose": 0}
+
+
+def assert_equal_weights(one, other):
+    assert len(one.variables) == len(other.variables)
+    for a, b in zip(one.variables, other.variables, strict=True):
+        np.testing.assert_array_equal(
+            tf.cast(a.value, "float64"), tf.cast(b.value, "float64"), err_msg=a.path
+        )
+
+
+def banks(**kwargs):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,))
+    x = pnn.layers.MRRBank(5, activation="relu", **kwargs)(inputs)
+    return keras.Model(inputs, pnn.layers.MRRBank(3)(x))
+
+
+def compiled(model, optimizer=None, loss=LOSS, **kwargs):
+    model.compile(optimizer or keras.optimizers.SGD(0.1), loss, **kwargs)
+    return model
+
+
+# One step, against numbers worked out by hand.
+
+
+@keras.saving.register_keras_serializable(package="test_sat")
+class Quadratic(layers.Layer):
+    """Adds L = ½ wᵀ diag(1, 4, 9) w."""
+
+    def build(self, input_shape):
+        start = keras.initializers.Constant([1.0, -2.0, 0.5])
+        self.w = self.add_weight(name="w", shape=(3,), initializer=start)
+
+    def call(self, inputs):
+        curvature = ops.convert_to_tensor([1.0, 4.0, 9.0])
+        self.add_loss(0.5 * ops.sum(curvature * self.w * self.w))
+        return inputs
+
+
+@pytest.mark.parametrize(
+    ("ascent", "expected"),
+    [
+        (pnn.SAM(0.05), [0.89945847, -1.18267103, 0.02806802]),
+        (pnn.ASAM(0.5, eta=0.0), [0.89691136, -0.80465383, 0.0187275]),
+    ],
+)
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_one_step(ascent, expected, jit_compile):
+    model = keras.Sequential([keras.Input((1,)), Quadratic()])
+    sat = pnn.SATModel(model, ascent=ascent, perturb="all")
+    compiled(sat, loss=None, jit_compile=jit_compile)
+    logs = sat.fit(np.zeros((2, 1)), batch_size=2, verbose=0).history
+    np.testing.assert_allclose(model.layers[0].w.numpy(), expected, atol=2e-7)
+    w, h = np.array([1.0, -2.0, 0.5]), np.array([1.0, 4.0, 9.0])
+    # The second gradient is h (w + ΔΘ): the step gives ΔΘ back.
+    moved = (w - np.array(expected)) / 0.1 / h
+    sharpness = 0.5 * np.sum(h * moved**2) - 0.5 * np.sum(h * w**2)
+    np.testing.assert_allclose(logs["loss"], [0.5 * np.sum(h * w**2)], rtol=1e-6)
+    np.testing.assert_allclose(logs["sharpness"], [sharpness], rtol=1e-4)
+
+
+def test_zero_gradient_gives_a_zero_step():
+    model = keras.Sequential([keras.Input((1,)), Quadratic()])
+    model.layers[0].w.assign(np.zeros(3))
+    sat = compiled(pnn.SATModel(model, rho=1.0, perturb="all"), loss=None)
+    logs = sat.fit(np.zeros((2, 1)), verbose=0).history
+    np.testing.assert_array_equal(model.layers[0].w.numpy(), np.zeros(3))
+    assert logs["sharpness"] == [0.0]
+
+
+# ρ = 0 is plain training to the last bit.
+
+
+def dropout_and_norm():
+    inputs = keras.Input((4,))
+    x = layers.Dense(6, kernel_regularizer="l2")(inputs)
+    x = layers.BatchNormalization()(x)
+    x = layers.GaussianNoise(0.3)(layers.ReLU()(x))
+    x = layers.ActivityRegularization(l2=0.01)(layers.Dropout(0.4)(x))
+    return keras.Model(inputs, layers.Dense(3)(x))
+
+
+def norm_and_noise():
+    inputs = keras.Input((4,))
+    x = layers.BatchNormalization()(layers.Dense(6, kernel_regularizer="l2")(inputs))
+    x = layers.Dropout(0.4)(layers.GaussianNoise(0.3)(layers.ReLU()(x)))
+    return keras.Model(inputs, layers.Dense(3, dtype="float32")(x))
+
+
+def sequential_without_input():
+    return keras.Sequential([layers.Dense(5, activation="tanh"), layers.Dense(3)])
+
+
+def embedding():
+    inputs = keras.Input((4,))
+    x = layers.Embedding(8, 3)(ops.cast(ops.abs(inputs * 3), "int32"))
+    return keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
+
+
+def masked_sequence():
+    inputs = keras.Input((4,))
+    words = ops.cast(ops.abs(inputs * 3), "int32")
+    x = layers.Embedding(8, 3, mask_zero=True)(words)
+    return keras.Model(inputs, layers.SimpleRNN(3)(x))
+
+
+@keras.saving.register_keras_serializable(package="test_sat")
+class Subclassed(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.hidden = layers.Dense(5, activation="relu")
+        self.drop = layers.Dropout(0.5, seed=3)
+        self.outer = layers.Dense(3)
+        self.generator = keras.random.SeedGenerator(7)
+
+    def call(self, inputs, training=False):
+        x = self.hidden(inputs)
+        if training:
+            x = x + keras.random.normal(ops.shape(x), seed=self.generator)
+        return self.outer(self.drop(x))
+
+
+class Activity(layers.Layer):
+    """Keeps a metric of its own and adds a loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = keras.metrics.Mean(name="activity")
+
+    def call(self, inputs):
+        self.mean.update_state(ops.mean(inputs))
+        self.add_loss(0.1 * ops.mean(inputs * inputs))
+        return inputs
+
+
+def metric_in_a_layer():
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, Activity()(layers.Dense(3)(inputs)))
+
+
+def several_inputs_and_outputs():
+    first, second = keras.Input((4,), name="p"), keras.Input((4,), name="q")
+    x = layers.Dense(5)(layers.Concatenate()([first, second]))
+    outputs = {"a": layers.Dense(3, name="a")(x), "b": layers.Dense(1, name="b")(x)}
+    return keras.Model({"p": first, "q": second}, outputs)
+
+
+def with_unused_and_frozen():
+    inputs = keras.Input((4,))
+    frozen = layers.Dense(4)
+    frozen.trainable = False
+    return keras.Model(inputs, layers.Dense(3, activation=None)(frozen(inputs)))
+
+
+SGD, ADAM = keras.optimizers.SGD, keras.optimizers.Adam
+CASES = {
+    "dropout, norm, regularisers": (dropout_and_norm, {}),
+    "eagerly": (dropout_and_norm, {"compile": {"run_eagerly": True}}),
+    "clipnorm": (banks, {"optimizer": lambda: SGD(0.1, clipnorm=0.1)}),
+    "global clipnorm and decay": (
+        banks,
+        {"optimizer": lambda: ADAM(0.1, global_clipnorm=0.1, weight_decay=0.1)},
+    ),
+    "accumulation": (
+        dropout_and_norm,
+        {"optimizer": lambda: SGD(0.1, gradient_accumulation_steps=2)},
+    ),
+    "ema": (
+        banks,
+        {"optimizer": lambda: SGD(0.1, use_ema=True, ema_overwrite_frequency=2)},
+    ),
+    "class weights": (embedding, {"fit": {"class_weight": {0: 1, 1: 3, 2: 0.5}}}),
+    "sample weights": (embedding, {"fit": {"sample_weight": np.arange(12.0)}}),
+    "several steps": (dropout_and_norm, {"compile": {"steps_per_execution": 2}}),
+    "jit": (norm_and_noise, {"compile": {"jit_compile": True}}),
+    "bfloat16": (norm_and_noise, {"policy": "mixed_bfloat16"}),
+    "float16": (norm_and_noise, {"policy": "mixed_float16"}),
+    "Sequential": (sequential_without_input, {}),
+    "subclassed": (Subclassed, {}),
+    "embedding": (embedding, {"optimizer": lambda: ADAM(0.1)}),
+    "mask": (masked_sequence, {}),
+    "metric in a layer": (metric_in_a_layer, {}),
+    "several inputs and outputs": (
+        several_inputs_and_outputs,
+        {
+            "x": {"p": X, "q": X[::-1].copy()},
+            "y": {"a": Y, "b": X[:, :1]},
+            "loss": {"a": LOSS, "b": "mse"},
+            "compile": {
+                "loss_weights": {"a": 1.0, "b": 0.3},
+                "metrics": {"b": ["mae"]},
+            },
+        },
+    ),
+    "frozen layer": (with_unused_and_frozen, {}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rho_zero_is_plain_training(name):
+    make, options = CASES[name]
+    optimizer = options.get("optimizer", lambda: SGD(0.1, momentum=0.9))
+    runs = []
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(options.get("policy", "float32"))
+    try:
+        for wrap in (False, True):
+            keras.utils.set_random_seed(0)
+            model = make()
+            trainer = pnn.SATModel(model, rho=0.0, perturb="all") if wrap else model
+            settings = {"metrics": ["accuracy"], **options.get("compile", {})}
+            trainer.compile(optimizer(), options.get("loss", LOSS), **settings)
+            history = trainer.fit(
+                options.get("x", X),
+                options.get("y", Y),
+                **{**FIT, **options.get("fit", {})},
+            )
+            runs.append((model, trainer.optimizer, history.history))
+    finally:
+        keras.config.set_dtype_policy(before)
+    (plain, plain_optimizer, logs), (inner, sat_optimizer, sat_logs) = runs
+    assert_equal_weights(plain, inner)
+    for a, b in zip(plain_optimizer.variables, sat_optimizer.variables, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=a.path)
+    sharpness = sat_logs.pop("sharpness")
+    assert sat_logs == logs
+    assert sharpness == [0.0, 0.0]
+
+
+def test_rho_changes_something():
+    # Else the comparisons above would prove nothing.
+    keras.utils.set_random_seed(0)
+    plain = compiled(dropout_and_norm())
+    plain.fit(X, Y, **FIT)
+    keras.utils.set_random_seed(0)
+    sat = compiled(pnn.SATModel(dropout_and_norm(), rho=0.1, perturb="all"))
+    sat.fit(X, Y, **FIT)
+    assert np.abs(plain.layers[1].kernel - sat.model.layers[1].kernel).max() > 1e-4
+
+
+# What the ascent moves.
+
+
+def gradient_at(model, variables):
+    with tf.GradientTape() as tape:
+        tape.watch([v.value for v in variables])
+        loss = LOSS(Y[:4], model(X[:4]))
+    return float(loss), tape.gradient(loss, [v.value for v in variables])
+
+
+def manual_step(model, moved, rho, rate=0.1):
+    """One SAM step by assigning and restoring: (loss, sharpness)."""
+    loss, ascent = gradient_at(model, moved)
+    norm = np.sqrt(sum(np.sum(np.square(g)) for g in ascent))
+    kept = [v.numpy() for v in moved]
+    for v, g in zip(moved, ascent, strict=True):
+        v.assign_add(rho * g / norm)
+    worst, gradients = gradient_at(model, model.trainable_variables)
+    for v, value in zip(moved, kept, strict=True):
+        v.assign(value)
+    for v, g in zip(model.trainable_variables, gradients, strict=True):
+        v.assign(v.constraint(v - rate * g) if v.constraint else v - rate * g)
+    return loss, worst - loss
+
+
+SELECTIONS = {
+    "controls": lambda m: [la.controls["control"] for la in physical_layers(m)],
+    "all": lambda m: m.trainable_variables,
+    "bias": lambda m: [la.bias for la in physical_layers(m)],
+    "temperature": lambda m: [
+        la.imperfections["temperature"] for la in physical_layers(m)
+    ],
+}
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_perturb_against_a_manual_step(name):
+    model, manual = banks(), banks()
+    for m in (model, manual):
+        for layer in physical_layers(m):
+            layer.imperfections["temperature"].assign(0.25)
+    perturb = name if name in ("controls", "all") else lambda v: v.name == name
+    sat = compiled(pnn.SATModel(model, rho=0.2, perturb=perturb))
+    logs = sat.fit(X[:4], Y[:4], batch_size=4, verbose=0).history
+    loss, sharpness = manual_step(manual, SELECTIONS[name](manual), 0.2)
+    np.testing.assert_allclose(logs["loss"], [loss], rtol=1e-5)
+    np.testing.assert_allclose(logs["sharpness"], [sharpness], rtol=1e-3, atol=1e-6)
+    assert sharpness > 1e-3
+    for a, b in zip(model.variables, manual.variables, strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), atol=2e-6, err_msg=a.path)
+    for layer in physical_layers(model):
+        assert layer.imperfections["temperature"].numpy() == 0.25
+        assert not layer.imperfections["resonance_shift"].numpy().any()
+
+
+def test_errors_of_the_arguments():
+    plain = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
+    with pytest.raises(ValueError, match="Pass 'all'"):
+        pnn.SATModel(plain)
+    unbuilt = compiled(pnn.SATModel(sequential_without_input()))
+    with pytest.raises(ValueError, match="Pass 'all'"):
+        unbuilt.fit(X, Y, **FIT)
+    with pytest.raises(ValueError, match="predicate took none"):
+        pnn.SATModel(plain, perturb=lambda v: False)
+    with pytest.raises(ValueError, match="`perturb`"):
+        pnn.SATModel(plain, perturb="weights")
+    for rho in (-0.1, float("nan"), float("inf"), "large"):
+        with pytest.raises(ValueError, match="rho"):
+            pnn.SATModel(banks(), rho=rho)
+    with pytest.raises(ValueError, match="an object has its own"):
+        pnn.SATModel(banks(), rho=0.1, ascent=pnn.SAM(0.1))
+    with pytest.raises(ValueError, match="needs an ascent"):
+        pnn.SATModel(banks(), ascent=None).rho = 0.1
+    for bad in ({"model": plain.layers[0]}, {"noise_aware": 0.1}, {"device": 3}):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            pnn.SATModel(**{"model": banks(), **bad})
+
+
+# Statistics, metrics, logs.
+
+
+def test_statistics_and_metrics_are_those_of_the_clean_pass():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,))
+    norm = layers.BatchNormalization(momentum=0.5)
+    model = keras.Model(inputs, layers.Dense(3)(norm(layers.Dense(4)(inputs))))
+    before = model(X, training=False).numpy()
+    hidden = model.layers[1](X).numpy()
+    clean = float(LOSS(Y, model(X, training=True)))
+    norm.moving_mean.assign(np.zeros(4))
+    norm.moving_variance.assign(np.ones(4))
+    sat = pnn.SATModel(model, rho=2.0, perturb="all")
+    compiled(sat, metrics=["accuracy", "sparse_categorical_crossentropy"])
+    logs = sat.fit(X, Y, batch_size=12, verbose=0).history
+    np.testing.assert_allclose(norm.moving_mean, 0.5 * hidden.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(
+        norm.moving_variance, 0.5 + 0.5 * hidden.var(0), rtol=1e-5
+    )
+    np.testing.assert_allclose(logs["loss"], [clean], rtol=1e-6)
+    assert logs["sharpness"][0] > 0.1
+    assert np.abs(before).max() > 0
+
+
+def test_metrics_are_those_before_the_step():
+    sat = compiled(pnn.SATModel(banks(), rho=1.0), metrics=["accuracy"])
+    expected = sat.evaluate(X, Y, verbose=0, return_dict=True)
+    logs = sat.fit(X, Y, batch_size=12, verbose=0, validation_data=(X, Y)).history
+    for name, value in expected.items():
+        np.testing.assert_allclose(logs[name], [value], rtol=1e-6)
+    assert "sharpness" not in expected and "val_sharpness" not in logs
+    assert len(sat.evaluate(X, Y, verbose=0)) == 2
+    assert set(sat.test_on_batch(X, Y, return_dict=True)) == {"loss", "accuracy"}
+    np.testing.assert_allclose(sat.predict(X, verbose=0), sat.model(X), atol=1e-6)
+
+
+def test_sharpness_with_regularisers_over_ragged_batches():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,))
+    dense = layers.Dense(3, kernel_regularizer=keras.regularizers.L2(0.5))
+    model = keras.Model(inputs, dense(inputs))
+    sat = compiled(pnn.SATModel(model, rho=0.3, perturb="all"), SGD(0.0))
+    logs = sat.fit(X, Y, batch_size=8, shuffle=False, verbose=0).history
+
+    def loss(part):
+        penalty = 0.5 * tf.reduce_sum(tf.square(dense.kernel))
+        return LOSS(Y[part], model(X[part])) + penalty
+
+    total, weights = 0.0, dense.trainable_variables
+    for part in (slice(0, 8), slice(8, 12)):
+        with tf.GradientTape() as tape:
+            clean = loss(part)
+        gradients = tape.gradient(clean, [v.value for v in weights])
+        norm = tf.linalg.global_norm(gradients)
+        kept = [v.numpy() for v in weights]
+        for v, g in zip(weights, gradients, strict=True):
+            v.assign_add(0.3 * g / norm)
+        total += float(loss(part) - clean) * len(Y[part])
+        for v, value in zip(weights, kept, strict=True):
+            v.assign(value)
+    np.testing.assert_allclose(logs["sharpness"], [total / 12], rtol=1e-5)
+
+
+# NaN and overflow.
+
+
+def test_nan_pixels_raise():
+    nan = X.copy()
+    nan[5, 2] = np.nan
+    sat = compiled(pnn.SATModel(banks()))
+    for x in (nan, np.where(np.isnan(nan), np.inf, nan)):
+        with pytest.raises(ValueError, match="`x` must be finite"):
+            sat.fit(x, Y, **FIT)
+        with pytest.raises(ValueError, match="`x` must be finite"):
+            sat.fit(x=[x], y=Y, **FIT)
+
+
+def test_an_overflow_under_mixed_float16_skips_the_step():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((4,)), layers.Dense(3, dtype="float32")])
+        sat = compiled(pnn.SATModel(model, rho=0.1, perturb="all"))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert isinstance(sat.optimizer, keras.optimizers.LossScaleOptimizer)
+    before = [w.copy() for w in model.get_weights()]
+    sat.optimizer.build(model.trainable_variables)
+    sat.optimizer.dynamic_scale.assign(1e38)
+    sat.train_on_batch(1e6 * X, Y)
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert int(sat.optimizer.iterations.numpy()) == 0
+    np.testing.assert_allclose(sat.optimizer.dynamic_scale.numpy(), 5e37)
+    sat.optimizer.dynamic_scale.assign(2.0**15)
+    sat.train_on_batch(X, Y)
+    assert np.isfinite(model.get_weights()[0]).all()
+    assert np.abs(model.get_weights()[0] - before[0]).max() > 0
+
+
+# ρ during training.
+
+
+class Retraced(keras.losses.Loss):
+    """Counts how often Python runs it."""
+
+    count = 0
+
+    def call(self, y_true, y_pred):
+        type(self).count += 1
+        return ops.mean(ops.square(y_pred), axis=-1)
+
+
+def test_rho_set_by_a_callback_takes_effect_without_retracing():
+    class SetRho(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            self.model.rho = 0.1 * epoch
+            counts.append(Retraced.count)
+
+    counts = []
+    sat = compiled(pnn.SATModel(banks(), rho=0.5), SGD(0.0), Retraced())
+    logs = sat.fit(X, Y, batch_size=12, epochs=4, verbose=0, callbacks=[SetRho()])
+    sharpness = logs.history["sharpness"]
+    assert sharpness[0] == 0 < sharpness[1] < sharpness[2] < sharpness[3]
+    assert counts[1] == counts[3]
+    assert np.isclose(sat.rho, 0.3)
+
+
+def test_rho_schedule():
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([1], [0.0, 0.4])
+    sat = compiled(pnn.SATModel(banks(), rho=schedule), SGD(0.0))
+    logs = sat.fit(X, Y, batch_size=12, epochs=3, verbose=0).history
+    fixed = compiled(pnn.SATModel(banks(), rho=0.4), SGD(0.0))
+    expected = fixed.fit(X, Y, batch_size=12, verbose=0).history["sharpness"]
+    # Keras' boundaries belong to the value before them.
+    np.testing.assert_allclose(logs["sharpness"], [0, 0, *expected], rtol=1e-5)
+
+
+# Saving.
+
+
+@keras.saving.register_keras_serializable(package="test_sat")
+def all_but_the_bias(variable):
+    return variable.name != "bias"
+
+
+def photonic(model_class="functional"):
+    keras.utils.set_random_seed(0)
+    parts = [
+        pnn.layers.MRRBank(5, activation="relu"),
+        layers.BatchNormalization(),
+        layers.Dropout(0.3),
+        pnn.layers.MRRBank(3),
+    ]
+    if model_class == "sequential":
+        return keras.Sequential(parts)
+    inputs = x = keras.Input((4,))
+    for part in parts:
+        x = part(x)
+    return keras.Model(inputs, x)
+
+
+SAVED = {
+    "asam": {"ascent": pnn.ASAM(0.3, eta=0.1), "perturb": "all"},
+    "noise": {
+        "rho": 0.2,
+        "noise_aware": pnn.Variation(
+            {"resonance_shift": pnn.Correlated(0.05, 2.0), "temperature": 0.5}
+        ),
+        "seed": 3,
+    },
+    "predicate, schedule": {
+        "rho": keras.optimizers.schedules.ExponentialDecay(0.2, 3, 0.5),
+        "perturb": all_but_the_bias,
+    },
+    "no ascent": {"ascent": None, "noise_aware": pnn.Variation(resonance_shift=0.1)},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "model_class"),
+    [*((name, "functional") for name in SAVED), ("noise", "sequential")],
+)
+def test_a_saved_model_goes_on_bit_for_bit(name, model_class, tmp_path):
+    sat = compiled(pnn.SATModel(photonic(model_class), **SAVED[name]), ADAM(0.01))
+    sat.fit(X, Y, **FIT)
+    path = tmp_path / "sat.keras"
+    sat.save(path)
+    loaded = keras.saving.load_model(path)
+    assert type(loaded) is pnn.SATModel and loaded.name == sat.name
+    np.testing.assert_array_equal(
+        loaded.predict(X, verbose=0), sat.predict(X, verbose=0)
+    )
+    one, other = (m.fit(X, Y, **FIT).history for m in (sat, loaded))
+    assert one == other
+    assert_equal_weights(sat, loaded)
+
+
+def test_a_subclassed_model_goes_on_bit_for_bit(tmp_path):
+    keras.utils.set_random_seed(0)
+    sat = compiled(pnn.SATModel(Subclassed(), rho=0.1, perturb="all"), ADAM(0.01))
+    sat.fit(X, Y, **FIT)
+    sat.save(tmp_path / "sat.keras")
+    loaded = keras.saving.load_model(tmp_path / "sat.keras")
+    assert sat.fit(X, Y, **FIT).history == loaded.fit(X, Y, **FIT).history
+    assert_equal_weights(sat, loaded)
+
+
+def test_weights_file_of_another_model_is_refused(tmp_path):
+    sat = compiled(pnn.SATModel(photonic()))
+    sat.save_weights(tmp_path / "sat.weights.h5")
+    inputs = keras.Input((4,))
+    x = layers.Dropout(0.1)(layers.Dropout(0.1)(pnn.layers.MRRBank(3)(inputs)))
+    other = pnn.SATModel(keras.Model(inputs, x))
+    with pytest.raises(ValueError, match="random"):
+        other.load_own_variables({"seed_0": 0})
+
+
+def test_a_model_with_a_device_is_not_saved(tmp_path):
+    model = banks()
+    (device,) = pnn.Variation(resonance_shift=0.1).sample(model, 1)
+    sat = compiled(pnn.SATModel(model, device=device))
+    with pytest.raises(ValueError, match=r"save `sat\.model`"):
+        sat.save(tmp_path / "sat.keras")
+
+
+# Without an ascent; with noise; with a device.
+
+
+def test_no_ascent_is_plain_training():
+    plain, sat = compiled(photonic(), ADAM(0.01)), pnn.SATModel(photonic(), ascent=None)
+    compiled(sat, ADAM(0.01))
+    expected, logs = plain.fit(X, Y, **FIT).history, sat.fit(X, Y, **FIT).history
+    assert_equal_weights(plain, sat.model)
+    assert logs.pop("sharpness") == [0, 0] and logs == expected and sat.rho == 0
+    # No microring is needed then.
+    compiled(pnn.SATModel(dropout_and_norm(), ascent=None)).fit(X, Y, **FIT)
+
+
+NOISE = pnn.Variation(resonance_shift=0.1, temperature=0.5)
+
+
+@pytest.mark.parametrize("ascent", [None, pnn.SAM(0.0), pnn.SAM(0.3)])
+def test_noise_is_a_fresh_device_each_step(ascent):
+    model, manual = banks(), banks()
+    sat = compiled(pnn.SATModel(model, ascent=ascent, noise_aware=NOISE, seed=7))
+    losses = [sat.train_on_batch(X[:4], Y[:4])[0] for _ in range(3)]
+    assert len(np.unique(losses)) == 3
+    rho = 0.0 if ascent is None else ascent.rho
+    devices = NOISE.sample(manual, 3, seed=7)
+    for device in devices:
+        with device.installed(manual):
+            manual_step(manual, SELECTIONS["controls"](manual), rho)
+    for a, b in zip(model.variables, manual.variables, strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), atol=5e-6, err_msg=a.path)
+    for layer in physical_layers(model):
+        for value in layer.imperfections.values():
+            assert not value.numpy().any()
+
+
+def test_noise_is_deterministic_in_its_seed():
+    def weights(seed):
+        sat = pnn.SATModel(banks(), rho=0.1, noise_aware=NOISE, seed=seed)
+        compiled(sat).fit(X, Y, **FIT)
+        return np.concatenate([w.ravel() for w in sat.get_weights()])
+
+    one = weights(0)
+    np.testing.assert_array_equal(one, weights(0))
+    assert np.abs(one - weights(1)).max() > 1e-5
+
+
+@pytest.mark.parametrize("perturb", ["controls", "temperature"])
+def test_noise_and_ascent_on_one_variable(perturb):
+    """The ascent starts from the drawn value, and neither stays."""
+    which = (lambda v: v.name == perturb) if perturb == "temperature" else perturb
+    variation = pnn.Variation(control=0.02, temperature=0.5)
+    model = banks()
+    sat = pnn.SATModel(model, rho=0.2, perturb=which, noise_aware=variation, seed=2)
+    compiled(sat, SGD(0.0))
+    before = [v.numpy() for v in model.variables]
+    logs = sat.fit(X[:4], Y[:4], batch_size=4, verbose=0).history
+    for a, b in zip(before, model.variables, strict=True):
+        np.testing.assert_array_equal(a, b.numpy())
+    (device,) = variation.sample(model, 1, seed=2)
+    with device.installed(model):
+        loss, sharpness = manual_step(model, SELECTIONS[perturb](model), 0.2, rate=0.0)
+    np.testing.assert_allclose(logs["loss"], [loss], rtol=1e-5)
+    np.testing.assert_allclose(logs["sharpness"], [sharpness], rtol=1e-3)
+
+
+def test_noise_on_dense_kernels():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(3)(inputs))
+    kernel = model.layers[1].kernel.numpy()
+    variation = pnn.Variation(kernel=0.3)
+    sat = pnn.SATModel(model, rho=0.0, perturb="all", noise_aware=variation)
+    compiled(sat, SGD(0.1)).fit(X, Y, batch_size=12, verbose=0)
+    (device,) = variation.sample(model, 1, seed=0)
+    noisy = tf.constant(kernel + device.deviations["kernel", 0])
+    with tf.GradientTape() as tape:
+        tape.watch(noisy)
+        loss = LOSS(Y, X @ noisy)
+    expected = kernel - 0.1 * tape.gradient(loss, noisy)
+    np.testing.assert_allclose(model.layers[1].kernel, expected, atol=1e-6)
+
+
+def test_noise_with_bad_names():
+    sat = compiled(pnn.SATModel(banks(), noise_aware=pnn.Variation(shift=0.1)))
+    with pytest.raises(ValueError, match="resonance_shift"):
+        sat.fit(X, Y, **FIT)
+
+
+def test_an_ideal_device_in_the_loop_is_sat():
+    runs = []
+    for with_device in (False, True):
+        model = banks()
+        device = None
+        if with_device:
+            (device,) = pnn.Variation(resonance_shift=0.0).sample(model, 1)
+        sat = compiled(pnn.SATModel(model, rho=0.2, device=device))
+        runs.append((sat.fit(X, Y, **FIT).history, model))
+    assert runs[0][0] == runs[1][0]
+    assert_equal_weights(runs[0][1], runs[1][1])
+
+
+def test_a_device_in_the_loop_gives_values_and_the_model_derivatives():
+    model = banks()
+    (device,) = pnn.Variation(resonance_shift=0.2).sample(model, 1)
+    sat = compiled(pnn.SATModel(model, rho=0.0, device=device), SGD(1.0))
+    with device.installed(model):
+        outputs = model(X)
+    bias = model.layers[2].bias.numpy()
+    logs = sat.fit(X, Y, batch_size=12, verbose=0).history
+    np.testing.assert_allclose(logs["loss"], [float(LOSS(Y, outputs))], rtol=1e-6)
+    # The last bias sees the softmax of what the device gave out.
+    gradient = (tf.nn.softmax(outputs) - np.eye(3)[Y]).numpy().mean(0)
+    np.testing.assert_allclose(model.layers[2].bias, bias - gradient, atol=1e-6)
+    for layer in physical_layers(model):
+        assert not layer.imperfections["resonance_shift"].numpy().any()
+
+
+# Replicas: in a process of its own, where there are two devices.
+
+REPLICAS = """
+    import json, sys
+    import numpy as np
+    import tensorflow as tf
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    two = [tf.config.LogicalDeviceConfiguration()] * 2
+    tf.config.set_logical_device_configuration(cpu, two)
+    import keras
+    import keras_pnn as pnn
+
+    x = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
+    y = np.random.default_rng(1).integers(0, 3, 16)
+    noise = pnn.Variation(resonance_shift=0.05)
+
+    def train():
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((4,))
+        h = pnn.layers.MRRBank(5, activation="relu")(inputs)
+        model = keras.Model(inputs, pnn.layers.MRRBank(3, kernel_regularizer="l2")(h))
+        sat = pnn.SATModel(model, rho=0.3, perturb="all", noise_aware=noise)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        sat.compile(keras.optimizers.Adam(0.01), loss)
+        data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+        history = sat.fit(data, epochs=2, verbose=0).history
+        return sat, history
+
+    one, logs = train()
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    assert strategy.num_replicas_in_sync == 2
+    with strategy.scope():
+        sat, two_logs = train()
+    spread, difference = 0.0, 0.0
+    for a, b in zip(one.model.variables, sat.model.variables, strict=True):
+        copies = [v.numpy() for v in strategy.experimental_local_results(b.value)]
+        assert len(copies) == 2
+        spread = max(spread, float(np.max(np.abs(copies[0] - copies[1]))))
+        difference = max(difference, float(np.max(np.abs(a.numpy() - copies[0]))))
+    result = {"spread": spread, "difference": difference,
+              "logs": [logs, two_logs]}
+    print("RESULT" + json.dumps(result))
+"""
+
+
+def test_two_replicas_equal_one_device():
+    root = os.path.dirname(os.path.dirname(os.path.abspath(pnn.__file__)))
+    path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(REPLICAS)],
+        env={**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "-1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    line = next(t for t in run.stdout.splitlines() if t.startswith("RESULT"))
+    result = json.loads(line.removeprefix("RESULT"))
+    assert result["spread"] == 0
+    assert result["difference"] < 1e-6
+    logs, two_logs = result["logs"]
+    for name in ("loss", "sharpness"):
+        np.testing.assert_allclose(logs[name], two_logs[name], rtol=1e-5, atol=1e-6)

@@ -119,6 +119,8 @@ class RingLayer(PhysicalLayer):
             raise ValueError(f"`dac` must be callable. Received: {dac!r}")
         self.dac = dac
         self.adc_bits = None if adc_bits is None else whole("`adc_bits`", adc_bits, 24)
+        if self.adc_bits == 1:
+            raise ValueError("`adc_bits` must be at least 2. Received: 1")
         self.adc_range = (
             None if adc_range is None else _positive("adc_range", adc_range)
         )
@@ -257,11 +259,17 @@ class RingLayer(PhysicalLayer):
             axes = tuple(range(1, len(partial.shape)))
             peak = ops.max(ops.abs(partial), axis=axes, keepdims=True)
             peak = tf.stop_gradient(ops.maximum(peak, keras.config.epsilon()))
-            partial = peak * detection.quantize(partial / peak, self.adc_bits, -1, 1)
+            # The largest readout is the highest code.
+            scale = peak / (1 - 2.0 ** (1 - self.adc_bits))
+            partial = scale * self._read_out(partial / scale, 1.0)
         else:
-            limit = self.adc_range
-            partial = detection.quantize(partial, self.adc_bits, -limit, limit)
+            partial = self._read_out(partial, self.adc_range)
         return ops.cast(ops.sum(partial, axis=-2), inputs.dtype)
+
+    def _read_out(self, value, limit: float):
+        """Two's complement codes: `-limit` is the lowest, and 0 is one of them."""
+        high = limit * (1 - 2.0 ** (1 - self.adc_bits))
+        return detection.quantize(value, self.adc_bits, -limit, high)
 
     def program(self, weights, clip: bool = False) -> None:
         """Sets the controls to those that give these weights on the ideal device.

@@ -49,8 +49,8 @@ class MRRBank(RingLayer):
         bank_size: rows × columns of the physical bank, on which the matrix is
             tiled. Default: one bank of the size of the matrix.
         dac: a quantiser of the controls, such as `pnn.layers.Quantizer`.
-        adc_bits: resolution of the readout, applied per tile before the digital
-            sum. Default none.
+        adc_bits: resolution of the readout, at least 2, applied per tile before the
+            digital sum (two's complement, so that a dark tile reads 0). Default none.
         adc_range: largest readout, plus or minus. Default: for each sample the
             largest of its tiles (an auto-ranging receiver).
 

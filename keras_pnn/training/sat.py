@@ -18,7 +18,8 @@ class SATModel(keras.Model):
     in which the loss rises most, ΔΘ = ρ g / ‖g‖ (eq. 3). The second, at Θ + ΔΘ, is
     what the optimizer steps with (eq. 4). Metrics, batch normalisation statistics
     and the reported loss are those of the first pass; both passes draw the same
-    dropout masks and noise, so that ρ = 0 is plain training to the last bit.
+    dropout masks and noise, so that ρ = 0 is plain training to the last bit
+    (under XLA, which orders sums as it likes, to rounding).
     `sharpness`, the mean of L(Θ + ΔΘ) − L(Θ), is logged beside the loss.
 
     `evaluate`, `predict` and saving behave as those of the model inside, which is

@@ -209,6 +209,14 @@ def test_rings_that_a_tile_lacks_meet_no_channel_of_a_wide_bank():
     np.testing.assert_allclose(layer.weights_now(), near.weights_now(), atol=1e-9)
 
 
+def read_out(value, bits, peak=None, limit=None):
+    """Two's complement: 2**bits codes from -limit up, of which 0 is one."""
+    limit = peak / (1 - 2.0 ** (1 - bits)) if limit is None else limit
+    step = limit / 2 ** (bits - 1)
+    code = np.clip(np.round(value / step), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    return code * step
+
+
 def quantized(value, bits, low, high):
     value = np.clip(value, low, high)
     step = (high - low) / (2**bits - 1)
@@ -237,9 +245,8 @@ def test_adc_reads_each_tile_before_the_sum(rng, columns, limit):
         for start in range(0, fan_in, columns):
             part = slice(start, start + columns)
             tiles.append(x[sample, part] @ weights[part])
-        most = np.abs(tiles).max() if limit is None else limit
         for tile in tiles:
-            expected[sample] += quantized(tile, bits, -most, most)
+            expected[sample] += read_out(tile, bits, np.abs(tiles).max(), limit)
     np.testing.assert_allclose(layer(x), expected, atol=1e-10)
 
 
@@ -260,8 +267,7 @@ def test_adc_of_a_convolution(rng, limit):
             parts[n, i, j, t] = patch[part] @ weights[part]
     expected = np.zeros((2, 3, 4, 3))
     for n in range(2):
-        most = np.abs(parts[n]).max() if limit is None else limit
-        expected[n] = quantized(parts[n], 4, -most, most).sum(-2)
+        expected[n] = read_out(parts[n], 4, np.abs(parts[n]).max(), limit).sum(-2)
     np.testing.assert_allclose(layer(x), expected, atol=1e-10)
 
 

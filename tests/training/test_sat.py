@@ -22,12 +22,10 @@ LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 FIT = {"batch_size": 4, "epochs": 2, "shuffle": False, "verbose": 0}
 
 
-def assert_equal_weights(one, other):
-    assert len(one.variables) == len(other.variables)
+def assert_equal_weights(one, other, rtol=0.0):
     for a, b in zip(one.variables, other.variables, strict=True):
-        np.testing.assert_array_equal(
-            tf.cast(a.value, "float64"), tf.cast(b.value, "float64"), err_msg=a.path
-        )
+        values = (tf.cast(v.value, "float64") for v in (a, b))
+        np.testing.assert_allclose(*values, rtol=rtol, atol=rtol, err_msg=a.path)
 
 
 def banks(**kwargs):
@@ -123,7 +121,7 @@ def masked_sequence():
     inputs = keras.Input((4,))
     words = ops.cast(ops.abs(inputs * 3), "int32")
     x = layers.Embedding(8, 3, mask_zero=True)(words)
-    return keras.Model(inputs, layers.SimpleRNN(3)(x))
+    return keras.Model(inputs, layers.Dense(3)(x))
 
 
 @keras.saving.register_keras_serializable(package="test_sat")
@@ -177,8 +175,7 @@ def with_unused_and_frozen():
 SGD, ADAM = keras.optimizers.SGD, keras.optimizers.Adam
 CASES = {
     "dropout, norm, regularisers": (dropout_and_norm, {}),
-    "eagerly": (dropout_and_norm, {"compile": {"run_eagerly": True}}),
-    "clipnorm": (banks, {"optimizer": lambda: SGD(0.1, clipnorm=0.1)}),
+    "eagerly": (metric_in_a_layer, {"compile": {"run_eagerly": True}}),
     "global clipnorm and decay": (
         banks,
         {"optimizer": lambda: ADAM(0.1, global_clipnorm=0.1, weight_decay=0.1)},
@@ -187,9 +184,13 @@ CASES = {
         dropout_and_norm,
         {"optimizer": lambda: SGD(0.1, gradient_accumulation_steps=2)},
     ),
-    "ema": (
+    "clipnorm and ema": (
         banks,
-        {"optimizer": lambda: SGD(0.1, use_ema=True, ema_overwrite_frequency=2)},
+        {
+            "optimizer": lambda: SGD(
+                0.1, clipnorm=0.1, use_ema=True, ema_overwrite_frequency=2
+            )
+        },
     ),
     "class weights": (embedding, {"fit": {"class_weight": {0: 1, 1: 3, 2: 0.5}}}),
     "sample weights": (embedding, {"fit": {"sample_weight": np.arange(12.0)}}),
@@ -200,7 +201,7 @@ CASES = {
     "Sequential": (sequential_without_input, {}),
     "subclassed": (Subclassed, {}),
     "embedding": (embedding, {"optimizer": lambda: ADAM(0.1)}),
-    "mask": (masked_sequence, {}),
+    "mask": (masked_sequence, {"y": RNG.integers(0, 3, (12, 4))}),
     "metric in a layer": (metric_in_a_layer, {}),
     "several inputs and outputs": (
         several_inputs_and_outputs,
@@ -241,12 +242,14 @@ def test_rho_zero_is_plain_training(name):
     finally:
         keras.config.set_dtype_policy(before)
     (plain, plain_optimizer, logs), (inner, sat_optimizer, sat_logs) = runs
-    assert_equal_weights(plain, inner)
-    for a, b in zip(plain_optimizer.variables, sat_optimizer.variables, strict=True):
-        np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=a.path)
-    sharpness = sat_logs.pop("sharpness")
-    assert sat_logs == logs
-    assert sharpness == [0.0, 0.0]
+    # XLA fuses the operations of one pass otherwise than those of two.
+    rtol = 1e-6 if name == "jit" else 0.0
+    assert_equal_weights(plain, inner, rtol)
+    assert_equal_weights(plain_optimizer, sat_optimizer, rtol)
+    np.testing.assert_allclose(sat_logs.pop("sharpness"), 0.0, atol=rtol)
+    assert sat_logs.keys() == logs.keys()
+    for key, values in logs.items():
+        np.testing.assert_allclose(sat_logs[key], values, rtol=rtol)
 
 
 def test_rho_changes_something():
@@ -575,7 +578,7 @@ def test_no_ascent_is_plain_training():
     assert_equal_weights(plain, sat.model)
     assert logs.pop("sharpness") == [0, 0] and logs == expected and sat.rho == 0
     # No microring is needed then.
-    compiled(pnn.SATModel(dropout_and_norm(), ascent=None)).fit(X, Y, **FIT)
+    compiled(pnn.SATModel(metric_in_a_layer(), ascent=None)).fit(X, Y, **FIT)
 
 
 NOISE = pnn.Variation(resonance_shift=0.1, temperature=0.5)

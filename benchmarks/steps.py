@@ -70,8 +70,8 @@ def paired(a, b, pairs: int) -> dict:
     }
 
 
-def steps(images, labels, pairs: int) -> dict:
-    rows = {}
+def steps(images, labels, pairs: int):
+    """Yields (name, figures) of single steps."""
     for batch in (64, 256):
         x, y = images[:batch], labels[:batch]
         for jit in (False, True):
@@ -83,14 +83,18 @@ def steps(images, labels, pairs: int) -> dict:
                 return lambda: model.train_on_batch(x, y)
 
             mode = f"batch {batch}, {'XLA' if jit else 'no XLA'}"
-            rows[f"SAT / plain step, {mode}"] = paired(step(sat), step(plain), pairs)
-            rows[f"banks / Dense+Conv2D step, {mode}"] = paired(
-                step(plain), step(digital), pairs
+            yield (
+                f"SAT / plain step, {mode}",
+                paired(step(sat), step(plain), pairs),
             )
-    return rows
+            yield (
+                f"banks / Dense+Conv2D step, {mode}",
+                paired(step(plain), step(digital), pairs),
+            )
 
 
-def population(images, labels) -> dict:
+def population(images, labels):
+    """Yields (name, figures) of many devices."""
     model = compiled(lenet5(), False)
     devices = pnn.Variation(resonance_shift=0.08).sample(model, 32, seed=0)
 
@@ -104,21 +108,22 @@ def population(images, labels) -> dict:
 
     model.evaluate(images[:64], labels[:64], verbose=0)
     # The compilation of `evaluate_devices` is counted, since each call compiles.
-    times = [(seconds(loop), seconds(together)) for _ in range(3)]
+    times = [(seconds(loop), seconds(together)) for _ in range(2)]
     ratios = [a / b for a, b in times]
     a, b = np.median(times, axis=0)
-    return {
-        "32 devices: evaluate in a loop / evaluate_devices": {
+    yield (
+        "32 devices: evaluate in a loop / evaluate_devices",
+        {
             "a_ms": 1e3 * float(a),
             "b_ms": 1e3 * float(b),
             "ratio": float(np.median(ratios)),
             "images": len(images),
-        }
-    }
+        },
+    )
 
 
-def former_sam(images, labels) -> dict:
-    """One epoch each, in turn, three times; the first epochs compile."""
+def former_sam(images, labels):
+    """Yields (name, figures): one epoch each, in turn; the first epochs compile."""
     import tf_keras
 
     k = tf_keras.layers
@@ -150,16 +155,17 @@ def former_sam(images, labels) -> dict:
     first = seconds(fit(new)), seconds(fit(old))
     times = np.array([(seconds(fit(new)), seconds(fit(old))) for _ in range(3)])
     a, b = np.median(times, axis=0)
-    return {
-        "fit: SATModel / tf_keras SharpnessAwareMinimization": {
+    yield (
+        "fit: SATModel / tf_keras SharpnessAwareMinimization",
+        {
             "a_ms": 1e3 * float(a),
             "b_ms": 1e3 * float(b),
             "ratio": float(np.median(times[:, 0] / times[:, 1])),
             "first_a_s": first[0],
             "first_b_s": first[1],
             "images": len(images),
-        }
-    }
+        },
+    )
 
 
 def main() -> None:
@@ -168,16 +174,18 @@ def main() -> None:
     # Times do not depend on what is in the picture.
     images = generator.random((args.images, 28, 28, 1), dtype="float32")
     labels = generator.integers(0, 10, args.images)
+    print(f"{'A / B':62} {'A, ms':>9} {'B, ms':>9} {'A / B':>7}", flush=True)
     results = {}
-    if "steps" not in args.skip:
-        results |= steps(images, labels, args.pairs)
-    if "devices" not in args.skip:
-        results |= population(images, labels)
-    if "fit" not in args.skip:
-        results |= former_sam(images, labels)
-    print(f"{'A / B':62} {'A, ms':>9} {'B, ms':>9} {'A / B':>7}")
-    for name, row in results.items():
-        print(f"{name:62} {row['a_ms']:9.1f} {row['b_ms']:9.1f} {row['ratio']:7.2f}")
+    parts = {
+        "steps": lambda: steps(images, labels, args.pairs),
+        "devices": lambda: population(images, labels),
+        "fit": lambda: former_sam(images, labels),
+    }
+    for part in (parts[name] for name in parts if name not in args.skip):
+        for name, row in part():
+            results[name] = row
+            a, b, ratio = row["a_ms"], row["b_ms"], row["ratio"]
+            print(f"{name:62} {a:9.1f} {b:9.1f} {ratio:7.2f}", flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "benchmark_steps.json"
     path.write_text(json.dumps(results, indent=1), "utf-8")

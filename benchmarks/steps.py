@@ -147,25 +147,29 @@ def former_sam(images, labels):
         tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    new = compiled(pnn.SATModel(lenet5(digital=True), rho=0.05, perturb="all"), "auto")
 
     def fit(model):
         return lambda: model.fit(images, labels, batch_size=64, verbose=0)
 
-    first = seconds(fit(new)), seconds(fit(old))
-    times = np.array([(seconds(fit(new)), seconds(fit(old))) for _ in range(3)])
-    a, b = np.median(times, axis=0)
-    yield (
-        "fit: SATModel / tf_keras SharpnessAwareMinimization",
-        {
-            "a_ms": 1e3 * float(a),
-            "b_ms": 1e3 * float(b),
-            "ratio": float(np.median(times[:, 0] / times[:, 1])),
-            "first_a_s": first[0],
-            "first_b_s": first[1],
-            "images": len(images),
-        },
-    )
+    first_old = seconds(fit(old))
+    for jit in (False, True):
+        new = pnn.SATModel(lenet5(digital=True), rho=0.05, perturb="all")
+        new = compiled(new, jit)
+        first_new = seconds(fit(new))
+        times = np.array([(seconds(fit(new)), seconds(fit(old))) for _ in range(3)])
+        a, b = np.median(times, axis=0)
+        mode = "XLA" if jit else "no XLA"
+        yield (
+            f"fit: SATModel, {mode} / tf_keras SharpnessAwareMinimization",
+            {
+                "a_ms": 1e3 * float(a),
+                "b_ms": 1e3 * float(b),
+                "ratio": float(np.median(times[:, 0] / times[:, 1])),
+                "first_a_s": first_new,
+                "first_b_s": first_old,
+                "images": len(images),
+            },
+        )
 
 
 def main() -> None:

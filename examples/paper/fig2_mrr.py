@@ -195,7 +195,7 @@ def main() -> None:
     if not args.report:
         data = pnn.datasets.load(args.data)
         if args.quick:
-            data, args.epochs, args.chips = data.head(1000, 200), 1, 2
+            data, args.epochs, args.chips = data.head(1000, 200), 2, 2
         for seed in args.seeds:
             for method in args.methods:
                 path = args.out / f"run_{method}_{seed}.json"

@@ -1,5 +1,21 @@
 """Laws of photonic parts: pure functions on tensors, without layers or state."""
 
-from keras_pnn.physics import detection, heater, ring, tuning
+from keras_pnn.physics import (
+    decompose,
+    detection,
+    heater,
+    interferometer,
+    mesh,
+    ring,
+    tuning,
+)
 
-__all__ = ["detection", "heater", "ring", "tuning"]
+__all__ = [
+    "decompose",
+    "detection",
+    "heater",
+    "interferometer",
+    "mesh",
+    "ring",
+    "tuning",
+]

@@ -81,6 +81,11 @@ def check_not_nan(name, value):
     check(name, value, lambda v: ~np.isnan(v), "a number, not NaN")
 
 
+def check_loss(name, value):
+    """Raises `ValueError` unless `value` is finite and 0 or more (or symbolic)."""
+    check(name, value, lambda v: np.isfinite(v) & (v >= 0), "finite and >= 0")
+
+
 def check_fraction(name, value):
     """Raises `ValueError` unless `value` lies in [0, 1] (or is symbolic)."""
     check(name, value, lambda v: (v >= 0) & (v <= 1), "in [0, 1]")

@@ -1,0 +1,143 @@
+"""Where the cells of a mesh sit, and how they are grouped into tiles."""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+ARRANGEMENTS = ("clements", "reck")
+
+
+def check_modes(modes) -> int:
+    """Returns `modes` as an int, if it is a whole number of 2 or more."""
+    whole = isinstance(modes, (int, np.integer)) and not isinstance(modes, bool)
+    if not whole or modes < 2:
+        raise ValueError(
+            f"A mesh needs a whole number of modes >= 2. Received: {modes!r}"
+        )
+    return int(modes)
+
+
+@functools.lru_cache
+def cell_mask(modes: int, arrangement: str = "clements") -> np.ndarray:
+    """Which places of the brick pattern hold a cell.
+
+    Slot j of an even column couples the modes (2j, 2j + 1), slot j of an odd column
+    the modes (2j + 1, 2j + 2). The rectangle has `modes` columns. The triangle has
+    `2 * modes - 3`, and couples the modes (m, m + 1) in the columns m, m + 2, …,
+    2 modes - 4 - m.
+
+    Args:
+        modes: Integer of 2 or more.
+        arrangement: `"clements"`, the rectangle, or `"reck"`, the triangle.
+
+    Returns:
+        Boolean array of shape (columns, modes // 2), not writeable: `False` where
+        the modes pass straight.
+
+    Raises:
+        ValueError: If `modes` or `arrangement` is none of these.
+
+    Reference:
+
+    - Clements et al., Optica 3:1460 (2016).
+    - Reck et al., Phys. Rev. Lett. 73:58 (1994).
+    """
+    modes = check_modes(modes)
+    if arrangement not in ARRANGEMENTS:
+        raise ValueError(
+            f"`arrangement` must be one of {ARRANGEMENTS}. Received: {arrangement!r}"
+        )
+    columns = modes if arrangement == "clements" else 2 * modes - 3
+    column = np.arange(columns)[:, None]
+    top = 2 * np.arange(modes // 2)[None, :] + column % 2
+    mask = np.broadcast_to(top + 1 < modes, (columns, modes // 2)).copy()
+    if arrangement == "reck":
+        mask &= (top <= column) & (column <= 2 * modes - 4 - top)
+    mask.flags.writeable = False
+    return mask
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tiling:
+    """How the cells of a lattice combine into square tiles.
+
+    The modes are bent to a ring, on which the brick pattern has no ends: the pair
+    that closes the ring passes straight. A tile of side s takes s by s cells, set on
+    edge, and acts on 2 s neighbouring modes. Tiles form a brick pattern again, of
+    half-blocks of s modes in place of modes, so that four of them make one of the
+    next size: A, then B and C beside each other, then D.
+
+    Args:
+        modes: modes with padding, a multiple of `2 * side`.
+        side: side of a tile in cells, a power of two.
+        stages: columns of the pattern of tiles.
+        blocks: tiles in each of them.
+        sources: for each leaf of each tile the index of its cell, or `cells` for
+            a leaf that holds none. The leaves are ordered by their place in the
+            tile of two, of four, …, then by tile.
+        places: for each cell the leaf that it fills.
+        straight: for each leaf 1 where two modes pass straight inside the mesh, else
+            0.
+        beyond: for each leaf 1 where it lies before or behind the mesh, else 0.
+    """
+
+    modes: int
+    side: int
+    stages: int
+    blocks: int
+    sources: np.ndarray
+    places: np.ndarray
+    straight: np.ndarray
+    beyond: np.ndarray
+
+
+_BEYOND, _STRAIGHT = -1, -2
+
+
+@functools.lru_cache
+def tiling(modes: int, columns: int, side: int) -> Tiling:
+    """Returns the tiles of a lattice with `columns` columns of `modes // 2` cells."""
+    padded = -(-modes // (2 * side)) * 2 * side
+    own = modes // 2
+    leaves = np.full((columns, padded // 2, 1), _STRAIGHT)
+    leaves[:, :own, 0] = np.arange(columns * own).reshape(columns, own)
+    size = 1
+    while size < side:
+        leaves, size = _doubled(leaves), 2 * size
+    stages, blocks = leaves.shape[:2]
+    levels = side.bit_length() - 1
+    leaves = leaves.reshape(stages * blocks, *[4] * levels).T.reshape(-1)
+    places = np.zeros(columns * own, "int32")
+    filled = np.flatnonzero(leaves >= 0)
+    places[leaves[filled]] = filled
+    return Tiling(
+        modes=padded,
+        side=side,
+        stages=stages,
+        blocks=blocks,
+        sources=np.where(leaves < 0, columns * own, leaves).astype("int32"),
+        places=places,
+        straight=(leaves == _STRAIGHT).astype("float32"),
+        beyond=(leaves == _BEYOND).astype("float32"),
+    )
+
+
+def _doubled(leaves: np.ndarray) -> np.ndarray:
+    """(stages, blocks, n) → tiles of twice the side, (…, blocks / 2, 4 n).
+
+    The new stage t has B and C in the old stage 2 t, A in the one before and D in the
+    one behind. Odd stages begin one half-block further on, before and after.
+    """
+    old, blocks, inside = leaves.shape
+    stages = old // 2 + 1
+    empty = np.full((2 * stages + 1 - old, blocks, inside), _BEYOND)
+    padded = np.concatenate([empty[:1], leaves, empty[1:]])
+    before, middle, behind = padded[0::2], padded[1::2], padded[2::2]
+    tiles = []
+    for t in range(stages):
+        odd = t % 2
+        pairs = np.roll(middle[t], -odd, axis=0)
+        parts = [before[t][odd::2], pairs[0::2], pairs[1::2], behind[t][odd::2]]
+        tiles.append(np.stack(parts, 1).reshape(blocks // 2, 4 * inside))
+    return np.stack(tiles)

@@ -1,0 +1,139 @@
+"""The Mach–Zehnder interferometer (MZI): two splitters and two phase shifters.
+
+        theta           phi
+top    ──╮ ╭──[θ]──╮ ╭──[φ]──  top
+         ╳         ╳
+bottom ──╯ ╰───────╯ ╰───────  bottom
+"""
+
+import numpy as np
+import tensorflow as tf
+
+from keras_pnn.physics._tensors import TensorLike, as_tensors, check, check_loss
+
+
+def transfer_matrix(
+    theta: TensorLike,
+    phi: TensorLike,
+    splitter_error: TensorLike = (0.0, 0.0),
+    loss_db: TensorLike = 0.0,
+) -> tf.Tensor:
+    """Fields at the two outputs for fields at the two inputs, a 2×2 matrix.
+
+    With the splitters' angles ε₁, ε₂, their sum Σ and their difference Δ = ε₁ − ε₂,
+
+        S = [[−sin Σ cos θ/2 + i cos Δ sin θ/2, −sin Δ sin θ/2 + i cos Σ cos θ/2],
+             [ sin Δ sin θ/2 + i cos Σ cos θ/2, −sin Σ cos θ/2 − i cos Δ sin θ/2]]
+        T = 10^(−loss/20) · diag(e^{iφ}, 1) · S
+
+    so that an ideal cell is i [[e^{iφ} sin θ/2, e^{iφ} cos θ/2], [cos θ/2, −sin θ/2]]:
+    cross at θ = 0, bar at θ = π. The common phase is that of an MZI whose arms carry
+    +θ/2 and −θ/2.
+
+    Args:
+        theta: Float tensor of any shape, in rad. Phase between the arms.
+        phi: Float tensor, in rad, broadcast to `theta`. Phase of the upper output.
+        splitter_error: Float tensor of shape (..., 2), in rad. Deviation of each
+            splitter, in the order in which light meets them, from 50:50: amplitudes
+            cos(π/4 + ε) straight on and i sin(π/4 + ε) across.
+        loss_db: Float tensor, in dB, 0 or more. Insertion loss of the cell.
+
+    Returns:
+        Complex tensor of shape (..., 2, 2), complex128 where an argument is float64,
+        else complex64.
+
+    Raises:
+        ValueError: If a value known eagerly is NaN or infinite, a loss negative, or
+            the last axis of `splitter_error` not 2.
+
+    Example:
+
+    >>> bar = transfer_matrix(np.pi, 0.0)
+    >>> np.abs(bar.numpy()).round(6)
+    array([[1., 0.],
+           [0., 1.]], dtype=float32)
+
+    Reference:
+
+    - Bandyopadhyay, Hamerly, Englund, Optica 8:1247 (2021): imperfect splitters.
+    """
+    t11, t12, t21, t22 = entries(theta, phi, splitter_error, loss_db)
+    rows = [tf.stack([t11, t12], axis=-1), tf.stack([t21, t22], axis=-1)]
+    return tf.stack(rows, axis=-2)
+
+
+def entries(
+    theta: TensorLike,
+    phi: TensorLike,
+    splitter_error: TensorLike = (0.0, 0.0),
+    loss_db: TensorLike = 0.0,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Returns T₁₁, T₁₂, T₂₁, T₂₂ of `transfer_matrix`, each of the common shape."""
+    for name, value in (("theta", theta), ("phi", phi)):
+        check(name, value, np.isfinite, "finite")
+    check("splitter_error", splitter_error, np.isfinite, "finite")
+    check_loss("loss_db", loss_db)
+    theta, phi, splitter_error, loss_db = as_tensors(
+        theta, phi, splitter_error, loss_db
+    )
+    if splitter_error.shape[-1] != 2:
+        raise ValueError(
+            "The last axis of `splitter_error` must be 2, one angle for each splitter. "
+            f"Received: shape {tuple(splitter_error.shape)}"
+        )
+    # The lower output does not meet phi, but has the common shape all the same.
+    theta = theta + tf.zeros_like(phi)
+    first, second = splitter_error[..., 0], splitter_error[..., 1]
+    amplitude = 10.0 ** (-loss_db / 20)
+    cos, sin = amplitude * tf.cos(theta / 2), amplitude * tf.sin(theta / 2)
+    sum_cos, sum_sin = tf.cos(first + second), tf.sin(first + second)
+    diff_cos, diff_sin = tf.cos(first - second), tf.sin(first - second)
+    common, bar = -sum_sin * cos, diff_cos * sin
+    across, odd = sum_cos * cos, diff_sin * sin
+    turn_cos, turn_sin = tf.cos(phi), tf.sin(phi)
+
+    def turned(real, imag):
+        return tf.complex(
+            turn_cos * real - turn_sin * imag, turn_sin * real + turn_cos * imag
+        )
+
+    t11, t12 = turned(common, bar), turned(-odd, across)
+    t21, t22 = tf.complex(odd, across), tf.complex(common, -bar)
+    return t11, t12, t21, t22
+
+
+def angle_from_imbalance(imbalance: TensorLike) -> tf.Tensor:
+    """The angle ε of a splitter whose power splits as (1 + e)/2 to (1 − e)/2.
+
+    e = −sin 2ε, so that ε = −arcsin(e)/2.
+
+    Args:
+        imbalance: Float tensor, from −1 to 1: the power that goes straight on less
+            the power that goes across.
+
+    Returns:
+        Float tensor of the same shape, in rad, from −π/4 to π/4.
+
+    Raises:
+        ValueError: If a value known eagerly is outside [−1, 1], or NaN.
+    """
+    check("imbalance", imbalance, lambda v: np.abs(v) <= 1, "in [-1, 1]")
+    (imbalance,) = as_tensors(imbalance)
+    return -0.5 * tf.asin(imbalance)
+
+
+def imbalance_from_angle(angle: TensorLike) -> tf.Tensor:
+    """The power imbalance e = −sin 2ε of a splitter, see `angle_from_imbalance`.
+
+    Args:
+        angle: Float tensor, in rad.
+
+    Returns:
+        Float tensor of the same shape, in [−1, 1].
+
+    Raises:
+        ValueError: If a value known eagerly is NaN or infinite.
+    """
+    check("angle", angle, np.isfinite, "finite")
+    (angle,) = as_tensors(angle)
+    return -tf.sin(2 * angle)

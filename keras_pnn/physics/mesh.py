@@ -1,0 +1,274 @@
+"""Meshes of MZIs: from phases to the unitary, or to the field behind it.
+
+Light meets the input phases gamma, one for each mode, then the columns one after the
+other. Even columns couple the modes (0, 1), (2, 3), …, odd columns (1, 2), (3, 4), …:
+
+    clements, 4 modes            reck, 4 modes
+
+    ─γ─╮▔╭───────╮▔╭───────      ─γ─╮▔╭─────╮▔╭─────╮▔╭─
+    ─γ─╯▁╰─╮▔╭───╯▁╰─╮▔╭───      ─γ─╯▁╰─╮▔╭─╯▁╰─╮▔╭─╯▁╰─
+    ─γ─╮▔╭─╯▁╰───╮▔╭─╯▁╰───      ─γ─────╯▁╰─╮▔╭─╯▁╰─────
+    ─γ─╯▁╰───────╯▁╰───────      ─γ─────────╯▁╰─────────
+
+Phases have the shape (columns, modes // 2): (modes, modes // 2) in the rectangle and
+(2 modes − 3, modes // 2) in the triangle. `cell_mask` says which of these slots hold
+a cell. In the others the modes pass straight, and what is stored there is ignored.
+
+**Cost.** A column-by-column program makes `modes` steps, each with little to compute.
+Here the cells are combined into tiles of side s, s² cells on 2 s modes, by log₂ s
+batched products, and modes / s + 1 stages of tiles act on the field. With N modes and
+a batch of B that is about (2 + 2 s/N) N² B complex multiplications for the field and
+3 N² s for the tiles, against N² B for a dense matrix, in log₂ s + N / s + 1 dependent
+steps. Where the batch is larger than the matrix, the stages act on the identity
+instead, and the field meets one dense product: (2 + 2 s/N) N³ + 3 N² s + N² B. The
+bound is arithmetic for large batches, and the many small products for small ones.
+"""
+
+import functools
+import math
+
+import numpy as np
+import tensorflow as tf
+
+from keras_pnn.physics import _tiles, interferometer
+from keras_pnn.physics._lattice import cell_mask, tiling
+from keras_pnn.physics._tensors import TensorLike, as_tensors, check, check_loss
+
+__all__ = ["cell_mask", "propagate", "transfer_matrix"]
+
+
+def transfer_matrix(
+    theta: TensorLike,
+    phi: TensorLike,
+    gamma: TensorLike = 0.0,
+    arrangement: str = "clements",
+    *,
+    theta_error: TensorLike = 0.0,
+    phi_error: TensorLike = 0.0,
+    splitter_error: TensorLike = 0.0,
+    loss_db: TensorLike = 0.0,
+    straight_loss_db: TensorLike = 0.0,
+    crosstalk: TensorLike | None = None,
+) -> tf.Tensor:
+    """The matrix of a mesh: output fields = matrix @ input fields.
+
+    All arguments may have further leading axes, one matrix for each device.
+
+    Args:
+        theta: Float tensor of shape (columns, modes // 2), in rad.
+        phi: Float tensor of the same shape, in rad.
+        gamma: Float tensor of shape (modes,), in rad. Phases at the input.
+        arrangement: `"clements"`, the rectangle, or `"reck"`, the triangle.
+        theta_error: Float tensor, in rad. Added to `theta`.
+        phi_error: Float tensor, in rad. Added to `phi`.
+        splitter_error: Float tensor of shape (columns, modes // 2, 2), in rad, or a
+            number for all. See `interferometer.transfer_matrix`.
+        loss_db: Float tensor, in dB, 0 or more. Insertion loss of each cell.
+        straight_loss_db: Float, in dB, 0 or more. Loss of a mode that passes a
+            column without a cell.
+        crosstalk: Float tensor of shape (2 n, 2 n), n the number of slots, or `None`.
+            The phases that the shifters give for the phases that are set, first
+            `theta`, then `phi`, column by column; see `heater.crosstalk_matrix`.
+
+    Returns:
+        Complex tensor of shape (modes, modes), after the leading axes.
+
+    Raises:
+        ValueError: If shapes do not fit each other or the arrangement, a value
+            known eagerly is NaN or infinite, or a loss is negative.
+
+    Example:
+
+    >>> phases = decompose.haar_phases(8, seed=0)
+    >>> u = transfer_matrix(phases.theta, phases.phi, phases.gamma)
+    >>> np.abs(u @ tf.linalg.adjoint(u)).max().round(6)
+    1.0
+
+    Reference:
+
+    - Clements et al., Optica 3:1460 (2016).
+    """
+    modes, tiles, turn, devices = _prepared(
+        (theta, phi, gamma),
+        arrangement,
+        (theta_error, phi_error, splitter_error, loss_db, straight_loss_db),
+        crosstalk,
+    )
+    matrix = _tiles.through(tiles, tf.linalg.diag(turn))
+    return tf.reshape(matrix, [*devices, modes, modes])
+
+
+def propagate(
+    x: tf.Tensor | np.ndarray,
+    theta: TensorLike,
+    phi: TensorLike,
+    gamma: TensorLike = 0.0,
+    arrangement: str = "clements",
+    *,
+    theta_error: TensorLike = 0.0,
+    phi_error: TensorLike = 0.0,
+    splitter_error: TensorLike = 0.0,
+    loss_db: TensorLike = 0.0,
+    straight_loss_db: TensorLike = 0.0,
+    crosstalk: TensorLike | None = None,
+) -> tf.Tensor:
+    """The fields behind a mesh.
+
+    Args:
+        x: Real or complex tensor of shape (..., modes): the fields in front of it.
+            Where the phases have leading axes (devices), the shape is (batch, modes)
+            for fields that all devices meet, or (*devices, batch, modes).
+        theta: See `transfer_matrix`, here and below.
+        phi: Float tensor, in rad.
+        gamma: Float tensor, in rad.
+        arrangement: `"clements"` or `"reck"`.
+        theta_error: Float tensor, in rad.
+        phi_error: Float tensor, in rad.
+        splitter_error: Float tensor, in rad.
+        loss_db: Float tensor, in dB.
+        straight_loss_db: Float, in dB.
+        crosstalk: Float tensor, or `None`.
+
+    Returns:
+        Complex tensor of the shape of `x`, (*devices, batch, modes) for devices.
+
+    Raises:
+        ValueError: As in `transfer_matrix`, or the last axis of `x` is not `modes`.
+    """
+    modes, tiles, turn, devices = _prepared(
+        (theta, phi, gamma),
+        arrangement,
+        (theta_error, phi_error, splitter_error, loss_db, straight_loss_db),
+        crosstalk,
+    )
+    x = tf.cast(tf.convert_to_tensor(x), tiles.dtype)
+    shape, rank = _tiles.sizes(x), len(devices)
+    fits = len(shape) in (2, rank + 2) if rank else len(shape) >= 1
+    if not fits or shape[-1] != modes:
+        raise ValueError(
+            f"`x` must have the shape (..., {modes}), or for devices (batch, {modes}) "
+            f"or (*devices, batch, {modes}). Received: shape {x.shape}"
+        )
+    if rank:
+        x = tf.reshape(x, [-1, *shape[-2:]])
+        shape = [*devices, *shape[-2:]]
+    elif None in x.shape[:-1]:
+        x = tf.reshape(x, [1, -1, modes])
+    else:
+        x = tf.reshape(x, [1, math.prod(shape[:-1]), modes])
+    return tf.reshape(_propagated(x, tiles, turn), shape)
+
+
+# Up to this size the matrix costs little even where the batch is small.
+_ALWAYS_BY_MATRIX = 64
+
+
+def _propagated(x, tiles, turn):
+    """Fields (devices or 1, batch, modes) behind tiles."""
+    batch, modes = x.shape[1:]
+
+    def by_matrix():
+        matrix = _tiles.through(tiles, tf.linalg.diag(turn))
+        return tf.matmul(x, matrix, transpose_b=True)
+
+    def by_field():
+        fields = tf.transpose(x * turn[:, None], [0, 2, 1])
+        return tf.transpose(_tiles.through(tiles, fields), [0, 2, 1])
+
+    if batch is None and modes > _ALWAYS_BY_MATRIX:
+        return tf.cond(tf.shape(x)[1] >= modes, by_matrix, by_field)
+    return by_matrix() if batch is None or batch >= modes else by_field()
+
+
+def _prepared(phases, arrangement, errors, crosstalk):
+    """(modes, tiles, e^{iγ} of shape (devices or 1, modes), shape of the devices)."""
+    for name, value in zip(("theta", "phi", "gamma"), phases, strict=True):
+        check(name, value, np.isfinite, "finite")
+    for name, value in zip(("theta_error", "phi_error"), errors[:2], strict=True):
+        check(name, value, np.isfinite, "finite")
+    check_loss("straight_loss_db", errors[-1])
+    theta, phi, gamma, *errors = as_tensors(*phases, *errors)
+    theta_error, phi_error, splitter_error, loss_db, straight_loss_db = errors
+    modes = _modes(theta, phi, gamma, arrangement)
+    mask = cell_mask(modes, arrangement)
+    if crosstalk is not None:
+        theta, phi = _heated(theta, phi, crosstalk)
+    if not splitter_error.shape.rank:
+        splitter_error = tf.stack([splitter_error, splitter_error])
+    shapes = [v.shape for v in (theta, theta_error, phi, phi_error, loss_db)]
+    shapes.append(splitter_error.shape[:-1])
+    try:
+        shape = functools.reduce(tf.broadcast_static_shape, shapes)
+    except ValueError:
+        shape = None
+    if shape is None or tuple(shape[-2:]) != mask.shape:
+        raise ValueError(
+            f"Phases, errors and losses must fit the {mask.shape} slots of the mesh, "
+            f"or be numbers. Received: shapes {[tuple(s) for s in shapes]}"
+        )
+    entries = interferometer.entries(
+        theta + theta_error, phi + phi_error, splitter_error, loss_db
+    )
+    straight = tf.cast(10.0 ** (-straight_loss_db / 20), entries[0].dtype)
+    through = (straight, tf.zeros_like(straight), tf.zeros_like(straight), straight)
+    entries = [tf.where(mask, t, s) for t, s in zip(entries, through, strict=True)]
+    devices = _tiles.sizes(entries[0])[:-2]
+    flat = [tf.reshape(t, [_count(devices), mask.size]) for t in entries]
+    tiles = _tiles.combined(flat, straight, tiling(modes, len(mask), _side(modes)))
+    if not gamma.shape.rank:
+        gamma = tf.fill([modes], gamma)
+    if gamma.shape.rank > 1:
+        gamma = tf.broadcast_to(gamma, [*devices, modes])
+    gamma = tf.reshape(gamma, [-1, modes])
+    return modes, tiles, tf.complex(tf.cos(gamma), tf.sin(gamma)), devices
+
+
+def _modes(theta, phi, gamma, arrangement) -> int:
+    shape = tuple(theta.shape)
+    columns = shape[-2] if len(shape) >= 2 else 0
+    modes = (columns + 3) // 2 if arrangement == "reck" else columns
+    fits = modes >= 2 and cell_mask(modes, arrangement).shape == shape[-2:]
+    if not fits or tuple(phi.shape)[-2:] != shape[-2:]:
+        raise ValueError(
+            "`theta` and `phi` must have the shape (columns, modes // 2) for 2 or more "
+            "modes, with as many columns as modes in the rectangle (clements) and "
+            "2 * modes - 3 in the triangle (reck). "
+            f"Received: arrangement={arrangement!r}, theta of shape {shape}, phi of "
+            f"shape {tuple(phi.shape)}"
+        )
+    if gamma.shape.rank and gamma.shape[-1] != modes:
+        raise ValueError(
+            f"`gamma` must have one phase for each of the {modes} modes. "
+            f"Received: shape {tuple(gamma.shape)}"
+        )
+    return modes
+
+
+def _side(modes: int) -> int:
+    """The side of the largest tiles: a power of two, about an eighth of the modes.
+
+    Larger tiles cost more to build, smaller ones more stages.
+    """
+    return 1 << min(6, max(0, (modes // 8).bit_length() - 1))
+
+
+def _heated(theta, phi, crosstalk):
+    """The phases of shifters that warm each other."""
+    check("crosstalk", crosstalk, np.isfinite, "finite")
+    theta, phi, crosstalk = as_tensors(theta, phi, crosstalk)
+    slots = math.prod(theta.shape[-2:])
+    if tuple(crosstalk.shape) != (2 * slots, 2 * slots):
+        raise ValueError(
+            f"`crosstalk` must have the shape {(2 * slots, 2 * slots)}, a row for the "
+            "theta of each slot, then for each phi. "
+            f"Received: shape {tuple(crosstalk.shape)}"
+        )
+    both = tf.stack([theta, phi], axis=-3)
+    shape = _tiles.sizes(both)
+    set_phases = tf.reshape(both, [*shape[:-3], 2 * slots])
+    given = tf.reshape(tf.linalg.matvec(crosstalk, set_phases), shape)
+    return given[..., 0, :, :], given[..., 1, :, :]
+
+
+def _count(devices):
+    return math.prod(devices) if devices else 1

@@ -1,0 +1,370 @@
+"""The mesh against a product of columns, written out in NumPy."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keras_pnn.physics import mesh
+
+ARRANGEMENTS = ("clements", "reck")
+
+
+def cell(theta, phi, first, second):
+    cos1, sin1 = np.cos(np.pi / 4 + first), np.sin(np.pi / 4 + first)
+    cos2, sin2 = np.cos(np.pi / 4 + second), np.sin(np.pi / 4 + second)
+    arms = np.diag([np.exp(0.5j * theta), np.exp(-0.5j * theta)])
+    one = np.array([[cos1, 1j * sin1], [1j * sin1, cos1]])
+    two = np.array([[cos2, 1j * sin2], [1j * sin2, cos2]])
+    return np.diag([np.exp(1j * phi), 1]) @ two @ arms @ one
+
+
+def reference(theta, phi, gamma, mask, errors=None, loss=None, straight_db=0.0):
+    """The matrix, column by column."""
+    errors = np.zeros((*theta.shape, 2)) if errors is None else errors
+    loss = np.zeros(theta.shape) if loss is None else loss
+    matrix = np.diag(np.exp(1j * gamma))
+    for k, j_all in enumerate(mask):
+        column = np.eye(len(gamma), dtype=complex) * 10 ** (-straight_db / 20)
+        for j in np.flatnonzero(j_all):
+            modes = slice(2 * j + k % 2, 2 * j + k % 2 + 2)
+            amplitude = 10 ** (-loss[k, j] / 20)
+            column[modes, modes] = amplitude * cell(
+                theta[k, j], phi[k, j], *errors[k, j]
+            )
+        matrix = column @ matrix
+    return matrix
+
+
+def draw(modes, arrangement, seed=0):
+    generator = np.random.default_rng(seed)
+    mask = mesh.cell_mask(modes, arrangement)
+    theta, phi = generator.uniform(-4, 4, (2, *mask.shape))
+    return theta, phi, generator.uniform(-4, 4, modes), mask, generator
+
+
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+@pytest.mark.parametrize("modes", [2, 3, 4, 5, 7, 8, 15, 16, 17, 30, 33, 64])
+def test_matrix_is_the_product_of_the_columns(modes, arrangement):
+    theta, phi, gamma, mask, generator = draw(modes, arrangement)
+    errors = generator.normal(size=(*mask.shape, 2))
+    loss = generator.uniform(0, 0.2, mask.shape)
+    expected = reference(theta, phi, gamma, mask, errors, loss, 0.1)
+    settings = {
+        "splitter_error": errors,
+        "loss_db": loss,
+        "straight_loss_db": 0.1,
+    }
+    matrix = mesh.transfer_matrix(theta, phi, gamma, arrangement, **settings)
+    np.testing.assert_allclose(matrix, expected, atol=1e-12)
+    # Fewer fields than modes go through the tiles, more meet the matrix.
+    for batch in (1, modes + 1):
+        x = generator.normal(size=(batch, modes)) + 1j
+        behind = mesh.propagate(x, theta, phi, gamma, arrangement, **settings)
+        np.testing.assert_allclose(behind, x @ expected.T, atol=1e-11)
+
+
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+@pytest.mark.parametrize("modes", range(2, 12))
+def test_any_arrangement_has_the_cells_that_a_unitary_needs(modes, arrangement):
+    assert mesh.cell_mask(modes, arrangement).sum() == modes * (modes - 1) // 2
+
+
+@pytest.mark.parametrize(
+    "dtype, tolerance", [("float32", 1e-5), ("float64", 1e-12)], ids=str
+)
+def test_unitarity(dtype, tolerance):
+    theta, phi, gamma, mask, generator = draw(64, "clements")
+    phases = [v.astype(dtype) for v in (theta, phi, gamma)]
+    errors = generator.normal(size=(*mask.shape, 2)).astype(dtype)
+    for splitter_error in (0.0, errors):
+        u = mesh.transfer_matrix(*phases, splitter_error=splitter_error).numpy()
+        assert np.abs(u @ u.conj().T - np.eye(64)).max() < tolerance
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(2, 20), st.sampled_from(ARRANGEMENTS), st.integers(0, 99), st.booleans()
+)
+def test_energy_is_conserved(modes, arrangement, seed, many):
+    theta, phi, gamma, _, generator = draw(modes, arrangement, seed)
+    x = generator.normal(size=(40 if many else 1, modes))
+    y = mesh.propagate(x, theta, phi, gamma, arrangement)
+    power = np.sum(np.abs(y) ** 2, -1)
+    np.testing.assert_allclose(power, np.sum(x**2, -1), rtol=1e-12)
+
+
+def test_cross_mirrors_the_modes_and_bar_keeps_them():
+    theta = np.zeros((8, 4))
+    cross = np.abs(mesh.transfer_matrix(theta, theta).numpy())
+    np.testing.assert_allclose(cross, np.eye(8)[::-1], atol=1e-15)
+    bar = np.abs(mesh.transfer_matrix(theta + np.pi, theta).numpy())
+    np.testing.assert_allclose(bar, np.eye(8), atol=1e-14)
+
+
+def test_determinant():
+    """det U = Π e^{i gamma} Π e^{i phi}: each cell has the determinant e^{i phi}."""
+    theta, phi, gamma, mask, _ = draw(9, "clements")
+    u = mesh.transfer_matrix(theta, phi, gamma).numpy()
+    expected = np.exp(1j * (gamma.sum() + phi[mask].sum()))
+    np.testing.assert_allclose(np.linalg.det(u), expected, atol=1e-12)
+
+
+def test_reciprocity():
+    """Light that goes back meets the transposed matrix.
+
+    Without phi each cell is its own transpose, so that the columns in reverse are the
+    transposed mesh; 9 columns begin and end with the same places.
+    """
+    theta = draw(9, "clements")[0]
+    zero = np.zeros_like(theta)
+    u = mesh.transfer_matrix(theta, zero).numpy()
+    back = mesh.transfer_matrix(theta[::-1], zero).numpy()
+    np.testing.assert_allclose(back, u.T, atol=1e-13)
+
+
+def test_slots_without_a_cell_are_ignored():
+    for arrangement in ARRANGEMENTS:
+        theta, phi, gamma, mask, _ = draw(8, arrangement)
+        u = mesh.transfer_matrix(theta, phi, gamma, arrangement)
+        cut = mesh.transfer_matrix(theta * mask, phi * mask, gamma, arrangement)
+        np.testing.assert_array_equal(u, cut)
+
+
+def test_phase_errors_add_to_the_phases():
+    theta, phi, gamma, mask, generator = draw(6, "clements")
+    more, other = generator.normal(size=(2, *mask.shape))
+    u = mesh.transfer_matrix(theta, phi, gamma, theta_error=more, phi_error=other)
+    expected = mesh.transfer_matrix(theta + more, phi + other, gamma)
+    np.testing.assert_array_equal(u, expected)
+
+
+def test_crosstalk_spreads_phases():
+    theta, phi, gamma, mask, generator = draw(4, "clements")
+    matrix = np.eye(16) + 0.1 * generator.normal(size=(16, 16))
+    u = mesh.transfer_matrix(theta, phi, gamma, crosstalk=matrix)
+    heated = matrix @ np.concatenate([theta.ravel(), phi.ravel()])
+    theta2, phi2 = heated.reshape(2, *mask.shape)
+    np.testing.assert_allclose(u, mesh.transfer_matrix(theta2, phi2, gamma), atol=1e-14)
+
+
+def test_many_devices_at_once():
+    modes, devices = 12, (3, 2)
+    generator = np.random.default_rng(1)
+    mask = mesh.cell_mask(modes)
+    theta, phi = generator.normal(size=(2, *devices, *mask.shape))
+    gamma = generator.normal(size=modes)
+    errors = generator.normal(size=(*devices, *mask.shape, 2))
+    u = mesh.transfer_matrix(theta, phi, gamma, splitter_error=errors)
+    assert u.shape == (3, 2, modes, modes)
+    for i in np.ndindex(devices):
+        one = reference(theta[i], phi[i], gamma, mask, errors[i])
+        np.testing.assert_allclose(u[i], one, atol=1e-13)
+    for batch in (5, 50):
+        common = generator.normal(size=(batch, modes))
+        y = mesh.propagate(common, theta, phi, gamma, splitter_error=errors)
+        expected = np.einsum("abij,cj->abci", u, common)
+        np.testing.assert_allclose(y, expected, atol=1e-12)
+        own = generator.normal(size=(*devices, batch, modes))
+        y = mesh.propagate(own, theta, phi, gamma, splitter_error=errors)
+        expected = np.einsum("abij,abcj->abci", u, own)
+        np.testing.assert_allclose(y, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+@pytest.mark.parametrize("modes", [6, 80])
+def test_unknown_batch_size_and_further_axes(modes, jit):
+    theta, phi, gamma, mask, generator = draw(modes, "clements")
+    expected = reference(theta, phi, gamma, mask)
+
+    @tf.function(
+        input_signature=[tf.TensorSpec((None, None, modes), tf.float64)],
+        jit_compile=jit,
+    )
+    def behind(x):
+        return mesh.propagate(x, theta, phi, gamma)
+
+    for lead in ((2, 3), (20, 5)):
+        x = generator.normal(size=(*lead, modes))
+        np.testing.assert_allclose(behind(x), x @ expected.T, atol=1e-12)
+
+
+def parameters(modes, arrangement, seed=0):
+    theta, phi, gamma, mask, generator = draw(modes, arrangement, seed)
+    return {
+        "theta": theta,
+        "phi": phi,
+        "gamma": gamma,
+        "theta_error": 0.1 * generator.normal(size=mask.shape),
+        "phi_error": 0.1 * generator.normal(size=mask.shape),
+        "splitter_error": 0.1 * generator.normal(size=(*mask.shape, 2)),
+        "loss_db": generator.uniform(0.1, 0.5, mask.shape),
+        "straight_loss_db": np.float64(0.2),
+    }
+
+
+def objective(x, weights, arrangement, **values):
+    y = mesh.propagate(x, arrangement=arrangement, **values)
+    return tf.reduce_sum(weights * (tf.math.real(y) ** 2 + tf.math.imag(y)))
+
+
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+@pytest.mark.parametrize("modes, batch", [(4, 2), (5, 6)])
+def test_gradients_of_all_parameters(modes, batch, arrangement):
+    values = parameters(modes, arrangement)
+    generator = np.random.default_rng(2)
+    x, weights = generator.normal(size=(2, batch, modes))
+    names = list(values)
+
+    def f(*tensors):
+        named = dict(zip(names, tensors, strict=True))
+        return objective(x, weights, arrangement, **named)
+
+    exact, numeric = tf.test.compute_gradient(
+        f, [tf.constant(v) for v in values.values()], delta=1e-5
+    )
+    for name, a, b in zip(names, exact, numeric, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6, err_msg=name)
+        assert np.abs(a).max() > 1e-3, name
+
+
+def test_gradient_of_the_field():
+    values = parameters(7, "clements")
+    generator = np.random.default_rng(3)
+    weights = generator.normal(size=(3, 7))
+    x = tf.constant(generator.normal(size=(3, 7)))
+    exact, numeric = tf.test.compute_gradient(
+        lambda x: objective(x, weights, "clements", **values), [x], delta=1e-5
+    )
+    np.testing.assert_allclose(exact[0], numeric[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("modes, jit", [(17, False), (5, True)], ids=["graph", "xla"])
+def test_hessian_vector_product(modes, jit):
+    values = parameters(modes, "clements")
+    generator = np.random.default_rng(4)
+    x, weights = generator.normal(size=(2, 3, modes))
+    names = list(values)
+    point = [tf.constant(v) for v in values.values()]
+    direction = [tf.constant(generator.normal(size=v.shape)) for v in values.values()]
+
+    @tf.function(jit_compile=jit)
+    def gradient(*tensors):
+        with tf.GradientTape() as tape:
+            tape.watch(tensors)
+            named = dict(zip(names, tensors, strict=True))
+            loss = objective(x, weights, "clements", **named)
+        return tape.gradient(loss, tensors)
+
+    @tf.function(jit_compile=jit)
+    def product(*tensors):
+        with tf.GradientTape() as tape:
+            tape.watch(tensors)
+            inner = gradient(*tensors)
+            along = tf.add_n(
+                [tf.reduce_sum(g * d) for g, d in zip(inner, direction, strict=True)]
+            )
+        return tape.gradient(along, tensors)
+
+    step = 1e-5
+    ahead = gradient(*[p + step * d for p, d in zip(point, direction, strict=True)])
+    back = gradient(*[p - step * d for p, d in zip(point, direction, strict=True)])
+    for name, h, a, b in zip(names, product(*point), ahead, back, strict=True):
+        np.testing.assert_allclose(h, (a - b) / (2 * step), atol=1e-5, err_msg=name)
+
+
+def test_gradients_inside_a_map_over_devices():
+    modes, devices = 10, 4
+    values = parameters(modes, "clements")
+    generator = np.random.default_rng(5)
+    x, weights = generator.normal(size=(2, 3, modes))
+    errors = generator.normal(size=(devices, *values["splitter_error"].shape))
+    theta = tf.constant(values["theta"])
+
+    def gradient(error):
+        with tf.GradientTape() as tape:
+            tape.watch(theta)
+            named = {**values, "theta": theta, "splitter_error": error}
+            loss = objective(x, weights, "clements", **named)
+        return tape.gradient(loss, theta)
+
+    mapped = tf.vectorized_map(
+        gradient, tf.constant(errors), fallback_to_while_loop=False
+    )
+    one_by_one = [gradient(e) for e in errors]
+    np.testing.assert_allclose(mapped, one_by_one, atol=1e-12)
+
+
+@pytest.mark.parametrize("modes", [16, 64])
+@pytest.mark.parametrize("splitter, phase", [(1, 0), (0, 1), (1, 1)])
+@pytest.mark.parametrize("sigma", [0.02, 0.05, 0.1])
+def test_laws_of_random_errors(modes, splitter, phase, sigma):
+    """Mean distance and fidelity of 200 chips, see the closed forms below.
+
+    With k = (N − 1)(2 σ_a² + 0.75 σ_p²): ‖U − Û‖²/N = 2 (1 − e^{−k/2}), and
+    |tr U†Û|²/N² = e^{−k'} with k' = k − σ_p² (N − 1)/(2 N).
+    """
+    generator = np.random.default_rng(6)
+    mask = mesh.cell_mask(modes)
+    phases = haar(modes)
+    chips = 200
+
+    def noise(size, on):
+        return (on * sigma * generator.normal(size=(chips, *size))).astype("float32")
+
+    ideal = mesh.transfer_matrix(*phases).numpy()
+    real = mesh.transfer_matrix(
+        *phases,
+        theta_error=noise(mask.shape, phase),
+        phi_error=noise(mask.shape, phase),
+        splitter_error=noise((*mask.shape, 2), splitter),
+    ).numpy()
+    k = (modes - 1) * sigma**2 * (2 * splitter + 0.75 * phase)
+    distance = np.sum(np.abs(real - ideal) ** 2, (1, 2)) / modes
+    trace = np.einsum("ij,dij->d", ideal.conj(), real)
+    fidelity = np.abs(trace) ** 2 / modes**2
+    unseen = sigma**2 * phase * (modes - 1) / (2 * modes)
+    for values, law in (
+        (distance, 2 * (1 - np.exp(-k / 2))),
+        (fidelity, np.exp(-(k - unseen))),
+    ):
+        error = values.std(ddof=1) / np.sqrt(chips)
+        assert abs(values.mean() - law) < 4 * error
+
+
+def haar(modes):
+    from keras_pnn.physics import decompose
+
+    phases = decompose.haar_phases(modes, seed=0)
+    return [np.float32(v) for v in (phases.theta, phases.phi, phases.gamma)]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"theta": np.zeros((4, 3))}, r"theta of shape \(4, 3\)"),
+        ({"theta": np.zeros((1, 0)), "phi": np.zeros((1, 0))}, "2 or more"),
+        ({"phi": np.zeros((4, 1))}, r"phi of shape \(4, 1\)"),
+        ({"gamma": np.zeros(3)}, "each of the 4 modes"),
+        ({"theta": np.full((4, 2), np.nan)}, "`theta` must be finite"),
+        ({"theta_error": np.nan}, "`theta_error` must be finite"),
+        ({"splitter_error": np.zeros((4, 3, 2))}, "fit the"),
+        ({"splitter_error": np.zeros((4, 2, 3))}, "last axis of `splitter_error`"),
+        ({"loss_db": -1.0}, "`loss_db` must be finite and >= 0"),
+        ({"straight_loss_db": -1.0}, "`straight_loss_db` must be finite and >= 0"),
+        ({"arrangement": "rectangle"}, "`arrangement` must be one of"),
+        ({"crosstalk": np.eye(4)}, r"shape \(16, 16\)"),
+        ({"x": np.zeros((3, 5))}, "`x` must have the shape"),
+    ],
+)
+def test_bad_input(change, message):
+    arguments = {
+        "x": np.zeros((3, 4)),
+        "theta": np.zeros((4, 2)),
+        "phi": np.zeros((4, 2)),
+        "gamma": np.zeros(4),
+        **change,
+    }
+    with pytest.raises(ValueError, match=message):
+        mesh.propagate(**arguments)

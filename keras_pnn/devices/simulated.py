@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import numpy as np
@@ -25,6 +25,9 @@ class Target:
         neutral: what a deviation is added to: the imperfection's neutral value,
             or `None` for a weight, whose present value it is.
         shared: whether all targets of this name have one common draw.
+        exists: which elements the hardware has, `None` for all.
+        convert: from a deviation in the quantity that was named (a power imbalance)
+            to one of the variable (an angle), `None` where they are the same.
     """
 
     name: str
@@ -33,6 +36,16 @@ class Target:
     variable: keras.Variable
     neutral: float | None
     shared: bool
+    exists: np.ndarray | None = None
+    convert: Callable | None = None
+
+    def deviation(self, amount):
+        """Returns the variable's deviation for an amount of the named quantity."""
+        if self.convert is not None:
+            amount = tf.cast(self.convert(amount), self.variable.dtype)
+        if self.exists is None:
+            return amount
+        return tf.where(self.exists, amount, tf.zeros_like(amount))
 
     def value(self, deviation):
         """Returns what the variable becomes with a deviation, as a tensor."""
@@ -46,21 +59,23 @@ def targets(model: keras.layers.Layer) -> list[Target]:
     counts: dict[str, int] = {}
     found = []
 
-    def add(name, layer, variable, neutral, shared):
+    def add(name, layer, variable, neutral, shared, exists):
         index = counts.get(name, 0)
         counts[name] = index + 1
-        found.append(Target(name, index, layer, variable, neutral, shared))
+        found.append(Target(name, index, layer, variable, neutral, shared, exists))
 
     for layer in flat_layers(model):
-        known = set()
+        exists = {}
         if isinstance(layer, PhysicalLayer):
             for name, variable in layer.imperfections.items():
                 quantity = layer.quantity(name)
-                add(name, layer, variable, quantity.neutral, quantity.shared)
-                known.add(id(variable))
+                neutral, shared = quantity.neutral, quantity.shared
+                add(name, layer, variable, neutral, shared, quantity.exists)
+            for name, variable in layer.controls.items():
+                exists[id(variable)] = layer.quantity(name).exists
         for variable in layer._trainable_variables:
-            if id(variable) not in known:
-                add(variable.name, layer, variable, None, False)
+            own = exists.get(id(variable))
+            add(variable.name, layer, variable, None, False, own)
     return found
 
 
@@ -81,9 +96,14 @@ def matching(model: keras.layers.Layer, name: str) -> list[Target]:
     """
     layer_name, _, short = name.rpartition("/")
     everything = targets(model)
-    found = [
-        t for t in everything if t.name == short and layer_name in ("", t.layer.name)
-    ]
+    found = []
+    for target in everything:
+        if layer_name not in ("", target.layer.name):
+            continue
+        others = getattr(target.layer, "other_quantities", {})
+        meant, convert = others.get(short, (short, None))
+        if target.name == meant:
+            found.append(dataclasses.replace(target, convert=convert))
     if not found:
         imperfect = dict.fromkeys(t.name for t in everything if t.neutral is not None)
         weights = dict.fromkeys(t.name for t in everything if t.neutral is None)
@@ -329,11 +349,13 @@ def sweep(model: keras.layers.Layer, name: str, values) -> Devices:
     >>> pnn.evaluate_devices(model, x_test, y_test, warm)["accuracy"]
     """
     found = matching(model, name)
-    shapes = architecture(model, {name.rpartition("/")[2]})
+    shapes = architecture(model, {t.name for t in found})
     devices = []
     for value in np.atleast_1d(np.asarray(values, "float64")):
         deviations = {
-            (t.name, t.index): np.full(t.variable.shape, value, t.variable.dtype)
+            (t.name, t.index): np.asarray(
+                t.deviation(tf.fill(t.variable.shape, tf.cast(value, t.variable.dtype)))
+            )
             for t in found
         }
         devices.append(SimulatedDevice(deviations, shapes, f"{name} = {value:g}"))

@@ -73,7 +73,8 @@ class Variation:
             its unit, a TFP distribution, or `Correlated(std, length)`. Every layer
             gets draws of its own, except for an imperfection that is shared by the
             chip (`temperature`). The name of a weight (`kernel`) adds the draw to
-            the weight. One layer alone is addressed by a dictionary:
+            the weight. `splitter_imbalance` draws the power imbalance of splitters
+            and sets their angles. One layer alone is addressed by a dictionary:
             `Variation({"mrr_bank_1/resonance_shift": 0.08})`.
 
     Raises:
@@ -132,7 +133,7 @@ class Variation:
             key = zlib.crc32(target.name.encode()) & 0x7FFFFFFF
             own = tf.random.experimental.stateless_fold_in(seed, key)
             own = tf.random.experimental.stateless_fold_in(own, index)
-            drawn.append((target, _draw(target, spread, own)))
+            drawn.append((target, target.deviation(_draw(target, spread, own))))
         return drawn
 
     def values(self, model: keras.layers.Layer, seed):
@@ -157,7 +158,7 @@ class Variation:
         if int(n) != n or n < 1:
             raise ValueError(f"`n` must be a whole number >= 1. Received: {n}")
         self.check(model)
-        shapes = architecture(model, {n.rpartition("/")[2] for n in self.spreads})
+        shapes = architecture(model, {t.name for t, _ in self._plan(model)})
         devices = []
         for i in range(int(n)):
             drawn = self.deviations(model, (int(seed), i))

@@ -1,15 +1,26 @@
 """Keras layers made of photonic devices."""
 
+from keras_pnn.layers import mesh_initializers
+from keras_pnn.layers.detectors import Balanced, Intensity, Quantize, ShotNoise
 from keras_pnn.layers.limits import ControlRange, Quantizer
 from keras_pnn.layers.mrr import MRRBank, MRRConv2D
+from keras_pnn.layers.mzi import Attenuators, MZIDense, MZIMesh
 from keras_pnn.layers.physical import PhysicalLayer, controls_of, physical_layers
 
 __all__ = [
+    "Attenuators",
+    "Balanced",
     "ControlRange",
+    "Intensity",
     "MRRBank",
     "MRRConv2D",
+    "MZIDense",
+    "MZIMesh",
     "PhysicalLayer",
+    "Quantize",
     "Quantizer",
+    "ShotNoise",
     "controls_of",
+    "mesh_initializers",
     "physical_layers",
 ]

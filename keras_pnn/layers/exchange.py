@@ -61,8 +61,9 @@ def export_controls(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
                     "passes": layer.passes,
                     "heater_power_mW": None if power is None else float(power.sum()),
                 }
-            for index in np.ndindex(values.shape):
-                place = _place(layer, index)
+            exists = _exists(layer, name)
+            for index in (i for i in np.ndindex(values.shape) if exists[i]):
+                place = _place(layer, name, index)
                 watts = "" if power is None else f"{power[index]:.9g}"
                 value = np.format_float_scientific(values[index], trim="-")
                 label = ";".join(map(str, index))
@@ -92,7 +93,7 @@ def load_controls(model: keras.layers.Layer, path: str | os.PathLike) -> None:
     """
     layers = _named_layers(model)
     values = {
-        (layer.name, name): np.full(tuple(v.shape), np.nan)
+        (layer.name, name): np.where(_exists(layer, name), np.nan, 0.0)
         for layer in layers.values()
         for name, v in layer.controls.items()
     }
@@ -108,9 +109,10 @@ def load_controls(model: keras.layers.Layer, path: str | os.PathLike) -> None:
             _read(row, values, layers, f"{path}, line {reader.line_num}")
     for (layer, name), array in values.items():
         if np.isnan(array).any():
+            given = ~np.isnan(array[_exists(layers[layer], name)])
             raise ValueError(
-                f"{path}: expected {array.size} values of {layer}/{name}. "
-                f"Received: {np.sum(~np.isnan(array))}"
+                f"{path}: expected {given.size} values of {layer}/{name}. "
+                f"Received: {given.sum()}"
             )
     for (layer, name), array in values.items():
         layers[layer].controls[name].assign(array)
@@ -150,6 +152,11 @@ def _read(row: dict, values: dict, layers: dict, where: str) -> None:
             f"{where}: expected an index inside {array.shape} and a finite value. "
             f"Received: index {row['index']!r}, value {row['value']!r}"
         )
+    if not _exists(layers[key[0]], key[1])[index]:
+        raise ValueError(
+            f"{where}: expected an element that the hardware has. Received: "
+            f"{'/'.join(key)}[{row['index']}]"
+        )
     if not np.isnan(array[index]):
         raise ValueError(
             f"{where}: expected each control once. Received: "
@@ -163,6 +170,11 @@ def _read(row: dict, values: dict, layers: dict, where: str) -> None:
     array[index] = value
 
 
+def _exists(layer: PhysicalLayer, name: str) -> np.ndarray:
+    exists, shape = layer.quantity(name).exists, tuple(layer.controls[name].shape)
+    return np.broadcast_to(True if exists is None else exists, shape)
+
+
 def _named_layers(model) -> dict[str, PhysicalLayer]:
     layers = physical_layers(model)
     named = {layer.name: layer for layer in layers}
@@ -174,10 +186,10 @@ def _named_layers(model) -> dict[str, PhysicalLayer]:
     return named
 
 
-def _place(layer: PhysicalLayer, index: tuple[int, ...]) -> tuple:
-    """(tile, row, column) of a ring on the bank; empty cells for other layers."""
+def _place(layer: PhysicalLayer, name: str, index: tuple[int, ...]) -> tuple:
+    """(tile, row, column) of a ring on the bank; row and column in other layers."""
     if not isinstance(layer, RingLayer):
-        return ("", "", "")
+        return ("", *layer.position(name, index))
     shape = tuple(layer.controls["control"].shape)
     column = int(np.ravel_multi_index(index[:-1], shape[:-1]))
     return layer.place(index[-1], column)

@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator
+from typing import ClassVar
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 _context = threading.local()
@@ -20,12 +22,16 @@ class Quantity:
         unit: its unit, such as `"nm"`; `""` for a pure number.
         neutral: its value in the design, where the device is ideal.
         shared: whether one value serves the whole chip (a temperature).
+        exists: which elements the hardware has, broadcast to the variable; `None` for
+            all. The others keep their neutral value: they are never drawn, and not
+            written to files.
     """
 
     variable: keras.Variable
     unit: str
     neutral: float
     shared: bool = False
+    exists: np.ndarray | None = None
 
 
 class PhysicalLayer(keras.layers.Layer):
@@ -54,6 +60,10 @@ class PhysicalLayer(keras.layers.Layer):
     ```
     """
 
+    # Other quantities in which a deviation may be given: name → (imperfection, the
+    # function from a deviation in that quantity to one of the imperfection).
+    other_quantities: ClassVar[dict[str, tuple[str, Callable]]] = {}
+
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self._controls: dict[str, Quantity] = {}
@@ -69,6 +79,7 @@ class PhysicalLayer(keras.layers.Layer):
         regularizer=None,
         constraint=None,
         trainable: bool = True,
+        exists: np.ndarray | None = None,
     ) -> keras.Variable:
         """Declares a quantity that training may turn.
 
@@ -78,6 +89,8 @@ class PhysicalLayer(keras.layers.Layer):
             unit: its unit, for tables, files and plots.
             initializer, regularizer, constraint, trainable: as in `add_weight`.
             neutral: the value at which it does nothing.
+            exists: which elements the hardware has, `None` for all. `forward` must
+                not depend on the others.
 
         Returns:
             The variable. It keeps its dtype under mixed precision.
@@ -91,7 +104,7 @@ class PhysicalLayer(keras.layers.Layer):
             trainable=trainable,
             autocast=False,
         )
-        self._controls[name] = Quantity(variable, unit, neutral)
+        self._controls[name] = Quantity(variable, unit, neutral, exists=exists)
         return variable
 
     def add_imperfection(
@@ -101,6 +114,7 @@ class PhysicalLayer(keras.layers.Layer):
         unit: str,
         neutral: float = 0.0,
         shared: bool = False,
+        exists: np.ndarray | None = None,
     ) -> keras.Variable:
         """Declares how one device may differ from the design.
 
@@ -110,6 +124,8 @@ class PhysicalLayer(keras.layers.Layer):
             unit: its unit.
             neutral: its value in the design.
             shared: whether one draw serves all layers of a chip.
+            exists: which elements the hardware has, `None` for all. `forward` must
+                not depend on the others.
 
         Returns:
             The variable: never trained, never saved.
@@ -121,7 +137,7 @@ class PhysicalLayer(keras.layers.Layer):
             trainable=False,
             autocast=False,
         )
-        self._imperfections[name] = Quantity(variable, unit, neutral, shared)
+        self._imperfections[name] = Quantity(variable, unit, neutral, shared, exists)
         return variable
 
     @property
@@ -137,6 +153,18 @@ class PhysicalLayer(keras.layers.Layer):
     def quantity(self, name: str) -> Quantity:
         """Returns unit and neutral value of a control or an imperfection."""
         return {**self._imperfections, **self._controls}[name]
+
+    def position(self, name: str, index: tuple[int, ...]) -> tuple:
+        """Returns (row, column) on the chip of one element of a control.
+
+        Args:
+            name: a key of `layer.controls`.
+            index: the element's index in the variable.
+
+        Returns:
+            Two integers from 0, or `("", "")` where rows and columns mean nothing.
+        """
+        return "", ""
 
     def forward(self, inputs, controls: dict, imperfections: dict):
         """The layer's physics, a pure function of tensors.

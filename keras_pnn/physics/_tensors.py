@@ -118,6 +118,17 @@ def as_tensors(*values):
     return tuple(_to_tensor(value, dtype) for value in values)
 
 
+def as_complex(value, dtype: tf.DType) -> tf.Tensor:
+    """Casts to complex64 or complex128.
+
+    `tf.cast` from real to complex warns at each gradient.
+    """
+    if value.dtype.is_complex:
+        return tf.cast(value, dtype)
+    value = tf.cast(value, dtype.real_dtype)
+    return tf.complex(value, tf.zeros_like(value))
+
+
 def _common_dtype(values):
     names = [
         keras.backend.standardize_dtype(value.dtype)

@@ -29,19 +29,19 @@ def combined(entries: list[tf.Tensor], straight: tf.Tensor, plan: Tiling) -> tf.
     identity = tf.reshape(tf.eye(2, dtype=leaves.dtype), [4, 1, 1])
     leaves += identity * passing
     devices, count = sizes(leaves)[1:]
-    cells = tf.reshape(leaves, [2, 2, devices, count])
-    if plan.side == 1:
-        tiles = tf.transpose(cells, [2, 3, 0, 1])
-    else:
-        cells = tf.reshape(cells, [2, 2, devices, 4, count // 4])
-        tiles = _four(_LEADING, *tf.unstack(cells, axis=3))
-        tiles = tf.transpose(tiles, [2, 3, 0, 1])
-        side = 2
-        while side < plan.side:
-            count = tiles.shape[1] // 4
-            tiles = tf.reshape(tiles, [devices, 4, count, 2 * side, 2 * side])
-            tiles = _four(_TRAILING, *tf.unstack(tiles, axis=1))
-            side *= 2
+    tiles = tf.reshape(leaves, [2, 2, devices, count])
+    side = 1
+    while side < min(plan.side, _LARGEST_LEADING):
+        count //= 4
+        tiles = tf.reshape(tiles, [2 * side, 2 * side, devices, 4, count])
+        tiles = _four(_LEADING, *tf.unstack(tiles, axis=3))
+        side *= 2
+    tiles = tf.transpose(tiles, [2, 3, 0, 1])
+    while side < plan.side:
+        count //= 4
+        tiles = tf.reshape(tiles, [devices, 4, count, 2 * side, 2 * side])
+        tiles = _four(_TRAILING, *tf.unstack(tiles, axis=1))
+        side *= 2
     width = 2 * plan.side
     return tf.reshape(tiles, [devices, plan.stages, plan.blocks, width, width])
 
@@ -107,9 +107,10 @@ def _product(x, y, left: bool = False, right: bool = False):
     return tf.matmul(x, y, adjoint_a=left, adjoint_b=right)
 
 
-# Products of single cells are faster with the cells along the last axis.
+# Products of small tiles are faster with the tiles along the last axis.
 _LEADING = _Layout(0, 1, _product_along)
 _TRAILING = _Layout(-2, -1, _product)
+_LARGEST_LEADING = 2
 
 
 def _four(layout: _Layout, a, b, c, d):

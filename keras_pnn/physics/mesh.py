@@ -32,7 +32,13 @@ import tensorflow as tf
 
 from keras_pnn.physics import _tiles, interferometer
 from keras_pnn.physics._lattice import cell_mask, tiling
-from keras_pnn.physics._tensors import TensorLike, as_tensors, check, check_loss
+from keras_pnn.physics._tensors import (
+    TensorLike,
+    as_complex,
+    as_tensors,
+    check,
+    check_loss,
+)
 
 __all__ = ["cell_mask", "propagate", "transfer_matrix"]
 
@@ -141,7 +147,7 @@ def propagate(
         (theta_error, phi_error, splitter_error, loss_db, straight_loss_db),
         crosstalk,
     )
-    x = tf.cast(tf.convert_to_tensor(x), tiles.dtype)
+    x = as_complex(tf.convert_to_tensor(x), tiles.dtype)
     shape, rank = _tiles.sizes(x), len(devices)
     fits = len(shape) in (2, rank + 2) if rank else len(shape) >= 1
     if not fits or shape[-1] != modes:
@@ -209,7 +215,7 @@ def _prepared(phases, arrangement, errors, crosstalk):
     entries = interferometer.entries(
         theta + theta_error, phi + phi_error, splitter_error, loss_db
     )
-    straight = tf.cast(10.0 ** (-straight_loss_db / 20), entries[0].dtype)
+    straight = as_complex(10.0 ** (-straight_loss_db / 20), entries[0].dtype)
     through = (straight, tf.zeros_like(straight), tf.zeros_like(straight), straight)
     entries = [tf.where(mask, t, s) for t, s in zip(entries, through, strict=True)]
     devices = _tiles.sizes(entries[0])[:-2]

@@ -8,6 +8,7 @@ import pytest
 
 import keras_pnn as pnn
 from keras_pnn.devices import Devices, SimulatedDevice, sweep
+from keras_pnn.physics.mesh import cell_mask
 
 VARIATION = pnn.Variation(resonance_shift=0.08, temperature=1.0)
 X = np.random.default_rng(0).normal(size=(6, 3)).astype("float32")
@@ -210,3 +211,66 @@ def test_sweep():
         sweep(model, "humidity", [0.0])
     with pytest.raises(ValueError, match="finite"):
         sweep(model, "temperature", [np.nan])
+
+
+def mesh_network():
+    inputs = keras.Input((6,))
+    hidden = pnn.layers.MZIMesh(6, name="first")(inputs)
+    outputs = pnn.layers.MZIMesh(6, loss_db=0.1, name="second")(hidden)
+    return keras.Model(inputs, outputs)
+
+
+def test_sweep_of_a_splitter_imbalance_and_slots_without_a_cell():
+    model, exists = mesh_network(), cell_mask(6)
+    values = [-1.0, 0.0, 0.15]
+    devices = sweep(model, "splitter_imbalance", values)
+    assert devices[2].label == "splitter_imbalance = 0.15"
+    for device, value in zip(devices, values, strict=True):
+        assert list(device.deviations) == [("splitter_error", i) for i in (0, 1)]
+        expected = -np.arcsin(value) / 2 * np.stack([exists, exists], -1)
+        with device.installed(model):
+            for layer in model.layers[1:]:
+                angle = layer.imperfections["splitter_error"].numpy()
+                np.testing.assert_allclose(angle, expected, atol=1e-6)
+                assert (angle[~exists] == 0).all()
+    (one,) = sweep(model, "second/splitter_imbalance", 0.3)
+    assert list(one.deviations) == [("splitter_error", 1)]
+    (loss,) = sweep(model, "loss_db", 0.5)
+    with loss.installed(model):
+        for layer, design in zip(model.layers[1:], (0.0, 0.1), strict=True):
+            expected = np.where(exists, design + 0.5, design)
+            actual = layer.imperfections["loss_db"]
+            np.testing.assert_allclose(actual, expected, rtol=1e-6)
+    with pytest.raises(ValueError, match="splitter_error"):
+        sweep(model, "splitter_ratio", [0.0])
+    with pytest.raises(ValueError, match=r"imbalance|finite"):
+        sweep(model, "splitter_imbalance", [np.nan])
+
+
+def test_npz_round_trip_of_meshes(tmp_path):
+    model = mesh_network()
+    variation = pnn.Variation(theta_error=0.1, splitter_imbalance=0.15)
+    devices = variation.sample(model, 2)
+    devices.save(tmp_path / "chips.npz")
+    for one, other in zip(devices, Devices.load(tmp_path / "chips.npz"), strict=True):
+        with one.installed(model):
+            expected = state(model)
+        with other.installed(mesh_network()), other.installed(model):
+            assert state(model) == expected
+    wider = keras.Sequential([keras.Input((8,)), pnn.layers.MZIMesh(8)])
+    with pytest.raises(ValueError, match="architecture"):
+        devices[0].values(wider)
+
+
+def test_measure_of_a_mesh_equals_installed():
+    model = mesh_network()
+    layer = model.get_layer("second")
+    x = np.random.default_rng(0).normal(size=(3, 6)).astype("float32")
+    variation = pnn.Variation(splitter_imbalance=0.15, loss_db=0.2)
+    (device,) = variation.sample(model, 1)
+    controls = {n: v.value for n, v in layer.controls.items()}
+    measured = device.attach(model).measure(layer, x, controls)
+    ideal = layer(x).numpy()
+    with device.installed(model):
+        np.testing.assert_allclose(measured, layer(x), atol=1e-6)
+    assert np.abs(measured - ideal).max() > 1e-2

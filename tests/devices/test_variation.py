@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import keras_pnn as pnn
+from keras_pnn.physics.mesh import cell_mask as mesh_cells
 
 
 def two_banks(names=(None, None), units=4):
@@ -177,6 +178,103 @@ def test_tfp_distribution():
         pnn.Variation(resonance_shift=along).sample(model, 1)
     with pytest.raises(ValueError, match="pass other distributions again"):
         pnn.Variation(resonance_shift=uniform).get_config()
+
+
+def meshes(names=("first", "second")):
+    mesh = pnn.layers.MZIMesh
+    return keras.Sequential(
+        [
+            keras.Input((6,)),
+            mesh(6, name=names[0]),
+            mesh(6, "reck", loss_db=0.1, name=names[1]),
+        ]
+    )
+
+
+def test_slots_without_a_cell_are_never_drawn():
+    model = meshes()
+    variation = pnn.Variation(
+        theta_error=0.1,
+        phi_error=pnn.Correlated(0.1, 2.0),
+        splitter_error=0.1,
+        loss_db=0.1,
+        theta=0.1,
+    )
+    (device,) = variation.sample(model, 1)
+    assert len(device.deviations) == 10
+    for (name, index), drawn in device.deviations.items():
+        exists = mesh_cells(6, ("clements", "reck")[index])
+        assert drawn.shape[:2] == exists.shape and not exists.all()
+        assert (drawn[exists] != 0).all() and (drawn[~exists] == 0).all()
+        assert drawn.dtype == "float32", name
+    with device.installed(model):
+        loss = model.layers[1].imperfections["loss_db"].numpy()
+    ideal = np.full((~exists).sum(), 0.1, "float32")
+    np.testing.assert_array_equal(loss[~exists], ideal)
+
+
+@pytest.mark.parametrize("layer", ["", "second/"], ids=["all", "one layer"])
+@pytest.mark.parametrize("spread", [0.15, 0.7])
+def test_imbalance_of_splitters_is_drawn_and_becomes_an_angle(layer, spread):
+    model = meshes()
+    drawn, angles = (
+        pnn.Variation({f"{layer}{name}": spread}).sample(model, 2, seed=3)
+        for name in ("splitter_error", "splitter_imbalance")
+    )
+    for one, other in zip(drawn, angles, strict=True):
+        keys = [("splitter_error", i) for i in ((1,) if layer else (0, 1))]
+        assert list(one.deviations) == list(other.deviations) == keys
+        for key in keys:
+            imbalance = one.deviations[key].astype("float64")
+            # What no splitter has is taken to the end of the range.
+            expected = -np.arcsin(np.clip(imbalance, -1, 1)) / 2
+            np.testing.assert_allclose(other.deviations[key], expected, atol=1e-6)
+            assert (np.abs(imbalance) > 1).any() == (spread > 0.5)
+        with other.installed(model):
+            installed = model.layers[1].imperfections["splitter_error"].numpy()
+        np.testing.assert_array_equal(installed, other.deviations["splitter_error", 1])
+
+
+def test_imbalance_from_a_distribution():
+    import tensorflow_probability as tfp
+
+    uniform = tfp.distributions.Uniform(0.2, 0.3)
+    model = meshes()
+    (device,) = pnn.Variation(splitter_imbalance=uniform).sample(model, 1)
+    angle = device.deviations["splitter_error", 0][mesh_cells(6)]
+    power = -np.sin(2 * angle)
+    assert power.min() >= 0.2 and power.max() <= 0.3 + 1e-6 and power.std() > 0
+
+
+def test_imbalance_does_not_depend_on_names_or_the_graph():
+    import tensorflow as tf
+
+    variation = pnn.Variation(splitter_imbalance=0.15)
+    devices = variation.sample(meshes(), 2, seed=1)
+    assert_same(devices, variation.sample(meshes((None, None)), 2, seed=1))
+    model = meshes()
+    compiled = tf.function(lambda seed: variation.values(model, seed))
+    for device, seed in zip(devices, ((1, 0), (1, 1)), strict=True):
+        values = [value for _, value in variation.values(model, seed)]
+        for index, value in enumerate(values):
+            expected = device.deviations["splitter_error", index]
+            np.testing.assert_array_equal(value, expected)
+        traced = [value for _, value in compiled(tf.constant(seed))]
+        for value, expected in zip(traced, values, strict=True):
+            np.testing.assert_allclose(value, expected, atol=1e-6)
+    config = keras.saving.serialize_keras_object(variation)
+    again = keras.saving.deserialize_keras_object(config)
+    assert_same(devices, again.sample(model, 2, seed=1))
+
+
+@pytest.mark.parametrize("bad", [-0.1, float("nan")])
+def test_bad_imbalances(bad):
+    with pytest.raises(ValueError, match=r"splitter_imbalance.*Received"):
+        pnn.Variation(splitter_imbalance=bad)
+    with pytest.raises(ValueError, match="splitter_imbalance"):
+        pnn.Variation(splitter_imbalance=0.1).sample(two_banks(), 1)
+    with pytest.raises(ValueError, match="splitter_error"):
+        pnn.Variation({"third/splitter_imbalance": 0.1}).sample(meshes(), 1)
 
 
 def test_bad_names_list_what_exists():

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import keras_pnn as pnn
-from keras_pnn.layers import MRRBank, MRRConv2D, PhysicalLayer
+from keras_pnn.layers import MRRBank, MRRConv2D, MZIDense, MZIMesh, PhysicalLayer
+from keras_pnn.physics.mesh import cell_mask
 
 
 class Phases(PhysicalLayer):
@@ -26,8 +27,9 @@ def network(seed=0, dtype="float32"):
             keras.Input((4, 4, 2)),
             MRRConv2D(3, 2, bank_size=(2, 3), name="conv", dtype=dtype),
             keras.layers.Flatten(),
-            MRRBank(2, tuning=pnn.HeaterTuning(max_current=3.0), name="bank",
-                    dtype=dtype),
+            MRRBank(
+                2, tuning=pnn.HeaterTuning(max_current=3.0), name="bank", dtype=dtype
+            ),
             Phases(name="phases", dtype=dtype),
         ]
     )
@@ -234,3 +236,83 @@ def test_a_failed_export_leaves_the_old_file(tmp_path, exported):
     with pytest.raises(ValueError, match="Received"):
         pnn.export_controls(broken, path)
     assert path.read_text(encoding="utf-8") == text
+
+
+def meshes(seed=0, dtype="float32"):
+    start = pnn.layers.mesh_initializers.Haar(seed)
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            MZIMesh(6, phase_initializer=start, name="mesh", dtype=dtype),
+            MZIMesh(6, "reck", phase_initializer=start, name="triangle", dtype=dtype),
+            MZIDense(4, phase_initializer=start, name="dense", dtype=dtype),
+            MZIDense(3, phase_initializer=start, name="other", dtype=dtype),
+        ]
+    )
+    rng = np.random.default_rng(seed)
+    for layer in model.layers[2:]:
+        layer.program(rng.normal(size=(layer.units, 4 if layer.units == 3 else 6)))
+    return model
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_meshes_round_trip(tmp_path, dtype):
+    model, other = meshes(0, dtype), meshes(1, dtype)
+    assert pnn.export_controls(model, tmp_path / "c.csv") == {}
+    pnn.load_controls(other, tmp_path / "c.csv")
+    for ours, theirs in zip(controls(model), controls(other), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    rows = rows_of(tmp_path / "c.csv")
+    (gain,) = [r for r in rows if (r["layer"], r["control"]) == ("dense_sigma", "gain")]
+    value = float(model.get_layer("dense").gain)
+    assert value != 1 and np.dtype(dtype).type(gain["value"]) == value
+    places = ("index", "tile", "row", "column", "unit", "power_mW")
+    assert all(gain[name] == "" for name in places)
+
+
+def test_rows_and_columns_of_a_mesh(tmp_path):
+    model = meshes()
+    pnn.export_controls(model, tmp_path / "c.csv")
+    rows = rows_of(tmp_path / "c.csv")
+    for name, arrangement in (("mesh", "clements"), ("triangle", "reck")):
+        exists = cell_mask(6, arrangement)
+        for control in ("theta", "phi"):
+            lines = [r for r in rows if (r["layer"], r["control"]) == (name, control)]
+            # One line for each cell, none for a slot without one.
+            assert len(lines) == exists.sum() == 15 < exists.size
+            stored = np.asarray(model.get_layer(name).controls[control])
+            for line in lines:
+                k, j = map(int, line["index"].split(";"))
+                assert exists[k, j] and np.float32(line["value"]) == stored[k, j]
+                place = int(line["row"]), int(line["column"])
+                assert place == (2 * j + k % 2, k)
+                assert line["tile"] == "" and line["unit"] == "rad"
+        gammas = [r for r in rows if (r["layer"], r["control"]) == (name, "gamma")]
+        assert [r["row"] for r in gammas] == list("012345")
+        assert all(r["column"] == "" for r in gammas)
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("no cell", r"line 3: expected an element that the hardware has.*1;1"),
+        ("missing", r"expected 6 values of mesh/theta. Received: 5"),
+    ],
+)
+def test_bad_lines_of_a_mesh_change_nothing(tmp_path, kind, message):
+    path = tmp_path / "c.csv"
+    model, other = (
+        keras.Sequential([keras.Input((4,)), MZIMesh(4, name="mesh")]) for _ in "ab"
+    )
+    pnn.export_controls(model, path)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if kind == "missing":
+        del lines[2]
+    else:
+        lines[2] = lines[2].replace("0;1", "1;1")
+    path.write_text("\n".join(lines), encoding="utf-8")
+    before = controls(other)
+    with pytest.raises(ValueError, match=message):
+        pnn.load_controls(other, path)
+    for ours, theirs in zip(before, controls(other), strict=True):
+        np.testing.assert_array_equal(ours, theirs)

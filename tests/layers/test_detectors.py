@@ -1,0 +1,317 @@
+import doctest
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import keras_pnn as pnn
+from keras_pnn.layers import Balanced, Intensity, Quantize, ShotNoise
+from keras_pnn.physics import detection
+
+LAYERS = [
+    lambda **k: Intensity(**k),
+    lambda **k: Intensity(normalize="l2", ports=[5, 0, 3], **k),
+    lambda **k: Intensity(ports=2, **k),
+    lambda **k: Balanced(**k),
+    lambda **k: Balanced(plus=[5, 1], minus=[0, 2], **k),
+    lambda **k: ShotNoise(photons=100, seed=1, **k),
+    lambda **k: Quantize(bits=3, low=-1.0, high=2.0, **k),
+]
+OF_FIELDS = LAYERS[:5]
+
+
+@pytest.fixture
+def field():
+    rng = np.random.default_rng(0)
+    parts = rng.normal(size=(2, 4, 6))
+    return parts[0] + 1j * parts[1]
+
+
+# --- Closed forms.
+
+
+def test_intensity_of_all_and_of_some_ports(field):
+    light = np.abs(field) ** 2
+    for ports, read in ((None, range(6)), (2, [0, 1]), ((5, 0, 3), [5, 0, 3])):
+        layer = Intensity(ports=ports, dtype="float64")
+        np.testing.assert_allclose(layer(field), light[:, list(read)], rtol=1e-14)
+        np.testing.assert_allclose(layer(field.real), field.real[:, read] ** 2)
+    ports = np.array([4, 1])
+    np.testing.assert_allclose(Intensity(ports=ports)(field), light[:, ports], 1e-6)
+
+
+def test_the_norm_is_over_all_ports_before_some_are_read(field):
+    light = np.abs(field) ** 2
+    expected = (light / np.linalg.norm(light, axis=-1, keepdims=True))[:, :2]
+    layer = Intensity(normalize="l2", ports=2, dtype="float64")
+    np.testing.assert_allclose(layer(field), expected, rtol=1e-13)
+    flat = tf.math.l2_normalize(light, axis=-1)
+    layer = Intensity("l2", dtype="float64")
+    np.testing.assert_allclose(layer(field), flat, rtol=1e-13)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.floats(-17, 17))
+def test_normalised_intensity_does_not_depend_on_power(seed, decades):
+    field = np.random.default_rng(seed).normal(size=(2, 5)).astype("complex64")
+    light = Intensity("l2")(field).numpy()
+    np.testing.assert_allclose(np.linalg.norm(light, axis=-1), 1, rtol=1e-5)
+    scaled = Intensity("l2")((field * 10**decades).astype("complex64"))
+    np.testing.assert_allclose(scaled, light, rtol=1e-4, atol=1e-6)
+
+
+def test_balanced_pairs(field):
+    light = np.abs(field) ** 2
+    layer = Balanced(dtype="float64")
+    np.testing.assert_allclose(layer(field), light[:, ::2] - light[:, 1::2], 1e-13)
+    layer = Balanced(plus=[5, 1], minus=[0, 2], dtype="float64")
+    expected = light[:, [5, 1]] - light[:, [0, 2]]
+    np.testing.assert_allclose(layer(field), expected, rtol=1e-13)
+
+
+def test_quantize_is_the_converter():
+    x = np.linspace(-2, 3, 101).astype("float32")[None]
+    layer = Quantize(3, low=-1.0, high=2.0)
+    np.testing.assert_array_equal(layer(x), detection.quantize(x, 3, -1.0, 2.0))
+    tape_x = tf.constant(x)
+    with tf.GradientTape() as tape:
+        tape.watch(tape_x)
+        y = layer(tape_x)
+    inside = (x >= -1) & (x <= 2)
+    np.testing.assert_array_equal(tape.gradient(y, tape_x), inside)
+
+
+def test_shot_noise_acts_in_inference_and_is_seeded():
+    x = np.full((200, 50), 2.0, "float32")
+    layer = ShotNoise(photons=50, seed=7)
+    first, second = layer(x, training=False).numpy(), layer(x).numpy()
+    for noisy in (first, second):
+        assert abs(noisy.mean() - 2) < 4 * np.sqrt(0.04 / x.size)
+        assert abs(noisy.var() - 0.04) < 4 * 0.04 * np.sqrt(2.01 / x.size)
+    assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 4 / 100
+    again = ShotNoise(photons=50, seed=7)
+    np.testing.assert_array_equal(again(x), first)
+    np.testing.assert_array_equal(again(x), second)
+    assert np.any(ShotNoise(photons=50, seed=8)(x) != first)
+    assert ShotNoise(50).trainable_variables == []
+
+
+def test_seeds_of_any_size_draw():
+    x = np.ones((1, 9), "float32")
+    for seed in (0, 2**31 + 5, -3):
+        assert np.all(np.isfinite(ShotNoise(5, seed=seed)(x)))
+
+
+# --- Gradients.
+
+
+@pytest.mark.parametrize("make", OF_FIELDS)
+def test_gradient_against_finite_differences(make, field):
+    layer = make(dtype="float64")
+    weights = np.random.default_rng(1).normal(size=layer(field).shape)
+
+    def loss(parts):
+        return tf.reduce_sum(layer(tf.complex(parts[0], parts[1])) ** 2 * weights)
+
+    parts = tf.constant(np.stack([field.real, field.imag]))
+    with tf.GradientTape() as tape:
+        tape.watch(parts)
+        value = loss(parts)
+    gradient = tape.gradient(value, parts)
+    rng = np.random.default_rng(2)
+    for _ in range(3):
+        direction = rng.normal(size=parts.shape)
+        step = 1e-6 * direction
+        slope = (loss(parts + step) - loss(parts - step)) / 2e-6
+        np.testing.assert_allclose(
+            slope, np.sum(gradient * direction), rtol=1e-7, atol=1e-7
+        )
+
+
+@pytest.mark.parametrize("faint", [0.0, 1e-30, 1e-20, 1e-10])
+def test_darkness_is_zero_with_finite_gradients(faint):
+    parts = tf.constant([[faint, 0.0, 0.0], [1.0, 0.0, 2.0]])
+    layer = Intensity(normalize="l2")
+    with tf.GradientTape() as tape:
+        tape.watch(parts)
+        light = layer(tf.complex(parts, tf.zeros_like(parts)))
+        loss = tf.reduce_sum(light * [1.0, 2.0, 3.0])
+    if faint < 1e-19:
+        np.testing.assert_array_equal(light[0], [0, 0, 0])
+    else:
+        np.testing.assert_allclose(light[0], [1, 0, 0], rtol=1e-6)
+    gradient = tape.gradient(loss, parts).numpy()
+    assert np.all(np.isfinite(gradient))
+    # A single bright port is 1 whatever its power.
+    assert abs(gradient[0, 0] * max(faint, 1e-30)) < 1e-6
+
+
+# --- Keras.
+
+
+@pytest.mark.parametrize("make", LAYERS)
+@pytest.mark.parametrize(
+    "policy", ["float32", "mixed_float16", "mixed_bfloat16", "float64"]
+)
+@pytest.mark.parametrize("dtype", ["complex64", "complex128", "float32", "float64"])
+def test_symbolic_dtype_and_shape_are_the_real_ones(make, policy, dtype):
+    layer = make(dtype=policy)
+    takes_fields = isinstance(layer, (Intensity, Balanced))
+    if "complex" in dtype and not takes_fields:
+        pytest.skip("real inputs only")
+    symbolic = layer(keras.Input((6,), dtype=dtype))
+    assert symbolic.dtype == ("float64" if policy == "float64" else "float32")
+    outputs = layer(np.ones((3, 6), dtype) * 300)
+    assert outputs.dtype == symbolic.dtype
+    assert outputs.shape[1:] == symbolic.shape[1:]
+    assert symbolic.shape[0] is None
+    assert np.all(np.isfinite(outputs))
+    assert tuple(layer.compute_output_shape((None, 6))) == symbolic.shape
+
+
+def test_real_inputs_keep_their_precision_in_mixed_precision():
+    x = np.array([[1 + 2**-12, 500.0]], "float32")
+    light = Intensity(dtype="mixed_float16")(x)
+    np.testing.assert_array_equal(light, x * x)
+
+
+@pytest.mark.parametrize("make", LAYERS)
+def test_a_saved_model_is_the_same(make, tmp_path, field):
+    inputs = keras.Input((6,), dtype="complex64")
+    x = inputs
+    if isinstance(make(), (ShotNoise, Quantize)):
+        x = Intensity()(x)
+    model = keras.Model(inputs, make(name="detector")(x))
+    path = tmp_path / "model.keras"
+    model.save(path)
+    loaded = keras.saving.load_model(path)
+    assert loaded.get_layer("detector").get_config() == (
+        model.get_layer("detector").get_config()
+    )
+    field = field.astype("complex64")
+    np.testing.assert_array_equal(loaded(field), model(field))
+
+
+@pytest.mark.parametrize("make", LAYERS)
+def test_masks_pass(make):
+    x = np.ones((2, 3, 6), "float32")
+    masked = keras.layers.Masking()(x)
+    outputs = make()(masked)
+    np.testing.assert_array_equal(
+        keras.src.backend.get_keras_mask(outputs), np.ones((2, 3), bool)
+    )
+    assert outputs.shape[:2] == (2, 3)
+
+
+def test_a_jitted_detector_trains():
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 4, 96)
+    x = (np.eye(8)[labels] + 0.1 * rng.normal(size=(96, 8))).astype("float32")
+    inputs = keras.Input((8,))
+    y = keras.layers.Dense(8, use_bias=False)(inputs)
+    y = Quantize(10)(ShotNoise(1e4, seed=0)(Intensity("l2", ports=4)(y)))
+    model = keras.Model(inputs, y)
+    model.compile(
+        keras.optimizers.Adam(0.05),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        jit_compile=True,
+    )
+    history = model.fit(x, labels, batch_size=96, epochs=30, verbose=0).history
+    assert history["accuracy"][-1] > 0.95
+    assert history["loss"][-1] < history["loss"][0]
+
+
+def test_fields_under_jit_and_vectorized_map(field):
+    for make in OF_FIELDS:
+        layer = make(dtype="float64")
+        expected = layer(field)
+        jitted = tf.function(layer, jit_compile=True)(field)
+        np.testing.assert_allclose(jitted, expected, rtol=1e-12)
+        stacked = tf.constant(np.stack([field, 2 * field]))
+        mapped = tf.vectorized_map(layer, stacked, fallback_to_while_loop=False)
+        np.testing.assert_allclose(mapped[0], expected, rtol=1e-12)
+
+
+def test_inputs_of_another_width_are_refused():
+    for layer in (Intensity(ports=2), Balanced()):
+        layer(np.ones((1, 6), "float32"))
+        with pytest.raises(ValueError, match="expected axis -1"):
+            layer(np.ones((1, 4), "float32"))
+
+
+def test_examples_run():
+    finder = doctest.DocTestFinder(recurse=False)
+    spots = {"pnn": pnn, "np": np}
+    for thing in (Intensity, Balanced, ShotNoise, Quantize):
+        (example,) = finder.find(thing, thing.__name__, globs=spots)
+        assert doctest.DocTestRunner().run(example).failed == 0
+
+
+# --- Arguments that cannot be.
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        *[
+            (lambda p=p: Intensity(ports=p), "ports")
+            for p in (0, -1, 1.5, True, [], [0, 0], [-1], [0.5], "12", [True])
+        ],
+        *[(lambda n=n: Intensity(normalize=n), "normalize") for n in ("l1", 2, True)],
+        (lambda: Balanced(plus=[0]), "plus"),
+        (lambda: Balanced(minus=[0]), "minus"),
+        (lambda: Balanced([0, 1], [2]), "plus"),
+        (lambda: Balanced([0, 1], [2, 0]), "minus"),
+        (lambda: Balanced([0, 0], [2, 3]), "plus"),
+        (lambda: Balanced([0], [-2]), "minus"),
+        (lambda: Balanced([], []), "plus"),
+        (lambda: Balanced(3, 4), "plus"),
+        *[
+            (lambda p=p: ShotNoise(p), "photons")
+            for p in (0, -1.0, np.nan, np.inf, "10", None, True)
+        ],
+        *[(lambda s=s: ShotNoise(10, seed=s), "seed") for s in (1.5, "0", (1, 2))],
+        *[(lambda b=b: Quantize(b), "bits") for b in (0, 25, 1.5, "8", True)],
+        (lambda: Quantize(4, low=1.0), "low"),
+        (lambda: Quantize(4, high=np.nan), "high"),
+    ],
+)
+def test_bad_arguments(make, name):
+    with pytest.raises(ValueError, match=rf"(?s)`{name}`.*Received"):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "message"),
+    [
+        (Intensity(ports=7), (None, 6), "`ports`.*0 to 5.*Received: port 6"),
+        (Intensity(ports=[0, 6]), (None, 6), "`ports`.*Received: port 6"),
+        (Intensity(ports=2), (None, None), "last axis.*Received"),
+        (Balanced([6], [0]), (None, 6), "`plus`.*Received: port 6"),
+        (Balanced([0], [9]), (None, 6), "`minus`.*Received: port 9"),
+        (Balanced(), (None, 5), r"even.*Received: input_shape=\(None, 5\)"),
+        (Balanced(), (None, None), "last axis.*Received"),
+    ],
+)
+def test_ports_that_the_inputs_do_not_have(layer, shape, message):
+    with pytest.raises(ValueError, match=message):
+        layer.build(shape)
+
+
+@pytest.mark.parametrize("make", LAYERS[5:])
+def test_fields_in_place_of_intensities_are_refused(make):
+    for inputs in (keras.Input((6,), dtype="complex64"), np.ones((1, 6), "complex64")):
+        with pytest.raises(ValueError, match=r"`inputs`.*Received: dtype=complex64"):
+            make()(inputs)
+
+
+def test_negative_intensity_is_refused_eagerly_and_nan_in_a_graph():
+    x = np.array([[-0.5, 1.0]], "float32")
+    layer = ShotNoise(10, seed=0)
+    with pytest.raises(ValueError, match=r"`intensity`.*Received"):
+        layer(x)
+    np.testing.assert_array_equal(np.isnan(tf.function(layer)(x)), [[True, False]])

@@ -40,3 +40,29 @@ def lenet5(
     x = normalized(dense(120, **limit)(x))
     x = normalized(dense(84, **limit)(x))
     return keras.Model(inputs, dense(10, **limit)(x), name="lenet5")
+
+
+def hybrid(start="cross", ports=10, seed: int = 0, **mesh) -> keras.Model:
+    """A digital LeNet front end, a mesh of 64 modes, and photodiodes.
+
+    The 64 features enter the mesh as real amplitudes. The intensities of all ports
+    are normalised to a Euclidean length of 1; those of the ports that are read are
+    the logits, so that the cross-entropy cannot fall below 1.4612.
+
+    Args:
+        start: where the phases start, see `MZIMesh`.
+        ports: the ports that are read, see `Intensity`.
+        seed: seed of the initial weights.
+        **mesh: further arguments of `MZIMesh`.
+    """
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((28, 28, 1))
+    x = inputs
+    for filters, padding in ((6, "same"), (16, "valid")):
+        x = layers.Conv2D(filters, 5, padding=padding)(x)
+        x = layers.MaxPooling2D()(layers.ReLU()(layers.BatchNormalization()(x)))
+    x = layers.BatchNormalization()(layers.Dense(120)(layers.Flatten()(x)))
+    x = layers.Dense(64)(x)
+    field = pnn.layers.MZIMesh(64, phase_initializer=start, **mesh)(x)
+    outputs = pnn.layers.Intensity(normalize="l2", ports=ports)(field)
+    return keras.Model(inputs, outputs, name="hybrid")

@@ -34,6 +34,8 @@ METHODS = {
     "bp": "BP on detunings, Adam",
     "pruning": "BP on detunings, Adam, optical pruning",
     "sat": "SAT, adaptive, ρ = 0.5, Adam",
+    "bp_small": "BP on detunings, Adam, rate 0.001",
+    "sat_small": "SAT, adaptive, ρ = 0.5, Adam, rate 0.001",
     "sample_bp": "BP, per-sample normalisation",
     "sample_noise": "BP with random chips and drift, per-sample normalisation",
     "sample_sat": "SAT with random chips and drift, per-sample normalisation",
@@ -63,13 +65,13 @@ def trainer(method: str, seed: int, epochs: int, steps: int) -> keras.Model:
         bank["control_regularizer"] = pnn.OpticalPruning(1e-3)
     normalization = "sample" if method.startswith("sample") else "batch"
     model = lenet5(normalization, digital, seed, **bank)
-    optimizer = keras.optimizers.Adam(0.01)
+    optimizer = keras.optimizers.Adam(0.001 if method.endswith("_small") else 0.01)
     if digital:
         optimizer = keras.optimizers.SGD(0.1, momentum=0.5)
     if method == "nat":
         noise = pnn.Variation(kernel=0.3)
         model = pnn.SATModel(model, ascent=None, noise_aware=noise, seed=seed)
-    if method == "sat":
+    if method in ("sat", "sat_small"):
         model = pnn.SATModel(model, rho=0.5, ascent="asam", seed=seed)
     if method.startswith("sample"):
         decay = keras.optimizers.schedules.CosineDecay(0.01, epochs * steps)

@@ -111,9 +111,18 @@ class Variation:
     def _plan(self, model) -> list[tuple[Target, object]]:
         """(target, spread) pairs; a name with a layer wins over one without."""
         plan: dict[int, tuple[Target, object]] = {}
+        names: dict[int, str] = {}
         for name in sorted(self.spreads, key=lambda n: "/" in n):
             for target in matching(model, name):
-                plan[id(target.variable)] = (target, self.spreads[name])
+                key = id(target.variable)
+                if key in names and ("/" in names[key]) == ("/" in name):
+                    raise ValueError(
+                        "An imperfection must be given once. Received: "
+                        f"{names[key]!r} and {name!r}, which both set it in layer "
+                        f"'{target.layer.name}'"
+                    )
+                names[key] = name
+                plan[key] = (target, self.spreads[name])
         return list(plan.values())
 
     def deviations(self, model: keras.layers.Layer, seed):

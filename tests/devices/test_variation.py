@@ -277,6 +277,17 @@ def test_bad_imbalances(bad):
         pnn.Variation({"third/splitter_imbalance": 0.1}).sample(meshes(), 1)
 
 
+def test_an_imperfection_under_two_names():
+    variation = pnn.Variation(splitter_error=0.1, splitter_imbalance=0.1)
+    with pytest.raises(ValueError, match="must be given once.*'splitter_error' and"):
+        variation.sample(meshes(), 1)
+    # One layer's own spread goes before that of all layers, under either name.
+    mixed = pnn.Variation({"splitter_error": 0.1, "first/splitter_imbalance": 0.0})
+    (device,) = mixed.sample(meshes(), 1)
+    assert not device.deviations["splitter_error", 0].any()
+    assert device.deviations["splitter_error", 1].any()
+
+
 def test_bad_names_list_what_exists():
     model = two_banks(("first", "second"))
     for name in ("shift", "third/resonance_shift", "first/kernel"):

@@ -445,6 +445,9 @@ def test_a_saved_model_is_the_design(rng, tmp_path):
     (device,) = pnn.Variation(theta_error=0.3, loss_db=0.2).sample(model, 1)
     with device.installed(model):
         assert np.abs(model(x) - design).max() > 1e-3
+        stored = {}
+        model.layers[1].save_own_variables(stored)
+        assert len(stored) == 3
         model.save(tmp_path / "model.keras")
         model.save_weights(tmp_path / "model.weights.h5")
     loaded = keras.models.load_model(tmp_path / "model.keras")

@@ -94,7 +94,8 @@ class MZIMesh(PhysicalLayer):
             or a matrix of shape (2 n, 2 n), n the number of slots: first `theta`,
             then `phi`, column by column.
         dac: `None`, or a `Quantizer` of the phases of all shifters, which are taken
-            modulo 2π first.
+            modulo 2π first. Let its range be [0, 2π]: beyond its ends no gradient
+            passes.
 
     Call arguments:
         inputs: real or complex fields. Real inputs may have any float dtype.

@@ -8,8 +8,8 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_pnn.layers.limits import ControlRange
-from keras_pnn.layers.physical import PhysicalLayer
+from keras_pnn.layers.limits import ControlRange, get_dac
+from keras_pnn.layers.physical import PhysicalLayer, check_built
 from keras_pnn.physics import detection
 from keras_pnn.physics import tuning as tunings
 
@@ -113,11 +113,7 @@ class RingLayer(PhysicalLayer):
                 "`channel_spacing` models all rings of a row, which a measured curve "
                 f"of one ring cannot. Received: tuning={self.tuning}"
             )
-        if isinstance(dac, dict):
-            dac = keras.saving.deserialize_keras_object(dac)
-        if dac is not None and not callable(dac):
-            raise ValueError(f"`dac` must be callable. Received: {dac!r}")
-        self.dac = dac
+        self.dac = get_dac(dac)
         self.adc_bits = None if adc_bits is None else whole("`adc_bits`", adc_bits, 24)
         if self.adc_bits == 1:
             raise ValueError("`adc_bits` must be at least 2. Received: 1")
@@ -282,7 +278,7 @@ class RingLayer(PhysicalLayer):
             ValueError: the shape differs, a weight is NaN, or one is out of reach
                 and `clip` is false; the controls are then as before.
         """
-        self._check_built()
+        check_built(self)
         weights = np.asarray(weights, "float64")
         if weights.shape != self._kernel_shape:
             raise ValueError(
@@ -299,23 +295,12 @@ class RingLayer(PhysicalLayer):
         Returns:
             A tensor in the shape of the kernel.
         """
-        self._check_built()
-        return self._weights(
-            {n: tf.convert_to_tensor(v) for n, v in self.controls.items()},
-            {n: tf.convert_to_tensor(v) for n, v in self.imperfections.items()},
-        )
+        return self._weights(*self.values_now())
 
     def heater_power(self):
         """Returns the power of each heater in mW, `None` for a tuning without one."""
-        self._check_built()
-        return self.tuning.heater_power(tf.convert_to_tensor(self.controls["control"]))
-
-    def _check_built(self) -> None:
-        if not self.built:
-            raise ValueError(
-                "The layer must be built, by `build` or a first call. "
-                f"Received: {self!r}"
-            )
+        controls, _ = self.values_now()
+        return self.tuning.heater_power(controls["control"])
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object

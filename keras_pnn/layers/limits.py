@@ -80,3 +80,16 @@ class Quantizer:
     @classmethod
     def from_config(cls, config):
         return cls(**config)
+
+
+def get_dac(value):
+    """Returns a converter for controls from an object, its configuration or `None`.
+
+    Raises:
+        ValueError: it cannot be called.
+    """
+    if isinstance(value, dict):
+        value = keras.saving.deserialize_keras_object(value)
+    if value is not None and not callable(value):
+        raise ValueError(f"`dac` must be callable. Received: {value!r}")
+    return value

@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from keras_pnn.layers import mesh_initializers
 from keras_pnn.layers.bank import whole
-from keras_pnn.layers.limits import ControlRange
-from keras_pnn.layers.physical import PhysicalLayer
+from keras_pnn.layers.limits import ControlRange, get_dac
+from keras_pnn.layers.physical import PhysicalLayer, check_built
 from keras_pnn.physics import decompose, interferometer, mesh
 from keras_pnn.physics._tensors import as_complex
 
@@ -46,13 +46,6 @@ def _fields(layer, inputs) -> keras.KerasTensor:
     """The symbolic outputs: complex, in the precision of the layer."""
     dtype = "complex128" if layer.compute_dtype == "float64" else "complex64"
     return keras.KerasTensor(layer.compute_output_shape(inputs.shape), dtype=dtype)
-
-
-def _check_built(layer) -> None:
-    if not layer.built:
-        raise ValueError(
-            f"The layer must be built, by `build` or a first call. Received: {layer!r}"
-        )
 
 
 def _check_inputs(shape, modes: int) -> None:
@@ -147,11 +140,7 @@ class MZIMesh(PhysicalLayer):
         self.loss_db = _loss("loss_db", loss_db)
         self.straight_loss_db = _loss("straight_loss_db", straight_loss_db)
         self.crosstalk = None if crosstalk is None else np.asarray(crosstalk, "float64")
-        if isinstance(dac, dict):
-            dac = keras.saving.deserialize_keras_object(dac)
-        if dac is not None and not callable(dac):
-            raise ValueError(f"`dac` must be callable. Received: {dac!r}")
-        self.dac = dac
+        self.dac = get_dac(dac)
         slots = self._exists.size
         if crosstalk is not None and self.crosstalk.shape != (2 * slots, 2 * slots):
             raise ValueError(
@@ -255,7 +244,7 @@ class MZIMesh(PhysicalLayer):
         - Bandyopadhyay, Hamerly, Englund, Optica 8:1247 (2021).
         """
         unitary = _matrix("unitary", unitary, (self.units, self.units))
-        _check_built(self)
+        check_built(self)
         known = {
             name: np.asarray(self.imperfections[name], "float64")
             for name in ("theta_error", "phi_error", "splitter_error")
@@ -265,7 +254,7 @@ class MZIMesh(PhysicalLayer):
         return result.error
 
     def _assign(self, phases: decompose.MeshPhases) -> None:
-        _check_built(self)
+        check_built(self)
         theta, phi = phases.theta, phases.phi
         if self.crosstalk is not None:
             # What must be set so that the shifters, warmed by each other, give these.
@@ -281,13 +270,7 @@ class MZIMesh(PhysicalLayer):
 
     def matrix_now(self) -> tf.Tensor:
         """Returns the matrix (units, units), with the present imperfections."""
-        _check_built(self)
-        return mesh.transfer_matrix(
-            **self._settings(
-                {n: tf.convert_to_tensor(v) for n, v in self.controls.items()},
-                {n: tf.convert_to_tensor(v) for n, v in self.imperfections.items()},
-            )
-        )
+        return mesh.transfer_matrix(**self._settings(*self.values_now()))
 
     def position(self, name, index):
         if name == "gamma":
@@ -486,7 +469,7 @@ class MZIDense(keras.layers.Layer):
         Raises:
             ValueError: the shape differs, or an element is NaN or infinite.
         """
-        _check_built(self)
+        check_built(self)
         matrix = _matrix("matrix", matrix, (self.units, self.v.units))
         if not np.isfinite(matrix).all():
             raise ValueError("`matrix` must be finite. Received: NaN or infinity")
@@ -499,7 +482,7 @@ class MZIDense(keras.layers.Layer):
 
     def matrix_now(self) -> tf.Tensor:
         """Returns the matrix (units, inputs), with the present imperfections."""
-        _check_built(self)
+        check_built(self)
         wide = self.compute_dtype == "float64"
         inputs = tf.eye(self.v.units, dtype="complex128" if wide else "complex64")
         return tf.transpose(self(inputs))

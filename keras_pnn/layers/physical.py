@@ -182,11 +182,20 @@ class PhysicalLayer(keras.layers.Layer):
             "`forward(inputs, controls, imperfections)`."
         )
 
+    def values_now(self) -> tuple[dict, dict]:
+        """Returns controls and imperfections, name to tensor, as `forward` takes them.
+
+        Raises:
+            ValueError: the layer is not built.
+        """
+        check_built(self)
+        return tuple(
+            {name: tf.convert_to_tensor(v) for name, v in variables.items()}
+            for variables in (self.controls, self.imperfections)
+        )
+
     def call(self, inputs):
-        controls = {n: tf.convert_to_tensor(v) for n, v in self.controls.items()}
-        imperfections = {
-            n: tf.convert_to_tensor(v) for n, v in self.imperfections.items()
-        }
+        controls, imperfections = self.values_now()
         outputs = self.forward(inputs, controls, imperfections)
         device = getattr(_context, "device", None)
         if device is None:
@@ -223,6 +232,14 @@ class PhysicalLayer(keras.layers.Layer):
         for index, variable in enumerate(variables):
             variable.assign(store[str(index)])
         self.reset_imperfections()
+
+
+def check_built(layer: keras.layers.Layer) -> None:
+    """Raises ValueError if the layer has no variables yet."""
+    if not layer.built:
+        raise ValueError(
+            f"The layer must be built, by `build` or a first call. Received: {layer!r}"
+        )
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import reprlib
 
 import numpy as np
 
+from keras_pnn.physics import interferometer, mesh
 from keras_pnn.physics._lattice import cell_mask, check_modes
 
 # Wide enough for a unitary that was computed in single precision.
@@ -230,7 +231,8 @@ def correct(
     phi_error = _spread("phi_error", phi_error, shape)
     splitters = _spread("splitter_error", splitter_error, (*shape, 2))
     theta = _reachable_theta(ideal.theta, splitters)
-    through, cross = _through_and_cross(theta, splitters)
+    # The rest of a cell follows: S22 = conj(S11), S21 = −conj(S12).
+    through, cross, _, _ = interferometer.entries(theta, 0.0, splitters)
     alpha, beta = np.angle(through), np.angle(cross)
     phi, gamma = np.zeros(shape), np.zeros(ideal.gamma.size)
     # `gamma` is what stands in front of the columns already passed, from the output.
@@ -246,7 +248,15 @@ def correct(
         _wrap(gamma + ideal.gamma),
         arrangement,
     )
-    rebuilt = _matrix(programmed, theta_error, phi_error, splitters)
+    rebuilt = mesh.transfer_matrix(
+        programmed.theta,
+        programmed.phi,
+        programmed.gamma,
+        arrangement,
+        theta_error=theta_error,
+        phi_error=phi_error,
+        splitter_error=splitters,
+    )
     distance = np.linalg.norm(rebuilt - np.asarray(unitary, "complex128"))
     return Correction(programmed, float(distance / math.sqrt(gamma.size)))
 
@@ -319,16 +329,6 @@ def _cell(theta, output_phase, input_phase=0.0):
     )
 
 
-def _through_and_cross(theta, splitters):
-    """S11 and S12 of cells without φ; S22 = conj(S11), S21 = −conj(S12)."""
-    total = splitters[..., 0] + splitters[..., 1]
-    difference = splitters[..., 0] - splitters[..., 1]
-    sin, cos = np.sin(theta / 2), np.cos(theta / 2)
-    through = 1j * np.cos(difference) * sin - np.sin(total) * cos
-    cross = 1j * np.cos(total) * cos - np.sin(difference) * sin
-    return through, cross
-
-
 def _reachable_theta(theta, splitters):
     """The θ at which an imperfect cell comes closest to the powers of an ideal one."""
     half = theta / 2
@@ -346,20 +346,6 @@ def _cells(column, n, arrangement):
     """(slots, upper modes) of the cells in a column."""
     slots = np.flatnonzero(cell_mask(n, arrangement)[column])
     return slots, 2 * slots + column % 2
-
-
-def _matrix(mesh, theta_error, phi_error, splitters):
-    """The matrix of a mesh with errors."""
-    theta, output = mesh.theta + theta_error, np.exp(1j * (mesh.phi + phi_error))
-    through, cross = _through_and_cross(theta, splitters)
-    matrix = np.diag(np.exp(1j * mesh.gamma))
-    for column in range(len(theta)):
-        slots, top = _cells(column, len(matrix), mesh.arrangement)
-        upper, lower = matrix[top], matrix[top + 1]
-        s, t = through[column, slots, None], cross[column, slots, None]
-        matrix[top] = output[column, slots, None] * (s * upper + t * lower)
-        matrix[top + 1] = s.conj() * lower - t.conj() * upper
-    return matrix
 
 
 def _haar_index(n, arrangement):

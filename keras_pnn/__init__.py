@@ -36,17 +36,26 @@ from keras_pnn.physics.tuning import (
     MeasuredTuning,
     Tuning,
 )
-from keras_pnn.training import ASAM, SAM, OpticalPruning, SATModel
+from keras_pnn.training import (
+    ASAM,
+    SAM,
+    Autodiff,
+    FiniteDifference,
+    OpticalPruning,
+    SATModel,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ASAM",
     "SAM",
+    "Autodiff",
     "Conversion",
     "Correlated",
     "DeviceEvaluation",
     "Devices",
+    "FiniteDifference",
     "HeaterTuning",
     "HessianResult",
     "LorentzianTuning",

@@ -2,7 +2,7 @@
 
 from keras_pnn.devices import drift
 from keras_pnn.devices.population import DeviceEvaluation, evaluate_devices
-from keras_pnn.devices.simulated import Devices, SimulatedDevice, sweep
+from keras_pnn.devices.simulated import Devices, SimulatedDevice, grid, sweep
 from keras_pnn.devices.variation import Correlated, Variation
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "Variation",
     "drift",
     "evaluate_devices",
+    "grid",
     "sweep",
 ]

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -337,26 +338,79 @@ def sweep(model: keras.layers.Layer, name: str, values) -> Devices:
     Args:
         model: a built model.
         name: an imperfection of all layers (`"temperature"`) or of one
-            (`"mrr_bank_1/temperature"`); every element of it takes the value.
-        values: deviations from neutral, in the imperfection's unit, (n,).
+            (`"mrr_bank_1/temperature"`).
+        values: deviations from neutral, in the imperfection's unit: (n,), each for
+            every element, or (n, …) to give the elements of one (`"shift"` in y and
+            x) their own.
 
     Raises:
-        ValueError: the model has nothing of that name, or a value is not finite.
+        ValueError: the model has nothing of that name, or a value is not finite or
+            of another shape.
 
     Example:
 
     >>> warm = pnn.devices.sweep(model, "temperature", np.linspace(-2, 2, 9))
     >>> pnn.evaluate_devices(model, x_test, y_test, warm)["accuracy"]
     """
-    found = matching(model, name)
-    shapes = architecture(model, {t.name for t in found})
+    return grid(model, {name: values})
+
+
+def grid(model: keras.layers.Layer, values: dict) -> Devices:
+    """Returns one device for each combination of values of several imperfections.
+
+    The last name varies fastest, so that a result in the shape of the values'
+    lengths has one axis for each name.
+
+    Args:
+        model: a built model.
+        values: name → values, each as in `sweep`.
+
+    Raises:
+        ValueError: as in `sweep`; or two names address one variable.
+
+    Example:
+
+    >>> moved = pnn.devices.grid(
+    ...     model, {"rotation": [-1, 0, 1], "shift": [(0, 0), (1, 0), (0, 1)]}
+    ... )
+    >>> accuracy = pnn.evaluate_devices(model, x_test, y_test, moved)["accuracy"]
+    >>> np.reshape(accuracy, (3, 3))            # rotation, shift
+    """
+    axes, keys = [], {}
+    for name, points in values.items():
+        points = np.asarray(points, "float64")
+        found = matching(model, name)
+        for key in ((t.name, t.index) for t in found):
+            if key in keys:
+                raise ValueError(
+                    "An imperfection must be given once. Received: "
+                    f"{keys[key]!r} and {name!r}, which both set it"
+                )
+            keys[key] = name
+        axes.append([_deviations(name, found, p) for p in np.atleast_1d(points)])
+    shapes = architecture(model, {name for name, _ in keys})
     devices = []
-    for value in np.atleast_1d(np.asarray(values, "float64")):
-        deviations = {
-            (t.name, t.index): np.asarray(
-                t.deviation(tf.fill(t.variable.shape, tf.cast(value, t.variable.dtype)))
-            )
-            for t in found
-        }
-        devices.append(SimulatedDevice(deviations, shapes, f"{name} = {value:g}"))
+    for chosen in itertools.product(*axes):
+        merged = {k: v for _, deviations in chosen for k, v in deviations.items()}
+        label = ", ".join(text for text, _ in chosen)
+        devices.append(SimulatedDevice(merged, shapes, label))
     return Devices(devices)
+
+
+def _deviations(name: str, found: list[Target], point: np.ndarray) -> tuple[str, dict]:
+    """A label, and what each target deviates by at one point of a sweep."""
+    deviations = {}
+    for target in found:
+        shape = tuple(target.variable.shape)
+        try:
+            amount = np.broadcast_to(point, shape)
+        except ValueError:
+            raise ValueError(
+                f"Values of {name!r} must be numbers, or arrays of shape {shape}. "
+                f"Received: an array of shape {point.shape}"
+            ) from None
+        amount = tf.constant(amount, target.variable.dtype)
+        deviations[target.name, target.index] = np.asarray(target.deviation(amount))
+    text = ", ".join(f"{v:g}" for v in np.ravel(point))
+    text = text if point.ndim == 0 else f"({text})"
+    return f"{name} = {text}", deviations

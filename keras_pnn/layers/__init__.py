@@ -6,6 +6,7 @@ from keras_pnn.layers.limits import ControlRange, Quantizer
 from keras_pnn.layers.mrr import MRRBank, MRRConv2D
 from keras_pnn.layers.mzi import Attenuators, MZIDense, MZIMesh
 from keras_pnn.layers.physical import PhysicalLayer, controls_of, physical_layers
+from keras_pnn.layers.slm import MaskedSLM
 
 __all__ = [
     "Attenuators",
@@ -16,6 +17,7 @@ __all__ = [
     "MRRConv2D",
     "MZIDense",
     "MZIMesh",
+    "MaskedSLM",
     "PhysicalLayer",
     "Quantize",
     "Quantizer",

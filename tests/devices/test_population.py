@@ -244,9 +244,10 @@ def test_errors():
     other = keras.Sequential([keras.Input((4,)), pnn.layers.MRRBank(9)])
     other.compile("sgd", "mse")
     refuses("architecture", model=other)
-    refuses("same variables", devices=[devices[0], *pnn.Variation(
-        temperature=1.0
-    ).sample(model, 1)])
+    refuses(
+        "same variables",
+        devices=[devices[0], *pnn.Variation(temperature=1.0).sample(model, 1)],
+    )
 
 
 def test_summary_and_table():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import keras_pnn as pnn
-from keras_pnn.devices import Devices, SimulatedDevice, sweep
+from keras_pnn.devices import Devices, SimulatedDevice, grid, sweep
 from keras_pnn.physics.mesh import cell_mask
 
 VARIATION = pnn.Variation(resonance_shift=0.08, temperature=1.0)
@@ -218,6 +218,31 @@ def mesh_network():
     hidden = pnn.layers.MZIMesh(6, name="first")(inputs)
     outputs = pnn.layers.MZIMesh(6, loss_db=0.1, name="second")(hidden)
     return keras.Model(inputs, outputs)
+
+
+def test_sweep_of_an_imperfection_with_elements():
+    layer = pnn.layers.MaskedSLM(2, grid=(1, 2))
+    model = keras.Sequential([keras.Input((3, 3)), layer])
+    both, down = sweep(model, "shift", [1.5, 2.0]), sweep(model, "shift", [(2.0, 0.0)])
+    np.testing.assert_array_equal(both[0].deviations["shift", 0], [1.5, 1.5])
+    np.testing.assert_array_equal(down[0].deviations["shift", 0], [2.0, 0.0])
+    assert down[0].label == "shift = (2, 0)"
+    with pytest.raises(ValueError, match=r"'shift' .*shape \(2,\).*shape \(3,\)"):
+        sweep(model, "shift", [(1.0, 2.0, 3.0)])
+
+
+def test_grid():
+    layer = pnn.layers.MaskedSLM(2, grid=(1, 2), name="slm")
+    model = keras.Sequential([keras.Input((3, 3)), layer])
+    devices = grid(model, {"rotation": [0.0, 3.0], "slm/scale": [-0.1, 0.0, 0.2]})
+    set_to = [(d.deviations["rotation", 0], d.deviations["scale", 0]) for d in devices]
+    expected = [(r, s) for r in (0.0, 3.0) for s in (-0.1, 0.0, 0.2)]
+    np.testing.assert_allclose(set_to, expected)
+    assert devices[4].label == "rotation = 3, slm/scale = 0"
+    with devices[5].installed(model):
+        np.testing.assert_allclose(layer.imperfections["scale"], 1.2)
+    with pytest.raises(ValueError, match="'rotation' and 'slm/rotation'"):
+        grid(model, {"rotation": [1.0], "slm/rotation": [1.0]})
 
 
 def test_sweep_of_a_splitter_imbalance_and_slots_without_a_cell():

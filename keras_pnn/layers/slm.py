@@ -1,0 +1,470 @@
+"""Free-space products with masks on a spatial light modulator: `MaskedSLM`."""
+
+import math
+import numbers
+import os
+import pathlib
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from keras_pnn.layers.bank import whole
+from keras_pnn.layers.frames import read_png, write_png
+from keras_pnn.layers.limits import ControlRange, get_dac
+from keras_pnn.layers.physical import PhysicalLayer, check_built
+from keras_pnn.physics import detection, imaging
+
+
+class _DrawnAsMatrix(keras.initializers.Initializer):
+    """Draws masks as the matrix (pixels, units) that they are, within ±1."""
+
+    def __init__(self, initializer):
+        self.initializer = initializer
+
+    def __call__(self, shape, dtype=None):
+        units, height, width = shape
+        matrix = self.initializer((height * width, units), dtype=dtype)
+        return ops.clip(ops.reshape(ops.transpose(matrix), shape), -1.0, 1.0)
+
+
+@keras.saving.register_keras_serializable(package="keras_pnn")
+class MaskedSLM(PhysicalLayer):
+    """A dense layer of light: images times masks, summed by a camera.
+
+        display            SLM frame           camera
+        ┌──┬──┬──┬──┐      ┌──┬──┬──┬──┐       ┌──┬──┬──┬──┐
+        │x │x │x │x │  ──► │m₀│m₁│m₂│m₃│  ──►  │Σ │Σ │Σ │Σ │
+        │x │x │x │x │      │m₄│m₅│m₆│m₇│       │Σ │Σ │Σ │Σ │
+        └──┴──┴──┴──┘      └──┴──┴──┴──┘       └──┴──┴──┴──┘
+
+    `outputs = activation(Σ_pixels x · w)`: the display shows the image once for each
+    unit, the spatial light modulator (SLM) attenuates each copy by the unit's mask,
+    and a region of the camera adds up what is left (Xu et al., section 2.3). `w` is
+    what the display's pixels meet: the frame of masks, rotated, shifted and scaled
+    as a whole about its centre, while display and camera stay where they are. Light
+    that misses the frame is lost.
+
+    An SLM transmits from 0 to 1. A signed mask m is shown as t = (1 + m)/2, margins
+    and empty tiles at mid-grey; a frame that is white all over measures Σx, and
+    2 Σ x·t − Σ x is the signed sum. Inputs may be negative by the same means: with
+    `display_range=(low, high)` the display shows (x − low)/(high − low), and
+    low · Σm is added digitally. Without a display range, both are taken as exact,
+    and the layer is the signed product itself.
+
+    Controls: `mask`, of shape (units, height, width), from −1 to 1.
+    Imperfections of the frame: `rotation` (degrees, positive counter-clockwise as
+    displayed), `shift` (SLM pixels, (y, x), positive down and right) and `scale`
+    (1 where aligned).
+
+    Args:
+        units: Integer. Number of outputs.
+        tile: Height and width of a mask: the image's. Default: those of the inputs;
+            for flat inputs, a square.
+        grid: Rows and columns of tiles on a frame. Units that do not fit go to
+            further frames.
+        margin: Rows and columns of mid-grey on each side of a mask, before pixels
+            are repeated: a number for both, or two.
+        pixel_repeat: Rows and columns of the SLM for one row and column of a mask.
+        activation: As in `Dense`, applied digitally.
+        use_bias: Whether a digital bias is added.
+        display_range: (low, high) of the inputs that the display shows; values
+            beyond are clipped. Default: signed inputs, displayed exactly.
+        display_bits: Resolution of the display. Needs `display_range`.
+        dac: A quantiser of the masks, such as `pnn.layers.Quantizer(8, -1, 1)`.
+        contrast: Brightest over darkest transmission of the SLM, above 1: the frame
+            shows w = m + (1 − m)/contrast. Default infinite.
+        photons: Mean number of photons that the camera detects for one product of a
+            white display pixel and a white mask pixel, which sets the shot noise
+            of each sum, the reference included. Needs `display_range`.
+        read_noise: Standard deviation of each reading of the camera, in the unit of
+            one such product. Needs `display_range`.
+        seed: Seed of the noise, as in `ShotNoise`.
+        mask_initializer: Draws the masks as the matrix (height · width, units);
+            values beyond ±1 go to ±1.
+        mask_regularizer, bias_initializer, bias_regularizer: As in `Dense`.
+        mask_constraint: Default keeps masks within ±1.
+
+    Input shape: `(batch, height, width)`, `(batch, height, width, 1)` or
+    `(batch, height · width)`.
+
+    Output shape: `(batch, units)`.
+
+    Raises:
+        ValueError: If the inputs do not have the pixels of `tile`, if an option of
+            the display or the camera is out of range or lacks `display_range`, or
+            (eagerly) if a rotation or shift is NaN or a scale not positive.
+
+    Example:
+
+    >>> layer = pnn.layers.MaskedSLM(144, activation="sigmoid")
+    >>> layer(np.ones((8, 28, 28), "float32")).shape
+    TensorShape([8, 144])
+    >>> layer.frames().shape
+    (12, 96, 240)
+
+    Reference:
+
+    - Xu et al., arXiv:2411.12352, section 2.3.
+    - Wang et al., Nat. Commun. 13:123 (2022): photons per multiplication.
+    """
+
+    def __init__(
+        self,
+        units: int,
+        tile: tuple[int, int] | None = None,
+        grid: tuple[int, int] = (3, 4),
+        margin: int | tuple[int, int] = (2, 1),
+        pixel_repeat: int | tuple[int, int] = (1, 2),
+        activation=None,
+        use_bias: bool = False,
+        display_range: tuple[float, float] | None = None,
+        display_bits: int | None = None,
+        dac=None,
+        contrast: float | None = None,
+        photons: float | None = None,
+        read_noise: float = 0.0,
+        seed: int | None = None,
+        mask_initializer="glorot_uniform",
+        mask_regularizer=None,
+        mask_constraint="range",
+        bias_initializer="zeros",
+        bias_regularizer=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.units = whole("`units`", units)
+        self.tile = None if tile is None else imaging.pair("tile", tile)
+        self.grid = imaging.pair("grid", grid)
+        self.margin = imaging.pair("margin", margin, least=0)
+        self.pixel_repeat = imaging.pair("pixel_repeat", pixel_repeat)
+        self.activation = keras.activations.get(activation)
+        self.use_bias = use_bias
+        self.display_range = _range(display_range)
+        self.display_bits = (
+            None if display_bits is None else whole("`display_bits`", display_bits, 24)
+        )
+        self.dac = get_dac(dac)
+        self.contrast = _above("contrast", contrast, 1.0)
+        self.photons = _above("photons", photons, 0.0)
+        if not (_finite(read_noise) and read_noise >= 0):
+            raise ValueError(
+                "`read_noise` must be finite and >= 0. "
+                f"Received: read_noise={read_noise!r}"
+            )
+        self.read_noise = float(read_noise)
+        if display_range is None:
+            given = {
+                "display_bits": display_bits,
+                "photons": photons,
+                "read_noise": read_noise or None,
+            }
+            for name, value in given.items():
+                if value is not None:
+                    raise ValueError(
+                        f"`{name}` needs `display_range`, what the display shows as "
+                        f"black and as white. Received: {name}={value!r}"
+                    )
+        self.seed = seed
+        if self._noisy:
+            self.seed_generator = keras.random.SeedGenerator(seed)
+        self.mask_initializer = keras.initializers.get(mask_initializer)
+        self.mask_regularizer = keras.regularizers.get(mask_regularizer)
+        self.mask_constraint = (
+            ControlRange(-1.0, 1.0)
+            if mask_constraint == "range"
+            else keras.constraints.get(mask_constraint)
+        )
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.bias_regularizer = keras.regularizers.get(bias_regularizer)
+
+    def build(self, input_shape):
+        size = _image_size(tuple(input_shape), self.tile)
+        self.add_control(
+            "mask",
+            (self.units, *size),
+            unit="",
+            initializer=_DrawnAsMatrix(self.mask_initializer),
+            regularizer=self.mask_regularizer,
+            constraint=self.mask_constraint,
+        )
+        self.add_imperfection("rotation", (), unit="deg")
+        self.add_imperfection("shift", (2,), unit="px")
+        self.add_imperfection("scale", (), unit="", neutral=1.0)
+        self.bias = None
+        if self.use_bias:
+            self.bias = self.add_weight(
+                name="bias",
+                shape=(self.units,),
+                initializer=self.bias_initializer,
+                regularizer=self.bias_regularizer,
+            )
+
+    @property
+    def _noisy(self) -> bool:
+        return self.photons is not None or self.read_noise > 0
+
+    @property
+    def _layout(self) -> dict:
+        return {
+            "grid": self.grid,
+            "margin": self.margin,
+            "pixel_repeat": self.pixel_repeat,
+        }
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return tuple(self.controls["mask"].shape[1:])
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """(frames, height, width) in pixels of the SLM."""
+        check_built(self)
+        return imaging.frame_shape(self.units, self._size, **self._layout)
+
+    def _set(self, controls: dict):
+        """The masks as the SLM's converter sets them."""
+        mask = controls["mask"]
+        return mask if self.dac is None else self.dac(mask)
+
+    def _met(self, frames, units: int, imperfections: dict):
+        """What display pixels meet of frames, as a matrix (units, pixels)."""
+        warped = imaging.affine(frames, **imperfections)
+        weights = imaging.untile(warped, units, self._size, **self._layout)
+        return ops.reshape(weights, (units, -1))
+
+    def _weights(self, mask, imperfections: dict):
+        frames = imaging.tile(mask, **self._layout)
+        if self.contrast is not None:
+            frames = frames + (1 - frames) / self.contrast
+        return self._met(frames, self.units, imperfections)
+
+    def forward(self, inputs, controls, imperfections):
+        # A reshape alone would take the pixels of two small images for one.
+        _image_size(tuple(inputs.shape), self._size)
+        mask = self._set(controls)
+        weights = self._weights(mask, imperfections)
+        pixels = ops.reshape(inputs, (-1, math.prod(self._size)))
+        # The camera's sum has more digits than float16.
+        pixels = ops.cast(pixels, weights.dtype)
+        if self.display_range is None:
+            outputs = ops.matmul(pixels, ops.transpose(weights))
+        else:
+            low, high = self.display_range
+            shown = _displayed(pixels, low, high, self.display_bits)
+            total = self._read(shown, weights, imperfections)
+            offset = ops.sum(ops.cast(mask, weights.dtype), axis=(1, 2))
+            outputs = (high - low) * total + low * offset
+        if self.bias is not None:
+            outputs = outputs + ops.cast(self.bias, outputs.dtype)
+        return ops.cast(self.activation(outputs), self.compute_dtype)
+
+    def _read(self, shown, weights, imperfections: dict):
+        """Σ shown · w from the camera's readings: twice the sum less the reference."""
+        if not self._noisy:
+            return ops.matmul(shown, ops.transpose(weights))
+        cells = math.prod(self.grid)
+        _, height, width = self.frame_shape
+        white = ops.ones((1, height, width), dtype=weights.dtype)
+        white = self._met(white, cells, imperfections)
+        reference = ops.matmul(shown, ops.transpose(white))
+        cell = np.arange(self.units) % cells
+        signed = ops.matmul(shown, ops.transpose(weights))
+        light = (signed + ops.take(reference, cell, axis=1)) / 2
+        # Rounding must not leave a negative intensity, nor a dark sum no slope.
+        light = light + ops.stop_gradient(ops.relu(-light))
+        return 2 * self._camera(light) - ops.take(self._camera(reference), cell, axis=1)
+
+    def _camera(self, light):
+        if self.photons is not None:
+            seed = self.seed_generator.next()
+            light = detection.shot_noise(light, self.photons, seed)
+        if self.read_noise > 0:
+            noise = keras.random.normal(
+                ops.shape(light), dtype=light.dtype, seed=self.seed_generator
+            )
+            light = light + self.read_noise * noise
+        return light
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], self.units)
+
+    def program(self, weights, clip: bool = False) -> None:
+        """Sets the masks to a signed matrix.
+
+        Args:
+            weights: array of shape (pixels, units), as the kernel of `Dense`.
+            clip: whether weights beyond ±1 go to ±1.
+
+        Raises:
+            ValueError: the shape differs, a weight is NaN or infinite, or one is
+                beyond ±1 and `clip` is false; the masks are then as before.
+        """
+        check_built(self)
+        weights = np.asarray(weights, "float64")
+        expected = (math.prod(self._size), self.units)
+        if weights.shape != expected:
+            raise ValueError(
+                f"`weights` must have the shape {expected}. "
+                f"Received: shape {weights.shape}"
+            )
+        beyond = np.abs(weights).max()
+        if not np.isfinite(beyond) or (beyond > 1 and not clip):
+            raise ValueError(
+                "`weights` must be within ±1, as an SLM has no gain; pass clip=True "
+                f"for the nearest. Received: a magnitude of {beyond}"
+            )
+        mask = np.clip(weights, -1, 1).T.reshape(self.units, *self._size)
+        self.controls["mask"].assign(mask)
+
+    def weights_now(self) -> tf.Tensor:
+        """Returns the signed matrix (pixels, units), with the present misalignment."""
+        controls, imperfections = self.values_now()
+        return ops.transpose(self._weights(self._set(controls), imperfections))
+
+    def frames(self) -> np.ndarray:
+        """Returns what goes to the SLM: transmissions from 0 to 1, (frames, y, x).
+
+        Raises:
+            ValueError: a mask is NaN or beyond ±1.
+        """
+        controls, _ = self.values_now()
+        mask = np.asarray(self._set(controls))
+        if not (np.abs(mask) <= 1).all():
+            raise ValueError(
+                "Masks must be within ±1 to be shown. Received: values from "
+                f"{mask.min()} to {mask.max()}"
+            )
+        return (1 + np.asarray(imaging.tile(mask, **self._layout))) / 2
+
+    def save_frames(self, folder: str | os.PathLike) -> list[pathlib.Path]:
+        """Writes `frames` as 8-bit greyscale PNG files, black 0 and white 255.
+
+        Args:
+            folder: where to write; it is made if it does not exist.
+
+        Returns:
+            The paths, `<layer>_000.png` and so on.
+        """
+        folder = pathlib.Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = self._frame_paths(folder)
+        levels = np.rint(255 * self.frames()).astype("uint8")
+        for path, level in zip(paths, levels, strict=True):
+            write_png(path, level)
+        return paths
+
+    def load_frames(self, folder: str | os.PathLike) -> None:
+        """Sets the masks from files that `save_frames` wrote, to 8 bits.
+
+        Nothing is set unless all files fit the layer.
+
+        Args:
+            folder: where they are.
+
+        Raises:
+            FileNotFoundError: a frame is missing.
+            ValueError: a file is not a PNG picture, or damaged, or not greyscale of
+                the size of the layer's frames.
+        """
+        shape = self.frame_shape
+        levels = [read_png(p, shape[1:]) for p in self._frame_paths(folder)]
+        frames = 2 * np.stack(levels).astype("float64") / 255 - 1
+        masks = imaging.untile(frames, self.units, self._size, **self._layout)
+        self.controls["mask"].assign(masks)
+
+    def _frame_paths(self, folder) -> list[pathlib.Path]:
+        count, _, _ = self.frame_shape
+        return [pathlib.Path(folder) / f"{self.name}_{i:03d}.png" for i in range(count)]
+
+    def position(self, name, index):
+        """Row and column on its frame of the first SLM pixel of a mask's pixel."""
+        unit, *pixel = index
+        cell = divmod(unit % math.prod(self.grid), self.grid[1])
+        return tuple(
+            r * (c * (n + 2 * m) + m + p)
+            for r, c, n, m, p in zip(
+                self.pixel_repeat, cell, self._size, self.margin, pixel, strict=True
+            )
+        )
+
+    def get_config(self):
+        serialize = keras.saving.serialize_keras_object
+        return {
+            **super().get_config(),
+            "units": self.units,
+            "tile": self.tile,
+            "grid": self.grid,
+            "margin": self.margin,
+            "pixel_repeat": self.pixel_repeat,
+            "activation": keras.activations.serialize(self.activation),
+            "use_bias": self.use_bias,
+            "display_range": self.display_range,
+            "display_bits": self.display_bits,
+            "dac": serialize(self.dac),
+            "contrast": self.contrast,
+            "photons": self.photons,
+            "read_noise": self.read_noise,
+            "seed": self.seed,
+            "mask_initializer": keras.initializers.serialize(self.mask_initializer),
+            "mask_regularizer": keras.regularizers.serialize(self.mask_regularizer),
+            "mask_constraint": keras.constraints.serialize(self.mask_constraint),
+            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
+            "bias_regularizer": keras.regularizers.serialize(self.bias_regularizer),
+        }
+
+
+def _displayed(pixels, low: float, high: float, bits: int | None):
+    """(x − low)/(high − low) within [0, 1], in the steps of a display."""
+    shown = (pixels - low) / (high - low)
+    if bits is None:
+        return ops.clip(shown, 0.0, 1.0)
+    return detection.quantize(shown, bits, 0.0, 1.0)
+
+
+def _image_size(shape: tuple, tile: tuple[int, int] | None) -> tuple[int, int]:
+    """Height and width of the images in inputs of a shape."""
+    if len(shape) == 2 and shape[1] is not None:
+        side = math.isqrt(shape[1])
+        size = tile or (side, side)
+        fits = math.prod(size) == shape[1]
+    else:
+        size = shape[1:3]
+        fits = len(shape) == 3 or (len(shape) == 4 and shape[3] == 1)
+        fits = fits and None not in size and tile in (None, size)
+    if not fits:
+        expected = f"of {tile[0]} × {tile[1]} pixels" if tile else "of one channel"
+        raise ValueError(
+            f"The inputs must be images {expected}: (batch, height, width), (batch, "
+            "height, width, 1), or flat, where `tile` says which height and width "
+            f"if they differ. Received: input_shape={shape}, tile={tile}"
+        )
+    return tuple(int(n) for n in size)
+
+
+def _range(value) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    given = tuple(value) if np.iterable(value) else ()
+    if len(given) != 2 or not (all(map(_finite, given)) and given[0] < given[1]):
+        raise ValueError(
+            "`display_range` must be (low, high), both finite and low below high. "
+            f"Received: display_range={value!r}"
+        )
+    return float(given[0]), float(given[1])
+
+
+def _above(name: str, value, limit: float) -> float | None:
+    if value is None:
+        return None
+    if not (_finite(value) and value > limit):
+        raise ValueError(
+            f"`{name}` must be finite and above {limit:g}. Received: {name}={value!r}"
+        )
+    return float(value)
+
+
+def _finite(value) -> bool:
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return real and math.isfinite(value)

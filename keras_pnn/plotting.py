@@ -148,5 +148,29 @@ def distributions(values: dict, ylabel: str = "accuracy (%)", ax=None):
     return ax
 
 
+def images(pictures: dict, ax=None):
+    """Draws greyscale pictures below each other, 0 black and 1 white.
+
+    Args:
+        pictures: name → (height, width), values from 0 to 1, all of one width.
+        ax: a Matplotlib axis. Default: a new figure.
+
+    Returns:
+        The axis.
+    """
+    ax = _axes(ax)
+    arrays = [np.asarray(p) for p in pictures.values()]
+    gap = np.full((max(2, arrays[0].shape[0] // 12), arrays[0].shape[1]), np.nan)
+    stack, ticks, row = [], [], 0
+    for array in arrays:
+        ticks.append(row + array.shape[0] / 2)
+        stack += [array, gap]
+        row += len(array) + len(gap)
+    ax.imshow(np.concatenate(stack[:-1]), cmap="gray", vmin=0, vmax=1)
+    ax.set_yticks(ticks, list(pictures))
+    ax.set(xlabel="column (pixels)")
+    return ax
+
+
 def _cycle(items) -> list[str]:
     return [_COLORS[i % len(_COLORS)] for i in range(len(items))]

@@ -1,6 +1,7 @@
 """Many devices at once: loss and metrics of a model on each of them."""
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -10,7 +11,12 @@ import tensorflow as tf
 
 from keras_pnn.devices.simulated import SimulatedDevice
 from keras_pnn.layers.mrr import MRRConv2D
-from keras_pnn.layers.physical import flat_layers, kernels_per_device, overriding
+from keras_pnn.layers.physical import (
+    controls_of,
+    flat_layers,
+    kernels_per_device,
+    overriding,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,7 +309,7 @@ def _build_metrics(model, data) -> None:
 
 
 def _chunk_size(model, data, batch_size, memory_limit, devices) -> int:
-    """Devices whose layer outputs, patches included, fit into the limit."""
+    """Devices whose layer outputs, patches included, and weights fit the limit."""
     floats = 0
     for layer in flat_layers(model):
         for node in layer._inbound_nodes:
@@ -315,5 +321,7 @@ def _chunk_size(model, data, batch_size, memory_limit, devices) -> int:
     if not floats:
         inputs = keras.tree.flatten(data[0])
         floats = 64 * sum(int(np.prod(a.shape[1:])) for a in inputs)
-    per_device = 4 * floats * batch_size / 2**30
+    # A device's weights, on the way from controls to a matrix.
+    weights = 4 * sum(math.prod(v.shape) for v in controls_of(model))
+    per_device = 4 * (floats * batch_size + weights) / 2**30
     return int(max(1, min(devices, memory_limit / max(per_device, 1e-9))))

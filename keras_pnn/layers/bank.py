@@ -185,6 +185,10 @@ class RingLayer(PhysicalLayer):
         tile = output // rows * self.tiles[1] + fan_in // self._columns
         return tile, output % rows, fan_in % self._columns
 
+    def position(self, name, index):
+        fan_in = int(np.ravel_multi_index(index[:-1], self._kernel_shape[:-1]))
+        return self.place(index[-1], fan_in)
+
     def _by_row(self, matrix, fill: float = 0.0):
         """(fan_in, outputs) → (outputs, tiles, columns): one bank row each."""
         tiles = self.tiles[1]

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_pnn.layers.bank import RingLayer
+from keras_pnn.layers.limits import ControlRange
 from keras_pnn.layers.physical import PhysicalLayer, physical_layers
 
 _HEADER = [
@@ -26,9 +27,10 @@ _HEADER = [
 def export_controls(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
     """Writes every control of a model to a CSV file.
 
-    One line for each control: layer, control, `index` in the variable
-    (`2;0;13`), for rings also the `tile` (pass) and the `row` and `column` on the
-    bank, all counted from 0, then `value`, `unit` and the heater's `power_mW`.
+    One line for each control: layer, control, `index` in the variable (`2;0;13`),
+    `tile`, `row` and `column` on the chip, counted from 0 (a ring's pass and place
+    on the bank; a cell's upper mode and column in the mesh; a mask pixel's frame and
+    place on the modulator), then `value`, `unit` and the heater's `power_mW`.
 
     Args:
         model: a built model with physical layers.
@@ -63,7 +65,7 @@ def export_controls(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
                 }
             exists = _exists(layer, name)
             for index in (i for i in np.ndindex(values.shape) if exists[i]):
-                place = _place(layer, name, index)
+                place = layer.position(name, index)
                 watts = "" if power is None else f"{power[index]:.9g}"
                 value = np.format_float_scientific(values[index], trim="-")
                 label = ";".join(map(str, index))
@@ -167,6 +169,15 @@ def _read(row: dict, values: dict, layers: dict, where: str) -> None:
             layers[key[0]].tuning.validate(value)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
+    limits = layers[key[0]].controls[key[1]].constraint
+    if isinstance(limits, ControlRange):
+        high = math.inf if limits.high is None else limits.high
+        # Written from float32, in which a limit of 0.1 is a little more.
+        if not np.float32(limits.low) <= np.float32(value) <= np.float32(high):
+            raise ValueError(
+                f"{where}: expected a value from {limits.low} to {high}. "
+                f"Received: {value}"
+            )
     array[index] = value
 
 
@@ -184,12 +195,3 @@ def _named_layers(model) -> dict[str, PhysicalLayer]:
             f"{[layer.name for layer in layers]}"
         )
     return named
-
-
-def _place(layer: PhysicalLayer, name: str, index: tuple[int, ...]) -> tuple:
-    """(tile, row, column) of a ring on the bank; row and column in other layers."""
-    if not isinstance(layer, RingLayer):
-        return ("", *layer.position(name, index))
-    shape = tuple(layer.controls["control"].shape)
-    column = int(np.ravel_multi_index(index[:-1], shape[:-1]))
-    return layer.place(index[-1], column)

@@ -274,9 +274,9 @@ class MZIMesh(PhysicalLayer):
 
     def position(self, name, index):
         if name == "gamma":
-            return index[0], ""
+            return "", index[0], ""
         column, cell = index
-        return 2 * cell + column % 2, column
+        return "", 2 * cell + column % 2, column
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object

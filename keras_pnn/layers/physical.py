@@ -155,16 +155,17 @@ class PhysicalLayer(keras.layers.Layer):
         return {**self._imperfections, **self._controls}[name]
 
     def position(self, name: str, index: tuple[int, ...]) -> tuple:
-        """Returns (row, column) on the chip of one element of a control.
+        """Returns where on the chip one element of a control is.
 
         Args:
             name: a key of `layer.controls`.
             index: the element's index in the variable.
 
         Returns:
-            Two integers from 0, or `("", "")` where rows and columns mean nothing.
+            (tile, row, column), each from 0, or `""` where it means nothing: the
+            tile of a bank or the frame of a modulator, and the place on it.
         """
-        return "", ""
+        return "", "", ""
 
     def forward(self, inputs, controls: dict, imperfections: dict):
         """The layer's physics, a pure function of tensors.

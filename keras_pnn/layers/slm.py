@@ -379,10 +379,11 @@ class MaskedSLM(PhysicalLayer):
         return [pathlib.Path(folder) / f"{self.name}_{i:03d}.png" for i in range(count)]
 
     def position(self, name, index):
-        """Row and column on its frame of the first SLM pixel of a mask's pixel."""
+        """Frame, and the row and column on it of the first SLM pixel of a mask's."""
         unit, *pixel = index
-        cell = divmod(unit % math.prod(self.grid), self.grid[1])
-        return tuple(
+        frame, place = divmod(unit, math.prod(self.grid))
+        cell = divmod(place, self.grid[1])
+        return frame, *(
             r * (c * (n + 2 * m) + m + p)
             for r, c, n, m, p in zip(
                 self.pixel_repeat, cell, self._size, self.margin, pixel, strict=True

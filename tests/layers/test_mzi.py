@@ -816,10 +816,10 @@ def test_position_is_the_upper_mode_and_the_column():
     layer = built(5, "reck")
     exists = cell_mask(5, "reck")
     places = {layer.position("theta", tuple(i)) for i in np.argwhere(exists)}
-    expected = {(m, k) for m in range(4) for k in range(m, 2 * 5 - 3 - m, 2)}
+    expected = {("", m, k) for m in range(4) for k in range(m, 2 * 5 - 3 - m, 2)}
     assert places == expected and len(places) == 10
-    assert layer.position("gamma", (3,)) == (3, "")
-    assert Attenuators(3).position("gain", ()) == ("", "")
+    assert layer.position("gamma", (3,)) == ("", 3, "")
+    assert Attenuators(3).position("gain", ()) == ("", "", "")
 
 
 # --- Arguments that cannot be.

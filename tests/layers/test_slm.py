@@ -682,11 +682,11 @@ def test_frames_of_the_paper(rng):
 def test_place_of_a_pixel_on_its_frame(rng):
     layer = slm(rng)
     # Unit 6 is the third tile of the second row; tiles are 8 × 14 pixels.
-    assert layer.position("mask", (6, 3, 4)) == (8 + 2 + 3, 2 * 14 + 2 * (1 + 4))
+    assert layer.position("mask", (6, 3, 4)) == (0, 8 + 2 + 3, 28 + 2 * (1 + 4))
     frames = layer.frames()
     for index, value in np.ndenumerate((1 + masks(layer)) / 2):
-        y, x = layer.position("mask", index)
-        assert (frames[index[0] // 12, y, x : x + 2] == value).all()
+        frame, y, x = layer.position("mask", index)
+        assert (frames[frame, y, x : x + 2] == value).all()
 
 
 def test_files_round_trip(rng, tmp_path):
@@ -781,7 +781,22 @@ def test_controls_round_trip_as_a_table(rng, tmp_path):
     for ours, theirs in zip(model.layers, other.layers, strict=True):
         np.testing.assert_array_equal(masks(ours), masks(theirs))
     line = (tmp_path / "c.csv").read_text().splitlines()[1 + 6 * 20 + 3 * 5 + 4]
-    assert line.startswith("first,mask,6;3;4,,13,38,")
+    assert line.startswith("first,mask,6;3;4,0,13,38,")
+
+
+def test_a_mask_beyond_its_limits_is_refused(rng, tmp_path):
+    model = keras.Sequential([keras.Input((4, 5)), slm(rng)])
+    path = tmp_path / "controls.csv"
+    pnn.export_controls(model, path)
+    before = masks(model.layers[0])
+    lines = path.read_text("utf-8").splitlines()
+    cells = lines[3].split(",")
+    cells[6] = "1.5"
+    lines[3] = ",".join(cells)
+    path.write_text("\n".join(lines), "utf-8")
+    with pytest.raises(ValueError, match=r"line 4: .* from -1.* to 1.*Received: 1.5"):
+        pnn.load_controls(model, path)
+    np.testing.assert_array_equal(masks(model.layers[0]), before)
 
 
 # --- Arguments and values that cannot be.

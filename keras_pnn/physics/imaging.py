@@ -65,8 +65,8 @@ def affine(
 
     Returns:
         Float tensor of the shape of `image`, float64 for a float64 image, else
-        float32. NaN where a parameter
-        that is not known eagerly is NaN, or a scale not positive.
+        float32. NaN, as its gradients are, where a parameter that is not known
+        eagerly is not finite, or a scale not positive.
 
     Raises:
         ValueError: If shapes do not fit, if a parameter known eagerly is NaN or
@@ -109,7 +109,11 @@ def affine(
     height, width = _sides(pixels)
     if center is None:
         center = ((height - 1) / 2, (width - 1) / 2)
-    y, x = _sources(height, width, rotation, shift, scale, center)
+    # What is no such map must not pass for an image, nor its gradient for one of 0.
+    sound = _sound(rotation, shift, scale)
+    pixels *= tf.reshape(tf.cast(sound, pixels.dtype), (-1, 1, 1, 1))
+    shift *= sound[..., None]
+    y, x = _sources(height, width, rotation * sound, shift, scale * sound, center)
     padded = tf.pad(pixels, [[0, 0], [_PAD, _PAD], [_PAD, _PAD], [0, 0]])
     warped = _interpolated(padded, y, x)
     return tf.reshape(warped, tf.shape(image))
@@ -359,14 +363,19 @@ def _sides(pixels):
     )
 
 
+def _sound(rotation, shift, scale):
+    """1 where the parameters are a map, NaN where they are not."""
+    valid = tf.math.is_finite(rotation) & tf.math.is_finite(scale) & (scale > 0)
+    valid &= tf.reduce_all(tf.math.is_finite(shift), -1)
+    return tf.where(valid, *(tf.constant(v, "float64") for v in (1.0, math.nan)))
+
+
 def _sources(height, width, rotation, shift, scale, center):
     """Where each pixel comes from: y and x of shape (groups, height · width).
 
     One group for all images, or one for each.
     """
     cos, sin = _cos_sin(rotation)
-    # What is no enlargement at all must not pass for an image.
-    scale = tf.where(scale > 0, scale, tf.constant(math.nan, scale.dtype))
     cos, sin = cos / scale, sin / scale
     center_y, center_x = (tf.cast(c, "float64") for c in center)
     rows = tf.range(height, dtype="float64") - center_y

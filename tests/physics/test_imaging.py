@@ -576,6 +576,25 @@ def test_gradients_have_their_own_dtypes(image_dtype, dtype, wrap):
     assert_close(got, exact, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("bad", [{"scale": -1.0}, {"rotation": np.nan}, {"scale": 0.0}])
+def test_a_map_that_is_none_has_no_gradient_of_zero(bad, jit_compile):
+    """A gradient of 0 would stop a training without a word."""
+
+    @tf.function(jit_compile=jit_compile)
+    def gradients(image, rotation, scale):
+        with tf.GradientTape() as tape:
+            tape.watch([image, rotation, scale])
+            total = tf.reduce_sum(affine(image, rotation, (0.0, 0.0), scale))
+        return tape.gradient(total, [image, rotation, scale])
+
+    values = {"rotation": 0.0, "scale": 1.0, **bad}
+    image, *others = gradients(
+        tf.ones((4, 5)), *(tf.constant(v) for v in values.values())
+    )
+    assert np.isnan(image).all() and np.isnan(others).all()
+
+
 # Errors
 
 

@@ -6,19 +6,22 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_pnn.layers.physical import find_imperfections
+from keras_pnn.layers.physical import check_deviation, find_quantities
 
 
 class DriftInjection(keras.callbacks.Callback):
     """Lets an imperfection follow a drift process during training or validation.
 
-    Each step runs with the imperfection set to the value of the process, and the
-    value from before is put back when the step ends, also when it ends in an
-    exception. Between steps (other callbacks, checkpoints, validation of a model that
-    drifts in training) the device is as it was.
+    Each step runs with the imperfection moved from its neutral value, and the value
+    from before is put back when the step ends, also when it ends in an exception.
+    Between steps (other callbacks, checkpoints, validation of a model that drifts in
+    training) the device is as it was.
 
-    The value is `process.at(index, seed)`, assigned to every element of the
-    imperfection, where the index is
+    The process gives the deviation from the neutral value: 0.05 is a temperature of
+    0.05 K, and a scale of 1.05. An imperfection with elements (`"shift"` in y and x,
+    a resonance shift for each ring) moves in all of them alike.
+
+    The deviation is `process.at(index, seed)`, where the index is
 
     - the batch since the beginning of epoch 0 (`every="batch"`), in training;
     - the batch within the evaluation, with the seed `(seed, epoch)`, in validation;
@@ -30,26 +33,27 @@ class DriftInjection(keras.callbacks.Callback):
     first batch. Several injections work at once; give each its own seed, or processes
     of one kind move together.
 
-    Logs at the end of an epoch: `drift_<imperfection>`, the last value that was used,
-    with "/" written as "_"; NaN in an epoch without validation, where that is what
-    drifts. With `during="validation"` the `val_` metrics are those of the drifting
+    Logs at the end of an epoch: `drift_<imperfection>`, the last deviation that was
+    used, with "/" written as "_"; NaN in an epoch without validation, where that is
+    what drifts. With `during="validation"` the `val_` metrics are those of the drifting
     device.
 
     Args:
         imperfection: Name of an imperfection: `"temperature"` for all layers that
             have it, `"layer_name/temperature"` for one layer.
         process: A process of `keras_pnn.drift`, or any object with `at(step, seed)`,
-            in the unit of the imperfection.
+            in the unit of the imperfection: deviations from neutral.
         during: `"training"` or `"validation"`. The second also acts in
             `model.evaluate(..., callbacks=[...])`.
         every: `"batch"` or `"epoch"`: how often the value moves.
         seed: Non-negative integer.
-        verbose: 1 prints the last value of each epoch.
+        verbose: 1 prints the last deviation of each epoch.
 
     Raises:
         ValueError: If an argument is not as above. When training begins: if the model
             has no such imperfection, or if the number of batches per epoch is unknown
-            and the index depends on it.
+            and the index depends on it. Before a step: if the process would take the
+            imperfection to what does not exist (a scale of 0).
 
     Example:
 
@@ -108,7 +112,7 @@ class DriftInjection(keras.callbacks.Callback):
         self.seed = int(seed)
         self.verbose = verbose
         self.log_name = "drift_" + imperfection.replace("/", "_")
-        self._variables = []
+        self._quantities = []
         self._epoch = 0
         self._last = None
 
@@ -156,11 +160,11 @@ class DriftInjection(keras.callbacks.Callback):
             # Every epoch gets the key: CSVLogger fixes its columns at the first.
             logs[self.log_name] = math.nan if self._last is None else self._last
         if self.verbose and self._last is not None:
-            print(f"\nEpoch {epoch + 1}: {self.imperfection} drifted to {self._last:g}")
+            print(f"\nEpoch {epoch + 1}: {self.imperfection} drifted by {self._last:g}")
 
     def _find(self):
         try:
-            self._variables = find_imperfections(self.model, self.imperfection)
+            self._quantities = find_quantities(self.model, self.imperfection)
         except ValueError as error:
             if self.model.built:
                 raise
@@ -172,8 +176,11 @@ class DriftInjection(keras.callbacks.Callback):
     def _inject(self, attribute, step, seed):
         if self.every == "epoch":
             step, seed = self._epoch, self.seed
-        value = float(self.process.at(step, seed))
-        injection = _Injection(self, attribute, value)
+        deviation = float(self.process.at(step, seed))
+        for q in self._quantities:
+            dtype = q.variable.dtype
+            check_deviation(self.imperfection, deviation, q.neutral, q.above, dtype)
+        injection = _Injection(self, attribute, deviation)
         setattr(self.model, attribute, injection)
 
 
@@ -185,11 +192,11 @@ class _Injection:
     wrap the step in `try/finally`.
     """
 
-    def __init__(self, callback, attribute, value):
+    def __init__(self, callback, attribute, deviation):
         self.callback = callback
         self.model = callback.model
         self.attribute = attribute
-        self.value = value
+        self.deviation = deviation
         self.function = getattr(self.model, attribute)
         self.history = getattr(self.model, "history", None)
 
@@ -199,17 +206,18 @@ class _Injection:
         # exception before its step ran.
         if getattr(self.model, "history", None) is not self.history:
             return self.function(iterator)
-        variables = self.callback._variables
-        saved = [tf.convert_to_tensor(v.value) for v in variables]
+        quantities = self.callback._quantities
+        saved = [tf.convert_to_tensor(q.variable.value) for q in quantities]
         try:
-            for variable in variables:
+            for q in quantities:
+                value, variable = q.neutral + self.deviation, q.variable
                 shape, dtype = variable.shape, variable.dtype
-                variable.assign(tf.constant(self.value, dtype=dtype, shape=shape))
+                variable.assign(tf.constant(value, dtype=dtype, shape=shape))
             outputs = self.function(iterator)
         finally:
-            for variable, value in zip(variables, saved, strict=True):
-                variable.assign(value)
-        self.callback._last = self.value
+            for q, value in zip(quantities, saved, strict=True):
+                q.variable.assign(value)
+        self.callback._last = self.deviation
         return outputs
 
 

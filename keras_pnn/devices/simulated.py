@@ -11,7 +11,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_pnn.layers.physical import PhysicalLayer, flat_layers
+from keras_pnn.layers.physical import (
+    PhysicalLayer,
+    check_deviation,
+    flat_layers,
+    physical_layers,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Target:
             or `None` for a weight, whose present value it is.
         shared: whether all targets of this name have one common draw.
         exists: which elements the hardware has, `None` for all.
+        above: what the variable must be above, `None` for no bound.
         convert: from a deviation in the quantity that was named (a power imbalance)
             to one of the variable (an angle), `None` where they are the same.
     """
@@ -38,6 +44,7 @@ class Target:
     neutral: float | None
     shared: bool
     exists: np.ndarray | None = None
+    above: float | None = None
     convert: Callable | None = None
 
     def deviation(self, amount):
@@ -54,29 +61,35 @@ class Target:
         base = tf.convert_to_tensor(variable) if self.neutral is None else self.neutral
         return base + tf.cast(deviation, variable.dtype)
 
+    def check(self, deviation) -> None:
+        """Raises ValueError if a deviation, an array, breaks the bound `above`."""
+        name = f"{self.layer.name}/{self.name}"
+        dtype = self.variable.dtype
+        check_deviation(name, deviation, self.neutral, self.above, dtype)
+
 
 def targets(model: keras.layers.Layer) -> list[Target]:
     """Returns what a device of this model can set: imperfections, then weights."""
     counts: dict[str, int] = {}
     found = []
 
-    def add(name, layer, variable, neutral, shared, exists):
+    def add(name, layer, variable, neutral=None, shared=False, exists=None, above=None):
         index = counts.get(name, 0)
         counts[name] = index + 1
-        found.append(Target(name, index, layer, variable, neutral, shared, exists))
+        found.append(
+            Target(name, index, layer, variable, neutral, shared, exists, above)
+        )
 
     for layer in flat_layers(model):
         exists = {}
         if isinstance(layer, PhysicalLayer):
             for name, variable in layer.imperfections.items():
-                quantity = layer.quantity(name)
-                neutral, shared = quantity.neutral, quantity.shared
-                add(name, layer, variable, neutral, shared, quantity.exists)
+                q = layer.quantity(name)
+                add(name, layer, variable, q.neutral, q.shared, q.exists, q.above)
             for name, variable in layer.controls.items():
                 exists[id(variable)] = layer.quantity(name).exists
         for variable in layer._trainable_variables:
-            own = exists.get(id(variable))
-            add(variable.name, layer, variable, None, False, own)
+            add(variable.name, layer, variable, exists=exists.get(id(variable)))
     return found
 
 
@@ -165,7 +178,8 @@ class SimulatedDevice:
         """Pairs the model's variables with this device's deviations.
 
         Raises:
-            ValueError: the device comes from another architecture.
+            ValueError: the device comes from another architecture, or takes an
+                imperfection to values that do not exist (a scale of 0).
         """
         known = {(t.name, t.index): t for t in targets(model)}
         theirs = architecture(model, self.architecture)
@@ -175,7 +189,10 @@ class SimulatedDevice:
                 f"whose shapes are {theirs}. Received: a device with the shapes "
                 f"{self.architecture}"
             )
-        return [(known[key], array) for key, array in self.deviations.items()]
+        pairs = [(known[key], array) for key, array in self.deviations.items()]
+        for target, array in pairs:
+            target.check(array)
+        return pairs
 
     def values(
         self, model: keras.layers.Layer
@@ -190,8 +207,7 @@ class SimulatedDevice:
         The previous values come back bit for bit, also when the body raises.
 
         Raises:
-            ValueError: the device comes from another architecture; nothing is
-                installed then.
+            ValueError: as in `bind`; nothing is installed then.
         """
         pairs = self.values(model)
         before = [(v, v.numpy()) for v, _ in pairs]
@@ -229,13 +245,14 @@ class SimulatedDevice:
     def attach(self, model: keras.layers.Layer) -> "SimulatedDevice":
         """Prepares `measure` for the layers of a model.
 
+        Imperfections that the device does not name are those of the model at the time
+        of the measurement, as in `installed`.
+
         Raises:
-            ValueError: the device comes from another architecture, or deviates in
-                weights, which a measurement of the physical layers does not show.
+            ValueError: as in `bind`; or the device deviates in weights, which a
+                measurement of the physical layers does not show.
         """
-        attached = {
-            id(la): {} for la in flat_layers(model) if isinstance(la, PhysicalLayer)
-        }
+        attached = {id(la): {} for la in physical_layers(model)}
         for target, array in self.bind(model):
             if target.neutral is None:
                 raise ValueError(
@@ -339,13 +356,15 @@ def sweep(model: keras.layers.Layer, name: str, values) -> Devices:
         model: a built model.
         name: an imperfection of all layers (`"temperature"`) or of one
             (`"mrr_bank_1/temperature"`).
-        values: deviations from neutral, in the imperfection's unit: (n,), each for
-            every element, or (n, …) to give the elements of one (`"shift"` in y and
-            x) their own.
+        values: deviations from the neutral value, in the imperfection's unit: 0.05
+            is a `"scale"` of 1.05. Either (n,), each for every element, or (n, …) to
+            give the elements of one their own: a plain number moves `"shift"` alike
+            in y and x, and one pixel down alone is written `[(1, 0)]`.
 
     Raises:
-        ValueError: the model has nothing of that name, or a value is not finite or
-            of another shape.
+        ValueError: the model has nothing of that name; a value is not finite, of
+            another shape, or takes the imperfection to what does not exist (a scale
+            of 0).
 
     Example:
 
@@ -366,7 +385,7 @@ def grid(model: keras.layers.Layer, values: dict) -> Devices:
         values: name → values, each as in `sweep`.
 
     Raises:
-        ValueError: as in `sweep`; or two names address one variable.
+        ValueError: as in `sweep`; two names address one variable, or there is none.
 
     Example:
 
@@ -376,6 +395,11 @@ def grid(model: keras.layers.Layer, values: dict) -> Devices:
     >>> accuracy = pnn.evaluate_devices(model, x_test, y_test, moved)["accuracy"]
     >>> np.reshape(accuracy, (3, 3))            # rotation, shift
     """
+    if not values:
+        raise ValueError(
+            "`values` must name at least one imperfection, such as "
+            f"{{'temperature': [-1, 0, 1]}}. Received: {values!r}"
+        )
     axes, keys = [], {}
     for name, points in values.items():
         points = np.asarray(points, "float64")
@@ -410,7 +434,21 @@ def _deviations(name: str, found: list[Target], point: np.ndarray) -> tuple[str,
                 f"Received: an array of shape {point.shape}"
             ) from None
         amount = tf.constant(amount, target.variable.dtype)
-        deviations[target.name, target.index] = np.asarray(target.deviation(amount))
+        deviation = np.asarray(target.deviation(amount))
+        target.check(deviation)
+        deviations[target.name, target.index] = deviation
+    return f"{name} = {_text(found, point)}", deviations
+
+
+def _text(found: list[Target], point: np.ndarray) -> str:
+    """A point of a sweep, with what it is added to where that is not 0."""
     text = ", ".join(f"{v:g}" for v in np.ravel(point))
     text = text if point.ndim == 0 else f"({text})"
-    return f"{name} = {text}", deviations
+    # What is converted (a power imbalance) is not in the unit of the neutral value.
+    neutral = {t.neutral for t in found if t.convert is None} - {None}
+    if neutral <= {0}:
+        return text
+    # Layers of other designs differ in it.
+    base = f"{neutral.pop():g}" if len(neutral) == 1 else "neutral"
+    negative = point.ndim == 0 and point < 0
+    return f"{base} - {text[1:]}" if negative else f"{base} + {text}"

@@ -77,6 +77,10 @@ class Variation:
             and sets their angles. One layer alone is addressed by a dictionary:
             `Variation({"mrr_bank_1/resonance_shift": 0.08})`.
 
+    `sample` refuses a draw of an imperfection beyond what exists (a scale below 0).
+    Training with noise draws inside a graph, where a draw beyond what exists gives
+    NaN.
+
     Raises:
         ValueError: a standard deviation is negative or not finite.
 
@@ -162,7 +166,8 @@ class Variation:
             A sequence of `SimulatedDevice`.
 
         Raises:
-            ValueError: a name matches nothing in the model, or `n` is below 1.
+            ValueError: a name matches nothing in the model, `n` is below 1, or a draw
+                takes an imperfection to what does not exist (a scale below 0).
         """
         if int(n) != n or n < 1:
             raise ValueError(f"`n` must be a whole number >= 1. Received: {n}")
@@ -172,6 +177,8 @@ class Variation:
         for i in range(int(n)):
             drawn = self.deviations(model, (int(seed), i))
             arrays = {(t.name, t.index): d.numpy() for t, d in drawn}
+            for target, _ in drawn:
+                target.check(arrays[target.name, target.index])
             label = f"seed {seed}, device {i}"
             devices.append(SimulatedDevice(arrays, shapes, label))
         return Devices(devices)

@@ -50,6 +50,10 @@ def read_png(path: str | os.PathLike, shape: tuple[int, int]) -> np.ndarray:
         raise ValueError(
             f"{path} must be a PNG picture. Received: a damaged one ({error.message})"
         ) from error
+    # The header: TensorFlow would cut 16 bits to 8.
+    depth = data[24]
+    if depth != 8:
+        raise ValueError(f"{path} must have 8 bits. Received: {depth} bits")
     height, width, channels = picture.shape
     if (height, width, channels) != (*shape, 1):
         raise ValueError(

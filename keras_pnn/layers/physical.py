@@ -25,6 +25,8 @@ class Quantity:
         exists: which elements the hardware has, broadcast to the variable; `None` for
             all. The others keep their neutral value: they are never drawn, and not
             written to files.
+        above: what its values must be above, as a scale above 0; `None` where any
+            finite value exists.
     """
 
     variable: keras.Variable
@@ -32,6 +34,7 @@ class Quantity:
     neutral: float
     shared: bool = False
     exists: np.ndarray | None = None
+    above: float | None = None
 
 
 class PhysicalLayer(keras.layers.Layer):
@@ -115,6 +118,7 @@ class PhysicalLayer(keras.layers.Layer):
         neutral: float = 0.0,
         shared: bool = False,
         exists: np.ndarray | None = None,
+        above: float | None = None,
     ) -> keras.Variable:
         """Declares how one device may differ from the design.
 
@@ -126,10 +130,20 @@ class PhysicalLayer(keras.layers.Layer):
             shared: whether one draw serves all layers of a chip.
             exists: which elements the hardware has, `None` for all. `forward` must
                 not depend on the others.
+            above: what values must be above, `None` for no bound. Devices, sweeps
+                and radii that go beyond are refused where they are known.
 
         Returns:
             The variable: never trained, never saved.
+
+        Raises:
+            ValueError: the neutral value is not above `above`.
         """
+        if above is not None and not neutral > above:
+            raise ValueError(
+                f"The neutral value of '{name}' must be above {above:g}. "
+                f"Received: neutral={neutral:g}"
+            )
         variable = self.add_weight(
             name=name,
             shape=shape,
@@ -137,7 +151,9 @@ class PhysicalLayer(keras.layers.Layer):
             trainable=False,
             autocast=False,
         )
-        self._imperfections[name] = Quantity(variable, unit, neutral, shared, exists)
+        self._imperfections[name] = Quantity(
+            variable, unit, neutral, shared, exists, above
+        )
         return variable
 
     @property
@@ -331,8 +347,8 @@ def imperfection_names(model: keras.layers.Layer) -> list[str]:
     return [*common, *single]
 
 
-def find_imperfections(model: keras.layers.Layer, name: str) -> list[keras.Variable]:
-    """Returns the variables that a name addresses.
+def find_quantities(model: keras.layers.Layer, name: str) -> list[Quantity]:
+    """Returns the imperfections that a name addresses.
 
     Args:
         model: a model with physical layers, built.
@@ -344,7 +360,7 @@ def find_imperfections(model: keras.layers.Layer, name: str) -> list[keras.Varia
     """
     layer_name, _, short = name.rpartition("/")
     found = [
-        layer.imperfections[short]
+        layer.quantity(short)
         for layer in physical_layers(model)
         if short in layer.imperfections and layer_name in ("", layer.name)
     ]
@@ -355,6 +371,32 @@ def find_imperfections(model: keras.layers.Layer, name: str) -> list[keras.Varia
             f"{', '.join(names) or 'none (is the model built?)'}. Received: {name!r}"
         )
     return found
+
+
+def find_imperfections(model: keras.layers.Layer, name: str) -> list[keras.Variable]:
+    """Returns the variables that a name addresses, as in `find_quantities`."""
+    return [q.variable for q in find_quantities(model, name)]
+
+
+def check_deviation(name: str, deviation, neutral: float, above, dtype: str) -> None:
+    """Raises ValueError if a deviation takes an imperfection to its bound.
+
+    Args:
+        name: of the imperfection, for the message.
+        deviation: from the neutral value, a number or an array.
+        neutral, above: as in `Quantity`.
+        dtype: of the imperfection's variable: what rounds to the bound is refused.
+    """
+    if above is None:
+        return
+    deviation = np.asarray(deviation)
+    beyond = ~((neutral + deviation.astype(dtype)).astype(dtype) > above)
+    if beyond.any():
+        raise ValueError(
+            f"'{name}' must be above {above:g}, so that its deviation from the neutral "
+            f"value {neutral:g} must be above {above - neutral:g}. "
+            f"Received: a deviation of {float(deviation[beyond].min()):g}"
+        )
 
 
 def controls_of(model: keras.layers.Layer) -> list[keras.Variable]:

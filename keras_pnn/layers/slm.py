@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_pnn.layers.bank import whole
 from keras_pnn.layers.frames import read_png, write_png
-from keras_pnn.layers.limits import ControlRange, get_dac
+from keras_pnn.layers.limits import ControlRange, Quantizer, get_dac
 from keras_pnn.layers.physical import PhysicalLayer, check_built
 from keras_pnn.physics import detection, imaging
 
@@ -49,9 +49,9 @@ class MaskedSLM(PhysicalLayer):
     An SLM transmits from 0 to 1. A signed mask m is shown as t = (1 + m)/2, margins
     and empty tiles at mid-grey; a frame that is white all over measures Σx, and
     2 Σ x·t − Σ x is the signed sum. Inputs may be negative by the same means: with
-    `display_range=(low, high)` the display shows (x − low)/(high − low), and
-    low · Σm is added digitally. Without a display range, both are taken as exact,
-    and the layer is the signed product itself.
+    `display_range=(low, high)` the display shows (x − low)/(high − low), and low · Σw
+    of the aligned frame is added digitally. Without a display range, both are taken
+    as exact, and the layer is the signed product itself.
 
     Controls: `mask`, of shape (units, height, width), from −1 to 1.
     Imperfections of the frame: `rotation` (degrees, positive counter-clockwise as
@@ -146,6 +146,11 @@ class MaskedSLM(PhysicalLayer):
             None if display_bits is None else whole("`display_bits`", display_bits, 24)
         )
         self.dac = get_dac(dac)
+        if isinstance(self.dac, Quantizer) and (self.dac.low, self.dac.high) != (-1, 1):
+            raise ValueError(
+                "`dac` must have steps from -1, black, to 1, white. Received: "
+                f"low={self.dac.low}, high={self.dac.high}"
+            )
         self.contrast = _above("contrast", contrast, 1.0)
         self.photons = _above("photons", photons, 0.0)
         if not (_finite(read_noise) and read_noise >= 0):
@@ -191,7 +196,7 @@ class MaskedSLM(PhysicalLayer):
         )
         self.add_imperfection("rotation", (), unit="deg")
         self.add_imperfection("shift", (2,), unit="px")
-        self.add_imperfection("scale", (), unit="", neutral=1.0)
+        self.add_imperfection("scale", (), unit="", neutral=1.0, above=0.0)
         self.bias = None
         if self.use_bias:
             self.bias = self.add_weight(
@@ -235,10 +240,14 @@ class MaskedSLM(PhysicalLayer):
         return ops.reshape(weights, (units, -1))
 
     def _weights(self, mask, imperfections: dict):
-        frames = imaging.tile(mask, **self._layout)
-        if self.contrast is not None:
-            frames = frames + (1 - frames) / self.contrast
+        frames = self._leaking(imaging.tile(mask, **self._layout))
         return self._met(frames, self.units, imperfections)
+
+    def _leaking(self, values):
+        """What a modulator of finite contrast shows of signed values."""
+        return (
+            values if self.contrast is None else values + (1 - values) / self.contrast
+        )
 
     def forward(self, inputs, controls, imperfections):
         # A reshape alone would take the pixels of two small images for one.
@@ -254,7 +263,8 @@ class MaskedSLM(PhysicalLayer):
             low, high = self.display_range
             shown = _displayed(pixels, low, high, self.display_bits)
             total = self._read(shown, weights, imperfections)
-            offset = ops.sum(ops.cast(mask, weights.dtype), axis=(1, 2))
+            shown_masks = ops.cast(self._leaking(mask), weights.dtype)
+            offset = ops.sum(shown_masks, axis=(1, 2))
             outputs = (high - low) * total + low * offset
         if self.bias is not None:
             outputs = outputs + ops.cast(self.bias, outputs.dtype)
@@ -341,11 +351,16 @@ class MaskedSLM(PhysicalLayer):
     def save_frames(self, folder: str | os.PathLike) -> list[pathlib.Path]:
         """Writes `frames` as 8-bit greyscale PNG files, black 0 and white 255.
 
+        A signed sum takes one frame more, white all over, as the reference. 8 bits
+        have no middle: a mask of 0, mid-grey, is written as 128 and shows 0.004;
+        `dac=Quantizer(8, -1, 1)` trains with the same steps.
+
         Args:
             folder: where to write; it is made if it does not exist.
 
         Returns:
-            The paths, `<layer>_000.png` and so on.
+            The paths, `<layer>_000.png` and so on: give the layer a name of its
+            own, since an automatic one differs from run to run.
         """
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)

@@ -68,6 +68,10 @@ class FiniteDifference(MisalignmentAscent):
     forward difference one; a forward difference is biased in sign by the curvature
     of the loss, as large as its slope near the aligned case.
 
+    A common name, such as `"temperature"`, is one θ that all layers share: g is the
+    sum over the layers, which must agree in its shape, and all move by one offset.
+    `"<layer>/temperature"` is that of one layer.
+
     The authors' own rule, θ += 0.8 ΔL/δ with δ ~ U(0, 1)°, is
 
     >>> pnn.FiniteDifference(
@@ -76,15 +80,17 @@ class FiniteDifference(MisalignmentAscent):
 
     Args:
         radius: r, in the imperfection's unit: a number or an array of its shape,
-            ≥ 0. A component of radius 0 is not moved, and costs nothing.
+            ≥ 0. A component of radius 0 is not moved, and costs nothing. From its
+            neutral value it must stay within what exists: below 1 for a scale.
         step: δ of the difference, > 0, likewise. Far below the radius it measures
             the rounding of the loss, far above it not the slope here.
         scheme: `"central"`, (L(θ0 + δ) − L(θ0 − δ)) / 2δ, or `"forward"`,
             (L(θ0 + δ) − L(θ0)) / δ.
         normalize: `False` for θ_adv − θ0 = r ⊙ g; the radius is then a gain.
         sample_radius: whether r is multiplied by a fresh u ~ U(0, 1) at each
-            training step.
-        sample_step: whether δ is multiplied by a fresh u ~ U(0, 1], likewise.
+            optimizer step; under gradient accumulation the micro-batches share it.
+        sample_step: whether δ is multiplied by a fresh u ~ U(0, 1] at each optimizer
+            step, likewise.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -119,14 +125,18 @@ class Autodiff(MisalignmentAscent):
     """Moves an imperfection to where the loss is worse, by automatic differentiation.
 
     As `FiniteDifference`, with dL/dθ from the first pass: no extra pass, however
-    many components θ has.
+    many components θ has. A common name is one θ that all layers share, likewise,
+    where they agree in its shape. Where they do not (`"resonance_shift"` of two
+    banks), each layer has a θ of its own, with its own norm and its own u, as if all
+    had been named singly with this rule; the radius is then a number.
 
     Args:
         radius: r, in the imperfection's unit: a number or an array of its shape,
-            ≥ 0. A component of radius 0 is not moved.
+            ≥ 0. A component of radius 0 is not moved. From its neutral value it must
+            stay within what exists: below 1 for a scale.
         normalize: `False` for θ_adv − θ0 = r ⊙ g; the radius is then a gain.
         sample_radius: whether r is multiplied by a fresh u ~ U(0, 1) at each
-            training step.
+            optimizer step; under gradient accumulation the micro-batches share it.
 
     Raises:
         ValueError: an argument is out of its range.

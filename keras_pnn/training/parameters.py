@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_pnn.layers.physical import find_imperfections, physical_layers
+from keras_pnn.layers.physical import Quantity, find_quantities
 from keras_pnn.training.gradients import summed
 from keras_pnn.training.misalignment import (
     Autodiff,
@@ -26,7 +26,7 @@ class Parameter:
 
     Args:
         name: as the user gave it.
-        key: the imperfection's name without the layer, and 0 where it is shared,
+        key: the imperfection's name without the layer, and 0 where layers share it,
             else 1 + the layer's place among those that have it. Draws go by it:
             a layer's automatic name differs from run to run.
         rule: where dL/dθ comes from, and how far θ goes.
@@ -79,22 +79,24 @@ def parameters(
 
     Args:
         model: a built model.
-        rules: name of an imperfection → rule, as `find_imperfections` takes names.
+        rules: name of an imperfection → rule, as `find_quantities` takes names.
         perturbed: variables that another ascent moves.
 
     Returns:
-        The parameters of which at least one component moves.
+        The parameters of which at least one component moves: one for each name, or
+        one for each layer where `Autodiff` moves layers of different shapes.
 
     Raises:
         ValueError: a name is unknown, addresses a variable that is moved otherwise
-            too, or variables of different shapes; a radius or a step has another
-            shape; or finite differences would take too many passes.
+            too, or variables of different shapes that cannot be moved by the rule; a
+            radius or a step has another shape, or reaches values that do not exist;
+            or finite differences would take too many passes.
     """
     taken = {id(v): "`perturb`" for v in perturbed}
     found = []
     for name, rule in rules.items():
-        variables = find_imperfections(model, name)
-        for variable in variables:
+        quantities = find_quantities(model, name)
+        for variable in (q.variable for q in quantities):
             if id(variable) in taken:
                 raise ValueError(
                     "An imperfection must be moved once. Received: "
@@ -102,14 +104,18 @@ def parameters(
                     f"twice: {variable.path}"
                 )
             taken[id(variable)] = f"misalignment {name!r}"
-        shapes = {tuple(v.shape) for v in variables}
-        if len(shapes) > 1:
+        shapes = {tuple(q.variable.shape) for q in quantities}
+        if len(shapes) == 1:
+            found.append(_parameter(model, name, rule, quantities))
+            continue
+        if not isinstance(rule, Autodiff) or np.ndim(rule.radius):
             raise ValueError(
-                f"{name!r} moves all layers that have it by one value, and their "
-                f"shapes differ: name the layers singly, '<layer>/{name}'. "
-                f"Received: shapes {sorted(shapes)}"
+                f"Layers that differ in the shape of {name!r} cannot be moved by one "
+                f"value: name the layers singly, '<layer>/{name}', or use Autodiff "
+                "with a number as radius, which moves each by its own. "
+                f"Received: {rule!r} for the shapes {sorted(shapes)}"
             )
-        found.append(_parameter(model, name, rule, variables))
+        found += [_parameter(model, name, rule, [q], own=True) for q in quantities]
     return [p for p in found if p.components]
 
 
@@ -121,7 +127,8 @@ def extra_passes(parameters: list[Parameter], measured: bool = False) -> int:
         measured: whether the first pass's loss is a device's, so that forward
             differences need the model's own at θ0.
     """
-    return sum(p.passes for p in parameters) + (measured and _forward(parameters))
+    at_origin = 1 if measured and _forward(parameters) else 0
+    return at_origin + sum(p.passes for p in parameters)
 
 
 def by_autodiff(parameters: list[Parameter]) -> list[keras.Variable]:
@@ -166,18 +173,23 @@ def misaligned(
     return pairs
 
 
-def _parameter(model, name, rule, variables) -> Parameter:
+def _parameter(model, name, rule, quantities, own=False) -> Parameter:
     layer_name, _, short = name.rpartition("/")
+    variables = [q.variable for q in quantities]
     position = 0
-    if layer_name:
-        ids = [id(v) for v in find_imperfections(model, short)]
+    if layer_name or own:
+        ids = [id(q.variable) for q in find_quantities(model, short)]
         position = 1 + ids.index(id(variables[0]))
     shape = tuple(variables[0].shape)
     radius = _shaped(name, "radius", rule.radius, shape)
-    radius = np.where(_exists(model, variables), radius, 0.0)
+    radius = np.where(_exists(quantities), radius, 0.0)
     parameter = Parameter(name, (short, position), rule, variables, radius)
+    if rule.normalize:
+        _check_reach(name, "radius", radius, quantities)
     if isinstance(rule, FiniteDifference):
-        _shaped(name, "step", rule.step, shape)
+        step = _shaped(name, "step", rule.step, shape)
+        if rule.scheme == "central":
+            _check_reach(name, "step", np.where(radius > 0, step, 0.0), quantities)
         if len(parameter.components) > MOST_COMPONENTS:
             raise ValueError(
                 f"Finite differences of {name!r} would take {parameter.passes} extra "
@@ -189,15 +201,25 @@ def _parameter(model, name, rule, variables) -> Parameter:
     return parameter
 
 
-def _exists(model, variables) -> np.ndarray:
-    """Which elements at least one of the variables' layers has."""
-    masks = {
-        id(v): layer.quantity(name).exists
-        for layer in physical_layers(model)
-        for name, v in layer.imperfections.items()
-    }
-    found = [masks[id(v)] for v in variables]
+def _exists(quantities: list[Quantity]) -> np.ndarray:
+    """Which elements at least one of the quantities' layers has."""
+    found = [q.exists for q in quantities]
     return np.True_ if any(m is None for m in found) else np.any(found, axis=0)
+
+
+def _check_reach(name: str, argument: str, reach, quantities: list[Quantity]) -> None:
+    """Raises ValueError if going down from neutral by `reach` leaves what exists."""
+    for q in quantities:
+        # In the variable's precision, in which the sum is taken.
+        dtype = q.variable.dtype
+        if q.above is None:
+            continue
+        if not ((q.neutral - reach.astype(dtype)).astype(dtype) > q.above).all():
+            raise ValueError(
+                f"`{argument}` of {name!r} must be below {q.neutral - q.above:g}, as "
+                f"its neutral value is {q.neutral:g} and its values are above "
+                f"{q.above:g}. Received: {float(np.max(reach)):g}"
+            )
 
 
 def _difference(parameter, present, loss, origin, seed):

@@ -1,5 +1,7 @@
 """Sharpness-aware training of any Keras model."""
 
+import numbers
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -57,7 +59,8 @@ class SATModel(keras.Model):
         perturb: what the ascent moves: `"controls"`, `"all"` trainable variables,
             or a predicate on variables, which is also asked of imperfections.
         misalignment: name of an imperfection → `pnn.FiniteDifference` or
-            `pnn.Autodiff`. `"rotation"` is one value for all layers that have it,
+            `pnn.Autodiff`. `"rotation"` is one value for all layers that have it
+            (with `Autodiff`, one for each where their shapes differ),
             `"slm/rotation"` that of one layer.
         noise_aware: a `Variation`. A fresh device is drawn each step, the same in
             both passes, a pure function of `seed` and the step.
@@ -125,7 +128,8 @@ class SATModel(keras.Model):
             )
         self.noise_aware = noise_aware
         self.gradient = ModelGradient() if device is None else DeviceGradient(device)
-        if isinstance(aligned, bool | str) or not 0 <= aligned <= 1:
+        real = isinstance(aligned, numbers.Real) and not isinstance(aligned, bool)
+        if not (real and 0 <= aligned <= 1):
             raise ValueError(f"`aligned` must be in [0, 1]. Received: {aligned!r}")
         self._aligned = float(aligned)
         self.seed = int(seed)

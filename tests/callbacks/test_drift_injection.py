@@ -159,6 +159,37 @@ def test_names_and_shapes():
     assert not model.get_layer("a").imperfections["shift"].numpy().any()
 
 
+class Scaled(PhysicalLayer):
+    """Adds a scale, which is 1 in the design and above 0, and a loss of 0.5."""
+
+    def build(self, input_shape):
+        self.add_imperfection("scale", (), unit="", neutral=1.0, above=0.0)
+        self.add_imperfection("loss", (2,), unit="dB", neutral=0.5)
+
+    def forward(self, inputs, controls, imperfections):
+        return inputs + imperfections["scale"] + imperfections["loss"][1]
+
+
+def test_deviations_are_from_neutral():
+    inputs = keras.Input((3,))
+    model, meter = keras.Model(inputs, Scaled()(inputs)), Meter()
+    model.compile(keras.optimizers.SGD(0.0), Trace())
+    scale = DriftInjection("scale", drift.Linear(0.25, start=0.25))
+    loss = DriftInjection("loss", drift.Linear(0.0, start=-2.0))
+    history = model.fit(**FIT, callbacks=[scale, loss, meter])
+    met = 1 + np.arange(0.25, 1.5, 0.25) + 0.5 - 2.0
+    np.testing.assert_allclose(meter.train[0], means(met), rtol=1e-5)
+    assert history.history["drift_scale"] == [1.25]
+    # It stops before the step in which the scale would be 0.
+    meter = Meter(model.layers[1].imperfections.values())
+    falling = DriftInjection("scale", drift.Linear(-0.5))
+    with pytest.raises(ValueError, match=r"'scale' must be above 0.*of -1$"):
+        model.fit(**FIT, callbacks=[loss, falling, meter])
+    np.testing.assert_allclose(meter.train[0], means([-0.5, -1.0]))
+    rest = [v.numpy().tolist() for v in model.layers[1].imperfections.values()]
+    assert rest == [1.0, [0.5, 0.5]]
+
+
 def test_unknown_name_stops_before_training():
     model, meter = heated(), Meter()
     injection = DriftInjection("humidity", WALK)
@@ -355,7 +386,7 @@ def test_verbose(capsys):
     process = drift.Linear(0.0, start=1.5)
     injection = DriftInjection("temperature", process, verbose=1)
     heated().fit(**FIT, callbacks=[injection])
-    assert "Epoch 1: temperature drifted to 1.5" in capsys.readouterr().out
+    assert "Epoch 1: temperature drifted by 1.5" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

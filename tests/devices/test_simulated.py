@@ -238,11 +238,44 @@ def test_grid():
     set_to = [(d.deviations["rotation", 0], d.deviations["scale", 0]) for d in devices]
     expected = [(r, s) for r in (0.0, 3.0) for s in (-0.1, 0.0, 0.2)]
     np.testing.assert_allclose(set_to, expected)
-    assert devices[4].label == "rotation = 3, slm/scale = 0"
+    labels = [d.label for d in devices[3:]]
+    bases = ("1 - 0.1", "1 + 0", "1 + 0.2")
+    assert labels == [f"rotation = 3, slm/scale = {b}" for b in bases]
     with devices[5].installed(model):
         np.testing.assert_allclose(layer.imperfections["scale"], 1.2)
     with pytest.raises(ValueError, match="'rotation' and 'slm/rotation'"):
         grid(model, {"rotation": [1.0], "slm/rotation": [1.0]})
+    with pytest.raises(ValueError, match=r"at least one.*Received: {}"):
+        grid(model, {})
+
+
+def slm_network():
+    layer = pnn.layers.MaskedSLM(2, grid=(1, 2), name="slm")
+    return keras.Sequential([keras.Input((3, 3)), layer])
+
+
+@pytest.mark.parametrize("bad", [-1.0, -1.5])
+def test_a_scale_that_does_not_exist_is_refused(bad):
+    model = slm_network()
+    before = state(model)
+    received = rf"'slm/scale' must be above 0.*Received: a deviation of {bad:g}"
+    with pytest.raises(ValueError, match=received):
+        sweep(model, "scale", [0.0, bad])
+    device = SimulatedDevice({("scale", 0): np.float32(bad)})
+    with pytest.raises(ValueError, match=received):
+        device.bind(model)
+    with pytest.raises(ValueError, match=received), device.installed(model):
+        pass
+    with pytest.raises(ValueError, match=received):
+        device.attach(model)
+    model.compile(loss="mse")
+    x, y = np.ones((2, 3, 3), "float32"), np.ones((2, 2), "float32")
+    with pytest.raises(ValueError, match=received):
+        pnn.evaluate_devices(model, x, y, [device], verbose=0)
+    assert state(model) == before
+    (small,) = sweep(model, "scale", [-0.9])
+    with small.installed(model):
+        assert np.isfinite(model(x)).all()
 
 
 def test_sweep_of_a_splitter_imbalance_and_slots_without_a_cell():
@@ -260,7 +293,10 @@ def test_sweep_of_a_splitter_imbalance_and_slots_without_a_cell():
                 assert (angle[~exists] == 0).all()
     (one,) = sweep(model, "second/splitter_imbalance", 0.3)
     assert list(one.deviations) == [("splitter_error", 1)]
+    (loss,) = sweep(model, "second/loss_db", 0.5)
+    assert loss.label == "second/loss_db = 0.1 + 0.5"
     (loss,) = sweep(model, "loss_db", 0.5)
+    assert loss.label == "loss_db = neutral + 0.5"
     with loss.installed(model):
         for layer, design in zip(model.layers[1:], (0.0, 0.1), strict=True):
             expected = np.where(exists, design + 0.5, design)

@@ -296,6 +296,18 @@ def test_bad_names_list_what_exists():
         assert name in str(error.value)
 
 
+def test_draws_that_do_not_exist_are_refused():
+    layer = pnn.layers.MaskedSLM(2, grid=(1, 2), name="slm")
+    model = keras.Sequential([keras.Input((3, 3)), layer])
+    drawn = pnn.Variation(scale=0.3).sample(model, 20)
+    values = np.array([d.deviations["scale", 0] for d in drawn])
+    # The same draws, the lowest of them just above a scale of 0, and just below.
+    widest = 0.3 / -values.min()
+    assert len(pnn.Variation(scale=0.99 * widest).sample(model, 20)) == 20
+    with pytest.raises(ValueError, match=r"'slm/scale' must be above 0.*Received: "):
+        pnn.Variation(scale=1.01 * widest).sample(model, 20)
+
+
 @pytest.mark.parametrize("bad", [-0.1, float("nan"), float("inf"), "big", None])
 def test_bad_spreads(bad):
     with pytest.raises(ValueError, match="resonance_shift"):

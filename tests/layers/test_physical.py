@@ -79,11 +79,31 @@ def test_controls_and_imperfections_are_what_was_declared():
     bank.build((None, 3))
     units = {n: bank.quantity(n).unit for n in (*bank.controls, *bank.imperfections)}
     assert units == {
-        "control": "nm", "resonance_shift": "nm", "half_width_error": "",
+        "control": "nm",
+        "resonance_shift": "nm",
+        "half_width_error": "",
         "temperature": "K",
     }
     assert bank.quantity("temperature").shared
     assert not bank.quantity("resonance_shift").shared
+
+
+def test_a_bound_of_an_imperfection():
+    layer = PhysicalLayer()
+    layer.add_imperfection("scale", (), unit="", neutral=1.0, above=0.0)
+    layer.add_imperfection("loss", (), unit="dB", neutral=1.0)
+    assert layer.quantity("scale").above == 0.0
+    assert layer.quantity("loss").above is None
+    with pytest.raises(ValueError, match=r"'size' must be above 1\. Received: .*=1"):
+        layer.add_imperfection("size", (), unit="", neutral=1.0, above=1.0)
+    check = physical.check_deviation
+    check("scale", np.array([0.5, -0.999]), 1.0, 0.0, "float32")
+    check("loss", -5.0, 1.0, None, "float32")
+    # What is above the bound in float64 alone is on it in float32.
+    check("scale", -1 + 1e-9, 1.0, 0.0, "float64")
+    for bad in (-1.0, [0.5, -1.5], np.nan, -1 + 1e-9):
+        with pytest.raises(ValueError, match=r"'scale' must be above 0.*Received: "):
+            check("scale", bad, 1.0, 0.0, "float32")
 
 
 def test_imperfections_begin_and_reset_to_neutral():
@@ -272,7 +292,8 @@ def test_imperfections_are_found_by_name():
     )
     one, two = model.layers
     assert physical.find_imperfections(model, "temperature") == [
-        one.imperfections["temperature"], two.imperfections["temperature"]
+        one.imperfections["temperature"],
+        two.imperfections["temperature"],
     ]
     assert physical.find_imperfections(model, "two/resonance_shift") == [
         two.imperfections["resonance_shift"]

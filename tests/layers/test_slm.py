@@ -247,8 +247,16 @@ def test_misaligned_intensities_are_those_of_the_optics(rng, contrast):
     light = camera(shown, warped(transmitted, layer), layer)
     reference = camera(shown, warped(white, layer), layer)
     signed = (high - low) * (2 * light - reference)
-    expected = signed + low * masks(layer).sum((1, 2))
+    # Of the contrast, which is known, the digital part of the sum knows too.
+    aligned = dark + (1 - dark) * masks(layer)
+    expected = signed + low * aligned.sum((1, 2))
     np.testing.assert_allclose(layer(x), expected, rtol=0, atol=1e-10)
+
+
+def test_negative_inputs_are_exact_at_any_contrast(rng):
+    layer = slm(rng, display_range=(-3, 3), contrast=10.0)
+    x = rng.uniform(-3, 3, (4, 20))
+    np.testing.assert_allclose(layer(x), x @ layer.weights_now(), atol=1e-10)
 
 
 def test_inputs_beyond_the_range_are_clipped(rng):
@@ -761,6 +769,17 @@ def test_a_bad_file_changes_nothing(rng, tmp_path, kind, bad):
     np.testing.assert_array_equal(masks(layer), before)
 
 
+def test_a_picture_of_16_bits_is_refused(rng, tmp_path):
+    layer = slm(rng)
+    path = layer.save_frames(tmp_path)[1]
+    levels = np.full((*layer.frame_shape[1:], 1), 0x8123, "uint16")
+    path.write_bytes(tf.io.encode_png(levels).numpy())
+    before = masks(layer)
+    with pytest.raises(ValueError, match=r"8 bits\. Received: 16"):
+        layer.load_frames(tmp_path)
+    np.testing.assert_array_equal(masks(layer), before)
+
+
 @pytest.mark.parametrize("value", [1.5, -1.01, np.nan])
 def test_masks_that_cannot_be_shown(rng, tmp_path, value):
     layer = slm(rng)
@@ -813,6 +832,7 @@ BAD = [
         for r in ((1, 0), (1, 1), (0,), 5, "ab", (0, np.nan), (-np.inf, 0), (0, 1, 2))
     ],
     *[{"display_bits": b, **SHOWN} for b in (0, 2.5, 25, "8")],
+    *[{"dac": pnn.layers.Quantizer(8, low, 1)} for low in (0, -2)],
     *[{"contrast": c} for c in (1, 0.5, -3, np.nan, np.inf, "high", True)],
     *[{"photons": p, **SHOWN} for p in (0, -1, np.nan, np.inf, "many")],
     *[{"read_noise": n, **SHOWN} for n in (-0.1, np.nan, np.inf, "low", None)],

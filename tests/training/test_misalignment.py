@@ -291,6 +291,25 @@ def test_a_layer_name_is_its_own_value(rule):
     np.testing.assert_allclose(seen(sat)[:, 0], [A + 0.5, -0.3 - 0.5], atol=1e-6)
 
 
+def test_a_common_name_over_different_shapes():
+    """By autodiff each layer has its own value, norm and draw."""
+    rule = pnn.Autodiff(0.05, sample_radius=True)
+    weights = []
+    for singly in (False, True):
+        model = banks()
+        owners = [f"{la.name}/" for la in physical_layers(model)] if singly else [""]
+        rules = {f"{owner}resonance_shift": rule for owner in owners}
+        found = parameters(model, rules)
+        assert [p.radius.shape for p in found] == [(4, 5), (5, 3)]
+        assert [p.key for p in found] == [("resonance_shift", i) for i in (1, 2)]
+        sat = sat_of(model, rules, compile={"loss": ENTROPY, "rate": 0.1})
+        sat.fit(X, Y, batch_size=12, verbose=0)
+        weights.append([v.numpy() for v in model.trainable_variables])
+        assert sat.extra_passes == 0
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_the_common_slope_is_the_sum():
     for rule in (
         pnn.FiniteDifference(0.5, 0.01, normalize=False),
@@ -686,7 +705,8 @@ def test_bad_names_and_shapes():
         r"`radius` of 'b'.*\(2,\).*Received: shape \(3,\)", {"b": pnn.Autodiff([1] * 3)}
     )
     raises(r"`step` of 'a'.*\(\).*\(1,\)", {"a": pnn.FiniteDifference(0.5, [0.1])})
-    raises("name the layers singly", {"resonance_shift": rule}, banks())
+    for rule_ in (pnn.FiniteDifference(0.5, 0.1), pnn.Autodiff(np.ones((4, 5)))):
+        raises("name the layers singly", {"resonance_shift": rule_}, banks())
     model = banks()
     many = f"{model.layers[1].name}/resonance_shift"
     few = np.zeros((4, 5))
@@ -699,6 +719,39 @@ def test_bad_names_and_shapes():
     few.flat[16] = 0
     sat = pnn.SATModel(model, misalignment={many: pnn.FiniteDifference(few, 0.1)})
     assert sat.extra_passes == 32
+
+
+class Gains(pnn.layers.PhysicalLayer):
+    """Scales, each 1 in the design and above 0."""
+
+    def build(self, input_shape):
+        self.add_imperfection("scale", (2,), unit="", neutral=1.0, above=0.0)
+
+    def forward(self, inputs, controls, imperfections):
+        return inputs * imperfections["scale"]
+
+
+def test_what_does_not_exist_is_not_reached():
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, Gains()(inputs))
+    difference = pnn.FiniteDifference
+
+    def check(rule):
+        return parameters(model, {"scale": rule})
+
+    # The last is 1 in float32.
+    for radius in (1.0, 2.0, (0.5, 1.0), 1 - 1e-9):
+        for rule in (pnn.Autodiff(radius), difference(radius, 0.1)):
+            with pytest.raises(ValueError, match=r"`radius` of 'scale'.*below 1.*Rec"):
+                check(rule)
+        # Then it is a gain.
+        assert check(pnn.Autodiff(radius, normalize=False))
+    for step in (1.0, (0.1, 2.0)):
+        with pytest.raises(ValueError, match=r"`step` of 'scale'.*below 1.*Rec"):
+            check(difference(0.5, step, normalize=False))
+        # Forward goes up alone.
+        assert check(difference(0.5, step, "forward"))
+    assert check(difference((0.999, 0.0), (0.999, 2.0)))
 
 
 def test_a_model_that_is_not_built_is_checked_later():

@@ -14,7 +14,7 @@ import pathlib
 
 import keras
 import numpy as np
-from networks import hybrid
+from networks import hybrid, standardized
 
 import keras_pnn as pnn
 
@@ -34,10 +34,6 @@ def arguments() -> argparse.Namespace:
         "--out", type=pathlib.Path, default=pathlib.Path("results/hybrid_mzi")
     )
     return parser.parse_args()
-
-
-def standardized(x: np.ndarray) -> np.ndarray:
-    return (x - 0.1307) / 0.3081
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """The networks of the examples."""
 
 import keras
+import numpy as np
 from keras import layers
 
 import keras_pnn as pnn
@@ -66,3 +67,38 @@ def hybrid(start="cross", ports=10, seed: int = 0, **mesh) -> keras.Model:
     field = pnn.layers.MZIMesh(64, phase_initializer=start, **mesh)(x)
     outputs = pnn.layers.Intensity(normalize="l2", ports=ports)(field)
     return keras.Model(inputs, outputs, name="hybrid")
+
+
+def free_space(seed: int = 0, fill: bool = False, **slm) -> keras.Model:
+    """784–144–10 in free space: masks, a digital sigmoid between.
+
+    Args:
+        seed: seed of the initial masks.
+        fill: whether the masks of the second layer, 12 × 12, are magnified to fill
+            the modulator (a frame of 96 × 224 pixels in place of 48 × 112), so that
+            a pixel of it is less of theirs.
+        **slm: further arguments of both `MaskedSLM` layers.
+    """
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((28, 28, 1))
+    hidden = pnn.layers.MaskedSLM(144, activation="sigmoid", name="slm_1", **slm)
+    if fill:
+        slm = {**slm, "pixel_repeat": (2, 4)}
+    outputs = pnn.layers.MaskedSLM(10, name="slm_2", **slm)(hidden(inputs))
+    return keras.Model(inputs, outputs, name="free_space")
+
+
+def random_misalignment() -> pnn.Variation:
+    """Each layer's frame on its own: degrees, pixels, and parts of the scale."""
+    from tensorflow_probability import distributions as tfd
+
+    return pnn.Variation(
+        rotation=tfd.Uniform(-1.5, 1.5),
+        shift=tfd.Uniform(-1.5, 1.5),
+        scale=tfd.Uniform(-0.045, 0.065),
+    )
+
+
+def standardized(images: np.ndarray) -> np.ndarray:
+    """MNIST's pixels with mean 0 and standard deviation 1."""
+    return (images - 0.1307) / 0.3081

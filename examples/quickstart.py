@@ -82,7 +82,7 @@ def measure(model, data, chips: int) -> dict:
     print("  chips")
     by_chip = pnn.evaluate_devices(model, x, y, others)["accuracy"]
     print("  largest eigenvalue of the Hessian")
-    probe = slice(0, 1000)
+    probe = slice(0, 500)
     curvature = pnn.hessian_eigenvalues(
         model, data.x_train[probe], data.y_train[probe], tolerance=0.01, verbose=1
     )

@@ -26,6 +26,7 @@ import keras_pnn as pnn
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from networks import lenet5
+from runs import keep, kept
 
 TEMPERATURES = (-2, -1, -0.5, -0.25, -0.1, 0, 0.1, 0.25, 0.5, 1, 2)
 METHODS = {
@@ -136,10 +137,6 @@ def run(method: str, seed: int, data, args) -> dict:
     return {
         "method": method,
         "seed": seed,
-        "epochs": args.epochs,
-        "data": data.name,
-        "images": len(data.x_train),
-        "batch_size": 64,
         "batch_norm": "frozen",
         "seconds": seconds,
         "temperature": (100 * by_temperature).tolist(),
@@ -193,6 +190,8 @@ def report(out: pathlib.Path) -> None:
 
 def main() -> None:
     args = arguments()
+    if args.quick:
+        args.out = args.out / "quick"
     args.out.mkdir(parents=True, exist_ok=True)
     if not args.report:
         data = pnn.datasets.load(args.data)
@@ -201,10 +200,17 @@ def main() -> None:
         for seed in args.seeds:
             for method in args.methods:
                 path = args.out / f"run_{method}_{seed}.json"
-                if path.exists():
-                    continue
-                print(f"\n{METHODS[method]}; seed {seed}")
-                path.write_text(json.dumps(run(method, seed, data, args)), "utf-8")
+                setting = {
+                    "epochs": args.epochs,
+                    "data": data.name,
+                    "images": len(data.x_train),
+                    "batch_size": 64,
+                }
+                if not kept(path, **setting):
+                    print(f"\n{METHODS[method]}; seed {seed}")
+                    keep(path, {**setting, **run(method, seed, data, args)})
+                    # Else the graphs of all runs stay in memory.
+                    keras.utils.clear_session()
     report(args.out)
 
 

@@ -1,0 +1,139 @@
+"""What eq. 5 costs, and whether finite differences climb where the loss does.
+
+The free-space network 784–144–10 of the paper, batch 64. First the time of training
+steps, in turn, as ratios to the plain step: SAT on the masks, and SAT with a shared
+rotation, shift in y and scale by central differences (six extra forward passes). A
+time is that of a `fit` of 50 steps, whose own start is a few per cent of it. Then,
+along a training with SAT, the sign of dL/d(rotation) by central differences of half a
+degree against automatic differentiation, at every step.
+
+    python benchmarks/misalignment.py
+    python benchmarks/misalignment.py --steps 100 --rounds 5
+"""
+
+import argparse
+import pathlib
+import sys
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_pnn as pnn
+from keras_pnn.layers.physical import find_imperfections
+from keras_pnn.training.gradients import ModelGradient
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples"))
+from networks import free_space, standardized
+
+RULES = {
+    "rotation": pnn.FiniteDifference(radius=1.0, step=0.5),
+    "shift": pnn.FiniteDifference(radius=(1.0, 0.0), step=0.5),
+    "scale": pnn.FiniteDifference(radius=0.05, step=0.01),
+}
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--per-round", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=938)
+    parser.add_argument("--data", default="auto")
+    return parser.parse_args()
+
+
+def compiled(model: keras.Model, jit_compile: bool) -> keras.Model:
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(0.001), loss, jit_compile=jit_compile)
+    return model
+
+
+def trainers() -> dict[str, keras.Model]:
+    return {
+        "plain": free_space(),
+        "SAT": pnn.SATModel(free_space(), rho=0.3),
+        "SAT, rotation": pnn.SATModel(
+            free_space(), rho=0.3, misalignment={"rotation": RULES["rotation"]}
+        ),
+        "SAT, all three": pnn.SATModel(free_space(), rho=0.3, misalignment=RULES),
+        "SAT, all three by autodiff": pnn.SATModel(
+            free_space(),
+            rho=0.3,
+            misalignment={n: pnn.Autodiff(r.radius) for n, r in RULES.items()},
+        ),
+    }
+
+
+def cost(x, y, jit_compile: bool, args) -> None:
+    """Median time of a step of each, and its median ratio to the plain step."""
+    models = {n: compiled(m, jit_compile) for n, m in trainers().items()}
+    count = args.per_round * args.batch_size
+    data = tf.data.Dataset.from_tensor_slices((x[:count], y[:count]))
+    data = data.batch(args.batch_size, drop_remainder=True).cache()
+    times = {name: [] for name in models}
+    for _ in range(args.rounds + 1):
+        for name, model in models.items():
+            start = time.perf_counter()
+            model.fit(data, verbose=0)
+            times[name].append((time.perf_counter() - start) / args.per_round)
+    plain = np.array(times["plain"][1:])
+    for name, values in times.items():
+        each = np.array(values[1:])
+        ratio = each / plain
+        low, high = np.percentile(ratio, (25, 75))
+        extra = getattr(models[name], "extra_passes", 0)
+        print(
+            f"{name:28} {'XLA' if jit_compile else 'no XLA':7} "
+            f"{1e3 * np.median(each):8.2f} ms {np.median(ratio):7.2f} "
+            f"({low:.2f}-{high:.2f})   {extra} extra passes",
+            flush=True,
+        )
+
+
+def agreement(x, y, args) -> None:
+    """Share of training steps on which both derivatives have one sign."""
+    rule = RULES["rotation"]
+    trainer = compiled(
+        pnn.SATModel(free_space(), rho=0.3, misalignment={"rotation": rule}), True
+    )
+    rotations = find_imperfections(trainer, "rotation")
+    source = ModelGradient()
+
+    @tf.function(jit_compile=True)
+    def slopes(images, labels):
+        batch = (images, labels, None)
+        exact = source(trainer, batch, [], rotations).gradients
+        ahead, behind = (
+            source.loss(trainer, batch, [(v, v + d) for v in rotations])
+            for d in (rule.step, -rule.step)
+        )
+        return tf.add_n(exact), (ahead - behind) / (2 * rule.step)
+
+    batches = pnn.datasets.Batches(x, y, args.batch_size, seed=0)
+    pairs = []
+    for step in range(args.steps):
+        images, labels = batches[step % len(batches)]
+        pairs.append([float(s) for s in slopes(images, labels)])
+        trainer.train_on_batch(images, labels)
+    exact, difference = np.array(pairs).T
+    same = np.sign(exact) == np.sign(difference)
+    print(
+        f"\nrotation, {args.steps} steps of SAT: central differences of "
+        f"{rule.step}° and autodiff have one sign on {100 * same.mean():.1f} %, "
+        f"correlation {np.corrcoef(exact, difference)[0, 1]:.3f}"
+    )
+
+
+def main() -> None:
+    args = arguments()
+    data = pnn.datasets.load(args.data)
+    x, y = standardized(data.x_train), data.y_train
+    for jit_compile in (False, True):
+        cost(x, y, jit_compile, args)
+    agreement(x, y, args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""Fig. 3 of arXiv:2411.12352: masks on a spatial light modulator, misaligned.
+
+784–144–10 on MNIST, masks within ±1, a sigmoid between. Every method is trained with
+several seeds and the same optimizer (Adam, 0.003 falling to 0 as a cosine), and
+measured on the whole test set while frames rotate, shift and scale: that of the first
+layer alone, as in the authors' simulation, and those of all layers by the same amount.
+Methods among random misalignments, whose layers are drawn apart, take three times the
+epochs, the first of them plain. SAT sees shifts in y only.
+
+    python examples/paper/fig3_slm.py                            # everything, hours
+    python examples/paper/fig3_slm.py --methods bp --seeds 0     # a part; parts add up
+    python examples/paper/fig3_slm.py --quick
+
+Each run is kept as JSON in the output folder, and is not repeated; a run that was
+interrupted goes on after its last whole epoch. `--report` only prints and draws what
+is there.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+import time
+
+import keras
+import numpy as np
+
+import keras_pnn as pnn
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from networks import free_space, random_misalignment, standardized
+from runs import keep, kept
+
+ROTATIONS = (-3, -2, -1, 0, 1, 2, 3)
+SHIFTS = (-2, -1, 0, 1, 2)
+SCALES = (0.95, 0.97, 1, 1.03, 1.05, 1.1)
+METHODS = {
+    "bp": "BP",
+    "first_rotation": "SAT for rotation, first layer",
+    "first_shift": "SAT for shift, first layer",
+    "first_scale": "SAT for scale, first layer",
+    "first_all": "SAT for all three, first layer",
+    "rotation": "SAT for rotation",
+    "shift": "SAT for shift",
+    "scale": "SAT for scale",
+    "all": "SAT for all three",
+    "random": "BP among random misalignments",
+    "bp_fill": "BP, second layer magnified",
+    "random_fill": "BP among random misalignments, second layer magnified",
+}
+RULES = {
+    "rotation": pnn.FiniteDifference(radius=2.5, step=0.5, sample_radius=True),
+    "shift": pnn.FiniteDifference(radius=(2.0, 0.0), step=0.5, sample_radius=True),
+    "scale": pnn.FiniteDifference(radius=0.08, step=0.01, sample_radius=True),
+}
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--data", default="auto")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--report", action="store_true")
+    parser.add_argument(
+        "--out", type=pathlib.Path, default=pathlib.Path("results/fig3")
+    )
+    return parser.parse_args()
+
+
+def trainer(method: str, model: keras.Model, seed: int) -> keras.Model:
+    """The model, or what trains it."""
+    if method.startswith("bp"):
+        return model
+    if method.startswith("random"):
+        noise = random_misalignment()
+        return pnn.SATModel(model, ascent=None, noise_aware=noise, seed=seed)
+    layer, what = "", method
+    if method.startswith("first_"):
+        layer, what = "slm_1/", method.removeprefix("first_")
+    names = RULES if what == "all" else [what]
+    rules = {f"{layer}{name}": RULES[name] for name in names}
+    return pnn.SATModel(model, rho=0.3, misalignment=rules, seed=seed)
+
+
+def epochs_of(method: str, epochs: int) -> int:
+    return 3 * epochs if method.startswith("random") else epochs
+
+
+def compiled(model: keras.Model, rate=0.001) -> keras.Model:
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    optimizer = keras.optimizers.Adam(rate)
+    model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=True)
+    return model
+
+
+def fit(model, batches, epochs: int, first_epoch: int = 0, callbacks=()) -> None:
+    model.fit(
+        batches,
+        initial_epoch=first_epoch,
+        epochs=epochs,
+        shuffle=False,
+        verbose=2,
+        callbacks=[pnn.callbacks.BatchOrder(batches), *callbacks],
+    )
+
+
+def sweeps(model: keras.Model, layer: str) -> dict:
+    """Name → devices: one thing off at a time, then all combinations."""
+    down = [(s, 0.0) for s in SHIFTS]
+    return {
+        "rotation": pnn.devices.sweep(model, f"{layer}rotation", ROTATIONS),
+        "shift": pnn.devices.sweep(model, f"{layer}shift", down),
+        "scale": pnn.devices.sweep(model, f"{layer}scale", np.array(SCALES) - 1),
+        "combined": pnn.devices.grid(
+            model,
+            {
+                f"{layer}rotation": (-1, 0, 1),
+                f"{layer}shift": [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)],
+                f"{layer}scale": (-0.03, 0, 0.05),
+            },
+        ),
+    }
+
+
+def run(method: str, seed: int, data, args) -> dict:
+    batches = pnn.datasets.Batches(
+        standardized(data.x_train), data.y_train, args.batch_size, seed=seed
+    )
+    model = free_space(seed, fill=method.endswith("fill"))
+    start = time.perf_counter()
+    first_epoch, epochs = 0, epochs_of(method, args.epochs)
+    if method.startswith("random"):
+        # Among random misalignments an untrained network finds no direction, so the
+        # first epoch is plain; the budget counts it.
+        fit(compiled(model, 0.003), batches, 1)
+        first_epoch = 1
+    rate = keras.optimizers.schedules.CosineDecay(0.003, epochs * len(batches))
+    training = compiled(trainer(method, model, seed), rate)
+    backup = keras.callbacks.BackupAndRestore(args.out / f"backup_{method}_{seed}")
+    fit(training, batches, epochs, first_epoch, [backup])
+    seconds = time.perf_counter() - start
+    compiled(model)
+    x, y = standardized(data.x_test), data.y_test
+    accuracy = {
+        reading: {
+            name: (
+                100 * pnn.evaluate_devices(model, x, y, devices, verbose=0)["accuracy"]
+            ).tolist()
+            for name, devices in sweeps(model, layer).items()
+        }
+        for reading, layer in (("first", "slm_1/"), ("all", ""))
+    }
+    model.save(args.out / f"{method}_{seed}.keras")
+    return {
+        "method": method,
+        "seed": seed,
+        "batch_norm": "none in this network",
+        "seconds": seconds,
+        "accuracy": accuracy,
+    }
+
+
+def table(runs: list[dict], reading: str) -> str:
+    """Mean ± standard deviation over seeds; the worst of all combinations last."""
+    heads = [f"{r:+g}°" if r else "aligned" for r in ROTATIONS]
+    heads += [f"{s:+g} px" for s in SHIFTS if s]
+    heads += [f"×{s:g}" for s in SCALES if s != 1]
+    heads += ["worst of all"]
+    lines = [f"{reading:14}" + " ".join(f"{h:>10}" for h in heads)]
+    for method in METHODS:
+        mine = [r["accuracy"][reading] for r in runs if r["method"] == method]
+        if not mine:
+            continue
+        columns = [
+            *np.array([a["rotation"] for a in mine]).T,
+            *np.delete([a["shift"] for a in mine], SHIFTS.index(0), axis=1).T,
+            *np.delete([a["scale"] for a in mine], SCALES.index(1), axis=1).T,
+            np.array([a["combined"] for a in mine]).min(1),
+        ]
+        cells = " ".join(f"{f'{c.mean():.1f}±{c.std():.1f}':>10}" for c in columns)
+        lines.append(f"{method:14}{cells}   {len(mine)} seeds")
+    return "\n".join(lines)
+
+
+def report(out: pathlib.Path) -> None:
+    from keras_pnn import plotting
+
+    runs = [json.loads(p.read_text("utf-8")) for p in sorted(out.glob("run_*.json"))]
+    axes = {
+        "rotation": (ROTATIONS, "rotation (degrees)"),
+        "shift": (SHIFTS, "shift in y (SLM pixels)"),
+        "scale": (SCALES, "scale"),
+    }
+    for reading in ("first", "all"):
+        print(table(runs, reading))
+        for name, (values, label) in axes.items():
+            curves = {}
+            own = f"first_{name}" if reading == "first" else name
+            for method in ("bp", own, own.replace(name, "all"), "random"):
+                mine = [r for r in runs if r["method"] == method]
+                if mine:
+                    curves[METHODS[method]] = np.array(
+                        [r["accuracy"][reading][name] for r in mine]
+                    )
+            if curves:
+                ax = plotting.sweep(values, curves, label)
+                plotting.save(ax, out / f"{name}_{reading}.png")
+
+
+def main() -> None:
+    args = arguments()
+    if args.quick:
+        args.out = args.out / "quick"
+    args.out.mkdir(parents=True, exist_ok=True)
+    if not args.report:
+        data = pnn.datasets.load(args.data)
+        if args.quick:
+            data, args.epochs = data.head(1000, 200), 2
+        for seed in args.seeds:
+            for method in args.methods:
+                path = args.out / f"run_{method}_{seed}.json"
+                setting = {
+                    "epochs": epochs_of(method, args.epochs),
+                    "data": data.name,
+                    "images": len(data.x_train),
+                    "batch_size": args.batch_size,
+                }
+                if not kept(path, **setting):
+                    print(f"\n{METHODS[method]}; seed {seed}")
+                    keep(path, {**setting, **run(method, seed, data, args)})
+                    # Else the graphs of all runs stay in memory.
+                    keras.utils.clear_session()
+    report(args.out)
+
+
+if __name__ == "__main__":
+    main()

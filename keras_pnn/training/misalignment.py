@@ -82,8 +82,9 @@ class FiniteDifference(MisalignmentAscent):
         radius: r, in the imperfection's unit: a number or an array of its shape,
             ≥ 0. A component of radius 0 is not moved, and costs nothing. From its
             neutral value it must stay within what exists: below 1 for a scale.
-        step: δ of the difference, > 0, likewise. Far below the radius it measures
-            the rounding of the loss, far above it not the slope here.
+        step: δ of the difference, > 0, likewise. Too small, it measures the rounding
+            of the loss; too large, not the slope here: where the frame's edges move
+            by a pixel, one difference in five has the other sign.
         scheme: `"central"`, (L(θ0 + δ) − L(θ0 − δ)) / 2δ, or `"forward"`,
             (L(θ0 + δ) − L(θ0)) / δ.
         normalize: `False` for θ_adv − θ0 = r ⊙ g; the radius is then a gain.

@@ -25,7 +25,7 @@ TEMPERATURES = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="auto", help="auto, mnist, digits or a path")
-    parser.add_argument("--epochs", type=int, default=None, help="default 4; digits 40")
+    parser.add_argument("--epochs", type=int, default=None, help="default 3; digits 40")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--chips", type=int, default=20)
@@ -138,7 +138,7 @@ def main() -> None:
     data = pnn.datasets.load(args.data)
     if args.quick:
         data = data.head(2000, 500)
-    epochs = args.epochs or (2 if args.quick else 40 if data.name == "digits" else 4)
+    epochs = args.epochs or (2 if args.quick else 40 if data.name == "digits" else 3)
     args.out.mkdir(parents=True, exist_ok=True)
     batches = pnn.datasets.Batches(
         data.x_train, data.y_train, args.batch_size, seed=args.seed

@@ -1,8 +1,10 @@
-"""Results of single runs, kept as JSON so that none is repeated."""
+"""Training that can be interrupted, and results kept so that none is repeated."""
 
 import json
 import os
 import pathlib
+
+import keras_pnn as pnn
 
 
 def kept(path: pathlib.Path, **setting) -> bool:
@@ -24,3 +26,14 @@ def keep(path: pathlib.Path, run: dict) -> None:
     part = path.with_suffix(".part")
     part.write_text(json.dumps(run), "utf-8")
     os.replace(part, path)
+
+
+def fit(model, batches, epochs: int, first_epoch: int = 0, callbacks=()) -> None:
+    model.fit(
+        batches,
+        initial_epoch=first_epoch,
+        epochs=epochs,
+        shuffle=False,
+        verbose=2,
+        callbacks=[pnn.callbacks.BatchOrder(batches), *callbacks],
+    )

@@ -26,7 +26,7 @@ import keras_pnn as pnn
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from networks import lenet5
-from runs import keep, kept
+from runs import fit, keep, kept
 
 TEMPERATURES = (-2, -1, -0.5, -0.25, -0.1, 0, 0.1, 0.25, 0.5, 1, 2)
 METHODS = {
@@ -90,17 +90,6 @@ def compiled(model: keras.Model, optimizer="adam") -> keras.Model:
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=True)
     return model
-
-
-def fit(model, batches, epochs: int, first_epoch: int = 0, callbacks=()) -> None:
-    model.fit(
-        batches,
-        initial_epoch=first_epoch,
-        epochs=epochs,
-        shuffle=False,
-        verbose=2,
-        callbacks=[pnn.callbacks.BatchOrder(batches), *callbacks],
-    )
 
 
 def on_banks(method: str, model: keras.Model) -> keras.Model:

@@ -29,7 +29,7 @@ import keras_pnn as pnn
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from networks import free_space, random_misalignment, standardized
-from runs import keep, kept
+from runs import fit, keep, kept
 
 ROTATIONS = (-3, -2, -1, 0, 1, 2, 3)
 SHIFTS = (-2, -1, 0, 1, 2)
@@ -94,17 +94,6 @@ def compiled(model: keras.Model, rate=0.001) -> keras.Model:
     optimizer = keras.optimizers.Adam(rate)
     model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=True)
     return model
-
-
-def fit(model, batches, epochs: int, first_epoch: int = 0, callbacks=()) -> None:
-    model.fit(
-        batches,
-        initial_epoch=first_epoch,
-        epochs=epochs,
-        shuffle=False,
-        verbose=2,
-        callbacks=[pnn.callbacks.BatchOrder(batches), *callbacks],
-    )
 
 
 def sweeps(model: keras.Model, layer: str) -> dict:

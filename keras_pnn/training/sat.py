@@ -85,7 +85,7 @@ class SATModel(keras.Model):
     sat.fit(x_train, y_train, epochs=20)
 
     sat = pnn.SATModel(model, rho=0.3, misalignment={
-        "rotation": pnn.FiniteDifference(radius=1.0, step=0.5),
+        "rotation": pnn.FiniteDifference(radius=1.0, step=0.1),
         "temperature": pnn.Autodiff(radius=0.5),
     })
     ```

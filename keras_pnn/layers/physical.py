@@ -214,12 +214,10 @@ class PhysicalLayer(keras.layers.Layer):
     def call(self, inputs):
         controls, imperfections = self.values_now()
         outputs = self.forward(inputs, controls, imperfections)
-        device = getattr(_context, "device", None)
-        if device is None:
+        substitute = active_substitute()
+        if substitute is None:
             return outputs
-        measured = device.measure(self, inputs, controls)
-        # The value is the device's, the derivative the model's.
-        return outputs + tf.stop_gradient(measured - outputs)
+        return substitute(self, inputs, controls, outputs)
 
     def reset_imperfections(self) -> None:
         """Sets every imperfection to its neutral value."""
@@ -259,21 +257,63 @@ def check_built(layer: keras.layers.Layer) -> None:
         )
 
 
+@tf.custom_gradient
+def valued(measured, modelled):
+    """Returns the values of `measured` with the derivatives of `modelled`."""
+    return tf.identity(measured), lambda upstream: (None, upstream)
+
+
+def measure(device, layer: PhysicalLayer, inputs, controls: dict, modelled):
+    """Returns what a device measures for one layer, or `None` if it has none.
+
+    Args:
+        device: an object with `measure(layer, inputs, controls)`, on tensors; or with
+            `measure_in_graph(layer, inputs, controls, modelled)`, which is also given
+            the model's own outputs. Either may return `None`: the layer is not on
+            the device.
+        layer, inputs, controls: what to measure.
+        modelled: the layer's own outputs.
+    """
+    if hasattr(device, "measure_in_graph"):
+        return device.measure_in_graph(layer, inputs, controls, modelled)
+    return device.measure(layer, inputs, controls)
+
+
+def active_substitute() -> Callable | None:
+    """Returns what gives the layers' outputs in the present context, if anything."""
+    return getattr(_context, "substitute", None)
+
+
 @contextlib.contextmanager
-def measured_by(device) -> Iterator[None]:
-    """Lets `device.measure` give the outputs of every physical layer inside.
+def substituting(substitute: Callable) -> Iterator[None]:
+    """Lets a function give the outputs of every physical layer inside.
+
+    Args:
+        substitute: a function of (layer, inputs, controls, the layer's own outputs)
+            that returns outputs of the same shape and dtype.
+    """
+    before = active_substitute()
+    _context.substitute = substitute
+    try:
+        yield
+    finally:
+        _context.substitute = before
+
+
+def measured_by(device) -> contextlib.AbstractContextManager[None]:
+    """Lets a device give the outputs of every physical layer inside.
 
     Values are the device's; gradients are those of the layers' own `forward`.
 
     Args:
-        device: an object with `measure(layer, inputs, controls)`.
+        device: as in `measure`.
     """
-    before = getattr(_context, "device", None)
-    _context.device = device
-    try:
-        yield
-    finally:
-        _context.device = before
+
+    def substitute(layer, inputs, controls, modelled):
+        measured = measure(device, layer, inputs, controls, modelled)
+        return modelled if measured is None else valued(measured, modelled)
+
+    return substituting(substitute)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn.analysis.batches import batch_length, batches
-from keras_pnn.layers.physical import flat_layers, overriding, select_variables
+from keras_pnn.layers.physical import (
+    active_substitute,
+    flat_layers,
+    overriding,
+    select_variables,
+)
 
 # Up to here n products for the whole matrix cost no more than a search would.
 DENSE_LIMIT = 32
@@ -171,9 +176,16 @@ class HessianOperator:
             A float64 array of length `size`.
 
         Raises:
-            ValueError: the vector's length is another, the data is empty, or the
-                loss or the product is not finite.
+            ValueError: the vector's length is another, the data is empty, the
+                loss or the product is not finite, or a device gives the outputs of
+                the layers.
         """
+        if active_substitute() is not None:
+            raise ValueError(
+                "A Hessian is that of a digital model, since a measurement has no "
+                "second derivative: compute it outside `device.installed(model)`. "
+                "Received: layers that a device measures"
+            )
         vector = np.ravel(np.asarray(vector))
         if vector.size != self.size:
             raise ValueError(
@@ -370,10 +382,11 @@ def hessian_eigenvalues(
 
     Raises:
         ValueError: the model is not compiled or built, an argument is not as
-            described, or the loss is not finite.
+            described, the loss is not finite, or a `HardwareDevice` is installed: a
+            measurement has no second derivative.
 
-    While a `HardwareDevice` is installed the loss is the device's, but second
-    derivatives through a layer are those of its digital model.
+    With a model that trains on a device (`PATModel`) the eigenvalues are those of its
+    digital model.
 
     Example:
 

@@ -1,3 +1,4 @@
+from keras_pnn.callbacks.checkpoint import Checkpoint as Checkpoint
 from keras_pnn.callbacks.drift import BatchOrder as BatchOrder
 from keras_pnn.callbacks.drift import DriftInjection as DriftInjection
 from keras_pnn.callbacks.hessian import HessianEigenvalues as HessianEigenvalues

@@ -1,12 +1,14 @@
-"""Where a loss and its gradient come from: the model, or a device and the model."""
+"""Where a loss and its gradient come from: the model, a device, or both."""
 
 import contextlib
+import copy
 import dataclasses
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
 
-from keras_pnn.layers.physical import measured_by, overriding
+from keras_pnn.layers.physical import measured_by, overriding, valued
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,26 +21,60 @@ class Evaluation:
             loss does not depend on a variable.
         y_pred: the model's outputs.
         scope: holds what the pass would have assigned.
+        commit: stores what the source itself has learned from the pass.
     """
 
     loss: tf.Tensor
     gradients: list
     y_pred: object
     scope: keras.StatelessScope
+    commit: Callable[[], None] = lambda: None
 
 
-class ModelGradient:
-    """Loss and gradient of the model itself, by automatic differentiation.
+class GradientSource:
+    """Base of the sources: a pass over a batch, which assigns nothing.
 
-    The pass assigns nothing: variables are read through a `StatelessScope`, so that
-    two passes over one batch see the same state and the same random numbers.
+    Variables are read through a `StatelessScope`, so that two passes over one batch
+    see the same state and the same random numbers.
+
+    A subclass implements `__call__`.
     """
 
-    def context(self, trainer):
-        """The context in which the model is called."""
-        return contextlib.nullcontext()
+    device = None
+    needs_device = False
 
-    def __call__(self, trainer, batch, overrides, wrt) -> Evaluation:
+    def on(self, device) -> "GradientSource":
+        """Returns this source with the passes measured by a device.
+
+        Args:
+            device: an object with `measure(layer, inputs, controls)`, or `None`.
+
+        Raises:
+            ValueError: the device has no such method, or there is none and the
+                source needs one.
+        """
+        if device is None and self.needs_device:
+            raise ValueError(
+                f"{type(self).__name__} needs a device: pass `device`. "
+                "Received: device=None"
+            )
+        if device is not None and not callable(getattr(device, "measure", None)):
+            raise ValueError(
+                "`device` must have a method measure(layer, inputs, controls). "
+                f"Received: {device!r}"
+            )
+        source = copy.copy(self)
+        source.device = device
+        return source
+
+    def get_config(self) -> dict:
+        return {}
+
+    @classmethod
+    def from_config(cls, config) -> "GradientSource":
+        return cls(**config)
+
+    def __call__(self, trainer, batch, overrides, wrt, index: int = 0) -> Evaluation:
         """Evaluates a batch.
 
         Args:
@@ -46,52 +82,105 @@ class ModelGradient:
             batch: (x, y, sample_weight).
             overrides: (variable, tensor) pairs: values other than the stored ones.
             wrt: variables to differentiate with respect to.
+            index: which pass of the training step this is, from 0.
         """
-        values = {id(v): t for v, t in overrides}
-        watched = [tf.identity(values.get(id(v), tf.convert_to_tensor(v))) for v in wrt]
-        mapping = [*overrides, *zip(wrt, watched, strict=True)]
+        raise NotImplementedError
+
+    def loss(self, trainer, batch, overrides) -> tf.Tensor:
+        """Evaluates a batch without derivatives; arguments as above."""
+        return self._forward(trainer, batch, overrides)[0]
+
+    @contextlib.contextmanager
+    def _measuring(self, trainer):
+        """The context in which layers are measured, where there is a device."""
+        if self.device is None:
+            yield
+            return
+        if hasattr(self.device, "attach"):
+            self.device.attach(trainer.model)
+        with measured_by(self.device):
+            yield
+
+    def _forward(self, trainer, batch, overrides):
+        """Loss, outputs, and the scope that holds what would have been assigned."""
+        scope = overriding(trainer, overrides)
+        with scope, self._measuring(trainer):
+            y_pred = trainer(batch[0], training=True)
+            return loss_of(trainer, batch, y_pred), y_pred, scope
+
+
+@keras.saving.register_keras_serializable(package="keras_pnn")
+class ModelGradient(GradientSource):
+    """Loss and gradient of the model itself, by automatic differentiation."""
+
+    def __call__(self, trainer, batch, overrides, wrt, index=0) -> Evaluation:
+        watched, mapping = watch(wrt, overrides)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(watched)
             loss, y_pred, scope = self._forward(trainer, batch, mapping)
             scaled = trainer.optimizer.scale_loss(loss)
         return Evaluation(loss, tape.gradient(scaled, watched), y_pred, scope)
 
-    def loss(self, trainer, batch, overrides) -> tf.Tensor:
-        """Evaluates a batch without derivatives; arguments as above."""
-        return self._forward(trainer, batch, overrides)[0]
 
-    def _forward(self, trainer, batch, overrides):
-        x, y, sample_weight = batch
-        scope = overriding(trainer, overrides)
-        with scope, self.context(trainer):
-            y_pred = trainer(x, training=True)
-            loss = trainer._compute_loss(
-                x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
-            )
-        return loss, y_pred, scope
-
-
+@keras.saving.register_keras_serializable(package="keras_pnn")
 class DeviceGradient(ModelGradient):
-    """Outputs of a device, layer by layer; derivatives of the model.
+    """Outputs of a device; derivatives of the model: physics-aware training.
 
     Args:
-        device: an object with `measure(layer, inputs, controls)`.
+        readout: `"layers"`, each layer's derivative is taken at the inputs that the
+            device gave it; or `"output"`, the device gives the outputs of the whole
+            model alone, and the derivatives are taken along the model's own states.
+            The second takes one more forward pass, and digital layers between two
+            physical ones see the device's states in one and the model's in the other.
+
+    Raises:
+        ValueError: `readout` is neither.
+
+    Reference:
+        - Wright et al., Nature 601:549 (2022)
     """
 
-    def __init__(self, device):
-        if not callable(getattr(device, "measure", None)):
-            raise ValueError(
-                "`device` must have a method measure(layer, inputs, controls). "
-                f"Received: {device!r}"
-            )
-        self.device = device
+    needs_device = True
 
-    @contextlib.contextmanager
-    def context(self, trainer):
-        if hasattr(self.device, "attach"):
-            self.device.attach(trainer.model)
-        with measured_by(self.device):
-            yield
+    def __init__(self, readout: str = "layers"):
+        if readout not in ("layers", "output"):
+            raise ValueError(
+                f"`readout` must be 'layers' or 'output'. Received: {readout!r}"
+            )
+        self.readout = readout
+
+    def get_config(self):
+        return {"readout": self.readout}
+
+    def _forward(self, trainer, batch, overrides):
+        if self.readout == "layers":
+            return super()._forward(trainer, batch, overrides)
+        # Statistics are those of the measured pass, losses of layers those of the
+        # model's, whose derivatives they have.
+        seen = overriding(trainer, overrides)
+        with seen, self._measuring(trainer):
+            measured = trainer(batch[0], training=True)
+        with overriding(trainer, overrides):
+            modelled = trainer(batch[0], training=True)
+            y_pred = keras.tree.map_structure(valued, measured, modelled)
+            return loss_of(trainer, batch, y_pred), y_pred, seen
+
+
+def loss_of(trainer, batch, y_pred) -> tf.Tensor:
+    """Returns the loss as `fit` computes it, from within a scope."""
+    x, y, sample_weight = batch
+    return trainer._compute_loss(
+        x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
+    )
+
+
+def watch(variables: list, overrides: list) -> tuple[list, list]:
+    """Returns tensors to differentiate with respect to, and all pairs with them."""
+    values = {id(v): t for v, t in overrides}
+    watched = [
+        tf.identity(values.get(id(v), tf.convert_to_tensor(v))) for v in variables
+    ]
+    return watched, [*overrides, *zip(variables, watched, strict=True)]
 
 
 def summed(tensors: list) -> list:

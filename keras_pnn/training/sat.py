@@ -3,7 +3,6 @@
 import numbers
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from keras_pnn.devices.variation import Variation
@@ -11,6 +10,7 @@ from keras_pnn.layers.physical import select_variables
 from keras_pnn.training import ascent as ascents
 from keras_pnn.training.gradients import (
     DeviceGradient,
+    GradientSource,
     ModelGradient,
     dense,
     mixed,
@@ -24,10 +24,11 @@ from keras_pnn.training.parameters import (
     misaligned,
     parameters,
 )
+from keras_pnn.training.trainer import Trainer
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class SATModel(keras.Model):
+class SATModel(Trainer):
     """Trains a model so that its loss stays flat around its controls.
 
     Each step takes two gradients. The first, at the controls Θ, gives the direction
@@ -47,7 +48,8 @@ class SATModel(keras.Model):
     through the model, since a device on the bench cannot be turned.
 
     `evaluate`, `predict` and saving behave as those of the model inside, which is
-    `sat.model`.
+    `sat.model`. With a device, `save` gives that digital model, and eigenvalues of
+    the Hessian are the digital model's: a measurement has no second derivative.
 
     Args:
         model: any Keras model.
@@ -65,11 +67,15 @@ class SATModel(keras.Model):
         noise_aware: a `Variation`. A fresh device is drawn each step, the same in
             both passes, a pure function of `seed` and the step.
         device: a device whose measurements replace the layers' outputs in both
-            passes, while gradients go through the model.
+            passes, while gradients go through the model: SAT online. The ascent is
+            then by these proxy gradients too.
         aligned: a in [0, 1]: the optimizer steps with (1 − a) times the gradient of
             the second pass plus a times that of the first. With a large radius of
             misalignment and a = 0, a network can forget the aligned case.
-        seed: seed of the noise, and of sampled radii and steps.
+        seed: seed of the noise, of sampled radii and steps, and of what the gradient
+            source draws.
+        gradient: where gradients come from, such as `pnn.SPSA(...)`. Default: the
+            model, or with a device `pnn.training.DeviceGradient()`.
 
     Raises:
         ValueError: `rho` is negative; both `rho` and an ascent object are given;
@@ -105,13 +111,11 @@ class SATModel(keras.Model):
         device=None,
         aligned: float = 0.0,
         seed: int = 0,
+        gradient: GradientSource | None = None,
         **kwargs,
     ):
-        if not isinstance(model, keras.Model):
-            raise ValueError(f"`model` must be a keras.Model. Received: {model!r}")
-        kwargs.setdefault("name", f"sat_{model.name}")
-        super().__init__(**kwargs)
-        self.model = model
+        kwargs.setdefault("name", f"sat_{getattr(model, 'name', '')}")
+        super().__init__(model, **kwargs)
         self.ascent = ascents.get(ascent, rho)
         if perturb not in ("controls", "all") and not callable(perturb):
             raise ValueError(
@@ -127,15 +131,19 @@ class SATModel(keras.Model):
                 f"`noise_aware` must be a Variation. Received: {noise_aware!r}"
             )
         self.noise_aware = noise_aware
-        self.gradient = ModelGradient() if device is None else DeviceGradient(device)
+        if gradient is None:
+            gradient = ModelGradient() if device is None else DeviceGradient()
+        elif not isinstance(gradient, GradientSource):
+            raise ValueError(
+                f"`gradient` must be a gradient source. Received: {gradient!r}"
+            )
+        self.gradient = gradient.on(device)
         real = isinstance(aligned, numbers.Real) and not isinstance(aligned, bool)
         if not (real and 0 <= aligned <= 1):
             raise ValueError(f"`aligned` must be in [0, 1]. Received: {aligned!r}")
         self._aligned = float(aligned)
         self.seed = int(seed)
-        self.supports_masking = True
         self._sharpness = keras.metrics.Mean(name="sharpness")
-        self.built = model.built
 
     @property
     def rho(self):
@@ -165,24 +173,7 @@ class SATModel(keras.Model):
         Raises:
             ValueError: the model inside is not built, and there is `misalignment`.
         """
-        return extra_passes(self._perturbed()[1], self._on_device)
-
-    def build(self, input_shape=None):
-        # The model inside builds itself when it is called.
-        self.built = True
-
-    def call(self, inputs, training=None):
-        return self.model(inputs)
-
-    def compute_mask(self, inputs, previous_mask):
-        return None
-
-    def fit(self, x=None, y=None, *args, **kwargs):
-        """As `keras.Model.fit`; arrays with NaN or infinite inputs are refused."""
-        for array in keras.tree.flatten(x) if _arrays(x) else ():
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise ValueError("`x` must be finite. Received: NaN or infinity")
-        return super().fit(x, y, *args, **kwargs)
+        return extra_passes(self._perturbed()[1], self.device is not None)
 
     def train_step(self, data):
         batch = keras.utils.unpack_x_y_sample_weight(data)
@@ -206,10 +197,21 @@ class SATModel(keras.Model):
         else:
             worst = self._worst(moved, _by_id(noise), slopes)
             worst += self._misaligned(thetas, noise, slopes, first.loss, batch, seed)
-            second = self.gradient(self, batch, replaced(noise, worst), trainable)
+            second = self.gradient(self, batch, replaced(noise, worst), trainable, 1)
             gradients = mixed(second.gradients, clean, self.aligned)
+        # A device that fails in either pass leaves the state from before the step.
+        measured = []
+        if self.on_bench:
+            # A gradient may come from measurements of its own.
+            taken = [g for g in (*first.gradients, *second.gradients) if g is not None]
+            measured = [first.loss, second.loss, *taken]
+        with tf.control_dependencies(measured):
+            self._commit(first.scope, [*(v for v, _ in noise), *wrt])
+            first.commit()
+            return self._apply(batch, first, second, gradients, trainable)
 
-        self._commit(first.scope, [*(v for v, _ in noise), *wrt])
+    def _apply(self, batch, first, second, gradients, trainable) -> dict:
+        """Steps the optimizer and the metrics; returns the logs."""
         x, y, sample_weight = batch
         size = tf.shape(next(a for a in keras.tree.flatten(x) if a is not None))[0]
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
@@ -219,19 +221,6 @@ class SATModel(keras.Model):
         )
         self.optimizer.apply_gradients(zip(gradients, trainable, strict=True))
         return self.compute_metrics(x, y, first.y_pred, sample_weight=sample_weight)
-
-    def _build_inner(self, x) -> None:
-        """Creates the variables that Keras leaves for the first call."""
-        if not all(layer.built for layer in self.model._flatten_layers()):
-            symbols = [
-                None if t is None else keras.KerasTensor(t.shape, t.dtype)
-                for t in keras.tree.flatten(x)
-            ]
-            self.model(keras.tree.pack_sequence_as(x, symbols))
-
-    @property
-    def _on_device(self) -> bool:
-        return isinstance(self.gradient, DeviceGradient)
 
     def _perturbed(self) -> tuple[list, list]:
         """What the second pass moves: variables by the ascent, and imperfections."""
@@ -260,7 +249,7 @@ class SATModel(keras.Model):
             present=lambda v: drawn.get(id(v), tf.convert_to_tensor(v)),
             loss=lambda pairs: model.loss(self, batch, replaced(noise, pairs)),
             # A difference between a device and its model is no slope of either.
-            origin=None if self._on_device else origin,
+            origin=None if self.device is not None else origin,
             gradients={
                 id(v): dense(slopes[id(v)], v) / tf.cast(scale, v.dtype)
                 for v in by_autodiff(thetas)
@@ -268,65 +257,36 @@ class SATModel(keras.Model):
             seed=seed,
         )
 
-    def _commit(self, scope, overridden) -> None:
-        """Stores what the first pass updated: statistics, random states, metrics."""
-        given = {id(v) for v in overridden}
-        for variable in [*self.model.non_trainable_variables, *self.metrics_variables]:
-            value = scope.get_current_value(variable)
-            if value is not None and id(variable) not in given:
-                variable.assign(value)
-
     def test_step(self, data):
         logs = super().test_step(data)
         logs.pop("sharpness", None)
         return logs
 
-    def _seed_states(self) -> list[keras.Variable]:
-        return [
-            generator.state
-            for layer in self.model._flatten_layers()
-            for generator in getattr(layer, "_seed_generators", [])
-        ]
-
-    def save_own_variables(self, store):
-        # Keras does not save the state of random generators; an interrupted run
-        # could then not go on with the same numbers.
-        for index, state in enumerate(self._seed_states()):
-            store[f"seed_{index}"] = state
-
-    def load_own_variables(self, store):
-        states = self._seed_states()
-        saved = list(store.keys())
-        if len(saved) not in (0, len(states)):
-            raise ValueError(
-                f"`{self.name}` expected the states of {len(states)} random "
-                f"generators. Received: {len(saved)}"
-            )
-        for index in range(len(saved)):
-            states[index].assign(store[f"seed_{index}"])
-
     def get_config(self):
-        if self._on_device:
-            raise ValueError(
-                "A SATModel with a device is not saved: save `sat.model`, the digital "
-                f"model. Received: device={self.gradient.device!r}"
-            )
+        config = super().get_config()
         serialize = keras.saving.serialize_keras_object
         return {
-            "name": self.name,
-            "model": serialize(self.model),
+            **config,
             "ascent": serialize(self.ascent),
             "perturb": serialize(self.perturb),
             "misalignment": {n: serialize(r) for n, r in self.misalignment.items()},
             "noise_aware": serialize(self.noise_aware),
             "aligned": self.aligned,
             "seed": self.seed,
+            "gradient": serialize(self.gradient),
         }
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         load = keras.saving.deserialize_keras_object
-        parts = ("model", "ascent", "perturb", "misalignment", "noise_aware")
+        parts = (
+            "model",
+            "ascent",
+            "perturb",
+            "misalignment",
+            "noise_aware",
+            "gradient",
+        )
         loaded = {
             p: load(config[p], custom_objects=custom_objects)
             for p in parts
@@ -338,9 +298,3 @@ class SATModel(keras.Model):
 def _by_id(pairs) -> dict:
     """{id of the variable: value}; Keras variables cannot be dictionary keys."""
     return {id(variable): value for variable, value in pairs}
-
-
-def _arrays(x) -> bool:
-    return x is not None and all(
-        isinstance(a, np.ndarray) for a in keras.tree.flatten(x)
-    )

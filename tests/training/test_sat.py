@@ -560,12 +560,17 @@ def test_weights_file_of_another_model_is_refused(tmp_path):
         other.load_own_variables({"seed_0": 0})
 
 
-def test_a_model_with_a_device_is_not_saved(tmp_path):
+def test_a_model_with_a_device_saves_the_digital_model(tmp_path):
     model = banks()
     (device,) = pnn.Variation(resonance_shift=0.1).sample(model, 1)
     sat = compiled(pnn.SATModel(model, device=device))
-    with pytest.raises(ValueError, match=r"save `sat\.model`"):
-        sat.save(tmp_path / "sat.keras")
+    sat.fit(X, Y, **FIT)
+    sat.save(tmp_path / "digital.keras")
+    loaded = keras.saving.load_model(tmp_path / "digital.keras")
+    assert type(loaded) is type(model)
+    np.testing.assert_array_equal(loaded(X).numpy(), model(X).numpy())
+    with pytest.raises(ValueError, match="digital model"):
+        sat.get_config()
 
 
 # Without an ascent; with noise; with a device.

@@ -1,0 +1,55 @@
+"""Physics-aware training: forward on the device, backward through the model."""
+
+import keras
+
+from keras_pnn.training.gradients import DeviceGradient
+from keras_pnn.training.sat import SATModel
+
+
+class PATModel(SATModel):
+    """Trains with the device in the loop: measured values, modelled derivatives.
+
+    Args:
+        model: any Keras model; its physical layers are the model of the device.
+        device: a `SimulatedDevice`, a `HardwareDevice`, or any object with
+            `measure(layer, inputs, controls)`.
+        readout: `"layers"`: every physical layer is measured, and its
+            vector–Jacobian product is taken through the model at the measured input;
+            or `"output"`: the device gives the outputs of the network alone, and the
+            derivative is that of the model along its own states.
+        ascent: an ascent as in `SATModel`, which makes this SAT online. Default:
+            none.
+        **kwargs: further arguments of `SATModel`.
+
+    Raises:
+        ValueError: `device` is `None` or cannot measure; `readout` is neither.
+
+    Example:
+
+    ```python
+    chip = pnn.Variation(theta_error=0.15, phi_error=0.15).sample(model, 1, seed=7)[0]
+    online = pnn.PATModel(model, device=chip)
+    online.compile("adam", loss="sparse_categorical_crossentropy")
+    online.fit(x_train, y_train)
+    ```
+
+    Reference:
+        - Wright et al., Nature 601:549 (2022)
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        device,
+        readout: str = "layers",
+        ascent=None,
+        **kwargs,
+    ):
+        kwargs.setdefault("name", f"pat_{getattr(model, 'name', '')}")
+        super().__init__(
+            model,
+            ascent=ascent,
+            device=device,
+            gradient=DeviceGradient(readout),
+            **kwargs,
+        )

@@ -1,0 +1,246 @@
+"""What every model with a train step of its own shares: wrapping, saving, resuming."""
+
+import inspect
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_pnn.devices.hardware import DeviceError, raising
+from keras_pnn.training.resume import Position, Skipping, save_state
+
+_COMPILE = inspect.signature(keras.Model.compile)
+_FIT = inspect.signature(keras.Model.fit)
+
+
+class Trainer(keras.Model):
+    """A model around a model, which trains it in another way.
+
+    `evaluate`, `predict` and saving behave as those of the model inside. A subclass
+    sets `gradient`, a `GradientSource`, and implements `train_step`.
+
+    Args:
+        model: any Keras model.
+    """
+
+    def __init__(self, model: keras.Model, **kwargs):
+        if not isinstance(model, keras.Model):
+            raise ValueError(f"`model` must be a keras.Model. Received: {model!r}")
+        # The model inside casts its inputs; float64 ones would be rounded first.
+        super().__init__(autocast=False, **kwargs)
+        self.model = model
+        self.supports_masking = True
+        self.built = model.built
+
+    def build(self, input_shape=None):
+        # The model inside builds itself when it is called.
+        self.built = True
+
+    def call(self, inputs, training=None):
+        return self.model(inputs)
+
+    def compute_mask(self, inputs, previous_mask):
+        return None
+
+    @property
+    def device(self):
+        """The device that measures the passes, or `None`."""
+        return self.gradient.device
+
+    @property
+    def on_bench(self) -> bool:
+        """Whether the device is Python that a compiled graph cannot hold."""
+        return hasattr(self.device, "measure_in_graph")
+
+    def compile(self, *args, **kwargs):
+        """As `keras.Model.compile`.
+
+        Raises:
+            ValueError: the device is on the bench, and `jit_compile=True`,
+                `steps_per_execution` above 1 or several replicas are asked for.
+        """
+        given = _COMPILE.bind(self, *args, **kwargs).arguments
+        if self.on_bench:
+            replicas = self.distribute_strategy.num_replicas_in_sync
+            for name, asked in {
+                "jit_compile=True": given.get("jit_compile") is True,
+                "steps_per_execution > 1": given.get("steps_per_execution", 1) != 1,
+                f"{replicas} replicas": replicas > 1,
+            }.items():
+                if asked:
+                    raise ValueError(
+                        "A device on the bench is Python, one measurement at a time: "
+                        "compile without jit_compile=True, with steps_per_execution=1 "
+                        f"and on one replica. Received: {name}"
+                    )
+            if given.get("jit_compile", "auto") == "auto":
+                kwargs = {**given, "jit_compile": False}
+                kwargs.pop("self")
+                args = ()
+        super().compile(*args, **kwargs)
+
+    def compile_from_config(self, config):
+        # Keras leaves this to classes that have a `compile` of their own.
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def fit(self, x=None, y=None, *args, **kwargs):
+        """As `keras.Model.fit`.
+
+        A device that fails for good ends it with a `DeviceError`; the state after the
+        last whole step is saved then, in the folder of a `pnn.callbacks.Checkpoint`
+        where there is one, else in `interrupted_<name of the model>`. With that folder
+        a `Checkpoint` goes on at the next batch.
+
+        Raises:
+            ValueError: an array of inputs holds NaN or infinity; or there is a
+                `Checkpoint`, and the order of the batches is not known.
+            DeviceError: the device failed for good.
+        """
+        for array in keras.tree.flatten(x) if _arrays(x) else ():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ValueError("`x` must be finite. Received: NaN or infinity")
+        bound = _FIT.bind(self, x, y, *args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments["callbacks"]
+        position, *_ = own = self._own_callbacks()
+        if isinstance(given, keras.callbacks.CallbackList):
+            callbacks = given.callbacks
+            # A new list: the given one has chosen its threads without ours.
+            bound.arguments["callbacks"] = keras.callbacks.CallbackList(
+                [*callbacks, *own], model=self, **(given.params or {})
+            )
+        else:
+            callbacks = keras.tree.flatten(given) if given is not None else []
+            bound.arguments["callbacks"] = [*callbacks, *own]
+        keepers = [c for c in callbacks if hasattr(c, "save_state")]
+        if keepers:
+            _check_order(x, bound.arguments["shuffle"], callbacks)
+        # What a run that was resumed and failed again may have left.
+        self._initial_epoch = None
+        if self.train_function is not None:
+            self.skip(0)
+        try:
+            with raising(self.device):
+                return super().fit(*bound.args[1:], **bound.kwargs)
+        except DeviceError as error:
+            epoch, batches = position.epoch, position.batches
+            if keepers:
+                folder = keepers[0].save_state(epoch, batches)
+            else:
+                folder = save_state(self, f"interrupted_{self.name}", epoch, batches)
+            error.add_note(
+                f"The model is saved as it was after {batches} batches of epoch "
+                f"{epoch + 1}. To go on, pass "
+                f"callbacks=[pnn.callbacks.Checkpoint({str(folder)!r})]."
+            )
+            raise
+
+    def _own_callbacks(self) -> list[keras.callbacks.Callback]:
+        """What `fit` needs besides the callbacks that it is given."""
+        return [Position()]
+
+    def make_train_function(self, force=False):
+        if self.train_function is not None and not force:
+            return
+        super().make_train_function(force)
+        self.train_function = Skipping(self, self.train_function)
+
+    def skip(self, batches: int) -> None:
+        """Passes over the first batches of the next epoch, which are done already."""
+        self._skipping().left = batches
+
+    def retrace(self) -> None:
+        """Traces the train step anew, within whatever callbacks have put around it."""
+        outer, skipping = self.train_function, self._skipping()
+        self.make_train_function(force=True)
+        skipping.function = self.train_function.function
+        self.train_function = outer
+
+    def _skipping(self) -> Skipping:
+        function = self.train_function
+        while not isinstance(function, Skipping):
+            function = function.function
+        return function
+
+    def save(self, filepath, overwrite=True, **kwargs):
+        """As `keras.Model.save`; with a device, saves the digital model inside."""
+        model = self if self.device is None else self.model
+        return keras.Model.save(model, filepath, overwrite=overwrite, **kwargs)
+
+    def export(self, filepath, *args, **kwargs):
+        """As `keras.Model.export`, of the digital model inside."""
+        return self.model.export(filepath, *args, **kwargs)
+
+    def get_config(self):
+        if self.device is not None:
+            raise ValueError(
+                f"A {type(self).__name__} with a device has no config: its `save` "
+                f"saves the digital model. Received: device={self.device!r}"
+            )
+        serialize = keras.saving.serialize_keras_object
+        return {"name": self.name, "model": serialize(self.model)}
+
+    def _build_inner(self, x) -> None:
+        """Creates the variables that Keras leaves for the first call."""
+        if not all(layer.built for layer in self.model._flatten_layers()):
+            symbols = [
+                None if t is None else keras.KerasTensor(t.shape, t.dtype)
+                for t in keras.tree.flatten(x)
+            ]
+            self.model(keras.tree.pack_sequence_as(x, symbols))
+
+    def _commit(self, scope, overridden) -> None:
+        """Stores what a pass updated: statistics, random states, metrics."""
+        given = {id(v) for v in overridden}
+        for variable in [*self.model.non_trainable_variables, *self.metrics_variables]:
+            value = scope.get_current_value(variable)
+            if value is not None and id(variable) not in given:
+                variable.assign(value)
+
+    def _seed_states(self) -> list[keras.Variable]:
+        return [
+            generator.state
+            for layer in self.model._flatten_layers()
+            for generator in getattr(layer, "_seed_generators", [])
+        ]
+
+    def save_own_variables(self, store):
+        # Keras does not save the state of random generators; an interrupted run
+        # could then not go on with the same numbers.
+        for index, state in enumerate(self._seed_states()):
+            store[f"seed_{index}"] = state
+
+    def load_own_variables(self, store):
+        states = self._seed_states()
+        saved = [key for key in list(store.keys()) if key.startswith("seed_")]
+        if len(saved) not in (0, len(states)):
+            raise ValueError(
+                f"`{self.name}` expected the states of {len(states)} random "
+                f"generators. Received: {len(saved)}"
+            )
+        for index in range(len(saved)):
+            states[index].assign(store[f"seed_{index}"])
+
+
+def _arrays(x) -> bool:
+    return x is not None and all(
+        isinstance(a, np.ndarray) for a in keras.tree.flatten(x)
+    )
+
+
+def _check_order(x, shuffle, callbacks) -> None:
+    """Raises ValueError if a resumed epoch would see other batches than before."""
+    if isinstance(x, keras.utils.PyDataset):
+        known = any(getattr(c, "batches", None) is x for c in callbacks)
+        advice = "pass callbacks=[pnn.callbacks.BatchOrder(batches), ...]"
+    else:
+        known = isinstance(x, tf.data.Dataset) or not shuffle
+        advice = "pass a `pnn.datasets.Batches`, or shuffle=False"
+    if not known:
+        raise ValueError(
+            "A `Checkpoint` goes on in the middle of an epoch, so the order of the "
+            f"batches must be known: {advice}. Received: {type(x).__name__}, "
+            f"shuffle={shuffle!r}"
+        )

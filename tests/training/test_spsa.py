@@ -1,0 +1,275 @@
+"""Gradients from losses alone: what they estimate, and what they need."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_pnn as pnn
+from keras_pnn.training.spsa import random_signs
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(8, 3)).astype("float32")
+Y = RNG.normal(size=(8, 2)).astype("float32")
+BATCH = (tf.constant(X), tf.constant(Y), None)
+
+
+def linear(source, seed=0, units=2, dtype="float32", **kwargs):
+    """A linear layer under a quadratic loss, whose gradient is known."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((3,), dtype=dtype)
+    dense = keras.layers.Dense(units, use_bias=False, dtype=dtype)
+    model = keras.Model(inputs, dense(inputs))
+    kwargs = {"ascent": None, **kwargs}
+    trainer = pnn.SATModel(model, gradient=source, seed=seed, **kwargs)
+    trainer.compile(keras.optimizers.SGD(0.05), keras.losses.MeanSquaredError())
+    return trainer
+
+
+def bank():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((2,))
+    return keras.Model(
+        inputs, pnn.layers.MRRBank(2, use_bias=False, name="bank")(inputs)
+    )
+
+
+def exact_gradient(trainer):
+    kernel = trainer.trainable_variables[0].numpy().astype("float64")
+    return 2 / Y.size * X.T.astype("float64") @ (X @ kernel - Y)
+
+
+def estimate(trainer, index=0):
+    source, wrt = trainer.gradient, trainer.trainable_variables
+    return source(trainer, BATCH, [], wrt, index).gradients[0].numpy()
+
+
+class BlackBox(pnn.HardwareDevice):
+    """A simulated chip behind NumPy, which gives no derivatives."""
+
+    def __init__(self, simulated, breaks=None, **kwargs):
+        super().__init__(**{"retries": 0, "backoff": 0.0, **kwargs})
+        self.simulated, self.breaks = simulated, breaks
+
+    def measure(self, layer, inputs, controls):
+        if self.breaks is not None and self.calls > self.breaks:
+            raise OSError("no light")
+        return self.simulated.measure(layer, tf.constant(inputs), controls).numpy()
+
+
+# One estimate.
+
+
+@pytest.mark.parametrize("step", [0.01, 1.0])
+def test_the_directional_derivative_of_a_quadratic_is_exact(step):
+    """Central differences have no error there, whatever the step."""
+    trainer = linear(pnn.SPSA(step))
+    found = estimate(trainer)
+    slope = found.flat[0] if found.flat[0] else 0.0
+    signs = found / slope
+    # One number times signs: ± the slope along them.
+    np.testing.assert_allclose(np.abs(signs), 1.0, rtol=1e-6)
+    along = np.sum(exact_gradient(trainer) * signs)
+    np.testing.assert_allclose(slope, along, rtol=1e-6 + 2e-5 / step)
+
+
+def test_the_mean_approaches_the_gradient():
+    trainer = linear(pnn.SPSA(0.1, directions=100))
+    exact, found = exact_gradient(trainer), estimate(trainer)
+    # Each element has the variance of the sum of squares of all others.
+    error = np.sqrt(np.sum(exact**2) / 100)
+    assert np.abs(found - exact).max() < 4 * error < np.abs(exact).max()
+    single = estimate(linear(pnn.SPSA(0.1)))
+    assert np.abs(single - exact).max() > np.abs(found - exact).max()
+
+
+def test_directions_are_averaged():
+    trainer = linear(pnn.SPSA(0.1, directions=3))
+    kernel = trainer.trainable_variables[0]
+    exact = exact_gradient(trainer)
+    key = [0, tf.constant(0, "int32")]
+    signs = [random_signs(kernel.value, key, (0, d, 0)).numpy() for d in range(3)]
+    expected = np.mean([np.sum(exact * s) * s for s in signs], axis=0)
+    np.testing.assert_allclose(estimate(trainer), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_signs():
+    key = [0, tf.constant(0, "int32")]
+    like = tf.zeros((50, 40))
+    one = random_signs(like, key, (0, 0, 0)).numpy()
+    assert set(np.unique(one)) == {-1.0, 1.0}
+    assert abs(one.mean()) < 4 / np.sqrt(2000)
+    np.testing.assert_array_equal(one, random_signs(like, key, (0, 0, 0)).numpy())
+    others = [
+        random_signs(like, [1, key[1]], (0, 0, 0)),
+        random_signs(like, [0, tf.constant(1, "int32")], (0, 0, 0)),
+        *(random_signs(like, key, p) for p in ((1, 0, 0), (0, 1, 0), (0, 0, 1))),
+    ]
+    for other in others:
+        assert abs((one * other.numpy()).mean()) < 4 / np.sqrt(2000)
+
+
+def test_estimates_depend_on_seed_step_and_pass():
+    # Several directions: one of six signs may come twice.
+    trainer, again, other = (linear(pnn.SPSA(0.1, 4), seed) for seed in (0, 0, 1))
+    first = estimate(trainer)
+    np.testing.assert_array_equal(first, estimate(again))
+    trainer.optimizer.build(trainer.trainable_variables)
+    seen = [first, estimate(other), estimate(trainer, 1)]
+    trainer.optimizer.iterations.assign(1)
+    seen.append(estimate(trainer))
+    assert len({s.tobytes() for s in seen}) == 4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_step_may_follow_a_schedule(dtype):
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
+        [1, 2], [0.1, 0.4, 0.2]
+    )
+    seen = []
+
+    class Recorded(pnn.SPSA):
+        def loss(self, trainer, batch, overrides):
+            seen.append(overrides[-1][1].numpy())
+            return super().loss(trainer, batch, overrides)
+
+    trainer = linear(Recorded(schedule), dtype=dtype)
+    trainer.optimizer.build(trainer.trainable_variables)
+    for iteration, step in enumerate((0.1, 0.1, 0.4, 0.2)):
+        trainer.optimizer.iterations.assign(iteration)
+        found = estimate(trainer)
+        plus, minus = seen[-2:]
+        np.testing.assert_allclose(np.abs(plus - minus), 2 * step, rtol=1e-4)
+        assert found.dtype == dtype
+        signs = np.sign(plus - minus)
+        along = np.sum(exact_gradient(trainer) * signs)
+        np.testing.assert_allclose(found, along * signs, rtol=1e-3)
+
+
+# Training.
+
+
+def test_it_trains_a_black_box():
+    model = bank()
+    (chip,) = pnn.Variation(resonance_shift=0.1).sample(model, 1)
+    target = chip.attach(model).measure(
+        model.get_layer("bank"),
+        tf.constant(X[:, :2]),
+        {n: np.array(v) + 0.05 for n, v in model.get_layer("bank").controls.items()},
+    )
+    box = BlackBox(chip)
+    source = pnn.SPSA(step=0.01, directions=2)
+    online = pnn.SATModel(model, ascent=None, device=box, gradient=source)
+    online.compile(keras.optimizers.Adam(0.01), "mse")
+    options = {"batch_size": 8, "epochs": 40, "verbose": 0}
+    losses = online.fit(X[:, :2], target.numpy(), **options).history["loss"]
+    assert losses[-1] < 0.2 * losses[0]
+    # One pass, and two for each direction.
+    assert box.calls == 40 * 5
+
+
+def test_measurements_and_simulations_agree():
+    def weights(make, **kwargs):
+        model = bank()
+        (chip,) = pnn.Variation(resonance_shift=0.1).sample(model, 1)
+        source = pnn.SPSA(0.05)
+        device = make(chip.attach(model))
+        online = pnn.SATModel(model, ascent=None, device=device, gradient=source)
+        online.compile(keras.optimizers.SGD(0.1), "mse", **kwargs)
+        for _ in range(2):
+            online.train_on_batch(X[:, :2], Y)
+        return np.concatenate([w.ravel() for w in model.get_weights()])
+
+    eager = weights(lambda chip: chip, run_eagerly=True)
+    start = np.concatenate([w.ravel() for w in bank().get_weights()])
+    assert np.abs(eager - start).max() > 1e-4
+    np.testing.assert_allclose(weights(BlackBox), eager, atol=1e-5)
+    compiled = weights(lambda chip: chip, jit_compile=True)
+    np.testing.assert_allclose(compiled, eager, atol=1e-5)
+
+
+@pytest.mark.parametrize("eagerly", [True, False])
+def test_a_failure_in_any_pass_changes_nothing(eagerly):
+    """Statistics too, which the first pass would update."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((2,))
+    x = pnn.layers.MRRBank(2, use_bias=False, name="bank")(inputs)
+    model = keras.Model(inputs, keras.layers.BatchNormalization()(x))
+    (chip,) = pnn.Variation(resonance_shift=0.1).sample(model, 1)
+    box = BlackBox(chip.attach(model))
+    source = pnn.SPSA(0.05, directions=3)
+    online = pnn.SATModel(model, ascent=None, device=box, gradient=source)
+    online.compile(keras.optimizers.SGD(0.1), "mse", run_eagerly=eagerly)
+    online.train_on_batch(X[:, :2], Y)
+    before = [np.array(v) for v in model.variables]
+    for breaks in (1, 2, 6):
+        box.breaks = box.calls + breaks
+        with pytest.raises(Exception, match="no light"):
+            online.train_on_batch(X[:, :2], Y)
+        for a, b in zip(before, model.variables, strict=True):
+            np.testing.assert_array_equal(a, b.numpy(), err_msg=b.path)
+    box.breaks = None
+    online.train_on_batch(X[:, :2], Y)
+    after = [np.array(v) for v in model.variables]
+    assert any((a != b).any() for a, b in zip(before, after, strict=True))
+
+
+def test_all_passes_see_the_same_masks():
+    """With dropout and noise, a difference of losses is that of the controls."""
+    inputs = keras.Input((3,))
+    keras.utils.set_random_seed(0)
+    x = keras.layers.Dropout(0.5)(inputs)
+    outputs = keras.layers.Dense(2, use_bias=False)(x)
+    trainer = pnn.SATModel(
+        keras.Model(inputs, outputs), ascent=None, gradient=pnn.SPSA(1e-2)
+    )
+    trainer.compile("sgd", "mse")
+    found = estimate(trainer)
+    # Other masks would give differences of 1, over 2e-2.
+    assert np.abs(found).max() < 5
+
+
+def test_with_an_ascent():
+    trainer = linear(pnn.SPSA(0.1), ascent=pnn.SAM(0.3), perturb="all")
+    kernel = trainer.trainable_variables[0]
+    first = estimate(trainer)
+    start = kernel.numpy()
+    worst = start + 0.3 * first / np.sqrt(np.sum(first**2))
+    kernel.assign(worst)
+    expected = start - 0.05 * estimate(trainer, index=1)
+    kernel.assign(start)
+    trainer.compile(keras.optimizers.SGD(0.05), "mse", run_eagerly=True)
+    logs = trainer.train_on_batch(X, Y, return_dict=True)
+    np.testing.assert_allclose(kernel.numpy(), expected, atol=1e-4)
+    assert logs["sharpness"] > 0
+
+
+# Saving; bad arguments.
+
+
+@pytest.mark.parametrize(
+    "step", [0.02, keras.optimizers.schedules.ExponentialDecay(0.1, 5, 0.5)]
+)
+def test_a_saved_model_has_it(step, tmp_path):
+    trainer = linear(pnn.SPSA(step, directions=3), seed=4)
+    trainer.train_on_batch(X, Y)
+    trainer.save(tmp_path / "spsa.keras")
+    loaded = keras.saving.load_model(tmp_path / "spsa.keras")
+    source = loaded.gradient
+    assert type(source) is pnn.SPSA and source.directions == 3
+    if isinstance(step, float):
+        assert source.step == step
+    else:
+        assert source.step.get_config() == step.get_config()
+    np.testing.assert_array_equal(estimate(loaded), estimate(trainer))
+
+
+def test_bad_arguments():
+    for bad in (0, -0.1, float("nan"), float("inf"), "small", None, True):
+        with pytest.raises(ValueError, match="`step`"):
+            pnn.SPSA(step=bad)
+    for bad in (0, -1, 1.5, True, "two"):
+        with pytest.raises(ValueError, match="`directions`"):
+            pnn.SPSA(directions=bad)
+    with pytest.raises(ValueError, match="measure"):
+        pnn.SPSA().on(3)

@@ -448,7 +448,9 @@ def test_noise_of_the_model_is_frozen_and_its_seed_comes_back():
     images = np.random.default_rng(2).uniform(size=(8, 4, 4)).astype("float32")
     before = state(model)
     device = pnn.devices.sweep(model, "rotation", [2.0])[0]
-    result = calibrate(model, device, images, imperfections="rotation", settings=2)
+    result = calibrate(
+        model, device, images, imperfections="rotation", settings=2, iterations=30
+    )
     assert state(model) == before
     np.testing.assert_allclose(result.device.deviations["rotation", 0], 2.0, atol=0.1)
 

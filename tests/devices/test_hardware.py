@@ -604,7 +604,17 @@ def test_an_interrupt_in_the_labs_code_passes_through(error):
     assert device.calls == 3
 
 
-def test_an_interrupt_from_the_keyboard_does_not_wait_for_a_hanging_call(hangs):
+@pytest.fixture
+def keyboard():
+    # A run in the background ignores interrupts from the keyboard.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_from_the_keyboard_does_not_wait_for_a_hanging_call(
+    hangs, keyboard
+):
     def interrupted(right):
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         return hangs(right)

@@ -43,7 +43,9 @@ def lenet5(
     return keras.Model(inputs, dense(10, **limit)(x), name="lenet5")
 
 
-def hybrid(start="cross", ports=10, seed: int = 0, **mesh) -> keras.Model:
+def hybrid(
+    start="cross", ports=10, clip: float | None = None, seed: int = 0, **mesh
+) -> keras.Model:
     """A digital LeNet front end, a mesh of 64 modes, and photodiodes.
 
     The 64 features enter the mesh as real amplitudes. The intensities of all ports
@@ -53,17 +55,22 @@ def hybrid(start="cross", ports=10, seed: int = 0, **mesh) -> keras.Model:
     Args:
         start: where the phases start, see `MZIMesh`.
         ports: the ports that are read, see `Intensity`.
+        clip: the largest digital weight, `None` for no limit.
         seed: seed of the initial weights.
         **mesh: further arguments of `MZIMesh`.
     """
     keras.utils.set_random_seed(seed)
+    limits = {}
+    if clip is not None:
+        limit = pnn.layers.ControlRange(-clip, clip)
+        limits = {"kernel_constraint": limit, "bias_constraint": limit}
     inputs = keras.Input((28, 28, 1))
     x = inputs
     for filters, padding in ((6, "same"), (16, "valid")):
-        x = layers.Conv2D(filters, 5, padding=padding)(x)
+        x = layers.Conv2D(filters, 5, padding=padding, **limits)(x)
         x = layers.MaxPooling2D()(layers.ReLU()(layers.BatchNormalization()(x)))
-    x = layers.BatchNormalization()(layers.Dense(120)(layers.Flatten()(x)))
-    x = layers.Dense(64)(x)
+    x = layers.Dense(120, **limits)(layers.Flatten()(x))
+    x = layers.Dense(64, **limits)(layers.BatchNormalization()(x))
     field = pnn.layers.MZIMesh(64, phase_initializer=start, **mesh)(x)
     outputs = pnn.layers.Intensity(normalize="l2", ports=ports)(field)
     return keras.Model(inputs, outputs, name="hybrid")

@@ -172,5 +172,43 @@ def images(pictures: dict, ax=None):
     return ax
 
 
+def matrices(values: dict, xlabel: str, ylabel: str, unit: str = "%"):
+    """Draws matrices beside each other in one colour scale, with their numbers.
+
+    Args:
+        values: name → (rows, columns), all of one shape.
+        xlabel: what the columns are.
+        ylabel: what the rows are.
+        unit: unit of the elements.
+
+    Returns:
+        The last axis.
+    """
+    first = _axes()
+    figure = first.figure
+    figure.set_size_inches(1.0 + 3.2 * len(values), 3.4)
+    first.remove()
+    axes = figure.subplots(1, len(values), squeeze=False)[0]
+    arrays = [np.asarray(v) for v in values.values()]
+    low, high = min(a.min() for a in arrays), max(a.max() for a in arrays)
+    for ax, name, array in zip(axes, values, arrays, strict=True):
+        picture = ax.imshow(array, vmin=low, vmax=high, cmap="viridis")
+        for (row, column), value in np.ndenumerate(array):
+            light = value < (low + high) / 2
+            ax.text(
+                column,
+                row,
+                f"{value:.1f}",
+                ha="center",
+                va="center",
+                color="white" if light else "black",
+            )
+        ax.set(title=name, xlabel=xlabel, ylabel=ylabel)
+        ax.set_xticks(range(array.shape[1]))
+        ax.set_yticks(range(array.shape[0]))
+    figure.colorbar(picture, ax=list(axes), label=unit)
+    return axes[-1]
+
+
 def _cycle(items) -> list[str]:
     return [_COLORS[i % len(_COLORS)] for i in range(len(items))]

@@ -1,0 +1,302 @@
+"""Fig. 4 of arXiv:2411.12352: a mesh of 64 modes, trained off line and on a device.
+
+A LeNet front end, an MZI mesh of 64 modes, photodiodes; MNIST. The device has phases
+off by N(0, σ) rad and splitters off by N(0, σ) in power. Every method is measured on
+the device that it was trained on and on 20 that it has never met, the same for all,
+with batch statistics frozen, on all test images.
+
+Two settings. `published`: the authors' (Haar phases, batches of 6000, 40 epochs, 60 for
+DAT, their optimizers), plus BP with the optimizer that SAT has. `same`: every method
+from one start near the cross state, with the same Adam, batches and epochs.
+
+    python examples/paper/fig4_mzi.py                               # hours
+    python examples/paper/fig4_mzi.py --settings same --sigmas 0.15 --devices 0
+    python examples/paper/fig4_mzi.py --quick
+
+Each run is kept as JSON in the output folder, and is not repeated; a run that was
+interrupted goes on after its last whole epoch. `--report` only prints and draws what
+is there.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+import time
+
+import keras
+import numpy as np
+
+import keras_pnn as pnn
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from networks import hybrid, standardized
+from runs import fit, keep, kept
+
+METHODS = {
+    "bp": "BP",
+    "bp_adam": "BP, Adam",
+    "nat": "NAT",
+    "sat": "SAT offline",
+    "sat_nat": "SAT offline, among random devices",
+    "pat": "PAT",
+    "dat": "DAT",
+    "online": "SAT online",
+}
+ON_DEVICE = ("pat", "dat", "online")
+# Devices to train on come from another seed than those that are never met.
+TRAINING_SEED, UNSEEN_SEED = 100, 1
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS)
+    )
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--sigmas", nargs="+", type=float, default=[0.15, 0.2, 0.3])
+    parser.add_argument("--devices", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--unseen", type=int, default=20)
+    parser.add_argument("--probe", type=int, default=1000, help="images for λ_max")
+    parser.add_argument("--data", default="auto")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--report", action="store_true")
+    parser.add_argument(
+        "--out", type=pathlib.Path, default=pathlib.Path("results/fig4")
+    )
+    return parser.parse_args()
+
+
+def variation(sigma: float) -> pnn.Variation:
+    return pnn.Variation(theta_error=sigma, phi_error=sigma, splitter_imbalance=sigma)
+
+
+def published(method: str, steps: int) -> dict:
+    """The authors' network, optimizer and epochs."""
+    optimizer = keras.optimizers.SGD(0.1, momentum=0.5)
+    if method == "dat":
+        halved = keras.optimizers.schedules.PiecewiseConstantDecay(
+            [30 * steps], [0.1, 0.05]
+        )
+        optimizer = keras.optimizers.SGD(halved)
+    if method in ("bp_adam", "sat", "sat_nat", "online"):
+        optimizer = keras.optimizers.Adam(0.1)
+    clip = None if isinstance(optimizer, keras.optimizers.Adam) else 1.0
+    return {
+        "network": {"start": "haar", "clip": clip},
+        "optimizer": optimizer,
+        "error_epochs": 20,
+        "noise": pnn.Variation(theta_error=0.01, phi_error=0.01),
+    }
+
+
+def same(method: str, steps: int) -> dict:
+    """One start, one optimizer and one budget for every method."""
+    rate = keras.optimizers.schedules.CosineDecay(0.005, EPOCHS["same"] * steps)
+    return {
+        "network": {"start": "cross"},
+        "optimizer": keras.optimizers.Adam(rate),
+        "error_epochs": None,
+        "noise": None,
+    }
+
+
+SETTINGS = {"published": published, "same": same}
+EPOCHS = {"published": 40, "same": 5}
+BATCH = {"published": 6000, "same": 128}
+
+
+def epochs_of(setting: str, method: str) -> int:
+    return 60 if (setting, method) == ("published", "dat") else EPOCHS[setting]
+
+
+def trainer(method, model, options, sigma, device, seed) -> keras.Model:
+    """The model, or what trains it."""
+    if method in ("bp", "bp_adam"):
+        return model
+    if method == "nat":
+        noise = options["noise"] or variation(sigma)
+        return pnn.SATModel(model, ascent=None, noise_aware=noise, seed=seed)
+    if method in ("sat", "sat_nat"):
+        noise = variation(sigma) if method == "sat_nat" else None
+        return pnn.SATModel(model, rho=0.3, noise_aware=noise, seed=seed)
+    if method == "pat":
+        return pnn.PATModel(model, device=device, seed=seed)
+    if method == "dat":
+        return pnn.DATModel(
+            model, device=device, error_epochs=options["error_epochs"], seed=seed
+        )
+    return pnn.SATModel(model, rho=0.3, device=device, seed=seed)
+
+
+def compiled(model: keras.Model, optimizer="adam") -> keras.Model:
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    # XLA on CPU is slower with the error networks' convolutions.
+    jit = not isinstance(model, pnn.DATModel)
+    model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=jit)
+    return model
+
+
+def name_of(setting, method, sigma, device, seed) -> str:
+    """Methods that need no device are trained once; noise-aware ones for each σ."""
+    parts = [setting, method]
+    if method in ON_DEVICE:
+        parts += [f"sigma{sigma:g}", f"device{device}"]
+    elif method == "sat_nat" or (method == "nat" and setting == "same"):
+        parts += [f"sigma{sigma:g}"]
+    return "_".join([*parts, f"seed{seed}"])
+
+
+def trained(name, setting, method, sigma, device, seed, data, args):
+    """The trained network and what training took, from the file if it is there."""
+    path, log = args.out / f"{name}.keras", args.out / f"trained_{name}.json"
+    if path.exists() and log.exists():
+        return compiled(keras.saving.load_model(path)), json.loads(log.read_text())
+    images = standardized(data.x_train)
+    size = min(BATCH[setting], len(images))
+    batches = pnn.datasets.Batches(images, data.y_train, size, seed=seed)
+    options = SETTINGS[setting](method, len(batches))
+    model = hybrid(seed=seed, **options["network"])
+    chip = variation(sigma).sample(model, device + 1, seed=TRAINING_SEED)[device]
+    training = trainer(method, model, options, sigma, chip, seed)
+    compiled(training, options["optimizer"])
+    backup = keras.callbacks.BackupAndRestore(args.out / f"backup_{name}")
+    start = time.perf_counter()
+    epochs = 2 if args.quick else epochs_of(setting, method)
+    print(f"{name}: {epochs} epochs")
+    fit(training, batches, epochs, callbacks=[backup])
+    found = {"seconds": time.perf_counter() - start, "epochs": epochs}
+    found["curvature"] = curvature(compiled(model), data, args.probe)
+    model.save(path)
+    log.write_text(json.dumps(found), "utf-8")
+    return model, found
+
+
+def curvature(model: keras.Model, data, samples: int) -> dict:
+    """λ_max of the digital model over all its variables, and over the phases alone."""
+    probe = standardized(data.x_train[:samples]), data.y_train[:samples]
+    found = {}
+    for which in ("all", "controls"):
+        result = pnn.hessian_eigenvalues(
+            model, *probe, variables=which, tolerance=0.02, max_iterations=150
+        )
+        found[which] = {
+            "lambda_max": float(result.eigenvalues[0]),
+            "residual": float(result.residuals[0]),
+            "samples": samples,
+        }
+    return found
+
+
+def run(setting, method, sigma, device, seed, data, args) -> dict:
+    name = name_of(setting, method, sigma, device, seed)
+    model, training = trained(name, setting, method, sigma, device, seed, data, args)
+    x, y = standardized(data.x_test), data.y_test
+    chip = variation(sigma).sample(model, device + 1, seed=TRAINING_SEED)[device:]
+    unseen = variation(sigma).sample(model, args.unseen, seed=UNSEEN_SEED)
+    accuracy = {
+        key: (
+            100 * pnn.evaluate_devices(model, x, y, devices, verbose=0)["accuracy"]
+        ).tolist()
+        for key, devices in {
+            "ideal": pnn.devices.Devices([pnn.SimulatedDevice({})]),
+            "device": chip,
+            "unseen": unseen,
+        }.items()
+    }
+    return {
+        "setting": setting,
+        "method": method,
+        "sigma": sigma,
+        "device": device,
+        "seed": seed,
+        "data": data.name,
+        "images": len(data.x_train),
+        "batch_norm": "frozen",
+        "training": training,
+        "accuracy": accuracy,
+    }
+
+
+def table(runs: list[dict], setting: str, sigma: float) -> str:
+    """Means over training devices and seeds; unseen: mean, σ, 5th percentile, least."""
+    lines = [
+        f"{setting}, σ = {sigma:g}",
+        f"{'accuracy (%)':36}{'ideal':>7}{'its own':>9}{'unseen':>8}{'std':>6}"
+        f"{'p05':>7}{'min':>7}{'λ all':>9}{'λ phases':>10}  trainings",
+    ]
+    for method, label in METHODS.items():
+        mine = [
+            r
+            for r in runs
+            if (r["setting"], r["method"], r["sigma"]) == (setting, method, sigma)
+        ]
+        if not mine:
+            continue
+        unseen = np.concatenate([r["accuracy"]["unseen"] for r in mine])
+        own = np.mean([r["accuracy"]["device"] for r in mine])
+        ideal = np.mean([r["accuracy"]["ideal"] for r in mine])
+        top = {
+            which: np.mean(
+                [r["training"]["curvature"][which]["lambda_max"] for r in mine]
+            )
+            for which in ("all", "controls")
+        }
+        lines.append(
+            f"{label:36}{ideal:7.2f}{own:9.2f}{unseen.mean():8.2f}{unseen.std():6.2f}"
+            f"{np.percentile(unseen, 5):7.2f}{unseen.min():7.2f}{top['all']:9.3g}"
+            f"{top['controls']:10.3g}  {len(mine)}"
+        )
+    return "\n".join(lines)
+
+
+def report(out: pathlib.Path) -> None:
+    from keras_pnn import plotting
+
+    runs = [json.loads(p.read_text("utf-8")) for p in sorted(out.glob("run_*.json"))]
+    for setting, sigma in sorted({(r["setting"], r["sigma"]) for r in runs}):
+        print(table(runs, setting, sigma), end="\n\n")
+        mine = [r for r in runs if (r["setting"], r["sigma"]) == (setting, sigma)]
+        values = {
+            label: np.concatenate(unseen)
+            for method, label in METHODS.items()
+            if (
+                unseen := [
+                    r["accuracy"]["unseen"] for r in mine if r["method"] == method
+                ]
+            )
+        }
+        plotting.save(
+            plotting.distributions(values), out / f"unseen_{setting}_{sigma:g}.png"
+        )
+
+
+def main() -> None:
+    args = arguments()
+    if args.quick:
+        args.out = args.out / "quick"
+        args.unseen, args.probe = 3, 100
+    args.out.mkdir(parents=True, exist_ok=True)
+    if not args.report:
+        data = pnn.datasets.load(args.data)
+        if args.quick:
+            data = data.head(1000, 500)
+        for seed in args.seeds:
+            for setting in args.settings:
+                for sigma in args.sigmas:
+                    for device in args.devices:
+                        for method in args.methods:
+                            key = (setting, method, sigma, device, seed)
+                            name = f"{setting}_{method}_sigma{sigma:g}"
+                            name += f"_device{device}_seed{seed}"
+                            path = args.out / f"run_{name}.json"
+                            if not kept(path, data=data.name, images=len(data.x_train)):
+                                keep(path, run(*key, data, args))
+                                # Else the graphs of all runs stay in memory.
+                                keras.utils.clear_session()
+    report(args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Trained on device i, tested on device j: does a network move to another chip?
+
+The hybrid network (a LeNet front end, a mesh of 64 modes) is trained with each of a few
+simulated chips in the loop, physics-aware (PAT) and sharpness-aware (SAT online), and
+tested on all of them. Phases (rad) and splitters (power imbalance) are off at random.
+
+    python examples/transfer_matrix.py
+    python examples/transfer_matrix.py --sigma 0.25 --devices 5
+
+Each training is kept in the output folder, and is not repeated.
+"""
+
+import argparse
+import pathlib
+
+import keras
+import numpy as np
+from networks import hybrid, standardized
+from runs import fit
+
+import keras_pnn as pnn
+
+METHODS = {
+    "PAT": lambda model, chip: pnn.PATModel(model, device=chip),
+    "SAT online": lambda model, chip: pnn.SATModel(model, rho=0.3, device=chip),
+}
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="auto", help="auto, mnist, digits or a path")
+    parser.add_argument("--start", default="cross", help="haar, uniform, cross or bar")
+    parser.add_argument("--sigma", type=float, default=0.2)
+    parser.add_argument("--devices", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=None, help="default 2; digits 30")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="a small part of it all")
+    parser.add_argument(
+        "--out", type=pathlib.Path, default=pathlib.Path("results/transfer_matrix")
+    )
+    return parser.parse_args()
+
+
+def trained(method: str, index: int, chips, data, epochs: int, args) -> keras.Model:
+    """The network trained with one chip in the loop, from its file if there is one."""
+    model = hybrid(args.start, seed=args.seed)
+    setting = f"{data.name}{len(data.x_train)}_{args.start}_{args.sigma:g}_{epochs}"
+    name = f"{method.replace(' ', '_')}_{setting}_{index}_{args.seed}"
+    path = args.out / f"{name}.weights.h5"
+    if path.exists():
+        model.load_weights(path)
+        return compiled(model)
+    print(f"{method} on device {index}, {epochs} epochs")
+    images = standardized(data.x_train)
+    batches = pnn.datasets.Batches(
+        images, data.y_train, min(250, len(images) // 4), seed=args.seed
+    )
+    rate = keras.optimizers.schedules.CosineDecay(0.004, epochs * len(batches))
+    online = METHODS[method](model, chips[index])
+    checkpoint = pnn.callbacks.Checkpoint(args.out / f"state_{name}", every=50)
+    fit(
+        compiled(online, keras.optimizers.Adam(rate)),
+        batches,
+        epochs,
+        callbacks=[checkpoint],
+    )
+    model.save_weights(path)
+    return compiled(model)
+
+
+def compiled(model: keras.Model, optimizer="adam") -> keras.Model:
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=True)
+    return model
+
+
+def main() -> None:
+    args = arguments()
+    data = pnn.datasets.load(args.data)
+    if args.quick:
+        data, args.devices = data.head(1000, 500), 2
+    epochs = args.epochs or (2 if args.quick else 30 if data.name == "digits" else 2)
+    args.out.mkdir(parents=True, exist_ok=True)
+    x, y = standardized(data.x_test), data.y_test
+    variation = pnn.Variation(
+        theta_error=args.sigma, phi_error=args.sigma, splitter_imbalance=args.sigma
+    )
+    matrices = {}
+    for method in METHODS:
+        rows = []
+        for index in range(args.devices):
+            chips = variation.sample(hybrid(), args.devices, seed=100)
+            model = trained(method, index, chips, data, epochs, args)
+            found = pnn.evaluate_devices(model, x, y, chips, verbose=0)
+            rows.append(100 * found["accuracy"])
+            keras.utils.clear_session()
+        matrices[method] = np.array(rows)
+    own = np.eye(args.devices, dtype=bool)
+    for method, matrix in matrices.items():
+        print(f"\n{method}: accuracy (%), trained on row, tested on column")
+        for row in matrix:
+            print("  ".join(f"{value:6.2f}" for value in row))
+        print(f"own {matrix[own].mean():.2f}, other {matrix[~own].mean():.2f}")
+    np.savez(args.out / "transfer_matrix.npz", **matrices)
+    try:
+        from keras_pnn import plotting
+
+        axis = plotting.matrices(matrices, "tested on device", "trained on device")
+        plotting.save(axis, args.out / "transfer_matrix.png")
+    except ImportError as error:
+        print(error)
+
+
+if __name__ == "__main__":
+    main()

@@ -20,9 +20,12 @@ from runs import fit
 
 import keras_pnn as pnn
 
+# At the output: the mesh's fields have phases that are not those of the model.
 METHODS = {
-    "PAT": lambda model, chip: pnn.PATModel(model, device=chip),
-    "SAT online": lambda model, chip: pnn.SATModel(model, rho=0.3, device=chip),
+    "PAT": lambda model, chip: pnn.PATModel(model, device=chip, readout="output"),
+    "SAT online": lambda model, chip: pnn.PATModel(
+        model, device=chip, readout="output", ascent=pnn.SAM(0.3)
+    ),
 }
 
 

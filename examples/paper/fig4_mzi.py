@@ -121,13 +121,17 @@ def trainer(method, model, options, sigma, device, seed) -> keras.Model:
     if method in ("sat", "sat_nat"):
         noise = variation(sigma) if method == "sat_nat" else None
         return pnn.SATModel(model, rho=0.3, noise_aware=noise, seed=seed)
+    # The fields that leave an imperfect mesh have other phases than the model's, so
+    # that measured fields and modelled derivatives do not belong together; intensities
+    # have none.
     if method == "pat":
-        return pnn.PATModel(model, device=device, seed=seed)
+        return pnn.PATModel(model, device=device, readout="output", seed=seed)
     if method == "dat":
         return pnn.DATModel(
             model, device=device, error_epochs=options["error_epochs"], seed=seed
         )
-    return pnn.SATModel(model, rho=0.3, device=device, seed=seed)
+    source = pnn.training.DeviceGradient("output")
+    return pnn.SATModel(model, rho=0.3, device=device, seed=seed, gradient=source)
 
 
 def compiled(model: keras.Model, optimizer="adam") -> keras.Model:

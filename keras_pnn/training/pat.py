@@ -16,7 +16,8 @@ class PATModel(SATModel):
         readout: `"layers"`: every physical layer is measured, and its
             vector–Jacobian product is taken through the model at the measured input;
             or `"output"`: the device gives the outputs of the network alone, and the
-            derivative is that of the model along its own states.
+            derivative is that of the model along its own states. An imperfect
+            `MZIMesh` turns the phases of its fields: train it with `"output"`.
         ascent: an ascent as in `SATModel`, which makes this SAT online. Default:
             none.
         **kwargs: further arguments of `SATModel`.

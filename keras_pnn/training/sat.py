@@ -75,7 +75,8 @@ class SATModel(Trainer):
         seed: seed of the noise, of sampled radii and steps, and of what the gradient
             source draws.
         gradient: where gradients come from, such as `pnn.SPSA(...)`. Default: the
-            model, or with a device `pnn.training.DeviceGradient()`.
+            model, or with a device `pnn.training.DeviceGradient()`; for an imperfect
+            mesh `pnn.training.DeviceGradient("output")`, see there.
 
     Raises:
         ValueError: `rho` is negative; both `rho` and an ascent object are given;

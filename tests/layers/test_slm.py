@@ -844,7 +844,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("arguments", BAD, ids=str)
+@pytest.mark.parametrize(
+    "arguments", BAD, ids=lambda given: str(given).split(" object at")[0]
+)
 def test_bad_arguments(arguments):
     name = next(iter(arguments))
     with pytest.raises(ValueError, match=rf"(?s)`{name}`.*Received"):

@@ -79,6 +79,8 @@ def compiled(model: keras.Model, optimizer="adam") -> keras.Model:
 
 def main() -> None:
     args = arguments()
+    if args.devices < 2:
+        raise SystemExit(f"`--devices` must be 2 or more. Received: {args.devices}")
     data = pnn.datasets.load(args.data)
     if args.quick:
         data, args.devices = data.head(1000, 500), 2

@@ -117,7 +117,9 @@ class HardwareDevice:
         """Sets the controls of one layer, where they differ from the last ones.
 
         May be overridden; `settle` seconds pass afterwards. It is called again after
-        `recover`.
+        `recover`. Each layer needs channels of its own on the device: what was set for
+        one must stay while another is set. Where layers share them, set the controls
+        in `measure`, which gets them too.
         """
         return None
 

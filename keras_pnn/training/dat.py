@@ -103,18 +103,30 @@ class DualAdaptive(GradientSource):
             forward = self._inside if self.internal_states else self._outside
             loss, y_pred, scope, misfits = forward(trainer, batch, mapping, learning)
             scaled = trainer.optimizer.scale_loss(loss)
+        if not misfits:
+            raise ValueError(
+                "The device must measure at least one physical layer of the model. "
+                "Received: one that leaves all of them to the model"
+            )
         gradients = tape.gradient(scaled, watched[: len(wrt)])
         if index > 0:
             return Evaluation(loss, gradients, y_pred, scope)
 
         def report():
-            self.error_loss.update_state(tf.add_n([m for _, m in misfits]))
+            self.error_loss.update_state(
+                tf.add_n([m for _, m in misfits]) / len(misfits)
+            )
 
         if not learning:
             return Evaluation(loss, gradients, y_pred, scope, report)
         by_variable = dict(zip(map(id, theirs), watched[len(wrt) :], strict=True))
         steps = []
-        for network, misfit in misfits:
+        for network in networks:
+            # A layer that is called twice has two.
+            its = [m for n, m in misfits if n is network]
+            if not its:
+                continue
+            misfit = tf.add_n(its)
             own = [by_variable[id(v)] for v in network.trainable_variables]
             steps += list(
                 zip(
@@ -225,7 +237,7 @@ class DATModel(SATModel):
         ascent: an ascent as in `SATModel`. Default: none.
         **kwargs: further arguments of `SATModel`.
 
-    Logs: `error_loss`, the mean square that S leaves, beside the loss.
+    Logs: `error_loss`, the mean square that S leaves, over the layers; beside the loss.
 
     Raises:
         ValueError: `device` is `None` or cannot measure; `error_networks` or

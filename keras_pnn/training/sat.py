@@ -68,7 +68,9 @@ class SATModel(Trainer):
             both passes, a pure function of `seed` and the step.
         device: a device whose measurements replace the layers' outputs in both
             passes, while gradients go through the model: SAT online. The ascent is
-            then by these proxy gradients too.
+            then by these proxy gradients too. An imperfection that a
+            `SimulatedDevice` does not name follows `misalignment` and `noise_aware`;
+            a device on the bench does not.
         aligned: a in [0, 1]: the optimizer steps with (1 − a) times the gradient of
             the second pass plus a times that of the first. With a large radius of
             misalignment and a = 0, a network can forget the aligned case.

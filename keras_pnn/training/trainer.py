@@ -4,7 +4,6 @@ import inspect
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_pnn.devices.hardware import DeviceError, raising
 from keras_pnn.training.resume import Position, Skipping, save_state
@@ -104,16 +103,17 @@ class Trainer(keras.Model):
         bound = _FIT.bind(self, x, y, *args, **kwargs)
         bound.apply_defaults()
         given = bound.arguments["callbacks"]
+        # First in line: a callback that fails finds the batch counted.
         position, *_ = own = self._own_callbacks()
         if isinstance(given, keras.callbacks.CallbackList):
             callbacks = given.callbacks
             # A new list: the given one has chosen its threads without ours.
             bound.arguments["callbacks"] = keras.callbacks.CallbackList(
-                [*callbacks, *own], model=self, **(given.params or {})
+                [*own, *callbacks], model=self, **(given.params or {})
             )
         else:
             callbacks = keras.tree.flatten(given) if given is not None else []
-            bound.arguments["callbacks"] = [*callbacks, *own]
+            bound.arguments["callbacks"] = [*own, *callbacks]
         keepers = [c for c in callbacks if hasattr(c, "save_state")]
         if keepers:
             _check_order(x, bound.arguments["shuffle"], callbacks)
@@ -133,7 +133,8 @@ class Trainer(keras.Model):
             error.add_note(
                 f"The model is saved as it was after {batches} batches of epoch "
                 f"{epoch + 1}. To go on, pass "
-                f"callbacks=[pnn.callbacks.Checkpoint({str(folder)!r})]."
+                f"callbacks=[pnn.callbacks.Checkpoint({str(folder)!r})] and the same "
+                "batches in the same order."
             )
             raise
 
@@ -236,8 +237,11 @@ def _check_order(x, shuffle, callbacks) -> None:
         known = any(getattr(c, "batches", None) is x for c in callbacks)
         advice = "pass callbacks=[pnn.callbacks.BatchOrder(batches), ...]"
     else:
-        known = isinstance(x, tf.data.Dataset) or not shuffle
-        advice = "pass a `pnn.datasets.Batches`, or shuffle=False"
+        known = not shuffle and not inspect.isgenerator(x)
+        advice = (
+            "pass a `pnn.datasets.Batches`, or arrays or a data set of fixed order "
+            "with shuffle=False"
+        )
     if not known:
         raise ValueError(
             "A `Checkpoint` goes on in the middle of an epoch, so the order of the "

@@ -317,7 +317,15 @@ def test_an_order_that_is_not_known_is_refused(tmp_path):
     assert model.optimizer.iterations.numpy() == 0
     model.fit(X, Y, shuffle=False, verbose=0, callbacks=[keep])
     data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(11)
-    model.fit(data, verbose=0, callbacks=keep)
+    with pytest.raises(ValueError, match=r"fixed order.*Received: _BatchDataset"):
+        model.fit(data, verbose=0, callbacks=keep)
+    model.fit(data, shuffle=False, verbose=0, callbacks=keep)
+    with pytest.raises(ValueError, match=r"Received: generator"):
+        model.fit(iter_of(data), shuffle=False, verbose=0, callbacks=keep)
+
+
+def iter_of(data):
+    yield from data
 
 
 def test_other_models_are_refused(tmp_path):

@@ -125,14 +125,14 @@ def trainer(method, model, options, sigma, device, seed) -> keras.Model:
     # The fields that leave an imperfect mesh have other phases than the model's, so
     # that measured fields and modelled derivatives do not belong together; intensities
     # have none.
-    if method == "pat":
-        return pnn.PATModel(model, device=device, readout="output", seed=seed)
-    if method == "dat":
-        return pnn.DATModel(
-            model, device=device, error_epochs=options["error_epochs"], seed=seed
+    if method in ("pat", "online"):
+        ascent = pnn.SAM(0.3) if method == "online" else None
+        return pnn.PATModel(
+            model, device=device, readout="output", ascent=ascent, seed=seed
         )
-    source = pnn.training.DeviceGradient("output")
-    return pnn.SATModel(model, rho=0.3, device=device, seed=seed, gradient=source)
+    return pnn.DATModel(
+        model, device=device, error_epochs=options["error_epochs"], seed=seed
+    )
 
 
 def compiled(model: keras.Model, optimizer="adam") -> keras.Model:

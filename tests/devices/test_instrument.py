@@ -1,7 +1,6 @@
 """A real TCP connection to a simulated bench, which is a process of its own."""
 
 import copy
-import importlib.util
 import pathlib
 import socket
 import sys
@@ -11,6 +10,7 @@ import tomllib
 import keras
 import numpy as np
 import pytest
+import scpi_server
 
 import keras_pnn as pnn
 from keras_pnn.devices import InstrumentDevice, InstrumentError
@@ -18,17 +18,6 @@ from keras_pnn.devices import InstrumentDevice, InstrumentError
 ROOT = pathlib.Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "instrument.toml"
 
-
-def beside(name):
-    """A module in this folder, which is no package."""
-    path = pathlib.Path(__file__).with_name(f"{name}.py")
-    specification = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-scpi_server = beside("scpi_server")
 
 X = np.random.default_rng(0).random((5, 4)).astype("float32")
 

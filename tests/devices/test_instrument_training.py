@@ -1,6 +1,5 @@
 """Training through a simulated bench in another process, whatever happens to it."""
 
-import importlib.util
 import os
 import pathlib
 import signal
@@ -9,23 +8,12 @@ import sys
 
 import numpy as np
 import pytest
+import scpi_server
+import train_through_instrument as training
 
 import keras_pnn as pnn
 
 ROOT = pathlib.Path(__file__).parents[2]
-
-
-def beside(name):
-    """A module in this folder, which is no package."""
-    path = pathlib.Path(__file__).with_name(f"{name}.py")
-    specification = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-scpi_server = beside("scpi_server")
-training = beside("train_through_instrument")
 
 
 def bench_with(*arguments):

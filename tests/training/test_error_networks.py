@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_pnn.training import error_networks
-from keras_pnn.training.error_networks import ComplexConv2D, ErrorNetwork, squarest
+from keras_pnn.training import complex_convolution
+from keras_pnn.training.complex_convolution import ComplexConv2D
+from keras_pnn.training.error_networks import ErrorNetwork, squarest
 
 
 @pytest.fixture
@@ -234,7 +235,7 @@ def test_network_equals_one_written_out(rng, modes, arguments, training):
 def test_rows_as_matrices_change_nothing(rng, monkeypatch):
     layer, inputs = network(64, widths=(2, 3, 4)), fields(rng, 3, 64)
     outputs = layer(inputs)
-    monkeypatch.setattr(error_networks, "_DENSE_WIDTH", 0)
+    monkeypatch.setattr(complex_convolution, "_DENSE_WIDTH", 0)
     np.testing.assert_allclose(layer(inputs), outputs, atol=1e-12)
 
 

@@ -234,6 +234,7 @@ class Bench:
             name: Wiring.parsed(f"layers.{name}", layer, instruments)
             for name, layer in mapping("layers", values["layers"])
         }
+        _check_apart([s for w in layers.values() for s in w.controls.values()])
         device = dict(mapping("device", values.get("device", {}), empty=True))
         if "layers" in device:
             raise ValueError(
@@ -243,6 +244,25 @@ class Bench:
         backend = values.get("backend", "@py")
         text("backend", backend)
         return cls(instruments, layers, device, backend)
+
+
+def _check_apart(settings: list[Setting]) -> None:
+    """Raises ValueError if two controls are set on one channel.
+
+    What one layer is set to must stay while another is set and measured. Inputs and
+    detectors may be shared: they are set and read anew for each layer.
+    """
+    taken: dict[tuple, str] = {}
+    for setting in settings:
+        for channel in setting.channels:
+            key = setting.instrument, setting.command, channel
+            if key in taken:
+                raise ValueError(
+                    f"`{setting.where}.channels` must be channels of its own, apart "
+                    f"from those of `{taken[key]}`. Received: {channel}, which both "
+                    "have"
+                )
+            taken[key] = setting.where
 
 
 def checked(where: str, table, kind, own: tuple[str, ...] = ()) -> dict:

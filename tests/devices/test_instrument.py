@@ -552,3 +552,15 @@ def test_readings_that_are_no_numbers(word):
     assert readings(["1.0, -2e-3", "3"]) == [1.0, -0.002, 3.0]
     with pytest.raises(InstrumentError, match="must be numbers"):
         readings(["1.0", word])
+
+
+def test_two_layers_must_not_set_the_same_channels():
+    table = configuration(1)
+    table["layers"]["other"] = table["layers"]["bank"]
+    with pytest.raises(ValueError, match=r"layers\.other\.controls\.control.*its own"):
+        InstrumentDevice(table)
+    # Others for the controls; inputs and detectors are set and read anew each time.
+    controls = table["layers"]["bank"]["controls"]["control"]
+    other = {"control": {**controls, "channels": "17:32"}}
+    table["layers"]["other"] = {**table["layers"]["bank"], "controls": other}
+    InstrumentDevice(table)

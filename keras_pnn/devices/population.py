@@ -1,22 +1,20 @@
 """Many devices at once: loss and metrics of a model on each of them."""
 
 import dataclasses
-import math
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_pnn.devices.simulated import SimulatedDevice
-from keras_pnn.layers.mrr import MRRConv2D
-from keras_pnn.layers.physical import (
-    controls_of,
-    flat_layers,
-    kernels_per_device,
-    overriding,
+from keras_pnn.devices._engine import Engine, filled
+from keras_pnn.devices._footprint import Footprint, footprint
+from keras_pnn.devices.normalization import (
+    check_mode,
+    checked_calibration,
+    even_parts,
 )
+from keras_pnn.devices.simulated import SimulatedDevice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +27,7 @@ class DeviceEvaluation:
         samples: number of samples that each device was given.
         batch_size: samples at once.
         vectorized: whether the devices ran in one graph.
-        batch_norm: statistics of batch normalisation, `"frozen"`.
+        batch_norm: statistics of batch normalisation, as in `DeviceEvaluator`.
     """
 
     values: dict[str, np.ndarray]
@@ -74,6 +72,192 @@ class DeviceEvaluation:
         return "\n".join(rows)
 
 
+class DeviceEvaluator:
+    """Evaluates a model on devices, call after call, and compiles once.
+
+    Data are checked once. What is compiled is kept, for each set of variables that
+    devices deviate in. Weights are read at each call, so that it can be used during
+    `fit`; after `model.compile` it compiles anew.
+
+    Devices run `chunk` at a time in one graph. Layers in front of what varies run
+    once for all of them. The last chunk is filled up with copies of its last device,
+    so that nothing is compiled for it. With `chunk` given, a chunk of the same
+    devices in the same order gives the same figures to the last bit, in whichever
+    call and however many devices there are; between chunks of other sizes figures
+    agree to rounding. Cut what is to be resumed at multiples of `chunk`.
+
+    Args:
+        model: a compiled model.
+        x: inputs, an array or a list or dictionary of arrays.
+        y: targets, likewise.
+        batch_size: samples at once.
+        sample_weight: one weight for each sample, or `None`.
+        chunk: devices at once, also where there are fewer. Default: as many as
+            `memory_limit` allows, at most those that there are. With 1 they run one
+            after the other, in a graph that is not vectorised.
+        memory_limit: GiB that a step may take beside what the process has, estimated
+            from the layers' outputs and variables. Compiling takes about 0.1 GiB more.
+        batch_norm: the statistics with which `BatchNormalization` layers normalise.
+            `"frozen"`: the model's. `"batch"`: those of each batch of `x`, so that
+            figures depend on `batch_size`. `"reestimated"`: each device's own, of
+            `calibration`. All else is as in inference; the model's statistics stay.
+        calibration: inputs like `x` for `"reestimated"`, a few hundred samples of
+            training data. They run in batches of at most `batch_size`, of even
+            sizes, in which the layers normalise with the batch's statistics; mean
+            and variance of all batches together are the device's.
+
+    Raises:
+        ValueError: the model is not compiled, the data are empty, hold NaN or
+            differ in length, a number is out of range, the mode is unknown, or
+            `calibration` does not fit it.
+
+    Example:
+
+    >>> evaluator = pnn.devices.DeviceEvaluator(model, x_test, y_test, chunk=50)
+    >>> for start, rows in evaluator.chunks(devices):
+    ...     print(start, [row["accuracy"] for row in rows])
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        x,
+        y,
+        batch_size: int = 100,
+        sample_weight=None,
+        chunk: int | None = None,
+        memory_limit: float = 1.0,
+        batch_norm: str = "frozen",
+        calibration=None,
+    ):
+        self._data = _checked_data(model, x, y, sample_weight)
+        if batch_size < 1 or (chunk is not None and chunk < 1):
+            raise ValueError(
+                "`batch_size` and `chunk` must be at least 1. "
+                f"Received: batch_size={batch_size}, chunk={chunk}"
+            )
+        if not memory_limit > 0:
+            raise ValueError(
+                f"`memory_limit` must be above 0, in GiB. Received: {memory_limit!r}"
+            )
+        check_mode(batch_norm, calibration)
+        if calibration is not None:
+            calibration = checked_calibration(calibration, self._data[0])
+        self.model, self.batch_norm = model, batch_norm
+        self.samples = _length(self._data[0])
+        self.batch_size = min(int(batch_size), self.samples)
+        self.chunk, self.memory_limit = chunk, memory_limit
+        self._calibration = calibration
+        self._compiled = None
+        # By the variables' ids; an engine holds its variables, so that ids stay.
+        self._engines: dict[tuple[int, ...], tuple[Engine, Footprint]] = {}
+
+    def evaluate(
+        self, devices: Sequence[SimulatedDevice], verbose: int | str = "auto"
+    ) -> DeviceEvaluation:
+        """Returns loss and metrics of the model on each device.
+
+        Args:
+            devices: what `Variation.sample` returns.
+            verbose: 0 is silent, 1 or `"auto"` shows a progress bar.
+
+        Raises:
+            ValueError: there is no device, they deviate in different variables, or
+                come from another architecture.
+        """
+        engine, chunk, bound = self._bound(devices)
+        rows = [
+            row for _, some in self._run(engine, chunk, bound, verbose) for row in some
+        ]
+        values = {n: np.array([r[n] for r in rows]) for n in rows[0]}
+        vectorized = chunk > 1 and engine.vectorized
+        return DeviceEvaluation(
+            values, self.samples, self.batch_size, vectorized, self.batch_norm
+        )
+
+    def chunks(
+        self, devices: Sequence[SimulatedDevice], verbose: int | str = 0
+    ) -> Iterator[tuple[int, list[dict]]]:
+        """Yields the results of one chunk of devices after the other.
+
+        Args:
+            devices: what `Variation.sample` returns.
+            verbose: as in `evaluate`.
+
+        Yields:
+            The place of the chunk's first device in `devices`, and for each device
+            name → float, or array for a metric that is an array.
+
+        Raises:
+            ValueError: as in `evaluate`, before the first chunk.
+        """
+        return self._run(*self._bound(devices), verbose)
+
+    def devices_at_once(self, devices: Sequence[SimulatedDevice]) -> int:
+        """Returns the size of the chunks in which devices run."""
+        return self._bound(devices)[1]
+
+    def _bound(self, devices):
+        """(engine, devices at once, each device's targets and deviations)."""
+        if not len(devices):
+            raise ValueError("`devices` must hold at least one device. Received: none")
+        self._prepare()
+        bound = [device.bind(self.model) for device in devices]
+        variables = [target.variable for target, _ in bound[0]]
+        # By identity: variables compare by value.
+        key = tuple(map(id, variables))
+        if any(tuple(id(t.variable) for t, _ in pairs) != key for pairs in bound):
+            raise ValueError("`devices` must all deviate in the same variables.")
+        if key not in self._engines:
+            needs = footprint(self.model, variables)
+            engine = Engine(self.model, variables, self.batch_norm, needs.differs)
+            self._engines[key] = engine, needs
+        engine, needs = self._engines[key]
+        chunk = self.chunk
+        if chunk is None:
+            # Chunks alike, so that the last one has little to fill up.
+            fit = needs.devices(self.batch_size, self.memory_limit * 2**30)
+            chunk = -(-len(bound) // -(-len(bound) // fit))
+        return engine, chunk, bound
+
+    def _prepare(self):
+        """Builds metrics, and forgets what was traced with those of before."""
+        model = self.model
+        now = model._loss_tracker, model._compile_loss, model._compile_metrics
+        same = self._compiled is not None and all(
+            a is b for a, b in zip(now, self._compiled, strict=True)
+        )
+        if not same:
+            # Keras makes the metrics' variables at the first batch.
+            model._symbolic_build(data_batch=_rows(self._data, 0, 1))
+            self._compiled, self._engines = now, {}
+
+    def _run(self, engine, chunk, bound, verbose):
+        batches = range(0, self.samples, self.batch_size)
+        parts = []
+        if self.batch_norm == "reestimated":
+            parts = even_parts(_length(self._calibration), self.batch_size)
+        bar = keras.utils.Progbar(
+            -(-len(bound) // chunk) * len(batches),
+            verbose=0 if verbose in (0, "0") else 1,
+            unit_name="step",
+        )
+        for start in range(0, len(bound), chunk):
+            group = bound[start : start + chunk]
+            values = [[t.value(a) for t, a in pairs] for pairs in group]
+            stacks = [
+                filled(tf.stack(column), chunk) for column in zip(*values, strict=True)
+            ]
+            calibration = (_rows(self._calibration, *part) for part in parts)
+            statistics = engine.statistics(stacks, len(group), calibration)
+            states = engine.zero_state(len(group))
+            for first in batches:
+                batch = _rows(self._data, first, first + self.batch_size)
+                states = engine.update(stacks, statistics, states, batch)
+                bar.add(1)
+            yield start, engine.results(states)
+
+
 def evaluate_devices(
     model: keras.Model,
     x,
@@ -84,11 +268,14 @@ def evaluate_devices(
     chunk: int | None = None,
     memory_limit: float = 1.0,
     verbose: int | str = "auto",
+    batch_norm: str = "frozen",
+    calibration=None,
 ) -> DeviceEvaluation:
     """Evaluates a model on many devices, in one graph.
 
     Loss and metrics are those of `model.evaluate`, weighting and regularisers
-    included, with batch normalisation frozen. The model is left as it was.
+    included. The model is left as it was. To evaluate again and again without
+    compiling, keep a `DeviceEvaluator`.
 
     Args:
         model: a compiled model.
@@ -97,181 +284,38 @@ def evaluate_devices(
         devices: what `Variation.sample` returns.
         batch_size: samples at once.
         sample_weight: one weight for each sample, or `None`.
-        chunk: devices at once. Default: as many as `memory_limit` allows.
-        memory_limit: GiB that the layers' outputs of one step may take, estimated.
+        chunk: devices at once, also where there are fewer. Default: as many as
+            `memory_limit` allows, at most those that there are.
+        memory_limit: GiB that a step may take, estimated from the layers' outputs.
         verbose: 0 is silent, 1 or `"auto"` shows a progress bar.
+        batch_norm: `"frozen"`, `"batch"` or `"reestimated"`, see `DeviceEvaluator`.
+        calibration: inputs for `"reestimated"`.
 
     Returns:
         A `DeviceEvaluation`.
 
     Raises:
         ValueError: the model is not compiled, the data are empty, hold NaN or
-            differ in length, there is no device, or a device comes from another
-            architecture.
+            differ in length, there is no device, a device comes from another
+            architecture, or `calibration` does not fit `batch_norm`.
 
     Example:
 
     >>> devices = pnn.Variation(resonance_shift=0.08).sample(model, 32)
     >>> pnn.evaluate_devices(model, x_test, y_test, devices)["accuracy"].mean()
     """
-    data = _checked_data(model, x, y, sample_weight)
-    samples = len(keras.tree.flatten(data[0])[0])
-    if not len(devices):
-        raise ValueError("`devices` must hold at least one device. Received: none")
-    if batch_size < 1 or (chunk is not None and chunk < 1):
-        raise ValueError(
-            "`batch_size` and `chunk` must be at least 1. "
-            f"Received: batch_size={batch_size}, chunk={chunk}"
-        )
-    pairs = [device.values(model) for device in devices]
-    variables = [v for v, _ in pairs[0]]
-    # By identity: variables compare by value.
-    if any([id(v) for v, _ in p] != [id(v) for v in variables] for p in pairs):
-        raise ValueError("`devices` must all deviate in the same variables.")
-    batch_size = min(batch_size, samples)
-    _build_metrics(model, data)
-    if chunk is None:
-        chunk = _chunk_size(model, data, batch_size, memory_limit, len(devices))
-    chunk = min(chunk, len(devices))
-    chunks = [pairs[i : i + chunk] for i in range(0, len(pairs), chunk)]
-    steps = -(-samples // batch_size)
-    bar = keras.utils.Progbar(
-        len(chunks) * steps, verbose=0 if verbose in (0, "0") else 1, unit_name="step"
+    evaluator = DeviceEvaluator(
+        model,
+        x,
+        y,
+        batch_size,
+        sample_weight,
+        chunk,
+        memory_limit,
+        batch_norm,
+        calibration,
     )
-    engine = _Engine(model, variables)
-    results, vectorized = [], chunk > 1
-    for group in chunks:
-        stacks = [tf.stack([p[i][1] for p in group]) for i in range(len(variables))]
-        states = engine.zero_state(len(group))
-        for start in range(0, samples, batch_size):
-            batch = _rows(data, start, start + batch_size)
-            if vectorized:
-                try:
-                    states = engine.all_at_once(stacks, states, batch)
-                except (ValueError, NotImplementedError) as error:
-                    if "pfor" not in str(error) and "onverter" not in str(error):
-                        raise
-                    vectorized = False
-                    warnings.warn(
-                        "A layer cannot be vectorised over devices; they run one "
-                        f"after the other ({_last_line(error)})",
-                        stacklevel=2,
-                    )
-            if not vectorized:
-                states = engine.one_by_one(stacks, states, batch)
-            bar.add(1)
-        results += engine.results(states, len(group))
-    values = {n: np.array([r[n] for r in results]) for n in results[0]}
-    return DeviceEvaluation(values, samples, batch_size, vectorized)
-
-
-class _Engine:
-    """A model's test step as a pure function of device and metric state."""
-
-    def __init__(self, model, variables):
-        self.model, self.variables = model, variables
-        self.state = model.metrics_variables
-        # XLA fuses the passes over activations, which is most of the time: LeNet-5
-        # takes a third of the time that it takes without.
-        self._forward_all = tf.function(self._stacked, jit_compile=True)
-        # Without relaxed shapes: the losses of single outputs are weighted with the
-        # batch size where Keras knows it.
-        self._metrics = tf.function(self._update_all)
-        self._single = tf.function(self._one)
-
-    def zero_state(self, devices: int):
-        before = [v.numpy() for v in self.state]
-        self.model.reset_metrics()
-        zero = [tf.stack([tf.convert_to_tensor(v)] * devices) for v in self.state]
-        for variable, value in zip(self.state, before, strict=True):
-            variable.assign(value)
-        return zero
-
-    def _forward(self, values, batch):
-        """(outputs, their masks, loss) of one device."""
-        x, y, sample_weight = batch
-        with overriding(self.model, zip(self.variables, values, strict=True)):
-            y_pred = self.model(x, training=False)
-            loss = self.model._compute_loss(
-                x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=False
-            )
-        # Keras keeps masks as attributes of tensors, which a map over devices drops.
-        outputs = keras.tree.flatten(y_pred)
-        masks = {i: getattr(t, "_keras_mask", None) for i, t in enumerate(outputs)}
-        return y_pred, {i: m for i, m in masks.items() if m is not None}, loss
-
-    def _update(self, state, batch, y_pred, masks, loss):
-        """The state of the metrics of one device after a batch."""
-        x, y, sample_weight = batch
-        outputs = keras.tree.flatten(y_pred)
-        for i, mask in masks.items():
-            outputs[i]._keras_mask = mask
-        mapping = zip(self.state, state, strict=True)
-        with keras.StatelessScope(state_mapping=mapping) as scope:
-            size = tf.shape(keras.tree.flatten(x)[0])[0]
-            self.model._loss_tracker.update_state(loss, sample_weight=size)
-            if self.model._compile_loss.metrics:
-                # The losses of single outputs count themselves when called.
-                self.model._compile_loss(y, y_pred, sample_weight)
-            self.model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
-            return [_now(scope, v) for v in self.state]
-
-    def _stacked(self, stacks, batch):
-        """(outputs, masks, loss) of all devices."""
-        with kernels_per_device():
-            return tf.vectorized_map(
-                lambda values: self._forward(values, batch),
-                stacks,
-                fallback_to_while_loop=False,
-            )
-
-    def _update_all(self, states, batch, *passed):
-        # Metrics take little time, and some use operations that TensorFlow cannot
-        # vectorise (Keras' argmax among them).
-        return tf.map_fn(
-            lambda one: self._update(one[0], batch, *one[1:]),
-            (states, *passed),
-            fn_output_signature=[s.dtype for s in states],
-        )
-
-    def _one(self, values, state, batch):
-        return self._update(state, batch, *self._forward(values, batch))
-
-    def all_at_once(self, stacks, states, batch):
-        try:
-            passed = self._forward_all(stacks, batch)
-        except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError):
-            # XLA does not know an operation of the model; TensorFlow may.
-            self._forward_all = tf.function(self._stacked, reduce_retracing=True)
-            passed = self._forward_all(stacks, batch)
-        return self._metrics(states, batch, *passed)
-
-    def one_by_one(self, stacks, states, batch):
-        rows = [
-            self._single([s[i] for s in stacks], [s[i] for s in states], batch)
-            for i in range(len(states[0]))
-        ]
-        return [tf.stack(column) for column in zip(*rows, strict=True)]
-
-    def results(self, states, devices: int) -> list[dict[str, np.ndarray]]:
-        results = []
-        for i in range(devices):
-            mapping = zip(self.state, [s[i] for s in states], strict=True)
-            with keras.StatelessScope(state_mapping=mapping):
-                metrics = self.model.get_metrics_result()
-            metrics.pop("sharpness", None)
-            results.append({n: np.array(v, "float64") for n, v in metrics.items()})
-        return results
-
-
-def _last_line(error) -> str:
-    """The message itself, which TensorFlow puts after its traceback."""
-    return str(error).strip().splitlines()[-1].strip()
-
-
-def _now(scope, variable):
-    value = scope.get_current_value(variable)
-    return tf.convert_to_tensor(variable) if value is None else value
+    return evaluator.evaluate(devices, verbose)
 
 
 def _checked_data(model, x, y, sample_weight):
@@ -303,25 +347,5 @@ def _rows(data, start: int, stop: int):
     )
 
 
-def _build_metrics(model, data) -> None:
-    """Creates the metrics' variables, which Keras makes at the first batch."""
-    model._symbolic_build(data_batch=_rows(data, 0, 1))
-
-
-def _chunk_size(model, data, batch_size, memory_limit, devices) -> int:
-    """Devices whose layer outputs, patches included, and weights fit the limit."""
-    floats = 0
-    for layer in flat_layers(model):
-        for node in layer._inbound_nodes:
-            for output in node.output_tensors:
-                size = int(np.prod([n or 1 for n in output.shape[1:]]))
-                if isinstance(layer, MRRConv2D) and layer.built:
-                    size += size // layer.filters * layer._fan_in
-                floats += size
-    if not floats:
-        inputs = keras.tree.flatten(data[0])
-        floats = 64 * sum(int(np.prod(a.shape[1:])) for a in inputs)
-    # A device's weights, on the way from controls to a matrix.
-    weights = 4 * sum(math.prod(v.shape) for v in controls_of(model))
-    per_device = 4 * (floats * batch_size + weights) / 2**30
-    return int(max(1, min(devices, memory_limit / max(per_device, 1e-9))))
+def _length(arrays) -> int:
+    return len(keras.tree.flatten(arrays)[0])

@@ -1,5 +1,6 @@
 """How the devices of a fabrication run differ from each other."""
 
+import dataclasses
 import math
 import zlib
 
@@ -64,6 +65,14 @@ class Correlated:
         return cls(**config)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Scaled:
+    """The draws of a distribution, times a factor."""
+
+    spread: object
+    factor: float
+
+
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class Variation:
     """The statistics of imperfections, from which devices are drawn.
@@ -102,7 +111,11 @@ class Variation:
         for name, spread in self.spreads.items():
             if isinstance(spread, int | float | np.number):
                 self.spreads[name] = _std(name, spread)
-            elif not (hasattr(spread, "draw") or hasattr(spread, "sample")):
+            elif not (
+                isinstance(spread, _Scaled)
+                or hasattr(spread, "draw")
+                or hasattr(spread, "sample")
+            ):
                 raise ValueError(
                     f"`{name}` must be a standard deviation, a TFP distribution or "
                     f"`Correlated`. Received: {spread!r}"
@@ -183,6 +196,29 @@ class Variation:
             devices.append(SimulatedDevice(arrays, shapes, label))
         return Devices(devices)
 
+    def scaled(self, factor: float) -> "Variation":
+        """Returns the variation whose every draw is `factor` times that of this one.
+
+        The same seed gives the same devices but for the factor, so that a sweep over
+        it shows the factor and not other draws.
+
+        Args:
+            factor: a number, 0 or more.
+
+        Raises:
+            ValueError: the factor is negative or not finite.
+        """
+        factor = _std("factor", factor)
+
+        def times(spread):
+            if isinstance(spread, float):
+                return factor * spread
+            if isinstance(spread, Correlated):
+                return Correlated(factor * spread.std, spread.length)
+            return _Scaled(spread, factor)
+
+        return Variation({name: times(s) for name, s in self.spreads.items()})
+
     def get_config(self):
         for name, spread in self.spreads.items():
             if not isinstance(spread, float | Correlated):
@@ -213,6 +249,8 @@ def _std(name: str, value) -> float:
 
 
 def _draw(target: Target, spread, seed):
+    if isinstance(spread, _Scaled):
+        return spread.factor * _draw(target, spread.spread, seed)
     shape, dtype = tuple(target.variable.shape), target.variable.dtype
     if isinstance(spread, float):
         return spread * tf.random.stateless_normal(shape, seed, dtype=dtype)

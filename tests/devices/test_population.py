@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 import keras_pnn as pnn
+from keras_pnn.devices._footprint import footprint
 
 RNG = np.random.default_rng(0)
 N = 23
@@ -220,6 +221,192 @@ def test_devices_that_deviate_elsewhere_are_refused():
         pnn.evaluate_devices(model, X, X[:, :3], devices, verbose=0)
 
 
+def rows_of(evaluator, devices):
+    return [row for _, rows in evaluator.chunks(devices) for row in rows]
+
+
+def test_chunks_and_how_devices_are_cut():
+    model = classifier()
+    one_hot = np.eye(6, dtype="float32")[LABELS]
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+    metrics = ["accuracy", keras.metrics.F1Score(average=None, name="f1")]
+    model.compile("sgd", loss, metrics=metrics)
+    devices = VARIATION.sample(model, 7)
+    evaluator = pnn.devices.DeviceEvaluator(model, X, one_hot, 10, chunk=3)
+    found = list(evaluator.chunks(devices))
+    assert [start for start, _ in found] == [0, 3, 6]
+    assert [len(rows) for _, rows in found] == [3, 3, 1]
+    assert type(found[0][1][0]["loss"]) is float
+    assert found[0][1][0]["f1"].shape == (6,)
+    together = evaluator.evaluate(devices, verbose=0)
+    rows = [row for _, some in found for row in some]
+    for name, values in together.values.items():
+        np.testing.assert_array_equal(values, [row[name] for row in rows])
+    # Taken up after a chunk, by another evaluator: the same to the last bit.
+    other = pnn.devices.DeviceEvaluator(model, X, one_hot, 10, chunk=3)
+    for i, row in enumerate(rows_of(other, devices[3:]), start=3):
+        assert row["loss"] == rows[i]["loss"]
+    # The last one alone is filled up as before.
+    assert rows_of(other, devices[6:])[0]["loss"] == rows[6]["loss"]
+    assert traces(other) == 2
+    for chunk in (None, 5, 1):
+        result = pnn.evaluate_devices(
+            model, X, one_hot, devices, 10, chunk=chunk, verbose=0
+        )
+        for name, values in result.values.items():
+            np.testing.assert_allclose(values, together[name], rtol=2e-6, atol=1e-6)
+
+
+def traces(evaluator) -> int:
+    """How many shapes of batches the test step was compiled for."""
+    engines = [engine for engine, _ in evaluator._engines.values()]
+    return sum(
+        engine._forward_all._stacked.experimental_get_tracing_count()
+        for engine in engines
+    )
+
+
+def test_compiles_once_for_each_set_of_variables_and_after_compile():
+    model = classifier()
+    evaluator = pnn.devices.DeviceEvaluator(model, X, LABELS, batch_size=N, chunk=3)
+    devices = VARIATION.sample(model, 4)
+    first = evaluator.evaluate(devices, verbose=0)
+    assert traces(evaluator) == 1
+    before = next(iter(evaluator._engines.values()))
+    # Weights are read at each call, during training too.
+    model.fit(X, LABELS, verbose=0)
+    second = evaluator.evaluate(devices[:2], verbose=0)
+    assert next(iter(evaluator._engines.values())) is before
+    assert traces(evaluator) == 1
+    expected = each_evaluated(model, X, LABELS, devices[:2], batch_size=N)
+    np.testing.assert_allclose(second["loss"], expected["loss"], rtol=1e-5)
+    assert (np.abs(second["loss"] - first["loss"][:2]) > 1e-4).all()
+    warm = pnn.devices.sweep(model, "temperature", [0.5, 1.0])
+    evaluator.evaluate(warm, verbose=0)
+    assert len(evaluator._engines) == 2
+    model.compile("sgd", CROSS_ENTROPY, metrics=["sparse_categorical_crossentropy"])
+    third = evaluator.evaluate(devices[:2], verbose=0)
+    assert list(third.values) == ["loss", "sparse_categorical_crossentropy"]
+    np.testing.assert_allclose(third["loss"], second["loss"], rtol=1e-5)
+    assert len(evaluator._engines) == 1
+
+
+def hybrid():
+    """A digital front end with normalisation, then a mesh."""
+    keras.utils.set_random_seed(4)
+    inputs = keras.Input((8, 8, 1))
+    x = keras.layers.Conv2D(3, 3, name="conv")(inputs)
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
+    x = keras.layers.Dense(4)(keras.layers.Flatten()(x))
+    x = pnn.layers.Intensity(name="power")(pnn.layers.MZIMesh(4, name="mesh")(x))
+    model = keras.Model(inputs, keras.layers.Dense(3, name="last")(x))
+    model.compile("sgd", CROSS_ENTROPY)
+    return model
+
+
+def test_what_does_not_differ_between_devices_runs_once():
+    model = hybrid()
+    images = RNG.normal(size=(6, 8, 8, 1)).astype("float32")
+    evaluator = pnn.devices.DeviceEvaluator(model, images, np.arange(6) % 3)
+    engine, chunk, bound = evaluator._bound(
+        pnn.Variation(theta_error=0.1).sample(model, 5)
+    )
+    assert chunk == 5
+    stacks = [
+        tf.stack(c)
+        for c in zip(*[[t.value(a) for t, a in b] for b in bound], strict=True)
+    ]
+    batch = (*(tf.constant(a) for a in evaluator._data[:2]), None)
+    program = engine._forward_all._stacked.experimental_get_compiler_ir(
+        stacks, [], batch
+    )(stage="hlo")
+    lines = [line for line in program.splitlines() if " convolution(" in line]
+    assert len(lines) == 1 and "f32[6,6,6,3]" in lines[0]
+
+
+def test_memory_counts_what_differs_between_devices():
+    model = hybrid()
+    mesh = model.get_layer("mesh")
+    # Bytes of a sample: the mesh's complex fields, their powers, three outputs.
+    stacked = 4 * 8 + 4 * 4 + 3 * 4
+    # Convolution, normalisation, ReLU and Flatten; Dense. Its input counts for none.
+    shared = 4 * 6 * 6 * 3 * 4 + 4 * 4
+    wrapped = pnn.SATModel(model)
+    inputs = keras.Input((8, 8, 1))
+    nested = keras.Model(inputs, model(inputs))
+    sequence = keras.Sequential([keras.Input((8, 8, 1)), nested])
+    for whole in (model, wrapped, nested, sequence):
+        found = footprint(whole, [mesh.imperfections["theta_error"]])
+        assert (found.shared, found.stacked) == (shared, stacked)
+        names = ("conv", "mesh", "power", "last")
+        differ = [found.differs(model.get_layer(n)) for n in names]
+        assert differ == [False, True, True, True]
+    everything = footprint(model, [model.get_layer("conv").kernel])
+    assert (everything.shared, everything.stacked) == (0, shared + stacked)
+    last = footprint(model, [model.get_layer("last").kernel])
+    assert (last.shared, last.stacked) == (shared + stacked - 12, 12)
+    assert last.weights < found.weights
+    each = 10 * stacked + found.weights
+    assert found.devices(10, (10 * shared + 7.5 * each) / 0.9) == 7
+    assert found.devices(10, 1.0) == 1
+
+
+def test_memory_of_a_model_without_nodes_counts_every_layer():
+    class Plain(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.model = hybrid()
+            self.bank = pnn.layers.MRRBank(3)
+
+        def call(self, inputs):
+            return self.bank(self.model(inputs))
+
+    model = Plain()
+    model(np.zeros((1, 8, 8, 1), "float32"))
+    found = footprint(model, [model.bank.imperfections["temperature"]])
+    assert found.differs(model.model.get_layer("conv"))
+    assert found.shared == 0 and found.stacked > 4 * 6 * 6 * 3 * 4
+
+    class Other(type(hybrid())):
+        def call(self, inputs):
+            return super().call(super().call(inputs))
+
+    inner = hybrid()
+    other = Other(inner.inputs, inner.outputs)
+    found = footprint(other, [inner.get_layer("mesh").controls["theta"]])
+    assert found.differs(inner.get_layer("conv"))
+
+
+def test_patches_of_inputs_that_differ_are_counted():
+    inputs = keras.Input((6, 6, 2))
+    first = pnn.layers.MRRConv2D(3, 3, padding="same")
+    second = pnn.layers.MRRConv2D(4, 3)
+    model = keras.Model(inputs, second(first(inputs)))
+    outputs = 4 * (36 * 3), 4 * (16 * 4)
+    patches = 4 * 36 * 9 * 2, 4 * 16 * 9 * 3
+    shift = first.imperfections["resonance_shift"]
+    found = footprint(model, [shift])
+    assert found.shared == patches[0]
+    assert found.stacked == outputs[0] + outputs[1] + patches[1]
+    found = footprint(model, [second.imperfections["resonance_shift"]])
+    assert found.shared == outputs[0] + patches[0] + patches[1]
+    assert found.stacked == outputs[1]
+
+
+def test_devices_at_once():
+    model = classifier()
+    devices = VARIATION.sample(model, 7)
+    make = pnn.devices.DeviceEvaluator
+    assert make(model, X, LABELS).devices_at_once(devices) == 7
+    assert make(model, X, LABELS, chunk=9).devices_at_once(devices) == 9
+    needs = footprint(model, [t.variable for t, _ in devices[0].bind(model)])
+    limit = 1.02 * (N * needs.shared + 5 * (N * needs.stacked + needs.weights)) / 0.9
+    # Five fit: two chunks, of four and three.
+    evaluator = make(model, X, LABELS, memory_limit=limit / 2**30)
+    assert needs.devices(N, limit) == 5
+    assert evaluator.devices_at_once(devices) == 4
+
+
 def test_errors():
     model = classifier()
     devices = VARIATION.sample(model, 2)
@@ -239,6 +426,10 @@ def test_errors():
     refuses("`sample_weight` must be finite", sample_weight=WEIGHTS * np.inf)
     refuses("`batch_size`", batch_size=0)
     refuses("`chunk`", chunk=0)
+    refuses("`memory_limit`", memory_limit=0.0)
+    with pytest.raises(ValueError, match="at least one device"):
+        # Before anything runs, not at the first chunk.
+        pnn.devices.DeviceEvaluator(model, X, LABELS).chunks([])
     uncompiled = keras.Sequential([keras.Input((4,)), pnn.layers.MRRBank(6)])
     refuses("compiled", model=uncompiled)
     other = keras.Sequential([keras.Input((4,)), pnn.layers.MRRBank(9)])

@@ -1,0 +1,296 @@
+"""Statistics of batch normalisation on devices, against layers called by hand."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_pnn as pnn
+from keras_pnn.devices import normalization
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(22, 4)).astype("float32")
+LABELS = RNG.integers(0, 3, len(X))
+CALIBRATION = RNG.normal(1.0, 2.0, (15, 4)).astype("float32")
+VARIATION = pnn.Variation(resonance_shift=0.2)
+CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def network(front=False, norm=None):
+    """Two normalised banks; with `front`, a normalised Dense before them."""
+    keras.utils.set_random_seed(1)
+    norm = norm or keras.layers.BatchNormalization
+    inputs = x = keras.Input((4,))
+    if front:
+        x = norm(name="n0")(keras.layers.Dense(5, name="d0")(x))
+    x = norm(name="n1", momentum=1.0)(pnn.layers.MRRBank(5, name="b1")(x))
+    x = keras.layers.Dropout(0.5)(keras.layers.ReLU(name="relu")(x))
+    x = norm(name="n2")(pnn.layers.MRRBank(6, name="b2")(x))
+    x = keras.layers.Dense(3, name="out", kernel_regularizer="l2")(x)
+    model = keras.Model(inputs, x)
+    model.get_layer("n2").trainable = False
+    model.get_layer("n2").moving_variance.assign(np.full(6, 2.0))
+    model.compile("sgd", CROSS_ENTROPY, metrics=["accuracy"])
+    return model
+
+
+def by_hand(model, x, statistics=None):
+    """Outputs and moments of each normalisation, in float64."""
+    found = {}
+
+    def norm(name, x):
+        layer = model.get_layer(name)
+        mean, variance = x.mean(0), x.var(0)
+        found[name] = mean, variance
+        if statistics is not None:
+            mean, variance = statistics[name]
+        gamma, beta = np.asarray(layer.gamma), np.asarray(layer.beta)
+        return (x - mean) / np.sqrt(variance + layer.epsilon) * gamma + beta
+
+    def layer(name, x):
+        return np.asarray(model.get_layer(name)(x.astype("float32")), "float64")
+
+    if any(la.name == "d0" for la in model.layers):
+        x = norm("n0", layer("d0", x))
+    x = np.maximum(norm("n1", layer("b1", x)), 0)
+    return layer("out", norm("n2", layer("b2", x))), found
+
+
+def figures(model, logits, labels):
+    """(mean cross-entropy with regularisers, accuracy)."""
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    loss = -log_p[np.arange(len(labels)), labels].mean()
+    return float(loss + sum(model.losses)), np.mean(logits.argmax(1) == labels)
+
+
+def state(model):
+    return [v.numpy().tobytes() for v in model.weights]
+
+
+@pytest.mark.parametrize(("chunk", "front"), [(None, True), (2, False), (1, True)])
+def test_each_batch_with_its_own_statistics(chunk, front):
+    model = network(front)
+    devices = VARIATION.sample(model, 3)
+    before = state(model)
+    result = pnn.evaluate_devices(
+        model, X, LABELS, devices, 9, chunk=chunk, verbose=0, batch_norm="batch"
+    )
+    assert state(model) == before
+    assert result.batch_norm == "batch"
+    for i, device in enumerate(devices):
+        with device.installed(model):
+            rows = [
+                (*figures(model, by_hand(model, X[s])[0], LABELS[s]), len(LABELS[s]))
+                for s in (slice(0, 9), slice(9, 18), slice(18, 22))
+            ]
+        losses, accuracies, counts = zip(*rows, strict=True)
+        loss = np.average(losses, weights=counts)
+        np.testing.assert_allclose(result["loss"][i], loss, rtol=1e-5)
+        accuracy = np.average(accuracies, weights=counts)
+        np.testing.assert_allclose(result["accuracy"][i], accuracy, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("chunk", "front"), [(None, True), (2, False), (1, True)])
+def test_statistics_estimated_for_each_device(chunk, front):
+    model = network(front)
+    devices = VARIATION.sample(model, 3)
+    before = state(model)
+    result = pnn.evaluate_devices(
+        model,
+        X,
+        LABELS,
+        devices,
+        batch_size=7,
+        chunk=chunk,
+        verbose=0,
+        batch_norm="reestimated",
+        calibration=CALIBRATION,
+    )
+    assert state(model) == before
+    assert result.batch_norm == "reestimated"
+    assert np.ptp(result["loss"]) > 1e-3
+    for i, device in enumerate(devices):
+        with device.installed(model):
+            # 15 samples in batches of at most 7: three of 5.
+            parts = [by_hand(model, CALIBRATION[k : k + 5])[1] for k in (0, 5, 10)]
+            statistics = {}
+            for name in parts[0]:
+                mean = np.mean([p[name][0] for p in parts], axis=0)
+                square = np.mean([p[name][1] + p[name][0] ** 2 for p in parts], axis=0)
+                statistics[name] = mean, square - mean**2
+            loss, accuracy = figures(model, by_hand(model, X, statistics)[0], LABELS)
+        np.testing.assert_allclose(result["loss"][i], loss, rtol=1e-5)
+        np.testing.assert_allclose(result["accuracy"][i], accuracy, rtol=1e-6)
+
+
+def test_statistics_in_front_of_what_varies_are_not_stacked():
+    model = network(front=True)
+    evaluator = pnn.devices.DeviceEvaluator(
+        model, X, LABELS, batch_norm="reestimated", calibration=CALIBRATION
+    )
+    engine, _, bound = evaluator._bound(VARIATION.sample(model, 3))
+    assert engine._own == {id(model.get_layer(n)) for n in ("n1", "n2")}
+    stacks = [
+        tf.stack(c)
+        for c in zip(*[[t.value(a) for t, a in b] for b in bound], strict=True)
+    ]
+    own, shared = engine.statistics(stacks, 3, [CALIBRATION])
+    assert [v.shape for v in own] == [(3, 5), (3, 5), (3, 6), (3, 6)]
+    expected = np.asarray(model.get_layer("d0")(CALIBRATION))
+    np.testing.assert_allclose(shared[0], expected.mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(shared[1], expected.var(0), rtol=1e-5)
+
+
+@keras.saving.register_keras_serializable(package="test_normalization")
+class Twice(keras.Model):
+    """Calls what is inside on its own outputs, which its nodes do not tell."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def call(self, inputs):
+        return self.model(self.model(inputs))
+
+
+@pytest.mark.parametrize("chunk", [None, 1])
+def test_a_layer_that_is_called_twice_pools_both_calls(chunk):
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((4,))
+    norm = keras.layers.BatchNormalization()
+    bank = pnn.layers.MRRBank(4)
+    model = Twice(keras.Model(inputs, bank(norm(inputs))))
+    model(X)
+    model.compile("sgd", "mse")
+    devices = pnn.Variation(resonance_shift=0.3).sample(model, 3)
+    result = pnn.evaluate_devices(
+        model,
+        X,
+        X,
+        devices,
+        chunk=chunk,
+        verbose=0,
+        batch_norm="reestimated",
+        calibration=CALIBRATION,
+    )
+    for i, device in enumerate(devices):
+        with device.installed(model):
+
+            def scaled(x, mean, variance):
+                x = (x - mean) / np.sqrt(variance + norm.epsilon)
+                return np.asarray(bank(x.astype("float32")))
+
+            first = scaled(CALIBRATION, CALIBRATION.mean(0), CALIBRATION.var(0))
+            both = np.concatenate([CALIBRATION, first])
+            pooled = both.mean(0), both.var(0)
+            outputs = scaled(scaled(X, *pooled), *pooled)
+        expected = np.mean((outputs - X) ** 2)
+        np.testing.assert_allclose(result["loss"][i], expected, rtol=1e-5)
+
+
+def test_convolutions_and_masks():
+    layer = keras.layers.BatchNormalization(axis=1)
+    images = RNG.normal(3.0, 2.0, (6, 3, 5, 4)).astype("float32")
+    layer.build(images.shape)
+    count, mean, variance = normalization.moments(layer, images)
+    assert count == 6 * 5 * 4
+    np.testing.assert_allclose(mean, images.mean((0, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(variance, images.var((0, 2, 3)), rtol=1e-5)
+    layer = keras.layers.BatchNormalization()
+    words = RNG.normal(size=(4, 7, 2)).astype("float32")
+    layer.build(words.shape)
+    mask = RNG.random((4, 7)) < 0.5
+    count, mean, variance = normalization.moments(layer, words, mask)
+    assert count == mask.sum()
+    np.testing.assert_allclose(mean, words[mask].mean(0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(variance, words[mask].var(0), rtol=1e-4)
+
+
+def test_masks_reach_the_statistics():
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((5,), dtype="int32")
+    x = keras.layers.Embedding(7, 4, mask_zero=True)(inputs)
+    norm = keras.layers.BatchNormalization()
+    model = keras.Model(inputs, pnn.layers.MRRBank(4)(norm(x)))
+    model.compile("sgd", "mse")
+    words, targets = RNG.integers(0, 3, (8, 5)), RNG.normal(size=(8, 5, 4))
+    devices = pnn.Variation(resonance_shift=0.3).sample(model, 2)
+    result = pnn.evaluate_devices(
+        model, words, targets, devices, verbose=0, batch_norm="batch"
+    )
+    found = np.asarray(model.layers[1](words))[words != 0]
+    norm.moving_mean.assign(found.mean(0))
+    norm.moving_variance.assign(found.var(0))
+    frozen = pnn.evaluate_devices(model, words, targets, devices, verbose=0)
+    np.testing.assert_allclose(result["loss"], frozen["loss"], rtol=1e-5)
+
+
+def test_pooled_is_of_all_values():
+    sizes = (3, 8, 2)
+    parts = [RNG.normal(k, 1 + k, (size, 2, 4)) for k, size in enumerate(sizes)]
+    mean, variance = normalization.pooled(
+        [[size] * 2 for size in sizes],
+        [p.mean(0) for p in parts],
+        [p.var(0) for p in parts],
+    )
+    together = np.concatenate(parts)
+    np.testing.assert_allclose(mean, together.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(variance, together.var(0), rtol=1e-12)
+
+
+def test_even_parts():
+    assert normalization.even_parts(15, 7) == [(0, 5), (5, 10), (10, 15)]
+    assert normalization.even_parts(5, 9) == [(0, 5)]
+    assert normalization.even_parts(11, 5) == [(0, 3), (3, 7), (7, 11)]
+
+
+def test_layers_are_as_before_after_an_error():
+    layers = [keras.layers.BatchNormalization() for _ in range(2)]
+    calls = []
+
+    def other(inputs, training=None, mask=None):
+        calls.append(training)
+        return inputs
+
+    vars(layers[1])["call"] = other
+    with pytest.raises(KeyError), normalization.own_statistics(layers):
+        raise KeyError
+    assert "call" not in vars(layers[0])
+    assert vars(layers[1])["call"] is other
+
+
+def test_a_model_without_normalisation():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, pnn.layers.MRRBank(3)(inputs))
+    model.compile("sgd", "mse")
+    devices = pnn.Variation(resonance_shift=0.3).sample(model, 2)
+    given = {"x": X, "y": X[:, :3], "devices": devices, "verbose": 0}
+    expected = pnn.evaluate_devices(model, **given)
+    assert expected.batch_norm == "frozen"
+    for mode, calibration in (("batch", None), ("reestimated", CALIBRATION)):
+        result = pnn.evaluate_devices(
+            model, **given, batch_norm=mode, calibration=calibration
+        )
+        assert result.batch_norm == result.to_dict()["batch_norm"] == mode
+        np.testing.assert_array_equal(result["loss"], expected["loss"])
+
+
+def test_errors():
+    model = network()
+    nan = CALIBRATION.copy()
+    nan[2, 1] = np.inf
+
+    def refuses(match, **kwargs):
+        with pytest.raises(ValueError, match=match):
+            pnn.devices.DeviceEvaluator(model, X, LABELS, **kwargs)
+
+    refuses(r"'frozen', 'batch', 'reestimated'.*Received: 'train'", batch_norm="train")
+    refuses("`calibration`.*Received: .*none", batch_norm="reestimated")
+    refuses("`calibration`.*'frozen'", calibration=CALIBRATION)
+    refuses("`calibration`.*'batch'", batch_norm="batch", calibration=CALIBRATION)
+    mode = {"batch_norm": "reestimated"}
+    refuses(r"\(samples, 4\).*\(15, 3\)", calibration=CALIBRATION[:, 1:], **mode)
+    refuses("inputs like `x`", calibration={"a": CALIBRATION}, **mode)
+    refuses("inputs like `x`", calibration=3.0, **mode)
+    refuses("at least one sample", calibration=CALIBRATION[:0], **mode)
+    refuses("must be finite", calibration=nan, **mode)

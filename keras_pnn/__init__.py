@@ -18,7 +18,18 @@ from keras_pnn import (
     plotting,
     training,
 )
-from keras_pnn.analysis.hessian import HessianResult, hessian_eigenvalues
+from keras_pnn._version import __version__ as __version__
+from keras_pnn.analysis.hessian import (
+    HessianResult,
+    hessian_density,
+    hessian_eigenvalues,
+    hessian_trace,
+)
+from keras_pnn.analysis.landscape import Landscape, loss_landscape
+from keras_pnn.analysis.results import RobustnessResult
+from keras_pnn.analysis.robustness import robustness_report, robustness_rows
+from keras_pnn.analysis.rows import merge_rows
+from keras_pnn.analysis.spectrum import DensityResult, TraceResult
 from keras_pnn.devices import (
     Calibration,
     Correlated,
@@ -54,8 +65,6 @@ from keras_pnn.training import (
     SATModel,
 )
 
-__version__ = "0.1.0"
-
 __all__ = [
     "ASAM",
     "SAM",
@@ -65,6 +74,7 @@ __all__ = [
     "Conversion",
     "Correlated",
     "DATModel",
+    "DensityResult",
     "DeviceError",
     "DeviceEvaluation",
     "Devices",
@@ -73,13 +83,16 @@ __all__ = [
     "HeaterTuning",
     "HessianResult",
     "InstrumentDevice",
+    "Landscape",
     "LorentzianTuning",
     "MeasuredTuning",
     "OpticalPruning",
     "PATModel",
     "RecordedDevice",
+    "RobustnessResult",
     "SATModel",
     "SimulatedDevice",
+    "TraceResult",
     "Tuning",
     "Variation",
     "analysis",
@@ -91,10 +104,16 @@ __all__ = [
     "drift",
     "evaluate_devices",
     "export_controls",
+    "hessian_density",
     "hessian_eigenvalues",
+    "hessian_trace",
     "layers",
     "load_controls",
+    "loss_landscape",
+    "merge_rows",
     "physics",
     "plotting",
+    "robustness_report",
+    "robustness_rows",
     "training",
 ]

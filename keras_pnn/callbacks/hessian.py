@@ -2,7 +2,9 @@
 
 import keras
 
+from keras_pnn.analysis.eigenvalues import check_counts, whole
 from keras_pnn.analysis.hessian import HessianOperator
+from keras_pnn.callbacks.tensorboard import Summaries
 
 
 class HessianEigenvalues(keras.callbacks.Callback):
@@ -27,13 +29,17 @@ class HessianEigenvalues(keras.callbacks.Callback):
         every: how many epochs from one measurement to the next.
         batch_size, sample_weight, tolerance, max_iterations, seed, batch_norm,
             verbose: as in `pnn.hessian_eigenvalues`.
+        smallest: how many of the smallest eigenvalues besides, logged as
+            `hessian_smallest_1`, …, ascending.
+        log_dir: a folder for TensorBoard, which gets the epochs that were measured.
+            TensorBoard itself is not needed to write. Default: none.
 
     Attributes:
         epochs: the epochs that were measured in the last `fit`, from 0 as in Keras.
         results: their `HessianResult`s, with residuals and eigenvectors.
 
     Raises:
-        ValueError: `every` is not a positive integer; or, as training begins, an
+        ValueError: a number is not as described; or, as training begins, an
             argument does not suit the model.
 
     Example:
@@ -63,13 +69,21 @@ class HessianEigenvalues(keras.callbacks.Callback):
         seed=0,
         batch_norm="frozen",
         verbose=0,
+        smallest=0,
+        log_dir=None,
     ):
         super().__init__()
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        if not whole(every) or every < 1:
             raise ValueError(f"every must be a positive integer. Received: {every!r}")
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        if not whole(k) or k < 1:
             raise ValueError(f"k must be a positive integer. Received: {k!r}")
+        if not whole(smallest) or smallest < 0:
+            raise ValueError(
+                f"smallest must be an integer of at least 0. Received: {smallest!r}"
+            )
         self.k = k
+        self.smallest = smallest
+        self.log_dir = log_dir
         self.every = every
         self.epochs = []
         self.results = []
@@ -88,6 +102,7 @@ class HessianEigenvalues(keras.callbacks.Callback):
             "max_iterations": max_iterations,
             "seed": seed,
             "verbose": verbose,
+            "smallest": smallest,
         }
 
     def on_train_begin(self, logs=None):
@@ -97,17 +112,25 @@ class HessianEigenvalues(keras.callbacks.Callback):
             self._build()
 
     def on_epoch_end(self, epoch, logs=None):
-        values = [float("nan")] * self.k
+        values = [float("nan")] * (self.k + self.smallest)
         if self._due(epoch):
             if self._operator is None:
                 self._build()
             result = self._operator.eigenvalues(**self._search)
             self.epochs.append(epoch)
             self.results.append(result)
-            values = result.eigenvalues.tolist()
+            values = [*result.eigenvalues.tolist(), *result.smallest.tolist()]
+        named = dict(zip(self._keys(), values, strict=True))
         if logs is not None:
-            for index, value in enumerate(values, start=1):
-                logs[f"hessian_eig_{index}"] = value
+            logs.update(named)
+        if self.log_dir is not None and self.epochs[-1] == epoch:
+            with Summaries(self.log_dir) as summaries:
+                summaries.scalars(epoch, named)
+
+    def _keys(self):
+        return [f"hessian_eig_{i + 1}" for i in range(self.k)] + [
+            f"hessian_smallest_{i + 1}" for i in range(self.smallest)
+        ]
 
     def _due(self, epoch):
         last = epoch + 1 == self.params.get("epochs") or self.model.stop_training
@@ -115,8 +138,4 @@ class HessianEigenvalues(keras.callbacks.Callback):
 
     def _build(self):
         self._operator = HessianOperator(self.model, **self._data)
-        if self.k > self._operator.size:
-            raise ValueError(
-                "k must be at most the number of parameters, "
-                f"{self._operator.size}. Received: {self.k}"
-            )
+        check_counts(self._operator, self.k, self.smallest)

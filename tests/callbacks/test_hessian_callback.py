@@ -137,3 +137,18 @@ def test_bad_settings_fail_before_training():
             fit(model, callback)
     for old, new in zip(before, model.trainable_variables, strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+def test_smallest_eigenvalues_are_logged_too():
+    model = network()
+    callback = HessianEigenvalues(X, Y, variables="all", every=2, smallest=2)
+    history = fit(model, callback, epochs=4).history
+    result = hessian_eigenvalues(model, X, Y, variables="all", smallest=2)
+    last = [history[f"hessian_smallest_{i}"][-1] for i in (1, 2)]
+    np.testing.assert_allclose(last, result.smallest, atol=1e-5)
+    assert last[0] <= last[1] <= history["hessian_eig_1"][-1]
+    assert np.isnan(history["hessian_smallest_1"][2])
+    with pytest.raises(ValueError, match=r"smallest must be .*Received: -1"):
+        HessianEigenvalues(X, Y, smallest=-1)
+    with pytest.raises(ValueError, match=r"smallest must be at most .*Received: 99"):
+        fit(network(), HessianEigenvalues(X, Y, variables="all", smallest=99))

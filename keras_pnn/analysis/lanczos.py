@@ -1,0 +1,273 @@
+"""Lanczos methods on a symmetric matrix that is known by its products only."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+# The most products that a look for further copies of eigenvalues takes at a time,
+# and the chance that it misses one where it need not stop there.
+CHECK_PRODUCTS = 100
+CHECK_FAILURE = 0.01
+
+
+def extreme_vectors(
+    product: Callable[[np.ndarray], np.ndarray],
+    size: int,
+    largest: int,
+    smallest: int,
+    allowed: Callable[[np.ndarray], np.ndarray],
+    max_products: int,
+    seed: int,
+) -> np.ndarray:
+    """Returns Ritz vectors of the largest and the smallest eigenvalues.
+
+    Lanczos iteration with thick restarts (Wu and Simon, 2000), full
+    orthogonalisation, and both ends of the spectrum from one subspace. A Krylov
+    space holds one vector of each eigenspace, whatever its dimension. Therefore,
+    once all has converged, a short iteration from a random vector orthogonal to what
+    was found looks for further copies, and what it finds joins the subspace.
+
+    Args:
+        product: the map v ↦ Hv on arrays of length `size`.
+        size: the order of the matrix.
+        largest, smallest: how many eigenvalues of each end, together at most `size`.
+        allowed: the map from the eigenvalues, in the order of the result, to the
+            lengths of residuals that are small enough.
+        max_products: about how many products to spend.
+        seed: of the starting vectors.
+
+    Returns:
+        (size, largest + smallest) orthonormal vectors: those of the largest
+        eigenvalues, descending, then those of the smallest, ascending.
+
+    Reference:
+
+    - Wu and Simon, 2000, SIAM J. Matrix Anal. Appl. 22, 602–616
+    """
+    rng = np.random.default_rng(seed)
+    count = largest + smallest
+    limit = min(size, max(2 * count + 1, 32))
+    space = _Subspace(product, size, limit)
+    budget = max(max_products, count)
+    direction = rng.standard_normal(size)
+    while True:
+        space.extend(direction, rng)
+        values, mix = space.ritz()
+        order = np.arange(len(values))
+        wanted = np.concatenate([order[::-1][:largest], order[:smallest]])
+        full = len(values) == size
+        if len(values) < count:
+            direction = space.residuals(values, mix, order[-1:])[:, 0]
+            continue
+        residuals = space.residuals(values, mix, wanted)
+        lengths = np.linalg.norm(residuals, axis=0)
+        enough = allowed(values[wanted])
+        # Below what is asked, so that products made afresh agree.
+        ratio = lengths / (0.5 * enough)
+        worst = ratio.argmax()
+        direction = residuals[:, worst]
+        spent = space.products >= budget
+        if full or spent or ratio[worst] <= 1:
+            found = space.vectors @ mix[:, wanted]
+            if full or spent:
+                return found
+            direction = _missed(
+                product=space.counted,
+                found=found,
+                top=values[wanted[:largest]],
+                bottom=values[wanted[largest:]],
+                margins=2 * enough,
+                spread=values[-1] - values[0],
+                limit=min(CHECK_PRODUCTS, budget - space.products, size - count),
+                rng=rng,
+            )
+            if direction is None:
+                return found
+        if space.length == limit:
+            space.restart(values, mix, largest, smallest)
+
+
+class _Subspace:
+    """An orthonormal basis V, HV, and what follows from VᵀHV."""
+
+    def __init__(self, product, size, limit):
+        self._product = product
+        self._vectors = np.empty((size, limit), order="F")
+        self._images = np.empty((size, limit), order="F")
+        self._matrix = np.empty((limit, limit))
+        self.length = 0
+        self.products = 0
+
+    @property
+    def vectors(self):
+        return self._vectors[:, : self.length]
+
+    @property
+    def images(self):
+        return self._images[:, : self.length]
+
+    def counted(self, vector):
+        self.products += 1
+        return self._product(vector)
+
+    def extend(self, direction, rng):
+        """Adds a direction; a random one where the basis holds it already."""
+        vector = orthonormal(direction, self.vectors, rng)
+        image = self.counted(vector)
+        end = self.length
+        self._vectors[:, end], self._images[:, end] = vector, image
+        self.length += 1
+        row = self.vectors.T @ image
+        # Rounding leaves H not quite symmetric: both triangles have a say.
+        row[:end] = (row[:end] + self.images[:, :end].T @ vector) / 2
+        self._matrix[end, : end + 1] = self._matrix[: end + 1, end] = row
+
+    def ritz(self):
+        """Returns eigenvalues, ascending, and eigenvectors of VᵀHV."""
+        return np.linalg.eigh(self._matrix[: self.length, : self.length])
+
+    def residuals(self, values, mix, which):
+        mix = mix[:, which]
+        return self.images @ mix - self.vectors @ (mix * values[which])
+
+    def restart(self, values, mix, largest, smallest):
+        """Keeps the Ritz vectors that matter: what is wanted, and some more."""
+        spare = (self.length - largest - smallest) // 3
+        top = largest + (spare if largest else 0)
+        bottom = smallest + (spare if smallest else 0)
+        kept = np.r_[:bottom, self.length - top : self.length]
+        length = len(kept)
+        self._vectors[:, :length] = self.vectors @ mix[:, kept]
+        self._images[:, :length] = self.images @ mix[:, kept]
+        self._matrix[:length, :length] = np.diag(values[kept])
+        self.length = length
+
+
+def _missed(product, found, top, bottom, margins, spread, limit, rng):
+    """Returns a direction with an eigenvalue that should be among those found.
+
+    Without such, `None`. What one Krylov space lacks are further copies of the
+    eigenvalues in it. With one eigenvalue from an end, a copy of it changes nothing,
+    and where all agree there is no room for one between: no product is spent.
+
+    Args:
+        found: (size, count) orthonormal vectors.
+        top, bottom: their eigenvalues from the two ends, outermost first.
+        margins: for each, by how much another must pass it to matter.
+        spread: about the largest eigenvalue less the smallest.
+        limit: the most products to spend.
+    """
+    # The lower end is the upper one of −H.
+    ends = [
+        (sign, sign * edge[-1], sign * (edge[0] - edge), margin[-1])
+        for sign, edge, margin in (
+            (1, top, margins[: len(top)]),
+            (-1, bottom, margins[len(top) :]),
+        )
+        if len(edge) > 1 and sign * (edge[0] - edge[-1]) > margin[-1]
+    ]
+    if not ends or limit < 1:
+        return None
+    size = len(found)
+    gaps = []
+    for _, _, below, margin in ends:
+        apart = below[-1] - below
+        gaps += [apart.max(), apart[apart > margin].min()]
+    # Where the found cannot be told apart from a copy that is passed over.
+    first, last = (_steps_to_see(gap / spread, size) for gap in (max(gaps), min(gaps)))
+    basis = np.empty((size, found.shape[1] + min(limit, last)), order="F")
+    images = np.empty((size, min(limit, last)), order="F")
+    start = found.shape[1]
+    basis[:, :start] = found
+    direction = rng.standard_normal(size)
+    for step in range(1, min(limit, last) + 1):
+        end = start + step
+        basis[:, end - 1] = orthonormal(direction, basis[:, : end - 1], rng)
+        images[:, step - 1] = product(basis[:, end - 1])
+        vectors = basis[:, start:end]
+        matrix = vectors.T @ images[:, :step]
+        values, mix = np.linalg.eigh((matrix + matrix.T) / 2)
+        passed = True
+        for sign, edge, _, margin in ends:
+            which = -1 if sign > 0 else 0
+            ritz = vectors @ mix[:, which]
+            residual = images[:, :step] @ mix[:, which] - values[which] * ritz
+            residual -= found @ (found.T @ residual)
+            if sign * values[which] > edge + margin:
+                return ritz
+            if sign * values[which] + np.linalg.norm(residual) > edge:
+                passed, direction = False, residual
+        if passed and step >= first:
+            return None
+        if passed:
+            direction = residual
+    return None
+
+
+def _steps_to_see(gap, size):
+    """Returns after how many steps Lanczos has probably felt an eigenvalue.
+
+    The value found from a random vector is within `gap` × spread of the largest
+    eigenvalue after so many, but for a probability of `CHECK_FAILURE` (Kuczyński and
+    Woźniakowski, 1992, theorem 4.2).
+    """
+    return int(np.ceil(np.log(1.65 * np.sqrt(size) / CHECK_FAILURE) / (2 * gap**0.5)))
+
+
+def tridiagonal(
+    product: Callable[[np.ndarray], np.ndarray], start: np.ndarray, steps: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns nodes and weights of the Gauss quadrature that belongs to a vector.
+
+    Lanczos iteration with full orthogonalisation from `start` gives a tridiagonal
+    matrix; its eigenvalues are the nodes, the squared first entries of its
+    eigenvectors the weights. The sum over weight × f(node) is exact for vᵀf(H)v/vᵀv
+    with polynomials f of degree below 2 `steps` (Golub and Welsch, 1969).
+
+    Args:
+        product: the map v ↦ Hv.
+        start: the vector v, (size,).
+        steps: the number of products; fewer where the Krylov space ends before.
+
+    Returns:
+        Nodes, ascending, and weights, which sum to 1, both (≤ steps,).
+    """
+    size = len(start)
+    basis = np.empty((size, min(steps, size)), order="F")
+    basis[:, 0] = start / np.linalg.norm(start)
+    matrix = np.zeros((basis.shape[1],) * 2)
+    scale = 0.0
+    for index in range(basis.shape[1]):
+        image = product(basis[:, index])
+        scale = max(scale, np.linalg.norm(image))
+        done = basis[:, : index + 1]
+        matrix[index, index] = basis[:, index] @ image
+        for _ in range(2):
+            image = image - done @ (done.T @ image)
+        length = np.linalg.norm(image)
+        if index + 1 == basis.shape[1] or length <= 1e-10 * scale:
+            break
+        matrix[index, index + 1] = matrix[index + 1, index] = length
+        basis[:, index + 1] = image / length
+    values, vectors = np.linalg.eigh(matrix[: index + 1, : index + 1])
+    return values, vectors[0] ** 2
+
+
+def orthonormal(direction, basis, rng):
+    """Returns the direction's part outside a basis, of length 1.
+
+    A direction inside the basis is replaced by a random one.
+    """
+    while True:
+        before = np.linalg.norm(direction)
+        vector = direction / before if before > 0 else direction
+        # Once leaves rounding behind, twice is enough (Parlett, 1998).
+        for _ in range(2):
+            vector = vector - basis @ (basis.T @ vector)
+            length = np.linalg.norm(vector)
+            if length < 1e-8:
+                break
+            vector = vector / length
+        else:
+            return vector
+        direction = rng.standard_normal(len(direction))

@@ -1,0 +1,14 @@
+"""What all tests share."""
+
+import keras
+import pytest
+
+
+def _seed():
+    keras.utils.set_random_seed(0)
+
+
+# Initial weights are then the same in every run, in whatever order or process: a test
+# passes always or never.
+seeded_module = pytest.fixture(_seed, scope="module", autouse=True)
+seeded_test = pytest.fixture(_seed, autouse=True)

@@ -34,7 +34,7 @@ class Footprint:
     def devices(self, batch_size: int, limit: float) -> int:
         """Returns how many devices fit a limit in bytes, at least one."""
         # A tenth for what passes between the outputs.
-        left = 0.9 * limit - batch_size * self.shared
+        left = 0.9 * limit - min(_COMPILING, limit / 2) - batch_size * self.shared
         each = batch_size * self.stacked + self.weights
         return max(1, int(left / max(each, 1.0)))
 
@@ -67,6 +67,10 @@ def footprint(model: keras.Model, variables) -> Footprint:
 # Copies of all that a layer holds, stacked, once a device sets a part of it: entries
 # of cells, tiles and matrices, or warped masks. Measured on all kinds of layers.
 _WEIGHTS = 6
+
+# What compiling takes, measured; never more than half of what there is, since a graph
+# of a small model takes little.
+_COMPILING = 0.1 * 2**30
 
 
 def _size_of_varied(model, varied: set[int]) -> int:

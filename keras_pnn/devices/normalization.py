@@ -56,7 +56,7 @@ def checked_calibration(calibration, x):
             f"Received: lengths {sorted(lengths)}"
         )
     for array in keras.tree.flatten(arrays):
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
+        if array.dtype.kind in "fc" and not np.isfinite(array).all():
             raise ValueError("`calibration` must be finite. Received: NaN or infinity")
     return arrays
 

@@ -1,6 +1,7 @@
 """Many devices at once: loss and metrics of a model on each of them."""
 
 import dataclasses
+import numbers
 from collections.abc import Iterator, Sequence
 
 import keras
@@ -95,8 +96,9 @@ class DeviceEvaluator:
         chunk: devices at once, also where there are fewer. Default: as many as
             `memory_limit` allows, at most those that there are. With 1 they run one
             after the other, in a graph that is not vectorised.
-        memory_limit: GiB that a step may take beside what the process has, estimated
-            from the layers' outputs and variables. Compiling takes about 0.1 GiB more.
+        memory_limit: GiB that an evaluation may take beside what the process has,
+            compiling included, estimated from the layers' outputs and variables. One
+            device runs also where it is estimated to need more.
         batch_norm: the statistics with which `BatchNormalization` layers normalise.
             `"frozen"`: the model's. `"batch"`: those of each batch of `x`, so that
             figures depend on `batch_size`. `"reestimated"`: each device's own, of
@@ -130,13 +132,19 @@ class DeviceEvaluator:
         batch_norm: str = "frozen",
         calibration=None,
     ):
-        self._data = _checked_data(model, x, y, sample_weight)
-        if batch_size < 1 or (chunk is not None and chunk < 1):
+        if not getattr(model, "compiled", False):
             raise ValueError(
-                "`batch_size` and `chunk` must be at least 1. "
-                f"Received: batch_size={batch_size}, chunk={chunk}"
+                "`model` must be compiled, as for `evaluate`. "
+                f"Received: model '{getattr(model, 'name', model)}', not compiled"
             )
-        if not memory_limit > 0:
+        self._data = checked_data(x, y, sample_weight)
+        sizes = (batch_size,) if chunk is None else (batch_size, chunk)
+        if not all(_positive(n, numbers.Integral) for n in sizes):
+            raise ValueError(
+                "`batch_size` and `chunk` must be whole numbers of at least 1. "
+                f"Received: batch_size={batch_size!r}, chunk={chunk!r}"
+            )
+        if not _positive(memory_limit, numbers.Real):
             raise ValueError(
                 f"`memory_limit` must be above 0, in GiB. Received: {memory_limit!r}"
             )
@@ -286,7 +294,7 @@ def evaluate_devices(
         sample_weight: one weight for each sample, or `None`.
         chunk: devices at once, also where there are fewer. Default: as many as
             `memory_limit` allows, at most those that there are.
-        memory_limit: GiB that a step may take, estimated from the layers' outputs.
+        memory_limit: GiB that it may take, as in `DeviceEvaluator`.
         verbose: 0 is silent, 1 or `"auto"` shows a progress bar.
         batch_norm: `"frozen"`, `"batch"` or `"reestimated"`, see `DeviceEvaluator`.
         calibration: inputs for `"reestimated"`.
@@ -318,15 +326,24 @@ def evaluate_devices(
     return evaluator.evaluate(devices, verbose)
 
 
-def _checked_data(model, x, y, sample_weight):
-    if not getattr(model, "compiled", False):
-        raise ValueError(
-            "`model` must be compiled, as for `evaluate`. "
-            f"Received: model '{model.name}', not compiled"
-        )
-    data = keras.tree.map_structure(
-        lambda a: None if a is None else np.asarray(a), (x, y, sample_weight)
+def checked_data(x, y, sample_weight) -> tuple:
+    """Returns data as structures of NumPy arrays of one length.
+
+    Args:
+        x: inputs, an array or a list or dictionary of arrays.
+        y: targets, likewise, or `None`.
+        sample_weight: likewise, or `None`.
+
+    Raises:
+        ValueError: one is no array (a list of numbers, a data set), there is no
+            input, lengths differ or are 0, or NaN or infinity is among them.
+    """
+    data = tuple(
+        keras.tree.map_structure(lambda a, name=name: _array(name, a), part)
+        for name, part in (("x", x), ("y", y), ("sample_weight", sample_weight))
     )
+    if all(a is None for a in keras.tree.flatten(data[0])):
+        raise ValueError(f"`x` must hold at least one array. Received: {x!r}")
     lengths = {len(a) for a in keras.tree.flatten(data) if a is not None}
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError(
@@ -335,10 +352,28 @@ def _checked_data(model, x, y, sample_weight):
         )
     for part, name in zip(data, ("x", "y", "sample_weight"), strict=True):
         for array in keras.tree.flatten(part):
-            floats = array is not None and array.dtype.kind == "f"
+            floats = array is not None and array.dtype.kind in "fc"
             if floats and not np.isfinite(array).all():
                 raise ValueError(f"`{name}` must be finite. Received: NaN or infinity")
     return data
+
+
+def _array(name: str, given):
+    """One array of the data; `None` stays."""
+    if given is None:
+        return None
+    # A list of numbers comes here number by number; a data set has no shape.
+    if not len(getattr(given, "shape", ())):
+        raise ValueError(
+            f"`{name}` must be an array, or a list or dictionary of arrays, with the "
+            "samples along the first axis: `np.asarray` makes one of a list of "
+            f"numbers. Received: {name} with {given!r}"
+        )
+    return np.asarray(given)
+
+
+def _positive(value, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and value > 0
 
 
 def _rows(data, start: int, stop: int):

@@ -148,7 +148,10 @@ class RingLayer(PhysicalLayer):
             constraint=self.control_constraint,
         )
         self.add_imperfection("resonance_shift", self._kernel_shape, unit="nm")
-        self.add_imperfection("half_width_error", self._kernel_shape, unit="")
+        # A linewidth is positive.
+        self.add_imperfection(
+            "half_width_error", self._kernel_shape, unit="", above=-1.0
+        )
         self.add_imperfection("temperature", (), unit="K", shared=True)
         self.bias = None
         if self.use_bias:

@@ -18,6 +18,7 @@ from keras_pnn.devices.simulated import (
     sweep,
 )
 from keras_pnn.devices.variation import Variation
+from keras_pnn.layers.physical import flat_layers
 
 # The index of the design, where devices count from 0.
 DESIGN = -1
@@ -32,8 +33,8 @@ class Point:
     Args:
         section: `"nominal"`, `"device"`, `"sweep"`, `"grid"`, `"sensitivity"` or
             `"transfer"`.
-        name: of the sweep or grid; `"layer/imperfection"` and a kind for a
-            sensitivity, the other model's name for a transfer.
+        name: of the sweep or grid; the layer's number and a kind for a sensitivity;
+            the other model's name for a transfer.
         index: the place on the axes of a scan.
         device: the device's index, `DESIGN` for the design.
     """
@@ -122,18 +123,28 @@ class Fabrication:
         return arrays
 
     def spread(self) -> dict[str, float]:
-        """Returns imperfection → root mean square deviation over all devices."""
-        squares: dict[str, list[float]] = {}
-        kept = {(t.name, t.index): t for t in self._imperfections()}
-        for device in self.devices or ():
-            for key, array in device.deviations.items():
-                if key in kept:
-                    exists = kept[key].exists
-                    values = array if exists is None else array[_full(exists, array)]
-                    squares.setdefault(key[0], []).append(
-                        np.mean(np.square(values, dtype="float64"))
-                    )
-        return {n: math.sqrt(np.mean(s)) for n, s in squares.items() if np.any(s)}
+        """Returns imperfection → root mean square deviation over devices and elements.
+
+        One that the devices have in some layers only is named for each of these,
+        "layer/imperfection".
+        """
+        squares: dict[str, list[np.ndarray]] = {}
+        everything = self._imperfections()
+        keys = self.devices[0].deviations.keys() if self.devices else ()
+        partial = {t.name for t in everything if (t.name, t.index) not in keys}
+        for target in everything:
+            key = target.name, target.index
+            if key not in keys:
+                continue
+            name = f"{target.layer.name}/" if target.name in partial else ""
+            exists = True if target.exists is None else target.exists
+            for device in self.devices:
+                array = device.deviations[key]
+                squares.setdefault(name + target.name, []).append(
+                    np.square(array[_full(exists, array)], dtype="float64")
+                )
+        joined = {name: np.concatenate(parts) for name, parts in squares.items()}
+        return {n: math.sqrt(s.mean()) for n, s in joined.items() if s.any()}
 
     def _imperfections(self) -> list[Target]:
         names = {name for name, _ in self.devices[0].deviations} if self.devices else ()
@@ -285,6 +296,22 @@ class Plan:
         self._keys = self._all_keys()
         model = fabrication.model
         self._shapes = architecture(model, {name for name, _ in self._keys})
+        self._check_bounds()
+
+    def _check_bounds(self) -> None:
+        """Raises ValueError where a point takes something to what does not exist.
+
+        Points are drawn for it only where something has a bound.
+        """
+        model = self.fabrication.model
+        pairs = self.device(self.points[0]).bind(model)
+        if any(target.above is not None for target, _ in pairs):
+            for point in self.points:
+                try:
+                    self.device(point).bind(model)
+                except ValueError as error:
+                    where = " ".join(map(str, dataclasses.astuple(point)))
+                    raise ValueError(f"Point ({where.strip()}): {error}") from error
 
     def device(self, point: Point) -> SimulatedDevice:
         """Returns the device of one point.
@@ -297,26 +324,47 @@ class Plan:
         label = " ".join(str(part) for part in dataclasses.astuple(point))
         return SimulatedDevice({**zeros, **mine}, self._shapes, label)
 
+    def axes(self, point: Point) -> tuple[Scanned, ...]:
+        """Returns the axes that a point's index is on."""
+        if point.section == "sweep":
+            return (self.sweeps[point.name],)
+        return self.grid if point.section == "grid" else ()
+
+    def ends(self) -> list[Point]:
+        """Returns the points at the ends of all axes, of the design."""
+        return [
+            p
+            for p in self.points
+            if p.device == DESIGN
+            and p.index
+            and all(
+                i in (0, len(a.axis) - 1)
+                for a, i in zip(self.axes(p), p.index, strict=True)
+            )
+        ]
+
     def _deviations(self, point: Point) -> Deviations:
         if point.section == "sensitivity":
             return self.alone[point.name][point.device]
         if point.section == "transfer":
             return dict(self.trained_on[point.name].deviations)
         found = self.fabrication.deviations(point.device)
-        axes = {"sweep": (self.sweeps.get(point.name),), "grid": self.grid}.get(
-            point.section, ()
-        )
         # Spreads take the place of deviations, so that they come before additions.
         steps = sorted(
-            zip(axes, point.index, strict=True), key=lambda pair: _rank(pair[0])
+            zip(self.axes(point), point.index, strict=True),
+            key=lambda pair: _rank(pair[0]),
         )
         for axis, place in steps:
             found = axis.apply(place, point.device, found)
         return found
 
     def _alone(self, devices: int) -> dict[str, list[Deviations]]:
-        """(layer, kind) as one name → the devices that deviate in that alone."""
+        """(layer's number, kind) as one name → devices that deviate in that alone.
+
+        A number, since names differ between two models of one architecture.
+        """
         model, found = self.fabrication.model, {}
+        number = {id(la): i for i, la in enumerate(flat_layers(model))}
         names = {n: None for n in self.fabrication.spread()}
         for name in names:
             for target in matching(model, name):
@@ -327,19 +375,19 @@ class Plan:
                     if key in self.fabrication.devices[d].deviations
                 ]
                 if chips:
-                    found[f"{target.layer.name}|{name}"] = chips
+                    found[f"{number[id(target.layer)]}|{_short(name)}"] = chips
         for name, axis in self.sweeps.items():
-            if axis.axis.random or "/" in name:
+            if axis.axis.random:
                 continue
             ends = dict.fromkeys((0, len(axis.axis) - 1))
             for point in ends:
                 if not np.any(axis.axis.values[point]):
                     continue
                 moved = axis.moved(point)
-                kind = f"{name} = {axis.axis.ticks[point]}"
+                kind = f"{_short(name)} = {axis.axis.ticks[point]}"
                 for target in matching(model, name):
                     key = target.name, target.index
-                    found[f"{target.layer.name}|{kind}"] = [{key: moved[key]}]
+                    found[f"{number[id(target.layer)]}|{kind}"] = [{key: moved[key]}]
         return found
 
     def _all_keys(self) -> dict[tuple[str, int], tuple[int, ...]]:
@@ -354,6 +402,11 @@ class Plan:
         model = self.fabrication.model
         shapes = architecture(model, {name for name, _ in keys})
         return {(n, i): tuple(shapes[n][i]) for n, i in sorted(keys)}
+
+
+def _short(name: str) -> str:
+    """An imperfection's name without its layer's."""
+    return name.rpartition("/")[2]
 
 
 def _rank(axis: Scanned) -> int:

@@ -3,16 +3,18 @@
 import json
 import os
 import pathlib
+import zlib
 from collections.abc import Sequence
 
-_FORMAT = "keras_pnn.rows/1"
+_FORMAT = "keras_pnn.rows/2"
 
 
 class Store:
     """Blocks of rows as lines of JSON in a folder, one file for each part.
 
-    Each line is written whole and flushed; a line that a kill cut short is left out
-    when the file is read, and its block is measured again.
+    Each line is written whole and flushed, with a check sum. A line that a kill cut
+    short or that was changed is left out when the file is read, and its block is
+    measured again.
 
     Args:
         folder: the folder, created where it is missing.
@@ -30,6 +32,8 @@ class Store:
     ):
         self.folder, self.fingerprint = pathlib.Path(folder), fingerprint
         self.blocks = blocks
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"`rows` must be a folder. Received: the file {folder}")
         self.folder.mkdir(parents=True, exist_ok=True)
         name = f"{fingerprint[:16]}-{part[0]}of{part[1]}.jsonl"
         self.path = self.folder / name
@@ -38,9 +42,9 @@ class Store:
             self.path.unlink()
 
     def read(self) -> dict[int, list[dict]]:
-        """Returns the blocks that are there, from the files of all parts."""
+        """Returns the blocks that are there, from all files of this study."""
         found = {}
-        for path in sorted(self.folder.glob(f"{self.fingerprint[:16]}-*.jsonl")):
+        for path in sorted(self.folder.glob("*.jsonl")):
             if _header(path).get("fingerprint") == self.fingerprint:
                 found.update(read_rows(path)[1])
         return found
@@ -58,7 +62,7 @@ class Store:
             # What a kill left of a line would spoil the next one.
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write("\n")
-        self._write({"block": block, "rows": rows}, "a")
+        self._write(_line(block, rows), "a")
 
     def _write(self, value: dict, how: str) -> None:
         with open(self.path, how, encoding="utf-8") as file:
@@ -74,7 +78,8 @@ def write_rows(path: str | os.PathLike, header: dict, blocks: dict) -> int:
         How many blocks of the study it lacks.
     """
     path = pathlib.Path(path)
-    lines = [header, *({"block": b, "rows": blocks[b]} for b in sorted(blocks))]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [header, *(_line(b, blocks[b]) for b in sorted(blocks))]
     part = path.with_name(path.name + ".part")
     part.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
     os.replace(part, path)
@@ -88,21 +93,49 @@ def read_rows(path: str | os.PathLike) -> tuple[dict, dict[int, list[dict]]]:
         path: what `robustness_rows` wrote.
 
     Raises:
-        ValueError: the file is another one.
+        ValueError: there is no such file, or it is another one.
     """
-    header = _header(path)
-    if not header:
+    lines = _lines(path) if pathlib.Path(path).is_file() else []
+    header = lines[0] if lines and _is_header(lines[0]) else None
+    if header is None:
         raise ValueError(
             f"`path` must be a file that `robustness_rows` wrote. Received: {path}"
         )
-    return header, {line["block"]: line["rows"] for line in _lines(path)[1:]}
+    count = header["blocks"]
+    whole = [line for line in lines[1:] if _is_block(line, count)]
+    return header, {line["block"]: line["rows"] for line in whole}
+
+
+def _line(block: int, rows: list[dict]) -> dict:
+    return {"block": block, "rows": rows, "check": _check_sum(block, rows)}
+
+
+def _check_sum(block: int, rows) -> int:
+    return zlib.crc32(json.dumps([block, rows]).encode())
+
+
+def _is_header(line) -> bool:
+    return (
+        isinstance(line, dict)
+        and line.get("format") == _FORMAT
+        and isinstance(line.get("fingerprint"), str)
+        and isinstance(line.get("blocks"), int)
+    )
+
+
+def _is_block(line, count: int) -> bool:
+    return (
+        isinstance(line, dict)
+        and isinstance(line.get("block"), int)
+        and 0 <= line["block"] < count
+        and line.get("check") == _check_sum(line["block"], line.get("rows"))
+    )
 
 
 def _header(path) -> dict:
     """The first line of a file of rows; empty where it is none."""
     first = next(iter(_lines(path)), None)
-    ours = isinstance(first, dict) and first.get("format") == _FORMAT
-    return first if ours else {}
+    return first if _is_header(first) else {}
 
 
 def _lines(path) -> list:
@@ -121,14 +154,19 @@ def merge_rows(paths: Sequence[str | os.PathLike], path: str | os.PathLike) -> i
 
     Args:
         paths: files that `robustness_rows` wrote for one study.
-        path: the file to write, in the folder that the report is given.
+        path: the file to write, `.jsonl`, in the folder that the report is given.
 
     Returns:
         How many of the study's blocks are still missing.
 
     Raises:
-        ValueError: there is no file, or they are of different studies.
+        ValueError: there is no file, one is no such file, they are of different
+            studies, or `path` has another suffix.
     """
+    if isinstance(paths, str | os.PathLike):
+        raise ValueError(f"`paths` must be a list of files. Received: {paths!r}")
+    if pathlib.Path(path).suffix != ".jsonl":
+        raise ValueError(f"`path` must end in .jsonl. Received: {path}")
     paths = [pathlib.Path(p) for p in paths]
     if not paths:
         raise ValueError("`paths` must name at least one file. Received: none")

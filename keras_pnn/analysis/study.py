@@ -2,20 +2,24 @@
 
 import hashlib
 import json
+import math
 import os
 
 import keras
 import numpy as np
 
+from keras_pnn._version import __version__
+from keras_pnn.analysis.fingerprint import computation, digest
 from keras_pnn.analysis.points import DESIGN, Plan, Point
+from keras_pnn.analysis.report_inputs import first_samples
 from keras_pnn.analysis.results import (
     ModelRobustness,
     Scan,
     Sensitivity,
 )
 from keras_pnn.analysis.rows import Store
-from keras_pnn.devices.population import DeviceEvaluator
-from keras_pnn.layers.physical import flat_layers, physical_layers
+from keras_pnn.devices.population import DeviceEvaluator, evaluate_devices
+from keras_pnn.layers.physical import flat_layers
 
 # More devices at once are no faster, and more is lost when a run is stopped.
 LARGEST_BLOCK = 128
@@ -33,13 +37,21 @@ class Study:
         model: a compiled model.
         plan: the points.
         evaluator: evaluates devices on the data.
+        data: what the evaluator has: `(x, y, sample_weight)`.
+        calibration: its calibration inputs, or `None`.
     """
 
     def __init__(
-        self, model: keras.Model, plan: Plan, evaluator: DeviceEvaluator, data
+        self,
+        model: keras.Model,
+        plan: Plan,
+        evaluator: DeviceEvaluator,
+        data: tuple,
+        calibration=None,
     ):
         self.model, self.plan, self.evaluator = model, plan, evaluator
-        self._data = _digest(keras.tree.flatten(data))
+        self._given = data
+        self._data = digest(keras.tree.flatten((data, calibration)))
         points = plan.points
         some = [plan.device(points[0])] * min(len(points), LARGEST_BLOCK)
         # Fixed, so that a point's figures do not depend on what is measured with it.
@@ -48,33 +60,64 @@ class Study:
             points[i : i + self.size] for i in range(0, len(points), self.size)
         ]
 
+    def check_outputs(self) -> None:
+        """Raises ValueError where the end of a sweep or grid leaves the model.
+
+        A measured curve ends where its measurement did, and is NaN beyond. Two samples
+        on the design are enough to see it; what a device's own deviations add is seen
+        in its figures.
+        """
+        samples = first_samples(self._given, 2)[0]
+        for point in self.plan.ends():
+            cause = None
+            with self.plan.device(point).installed(self.model):
+                try:
+                    outputs = self.model(samples, training=False)
+                    lost = any(map(_has_nan, keras.tree.flatten(outputs)))
+                except ValueError as error:
+                    # Outside a graph a layer may say so itself.
+                    lost, cause = True, error
+            if lost:
+                axes = zip(self.plan.axes(point), point.index, strict=True)
+                where = {a.axis.name: a.axis.ticks[i] for a, i in axes}
+                argument = "grid" if point.section == "grid" else "sweeps"
+                raise ValueError(
+                    f"`{argument}` must stay where the model has outputs. Received: "
+                    f"{where}, where they are NaN or out of range"
+                ) from cause
+
     def fingerprint(self) -> str:
         """Returns a hash of all that the figures depend on."""
-        inner = [v for la in flat_layers(self.model) for v in _kept(la)]
-        devices = self.plan.fabrication.devices or ()
-        axes = [*self.plan.sweeps.values(), *self.plan.grid]
+        plan, fabrication = self.plan, self.plan.fabrication
+        axes = [*plan.sweeps.values(), *plan.grid]
+        devices = [*(fabrication.devices or ()), *plan.trained_on.values()]
+        pairs = [(k, v) for d in devices for k, v in sorted(d.deviations.items())]
         described = {
-            "points": [repr(p) for p in self.plan.points],
+            "points": [repr(p) for p in plan.points],
             "axes": [(a.axis.name, a.axis.values.tolist()) for a in axes],
-            "spreads": repr(self.plan.fabrication.variation),
-            "seed": self.plan.fabrication.seed,
+            "spreads": repr(fabrication.variation),
+            "seed": fabrication.seed,
+            "deviations": [repr(key) for key, _ in pairs],
             "block": self.size,
             "evaluator": [self.evaluator.batch_size, self.evaluator.batch_norm],
-            "layers": [_described(la) for la in flat_layers(self.model)],
-            "loss": [_described(part) for part in keras.tree.flatten(self.model.loss)],
-            "metrics": self._metrics(),
+            "computation": computation(self.model),
+            "version": __version__,
         }
-        arrays = [np.asarray(v) for v in inner]
-        for device in (*devices, *self.plan.trained_on.values()):
-            arrays += [device.deviations[key] for key in sorted(device.deviations)]
-        text = json.dumps(described) + self._data + _digest(arrays)
+        arrays = [np.asarray(v) for v in self._kept()]
+        arrays += [array for _, array in pairs]
+        text = json.dumps(described) + self._data + digest(arrays)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _metrics(self) -> list[str]:
-        inner = [
-            m for one in self.model.metrics for m in getattr(one, "metrics", [one])
+    def _kept(self) -> list[keras.Variable]:
+        """The layers' variables but for those that the points set."""
+        pairs = self.plan.device(self.plan.points[0]).bind(self.model)
+        moved = {id(t.variable) for t, _ in pairs if t.neutral is not None}
+        return [
+            v
+            for la in flat_layers(self.model)
+            for v in (*la._trainable_variables, *la._non_trainable_variables)
+            if id(v) not in moved
         ]
-        return sorted(str(m.name) for m in inner)
 
     def setting(self) -> dict:
         """Returns how the points are measured, for the report."""
@@ -93,12 +136,18 @@ class Study:
         }
 
     def alone(self, device) -> dict[str, float]:
-        """Returns the metrics on one device, without filling a block for it."""
-        block, self.evaluator.chunk = self.evaluator.chunk, 1
-        try:
-            found = self.evaluator.evaluate([device], verbose=0).values
-        finally:
-            self.evaluator.chunk = block
+        """Returns the metrics on one device, with batch statistics frozen."""
+        x, y, sample_weight = self._given
+        found = evaluate_devices(
+            self.model,
+            x,
+            y,
+            [device],
+            self.evaluator.batch_size,
+            sample_weight,
+            chunk=1,
+            verbose=0,
+        ).values
         return {n: float(v[0]) for n, v in found.items() if np.ndim(v[0]) == 0}
 
     def rows(
@@ -143,6 +192,9 @@ class Study:
     def _measure(self, points: list[Point]) -> list[dict]:
         devices = [self.plan.device(point) for point in points]
         found = self.evaluator.evaluate(devices, verbose=0)
+        columns = {n: v for n, v in found.values.items() if np.ndim(v[0]) == 0}
+        # Outputs that are NaN have no class, and yet an accuracy.
+        lost = np.isnan(columns["loss"])
         return [
             {
                 "section": point.section,
@@ -150,9 +202,8 @@ class Study:
                 "index": list(point.index),
                 "device": point.device,
                 "metrics": {
-                    name: float(values[i])
-                    for name, values in found.values.items()
-                    if np.ndim(values[i]) == 0
+                    name: math.nan if lost[i] else float(values[i])
+                    for name, values in columns.items()
                 },
             }
             for i, point in enumerate(points)
@@ -211,9 +262,8 @@ class Study:
 
     def _sensitivity(self, found, names) -> Sensitivity:
         pairs = [tuple(name.split("|", 1)) for name in self.plan.alone]
-        order = [la.name for la in physical_layers(self.model)]
-        layers = [n for n in order if n in {layer for layer, _ in pairs}]
-        layers += [n for n in dict(pairs) if n not in layers]
+        pairs = [(int(layer), kind) for layer, kind in pairs]
+        layers = sorted({layer for layer, _ in pairs})
         kinds = list(dict.fromkeys(kind for _, kind in pairs))
         metrics = {n: np.full((len(layers), len(kinds)), np.nan) for n in names}
         used = 1
@@ -229,45 +279,24 @@ class Study:
                         for d in range(len(chips))
                     ]
                 )
-        return Sensitivity(tuple(layers), tuple(kinds), metrics, used)
+        names = layer_names(self.model)
+        return Sensitivity(
+            tuple(names[layer] for layer in layers), tuple(kinds), metrics, used
+        )
 
     def model_robustness(self, rows: list[dict], **others) -> ModelRobustness:
         """Returns the record of this model."""
         return ModelRobustness(**self.result(rows), **others)
 
 
-def _kept(layer) -> list[keras.Variable]:
-    """A layer's own variables but for imperfections, which are the study's."""
-    own = [*layer._trainable_variables, *layer._non_trainable_variables]
-    imperfect = {id(v) for v in getattr(layer, "imperfections", {}).values()}
-    return [v for v in own if id(v) not in imperfect]
+def _has_nan(output) -> bool:
+    return bool(np.isnan(np.asarray(output)).any())
 
 
-def _described(part) -> str:
-    """What a layer or a loss computes, without the name it has in this process."""
-    name = getattr(part, "__name__", type(part).__name__)
-    try:
-        config = part.get_config()
-    except (AttributeError, NotImplementedError, TypeError, ValueError):
-        return str(name)
-    config.pop("name", None)
-    return f"{name} {json.dumps(config, sort_keys=True, default=_plain_name)}"
-
-
-def _plain_name(value) -> str:
-    # The texts of other objects may hold addresses.
-    return getattr(value, "__name__", type(value).__name__)
-
-
-def _digest(arrays) -> str:
-    found = hashlib.sha256()
-    for array in arrays:
-        if array is None:
-            continue
-        array = np.ascontiguousarray(array)
-        found.update(str((array.dtype.str, array.shape)).encode())
-        # Objects (strings) have no bytes of their own.
-        found.update(
-            array.tobytes() if array.dtype.kind != "O" else repr(array).encode()
-        )
-    return found.hexdigest()
+def layer_names(model: keras.Model) -> list[str]:
+    """Returns the name of each layer; with a number where several have the same."""
+    names = [la.name for la in flat_layers(model)]
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[: i + 1].count(name)})"
+        for i, name in enumerate(names)
+    ]

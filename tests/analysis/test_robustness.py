@@ -141,7 +141,11 @@ def test_sensitivity_is_that_of_one_imperfection_of_one_layer(model, report):
         "resonance_shift",
         "temperature = -1",
         "temperature = 1.5",
+        "temperature = 2",
     )
+    # That of the sweep of one layer.
+    assert np.isfinite(found.metrics["accuracy"][0, 3])
+    assert np.isnan(found.metrics["accuracy"][1, 3])
     chips = VARIATION.sample(model, 4, seed=0)
     zeros = {k: 0 * v for k, v in chips[0].deviations.items()}
     for layer in range(2):
@@ -167,13 +171,19 @@ def test_statistics_are_those_of_the_devices(report):
 
 def test_the_worst_case_is_searched_in_the_radius_of_the_devices(model, report):
     worst = one(report).worst
-    squares = [
-        np.mean(np.square(array, dtype="float64"))
-        for chip in VARIATION.sample(model, 4, seed=0)
-        for array in chip.deviations.values()
-    ]
-    assert worst.radius["resonance_shift"] == pytest.approx(np.sqrt(np.mean(squares)))
-    assert worst.radius["temperature"] == 1.5
+    elements = np.concatenate(
+        [
+            np.ravel(array)
+            for chip in VARIATION.sample(model, 4, seed=0)
+            for array in chip.deviations.values()
+        ]
+    )
+    rms = np.sqrt(np.mean(elements**2))
+    assert worst.radius["resonance_shift"] == pytest.approx(rms)
+    # Swept in all layers up to 1.5, and in one of them to 2.
+    assert worst.radius["one/temperature"] == 2.0
+    assert worst.radius["two/temperature"] == 1.5
+    assert worst.radius["half_width_error"] == 0.2
     assert worst.metrics["loss"] > one(report).devices["loss"].max()
     with worst.device.installed(model):
         expected = model.evaluate(X, Y, verbose=0, return_dict=True)
@@ -394,8 +404,7 @@ def test_parts_make_the_whole(model, whole, tmp_path):
     assert pnn.merge_rows(paths, tmp_path / "all.jsonl") == 0
     header, blocks = rows_module.read_rows(tmp_path / "all.jsonl")
     assert len(blocks) == header["blocks"]
-    name = f"{header['fingerprint'][:16]}-merged.jsonl"
-    (tmp_path / "all.jsonl").rename(merged / name)
+    assert pnn.merge_rows(paths, merged / "all.jsonl") == 0
     found = pnn.robustness_report(
         model, X, Y, worst_case=False, rows=merged, **STUDY, **QUIET
     )
@@ -417,6 +426,146 @@ def test_files_of_different_studies_are_not_merged(model, tmp_path):
     other.write_text("{}\n")
     with pytest.raises(ValueError, match="that `robustness_rows` wrote"):
         pnn.merge_rows([other], tmp_path / "all.jsonl")
+
+
+def test_what_is_damaged_is_measured_again(model, whole, tmp_path):
+    arguments = {"rows": tmp_path, "worst_case": False, **STUDY, **QUIET}
+    pnn.robustness_report(model, X, Y, **arguments)
+    (path,) = tmp_path.iterdir()
+    header, *lines = path.read_text("utf-8").splitlines()
+    changed = lines[0].replace('"accuracy": 0.', '"accuracy": 0.0', 1)
+    assert changed != lines[0]
+    beyond = json.dumps({**json.loads(lines[1]), "block": 77})
+    spoilt = [header, changed, "null", "5", "{}", "[1]", beyond, *lines[2:]]
+    path.write_text("\n".join(spoilt) + "\n", "utf-8")
+    _, blocks = rows_module.read_rows(path)
+    assert sorted(blocks) == list(range(2, len(lines)))
+    assert pnn.merge_rows([path], tmp_path / "merged" / "all.jsonl") == 2
+    assert figures(pnn.robustness_report(model, X, Y, **arguments)) == whole
+
+
+def test_files_that_are_none(model, tmp_path):
+    with pytest.raises(ValueError, match="must be a list of files"):
+        pnn.merge_rows("rows.jsonl", tmp_path / "all.jsonl")
+    with pytest.raises(ValueError, match=r"must end in \.jsonl"):
+        pnn.merge_rows([], tmp_path / "all.json")
+    with pytest.raises(ValueError, match="that `robustness_rows` wrote"):
+        pnn.merge_rows([tmp_path / "none.jsonl"], tmp_path / "all.jsonl")
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(ValueError, match="`rows` must be a folder"):
+        pnn.robustness_rows(model, X, Y, rows=file, verbose=0, **STUDY)
+
+
+def test_rows_of_all_models_of_a_report(model, tmp_path):
+    models = {"compare": {"other": network(5)}, "name": "mine"}
+    device = VARIATION.sample(model, 1)[0]
+    study = {**models, "variation": VARIATION, "n": 2, "trained_on": {"other": device}}
+    rows = []
+    for part in (0, 1):
+        rows += pnn.robustness_rows(
+            model, X, Y, rows=tmp_path, part=(part, 2), verbose=0, **study
+        )
+    assert {row["model"] for row in rows} == {"mine", "other"}
+    before = sorted(tmp_path.iterdir())
+    found = pnn.robustness_report(
+        model, X, Y, rows=tmp_path, worst_case=False, **study, **QUIET
+    )
+    assert sorted(tmp_path.iterdir()) == before
+    nominal = [r for r in rows if (r["model"], r["section"]) == ("other", "nominal")]
+    assert found.models["other"].nominal == nominal[0]["metrics"]
+
+
+def test_a_device_at_the_specification_keeps_it(model):
+    # 19 of 20 in float32 is less than 0.95.
+    right = model.predict(X[:20], verbose=0).argmax(1)
+    labels = np.where(np.arange(20) == 7, (right + 1) % 3, right)
+    found = pnn.robustness_report(
+        model,
+        X[:20],
+        labels,
+        variation=pnn.Variation(resonance_shift=1e-9),
+        n=1,
+        sweeps={"temperature": [0.0]},
+        spec=0.95,
+        worst_case=False,
+        **QUIET,
+    )
+    assert found.models["network_0"].nominal["accuracy"] < 0.95
+    assert found.yield_of("network_0").passed == 1
+    sweep = found.models["network_0"].sweeps["temperature"]
+    assert sweep.tolerance("accuracy", 0.95, "max") == (0, 0)
+
+
+def measured_curve():
+    """A model of rings whose curve was measured over 4 nm."""
+    control = np.linspace(0, 4, 80)
+    weight = 1 - 2 / (1 + ((control - 2) / 0.5) ** 2)
+    tuning = pnn.MeasuredTuning(control, weight, "nm")
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, pnn.layers.MRRBank(3, tuning=tuning)(inputs))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, metrics=["accuracy"])
+    return model
+
+
+@pytest.mark.parametrize(
+    "scan",
+    [
+        {"sweeps": {"temperature": [-60.0, 0.0, 1.0]}},
+        {"grid": {"temperature": [0.0, 60.0], "half_width_error": [0.0, 0.1]}},
+    ],
+    ids=["sweep", "grid"],
+)
+def test_a_scan_that_leaves_the_model(scan):
+    (argument,) = scan
+    with pytest.raises(ValueError, match=f"`{argument}` must stay where.*60"):
+        pnn.robustness_report(measured_curve(), X[:, :4], Y, spec=0.1, **scan, **QUIET)
+
+
+def test_a_device_whose_outputs_are_nan_has_no_accuracy():
+    model = measured_curve()
+    there = pnn.devices.sweep(model, "temperature", [0.0, 60.0])
+    found = pnn.robustness_report(
+        model, X[:, :4], Y, devices=there, spec=0.0, worst_case=False, **QUIET
+    )
+    accuracy = one(found).devices["accuracy"]
+    assert np.isfinite(accuracy[0]) and np.isnan(accuracy[1])
+    (name,) = found.models
+    assert found.yield_of(name).passed == 1
+
+
+def test_what_does_not_exist_is_refused_before_anything_is_measured(model, monkeypatch):
+    monkeypatch.setattr(Study, "_measure", None)
+    with pytest.raises(ValueError, match=r"half_width_error.*above"):
+        pnn.robustness_report(
+            model,
+            X,
+            Y,
+            variation=pnn.Variation(half_width_error=0.2),
+            n=2,
+            sweeps={"half_width_error": [-0.99, 0.0]},
+            **QUIET,
+        )
+
+
+def test_two_layers_of_one_name_are_two_rows():
+    def part():
+        inputs = keras.Input((4,))
+        bank = pnn.layers.MRRBank(4, name="bank")
+        return keras.Model(inputs, bank(inputs))
+
+    inputs = keras.Input((4,))
+    outputs = part()(part()(inputs))
+    model = keras.Model(inputs, outputs)
+    model.compile("sgd", "mse")
+    x = np.eye(4, dtype="float32")
+    found = pnn.robustness_report(
+        model, x, x, variation=VARIATION, n=2, worst_case=False, **QUIET
+    )
+    found = one(found).sensitivity
+    assert found.layers == ("bank (1)", "bank (2)")
+    assert np.isfinite(found.metrics["loss"]).all()
 
 
 KILLED = """

@@ -114,12 +114,9 @@ def find_eigenvalues(
         operator: the operator; the rest as in `hessian_eigenvalues`.
     """
     check_counts(operator, k, smallest)
-    if not 0 < tolerance < 1:
-        raise ValueError(f"tolerance must lie between 0 and 1. Received: {tolerance!r}")
+    check_effort(tolerance, max_iterations)
     if max_iterations is None:
         max_iterations = max(500, 20 * (k + smallest))
-    elif max_iterations < 1:
-        raise ValueError(f"max_iterations must be positive. Received: {max_iterations}")
     product = operator.products(verbose)
     size, count, epsilon = operator.size, k + smallest, operator.epsilon
 
@@ -172,18 +169,37 @@ def find_eigenvalues(
 
 def check_counts(operator, k, smallest=0) -> None:
     """Raises ValueError unless so many eigenvalues can be asked for."""
-    if not whole(k) or k < 1:
-        raise ValueError(f"k must be a positive integer. Received: {k!r}")
-    if not whole(smallest) or smallest < 0:
-        raise ValueError(
-            f"smallest must be an integer of at least 0. Received: {smallest!r}"
-        )
+    check_wanted(k, smallest)
     for name, number in (("k", k), ("smallest", smallest)):
         if number > operator.size:
             raise ValueError(
                 f"{name} must be at most the number of parameters, {operator.size}. "
                 f"Received: {number}"
             )
+
+
+def check_wanted(k, smallest=0) -> None:
+    """Raises ValueError unless these are numbers of eigenvalues, of any model."""
+    if not whole(k) or k < 1:
+        raise ValueError(f"k must be a positive integer. Received: {k!r}")
+    if not whole(smallest) or smallest < 0:
+        raise ValueError(
+            f"smallest must be an integer of at least 0. Received: {smallest!r}"
+        )
+
+
+def check_effort(tolerance, max_iterations=None) -> None:
+    """Raises ValueError unless a search for eigenvalues can end by these."""
+    number = isinstance(tolerance, (int, float, np.number))
+    if not number or not 0 < tolerance < 1:
+        raise ValueError(f"tolerance must lie between 0 and 1. Received: {tolerance!r}")
+    if max_iterations is None:
+        return
+    number = isinstance(max_iterations, (int, float, np.number))
+    if not number or not max_iterations >= 1:
+        raise ValueError(
+            f"max_iterations must be positive. Received: {max_iterations!r}"
+        )
 
 
 def whole(number) -> bool:

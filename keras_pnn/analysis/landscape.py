@@ -218,7 +218,23 @@ def find_landscape(
 
 
 def check_plan(operator, directions, extent, points, dimensions) -> None:
-    """Raises ValueError unless these arguments of `loss_landscape` fit."""
+    """Raises ValueError unless these arguments of `loss_landscape` fit its model."""
+    count = check_axes(directions, extent, points, dimensions)
+    if not isinstance(directions, str):
+        _check_shapes(operator, directions)
+    elif count > operator.size:
+        raise ValueError(
+            "dimensions must be at most the number of parameters, "
+            f"{operator.size}. Received: {count}"
+        )
+
+
+def check_axes(directions, extent, points, dimensions) -> int:
+    """Returns the number of directions.
+
+    Raises:
+        ValueError: the arguments of `loss_landscape` fit no model.
+    """
     if not whole(dimensions) or dimensions not in (1, 2):
         raise ValueError(f"dimensions must be 1 or 2. Received: {dimensions!r}")
     if isinstance(directions, str):
@@ -228,13 +244,8 @@ def check_plan(operator, directions, extent, points, dimensions) -> None:
                 f"arrays. Received: {directions!r}"
             )
         count = dimensions
-        if count > operator.size:
-            raise ValueError(
-                "dimensions must be at most the number of parameters, "
-                f"{operator.size}. Received: {count}"
-            )
     else:
-        count = _check_directions(operator, directions)
+        count = _check_listed(directions)
     for name, value in (("extent", extent), ("points", points)):
         if np.ndim(value) and np.shape(value) != (count,):
             raise ValueError(
@@ -250,10 +261,11 @@ def check_plan(operator, directions, extent, points, dimensions) -> None:
         raise ValueError(
             f"points must be an odd integer of at least 3. Received: {points!r}"
         )
+    return count
 
 
-def _check_directions(operator, directions):
-    """Returns the number of directions, lists of arrays in the variables' shapes."""
+def _check_listed(directions) -> int:
+    """Returns the number of directions, one or two lists."""
     listed = isinstance(directions, (list, tuple))
     nested = listed and all(isinstance(parts, (list, tuple)) for parts in directions)
     if not nested or len(directions) not in (1, 2):
@@ -262,6 +274,11 @@ def _check_directions(operator, directions):
             "directions must be 'eigenvectors', 'random', or a list of one or two "
             f"lists of arrays. Received: {received}"
         )
+    return len(directions)
+
+
+def _check_shapes(operator, directions) -> None:
+    """Raises ValueError unless directions hold arrays in the variables' shapes."""
     shapes = [tuple(v.shape) for v in operator.variables]
     for parts in directions:
         given = [np.shape(part) for part in parts]
@@ -277,7 +294,6 @@ def _check_directions(operator, directions):
                 f"with {np.count_nonzero(~np.isfinite(flat))} values that are not "
                 f"finite and {np.count_nonzero(flat)} that are not zero"
             )
-    return len(directions)
 
 
 def _random_directions(variables, count, seed):

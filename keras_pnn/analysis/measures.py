@@ -1,17 +1,27 @@
 """What a report measures besides devices: worst case, curvature, landscape."""
 
 import dataclasses
+import inspect
 
-import numpy as np
-
+from keras_pnn.analysis.eigenvalues import (
+    HessianResult,
+    check_effort,
+    check_wanted,
+    whole,
+)
 from keras_pnn.analysis.hessian_operator import HessianOperator
-from keras_pnn.analysis.landscape import Landscape, loss_landscape
-from keras_pnn.analysis.points import Plan
+from keras_pnn.analysis.landscape import (
+    Landscape,
+    check_axes,
+    check_plan,
+    find_landscape,
+    loss_landscape,
+)
 from keras_pnn.analysis.report_inputs import sample_count
 from keras_pnn.analysis.results import Curvature, WorstCase
+from keras_pnn.analysis.spectrum import check_positive
 from keras_pnn.analysis.study import Study
-from keras_pnn.analysis.worst_case import balls_of, worst_device
-from keras_pnn.devices.simulated import matching
+from keras_pnn.analysis.worst_case import worst_device
 from keras_pnn.layers.physical import controls_of
 
 
@@ -27,6 +37,9 @@ class HessianOptions:
         density_steps: Lanczos steps of the spectral density.
         density_vectors: its random vectors.
         variables: `"controls"`, `"all"`, or both.
+
+    Raises:
+        ValueError: an option is not as described.
     """
 
     k: int = 3
@@ -37,8 +50,28 @@ class HessianOptions:
     density_vectors: int = 2
     variables: tuple[str, ...] = ("controls", "all")
 
+    def __post_init__(self):
+        check_wanted(self.k, self.smallest)
+        check_effort(self.tolerance)
+        for name in ("trace_samples", "density_steps", "density_vectors"):
+            check_positive(name, getattr(self, name))
+        given = self.variables
+        chosen = (given,) if isinstance(given, str) else given
+        listed = isinstance(chosen, (tuple, list)) and len(chosen) > 0
+        if not listed or not all(one in ("controls", "all") for one in chosen):
+            raise ValueError(
+                "variables must be 'controls', 'all', or a tuple of both. "
+                f"Received: {given!r}"
+            )
+        object.__setattr__(self, "variables", tuple(chosen))
+
 
 def hessian_options(hessian) -> HessianOptions | None:
+    """Returns the options of a report's `hessian`, `None` for none.
+
+    Raises:
+        ValueError: they fit no model.
+    """
     if hessian is False or hessian is None:
         return None
     given = {} if hessian is True else hessian
@@ -48,33 +81,65 @@ def hessian_options(hessian) -> HessianOptions | None:
             f"`hessian` must be True, False or a dictionary of {sorted(known)}. "
             f"Received: {hessian!r}"
         )
-    return HessianOptions(**given)
+    try:
+        return HessianOptions(**given)
+    except ValueError as error:
+        raise ValueError(f"In `hessian`, {error}") from None
 
 
-def search_radius(plan: Plan, worst_case) -> dict[str, float]:
-    """imperfection → radius of the search; empty for none."""
-    if worst_case is False:
-        return {}
-    model = plan.fabrication.model
-    if isinstance(worst_case, dict):
-        radius = worst_case
-    elif worst_case is True:
-        radius = plan.fabrication.spread()
-        for name, axis in plan.sweeps.items():
-            if axis.axis.random or axis.axis.values.ndim > 1 or "/" in name:
-                continue
-            short = {t.name for t in matching(model, name)}
-            reach = float(np.abs(axis.axis.values).max())
-            # Its quantity is among the devices' already, perhaps under another name.
-            if reach and not short & radius.keys():
-                radius[name] = reach
-    else:
+def landscape_options(landscape) -> dict | None:
+    """Returns the options of a report's `landscape`, `None` for none.
+
+    Raises:
+        ValueError: they fit no model.
+    """
+    if landscape is False or landscape is None:
+        return None
+    given = {} if landscape is True else landscape
+    # The data and the progress are the report's.
+    own = {"model", "x", "y", "sample_weight", "verbose"}
+    known = inspect.signature(loss_landscape).parameters.keys() - own
+    if not isinstance(given, dict) or not given.keys() <= known:
         raise ValueError(
-            "`worst_case` must be True, False or a dictionary imperfection → radius. "
-            f"Received: {worst_case!r}"
+            "`landscape` must be True, False or a dictionary of arguments of "
+            f"`loss_landscape`: {sorted(known)}. Received: {landscape!r}"
         )
-    balls_of(model, radius)
-    return radius
+    seed = given.get("seed", 0)
+    try:
+        check_axes(*_axes(given))
+        check_effort(
+            given.get("tolerance", HessianOptions.tolerance),
+            given.get("max_iterations"),
+        )
+        if not whole(seed) or seed < 0:
+            raise ValueError(
+                f"seed must be an integer of at least 0. Received: {seed!r}"
+            )
+    except ValueError as error:
+        raise ValueError(f"In `landscape`, {error}") from None
+    return dict(given)
+
+
+def check_curvature(
+    model, few, hessian: HessianOptions | None, landscape: dict | None
+) -> None:
+    """Raises ValueError unless the options fit a model and its data."""
+    for argument, options in (("hessian", hessian), ("landscape", landscape)):
+        if options is not None and not model.trainable_variables:
+            raise ValueError(
+                f"`{argument}` is about trainable variables, and the model has none: "
+                f"give `{argument}=False`. Received: model '{model.name}'"
+            )
+    try:
+        argument = "hessian"
+        for which in _measured(model, hessian):
+            _operator(model, few, which)
+        argument = "landscape"
+        if landscape is not None:
+            operator, arguments = _landscape_plan(model, few, landscape)
+            check_plan(operator, *_axes(arguments))
+    except ValueError as error:
+        raise ValueError(f"In `{argument}`, {error}") from error
 
 
 def worst_case_of(study: Study, few, radius, seed, batch_size, verbose) -> WorstCase:
@@ -97,12 +162,9 @@ def curvature_of(
 ) -> dict[str, Curvature]:
     """Returns which variables → their curvature; controls only where there are some."""
     found = {}
-    for which in options.variables:
-        if which == "controls" and not controls_of(model):
-            continue
+    for which in _measured(model, options):
         say(f"Hessian over {which}", verbose)
-        x, y, sample_weight = few
-        operator = HessianOperator(model, x, y, which, sample_weight=sample_weight)
+        operator = _operator(model, few, which)
         found[which] = Curvature(
             operator.eigenvalues(
                 min(options.k, operator.size),
@@ -122,24 +184,31 @@ def curvature_of(
 
 
 def landscape_of(
-    model, few, given: bool | dict, curvature: dict[str, Curvature], seed: int, verbose
+    model, few, options: dict, curvature: dict[str, Curvature], seed: int, verbose
 ) -> Landscape:
-    """Returns the loss along the leading eigenvectors, found already or not."""
+    """Returns the loss along the leading eigenvectors, found already or not.
+
+    Args:
+        model, few: the model and its data.
+        options: arguments of `loss_landscape`. By default it is about the controls, if
+            there are any, and as accurate as the curvature.
+        curvature: what `curvature_of` found on the same data.
+        seed: of the report.
+        verbose: as in `robustness_report`.
+    """
     say("loss landscape", verbose)
-    variables = "controls" if controls_of(model) else "all"
-    arguments = {"variables": variables, "seed": seed, "tolerance": 0.01}
-    arguments |= {} if given is True else given
+    operator, arguments = _landscape_plan(model, few, options)
+    accuracy = [c.eigenvalues.tolerance for c in curvature.values()]
+    accuracy.append(HessianOptions.tolerance)
+    arguments = {"seed": seed, "tolerance": accuracy[0], **arguments}
+    leading = _found_already(operator, arguments, curvature)
+    if leading is not None:
+        count = arguments["dimensions"]
+        arguments["directions"] = leading.eigenvectors[:count]
     arguments["verbose"] = 0 if verbose in (0, "0") else 1
-    x, y, sample_weight = few
-    leading = curvature.get(arguments["variables"])
-    reuse = "directions" not in arguments and leading is not None
-    if reuse:
-        leading = leading.eigenvalues
-        arguments["directions"] = leading.eigenvectors[:2]
-    found = loss_landscape(model, x, y, sample_weight=sample_weight, **arguments)
-    if not reuse:
+    found = find_landscape(operator, **arguments)
+    if leading is None:
         return found
-    count = len(arguments["directions"])
     return dataclasses.replace(
         found,
         directions="eigenvectors",
@@ -152,3 +221,54 @@ def landscape_of(
 def say(text: str, verbose) -> None:
     if verbose not in (0, "0"):
         print(text)
+
+
+def _measured(model, options: HessianOptions | None) -> list[str]:
+    """Which variables the curvature is about."""
+    chosen = () if options is None else dict.fromkeys(options.variables)
+    return [which for which in chosen if which == "all" or controls_of(model)]
+
+
+def _operator(model, few, which, **others) -> HessianOperator:
+    x, y, sample_weight = few
+    return HessianOperator(model, x, y, which, sample_weight=sample_weight, **others)
+
+
+def _landscape_plan(model, few, options: dict) -> tuple[HessianOperator, dict]:
+    """Whose loss a landscape shows, and the arguments of `find_landscape`."""
+    arguments = dict(options)
+    which = arguments.pop("variables", "controls" if controls_of(model) else "all")
+    names = {"batch_size", "batch_norm"} & options.keys()
+    others = {name: arguments.pop(name) for name in names}
+    operator = _operator(model, few, which, **others)
+    # A plane needs two parameters.
+    return operator, {"dimensions": min(2, operator.size), **arguments}
+
+
+def _axes(options: dict) -> list:
+    """What spans a landscape, by default as in `loss_landscape`."""
+    parameters = inspect.signature(loss_landscape).parameters
+    names = ("directions", "extent", "points", "dimensions")
+    return [options.get(name, parameters[name].default) for name in names]
+
+
+def _found_already(
+    operator: HessianOperator, arguments: dict, curvature: dict[str, Curvature]
+) -> HessianResult | None:
+    """The eigenvectors that a landscape asks for, if the curvature has just these."""
+    directions = arguments.get("directions", "eigenvectors")
+    if not isinstance(directions, str) or directions != "eigenvectors":
+        return None
+    if arguments.get("max_iterations") is not None:
+        return None
+    asked = operator.made()
+    for known in (c.eigenvalues for c in curvature.values()):
+        same = (
+            known.variables == asked["variables"]
+            and known.batch_norm == asked["batch_norm"]
+            and known.seed == arguments["seed"]
+            and known.tolerance == arguments["tolerance"]
+        )
+        if same and len(known.eigenvectors) >= arguments["dimensions"]:
+            return known
+    return None

@@ -117,7 +117,7 @@ class DensityResult:
 
 def find_trace(operator, vectors, seed, verbose) -> TraceResult:
     """Returns the trace of a `HessianOperator`; the rest as in `hessian_trace`."""
-    _check_positive("vectors", vectors)
+    check_positive("vectors", vectors)
     product = operator.products(verbose)
     estimates = np.array(
         [vector @ product(vector) for vector in _signs(vectors, operator.size, seed)]
@@ -134,8 +134,8 @@ def find_trace(operator, vectors, seed, verbose) -> TraceResult:
 
 def find_density(operator, steps, vectors, broadening, seed, verbose) -> DensityResult:
     """Returns the density of a `HessianOperator`, as in `hessian_density`."""
-    _check_positive("steps", steps)
-    _check_positive("vectors", vectors)
+    check_positive("steps", steps)
+    check_positive("vectors", vectors)
     if broadening is not None and not (np.isfinite(broadening) and broadening > 0):
         raise ValueError(
             f"broadening must be a positive number or None. Received: {broadening!r}"
@@ -200,7 +200,8 @@ def _broadened(grid, nodes, weights, width):
     return np.diff(total) / (2 * half)
 
 
-def _check_positive(name, value):
+def check_positive(name, value) -> None:
+    """Raises ValueError unless a count is a positive integer."""
     if not whole(value) or value < 1:
         raise ValueError(f"{name} must be a positive integer. Received: {value!r}")
 

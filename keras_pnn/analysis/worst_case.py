@@ -16,6 +16,9 @@ from keras_pnn.devices.simulated import (
 )
 from keras_pnn.layers.physical import active_substitute, overriding
 
+# A step into a wall is tried down to a thousandth of its length.
+HALVINGS = 10
+
 
 @dataclasses.dataclass(frozen=True)
 class Ball:
@@ -41,7 +44,7 @@ class Ball:
     def direction(self, gradients: list[np.ndarray]) -> list[np.ndarray]:
         """The unit vector along the gradients; zero where they are."""
         parts = [
-            np.where(_exists(t), g, 0.0)
+            np.where(existing(t), g, 0.0)
             for t, g in zip(self.targets, gradients, strict=True)
         ]
         if self.targets[0].shared:
@@ -82,7 +85,9 @@ def worst_device(
     with R = radius × √elements, the length of a typical random device, α falling
     from 1/2 to 0, and P the projection on ‖d‖₂ ≤ R for each imperfection by its name.
     The first ascent starts from the design, unless the loss has no slope there, the
-    others at random on the sphere. What it finds is a lower bound of the largest loss.
+    others at random on the sphere. A step to where the loss is not finite, as beyond
+    the range of a measured tuning curve, is halved until it is, or not made at all.
+    What it finds is a lower bound of the largest loss.
 
     Args:
         model: a compiled, built model.
@@ -99,7 +104,8 @@ def worst_device(
 
     Raises:
         ValueError: a radius is not positive, or its name matches no imperfection; the
-            model is not compiled; a device measures the layers.
+            model is not compiled; a device measures the layers; the loss of the design
+            is not finite.
 
     Example:
 
@@ -132,29 +138,27 @@ def worst_device(
     targets = [t for ball in balls for t in ball.targets]
     slope = _Slope(model, targets, batches(x, y, sample_weight, batch_size)[0])
     generator = np.random.default_rng(seed)
-    best, worst = -math.inf, None
+    design = _Place.of(slope, [np.zeros(tuple(t.variable.shape)) for t in targets])
+    if not math.isfinite(design.loss):
+        raise ValueError(
+            "The loss of `model` must be finite on `x` and `y`, without imperfections "
+            f"in {list(radius)}. Received: {design.loss}"
+        )
+    worst = design
     losses = np.empty((restarts, steps + 1))
     for restart in range(restarts):
-        now = [np.zeros(tuple(t.variable.shape)) for t in targets]
+        now = design
         # A network that fits its data has no slope at its design.
-        if restart or not any(np.any(part) for part in slope(now)[1]):
-            drawn = [generator.standard_normal(part.shape) for part in now]
-            now = _moved(balls, now, drawn, 1.0)
-        for step in range(steps + 1):
-            loss, gradients = slope(now)
-            losses[restart, step] = loss
-            if not math.isfinite(loss):
-                raise ValueError(
-                    "The loss must be finite within the radius. "
-                    f"Received: {loss} after {step} steps"
-                )
-            if loss > best:
-                best, worst = loss, now
-            now = _moved(balls, now, gradients, 0.5 * (1 - step / steps))
+        if restart or not any(np.any(part) for part in design.gradients):
+            drawn = [generator.standard_normal(part.shape) for part in now.parts]
+            now = _stepped(slope, now, _moved(balls, now.parts, drawn, 1.0))
+        for step, place in enumerate(_ascent(slope, balls, now, steps)):
+            losses[restart, step] = place.loss
+            worst = place if place.loss > worst.loss else worst
     keys = [(t.name, t.index) for t in targets]
     arrays = {
         key: part.astype(_numpy_dtype(t.variable))
-        for key, part, t in zip(keys, worst, targets, strict=True)
+        for key, part, t in zip(keys, worst.parts, targets, strict=True)
     }
     shapes = architecture(model, {name for name, _ in keys})
     return SimulatedDevice(arrays, shapes, "worst within the radius"), losses
@@ -199,7 +203,8 @@ class _Slope:
             loss, samples = loss + size * float(value), samples + size
             for total, part in zip(gradients, parts, strict=True):
                 total += size * part.numpy().astype("float64")
-        return loss / samples, gradients
+        # A slope that is not finite, as that of a square root at 0, has no direction.
+        return loss / samples, [np.where(np.isfinite(g), g, 0.0) for g in gradients]
 
     def _batch(self, deviations, x, y, sample_weight):
         pairs = list(zip(self.targets, deviations, strict=True))
@@ -217,6 +222,40 @@ class _Slope:
                 )
         zero = tf.UnconnectedGradients.ZERO
         return loss, tape.gradient(loss, deviations, unconnected_gradients=zero)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Place:
+    """Deviations, and the loss with its slope there."""
+
+    parts: list[np.ndarray]
+    loss: float
+    gradients: list[np.ndarray]
+
+    @classmethod
+    def of(cls, slope: _Slope, parts: list[np.ndarray]) -> "_Place":
+        return cls(parts, *slope(parts))
+
+
+def _ascent(slope: _Slope, balls: list[Ball], start: _Place, steps: int):
+    """Yields the places of one ascent, `steps` after its start."""
+    now = start
+    yield now
+    for step in range(steps):
+        share = 0.5 * (1 - step / steps)
+        now = _stepped(slope, now, _moved(balls, now.parts, now.gradients, share))
+        yield now
+
+
+def _stepped(slope: _Slope, now: _Place, parts: list[np.ndarray]) -> _Place:
+    """The place at `parts`, or on the way back from there where the loss is finite."""
+    for _ in range(HALVINGS):
+        place = _Place.of(slope, parts)
+        if math.isfinite(place.loss):
+            return place
+        # Between two places within the radius, and so within it.
+        parts = [(p + q) / 2 for p, q in zip(now.parts, parts, strict=True)]
+    return now
 
 
 def _ball(model, name: str, radius) -> Ball:
@@ -237,7 +276,7 @@ def _ball(model, name: str, radius) -> Ball:
         # A power imbalance, as the angle that makes it.
         value = abs(float(np.asarray(found[0].convert(value))))
     counted = found[:1] if found[0].shared else found
-    elements = sum(int(np.sum(_exists(t))) for t in counted)
+    elements = sum(int(np.sum(existing(t))) for t in counted)
     return Ball(name, tuple(found), value, value * math.sqrt(elements))
 
 
@@ -253,7 +292,8 @@ def _moved(balls, now, gradients, share: float) -> list[np.ndarray]:
     return moved
 
 
-def _exists(target: Target) -> np.ndarray:
+def existing(target: Target) -> np.ndarray:
+    """Returns which elements of a variable the hardware has, in its shape."""
     shape = tuple(target.variable.shape)
     exists = True if target.exists is None else target.exists
     return np.broadcast_to(exists, shape)

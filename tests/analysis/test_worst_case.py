@@ -160,8 +160,50 @@ def test_a_model_must_be_compiled():
         worst_device(keras.Model(inputs, Offset()(inputs)), X, X, {"offset": 0.1})
 
 
-def test_a_loss_that_is_not_finite():
-    with pytest.raises(ValueError, match="finite within the radius"):
-        bad = linear()
-        bad.compile("sgd", lambda y, p: keras.ops.log(keras.ops.sum(p, axis=-1) - 1))
-        worst_device(bad, X, X, {"offset": 0.1})
+def walled(end):
+    """A model whose loss is its first output, up to where that is `end`."""
+    model = linear()
+
+    def loss(y, p):
+        first = p[:, 0]
+        return keras.ops.where(first < end, first, np.nan)
+
+    model.compile("sgd", loss)
+    return model
+
+
+def test_a_loss_that_is_not_finite_at_the_design():
+    with pytest.raises(
+        ValueError, match=r"must be finite on `x` and `y`.*Received: nan"
+    ):
+        worst_device(walled(-1.0), X, X, {"offset": 0.1})
+
+
+def test_the_ascent_stops_at_losses_that_are_not_finite():
+    # The radius alone would let the first output go to 0.2.
+    device, losses = worst_device(walled(0.13), X, X, {"offset": 0.1})
+    assert np.isfinite(losses).all()
+    assert 0.12 < losses.max() < 0.13
+    assert device.deviations["offset", 0][0] == pytest.approx(losses.max())
+    # From the design along the gradient, to half of the radius, then on to the wall.
+    assert losses[0, :2] == pytest.approx([0, 0.1])
+    assert (np.diff(losses[0]) >= 0).all()
+
+
+def test_a_wall_around_the_design_leaves_the_design():
+    device, losses = worst_device(walled(1e-6), X, X, {"offset": 0.1}, restarts=1)
+    assert (losses == 0).all()
+    assert not device.deviations["offset", 0].any()
+
+
+def test_a_slope_that_is_not_finite_is_none():
+    model = linear()
+
+    # The derivative of the second term is infinite at the design.
+    def loss(y, p):
+        return p[:, 0] + keras.ops.sqrt(keras.ops.abs(p[:, 1]))
+
+    model.compile("sgd", loss)
+    _, losses = worst_device(model, X, X, {"offset": 0.1}, restarts=1)
+    assert np.isfinite(losses).all()
+    assert losses[0, 1] == pytest.approx(0.1) and losses.max() >= 0.2 * (1 - 1e-6)

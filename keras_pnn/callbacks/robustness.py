@@ -1,13 +1,29 @@
 """A robustness report during training."""
 
+import inspect
 import os
 import pathlib
 
 import keras
 
 from keras_pnn.analysis.report import Report
+from keras_pnn.analysis.report_inputs import chosen_devices, is_whole
 from keras_pnn.analysis.results import RobustnessResult
+from keras_pnn.analysis.robustness import robustness_report
 from keras_pnn.callbacks.tensorboard import Summaries
+
+# Both tails: a low accuracy is bad, and so is a high loss.
+STATISTICS = ("mean", "p05", "p95", "min", "max")
+# Something to measure, besides the design itself.
+_MEASURED = (
+    "devices",
+    "variation",
+    "sweeps",
+    "grid",
+    "hessian",
+    "landscape",
+    "worst_case",
+)
 
 
 class RobustnessReport(keras.callbacks.Callback):
@@ -15,16 +31,23 @@ class RobustnessReport(keras.callbacks.Callback):
 
     It adds to the epoch's logs, with NaN in the epochs that are not due:
 
-    - `val_<metric>_mean`, `val_<metric>_p05`, `val_<metric>_min` over the devices,
-      for the loss and every compiled metric;
+    - `val_<metric>_mean`, `_p05`, `_p95`, `_min` and `_max` over the devices, for the
+      loss and every compiled metric. The bad devices of an accuracy are at `_p05` and
+      `_min`, those of a loss at `_p95` and `_max`;
     - `val_yield`, the share of the devices that keep `spec`;
     - `val_<metric>_over_<sweep>`, the mean of the specification's metric over the
       range of each sweep, with "/", ":" and "+" written as "_".
 
     The first epoch is due, every `every`-th, and the last. The devices are the same in
     every epoch: what moves is the model. Training is the same, to the bit, with and
-    without it. List it before the callbacks that read its keys, and tell them the
-    direction: `EarlyStopping("val_accuracy_p05", mode="max")`.
+    without it, and devices are measured from the design also where `DriftInjection`
+    moves the model during the steps.
+
+    List it before the callbacks that read its keys, and tell them the direction:
+    `EarlyStopping("val_accuracy_p05", mode="max")`. The `patience` of `EarlyStopping`
+    and `ReduceLROnPlateau` counts epochs, and Keras takes the NaN of an epoch that is
+    not due for no improvement: give them more than `every`, or they act before a
+    second report. To wait for three reports without improvement, give `3 * every`.
 
     Args:
         x, y: data to measure on.
@@ -32,7 +55,8 @@ class RobustnessReport(keras.callbacks.Callback):
         folder: where to save each report, as `report_<epoch>.json` and, with
             Matplotlib, `.html`; `None` for nowhere.
         log_dir: where to write the logged values for TensorBoard, or `None`.
-        **arguments: of `pnn.robustness_report`. Curvature, landscape, sensitivity and
+        **arguments: of `pnn.robustness_report`, among them devices, a variation or
+            sweeps, from which the keys come. Curvature, landscape, sensitivity and
             the worst case are left out unless they are asked for.
 
     Attributes:
@@ -40,8 +64,11 @@ class RobustnessReport(keras.callbacks.Callback):
         results: their `RobustnessResult`s.
 
     Raises:
-        ValueError: `every` is not a positive integer; or, as training begins, an
-            argument does not suit the model.
+        TypeError: `pnn.robustness_report` has no such argument.
+        ValueError: `every` is not a positive integer, there is nothing to measure, or
+            an argument is of `pnn.robustness_report` alone; or, as training begins, an
+            argument does not suit the model, or an imperfection of the model is off
+            its neutral value.
 
     Example:
 
@@ -66,14 +93,30 @@ class RobustnessReport(keras.callbacks.Callback):
         **arguments,
     ):
         super().__init__()
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        if not is_whole(every, 1):
             raise ValueError(f"every must be a positive integer. Received: {every!r}")
+        known = inspect.signature(robustness_report).parameters
+        for name in arguments:
+            if name not in known or name == "model":
+                raise TypeError(
+                    "RobustnessReport takes the arguments of `pnn.robustness_report`, "
+                    f"without its model. Received: {name}={arguments[name]!r}"
+                )
         for name in ("rows", "compare", "trained_on"):
             if name in arguments:
                 raise ValueError(
                     f"{name} is of `pnn.robustness_report` alone: a training changes "
                     f"one model. Received: {name}={arguments[name]!r}"
                 )
+        if not any(_given(name, arguments.get(name)) for name in _MEASURED):
+            raise ValueError(
+                "RobustnessReport would log nothing: give it `devices`, `variation` or "
+                f"`sweeps`. Received: {sorted(arguments) or 'none of its arguments'}"
+            )
+        # Of an iterator, the second `fit` would find nothing left.
+        arguments["devices"], arguments["variation"] = chosen_devices(
+            arguments.get("devices"), arguments.get("variation")
+        )
         self.every, self.folder, self.log_dir = every, folder, log_dir
         self.verbose = arguments.pop("verbose", 0)
         left_out = dict.fromkeys(
@@ -124,13 +167,19 @@ class RobustnessReport(keras.callbacks.Callback):
             return
 
 
+def _given(name: str, argument) -> bool:
+    # Of options, an empty dictionary means the defaults.
+    empty = name in ("sweeps", "grid") and isinstance(argument, dict) and not argument
+    return not (argument is None or argument is False or empty)
+
+
 def logged(result: RobustnessResult) -> dict[str, float]:
     """Returns what a report says of its first model, as keys of Keras' logs."""
     label, found = next(iter(result.models.items()))
     values = {}
     for metric in found.devices or ():
         summary = result.summary(label, metric)
-        for statistic in ("mean", "p05", "min"):
+        for statistic in STATISTICS:
             values[f"val_{metric}_{statistic}"] = float(summary[statistic])
     if found.devices is not None:
         values["val_yield"] = result.yield_of(label).value

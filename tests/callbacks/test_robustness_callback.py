@@ -63,9 +63,14 @@ def test_keys_of_the_epochs_that_are_due(tmp_path):
     found = pnn.evaluate_devices(model, X[:48], Y[:48], devices, verbose=0)
     last = {key: values[-1] for key, values in history.items()}
     for metric in ("loss", "accuracy"):
-        for statistic in ("mean", "p05", "min"):
+        for statistic in ("mean", "p05", "min", "max"):
             expected = found.summary(metric)[statistic]
             assert last[f"val_{metric}_{statistic}"] == pytest.approx(expected)
+        expected = np.percentile(found[metric], 95)
+        assert last[f"val_{metric}_p95"] == pytest.approx(expected)
+    # Both tails: less is better for one of the two metrics.
+    assert last["val_loss_min"] < last["val_loss_p05"] < last["val_loss_mean"]
+    assert last["val_loss_mean"] < last["val_loss_p95"] < last["val_loss_max"]
     assert last["val_yield"] == np.mean(found["accuracy"] >= 0.95)
     scan = next(iter(reports.results[-1].models.values())).sweeps["temperature"]
     assert last["val_accuracy_over_temperature"] == scan.area("accuracy")
@@ -81,11 +86,46 @@ def test_others_watch_its_keys(tmp_path):
         tmp_path / "best.keras", "val_accuracy_p05", mode="max", save_best_only=True
     )
     stop = keras.callbacks.EarlyStopping("val_yield", mode="max", patience=1)
-    reports = callback(spec=2.0)
+    reports = callback(metric="loss", spec=-1.0)
     _, history = fit([reports, best, stop], epochs=6)
-    # No device keeps an accuracy of 200 %: the yield never rises.
+    # No device has a loss below -1: the yield never rises.
     assert len(history["loss"]) == 2
     assert (tmp_path / "best.keras").exists()
+
+
+@pytest.mark.parametrize("patience,reported", [(2, [0]), (8, [0, 3, 7])])
+def test_patience_counts_epochs(patience, reported):
+    stop = keras.callbacks.EarlyStopping("val_yield", mode="max", patience=patience)
+    reports = callback(metric="loss", spec=-1.0, every=4)
+    _, history = fit([reports, stop], epochs=20)
+    assert len(history["loss"]) == patience + 1
+    assert reports.epochs == reported
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["report first", "drift first"])
+def test_a_drift_in_training_leaves_the_devices(first):
+    drift = pnn.callbacks.DriftInjection(
+        "temperature", pnn.drift.Sinusoid(amplitude=2.0, period=5.0, phase=0.4)
+    )
+    reports = callback()
+    model, history = fit([reports, drift] if first == 0 else [drift, reports])
+    assert history["drift_temperature"][-1] != 0
+    devices = VARIATION.sample(model, 3, seed=0)
+    found = pnn.evaluate_devices(model, X[:48], Y[:48], devices, verbose=0)
+    assert history["val_loss_mean"][-1] == pytest.approx(found["loss"].mean(), 1e-6)
+    warm = pnn.devices.sweep(model, "temperature", history["drift_temperature"][-1])
+    drifted = pnn.evaluate_devices(model, X[:48], Y[:48], warm, verbose=0)
+    assert abs(drifted["loss"][0] - found["loss"].mean()) > 1e-3
+
+
+def test_a_device_that_stays_installed_ends_fit_before_the_first_step():
+    model = network()
+    before = [np.array(v) for v in model.trainable_variables]
+    refused = pytest.raises(ValueError, match=r"'mrr_bank.*/resonance_shift' is off")
+    with VARIATION.sample(model, 1)[0].installed(model), refused:
+        fit([callback()], model=model)
+    for a, b in zip(before, model.trainable_variables, strict=True):
+        np.testing.assert_array_equal(a, np.array(b))
 
 
 def test_a_model_that_is_built_by_its_first_batch():
@@ -116,6 +156,32 @@ def test_every_must_be_a_number_of_epochs(every):
 def test_arguments_of_the_report_alone(name):
     with pytest.raises(ValueError, match=f"{name} is of"):
         callback(**{name: {}})
+
+
+@pytest.mark.parametrize(
+    "arguments", [{}, {"sweeps": {}}, {"hessian": False, "spec": 0.9}], ids=str
+)
+def test_nothing_to_log(arguments):
+    with pytest.raises(ValueError, match="would log nothing"):
+        pnn.callbacks.RobustnessReport(X, Y, **arguments)
+
+
+@pytest.mark.parametrize("name", ["variaton", "model", "devces"])
+def test_arguments_that_there_are_not(name):
+    with pytest.raises(TypeError, match=f"Received: {name}=3"):
+        callback(**{name: 3})
+
+
+def test_a_variation_or_an_iterator_as_devices():
+    def logged(devices):
+        reports = pnn.callbacks.RobustnessReport(X[:48], Y[:48], devices=devices, n=3)
+        model, first = fit([reports], epochs=1)
+        _, second = fit([reports], epochs=1, model=model)
+        return [h["val_loss_mean"][0] for h in (first, second)]
+
+    # Of a seed that is the report's, too.
+    drawn = VARIATION.sample(network(), 3, seed=0)
+    assert logged(VARIATION) == logged(d for d in drawn) == logged(drawn)
 
 
 def test_a_name_that_the_model_lacks_ends_fit_before_the_first_step():

@@ -9,24 +9,35 @@ import tensorflow as tf
 
 from keras_pnn._version import __version__
 from keras_pnn.analysis.measures import (
+    check_curvature,
     curvature_of,
     hessian_options,
     landscape_of,
-    search_radius,
+    landscape_options,
     worst_case_of,
 )
 from keras_pnn.analysis.points import Fabrication, Plan, Scanned
+from keras_pnn.analysis.radii import search_radius
 from keras_pnn.analysis.report_inputs import (
     better,
+    check_attainable,
+    check_design,
+    check_spec,
     check_trained_on,
+    check_whole,
+    chosen_devices,
     first_samples,
+    first_steps,
+    is_whole,
     named_models,
+    naming,
     reported_metric,
     sample_count,
 )
+from keras_pnn.analysis.report_setting import data_setting, joint, study_setting
 from keras_pnn.analysis.results import ModelRobustness, RobustnessResult, Transfer
 from keras_pnn.analysis.study import Study
-from keras_pnn.devices.population import DeviceEvaluator
+from keras_pnn.devices.population import DeviceEvaluator, checked_data
 from keras_pnn.layers.physical import active_substitute
 
 # Of so many devices the mean tells layers apart.
@@ -79,51 +90,54 @@ class Report:
     ):
         self._models = named_models(model, name, compare)
         self._options = hessian_options(hessian)
-        if not isinstance(landscape, bool | dict):
-            raise ValueError(
-                "`landscape` must be True, False or a dictionary of arguments of "
-                f"`loss_landscape`. Received: {landscape!r}"
-            )
-        for argument, value in (("probe", probe), ("batch_size", batch_size)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"`{argument}` must be a positive integer. Received: {value!r}"
-                )
-        if not np.isfinite(spec):
-            raise ValueError(f"`spec` must be a finite number. Received: {spec!r}")
+        self._landscape = landscape_options(landscape)
+        for argument, value, least in (
+            ("n", n, 1),
+            ("probe", probe, 1),
+            ("batch_size", batch_size, 1),
+            ("seed", seed, 0),
+        ):
+            check_whole(argument, value, least)
+        check_spec(spec)
+        devices, variation = chosen_devices(devices, variation)
         if active_substitute() is not None:
             raise ValueError(
                 "A report is one of simulated devices: make it outside "
                 "`device.installed(model)`. Received: layers that a device measures"
             )
+        check_design(self._models)
         check_trained_on(trained_on, self._models)
-        everything = (x, y, sample_weight)
-        self.metric = reported_metric(self._models, everything, metric)
+        everything = checked_data(x, y, sample_weight)
+        steps = first_steps(self._models, everything)
+        self.metric = reported_metric(self._models, steps, metric)
         self.mode = better(model, self.metric, mode)
-        self.spec, self._seed, self._landscape = float(spec), seed, landscape
-        self._batch_size = batch_size
+        check_attainable(spec, self.metric, self._models, steps)
+        self.spec, self._seed = float(spec), int(seed)
+        self._batch_size = int(batch_size)
         self._trained_on = trained_on or {}
-        self.studies = {
-            label: self._study(
-                one,
-                everything,
-                Fabrication(one, devices, variation, n, seed),
-                sweeps=sweeps or {},
-                grid=grid or {},
-                sensitivity=sensitivity,
-                sweep_devices=sweep_devices,
-                memory_limit=memory_limit,
-                batch_norm=batch_norm,
-                calibration=calibration,
-            )
-            for label, one in self._models.items()
-        }
-        self._radius = {
-            label: search_radius(study.plan, worst_case)
-            for label, study in self.studies.items()
-        }
         self._few = first_samples(everything, probe)
-        self._described = {"data": data or "as given", "samples": sample_count(x)}
+        self.studies, self._radius = {}, {}
+        for label, one in self._models.items():
+            with naming(label, self._models):
+                check_curvature(one, self._few, self._options, self._landscape)
+                self.studies[label] = self._study(
+                    one,
+                    everything,
+                    Fabrication(one, devices, variation, n, seed),
+                    sweeps={} if sweeps is None else sweeps,
+                    grid={} if grid is None else grid,
+                    sensitivity=sensitivity,
+                    sweep_devices=sweep_devices,
+                    memory_limit=memory_limit,
+                    batch_norm=batch_norm,
+                    calibration=calibration,
+                )
+                self.studies[label].check_outputs()
+                self._radius[label] = search_radius(
+                    self.studies[label].plan, worst_case
+                )
+        samples = sample_count(everything[0])
+        self._described = {"data": data or "as given", "samples": samples}
 
     def measure(self, rows=None, verbose="auto") -> RobustnessResult:
         """Measures with the weights as they are now.
@@ -147,9 +161,17 @@ class Report:
                 tuple(self._trained_on),
                 {self.metric: np.array(transferred)},
             )
+        settings = {
+            label: study_setting(study, found[label].worst)
+            for label, study in self.studies.items()
+        }
         setting = {
             **self._described,
-            **next(iter(self.studies.values())).setting(),
+            **data_setting(self._few, self._described["samples"]),
+            **joint(settings),
+            "metric": self.metric,
+            "specification": self.spec,
+            "mode": self.mode,
             "probe samples": sample_count(self._few[0]),
             "versions": _versions(),
             "seconds": round(time.perf_counter() - start, 1),
@@ -169,7 +191,7 @@ class Report:
             )
         if self._options is not None:
             found["curvature"] = curvature_of(model, few, self._options, seed, verbose)
-        if self._landscape is not False:
+        if self._landscape is not None:
             curvature = found.get("curvature", {})
             found["landscape"] = landscape_of(
                 model, few, self._landscape, curvature, seed, verbose
@@ -192,15 +214,17 @@ class Report:
     ) -> Study:
         count = len(fabrication)
         sweep_devices = count if sweep_devices is None else sweep_devices
-        if not 0 <= sweep_devices <= count or int(sweep_devices) != sweep_devices:
+        if not is_whole(sweep_devices, 0) or sweep_devices > count:
             raise ValueError(
                 f"`sweep_devices` must be a whole number from 0 to {count}, the number "
                 f"of devices. Received: {sweep_devices!r}"
             )
         for name, value in (("sweeps", sweeps), ("grid", grid)):
-            if not isinstance(value, dict):
+            if not isinstance(value, dict) or not all(
+                isinstance(key, str) for key in value
+            ):
                 raise ValueError(
-                    f"`{name}` must be a dictionary of names and values. "
+                    f"`{name}` must be a dictionary of names (strings) and values. "
                     f"Received: {value!r}"
                 )
         if grid and len(grid) != 2:
@@ -239,7 +263,7 @@ class Report:
             batch_norm=batch_norm,
             calibration=calibration,
         )
-        return Study(model, plan, evaluator, (everything, calibration))
+        return Study(model, plan, evaluator, everything, calibration)
 
 
 def _versions() -> dict[str, str]:

@@ -12,8 +12,10 @@ from keras_pnn.analysis.report_parts import sensitivity_drops
 from keras_pnn.analysis.report_words import (
     Display,
     axis_label,
+    chosen,
     group_name,
     having,
+    number,
     plain_name,
     specification,
 )
@@ -23,8 +25,9 @@ _LINK = "{http://www.w3.org/1999/xlink}"
 _URL = re.compile(r"url\(#([^)]+)\)")
 # Letters of a name in a picture.
 _LONGEST = 40
-# Pixels of the page per point of a figure: two figures stand beside each other.
-_PIXELS = 1.25
+# Pixels of the page per point of a figure: two figures stand beside each other on a
+# page that is 1100 wide.
+_PIXELS = 1.15
 # More points than a picture is wide would only make the file larger.
 _FINE = 1200
 
@@ -224,9 +227,10 @@ def _grid_plans(result):
 
         def draw(name=name, scan=scan):
             first, second = (np.argsort(axis.positions) for axis in scan.axes)
+            y, x = scan.axes[0].positions[first], scan.axes[1].positions[second]
             ax = plotting.heat_map(
-                scan.axes[1].positions[second],
-                scan.axes[0].positions[first],
+                x,
+                y,
                 values[name][np.ix_(first, second)],
                 _text(axis_label(scan.axes[1])),
                 _text(axis_label(scan.axes[0])),
@@ -235,10 +239,40 @@ def _grid_plans(result):
                 limits=limits,
             )
             ax.set_title(_text(name))
+            _mark_points(ax, x, y)
             return ax
 
         caption = f"{name}: {result.metric} over both deviations; line: specification."
         yield "grid", caption, draw
+
+
+def _mark_points(ax, x, y) -> None:
+    """Puts a map's ticks at points that were measured.
+
+    Args:
+        ax: a Matplotlib axis.
+        x, y: ascending points, (columns,) and (rows,).
+    """
+    # About 45 letters are as wide as a map, and 16 lines as high.
+    letters = 2 + max(len(number(value)) for value in x)
+    for axis, points, room in ((ax.xaxis, x, letters / 45), (ax.yaxis, y, 1 / 16)):
+        at = spaced(points, room)
+        axis.set_ticks(at, [number(value) for value in at])
+
+
+def spaced(points, room: float) -> list[float]:
+    """Those of ascending points whose labels have room, with both ends.
+
+    Args:
+        points: (n,).
+        room: the least distance of two, as a share of the range.
+    """
+    few = [float(point) for point in points[chosen(len(points))]]
+    least, kept = room * (few[-1] - few[0]), few[:1]
+    for point in few[1:-1]:
+        if min(point - kept[-1], few[-1] - point) >= least:
+            kept.append(point)
+    return kept + few[1:][-1:]
 
 
 def _sensitivity_plans(result):
@@ -322,14 +356,16 @@ def _transfer_plans(result):
     def draw():
         return plotting.matrices(
             {"": display.scaled(part.metrics[result.metric])},
-            "tested on",
-            "trained on",
+            "tested on the device of",
+            "model",
             unit=_text(display.label),
             rows=[_text(name) for name in part.models],
             columns=[_text(name) for name in part.devices],
         )
 
-    caption = f"The {result.metric} of models that were trained on one device, on each."
+    caption = (
+        f"The {result.metric} of each model on each device that a model was trained on."
+    )
     yield "transfer", caption, draw
 
 

@@ -28,7 +28,7 @@ nav ul { list-style: none; display: flex; flex-wrap: wrap; gap: 0.2rem 1.1rem;
   margin: 0.8rem 0; padding: 0; }
 a { color: var(--accent); }
 .scroll { overflow-x: auto; margin: 0.8rem 0 1.2rem; }
-table { border-collapse: collapse; font-size: 0.88rem;
+table { border-collapse: collapse; font-size: 0.88rem; min-width: 18rem;
   font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 600; padding: 0.2rem 0; }
 th, td { padding: 0.28rem 0.7rem; border-bottom: 1px solid var(--line);
@@ -37,6 +37,8 @@ thead th { background: var(--head); border-bottom: 2px solid var(--line); }
 tbody th, thead th:first-child, thead td { text-align: left; font-weight: 500; }
 thead td { background: var(--head); border-bottom: 2px solid var(--line); }
 .figures { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
+.tables { display: flex; flex-wrap: wrap; gap: 0 2.5rem; align-items: flex-start; }
+.tables > .scroll { max-width: 100%; }
 figure { margin: 0.4rem 0; padding: 0.7rem; border: 1px solid var(--line);
   border-radius: 6px; background: #ffffff; max-width: 100%; }
 figure svg { display: block; max-width: 100%; height: auto; }
@@ -53,7 +55,8 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
   nav { display: none; }
   h2 { margin-top: 1.2rem; break-after: avoid; }
   .meaning { break-inside: avoid; break-after: avoid; }
-  .figures { display: block; }
+  .figures, .tables { display: block; }
+  .tables > .scroll { display: inline-block; vertical-align: top; margin-right: 6mm; }
   figure, .scroll, dl { break-inside: avoid; }
   figure { border: none; padding: 0; }
   figure svg { max-height: 130mm; }
@@ -128,7 +131,9 @@ def _section(anchor: str, part, figures) -> str:
             for picture in figures
         )
         lines.append(f'<div class="figures">\n{drawn}\n</div>')
-    lines += [_table(table) for table in part.tables]
+    if part.tables:
+        tables = "\n".join(_table(table) for table in part.tables)
+        lines.append(f'<div class="tables">\n{tables}\n</div>')
     if part.lines:
         pairs = "\n".join(
             f"<dt>{_text(key)}</dt><dd>{_text(value)}</dd>"

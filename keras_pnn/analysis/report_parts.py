@@ -106,15 +106,31 @@ def sensitivity_section(result) -> Section | None:
         )
         tables.append(Table(model, ("layer", *part.kinds), rows))
     change = "drop" if result.mode == "max" else "rise"
-    count = max(part.devices for part in found.values())
     return Section(
         "sensitivity",
         "Sensitivity per layer and imperfection",
         f"The {change} of {result.metric} from nominal{display.difference} where only "
-        "this kind of imperfection in only this layer is off, as the mean over "
-        f"{count} {'device' if count == 1 else 'devices'}. Negative: it got better; "
-        "-: the layer has no such imperfection.",
+        "this kind of imperfection in only this layer is off. "
+        f"{_sensitivity_columns(found.values())}. Negative: it got better; -: the "
+        "layer has no such imperfection.",
         tuple(tables),
+    )
+
+
+def _sensitivity_columns(parts) -> str:
+    """What the columns of sensitivities are: devices, ends of sweeps, or both."""
+    kinds = [kind for part in parts for kind in part.kinds]
+    # An end of a sweep is named with its value, "temperature = 2".
+    ends = [kind for kind in kinds if " = " in kind]
+    count = max(part.devices for part in parts)
+    mean = f"the mean over {count} {'device' if count == 1 else 'devices'}"
+    if not ends:
+        return f"Each figure is {mean}"
+    if len(ends) == len(kinds):
+        return "Each column is an end of a sweep: the design with this deviation"
+    return (
+        f"A column without a value is {mean}; a column with one is an end of a sweep: "
+        "the design with this deviation"
     )
 
 
@@ -219,7 +235,7 @@ def landscape_section(result) -> Section | None:
 
 
 def transfer_section(result) -> Section | None:
-    """Trained on one device, tested on another."""
+    """Models tested on the devices that some of them were trained on."""
     part, display = result.transfer, Display.of(result)
     if part is None:
         return None
@@ -228,12 +244,14 @@ def transfer_section(result) -> Section | None:
         (model, *(display.number(value) for value in row))
         for model, row in zip(part.models, values, strict=True)
     )
-    title = f"{display.label}; rows: trained on; columns: tested on"
+    title = f"{display.label}; columns: tested on the device of"
+    others = [name for name in part.models if name not in part.devices]
+    none = f" Trained on none of these devices: {', '.join(others)}." if others else ""
     return Section(
         "transfer",
         "Transfer between devices",
-        "Each row is a model that was trained on the device of the same name; each "
-        "column a device that it is tested on.",
+        "Each row is a model. Each column is the device that the model of that name "
+        f"was trained on; every model is tested on it.{none}",
         (Table(title, ("", *part.devices), rows),),
     )
 

@@ -149,30 +149,14 @@ def _sweep(result, name: str) -> Section:
     display, metric = Display.of(result), result.metric
     scans = {n: m.sweeps[name] for n, m in result.models.items() if name in m.sweeps}
     axis = next(iter(scans.values())).axes[0]
-    at = chosen(len(axis))
-    rows, shares = [], []
-    for model, scan in scans.items():
-        if scan.design is not None:
-            values = np.asarray(scan.design[metric])[at]
-            rows.append((f"{model}: design", *map(display.number, values)))
-        summary = scan.summary(metric)
-        for key in ("mean", "p05" if result.mode == "max" else "p95"):
-            if summary is not None:
-                values = summary[key][at]
-                rows.append((f"{model}: {key}", *map(display.number, values)))
-        found = scan.yields(metric, result.spec, result.mode)
-        if found is not None and axis.random:
-            found = [found[i] for i in at]
-            shares.append((model, *(f"{100 * y.value:.1f}" for y in found)))
-            for side, bound in enumerate(("low", "high")):
-                values = [f"{100 * y.interval[side]:.1f}" for y in found]
-                shares.append((f"{model}: {bound}", *values))
-    columns = ("", *(points(axis)[i] for i in at))
-    against = f" against {axis_label(axis)}"
-    tables = [Table(display.label + against, columns, tuple(rows))]
-    if shares:
-        title = f"yield at {specification(result)} (%), 95 % interval{against}"
-        tables.append(Table(title, columns, tuple(shares)))
+    tables = [
+        _sweep_table(f"{model}: {display.label}", scan, display, _rows_of(result.mode))
+        for model, scan in scans.items()
+    ]
+    if metric != "loss":
+        tables += _loss_tables(result, scans)
+    if axis.random:
+        tables += _yield_tables(result, scans)
     if axis.positions is not None:
         tables.append(_tolerance_table(result, scans, axis))
     return Section(
@@ -181,6 +165,66 @@ def _sweep(result, name: str) -> Section:
         _sweep_meaning(result, axis, scans),
         tuple(tables),
     )
+
+
+def _rows_of(mode: str) -> tuple[str, ...]:
+    """The statistics that a sweep shows of the specification's metric."""
+    return ("mean", "median", "p05", "p95", "min" if mode == "max" else "max")
+
+
+def _heads(axis) -> tuple[str, ...]:
+    """The headings of a table along an axis."""
+    return ("", *(points(axis)[i] for i in chosen(len(axis))))
+
+
+def _lines(scan, display, statistics_shown, prefix: str = "") -> list[tuple[str, ...]]:
+    """The rows of one scan: the design, and statistics over the devices."""
+    at, metric = chosen(len(scan.axes[0])), display.metric
+    found = {}
+    if scan.design is not None and metric in scan.design:
+        found["design"] = np.asarray(scan.design[metric])
+    if scan.devices is not None and metric in scan.devices:
+        summary = scan.summary(metric)
+        found |= {key: summary[key] for key in statistics_shown}
+    return [
+        (prefix + key, *map(display.number, values[at]))
+        for key, values in found.items()
+    ]
+
+
+def _sweep_table(title: str, scan, display, statistics_shown) -> Table:
+    axis = scan.axes[0]
+    rows = _lines(scan, display, statistics_shown)
+    return Table(f"{title} against {axis_label(axis)}", _heads(axis), tuple(rows))
+
+
+def _loss_tables(result, scans) -> list[Table]:
+    """The loss of all models in one table, which may be short: it is not specified."""
+    display = Display.of(result, "loss")
+    rows = [
+        line
+        for model, scan in scans.items()
+        for line in _lines(scan, display, ("mean", "p95"), f"{model}: ")
+    ]
+    axis = next(iter(scans.values())).axes[0]
+    title = f"loss against {axis_label(axis)}"
+    return [Table(title, _heads(axis), tuple(rows))] if rows else []
+
+
+def _yield_tables(result, scans) -> list[Table]:
+    axis, rows = next(iter(scans.values())).axes[0], []
+    for model, scan in scans.items():
+        found = scan.yields(result.metric, result.spec, result.mode)
+        if found is None:
+            continue
+        found = [found[i] for i in chosen(len(axis))]
+        rows.append((model, *(f"{100 * y.value:.1f}" for y in found)))
+        for side, bound in enumerate(("low", "high")):
+            values = [f"{100 * y.interval[side]:.1f}" for y in found]
+            rows.append((f"{model}: {bound}", *values))
+    title = f"yield at {specification(result)} (%), 95 % interval"
+    title += f" against {axis_label(axis)}"
+    return [Table(title, _heads(axis), tuple(rows))] if rows else []
 
 
 def _tolerance_table(result, scans, axis) -> Table:
@@ -214,6 +258,8 @@ def _sweep_meaning(result, axis, scans) -> str:
             if devices
             else ". "
         )
+    if devices:
+        what += "p05 and p95 are percentiles of the devices at each point. "
     where = (
         f"Tolerance: the interval around 0 within which {curve} keeps "
         f"{specification(result)}, straight between points; ≤ and ≥ mark an end of "

@@ -129,12 +129,23 @@ def interval(scan, metric: str, spec: float, mode: str) -> tuple[str, str]:
     low, high = scan.tolerance(metric, spec, mode)
     if math.isnan(low):
         return ABSENT, ABSENT
-    positions = scan.axes[0].positions
-    ends = low <= positions.min() < 0, high >= positions.max() > 0
+    ends = open_ends(scan, low, high)
     width = ("≥ " if any(ends) else "") + number(high - low)
     left = ("≤ " if ends[0] else "") + number(low)
     right = ("≥ " if ends[1] else "") + number(high)
     return f"{left} … {right}", width
+
+
+def open_ends(scan, low: float, high: float) -> tuple[bool, bool]:
+    """Whether the bounds of a sweep's tolerance are the ends of the measured range.
+
+    Beyond such an end the specification may be kept or not. A spread starts at 0 by
+    itself, which is no such end.
+    """
+    if math.isnan(low):
+        return False, False
+    positions = scan.axes[0].positions
+    return bool(low <= positions.min() < 0), bool(high >= positions.max() > 0)
 
 
 def having(result, attribute: str) -> dict:

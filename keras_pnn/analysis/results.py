@@ -8,6 +8,7 @@ import numpy as np
 from keras_pnn.analysis import statistics
 from keras_pnn.analysis.eigenvalues import HessianResult
 from keras_pnn.analysis.landscape import Landscape
+from keras_pnn.analysis.report_dict import as_dict
 from keras_pnn.analysis.spectrum import DensityResult, TraceResult
 from keras_pnn.devices.simulated import SimulatedDevice
 
@@ -43,9 +44,8 @@ class Yield:
             spec: the specification.
             mode: `"max"`: at least `spec`; `"min"`: at most.
         """
-        values = np.asarray(values)
-        kept = values >= spec if mode == "max" else values <= spec
-        return cls(int(kept.sum()), len(values))
+        kept = statistics.margin(values, spec, mode) >= 0
+        return cls(int(kept.sum()), len(kept))
 
     def to_dict(self) -> dict:
         low, high = self.interval
@@ -195,8 +195,9 @@ class Sensitivity:
         layers: names of the layers.
         kinds: what deviated: `"resonance_shift"`, as in the devices, or
             `"temperature = 2"`, an end of a sweep.
-        metrics: metric → (layers, kinds), means over the devices that were used; NaN
-            where a layer has no such imperfection.
+        metrics: metric → (layers, kinds): means over the devices that were used, and
+            for an end of a sweep the design's; NaN where a layer has no such
+            imperfection.
         devices: how many devices were used.
     """
 
@@ -275,8 +276,9 @@ class RobustnessResult:
         mode: `"max"`: `metric` must be at least `spec`; `"min"`: at most.
         spec: the specification.
         transfer: trained on one device and tested on another, or `None`.
-        setting: how it was made: data, samples, seeds, batch normalisation, versions,
-            seconds.
+        setting: how it was made: data with their shapes and hash, specification,
+            seeds, batch normalisation, versions, seconds; `"<name> per model"` where
+            the models differ.
     """
 
     models: dict[str, ModelRobustness]
@@ -299,8 +301,13 @@ class RobustnessResult:
         return None if devices is None else statistics.summary(devices[metric])
 
     def to_dict(self) -> dict:
-        """Returns everything in JSON's types; NaN and infinities become `None`."""
-        return _plain(self)
+        """Returns what was measured and what follows from it, in JSON's types.
+
+        Statistics of the devices, yields, tolerances and means over a range stand
+        beside the values that they are worked out from; NaN and infinities become
+        `None`.
+        """
+        return as_dict(self)
 
     def table(self) -> str:
         """Returns the report as tables of text."""
@@ -336,30 +343,3 @@ class RobustnessResult:
 
     def __str__(self):
         return self.table()
-
-
-def _plain(value):
-    if isinstance(value, Yield):
-        return value.to_dict()
-    if isinstance(value, SimulatedDevice):
-        return {
-            f"{name}[{index}]": _plain(array)
-            for (name, index), array in value.deviations.items()
-        }
-    if hasattr(value, "to_dict") and not isinstance(value, RobustnessResult):
-        return _plain(value.to_dict())
-    if dataclasses.is_dataclass(value):
-        return {
-            f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)
-        }
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -54,7 +54,8 @@ def robustness_report(
     Args:
         model: a compiled, built model, wrapped (`SATModel`) or not.
         x, y, sample_weight: test data, arrays or structures of arrays.
-        devices: simulated devices, as `Variation.sample` returns; or `None`.
+        devices: simulated devices, as `Variation.sample` returns; or a `Variation`
+            to draw from; or `None`.
         variation: draws `n` devices, when `devices` is `None`.
         n: how many devices to draw.
         sweeps: name → values. The name of an imperfection, of all layers
@@ -64,22 +65,24 @@ def robustness_report(
             deviations of the standard deviation that is swept. `"variation"` is a
             factor on all deviations of the devices.
         grid: two names → values, as in `sweeps`: all their combinations.
-        spec: the specification: what `metric` must keep.
+        spec: the specification: what `metric` must keep; from 0 to 1 for an accuracy.
         metric: the name of a compiled metric, or `"loss"`. Default: the first
             compiled metric.
         hessian: whether to measure the curvature; or a dictionary of `HessianOptions`.
         landscape: whether to draw the loss along the two leading eigenvectors of the
             Hessian over the controls; or a dictionary of arguments of
             `loss_landscape`.
-        compare: name → further models, which get the same devices, or the same draws.
+        compare: name → further models, which get the same `devices`; drawn devices
+            are the same for models of one architecture, for others only their seed.
         mode: `"max"`: the metric must be at least `spec`; `"min"`: at most; `"auto"`
             asks Keras' metric.
         seed: of the draws, and of the searches.
         sensitivity: whether each kind of imperfection of each layer is also measured
             alone: with up to eight of the devices, and at the ends of sweeps.
         worst_case: whether to search for the worst device: within the root mean
-            square of the devices' deviations, and the ends of the sweeps; or a
-            dictionary imperfection → radius, see `worst_device`.
+            square of the devices' deviations and, for what they do not deviate in,
+            the largest value of a sweep's or the grid's axis; or a dictionary
+            imperfection → radius, see `worst_device`.
         trained_on: name of a model → the device that it was trained on: every model
             is tested on all of these, see `Transfer`.
         sweep_devices: how many of the devices take part in sweeps and grid. Default:
@@ -100,8 +103,8 @@ def robustness_report(
         A `RobustnessResult`.
 
     Raises:
-        ValueError: an argument is not as described, or data and model do not fit;
-            before anything takes long.
+        ValueError: an argument is not as described, data and model do not fit, or a
+            model's imperfections are not neutral; before anything takes long.
 
     Example:
 
@@ -130,6 +133,7 @@ def robustness_rows(
     *,
     rows: str | os.PathLike,
     part: tuple[int, int] = (0, 1),
+    compare: dict[str, keras.Model] | None = None,
     seed: int = 0,
     sensitivity: bool = True,
     trained_on: dict[str, SimulatedDevice] | None = None,
@@ -139,11 +143,14 @@ def robustness_rows(
     memory_limit: float = 1.0,
     batch_norm: str = "frozen",
     calibration=None,
+    name: str | None = None,
     verbose: int | str = "auto",
 ) -> list[dict]:
     """Measures one part of a report's points, for instance as one job of an array.
 
-    A point depends on the model's weights, the data, the arguments and nothing else.
+    A point depends on the model (its weights, the imperfections that the study does
+    not set, its architecture, loss, loss weights and metrics with their settings), the
+    data, the arguments and the package's version: files of others are left alone.
     Jobs on several machines load the same model file and call this with the same
     arguments and each with its own `part`; `robustness_report(..., rows=folder)` with
     the same arguments, on their files in one folder, then measures no point again.
@@ -154,8 +161,8 @@ def robustness_rows(
         model, x, y, …: as in `robustness_report`.
 
     Returns:
-        One dictionary for each point of the part: `section`, `name`, `index` on the
-        axes, `device`, `metrics`.
+        One dictionary for each point of the part: `model`, `section`, `name`, `index`
+        on the axes, `device`, `metrics`.
 
     Raises:
         ValueError: as in `robustness_report`, or `part` is none.
@@ -166,10 +173,21 @@ def robustness_rows(
     >>> pnn.robustness_rows(model, x, y, variation=variation, rows="rows", part=part)
     """
     given = dict(locals())
-    whole = len(part) == 2 and all(isinstance(p, int | np.integer) for p in part)
+    whole = (
+        isinstance(part, tuple | list)
+        and len(part) == 2
+        and all(isinstance(p, int | np.integer) for p in part)
+    )
     if not whole or not 0 <= part[0] < part[1]:
         raise ValueError(f"`part` must be (i, n) with 0 <= i < n. Received: {part!r}")
     given = {k: v for k, v in given.items() if k not in ("rows", "part", "verbose")}
-    report = Report(**given, hessian=False, landscape=False, worst_case=False)
-    (study,) = report.studies.values()
-    return study.rows(rows, tuple(int(p) for p in part), verbose)
+    # All metrics are measured; which of them a report is about does not matter here.
+    report = Report(
+        **given, metric="loss", hessian=False, landscape=False, worst_case=False
+    )
+    part = tuple(int(p) for p in part)
+    return [
+        {"model": label, **row}
+        for label, study in report.studies.items()
+        for row in study.rows(rows, part, verbose, label)
+    ]

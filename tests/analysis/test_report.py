@@ -6,13 +6,16 @@ import json
 import re
 import sys
 
+import keras
 import numpy as np
 import pytest
 
+import keras_pnn as pnn
 from keras_pnn.analysis.eigenvalues import HessianResult
 from keras_pnn.analysis.landscape import Landscape
-from keras_pnn.analysis.report_figures import svg
+from keras_pnn.analysis.report_figures import pictures, spaced, svg
 from keras_pnn.analysis.report_html import html as page
+from keras_pnn.analysis.report_setting import data_setting, joint
 from keras_pnn.analysis.report_text import long_rows, text
 from keras_pnn.analysis.report_words import Display, chosen, interval, number
 from keras_pnn.analysis.results import (
@@ -288,18 +291,46 @@ def test_text_of_devices():
 def test_text_of_a_sweep():
     sweep = section(text(result()), "Sweep: temperature")
     assert cells(sweep, "") == ["-2", "-1", "0", "1", "2"]
-    assert cells(sweep, "plain: design") == [
-        "90.00",
-        "95.00",
-        "98.00",
-        "95.00",
-        "90.00",
-    ]
-    assert cells(sweep, "plain: mean") == [f"{v:.2f}" for v in 100 * SWEEP.mean(0)]
+    assert cells(sweep, "design") == ["90.00", "95.00", "98.00", "95.00", "90.00"]
+    assert cells(sweep, "mean") == [f"{v:.2f}" for v in 100 * SWEEP.mean(0)]
+    # Offsets of -0.03, 0, 0.01 and 0.02: median 0.005, 5 % of 3 steps is -0.0255,
+    # 95 % is 0.0185, least -0.03.
+    for key, offset in (
+        ("median", 0.5),
+        ("p05", -2.55),
+        ("p95", 1.85),
+        ("min", -3.0),
+    ):
+        shown = np.array(cells(sweep, key), "float64")
+        expected = np.array([90, 95, 96, 94, 80]) + offset
+        np.testing.assert_allclose(shown, expected, atol=0.0051)
+    with pytest.raises(AssertionError):
+        cells(sweep, "max")
     # The mean over the range by trapezia.
     mean = SWEEP.mean(0)
     area = (mean[1:] + mean[:-1]).sum() / 2 / 4
     assert cells(sweep, "mean accuracy over the range") == [f"{100 * area:.2f} %"]
+
+
+def test_text_of_a_sweep_has_the_loss_in_a_table_of_its_own():
+    sweep = section(text(result()), "Sweep: temperature")
+    assert cells(sweep, "plain: design") == ["0.1", "0.05", "0.02", "0.05", "0.1"]
+    # Losses are 1 - accuracy: the mean's, and the other tail.
+    mean = 1 - SWEEP.mean(0)
+    assert cells(sweep, "plain: mean") == [f"{v:.4g}" for v in mean]
+    tail = 1 - np.array([0.90, 0.95, 0.96, 0.94, 0.80]) + 0.0255
+    assert cells(sweep, "plain: p95") == [f"{v:.4g}" for v in tail]
+    assert sweep.count("loss against temperature (K)") == 1
+
+
+def test_text_of_a_sweep_where_less_is_better_has_the_largest_and_one_loss():
+    found = text(result(metric="loss", mode="min", spec=0.05))
+    sweep = section(found, "Sweep: temperature")
+    largest = 1 - np.array([0.90, 0.95, 0.96, 0.94, 0.80]) + 0.03
+    assert cells(sweep, "max") == [f"{v:.4g}" for v in largest]
+    assert sweep.count("loss against temperature (K)") == 1
+    with pytest.raises(AssertionError):
+        cells(sweep, "min")
 
 
 def test_text_of_a_spread_has_yields():
@@ -343,13 +374,50 @@ def test_text_of_the_rest():
     assert "  seconds: 1.25" in written
 
 
+@pytest.mark.parametrize(
+    "kinds, expected",
+    [
+        (("shift",), "Each figure is the mean over 4 devices."),
+        (
+            ("temperature = 2",),
+            "Each column is an end of a sweep: the design with this deviation.",
+        ),
+        (
+            ("shift", "temperature = 2"),
+            "A column without a value is the mean over 4 devices; a column with one is "
+            "an end of a sweep: the design with this deviation.",
+        ),
+    ],
+)
+def test_text_of_a_sensitivity_says_what_each_column_is(kinds, expected):
+    drops = both(np.full((1, len(kinds)), 0.9))
+    part = Sensitivity(("bank",), kinds, drops, 4)
+    model = ModelRobustness({"loss": 0.02, "accuracy": 0.98}, sensitivity=part)
+    written = " ".join(text(bare(models={"plain": model})).split())
+    assert expected in written
+
+
+def test_text_of_a_transfer_says_which_models_have_no_device():
+    matrix = both([[0.9, 0.8], [0.7, 0.9], [0.6, 0.5]])
+    part = Transfer(("a", "b", "c"), ("a", "b"), matrix)
+    some = dataclasses.replace(result(), transfer=part)
+    written = " ".join(section(text(some), "Transfer between devices").split())
+    assert "Trained on none of these devices: c." in written
+    every = section(text(result()), "Transfer between devices")
+    assert "none of these" not in " ".join(every.split())
+
+
 def test_text_puts_models_side_by_side():
     found = result(("plain", "robust"))
     found.models["robust"].nominal["accuracy"] = 0.975
     written = text(found)
     assert cells(written, "") == ["plain", "robust"]
     assert cells(written, "nominal accuracy") == ["98.00 %", "97.50 %"]
-    assert cells(written, "plain: design") == cells(written, "robust: design")
+    sweep = section(written, "Sweep: temperature")
+    # One table of the metric for each model, one of the loss for all.
+    for name in ("plain", "robust"):
+        assert sweep.count(f"{name}: accuracy (%) against temperature (K)") == 1
+    assert cells(sweep, "plain: design") == cells(sweep, "robust: design")
 
 
 def test_text_of_a_model_that_lacks_what_another_has():
@@ -395,6 +463,70 @@ def test_a_specification_of_a_smallest_value():
     # Losses of 0.05, 0.025 and 0.12 in place of 0.02.
     assert cells(drops, "conv") == ["0.03", "-"]
     assert cells(drops, "bank") == ["0.005", "0.1"]
+
+
+# How it was made.
+
+
+def test_a_setting_of_several_models_says_where_they_differ():
+    one = {"seed": 0, "points": 5, "calibration samples": 9}
+    other = {"seed": 0, "points": 7}
+    assert joint({"a": one, "b": other}) == {
+        "seed": 0,
+        "points per model": {"a": 5, "b": 7},
+        "calibration samples per model": {"a": 9, "b": None},
+    }
+    assert joint({"a": one}) == one
+
+
+def test_shapes_of_data():
+    x = {"left": np.zeros((2, 5, 5)), "right": np.zeros((2, 3))}
+    found = data_setting((x, np.zeros(2), None), 120)
+    assert found == {"shape of x": "(120, 5, 5) (120, 3)", "shape of y": "(120,)"}
+    assert data_setting((np.zeros((2, 4)), None, None), 3)["shape of y"] == "none"
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_a_report_says_how_it_was_made(calibrated):
+    keras.utils.set_random_seed(0)
+    x = np.random.default_rng(0).normal(size=(12, 4)).astype("float32")
+    y = (x[:, 0] > 0).astype("int32")
+    inputs = keras.Input((4,))
+    hidden = keras.layers.BatchNormalization()(pnn.layers.MRRBank(3)(inputs))
+    model = keras.Model(inputs, pnn.layers.MRRBank(2)(hidden), name="small")
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, metrics=["accuracy"])
+    extra = {"batch_norm": "reestimated", "calibration": x[:7]} if calibrated else {}
+
+    def setting(data, **arguments):
+        return pnn.robustness_report(
+            model,
+            data,
+            y,
+            sweeps={"temperature": [1.0]},
+            hessian=False,
+            landscape=False,
+            sensitivity=False,
+            spec=0.75,
+            probe=8,
+            verbose=0,
+            **arguments,
+            **extra,
+        ).setting
+
+    found = setting(x)
+    assert found["shape of x"] == "(12, 4)" and found["shape of y"] == "(12,)"
+    assert re.fullmatch("[0-9a-f]{12}", found["SHA-256 of the data"])
+    keys = ("metric", "specification", "mode", "probe samples")
+    assert [found[key] for key in keys] == ["accuracy", 0.75, "max", 8]
+    assert found["search for the worst case"] == "3 starts × 20 steps"
+    assert found.get("calibration samples") == (7 if calibrated else None)
+    # One value of the data is another.
+    changed = x.copy()
+    changed[11, 3] += 1e-3
+    other = setting(changed, worst_case=False)
+    assert other["SHA-256 of the data"] != found["SHA-256 of the data"]
+    assert "search for the worst case" not in other
 
 
 # Rows, CSV, JSON.
@@ -486,6 +618,83 @@ def test_json_is_the_dict_without_nan(tmp_path):
     assert model["sensitivity"]["metrics"]["accuracy"][0] == [0.95, None]
     assert model["landscape"]["loss"][0][0] is None
     assert model["worst"]["device"] == {"temperature[0]": 1.5}
+
+
+def test_json_holds_what_follows_from_the_devices():
+    found = result().to_dict()["models"]["plain"]
+    statistics = found["statistics"]["accuracy"]
+    assert statistics == pytest.approx(
+        {
+            "mean": 0.93,
+            "std": np.sqrt(np.mean((DEVICES - 0.93) ** 2)),
+            "median": 0.965,
+            "p05": 0.824,
+            "p95": 0.987,
+            "min": 0.80,
+            "max": 0.99,
+        }
+    )
+    assert found["statistics"]["loss"]["p95"] == pytest.approx(0.176)
+    # Wilson's interval of 3 of 4, as statsmodels gives it.
+    expected = {"passed": 3, "n": 4, "yield": 0.75, "low": 0.30064, "high": 0.95441}
+    assert found["yield"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_json_holds_what_follows_from_a_sweep():
+    sweeps = result().to_dict()["models"]["plain"]["sweeps"]
+    found = sweeps["temperature"]
+    mean = SWEEP.mean(0)
+    assert found["statistics"]["accuracy"]["mean"] == pytest.approx(mean.tolist())
+    least = [0.87, 0.92, 0.93, 0.91, 0.77]
+    assert found["statistics"]["accuracy"]["min"] == pytest.approx(least)
+    # The mean is 0.90, 0.95, 0.96, 0.94, 0.80: it breaks 0.955 half way to -1, and a
+    # quarter of the way to 1.
+    low = result(spec=0.955).to_dict()["models"]["plain"]["sweeps"]["temperature"]
+    assert low["tolerance"] == pytest.approx(
+        {
+            "low": -0.5,
+            "high": 0.25,
+            "width": 0.75,
+            "low_is_end": False,
+            "high_is_end": False,
+        }
+    )
+    area = (0.925 + 0.955 + 0.95 + 0.87) / 4
+    assert found["mean_over_range"]["accuracy"] == pytest.approx(area)
+    assert found["mean_over_range"]["loss"] == pytest.approx(1 - area)
+    assert found["yields"] is None
+    assert found["axes"][0]["positions"] == TEMPERATURES.tolist()
+
+
+def test_json_marks_tolerances_that_end_with_the_range():
+    found = result(spec=0.85).to_dict()["models"]["plain"]["sweeps"]["temperature"]
+    tolerance = found["tolerance"]
+    assert (tolerance["low"], tolerance["low_is_end"]) == (-2.0, True)
+    # From 0.94 at 1 to 0.80 at 2.
+    assert tolerance["high"] == pytest.approx(1 + 9 / 14)
+    assert tolerance["high_is_end"] is False
+
+
+def test_json_of_spreads_has_yields_and_of_points_on_no_line_no_tolerance():
+    sweeps = result().to_dict()["models"]["plain"]["sweeps"]
+    counts = [(y["passed"], y["n"]) for y in sweeps["std:phase"]["yields"]]
+    assert counts == [(4, 4), (2, 4)]
+    shift = sweeps["shift"]
+    assert shift["statistics"] is None
+    assert shift["axes"][0]["positions"] is None
+    assert shift["tolerance"] == {
+        "low": None,
+        "high": None,
+        "width": None,
+        "low_is_end": False,
+        "high_is_end": False,
+    }
+    assert shift["mean_over_range"] == {"loss": None, "accuracy": None}
+
+
+def test_json_without_devices_has_neither_statistics_nor_yield():
+    found = bare().to_dict()["models"]["plain"]
+    assert found["statistics"] is None and found["yield"] is None
 
 
 def test_dataframe(monkeypatch):
@@ -659,6 +868,37 @@ def test_html_of_extremes():
     assert " _hidden</text>" in written and "xxx…</text>" in written
     phase = section(text(found), "Sweep: phase")
     assert cells(phase, "tolerance") == ["-"] * 2
+
+
+@pytest.mark.parametrize(
+    "points, room, expected",
+    [
+        ([0.0], 0.1, [0.0]),
+        ([-1.0, 0.0, 1.0], 0.1, [-1.0, 0.0, 1.0]),
+        # 0.05 is too near to 0, 0.95 to the end.
+        ([0.0, 0.05, 0.5, 0.95, 1.0], 0.1, [0.0, 0.5, 1.0]),
+        # Nine of 17.
+        (np.arange(17.0), 0.1, np.arange(0.0, 17.0, 2.0).tolist()),
+    ],
+)
+def test_ticks_of_a_map_are_measured_points_with_room(points, room, expected):
+    assert spaced(np.array(points), room) == expected
+
+
+def test_a_grid_has_its_ticks_at_the_measured_points():
+    phase = Axis("phase", "rad", np.array([-0.13, 0.0, 0.13]))
+    splitter = Axis("splitter", "rad", np.array([0.0, 0.27]))
+    grid = Scan((phase, splitter), both([[0.9, 0.8]] * 3), None)
+    model = ModelRobustness({"loss": 0.02, "accuracy": 0.98}, grid=grid)
+    (picture,) = pictures(bare(models={"plain": model}))
+    shown = re.findall(r">([^<>]+)</text>", picture.svg)
+    assert shown[:3] == ["0", "0.27", "splitter (rad)"]
+    assert shown[3:7] == ["-0.13", "0", "0.13", "phase (rad)"]
+
+
+def test_html_keeps_figures_and_tables_on_one_page(written):
+    printed = written[written.index("@media print") :]
+    assert re.search(r"figure, \.scroll, dl \{ break-inside: avoid; \}", printed)
 
 
 def test_svg_keeps_text_and_drops_the_rest():

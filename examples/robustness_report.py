@@ -1,0 +1,264 @@
+"""Trains a network plainly and robustly, and reports how robust both are, on one page.
+
+Three systems: LeNet-5 on microring weight banks (`mrr`), a digital front end with a
+mesh of interferometers (`mzi`), masks on a spatial light modulator (`slm`). The robust
+network sees random devices at every step after the first epoch; those of `mrr` and
+`mzi` are also trained with the sharpness-aware ascent. The page holds the accuracy on
+other devices, sweeps, yield, worst case, sensitivity, curvature and loss landscape.
+
+    python examples/robustness_report.py --system mrr
+    python examples/robustness_report.py --system mzi --devices 50
+    python examples/robustness_report.py --system slm --quick    # to see it run
+
+Trained networks and measured points are kept in the output folder: a program that was
+stopped goes on where it was when the same line is given again.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+from collections.abc import Callable
+
+import keras
+import numpy as np
+from networks import free_space, hybrid, lenet5, random_misalignment, standardized
+from runs import fit, keep, kept
+
+import keras_pnn as pnn
+
+PHASES = "std:theta_error+phi_error"
+SPLITTERS = "std:splitter_imbalance"
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """One kind of hardware, how its networks are trained, and what is asked of them.
+
+    Args:
+        network: makes the network from a seed.
+        images: what the network gets of images from 0 to 1.
+        robust: wraps the network for its robust training.
+        label: what the robust network is called.
+        rate, batch_size: of the training.
+        epochs: by default, on MNIST and on digits.
+        variation: the devices.
+        sweeps, grid: as in `pnn.robustness_report`.
+        spec: the accuracy that a device must keep.
+    """
+
+    network: Callable[[int], keras.Model]
+    images: Callable[[np.ndarray], np.ndarray]
+    robust: Callable[[keras.Model, int], pnn.SATModel]
+    label: str
+    rate: float
+    batch_size: int
+    epochs: tuple[int, int]
+    variation: pnn.Variation
+    sweeps: dict
+    grid: dict
+    spec: float
+
+
+def rings(fine: int, coarse: int) -> System:
+    """Shifts of each ring (nm), and the temperature of the chip (K)."""
+    from tensorflow_probability import distributions as tfd
+
+    def robust(model, seed):
+        noise = pnn.Variation(resonance_shift=0.06, temperature=tfd.Uniform(-2.5, 2.5))
+        return pnn.SATModel(model, rho=0.5, ascent="asam", noise_aware=noise, seed=seed)
+
+    return System(
+        network=lambda seed: lenet5("sample", seed=seed),
+        images=np.asarray,
+        robust=robust,
+        label="SAT",
+        rate=0.01,
+        batch_size=128,
+        epochs=(3, 40),
+        variation=pnn.Variation(resonance_shift=0.08),
+        sweeps={
+            "temperature": np.linspace(-2, 2, fine),
+            "variation": np.linspace(0, 2, coarse),
+        },
+        grid={
+            "temperature": np.linspace(-2, 2, coarse),
+            "variation": np.linspace(0, 1.5, coarse),
+        },
+        spec=0.95,
+    )
+
+
+def interferometers(fine: int, coarse: int) -> System:
+    """Phase errors (rad) and splitters (power imbalance)."""
+    errors = pnn.Variation(theta_error=0.15, phi_error=0.15, splitter_imbalance=0.15)
+
+    def robust(model, seed):
+        return pnn.SATModel(model, rho=0.3, noise_aware=errors, seed=seed)
+
+    return System(
+        network=lambda seed: hybrid("cross", seed=seed),
+        images=standardized,
+        robust=robust,
+        label="SAT",
+        rate=0.005,
+        batch_size=128,
+        epochs=(5, 60),
+        variation=errors,
+        sweeps={PHASES: np.linspace(0, 0.4, fine // 2 + 1)},
+        grid={
+            PHASES: np.linspace(0, 0.3, coarse),
+            SPLITTERS: np.linspace(0, 0.3, coarse),
+        },
+        spec=0.97,
+    )
+
+
+def modulators(fine: int, coarse: int) -> System:
+    """Frames that are rotated (degrees), shifted (pixels), scaled."""
+
+    def robust(model, seed):
+        noise = random_misalignment()
+        return pnn.SATModel(model, ascent=None, noise_aware=noise, seed=seed)
+
+    return System(
+        network=free_space,
+        images=standardized,
+        robust=robust,
+        label="among misalignments",
+        rate=0.006,
+        batch_size=256,
+        epochs=(6, 80),
+        variation=pnn.Variation(rotation=0.5, shift=0.5, scale=0.02),
+        sweeps={
+            "rotation": np.linspace(-3, 3, fine),
+            "shift": [(y, 0.0) for y in np.linspace(-2, 2, fine)],
+            "scale": np.linspace(-0.1, 0.1, fine),
+        },
+        grid={
+            "rotation": np.linspace(-1.5, 1.5, coarse),
+            "scale": np.linspace(-0.05, 0.05, coarse),
+        },
+        spec=0.9,
+    )
+
+
+SYSTEMS = {"mrr": rings, "mzi": interferometers, "slm": modulators}
+
+# Enough to see every part of the page, and nothing of science.
+QUICK = {
+    "hessian": {
+        "k": 2,
+        "smallest": 0,
+        "tolerance": 0.1,
+        "trace_samples": 4,
+        "density_steps": 8,
+        "density_vectors": 1,
+        "variables": ("controls",),
+    },
+    "landscape": {"points": 5},
+    "probe": 32,
+}
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--system", choices=list(SYSTEMS), default="mrr")
+    parser.add_argument("--data", default="auto", help="auto, mnist, digits or a path")
+    parser.add_argument("--epochs", type=int, default=None)
+    parser.add_argument("--devices", type=int, default=20)
+    parser.add_argument("--sweep-devices", type=int, default=8, help="of these, swept")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="a small part of it all")
+    parser.add_argument(
+        "--out", type=pathlib.Path, default=pathlib.Path("results/robustness")
+    )
+    return parser.parse_args()
+
+
+def compiled(model: keras.Model, rate, fast: bool) -> keras.Model:
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(
+        keras.optimizers.Adam(rate), loss, metrics=["accuracy"], jit_compile=fast
+    )
+    return model
+
+
+def trained(system: System, name: str, data, folder, setting: dict) -> keras.Model:
+    """A trained network, from its file if there is one.
+
+    The robust training starts with an epoch of the plain one: among random devices an
+    untrained network finds no direction.
+    """
+    epochs, seed, fast = setting["epochs"], setting["seed"], not setting["quick"]
+    stem = name.replace(" ", "_")
+    model = system.network(seed)
+    path = folder / f"{stem}.weights.h5"
+    if kept(folder / f"{stem}.json", **setting):
+        model.load_weights(path)
+        return compiled(model, system.rate, fast)
+    print(f"\n{name}: {epochs} epochs on {len(data.x_train)} images of {data.name}")
+    batches = pnn.datasets.Batches(
+        system.images(data.x_train), data.y_train, setting["batch_size"], seed=seed
+    )
+    rate = keras.optimizers.schedules.CosineDecay(system.rate, epochs * len(batches))
+    phases = [(model, 0, epochs)]
+    if name != "BP":
+        phases = [(model, 0, 1), (system.robust(model, seed), 1, epochs)]
+    for phase, (trainer, first, last) in enumerate(phases):
+        backup = keras.callbacks.BackupAndRestore(folder / f"backup_{stem}_{phase}")
+        fit(compiled(trainer, rate, fast), batches, last, first, [backup])
+    model.save_weights(path)
+    model.save(folder / f"{stem}.keras")
+    keep(folder / f"{stem}.json", setting)
+    return compiled(model, system.rate, fast)
+
+
+def main() -> None:
+    args = arguments()
+    data = pnn.datasets.load(args.data)
+    system = SYSTEMS[args.system](*((5, 3) if args.quick else (21, 5)))
+    folder = args.out / args.system
+    batch_size, options = system.batch_size, {}
+    if args.quick:
+        # Not among the networks that were trained in full.
+        folder = folder.with_name(f"{args.system}_quick")
+        data, args.devices, batch_size = data.head(400, 50), 2, 50
+        options = QUICK
+    usual = system.epochs[data.name == "digits"]
+    setting = {
+        "data": data.name,
+        "images": len(data.x_train),
+        "batch_size": batch_size,
+        "epochs": args.epochs or (2 if args.quick else usual),
+        "seed": args.seed,
+        "quick": args.quick,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    plain, robust = (
+        trained(system, name, data, folder, setting) for name in ("BP", system.label)
+    )
+    report = pnn.robustness_report(
+        plain,
+        system.images(data.x_test),
+        data.y_test,
+        variation=system.variation,
+        n=args.devices,
+        sweeps=system.sweeps,
+        grid=system.grid,
+        sweep_devices=min(args.sweep_devices, args.devices),
+        spec=system.spec,
+        compare={system.label: robust},
+        seed=args.seed + 1,
+        rows=folder / "rows",
+        data=f"{data.name}, test set",
+        name="BP",
+        **options,
+    )
+    print(f"\n{report}")
+    for suffix in ("html", "json", "csv"):
+        report.save(folder / f"report.{suffix}")
+    print(f"\nThe page is {folder / 'report.html'}; the figures are beside it.")
+
+
+if __name__ == "__main__":
+    main()

@@ -58,7 +58,7 @@ def test_layers_and_quantities_have_their_own_draws():
     model = keras.Sequential(
         [keras.Input((4,)), pnn.layers.MRRBank(4), pnn.layers.MRRBank(4)]
     )
-    variation = pnn.Variation(resonance_shift=1.0, half_width_error=1.0)
+    variation = pnn.Variation(resonance_shift=0.1, half_width_error=0.1)
     drawn = variation.sample(model, 1)[0].deviations
     assert len({v.tobytes() for v in drawn.values()}) == 4
 

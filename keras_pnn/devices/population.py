@@ -177,7 +177,9 @@ class DeviceEvaluator:
         rows = [
             row for _, some in self._run(engine, chunk, bound, verbose) for row in some
         ]
-        values = {n: np.array([r[n] for r in rows]) for n in rows[0]}
+        # Keras' order of metrics differs between its versions.
+        names = sorted(rows[0], key=lambda name: name != "loss")
+        values = {n: np.array([r[n] for r in rows]) for n in names}
         vectorized = chunk > 1 and engine.vectorized
         return DeviceEvaluation(
             values, self.samples, self.batch_size, vectorized, self.batch_norm

@@ -12,11 +12,7 @@ from keras_pnn._version import __version__
 from keras_pnn.analysis.fingerprint import computation, digest
 from keras_pnn.analysis.points import DESIGN, Plan, Point
 from keras_pnn.analysis.report_inputs import first_samples
-from keras_pnn.analysis.results import (
-    ModelRobustness,
-    Scan,
-    Sensitivity,
-)
+from keras_pnn.analysis.results import Scan, Sensitivity
 from keras_pnn.analysis.rows import Store
 from keras_pnn.devices.population import DeviceEvaluator, evaluate_devices
 from keras_pnn.layers.physical import flat_layers
@@ -283,10 +279,6 @@ class Study:
         return Sensitivity(
             tuple(names[layer] for layer in layers), tuple(kinds), metrics, used
         )
-
-    def model_robustness(self, rows: list[dict], **others) -> ModelRobustness:
-        """Returns the record of this model."""
-        return ModelRobustness(**self.result(rows), **others)
 
 
 def _has_nan(output) -> bool:

@@ -88,7 +88,7 @@ def trainer(method: str, seed: int, epochs: int, steps: int) -> keras.Model:
 
 def compiled(model: keras.Model, optimizer="adam") -> keras.Model:
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=True)
+    model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
     return model
 
 

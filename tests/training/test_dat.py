@@ -203,6 +203,66 @@ def test_gradients_go_through_the_errors():
     assert np.abs(expected).max() > 1e-3
 
 
+# A device on the bench.
+
+
+class Bench(pnn.HardwareDevice):
+    """A simulated chip behind NumPy, whose cable comes loose at one call."""
+
+    def __init__(self, chip, model, loose=None):
+        super().__init__(retries=0)
+        self.chip = chip.attach(model)
+        self.loose = loose
+        self.done = 0
+
+    def measure(self, layer, inputs, controls):
+        self.done += 1
+        if self.done == self.loose:
+            raise RuntimeError("loose cable")
+        return self.chip.measure(layer, tf.constant(inputs), controls).numpy()
+
+
+@pytest.mark.parametrize("internal_states", [True, False])
+def test_a_bench_gives_the_steps_of_the_simulated_chip(internal_states):
+    def trained(bench):
+        model = mesh()
+        device = chip(meshes=2)
+        if bench:
+            device = Bench(device, model)
+        trainer = dat(model, device, internal_states=internal_states)
+        trainer.fit(X, Y, **FIT)
+        assert not bench or device.done == 4
+        return numbers([*trainer.variables, *errors_of(trainer).variables])
+
+    assert_equal(trained(True), trained(False), 1e-6)
+
+
+def test_a_run_goes_on_after_its_device_failed(tmp_path):
+    """In the second stage, in the middle of an epoch: nothing is lost or done twice."""
+
+    def trainer_on(loose):
+        model = one_mesh()
+        return dat(model, Bench(chip(), model, loose), error_epochs=1)
+
+    def train(trainer):
+        checkpoint = pnn.callbacks.Checkpoint(tmp_path / "state", every=1)
+        options = {**FIT, "batch_size": 2, "epochs": 3}
+        trainer.fit(X, Y, **options, callbacks=[checkpoint])
+
+    whole = trainer_on(None)
+    train(whole)
+    # Four steps an epoch: in the second one, after two of its steps.
+    broken = trainer_on(7)
+    with pytest.raises(RuntimeError, match="loose cable"):
+        train(broken)
+    rest = trainer_on(None)
+    train(rest)
+    assert (whole.device.done, rest.device.done) == (12, 6)
+    assert int(errors_of(rest).optimizer.iterations.numpy()) == 4
+    for of in (lambda t: t.variables, lambda t: errors_of(t).variables):
+        assert_equal(numbers(of(rest)), numbers(of(whole)))
+
+
 # Who steps what.
 
 

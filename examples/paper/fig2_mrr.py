@@ -37,6 +37,8 @@ METHODS = {
     "sat": "SAT, adaptive, ρ = 0.5, Adam",
     "bp_small": "BP on detunings, Adam, rate 0.001",
     "sat_small": "SAT, adaptive, ρ = 0.5, Adam, rate 0.001",
+    "bp_frozen": "BP, rate 0.001, batch normalisation frozen after half the epochs",
+    "sat_frozen": "SAT, rate 0.001, likewise, then with ρ = 2, not adaptive",
     "sample_bp": "BP, per-sample normalisation",
     "sample_noise": "BP with random chips and drift, per-sample normalisation",
     "sample_sat": "SAT with random chips and drift, per-sample normalisation",
@@ -66,13 +68,14 @@ def trainer(method: str, seed: int, epochs: int, steps: int) -> keras.Model:
         bank["control_regularizer"] = pnn.OpticalPruning(1e-3)
     normalization = "sample" if method.startswith("sample") else "batch"
     model = lenet5(normalization, digital, seed, **bank)
-    optimizer = keras.optimizers.Adam(0.001 if method.endswith("_small") else 0.01)
+    small = method.endswith(("_small", "_frozen"))
+    optimizer = keras.optimizers.Adam(0.001 if small else 0.01)
     if digital:
         optimizer = keras.optimizers.SGD(0.1, momentum=0.5)
     if method == "nat":
         noise = pnn.Variation(kernel=0.3)
         model = pnn.SATModel(model, ascent=None, noise_aware=noise, seed=seed)
-    if method in ("sat", "sat_small"):
+    if method in ("sat", "sat_small", "sat_frozen"):
         model = pnn.SATModel(model, rho=0.5, ascent="asam", seed=seed)
     if method.startswith("sample"):
         decay = keras.optimizers.schedules.CosineDecay(0.01, epochs * steps)
@@ -84,6 +87,22 @@ def trainer(method: str, seed: int, epochs: int, steps: int) -> keras.Model:
         ascent = pnn.ASAM(0.5) if method == "sample_sat" else None
         model = pnn.SATModel(model, ascent=ascent, noise_aware=noise, seed=seed)
     return compiled(model, optimizer)
+
+
+def second_half(method: str, network: keras.Model, seed: int, steps: int):
+    """Returns what trains a network whose batch normalisation is frozen, compiled.
+
+    In training, batch normalisation takes off what warms all rings alike, so that no
+    ascent can see it; on the device the statistics are fixed, and it stays on.
+    """
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = False
+    rate = keras.optimizers.schedules.CosineDecay(0.001, steps)
+    if method == "sat_frozen":
+        # Adaptive radii leave rings at a detuning of 0 where they are.
+        network = pnn.SATModel(network, rho=2.0, ascent="sam", seed=seed)
+    return compiled(network, keras.optimizers.Adam(rate))
 
 
 def compiled(model: keras.Model, optimizer="adam") -> keras.Model:
@@ -110,6 +129,17 @@ def run(method: str, seed: int, data, args) -> dict:
         # the first epoch is plain; the budget counts it.
         fit(compiled(model.model, keras.optimizers.Adam(0.01)), batches, 1)
         first_epoch = 1
+    if method.endswith("_frozen"):
+        first_epoch = args.epochs // 2
+        network = getattr(model, "model", model)
+        half = args.out / f"half_{method}_{seed}.weights.h5"
+        if not half.exists():
+            backup = keras.callbacks.BackupAndRestore(args.out / f"{half.stem}_backup")
+            fit(model, batches, first_epoch, 0, [backup])
+            network.save_weights(half)
+        network.load_weights(half)
+        steps = (args.epochs - first_epoch) * len(batches)
+        model = second_half(method, network, seed, steps)
     backup = keras.callbacks.BackupAndRestore(args.out / f"backup_{method}_{seed}")
     fit(model, batches, args.epochs, first_epoch, [backup])
     seconds = time.perf_counter() - start

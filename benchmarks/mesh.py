@@ -223,6 +223,15 @@ def devices(count: int = 100, modes: int = 64, samples: int = 500):
             with device.installed(model):
                 model.evaluate(x, x, verbose=0)
 
+    def installed():
+        for device in population:
+            with device.installed(model), tf.GradientTape() as tape:
+                y = layer(x)
+                total = tf.reduce_sum(tf.math.real(y) * tf.math.imag(y))
+            tape.gradient(total, phases)[0].numpy()
+
+    at_once, _ = pairs[f"gradients, batch {samples}, no XLA"]
+    pairs[f"gradients, batch {samples}, loop not compiled"] = at_once, installed
     together = {"x": x, "y": x, "devices": population, "verbose": 0}
     pairs["loop: model.evaluate, at once: evaluate_devices"] = (
         lambda: pnn.evaluate_devices(model, **together),

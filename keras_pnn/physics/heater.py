@@ -33,7 +33,7 @@ def power(current: TensorLike, resistance: TensorLike = 375.0) -> tf.Tensor:
     check_positive("resistance", resistance)
     current, resistance = as_tensors(current, resistance)
     # mA² Ω is µW.
-    return current**2 * (resistance / 1000)
+    return tf.square(current) * (resistance / 1000)
 
 
 def resonance_shift(

@@ -63,9 +63,9 @@ def add_drop(
     check_fraction("amplitude", amplitude)
     phase, r1, r2, a = as_tensors(phase, r1, r2, amplitude)
     check("r1 * r2 * amplitude", r1 * r2 * a, lambda v: v < 1, "below 1")
-    wave = 4 * r1 * r2 * a * tf.sin(phase / 2) ** 2
-    denominator = (1 - r1 * r2 * a) ** 2 + wave
-    through = ((r1 - r2 * a) ** 2 + wave) / denominator
+    wave = 4 * r1 * r2 * a * tf.square(tf.sin(phase / 2))
+    denominator = tf.square(1 - r1 * r2 * a) + wave
+    through = (tf.square(r1 - r2 * a) + wave) / denominator
     # (1 - r)(1 + r) keeps the digits of 1 - r² for weak couplers.
     coupling = (1 - r1) * (1 + r1) * (1 - r2) * (1 + r2)
     return through, coupling * a / denominator
@@ -117,7 +117,8 @@ def lorentzian(
     detuning, half_width, through_min, drop_max = as_tensors(
         detuning, half_width, through_min, drop_max
     )
-    square = (detuning / half_width) ** 2
+    # Not `** 2`, whose third derivative is NaN at 0.
+    square = tf.square(detuning / half_width)
     return (square + through_min) / (1 + square), drop_max / (1 + square)
 
 

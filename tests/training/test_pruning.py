@@ -50,6 +50,27 @@ def test_gradient_against_differences_and_at_flat_points():
     np.testing.assert_allclose(tape.gradient(value, flat), np.zeros(3), atol=1e-12)
 
 
+@pytest.mark.parametrize("tuning", [pnn.LorentzianTuning(), pnn.HeaterTuning()])
+def test_curvature_against_differences_and_on_resonance(tuning):
+    """A control of 0 is where non-negative controls end up."""
+    pruning = pnn.OpticalPruning(0.5, tuning)
+    control = tf.constant(CONTROL, "float64")
+    direction = tf.constant([[1.0, -0.5, 0.3], [0.2, 0.7, -1.0]], "float64")
+
+    def gradient(control):
+        with tf.GradientTape() as tape:
+            tape.watch(control)
+            value = pruning(control)
+        return tape.gradient(value, control)
+
+    with tf.autodiff.ForwardAccumulator(control, direction) as accumulator:
+        slopes = gradient(control)
+    found = accumulator.jvp(slopes)
+    step = 1e-6 * direction
+    expected = (gradient(control + step) - gradient(control - step)) / 2e-6
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+
+
 def test_in_training_it_lowers_the_slopes_and_is_in_the_loss():
     keras.utils.set_random_seed(0)
     layer = pnn.layers.MRRBank(3, control_regularizer=pnn.OpticalPruning(0.1))

@@ -101,9 +101,10 @@ def same(method: str, steps: int, **network) -> dict:
         "network": network or {"start": "cross"},
         "optimizer": keras.optimizers.Adam(rate),
         # Amplitudes inside the network, with the model's phases, lead astray here, and
-        # so do error networks that learn as fast as they do by default.
+        # so do error networks that learn as fast as by default, or without end.
         "dat": {
             "internal_states": False,
+            "error_epochs": 1,
             "error_optimizer": keras.optimizers.Adam(1e-4),
         },
         "noise": None,

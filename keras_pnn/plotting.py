@@ -42,8 +42,7 @@ def sweep(x, curves: dict, xlabel: str, ylabel: str = "accuracy (%)", ax=None):
             ax.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.grid(alpha=0.3)
-    ax.legend()
-    return ax
+    return _legend_below(ax)
 
 
 def histograms(values: dict, xlabel: str, bins: int = 60, ax=None):

@@ -96,13 +96,14 @@ def picture(args, rows) -> None:
         "programmed as designed": np.transpose(before),
         "corrected for the known errors": np.transpose(after),
     }
-    ax = plotting.sweep(
-        sigma, curves, "spread of splitters and phases (rad)", "fidelity"
-    )
+    ax = plotting.new_figure().subplots()
     fine = np.linspace(0, max(sigma), 200)
-    ax.plot(fine, law(args.modes, fine), "--", color="0.3", label="closed form")
+    ax.plot(
+        fine, law(args.modes, fine), "--", color="0.3", zorder=3, label="closed form"
+    )
+    axis = "spread of splitters and phases (rad)"
+    plotting.sweep(sigma, curves, axis, "fidelity", ax)
     ax.set_ylim(0, 1.03)
-    ax.legend()
     plotting.save(ax, args.out / "fidelity.png")
 
 

@@ -149,9 +149,7 @@ def test_crosstalk_couples_the_rings_of_one_tile(rng, columns, heated):
                     share = crosstalk[i % columns, j % columns]
                     total[i, out] += share * heat[j, out]
     offset, half_width = (-0.3, 0.077) if heated else (0.0, HALF_WIDTH)
-    expected = lorentz(
-        offset + total + shift + 0.08 * kelvin, half_width * (1 + error)
-    )
+    expected = lorentz(offset + total + shift + 0.08 * kelvin, half_width * (1 + error))
     np.testing.assert_allclose(layer.weights_now(), expected, rtol=1e-10, atol=1e-12)
 
 
@@ -189,8 +187,9 @@ def test_wdm_row_against_a_loop_over_rings_and_channels(rng, columns):
 
 
 def test_wdm_of_far_channels_is_the_plain_bank(rng):
-    plain, row = MRRBank(3, dtype="float64"), MRRBank(
-        3, channel_spacing=1e4, dtype="float64"
+    plain, row = (
+        MRRBank(3, dtype="float64"),
+        MRRBank(3, channel_spacing=1e4, dtype="float64"),
     )
     for layer in (plain, row):
         layer.build((None, 4))
@@ -512,9 +511,9 @@ def test_gradients_and_hessian_products_against_differences(rng, kind):
         return [p + step * d for p, d in zip(start, direction, strict=True)]
 
     def along(parts):
-        return float(sum(tf.reduce_sum(p * d) for p, d in zip(
-            parts, direction, strict=True
-        )))
+        return float(
+            sum(tf.reduce_sum(p * d) for p, d in zip(parts, direction, strict=True))
+        )
 
     step = 1e-6
     for i, variable in enumerate(variables):
@@ -635,15 +634,14 @@ def test_program_clips_when_asked():
     layer = MRRBank(3)
     layer.build((None, 1))
     layer.program([[1.5, -1.5, 0.25]], clip=True)
-    np.testing.assert_allclose(
-        layer.weights_now(), [[0.999, -1, 0.25]], atol=1e-5
-    )
+    np.testing.assert_allclose(layer.weights_now(), [[0.999, -1, 0.25]], atol=1e-5)
     with pytest.raises(ValueError, match="Received"):
         layer.program([[np.nan, 0, 0]], clip=True)
 
 
 @pytest.mark.parametrize(
-    "tuning", [None, pnn.HeaterTuning(max_current=1.4), measured("mA")],
+    "tuning",
+    [None, pnn.HeaterTuning(max_current=1.4), measured("mA")],
     ids=["lorentzian", "heater", "measured"],
 )
 def test_training_keeps_the_controls_in_range(rng, tuning):
@@ -688,9 +686,7 @@ def test_jit_compiled_fit_equals_the_plain_one(rng):
                 keras.Input((6, 6, 2)),
                 MRRConv2D(2, 2, strides=2, kernel_regularizer="l2"),
                 keras.layers.Flatten(),
-                MRRBank(
-                    2, bank_size=(2, 4), crosstalk=crosstalk, channel_spacing=0.8
-                ),
+                MRRBank(2, bank_size=(2, 4), crosstalk=crosstalk, channel_spacing=0.8),
             ]
         )
         model.compile(keras.optimizers.SGD(0.01), loss="mse", jit_compile=jit)
@@ -750,9 +746,7 @@ def test_an_adc_needs_known_image_sizes():
 
 
 def test_mask_passes_through_a_bank():
-    model = keras.Sequential(
-        [keras.layers.Embedding(5, 4, mask_zero=True), MRRBank(3)]
-    )
+    model = keras.Sequential([keras.layers.Embedding(5, 4, mask_zero=True), MRRBank(3)])
     tokens = np.array([[1, 2, 0], [3, 0, 0]])
     mask = model(tokens)._keras_mask
     np.testing.assert_array_equal(mask, tokens != 0)

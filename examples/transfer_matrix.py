@@ -73,6 +73,7 @@ def trained(method: str, index: int, chips, data, epochs: int, args) -> keras.Mo
 
 def compiled(model: keras.Model, optimizer="adam") -> keras.Model:
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    # XLA on CPU can take twice as long for the convolutions.
     model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
     return model
 

@@ -107,6 +107,7 @@ def second_half(method: str, network: keras.Model, seed: int, steps: int):
 
 def compiled(model: keras.Model, optimizer="adam") -> keras.Model:
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    # XLA on CPU can take twice as long for the convolutions.
     model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
     return model
 

@@ -149,7 +149,7 @@ def trainer(method, model, options, sigma, device, seed) -> keras.Model:
 
 def compiled(model: keras.Model, optimizer="adam") -> keras.Model:
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    # On CPU, XLA takes twice as long for the convolutions.
+    # XLA on CPU can take twice as long for the convolutions.
     model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
     return model
 

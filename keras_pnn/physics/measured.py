@@ -224,7 +224,7 @@ class MeasuredTuning(Tuning):
     def _shift(self, control):
         if self.unit == "nm":
             return control
-        return self.efficiency * self.resistance / 1000 * control * control
+        return self.efficiency * self.resistance / 1000 * control**2
 
     def _check_measured(self, x):
         known = concrete(x)

@@ -21,6 +21,7 @@ is there.
 """
 
 import argparse
+import itertools
 import json
 import pathlib
 import shutil
@@ -47,6 +48,7 @@ METHODS = {
     "online": "SAT online",
 }
 ON_DEVICE = ("pat", "dat", "online")
+WITH_ASCENT = ("sat", "sat_nat", "online")
 # Devices to train on come from another seed than those that are never met.
 TRAINING_SEED, UNSEEN_SEED = 100, 1
 
@@ -59,6 +61,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--sigmas", nargs="+", type=float, default=[0.15, 0.2, 0.3])
     parser.add_argument("--devices", nargs="+", type=int, default=[0, 1])
+    parser.add_argument(
+        "--rho", nargs="+", type=float, default=[0.3], help="radii of the ascent"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--unseen", type=int, default=20)
     parser.add_argument("--probe", type=int, default=1000, help="images for λ_max")
@@ -126,7 +131,7 @@ def epochs_of(setting: str, method: str) -> int:
     return 60 if (setting, method) == ("published", "dat") else EPOCHS[setting]
 
 
-def trainer(method, model, options, sigma, device, seed) -> keras.Model:
+def trainer(method, model, options, sigma, device, rho, seed) -> keras.Model:
     """The model, or what trains it."""
     if method in ("bp", "bp_adam"):
         return model
@@ -135,12 +140,12 @@ def trainer(method, model, options, sigma, device, seed) -> keras.Model:
         return pnn.SATModel(model, ascent=None, noise_aware=noise, seed=seed)
     if method in ("sat", "sat_nat"):
         noise = variation(sigma) if method == "sat_nat" else None
-        return pnn.SATModel(model, rho=0.3, noise_aware=noise, seed=seed)
+        return pnn.SATModel(model, rho=rho, noise_aware=noise, seed=seed)
     # The fields that leave an imperfect mesh have other phases than the model's, so
     # that measured fields and modelled derivatives do not belong together; intensities
     # have none.
     if method in ("pat", "online"):
-        ascent = pnn.SAM(0.3) if method == "online" else None
+        ascent = pnn.SAM(rho) if method == "online" else None
         return pnn.PATModel(
             model, device=device, readout="output", ascent=ascent, seed=seed
         )
@@ -154,17 +159,19 @@ def compiled(model: keras.Model, optimizer="adam") -> keras.Model:
     return model
 
 
-def name_of(setting, method, sigma, device, seed) -> str:
+def name_of(setting, method, sigma, device, rho, seed) -> str:
     """Methods without a device are trained once; those that draw some, for each σ."""
     parts = [setting, method]
     if method in ON_DEVICE:
         parts += [f"sigma{sigma:g}", f"device{device}"]
     elif method == "sat_nat" or (method == "nat" and setting != "published"):
         parts += [f"sigma{sigma:g}"]
+    if method in WITH_ASCENT:
+        parts += [f"rho{rho:g}"]
     return "_".join([*parts, f"seed{seed}"])
 
 
-def trained(name, setting, method, sigma, device, seed, data, args):
+def trained(name, setting, method, sigma, device, rho, seed, data, args):
     """The trained network and what training took, from the file if it is there."""
     path, log = args.out / f"{name}.keras", args.out / f"trained_{name}.json"
     epochs = 2 if args.quick else epochs_of(setting, method)
@@ -178,7 +185,7 @@ def trained(name, setting, method, sigma, device, seed, data, args):
     options = SETTINGS[setting](method, len(batches))
     model = hybrid(seed=seed, **options["network"])
     chip = variation(sigma).sample(model, device + 1, seed=TRAINING_SEED)[device]
-    training = trainer(method, model, options, sigma, chip, seed)
+    training = trainer(method, model, options, sigma, chip, rho, seed)
     compiled(training, options["optimizer"])
     folder = args.out / f"backup_{name}"
     # Kept until all is written: what follows the training takes its time, too.
@@ -210,9 +217,10 @@ def curvature(model: keras.Model, data, samples: int) -> dict:
     return found
 
 
-def run(setting, method, sigma, device, seed, data, args) -> dict:
-    name = name_of(setting, method, sigma, device, seed)
-    model, training = trained(name, setting, method, sigma, device, seed, data, args)
+def run(setting, method, sigma, device, rho, seed, data, args) -> dict:
+    key = (setting, method, sigma, device, rho, seed)
+    name = name_of(*key)
+    model, training = trained(name, *key, data, args)
     x, y = standardized(data.x_test), data.y_test
     chip = variation(sigma).sample(model, device + 1, seed=TRAINING_SEED)[device:]
     unseen = variation(sigma).sample(model, args.unseen, seed=UNSEEN_SEED)
@@ -231,6 +239,7 @@ def run(setting, method, sigma, device, seed, data, args) -> dict:
         "method": method,
         "sigma": sigma,
         "device": device,
+        "rho": rho,
         "seed": seed,
         "data": data.name,
         "images": len(data.x_train),
@@ -240,24 +249,27 @@ def run(setting, method, sigma, device, seed, data, args) -> dict:
     }
 
 
+def labelled(runs: list[dict]) -> dict[str, list[dict]]:
+    """The runs by method and ρ, in the order of the methods."""
+    order = list(METHODS)
+    groups = {}
+    for r in sorted(runs, key=lambda r: (order.index(r["method"]), r["rho"] or 0)):
+        rho = "" if r["rho"] is None else f", ρ = {r['rho']:g}"
+        groups.setdefault(METHODS[r["method"]] + rho, []).append(r)
+    return groups
+
+
 def table(runs: list[dict], setting: str, sigma: float) -> str:
-    """Means over training devices and seeds; unseen: mean, σ, 5th percentile, least."""
+    """A line per method: each training device, and figures over all unseen ones."""
     lines = [
         f"{setting}, σ = {sigma:g}",
-        f"{'accuracy (%)':36}{'ideal':>7}{'its own':>9}{'unseen':>8}{'std':>6}"
-        f"{'p05':>7}{'min':>7}{'λ all':>9}{'λ phases':>10}  trainings",
+        f"{'accuracy (%)':44}{'ideal':>7}{'unseen':>8}{'std':>6}"
+        f"{'p05':>7}{'min':>7}{'λ all':>9}{'λ phases':>10}  its own devices",
     ]
-    for method, label in METHODS.items():
-        mine = [
-            r
-            for r in runs
-            if (r["setting"], r["method"], r["sigma"]) == (setting, method, sigma)
-        ]
-        if not mine:
-            continue
+    for label, mine in labelled(runs).items():
         unseen = np.concatenate([r["accuracy"]["unseen"] for r in mine])
-        trainings = len({(r["seed"], r["training"]["name"]) for r in mine})
-        own = np.mean([r["accuracy"]["device"] for r in mine])
+        mine = sorted(mine, key=lambda r: (r["device"], r["seed"]))
+        own = " ".join(f"{r['accuracy']['device'][0]:.2f}" for r in mine)
         ideal = np.mean([r["accuracy"]["ideal"] for r in mine])
         top = {
             which: np.mean(
@@ -266,9 +278,9 @@ def table(runs: list[dict], setting: str, sigma: float) -> str:
             for which in ("all", "controls")
         }
         lines.append(
-            f"{label:36}{ideal:7.2f}{own:9.2f}{unseen.mean():8.2f}{unseen.std():6.2f}"
+            f"{label:44}{ideal:7.2f}{unseen.mean():8.2f}{unseen.std():6.2f}"
             f"{np.percentile(unseen, 5):7.2f}{unseen.min():7.2f}{top['all']:9.3g}"
-            f"{top['controls']:10.3g}  {trainings}"
+            f"{top['controls']:10.3g}  {own}"
         )
     return "\n".join(lines)
 
@@ -278,20 +290,28 @@ def report(out: pathlib.Path) -> None:
 
     runs = [json.loads(p.read_text("utf-8")) for p in sorted(out.glob("run_*.json"))]
     for setting, sigma in sorted({(r["setting"], r["sigma"]) for r in runs}):
-        print(table(runs, setting, sigma), end="\n\n")
         mine = [r for r in runs if (r["setting"], r["sigma"]) == (setting, sigma)]
+        print(table(mine, setting, sigma), end="\n\n")
         values = {
-            label: np.concatenate(unseen)
-            for method, label in METHODS.items()
-            if (
-                unseen := [
-                    r["accuracy"]["unseen"] for r in mine if r["method"] == method
-                ]
-            )
+            label: np.concatenate([r["accuracy"]["unseen"] for r in group])
+            for label, group in labelled(mine).items()
         }
         plotting.save(
             plotting.distributions(values), out / f"unseen_{setting}_{sigma:g}.png"
         )
+
+
+def wanted(args) -> list[tuple]:
+    """(setting, method, σ, device, ρ, seed) of every run; ρ is None without ascent."""
+    return [
+        (setting, method, sigma, device, rho, seed)
+        for seed, setting, sigma, device, method in itertools.product(
+            args.seeds, args.settings, args.sigmas, args.devices, args.methods
+        )
+        # Elsewhere than in `published`, "bp" is that.
+        if method != "bp_adam" or setting == "published"
+        for rho in (args.rho if method in WITH_ASCENT else [None])
+    ]
 
 
 def main() -> None:
@@ -304,21 +324,15 @@ def main() -> None:
         data = pnn.datasets.load(args.data)
         if args.quick:
             data = data.head(1000, 500)
-        for seed in args.seeds:
-            for setting in args.settings:
-                for sigma in args.sigmas:
-                    for device in args.devices:
-                        for method in args.methods:
-                            if method == "bp_adam" and setting != "published":
-                                continue  # It is "bp" there.
-                            key = (setting, method, sigma, device, seed)
-                            name = f"{setting}_{method}_sigma{sigma:g}"
-                            name += f"_device{device}_seed{seed}"
-                            path = args.out / f"run_{name}.json"
-                            if not kept(path, data=data.name, images=len(data.x_train)):
-                                keep(path, run(*key, data, args))
-                                # Else the graphs of all runs stay in memory.
-                                keras.utils.clear_session()
+        for key in wanted(args):
+            setting, method, sigma, device, rho, seed = key
+            name = f"{setting}_{method}_sigma{sigma:g}_device{device}"
+            name += f"_seed{seed}" if rho is None else f"_rho{rho:g}_seed{seed}"
+            path = args.out / f"run_{name}.json"
+            if not kept(path, data=data.name, images=len(data.x_train)):
+                keep(path, run(*key, data, args))
+                # Else the graphs of all runs stay in memory.
+                keras.utils.clear_session()
     report(args.out)
 
 

@@ -8,10 +8,11 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_pnn.layers.limits import ControlRange, get_dac
+from keras_pnn.layers.limits import ControlRange, Quantizer, get_dac
 from keras_pnn.layers.physical import PhysicalLayer, check_built
 from keras_pnn.physics import detection
 from keras_pnn.physics import tuning as tunings
+from keras_pnn.physics.tuning_base import WEIGHT_TOLERANCE
 
 
 class ControlsForWeights(keras.initializers.Initializer):
@@ -22,7 +23,7 @@ class ControlsForWeights(keras.initializers.Initializer):
     and controls out of `limits` to the nearest within.
     """
 
-    def __init__(self, initializer, tuning: tunings.Tuning, limits=None):
+    def __init__(self, initializer, tuning: tunings.Tuning, limits):
         self.initializer, self.tuning, self.limits = initializer, tuning, limits
 
     def __call__(self, shape, dtype=None):
@@ -32,24 +33,83 @@ class ControlsForWeights(keras.initializers.Initializer):
         if self.tuning.weight_range[0] >= 0:
             weights = np.abs(weights)
         controls = self.tuning.control(self.tuning.clip(weights))
-        controls = tf.convert_to_tensor(controls, dtype or keras.config.floatx())
-        return controls if self.limits is None else self.limits(controls)
+        controls = np.clip(controls, *self.limits)
+        return tf.convert_to_tensor(controls, dtype or keras.config.floatx())
 
 
-def default_constraint(tuning: tunings.Tuning) -> ControlRange:
-    """Returns the limits of a tuning's control.
+class WeightPenalty(keras.regularizers.Regularizer):
+    """The kernel's regularizer as one of the controls, from which the kernel follows.
+
+    Keras asks the regularizers of trainable variables once for each loss, however
+    often the layer was called.
+    """
+
+    def __init__(self, layer: "RingLayer"):
+        self.layer = layer
+
+    def __call__(self, control):
+        layer = self.layer
+        _, imperfections = layer.values_now()
+        weights = layer._weights({"control": control}, imperfections)
+        penalty = layer.kernel_regularizer(weights)
+        if layer.control_regularizer is not None:
+            penalty += layer.control_regularizer(control)
+        return penalty
+
+
+def default_constraint(tuning: tunings.Tuning, dac=None) -> ControlRange:
+    """Returns the limits of a tuning's control, within the range of its converter.
 
     A measured curve ends, so its controls stay a tenth of the curve's span in nm
     (0.1 nm at most) away from both ends: a shift of that size stays on the curve.
     """
     low, high = tuning.control_range
-    if not isinstance(tuning, tunings.MeasuredTuning):
-        return ControlRange(low, high if math.isfinite(high) else None)
-    grid = np.linspace(low, high, 4097)
-    shift = np.asarray(tuning.heater_shift(grid))
-    margin = min(0.1, 0.1 * (shift[-1] - shift[0]))
-    inside = grid[(shift >= shift[0] + margin) & (shift <= shift[-1] - margin)]
-    return ControlRange(float(inside[0]), float(inside[-1]))
+    if isinstance(tuning, tunings.MeasuredTuning):
+        grid = np.linspace(low, high, 4097)
+        shift = np.asarray(tuning.heater_shift(grid))
+        margin = min(0.1, 0.1 * (shift[-1] - shift[0]))
+        inside = grid[(shift >= shift[0] + margin) & (shift <= shift[-1] - margin)]
+        low, high = float(inside[0]), float(inside[-1])
+    low, high = common_range((low, high), limits_of(dac))
+    return ControlRange(low, high if math.isfinite(high) else None)
+
+
+def limits_of(constraint_or_dac) -> tuple[float, float]:
+    """Returns between what a constraint or a converter lets a control be."""
+    if not isinstance(constraint_or_dac, ControlRange | Quantizer):
+        return -math.inf, math.inf
+    high = constraint_or_dac.high
+    return constraint_or_dac.low, math.inf if high is None else high
+
+
+def common_range(*ranges: tuple[float, float]) -> tuple[float, float]:
+    """Returns what several ranges of a control have in common.
+
+    Raises:
+        ValueError: they have nothing in common.
+    """
+    low, high = max(r[0] for r in ranges), min(r[1] for r in ranges)
+    if not low < high:
+        raise ValueError(
+            "The ranges of the tuning, of `control_constraint` and of `dac` must "
+            f"overlap. Received: {', '.join(f'[{a:g}, {b:g}]' for a, b in ranges)}"
+        )
+    return low, high
+
+
+def control_for_shift(tuning: tunings.Tuning, shift: np.ndarray) -> np.ndarray:
+    """Returns the controls at which heaters shift their rings by `shift`, in nm.
+
+    By bisection, as the shift rises with the control. What is negative becomes 0.
+    """
+    low, high = np.zeros_like(shift), np.ones_like(shift)
+    while np.any(np.asarray(tuning.heater_shift(high)) < shift):
+        high *= 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        below = np.asarray(tuning.heater_shift(middle)) < shift
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
+    return np.where(shift <= 0, 0.0, (low + high) / 2)
 
 
 class RingLayer(PhysicalLayer):
@@ -90,10 +150,16 @@ class RingLayer(PhysicalLayer):
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         self.control_regularizer = keras.regularizers.get(control_regularizer)
         self.bias_regularizer = keras.regularizers.get(bias_regularizer)
+        self.dac = get_dac(dac)
         self.control_constraint = (
-            default_constraint(self.tuning)
+            default_constraint(self.tuning, self.dac)
             if control_constraint == "tuning"
             else keras.constraints.get(control_constraint)
+        )
+        self._limits = common_range(
+            self.tuning.control_range,
+            limits_of(self.control_constraint),
+            limits_of(self.dac),
         )
         self.bias_constraint = keras.constraints.get(bias_constraint)
         self.temperature_sensitivity = _finite(
@@ -113,7 +179,6 @@ class RingLayer(PhysicalLayer):
                 "`channel_spacing` models all rings of a row, which a measured curve "
                 f"of one ring cannot. Received: tuning={self.tuning}"
             )
-        self.dac = get_dac(dac)
         self.adc_bits = None if adc_bits is None else whole("`adc_bits`", adc_bits, 24)
         if self.adc_bits == 1:
             raise ValueError("`adc_bits` must be at least 2. Received: 1")
@@ -134,17 +199,17 @@ class RingLayer(PhysicalLayer):
                 f"({self._columns}, {self._columns}) here. "
                 f"Received: shape {self.crosstalk.shape}"
             )
-        limits = self.control_constraint
+        penalty = self.control_regularizer
+        if self.kernel_regularizer is not None:
+            penalty = WeightPenalty(self)
         self.add_control(
             "control",
             self._kernel_shape,
             unit=self.tuning.unit,
             initializer=ControlsForWeights(
-                self.kernel_initializer,
-                self.tuning,
-                limits if isinstance(limits, ControlRange) else None,
+                self.kernel_initializer, self.tuning, self._limits
             ),
-            regularizer=self.control_regularizer,
+            regularizer=penalty,
             constraint=self.control_constraint,
         )
         self.add_imperfection("resonance_shift", self._kernel_shape, unit="nm")
@@ -207,10 +272,14 @@ class RingLayer(PhysicalLayer):
         rows = ops.reshape(rows, (self._outputs, -1))[:, : self._fan_in]
         return ops.reshape(ops.transpose(rows), self._kernel_shape)
 
+    def _driven(self, control):
+        """What the converter sets for a control."""
+        return control if self.dac is None else self.dac(control)
+
     def _weights(self, controls: dict, imperfections: dict):
-        control = controls["control"]
-        if self.dac is not None:
-            control = self.dac(control)
+        return self._weights_at(self._driven(controls["control"]), imperfections)
+
+    def _weights_at(self, control, imperfections: dict):
         width_error = imperfections["half_width_error"]
         warming = self.temperature_sensitivity * imperfections["temperature"]
         shift = imperfections["resonance_shift"] + warming
@@ -230,12 +299,6 @@ class RingLayer(PhysicalLayer):
         return self._by_kernel(
             self.tuning.row_weight(detuning, self._by_row(width_error)[..., None])
         )
-
-    def call(self, inputs):
-        # Not in `forward`, which a device in the loop runs a second time.
-        if self.kernel_regularizer is not None:
-            self.add_loss(self.kernel_regularizer(self.weights_now()))
-        return super().call(inputs)
 
     def _kernel(self, controls: dict, imperfections: dict):
         """The weights in the compute dtype."""
@@ -277,9 +340,14 @@ class RingLayer(PhysicalLayer):
     def program(self, weights, clip: bool = False) -> None:
         """Sets the controls to those that give these weights on the ideal device.
 
+        Heaters that warm each other and rings that see the channels of others are
+        made up for; the steps of a `dac` are not.
+
         Args:
             weights: effective weights, in the shape of the kernel.
-            clip: whether a weight out of reach becomes the nearest in reach.
+            clip: whether a weight out of reach becomes the nearest in reach. What
+                is in reach is decided by the tuning, by the ranges of
+                `control_constraint` and `dac`, and by the ring's neighbours.
 
         Raises:
             ValueError: the shape differs, a weight is NaN, or one is out of reach
@@ -292,9 +360,60 @@ class RingLayer(PhysicalLayer):
                 f"`weights` must have the shape {self._kernel_shape} of the kernel. "
                 f"Received: shape {weights.shape}"
             )
-        if clip:
-            weights = self.tuning.clip(weights)
-        self.controls["control"].assign(self.tuning.control(weights))
+        controls, missed = self.controls_for(
+            self.tuning.clip(weights) if clip else weights
+        )
+        if missed.any() and not clip:
+            low, high = self._limits
+            raise ValueError(
+                f"`weights` must be in reach of controls from {low:g} to {high:g} "
+                f"{self.tuning.unit} here, or `clip` true. Received: {missed.sum()} "
+                f"weights out of reach, such as {weights[missed][0]:g}"
+            )
+        self.controls["control"].assign(controls)
+
+    def controls_for(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the controls for weights, and which weights they do not give.
+
+        Args:
+            weights: float64 array in the shape of the kernel, in reach of the tuning.
+
+        Returns:
+            Controls within all limits, and a boolean array of the same shape.
+        """
+        coupled = self.crosstalk is not None or self.channel_spacing is not None
+        alone = self.tuning.control(weights)
+        if not coupled:
+            controls = np.clip(alone, *self._limits)
+            missing = weights - np.asarray(self.tuning.weight(controls))
+            return controls, (controls != alone) & (np.abs(missing) > WEIGHT_TOLERANCE)
+        ideal = {
+            name: np.full(v.shape, self.quantity(name).neutral)
+            for name, v in self.imperfections.items()
+        }
+        # The tails of other rings are small beside a ring's own weight, so that
+        # asking for as much more as is missing converges.
+        asked, best, left = weights, None, None
+        for _ in range(50):
+            controls = self._unheated(self.tuning.control(self.tuning.clip(asked)))
+            controls = np.clip(controls, *self._limits)
+            missing = weights - np.asarray(self._weights_at(controls, ideal))
+            if best is None or np.abs(missing).max() < np.abs(left).max():
+                best, left = controls, missing
+            asked = asked + missing
+        return best, np.abs(left) > 1e-4
+
+    def _unheated(self, controls: np.ndarray) -> np.ndarray:
+        """Controls whose heaters, warming each other, shift as these would alone."""
+        if self.crosstalk is None:
+            return controls
+        rows = np.array(self._by_row(self.tuning.heater_shift(controls)))
+        for tile in range(self.tiles[1]):
+            # The last tile may have fewer rings in a row.
+            rings = slice(min(self._columns, self._fan_in - tile * self._columns))
+            own = np.linalg.solve(self.crosstalk[rings, rings], rows[:, tile, rings].T)
+            rows[:, tile, rings] = own.T
+        return control_for_shift(self.tuning, np.asarray(self._by_kernel(rows)))
 
     def weights_now(self):
         """Returns the effective weights, with the present imperfections.
@@ -307,7 +426,7 @@ class RingLayer(PhysicalLayer):
     def heater_power(self):
         """Returns the power of each heater in mW, `None` for a tuning without one."""
         controls, _ = self.values_now()
-        return self.tuning.heater_power(controls["control"])
+        return self.tuning.heater_power(self._driven(controls["control"]))
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
@@ -334,15 +453,21 @@ class RingLayer(PhysicalLayer):
         }
 
 
+def _is_finite(value) -> bool:
+    return isinstance(value, numbers.Real) and math.isfinite(value)
+
+
 def _finite(name: str, value) -> float:
-    if not math.isfinite(value):
-        raise ValueError(f"`{name}` must be finite. Received: {value}")
+    if not _is_finite(value):
+        raise ValueError(f"`{name}` must be a finite number. Received: {value!r}")
     return float(value)
 
 
 def _positive(name: str, value) -> float:
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"`{name}` must be positive and finite. Received: {value}")
+    if not (_is_finite(value) and value > 0):
+        raise ValueError(
+            f"`{name}` must be a positive, finite number. Received: {value!r}"
+        )
     return float(value)
 
 

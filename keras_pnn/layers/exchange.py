@@ -99,7 +99,8 @@ def load_controls(model: keras.layers.Layer, path: str | os.PathLike) -> None:
         for layer in layers.values()
         for name, v in layer.controls.items()
     }
-    with open(path, newline="", encoding="utf-8") as file:
+    # Spreadsheets put a byte-order mark in front.
+    with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         missing = [c for c in _HEADER if c not in (reader.fieldnames or [])]
         if missing:

@@ -106,6 +106,29 @@ def test_power_is_the_sum_of_the_heaters(tmp_path):
     np.testing.assert_allclose(written, power, rtol=1e-5)
 
 
+def test_power_is_that_of_what_the_converter_drives(tmp_path):
+    # Codes 0, 1, 2 and 3 mA.
+    bank = MRRBank(1, tuning="heater", dac=pnn.layers.Quantizer(2, 0.0, 3.0))
+    model = keras.Sequential([keras.Input((2,)), bank])
+    bank.controls["control"].assign([[1.2], [2.7]])
+    summary = pnn.export_controls(model, tmp_path / "a.csv")
+    power = 0.375 * np.array([1.0, 9.0])
+    written = [float(row["power_mW"]) for row in rows_of(tmp_path / "a.csv")]
+    np.testing.assert_allclose(written, power, 1e-6)
+    assert summary[bank.name]["heater_power_mW"] == pytest.approx(power.sum(), 1e-6)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_header(tmp_path):
+    model = network()
+    path = tmp_path / "a.csv"
+    pnn.export_controls(model, path)
+    path.write_text(path.read_text("utf-8"), "utf-8-sig")
+    before = controls(model)
+    pnn.load_controls(model, path)
+    for old, new in zip(before, controls(model), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
 def column(name, value, line=3):
     def change(rows):
         rows[line][rows[0].index(name)] = value

@@ -1,0 +1,150 @@
+"""Weights that are asked for, and the controls that give them."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_pnn as pnn
+from keras_pnn.layers import ControlRange, MRRBank, MRRConv2D, Quantizer
+
+
+def measured():
+    grid = np.linspace(0, 1, 21)
+    weight = 1 - 2 / (1 + ((grid - 0.2) / 0.15) ** 2)
+    return pnn.MeasuredTuning(grid, weight, unit="nm")
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def bank(outputs=4, inputs=8, **kwargs):
+    layer = MRRBank(outputs, dtype="float64", **kwargs)
+    layer.build((None, inputs))
+    return layer
+
+
+def neighbours(n, strength=0.05):
+    return np.eye(n) + strength * (1 - np.eye(n))
+
+
+def heated(current, crosstalk):
+    """Weights of rows of HeaterTuning rings that warm each other, in NumPy."""
+    tuning = pnn.HeaterTuning()
+    shift = 0.53 * 0.375 * current**2
+    detuning = tuning.offset + crosstalk @ shift
+    drop = 1 / (1 + (detuning / tuning.half_width) ** 2)
+    return 1 - 2 * drop
+
+
+@pytest.mark.parametrize("tuning", [pnn.HeaterTuning(), pnn.LorentzianTuning()])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"crosstalk": neighbours(8)},
+        {"channel_spacing": 0.8},
+        {"crosstalk": neighbours(8), "channel_spacing": 0.8},
+        # The last tile has two rings in a row of five.
+        {"crosstalk": neighbours(5), "bank_size": (3, 5)},
+    ],
+)
+def test_neighbours_are_made_up_for(rng, tuning, options):
+    inputs = 7 if "bank_size" in options else 8
+    layer = bank(inputs=inputs, tuning=tuning, **options)
+    weights = rng.uniform(-0.5, 0.5, (inputs, 4))
+    layer.program(weights)
+    np.testing.assert_allclose(layer.weights_now(), weights, rtol=0, atol=1e-4)
+
+
+def test_currents_of_heaters_that_warm_each_other_agree_with_numpy(rng):
+    layer = bank(tuning=pnn.HeaterTuning(), crosstalk=neighbours(8))
+    weights = rng.uniform(-0.5, 0.5, (8, 4))
+    layer.program(weights)
+    current = np.asarray(layer.controls["control"])
+    np.testing.assert_allclose(
+        heated(current, neighbours(8)), weights, rtol=0, atol=1e-6
+    )
+
+
+def test_what_neighbours_put_out_of_reach_is_an_error():
+    # A ring on resonance without heat of its own is warmed by all others.
+    layer = bank(crosstalk=neighbours(8))
+    before = np.asarray(layer.controls["control"])
+    weights = np.full((8, 4), 0.9)
+    weights[0] = -1.0
+    with pytest.raises(ValueError, match=r"`weights` must be in reach.* Received: 4"):
+        layer.program(weights)
+    np.testing.assert_array_equal(layer.controls["control"], before)
+    layer.program(weights, clip=True)
+    assert np.all(np.asarray(layer.weights_now())[0] > -0.9)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"control_constraint": ControlRange(0.0, 1.0)},
+        {"dac": Quantizer(24, 0.0, 1.0)},
+        {"dac": Quantizer(24, 0.0, 1.0), "control_constraint": None},
+    ],
+)
+def test_controls_stay_within_constraint_and_converter(options):
+    layer = bank(tuning=pnn.HeaterTuning(), kernel_initializer="ones", **options)
+    assert np.max(layer.controls["control"]) <= 1.0
+    # On resonance at 1.23 mA.
+    with pytest.raises(ValueError, match=r"from 0 to 1 mA.* Received: 32 weights"):
+        layer.program(np.full((8, 4), -1.0))
+    layer.program(np.full((8, 4), -1.0), clip=True)
+    np.testing.assert_array_equal(layer.controls["control"], 1.0)
+
+
+def test_ranges_without_a_common_part_are_refused():
+    with pytest.raises(
+        ValueError, match=r"must overlap. Received: \[0, inf\], \[2, 3\]"
+    ):
+        MRRBank(
+            2, control_constraint=ControlRange(2.0, 3.0), dac=Quantizer(8, 0.0, 1.0)
+        )
+
+
+def test_controls_within_the_converter_keep_a_gradient():
+    layer = MRRBank(3, tuning="heater", dac=Quantizer(8, 0.0, 3.0))
+    model = keras.Sequential([keras.Input((4,)), layer])
+    layer.program(np.full((4, 3), 0.9999), clip=True)
+    model.compile(keras.optimizers.SGD(0.01), "mse")
+    x, y = np.ones((8, 4), "float32"), np.full((8, 3), -4.0, "float32")
+    losses = model.fit(x, y, epochs=3, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+    assert np.max(layer.controls["control"]) <= 3.0
+
+
+def test_clipped_weights_stay_off_the_ends_of_a_measured_curve():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    model.layers[0].kernel.assign(np.full((4, 3), 2.0))
+    conversion = pnn.convert(model, tuning=measured())
+    assert conversion.layers[0]["clipped"] == 12
+    converted = conversion.model
+    converted.compile(loss="mse")
+    devices = pnn.Variation(resonance_shift=0.001).sample(converted, 3, seed=0)
+    found = pnn.evaluate_devices(
+        converted, np.ones((2, 4)), np.ones((2, 3)), devices, verbose=0
+    )
+    assert np.isfinite(found["loss"]).all()
+
+
+def test_controls_of_a_conversion_can_be_exported_and_loaded(tmp_path):
+    model = keras.Sequential([keras.Input((6, 6, 1)), keras.layers.Conv2D(2, 3)])
+    model.layers[0].kernel.assign(np.full((3, 3, 1, 2), 2.0))
+    converted = pnn.convert(model, tuning=measured()).model
+    assert isinstance(converted.layers[-1], MRRConv2D)
+    pnn.export_controls(converted, tmp_path / "controls.csv")
+    pnn.load_controls(converted, tmp_path / "controls.csv")
+
+
+@pytest.mark.parametrize("value", ["0.08", None, [0.08], np.nan])
+@pytest.mark.parametrize("name", ["temperature_sensitivity", "channel_spacing"])
+def test_values_that_are_no_numbers(name, value):
+    if (name, value) == ("channel_spacing", None):
+        return
+    with pytest.raises(ValueError, match=f"`{name}` must be a .*number. Received: "):
+        MRRBank(3, **{name: value})

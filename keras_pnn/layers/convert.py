@@ -55,7 +55,8 @@ def convert(model: keras.Model, tuning=None, **kwargs) -> Conversion:
     """Turns the `Dense` and `Conv2D` layers of a trained model into weight banks.
 
     Each weight becomes the nearest that a ring can reach; biases, regularisers and
-    all other layers are copied. The given model is left as it was.
+    all other layers are copied. Functional and `Sequential` models inside the model
+    are converted too. The given model is left as it was.
 
     Args:
         model: a built functional or `Sequential` model.
@@ -90,7 +91,7 @@ def convert(model: keras.Model, tuning=None, **kwargs) -> Conversion:
         pairs.append((layer, bank))
         return bank
 
-    clone = keras.models.clone_model(model, clone_function=replace)
+    clone = keras.models.clone_model(model, clone_function=replace, recursive=True)
     if not clone.built:
         clone.build(model.input_shape)
     report, kept = [], []
@@ -100,7 +101,7 @@ def convert(model: keras.Model, tuning=None, **kwargs) -> Conversion:
         ):
             report.append(_program(layer, bank))
         else:
-            bank.set_weights(layer.get_weights())
+            _copy_state(layer, bank)
             if layer.weights:
                 kept.append(layer.name)
     if not report:
@@ -111,10 +112,25 @@ def convert(model: keras.Model, tuning=None, **kwargs) -> Conversion:
     return Conversion(clone, report, kept)
 
 
+def _copy_state(layer, copy) -> None:
+    copy.set_weights(layer.get_weights())
+    for part in copy._flatten_layers():
+        # What `Normalization` applies is derived from its weights, and not by itself.
+        if hasattr(part, "finalize_state"):
+            part.finalize_state()
+
+
+def _clone(activation):
+    """An activation of its own, where it is a layer, which may have weights."""
+    if not isinstance(activation, keras.layers.Layer):
+        return activation
+    return activation.__class__.from_config(activation.get_config())
+
+
 def _bank(layer, tuning, kwargs):
     common = {
         "name": layer.name,
-        "activation": getattr(layer, "activation", None),
+        "activation": _clone(getattr(layer, "activation", None)),
         "use_bias": getattr(layer, "use_bias", True),
         **{name: getattr(layer, name, None) for name in _COPIED},
         "trainable": layer.trainable,
@@ -142,14 +158,18 @@ def _bank(layer, tuning, kwargs):
 def _program(layer, bank) -> dict:
     weights = np.asarray(layer.kernel, "float64")
     reached = bank.tuning.clip(weights)
+    _, missed = bank.controls_for(reached)
     bank.program(weights, clip=True)
     if bank.use_bias:
         bank.bias.assign(layer.bias)
+    if getattr(layer.activation, "weights", None):
+        bank.activation.build_from_config(layer.activation.get_build_config())
+        _copy_state(layer.activation, bank.activation)
     error = np.asarray(bank.weights_now(), "float64") - weights
     return {
         "name": layer.name,
         "weights": weights.size,
-        "clipped": int(np.sum(np.abs(reached - weights) > 1e-12)),
+        "clipped": int(np.sum((np.abs(reached - weights) > 1e-12) | missed)),
         "max_error": float(np.max(np.abs(error))),
         "rms_error": float(np.sqrt(np.mean(error**2))),
     }

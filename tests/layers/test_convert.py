@@ -149,6 +149,51 @@ class Subclassed(keras.Model):
         return self.dense(x)
 
 
+def test_what_normalization_has_adapted_to_is_kept():
+    normalization = keras.layers.Normalization()
+    normalization.adapt(20 + 5 * X)
+    model = keras.Sequential(
+        [keras.Input((7, 7, 4)), normalization, *sequential().layers]
+    )
+    settle(keras.Sequential(model.layers[1:]))
+    converted = pnn.convert(model)
+    np.testing.assert_allclose(
+        converted.model(20 + 5 * X), model(20 + 5 * X), rtol=0, atol=1e-5
+    )
+    assert converted.kept == [normalization.name]
+
+
+def test_models_inside_the_model_are_converted():
+    inner = functional()
+    model = keras.Sequential([keras.Input((7, 7, 4)), inner, keras.layers.Dense(2)])
+    settle(model)
+    before = np.asarray(model(X))
+    converted = pnn.convert(model)
+    assert [row["name"] for row in converted.layers] == [
+        "conv", "grouped", "dense", model.layers[-1].name
+    ]  # fmt: skip
+    np.testing.assert_allclose(converted.model(X), before, rtol=0, atol=1e-5)
+    inner.get_layer("dense").kernel.assign(
+        np.zeros(inner.get_layer("dense").kernel.shape)
+    )
+    np.testing.assert_allclose(converted.model(X), before, rtol=0, atol=1e-5)
+
+
+def test_an_activation_with_weights_is_not_shared():
+    slope = keras.layers.PReLU()
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(3, activation=slope)]
+    )
+    x = X[:, 0, 0]
+    model(x)
+    settle(model)
+    before = np.asarray(model(x))
+    converted = pnn.convert(model).model
+    np.testing.assert_allclose(converted(x), before, rtol=0, atol=1e-6)
+    converted.layers[-1].activation.set_weights([np.full(3, 9.0)])
+    np.testing.assert_array_equal(model(x), before)
+
+
 def test_models_that_cannot_be_converted():
     subclassed = Subclassed()
     subclassed(X)

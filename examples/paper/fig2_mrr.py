@@ -10,7 +10,8 @@ normalisation frozen, all five banks warmed together, on the whole test set, and
 
 Each run is kept as JSON in the output folder, and is not repeated; a run that was
 interrupted goes on after its last whole epoch. To split the work, start parts in
-several processes. `--report` only prints and draws what is there.
+several processes. What is there of the methods is printed and drawn at the end;
+`--report` does only that.
 """
 
 import argparse
@@ -167,11 +168,12 @@ def run(method: str, seed: int, data, args) -> dict:
     }
 
 
-def report(out: pathlib.Path) -> None:
+def report(out: pathlib.Path, methods: list[str]) -> None:
     """Prints mean ± standard deviation over seeds, and draws the curves."""
     from keras_pnn import plotting
 
     runs = [json.loads(p.read_text("utf-8")) for p in sorted(out.glob("run_*.json"))]
+    runs = [r for r in runs if r["method"] in methods]
     heads = [f"{t:+g} K" if t else "0 K" for t in TEMPERATURES]
     heads += ["chips", "p05", "min", "λ_max"]
     print(f"{'':14}" + " ".join(f"{h:>12}" for h in heads))
@@ -231,7 +233,7 @@ def main() -> None:
                     keep(path, {**setting, **run(method, seed, data, args)})
                     # Else the graphs of all runs stay in memory.
                     keras.utils.clear_session()
-    report(args.out)
+    report(args.out, args.methods)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ rises. SAT sees shifts in y only.
     python examples/paper/fig3_slm.py --quick
 
 Each run is kept as JSON in the output folder, and is not repeated; a run that was
-interrupted goes on after its last whole epoch. `--report` only prints and draws what
-is there.
+interrupted goes on after its last whole epoch. What is there of the
+methods is printed and drawn at the end; `--report` does only that.
 """
 
 import argparse
@@ -175,10 +175,11 @@ def table(runs: list[dict], reading: str) -> str:
     return "\n".join(lines)
 
 
-def report(out: pathlib.Path) -> None:
+def report(out: pathlib.Path, methods: list[str]) -> None:
     from keras_pnn import plotting
 
     runs = [json.loads(p.read_text("utf-8")) for p in sorted(out.glob("run_*.json"))]
+    runs = [r for r in runs if r["method"] in methods]
     axes = {
         "rotation": (ROTATIONS, "rotation (degrees)"),
         "shift": (SHIFTS, "shift in y (SLM pixels)"),
@@ -223,7 +224,7 @@ def main() -> None:
                     keep(path, {**setting, **run(method, seed, data, args)})
                     # Else the graphs of all runs stay in memory.
                     keras.utils.clear_session()
-    report(args.out)
+    report(args.out, args.methods)
 
 
 if __name__ == "__main__":

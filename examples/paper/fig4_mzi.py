@@ -16,8 +16,8 @@ the 64, which bears larger errors.
     python examples/paper/fig4_mzi.py --quick
 
 Each run is kept as JSON in the output folder, and is not repeated; a run that was
-interrupted goes on after its last whole epoch. `--report` only prints and draws what
-is there.
+interrupted goes on after its last whole epoch. What is there of the
+methods is printed and drawn at the end; `--report` does only that.
 """
 
 import argparse
@@ -285,10 +285,11 @@ def table(runs: list[dict], setting: str, sigma: float) -> str:
     return "\n".join(lines)
 
 
-def report(out: pathlib.Path) -> None:
+def report(out: pathlib.Path, methods: list[str]) -> None:
     from keras_pnn import plotting
 
     runs = [json.loads(p.read_text("utf-8")) for p in sorted(out.glob("run_*.json"))]
+    runs = [r for r in runs if r["method"] in methods]
     for setting, sigma in sorted({(r["setting"], r["sigma"]) for r in runs}):
         mine = [r for r in runs if (r["setting"], r["sigma"]) == (setting, sigma)]
         print(table(mine, setting, sigma), end="\n\n")
@@ -333,7 +334,7 @@ def main() -> None:
                 keep(path, run(*key, data, args))
                 # Else the graphs of all runs stay in memory.
                 keras.utils.clear_session()
-    report(args.out)
+    report(args.out, args.methods)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,45 @@ def cell_mask(modes: int, arrangement: str = "clements") -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Followers:
+    """Which cells the light of each cell meets next.
+
+    Slots are numbered column by column. The number after the last stands for none.
+
+    Args:
+        top: for each slot the next cell on the mode of its upper output.
+        bottom: tuple of arrays, for each slot and the number after the last: the
+            1st, 2nd, 4th, … cell on the way that leaves every cell by its lower
+            output. Ways have ended by the last.
+        first: for each mode the first cell that it meets.
+    """
+
+    top: np.ndarray
+    bottom: tuple[np.ndarray, ...]
+    first: np.ndarray
+
+
+@functools.lru_cache
+def followers(modes: int, arrangement: str = "clements") -> Followers:
+    """Returns the cells that follow each cell; arguments as in `cell_mask`."""
+    mask = cell_mask(modes, arrangement)
+    columns, none = len(mask), mask.size
+    number = np.arange(none).reshape(mask.shape)
+    top, bottom = np.full(none + 1, none), np.full(none + 1, none)
+    ahead = np.full(modes, none)
+    for column in reversed(range(columns)):
+        cells = number[column, mask[column]]
+        upper = 2 * np.flatnonzero(mask[column]) + column % 2
+        top[cells], bottom[cells] = ahead[upper], ahead[upper + 1]
+        ahead[upper] = ahead[upper + 1] = cells
+    powers = []
+    while (bottom < none).any():
+        powers.append(bottom.astype("int32"))
+        bottom = bottom[bottom]
+    return Followers(top[:none].astype("int32"), tuple(powers), ahead.astype("int32"))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Tiling:
     """How the cells of a lattice combine into square tiles.
 

@@ -31,7 +31,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn.physics import _tiles, interferometer
-from keras_pnn.physics._lattice import cell_mask, tiling
+from keras_pnn.physics._lattice import cell_mask, followers, tiling
 from keras_pnn.physics._tensors import (
     TensorLike,
     as_complex,
@@ -40,7 +40,7 @@ from keras_pnn.physics._tensors import (
     check_loss,
 )
 
-__all__ = ["cell_mask", "propagate", "transfer_matrix"]
+__all__ = ["cell_mask", "propagate", "transfer_matrix", "wrapped"]
 
 
 def transfer_matrix(
@@ -163,6 +163,95 @@ def propagate(
     else:
         x = tf.reshape(x, [1, math.prod(shape[:-1]), modes])
     return tf.reshape(_propagated(x, tiles, turn), shape)
+
+
+def wrapped(
+    theta: TensorLike,
+    phi: TensorLike,
+    gamma: TensorLike = 0.0,
+    arrangement: str = "clements",
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Phases in [0, 2π) of the same matrix, for heaters and converters.
+
+    phi and gamma have the period 2π. theta has not: a cell depends on θ/2, so that a
+    turn more changes the sign of both of its outputs. The signs that the turns leave
+    over go towards the input. Of diag(±1, ±1) behind a cell the sign of the lower
+    output passes to both of its inputs, and where the signs differ π is added to its
+    phi. What arrives at the input adds π to gamma.
+
+    The matrix is the same for all phase errors, splitter errors and losses. With
+    crosstalk it is not, since shifters warm their neighbours by the phase that is set.
+
+    Args:
+        theta: Float tensor of shape (columns, modes // 2), in rad. All arguments may
+            have further leading axes.
+        phi: Float tensor of the same shape, in rad.
+        gamma: Float tensor of shape (modes,), in rad.
+        arrangement: `"clements"` or `"reck"`.
+
+    Returns:
+        theta, phi and gamma, each in [0, 2π). The derivative of each with respect to
+        what it comes from is 1.
+
+    Raises:
+        ValueError: If shapes do not fit each other or the arrangement, or a value
+            known eagerly is NaN or infinite.
+
+    Example:
+
+    >>> theta, phi, gamma = wrapped([[-0.5], [0.0]], [[1.0], [0.0]])
+    >>> gamma.numpy().round(3)
+    array([3.142, 3.142], dtype=float32)
+    """
+    for name, value in (("theta", theta), ("phi", phi), ("gamma", gamma)):
+        check(name, value, np.isfinite, "finite")
+    theta, phi, gamma = as_tensors(theta, phi, gamma)
+    modes = _modes(theta, phi, gamma, arrangement)
+    theta, turns = _within_a_turn(theta)
+    of_phi, of_gamma = half_turns(turns, modes, arrangement)
+    phi, _ = _within_a_turn(phi + np.pi * of_phi)
+    gamma, _ = _within_a_turn(gamma + np.pi * of_gamma)
+    return theta, phi, gamma
+
+
+def half_turns(
+    turns: tf.Tensor, modes: int, arrangement: str
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The half turns of phi and gamma that make up for whole turns of theta.
+
+    Args:
+        turns: Float tensor of shape (..., columns, modes // 2): how many turns are
+            taken from each theta. Slots without a cell are ignored.
+        modes: Integer, the number of modes.
+        arrangement: `"clements"` or `"reck"`.
+
+    Returns:
+        Float tensors of 0 and 1, of the shape of `turns` and of shape (..., modes).
+    """
+    mask, next_cells = cell_mask(modes, arrangement), followers(modes, arrangement)
+    shape = _tiles.sizes(turns)
+    odd = tf.math.floormod(turns, 2) * tf.cast(mask, turns.dtype)
+    flat = tf.reshape(odd, [*shape[:-2], mask.size])
+    # The sign at both inputs of a cell is its own times those of all cells on the way
+    # by lower outputs, which is summed over 1, 2, 4, … of them.
+    signs = tf.concat([flat, tf.zeros_like(flat[..., :1])], axis=-1)
+    for ahead in next_cells.bottom:
+        signs += tf.gather(signs, ahead, axis=-1)
+    upper = tf.gather(signs, next_cells.top, axis=-1)
+    # That at its lower output is that at its inputs without its own.
+    of_phi = tf.math.floormod(upper + signs[..., :-1] - flat, 2)
+    of_gamma = tf.math.floormod(tf.gather(signs, next_cells.first, axis=-1), 2)
+    return tf.reshape(of_phi, shape), of_gamma
+
+
+def _within_a_turn(phase):
+    """(phases in [0, 2π), the turns taken from them); the derivative is 1."""
+    within = tf.math.floormod(phase, 2 * np.pi)
+    # What lies a little below 0 may have been rounded up to a whole turn.
+    turn = tf.constant(2 * np.pi, within.dtype)
+    within -= tf.stop_gradient(tf.where(within < turn, tf.zeros_like(within), within))
+    turns = tf.round((phase - within) / (2 * np.pi))
+    return within, tf.stop_gradient(turns)
 
 
 # Up to this size the matrix costs little even where the batch is small.

@@ -1,5 +1,7 @@
 """The mesh against a product of columns, written out in NumPy."""
 
+import doctest
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -368,3 +370,132 @@ def test_bad_input(change, message):
     }
     with pytest.raises(ValueError, match=message):
         mesh.propagate(**arguments)
+
+
+# --- Phases within a turn.
+
+TURN = {"float32": np.float32(2 * np.pi), "float64": 2 * np.pi}
+
+
+def signs_carried_to_the_input(theta, phi, gamma, mask):
+    """The phases within a turn, one cell after the other from the output.
+
+    `sign` is what is still to be multiplied to each mode behind the cell.
+    """
+    theta, phi, gamma = theta.copy(), phi.copy(), gamma.copy()
+    sign = np.ones(len(gamma))
+    for k in reversed(range(len(mask))):
+        for j in np.flatnonzero(mask[k]):
+            m = 2 * j + k % 2
+            turns = np.floor(theta[k, j] / (2 * np.pi))
+            theta[k, j] -= 2 * np.pi * turns
+            if sign[m] != sign[m + 1]:
+                phi[k, j] += np.pi
+            sign[m] = sign[m + 1] = sign[m + 1] * (-1) ** turns
+    gamma += np.pi * (sign < 0)
+    return theta, phi % (2 * np.pi), gamma % (2 * np.pi)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 20), st.sampled_from(ARRANGEMENTS), st.integers(0, 99))
+def test_wrapped_phases_are_those_of_signs_carried_to_the_input(
+    modes, arrangement, seed
+):
+    theta, phi, gamma, mask, generator = draw(modes, arrangement, seed)
+    theta, phi, gamma = 5 * theta, 5 * phi, 5 * gamma
+    within = mesh.wrapped(theta, phi, gamma, arrangement)
+    expected = signs_carried_to_the_input(theta, phi, gamma, mask)
+    for one, other, exists in zip(within, expected, (mask, mask, True), strict=True):
+        assert (one.numpy() >= 0).all() and (one.numpy() < 2 * np.pi).all()
+        apart = np.where(exists, one - other, 0)
+        np.testing.assert_allclose(np.exp(1j * apart), 1, atol=1e-12)
+    chip = {
+        "theta_error": generator.normal(size=mask.shape),
+        "phi_error": generator.normal(size=mask.shape),
+        "splitter_error": generator.normal(size=(*mask.shape, 2)),
+        "loss_db": generator.uniform(0, 0.5, mask.shape),
+        "straight_loss_db": 0.2,
+    }
+    np.testing.assert_allclose(
+        mesh.transfer_matrix(*within, arrangement, **chip),
+        mesh.transfer_matrix(theta, phi, gamma, arrangement, **chip),
+        atol=1e-12,
+    )
+
+
+def test_one_cell_that_is_turned_once():
+    """θ + 2π is −T, which is π more at both inputs."""
+    u = mesh.transfer_matrix([[0.4 + 2 * np.pi], [0.0]], [[0.3], [0.0]])
+    np.testing.assert_allclose(
+        u, -mesh.transfer_matrix([[0.4], [0.0]], [[0.3], [0.0]]), atol=1e-6
+    )
+    theta, phi, gamma = mesh.wrapped(
+        np.array([[0.4 + 2 * np.pi], [0.0]]), np.array([[0.3], [0.0]])
+    )
+    np.testing.assert_allclose(theta, [[0.4], [0.0]], atol=1e-12)
+    np.testing.assert_allclose(phi, [[0.3], [0.0]], atol=1e-12)
+    np.testing.assert_allclose(gamma, [np.pi, np.pi])
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+@pytest.mark.parametrize("dtype", TURN)
+def test_no_phase_is_rounded_to_a_whole_turn(dtype, jit):
+    """The next number below 0, and its neighbours at every turn."""
+    turns = TURN[dtype] * np.arange(-2, 3, dtype=dtype)
+    edges = [np.nextafter(turns, turns - 1), turns, np.nextafter(turns, turns + 1)]
+    values = np.concatenate([*edges, [-1e-30, 1e-30, -1e-9]]).astype(dtype)
+    # Numbers below the normal ones are 0 to compiled code.
+    values[np.abs(values) < np.finfo(dtype).tiny] = 0
+    theta = np.zeros((18, 9), dtype)
+    theta.flat[:18] = values
+    phi, gamma = theta[::-1].copy(), values
+    wrapped = tf.function(mesh.wrapped, jit_compile=jit)
+    for value in wrapped(theta, phi, gamma):
+        assert value.dtype == dtype
+        assert (value.numpy() >= 0).all() and (value.numpy() < TURN[dtype]).all()
+    tolerance = 1e-12 if dtype == "float64" else 3e-6
+    np.testing.assert_allclose(
+        mesh.transfer_matrix(*wrapped(theta, phi, gamma)),
+        mesh.transfer_matrix(theta, phi, gamma),
+        atol=tolerance,
+    )
+
+
+def test_wrapped_phases_of_devices_in_a_map_and_their_gradients():
+    generator = np.random.default_rng(8)
+    mask = mesh.cell_mask(7)
+    theta, phi = 9 * generator.normal(size=(2, 3, *mask.shape))
+    gamma = 9 * generator.normal(size=7)
+    together = mesh.wrapped(theta, phi, gamma)
+    mapped = tf.vectorized_map(
+        lambda v: mesh.wrapped(*v, gamma),
+        (tf.constant(theta), tf.constant(phi)),
+        fallback_to_while_loop=False,
+    )
+    for i in range(3):
+        alone = mesh.wrapped(theta[i], phi[i], gamma)
+        for one, all_at_once, in_a_map in zip(alone, together, mapped, strict=True):
+            np.testing.assert_array_equal(all_at_once[i], one)
+            np.testing.assert_array_equal(in_a_map[i], one)
+    variables = [tf.constant(v) for v in (theta[0], phi[0], gamma)]
+    weights = [generator.normal(size=v.shape) for v in variables]
+    with tf.GradientTape() as tape:
+        tape.watch(variables)
+        within = mesh.wrapped(*variables)
+        along = [tf.reduce_sum(w * v) for w, v in zip(weights, within, strict=True)]
+        loss = tf.add_n(along)
+    for gradient, weight in zip(tape.gradient(loss, variables), weights, strict=True):
+        np.testing.assert_array_equal(gradient, weight)
+
+
+def test_wrapped_refuses_what_a_mesh_cannot_be():
+    with pytest.raises(ValueError, match=r"`phi` must be finite.*Received"):
+        mesh.wrapped(np.zeros((4, 2)), np.full((4, 2), np.inf))
+    with pytest.raises(ValueError, match="theta of shape"):
+        mesh.wrapped(np.zeros((4, 3)), np.zeros((4, 3)))
+
+
+def test_the_example_of_wrapped_runs():
+    finder = doctest.DocTestFinder(recurse=False)
+    (example,) = finder.find(mesh.wrapped, globs={"wrapped": mesh.wrapped})
+    assert doctest.DocTestRunner().run(example).failed == 0

@@ -13,6 +13,10 @@ from keras_pnn.physics._lattice import cell_mask, check_modes
 # Wide enough for a unitary that was computed in single precision.
 _TOLERANCE = 1e-5
 
+# Rounds in which phases find their turns, all at once and then one in each. A few are
+# enough for weak crosstalk.
+_ROUNDS, _SINGLE_ROUNDS = 20, 200
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MeshPhases:
@@ -261,6 +265,95 @@ def correct(
     return Correction(programmed, float(distance / math.sqrt(gamma.size)))
 
 
+def compensated(phases: MeshPhases, crosstalk, within_turn: bool = False) -> MeshPhases:
+    """The phases to set so that shifters that warm each other give the phases.
+
+    A shifter warms its neighbours by the phase that is set, so that a whole turn more
+    on one is not the same mesh. Within a turn, whole turns are added to what the
+    shifters give, and the signs that they leave over are made up for as in
+    `mesh.wrapped`, until what must be set lies in [0, 2π).
+
+    A few phases may stay out of reach: those that a shifter gives neither at 0 nor,
+    since it warms its neighbours and they warm it in return, a little below 2π. They
+    are set to the nearer end of the range. With n shifters and a crosstalk of ε to
+    each of a few neighbours this concerns about n ε² of them, and each then misses its
+    phase by the order of ε² rad.
+
+    Args:
+        phases: `MeshPhases`, what the shifters are to give.
+        crosstalk: Array of shape (2 n, 2 n), n the number of slots: what the shifters
+            give for what is set, first θ, then φ, column by column. Slots without a
+            cell have no shifter.
+        within_turn: Boolean. Whether all phases that are set lie in [0, 2π).
+
+    Returns:
+        `MeshPhases`, what is to be set.
+
+    Raises:
+        ValueError: If `crosstalk` has another shape, is not finite, or has no inverse.
+
+    Example:
+
+    >>> bar = MeshPhases([[np.pi], [0]], np.zeros((2, 1)), [0, 0])
+    >>> compensated(bar, 1.1 * np.eye(4)).theta.round(4)
+    array([[2.856],
+           [0.   ]])
+    """
+    modes, arrangement = phases.gamma.size, phases.arrangement
+    mask = cell_mask(modes, arrangement)
+    crosstalk = _finite("crosstalk", crosstalk, unit="")
+    if crosstalk.shape != (2 * mask.size, 2 * mask.size):
+        raise ValueError(
+            f"`crosstalk` must have the shape {(2 * mask.size, 2 * mask.size)}. "
+            f"Received: shape {crosstalk.shape}"
+        )
+    there = np.flatnonzero(np.stack([mask, mask]))
+    among = crosstalk[np.ix_(there, there)]
+
+    def spread(values):
+        both = np.zeros(2 * mask.size)
+        both[there] = values
+        return both.reshape(2, *mask.shape)
+
+    wanted = np.stack([phases.theta, phases.phi]).ravel()[there]
+    try:
+        if not within_turn:
+            to_set = np.linalg.solve(among, wanted)
+            return MeshPhases(*spread(to_set), phases.gamma, arrangement)
+        inverse = np.linalg.inv(among)
+    except np.linalg.LinAlgError:
+        raise ValueError(
+            "`crosstalk` must have an inverse. Received: a singular matrix"
+        ) from None
+    step = np.diag(inverse)
+    # What two neighbouring turns leave out goes to the nearer of them; the last
+    # term keeps what is 0 but for rounding.
+    margin = np.maximum(0, np.pi * (step - 1)) + 1e-12
+    turns = np.zeros(there.size)
+    best, least = None, np.inf
+    for count in range(_ROUNDS + _SINGLE_ROUNDS):
+        of_phi, of_gamma = mesh.half_turns(spread(turns)[0], modes, arrangement)
+        halves = np.stack([np.zeros(mask.shape), of_phi]).ravel()[there]
+        to_set = inverse @ (wanted + np.pi * (2 * turns + halves))
+        beyond = np.linalg.norm(to_set - np.clip(to_set, 0, 2 * np.pi))
+        if beyond < least:
+            best, least = (to_set, of_gamma.numpy()), beyond
+        excess = np.maximum(-to_set, to_set - 2 * np.pi) - margin
+        outside = excess > 0
+        if not outside.any():
+            break
+        if count >= _ROUNDS:
+            # Neighbours that move at once may push each other back for ever.
+            outside = np.arange(there.size) == np.argmax(excess)
+        turns -= np.where(outside, np.floor((to_set + margin) / (2 * np.pi * step)), 0)
+    to_set, of_gamma = best
+    to_set = np.clip(to_set, 0, np.nextafter(2 * np.pi, 0))
+    gamma = np.mod(phases.gamma + np.pi * of_gamma, 2 * np.pi)
+    return MeshPhases(
+        *spread(to_set), np.where(gamma < 2 * np.pi, gamma, 0), arrangement
+    )
+
+
 def _null_rectangle(u, theta, phi):
     """Fills `theta` and `phi`, destroys `u`, returns gamma."""
     n = len(u)
@@ -396,7 +489,7 @@ def _unitary(value):
     return matrix
 
 
-def _finite(name, value):
+def _finite(name, value, unit=", in rad"):
     """A copy of the value as a float64 array, if it is real and finite."""
     try:
         array = np.array(value)
@@ -404,11 +497,11 @@ def _finite(name, value):
         array = np.array(None)
     if array.dtype.kind not in "fiub":
         raise ValueError(
-            f"`{name}` must be real numbers, in rad. Received: {reprlib.repr(value)}"
+            f"`{name}` must be real numbers{unit}. Received: {reprlib.repr(value)}"
         )
     if not np.isfinite(array).all():
         raise ValueError(
-            f"`{name}` must be finite, in rad. Received: "
+            f"`{name}` must be finite{unit}. Received: "
             f"{(~np.isfinite(array)).sum()} of {array.size} values that are NaN or "
             "infinite"
         )

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from keras_pnn.physics import decompose, mesh
 from keras_pnn.physics.decompose import MeshPhases, correct, haar_phases, phases
 
 both = pytest.mark.parametrize("arrangement", ["clements", "reck"])
@@ -487,3 +488,85 @@ def test_mesh_phases_refuses(change, message):
     given = {"theta": np.zeros((4, 2)), "phi": np.zeros((4, 2)), "gamma": np.zeros(4)}
     with pytest.raises(ValueError, match=message):
         MeshPhases(**{**given, **change})
+
+
+# --- What must be set where shifters warm each other.
+
+
+def neighbours(modes, arrangement, strength):
+    """Crosstalk that falls off from shifter to shifter."""
+    index = np.arange(2 * mesh.cell_mask(modes, arrangement).size)
+    apart = np.abs(np.subtract.outer(index, index))
+    return np.where(apart == 0, 1.0, strength * np.exp(-1.0 * apart))
+
+
+def given_matrix(to_set, crosstalk):
+    """The matrix at the phases that shifters give for what is set."""
+    mask = mesh.cell_mask(to_set.gamma.size, to_set.arrangement)
+    both = crosstalk @ np.concatenate([to_set.theta.ravel(), to_set.phi.ravel()])
+    theta, phi = both.reshape(2, *mask.shape)
+    return mesh.transfer_matrix(theta, phi, to_set.gamma, to_set.arrangement).numpy()
+
+
+@pytest.mark.parametrize("within_turn", [False, True])
+@pytest.mark.parametrize("modes", [2, 3, 5, 8, 16])
+@pytest.mark.parametrize("arrangement", ["clements", "reck"])
+def test_what_is_set_gives_the_phases(modes, arrangement, within_turn):
+    crosstalk = neighbours(modes, arrangement, 0.03)
+    for seed in range(3):
+        wanted = decompose.haar_phases(modes, seed, arrangement)
+        to_set = decompose.compensated(wanted, crosstalk, within_turn)
+        u = mesh.transfer_matrix(wanted.theta, wanted.phi, wanted.gamma, arrangement)
+        # Of the 480 phases of 16 modes one may be out of reach.
+        accuracy = 1e-3 if within_turn and modes == 16 else 1e-12
+        np.testing.assert_allclose(given_matrix(to_set, crosstalk), u, atol=accuracy)
+        for phase in (to_set.theta, to_set.phi, to_set.gamma):
+            inside = (phase >= 0) & (phase < 2 * np.pi)
+            assert inside.all() or not within_turn
+        empty = ~mesh.cell_mask(modes, arrangement)
+        assert not to_set.theta[empty].any() and not to_set.phi[empty].any()
+
+
+@pytest.mark.parametrize("seed", [1, 2, 13])
+def test_crosstalk_among_all_shifters_settles(seed):
+    """All phases at once would run in circles here."""
+    size = 2 * mesh.cell_mask(6).size
+    crosstalk = np.eye(size) + np.random.default_rng(0).uniform(0, 0.02, (size, size))
+    wanted = decompose.haar_phases(6, seed)
+    to_set = decompose.compensated(wanted, crosstalk, within_turn=True)
+    u = mesh.transfer_matrix(wanted.theta, wanted.phi, wanted.gamma)
+    np.testing.assert_allclose(given_matrix(to_set, crosstalk), u, atol=1e-12)
+
+
+def test_a_phase_out_of_reach_goes_to_the_nearer_end():
+    """Two shifters that give a fifth of their phase to each other.
+
+    What is set for (θ, φ) is (θ − 0.2 φ, φ − 0.2 θ)/0.96. For φ = 0.2 that is −0.04 of
+    φ, or with a turn more 6.50, above 2π by 0.22: 0 is nearer.
+    """
+    crosstalk = np.eye(4)
+    crosstalk[0, 2] = crosstalk[2, 0] = 0.2
+    wanted = decompose.MeshPhases([[1.2], [0]], [[0.2], [0]], [0, 0])
+    to_set = decompose.compensated(wanted, crosstalk, within_turn=True)
+    assert to_set.phi[0, 0] == 0
+    np.testing.assert_allclose(to_set.theta[0, 0], (1.2 - 0.04) / 0.96, atol=1e-12)
+    none = decompose.MeshPhases(np.zeros((2, 1)), np.zeros((2, 1)), [0, 0])
+    for phase in ("theta", "phi", "gamma"):
+        to_set = decompose.compensated(none, crosstalk, within_turn=True)
+        assert not getattr(to_set, phase).any()
+
+
+@pytest.mark.parametrize(
+    "crosstalk, message",
+    [
+        (np.eye(3), r"`crosstalk` must have the shape \(16, 16\).*Received: shape"),
+        (np.full((16, 16), np.nan), "`crosstalk` must be finite.*Received"),
+        (np.eye(16) * 1j, "`crosstalk` must be real numbers.*Received"),
+        (np.ones((16, 16)), "`crosstalk` must have an inverse.*Received"),
+    ],
+    ids=["shape", "NaN", "complex", "singular"],
+)
+@pytest.mark.parametrize("within_turn", [False, True])
+def test_crosstalk_that_cannot_be_made_up_for(crosstalk, message, within_turn):
+    with pytest.raises(ValueError, match=message):
+        decompose.compensated(decompose.haar_phases(4), crosstalk, within_turn)

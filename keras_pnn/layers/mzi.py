@@ -67,10 +67,13 @@ class MZIMesh(PhysicalLayer):
     (modes,). Imperfections: `theta_error` and `phi_error` in rad, in the shape of the
     phases; `splitter_error` in rad, (columns, modes // 2, 2), first the splitter that
     light meets first; and `loss_db`, in the shape of the phases. `Variation` takes
-    `splitter_imbalance`, a power imbalance, as well. Slots that hold no cell stay 0.
+    `splitter_imbalance`, a power imbalance, as well; a draw beyond −1 or 1 counts as
+    −1 or 1. What is stored in slots that hold no cell is ignored. It starts at 0 and
+    stays there, unless a constraint, which acts on all slots, moves it.
 
-    Phases have no scale: adding 2π changes nothing but the ascent of `ASAM`, which is
-    in proportion to the phase. For meshes use `SAM`.
+    Phases have no scale: 2π more of `phi` or `gamma` changes nothing, and 2π more of
+    `theta` the sign of a cell, which `phi` and `gamma` can make up for (see `wrap`).
+    But the ascent of `ASAM` is in proportion to the phase. For meshes use `SAM`.
 
     Args:
         units: number of modes, at inputs and at outputs.
@@ -86,9 +89,11 @@ class MZIMesh(PhysicalLayer):
         crosstalk: what the phase shifters give for the phases that are set, `None`
             or a matrix of shape (2 n, 2 n), n the number of slots: first `theta`,
             then `phi`, column by column.
-        dac: `None`, or a `Quantizer` of the phases of all shifters, which are taken
-            modulo 2π first. Let its range be [0, 2π]: beyond its ends no gradient
-            passes.
+        dac: `None`, or a `Quantizer` of the phases of all shifters, which are brought
+            into [0, 2π) first, without a change of the matrix where there is no
+            crosstalk, see `physics.mesh.wrapped`. With crosstalk the matrix jumps
+            where a phase passes a whole turn, as it does on the chip. Let the range of
+            the `dac` be [0, 2π]: beyond its ends no gradient passes.
 
     Call arguments:
         inputs: real or complex fields. Real inputs may have any float dtype.
@@ -185,7 +190,7 @@ class MZIMesh(PhysicalLayer):
 
     def _settings(self, controls: dict, imperfections: dict) -> dict:
         """The arguments of `mesh.propagate` and `mesh.transfer_matrix`."""
-        phases = {n: self._set(controls[n]) for n in ("theta", "phi", "gamma")}
+        phases = self._set(controls)
         crosstalk = self.crosstalk
         if crosstalk is not None:
             wide = controls["theta"].dtype == tf.float64
@@ -204,10 +209,13 @@ class MZIMesh(PhysicalLayer):
             "crosstalk": crosstalk,
         }
 
-    def _set(self, phase):
+    def _set(self, controls: dict) -> dict:
+        """The phases that the drivers set."""
+        names = ("theta", "phi", "gamma")
         if self.dac is None:
-            return phase
-        return self.dac(tf.math.floormod(phase, 2 * np.pi))
+            return {name: controls[name] for name in names}
+        within = mesh.wrapped(*(controls[n] for n in names), self.arrangement)
+        return {n: self.dac(phase) for n, phase in zip(names, within, strict=True)}
 
     def forward(self, inputs, controls, imperfections):
         _check_inputs(inputs.shape, self.units)
@@ -216,7 +224,9 @@ class MZIMesh(PhysicalLayer):
     def program(self, unitary) -> None:
         """Sets the phases to those of a unitary matrix on the ideal mesh.
 
-        Crosstalk between the phase shifters is made up for.
+        Crosstalk between the phase shifters is made up for: by phases of any size
+        without a `dac`, and with one by phases in [0, 2π), which may leave a small
+        distance; see `physics.decompose.compensated`.
 
         Args:
             unitary: complex or real matrix of shape (units, units).
@@ -234,7 +244,8 @@ class MZIMesh(PhysicalLayer):
             unitary: complex or real matrix of shape (units, units).
 
         Returns:
-            What is left: ‖U − Û‖_F / √units, without losses.
+            What is left: ‖U − Û‖_F / √units, with Û the matrix at the phases as they
+            are stored and as the `dac` sets them, without losses.
 
         Raises:
             ValueError: the shape differs, or the matrix is not unitary.
@@ -251,22 +262,62 @@ class MZIMesh(PhysicalLayer):
         }
         result = decompose.correct(unitary, **known, arrangement=self.arrangement)
         self._assign(result.phases)
-        return result.error
+        settings = self._settings(*self.values_now())
+        phases = {n: np.asarray(settings[n], "float64") for n in self.controls}
+        reached = mesh.transfer_matrix(
+            **phases, **known, arrangement=self.arrangement, crosstalk=self.crosstalk
+        )
+        return float(np.linalg.norm(reached - unitary) / np.sqrt(self.units))
+
+    def wrap(self) -> None:
+        """Brings all phases into [0, 2π), which heaters give, for the same matrix.
+
+        Phases cannot be taken modulo 2π one by one: a turn more of `theta` changes
+        the sign of its cell. `phi` and `gamma` make up for it, see
+        `physics.mesh.wrapped`. The matrix stays the same to rounding for all
+        imperfections.
+
+        With crosstalk what the shifters give stays the same, up to whole turns. A few
+        phases may be out of reach and miss a little, see
+        `physics.decompose.compensated`. With crosstalk and a `dac`, which sets phases
+        in [0, 2π) as it is, these are the phases that it is given.
+
+        Raises:
+            ValueError: the layer is not built.
+        """
+        check_built(self)
+        if self.crosstalk is None or self.dac is not None:
+            phases = (self.controls[n] for n in ("theta", "phi", "gamma"))
+            self._store(*mesh.wrapped(*phases, self.arrangement))
+            return
+        now = {n: np.asarray(v, "float64") for n, v in self.controls.items()}
+        both = self._exists * np.stack([now["theta"], now["phi"]])
+        given = (self.crosstalk @ both.ravel()).reshape(both.shape)
+        phases = decompose.MeshPhases(*given, now["gamma"], self.arrangement)
+        phases = decompose.compensated(phases, self.crosstalk, within_turn=True)
+        self._store(phases.theta, phases.phi, phases.gamma)
 
     def _assign(self, phases: decompose.MeshPhases) -> None:
+        """Sets the phases that make the shifters give these."""
         check_built(self)
-        theta, phi = phases.theta, phases.phi
         if self.crosstalk is not None:
-            # What must be set so that the shifters, warmed by each other, give these.
-            there = np.flatnonzero(np.stack([self._exists] * 2))
-            both = np.stack([theta, phi]).ravel()
-            both[there] = np.linalg.solve(
-                self.crosstalk[np.ix_(there, there)], both[there]
+            # A `dac` sets phases in [0, 2π) and no others, and by crosstalk a turn
+            # more is another mesh.
+            phases = decompose.compensated(
+                phases, self.crosstalk, within_turn=self.dac is not None
             )
-            theta, phi = both.reshape(2, *theta.shape)
-        values = {"theta": theta, "phi": phi, "gamma": phases.gamma}
-        for name, variable in self.controls.items():
-            variable.assign(values[name])
+        self._store(phases.theta, phases.phi, phases.gamma)
+
+    def _store(self, theta, phi, gamma) -> None:
+        """Sets the phases; none below 2π is rounded up to it."""
+        for name, value in (("theta", theta), ("phi", phi), ("gamma", gamma)):
+            variable = self.controls[name]
+            kind = tf.as_dtype(variable.dtype).as_numpy_dtype
+            exact = np.asarray(value, "float64")
+            rounded = exact.astype(kind)
+            up = (exact < 2 * np.pi) & (rounded.astype("float64") >= 2 * np.pi)
+            below = np.nextafter(kind(2 * np.pi), kind(0))
+            variable.assign(np.where(up, below, rounded))
 
     def matrix_now(self) -> tf.Tensor:
         """Returns the matrix (units, units), with the present imperfections."""

@@ -8,17 +8,24 @@ import numpy as np
 ARRANGEMENTS = ("clements", "reck")
 
 
-def check_modes(modes) -> int:
-    """Returns `modes` as an int, if it is a whole number of 2 or more."""
+def check_modes(modes, name: str = "modes") -> int:
+    """Returns `modes` as an int, if it is a whole number of 2 or more.
+
+    Args:
+        modes: what was given.
+        name: the argument, for the message.
+
+    Raises:
+        ValueError: it is no such number.
+    """
     whole = isinstance(modes, (int, np.integer)) and not isinstance(modes, bool)
     if not whole or modes < 2:
         raise ValueError(
-            f"A mesh needs a whole number of modes >= 2. Received: {modes!r}"
+            f"`{name}` must be a whole number of modes >= 2. Received: {modes!r}"
         )
     return int(modes)
 
 
-@functools.lru_cache
 def cell_mask(modes: int, arrangement: str = "clements") -> np.ndarray:
     """Which places of the brick pattern hold a cell.
 
@@ -44,10 +51,15 @@ def cell_mask(modes: int, arrangement: str = "clements") -> np.ndarray:
     - Reck et al., Phys. Rev. Lett. 73:58 (1994).
     """
     modes = check_modes(modes)
-    if arrangement not in ARRANGEMENTS:
+    if not isinstance(arrangement, str) or arrangement not in ARRANGEMENTS:
         raise ValueError(
             f"`arrangement` must be one of {ARRANGEMENTS}. Received: {arrangement!r}"
         )
+    return _cell_mask(modes, arrangement)
+
+
+@functools.lru_cache
+def _cell_mask(modes: int, arrangement: str) -> np.ndarray:
     columns = modes if arrangement == "clements" else 2 * modes - 3
     column = np.arange(columns)[:, None]
     top = 2 * np.arange(modes // 2)[None, :] + column % 2

@@ -170,7 +170,7 @@ def haar_phases(n, seed=0, arrangement="clements") -> MeshPhases:
     - Russell et al., New J. Phys. 19:033007 (2017).
     - Pai et al., Phys. Rev. Applied 11:064044 (2019), for α by inputs and outputs.
     """
-    n = check_modes(n)
+    n = check_modes(n, "n")
     whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
     if not whole or seed < 0:
         raise ValueError(f"`seed` must be a non-negative integer. Received: {seed!r}")

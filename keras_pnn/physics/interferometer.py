@@ -6,6 +6,8 @@ top    ──╮ ╭──[θ]──╮ ╭──[φ]──  top
 bottom ──╯ ╰───────╯ ╰───────  bottom
 """
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 
@@ -33,9 +35,9 @@ def transfer_matrix(
     Args:
         theta: Float tensor of any shape, in rad. Phase between the arms.
         phi: Float tensor, in rad, broadcast to `theta`. Phase of the upper output.
-        splitter_error: Float tensor of shape (..., 2), in rad. Deviation of each
-            splitter, in the order in which light meets them, from 50:50: amplitudes
-            cos(π/4 + ε) straight on and i sin(π/4 + ε) across.
+        splitter_error: Float tensor of shape (..., 2), in rad, or a number for both.
+            Deviation of each splitter, in the order in which light meets them, from
+            50:50: amplitudes cos(π/4 + ε) straight on and i sin(π/4 + ε) across.
         loss_db: Float tensor, in dB, 0 or more. Insertion loss of the cell.
 
     Returns:
@@ -43,8 +45,8 @@ def transfer_matrix(
         else complex64.
 
     Raises:
-        ValueError: If a value known eagerly is NaN or infinite, a loss negative, or
-            the last axis of `splitter_error` not 2.
+        ValueError: If a value known eagerly is NaN or infinite, a loss negative,
+            the last axis of `splitter_error` not 2, or shapes do not broadcast.
 
     Example:
 
@@ -76,11 +78,21 @@ def entries(
     theta, phi, splitter_error, loss_db = as_tensors(
         theta, phi, splitter_error, loss_db
     )
+    if not splitter_error.shape.rank:
+        splitter_error = tf.stack([splitter_error, splitter_error])
     if splitter_error.shape[-1] != 2:
         raise ValueError(
             "The last axis of `splitter_error` must be 2, one angle for each splitter. "
             f"Received: shape {tuple(splitter_error.shape)}"
         )
+    shapes = [theta.shape, phi.shape, splitter_error.shape[:-1], loss_db.shape]
+    try:
+        functools.reduce(tf.broadcast_static_shape, shapes)
+    except ValueError:
+        raise ValueError(
+            "`theta`, `phi`, `splitter_error` without its last axis and `loss_db` must "
+            f"broadcast. Received: shapes {[tuple(s) for s in shapes]}"
+        ) from None
     # The lower output does not meet phi, but has the common shape all the same.
     theta = theta + tf.zeros_like(phi)
     first, second = splitter_error[..., 0], splitter_error[..., 1]

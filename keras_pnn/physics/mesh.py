@@ -16,12 +16,17 @@ a cell. In the others the modes pass straight, and what is stored there is ignor
 
 **Cost.** A column-by-column program makes `modes` steps, each with little to compute.
 Here the cells are combined into tiles of side s, s² cells on 2 s modes, by log₂ s
-batched products, and modes / s + 1 stages of tiles act on the field. With N modes and
-a batch of B that is about (2 + 2 s/N) N² B complex multiplications for the field and
-3 N² s for the tiles, against N² B for a dense matrix, in log₂ s + N / s + 1 dependent
-steps. Where the batch is larger than the matrix, the stages act on the identity
-instead, and the field meets one dense product: (2 + 2 s/N) N³ + 3 N² s + N² B. The
-bound is arithmetic for large batches, and the many small products for small ones.
+batched products, and columns / s + 1 stages of tiles act on the field. With N modes and
+a batch of B that is in the rectangle about (2 + 2 s/N) N² B complex multiplications
+for the field and 3 N² s for the tiles, against N² B for a dense matrix, in
+log₂ s + N / s + 1 dependent steps. Where the batch is larger than the matrix, the
+stages act on the identity instead, and the field meets one dense product:
+(2 + 2 s/N) N³ + 3 N² s + N² B. The bound is arithmetic for large batches, and the many
+small products for small ones.
+
+The triangle holds as many cells in about twice as many columns, and tiles that it
+leaves empty are computed all the same: about 2 N / s + 1 stages,
+(4 + 2 s/N) N² B multiplications for the field and 6 N² s for the tiles.
 """
 
 import functools
@@ -58,7 +63,8 @@ def transfer_matrix(
 ) -> tf.Tensor:
     """The matrix of a mesh: output fields = matrix @ input fields.
 
-    All arguments may have further leading axes, one matrix for each device.
+    All arguments but `straight_loss_db` and `crosstalk` may have further leading axes,
+    which broadcast: one matrix for each device.
 
     Args:
         theta: Float tensor of shape (columns, modes // 2), in rad.
@@ -70,9 +76,10 @@ def transfer_matrix(
         splitter_error: Float tensor of shape (columns, modes // 2, 2), in rad, or a
             number for all. See `interferometer.transfer_matrix`.
         loss_db: Float tensor, in dB, 0 or more. Insertion loss of each cell.
-        straight_loss_db: Float, in dB, 0 or more. Loss of a mode that passes a
-            column without a cell.
-        crosstalk: Float tensor of shape (2 n, 2 n), n the number of slots, or `None`.
+        straight_loss_db: Float, in dB, 0 or more, one number for all. Loss of a mode
+            that passes a column without a cell.
+        crosstalk: Float tensor of shape (2 n, 2 n), n the number of slots, one for all
+            devices, or `None`.
             The phases that the shifters give for the phases that are set, first
             `theta`, then `phi`, column by column; see `heater.crosstalk_matrix`.
 
@@ -150,10 +157,15 @@ def propagate(
     x = as_complex(tf.convert_to_tensor(x), tiles.dtype)
     shape, rank = _tiles.sizes(x), len(devices)
     fits = len(shape) in (2, rank + 2) if rank else len(shape) >= 1
+    if fits and rank and len(shape) > 2:
+        pairs = zip(shape, devices, strict=False)
+        fits = not any(_differ(size, count) for size, count in pairs)
     if not fits or shape[-1] != modes:
+        of_devices = tuple(n if isinstance(n, int) else None for n in devices)
         raise ValueError(
             f"`x` must have the shape (..., {modes}), or for devices (batch, {modes}) "
-            f"or (*devices, batch, {modes}). Received: shape {x.shape}"
+            f"or (*devices, batch, {modes}). Received: shape {tuple(x.shape)} for "
+            f"devices of shape {of_devices}"
         )
     if rank:
         x = tf.reshape(x, [-1, *shape[-2:]])
@@ -207,6 +219,14 @@ def wrapped(
         check(name, value, np.isfinite, "finite")
     theta, phi, gamma = as_tensors(theta, phi, gamma)
     modes = _modes(theta, phi, gamma, arrangement)
+    leading = [theta.shape[:-2], phi.shape[:-2], gamma.shape[:-1]]
+    try:
+        functools.reduce(tf.broadcast_static_shape, leading)
+    except ValueError:
+        raise ValueError(
+            "The leading axes of `theta`, `phi` and `gamma` must broadcast. "
+            f"Received: {[tuple(s) for s in leading]}"
+        ) from None
     theta, turns = _within_a_turn(theta)
     of_phi, of_gamma = half_turns(turns, modes, arrangement)
     phi, _ = _within_a_turn(phi + np.pi * of_phi)
@@ -275,6 +295,11 @@ def _propagated(x, tiles, turn):
     return by_matrix() if batch is None or batch >= modes else by_field()
 
 
+def _differ(size, other) -> bool:
+    """Whether two sizes, tensors where they are not known yet, are known to differ."""
+    return isinstance(size, int) and isinstance(other, int) and size != other
+
+
 def _prepared(phases, arrangement, errors, crosstalk):
     """(modes, tiles, e^{iγ} of shape (devices or 1, modes), shape of the devices)."""
     for name, value in zip(("theta", "phi", "gamma"), phases, strict=True):
@@ -284,6 +309,11 @@ def _prepared(phases, arrangement, errors, crosstalk):
     check_loss("straight_loss_db", errors[-1])
     theta, phi, gamma, *errors = as_tensors(*phases, *errors)
     theta_error, phi_error, splitter_error, loss_db, straight_loss_db = errors
+    if straight_loss_db.shape.rank:
+        raise ValueError(
+            "`straight_loss_db` must be one number, in dB. "
+            f"Received: shape {tuple(straight_loss_db.shape)}"
+        )
     modes = _modes(theta, phi, gamma, arrangement)
     mask = cell_mask(modes, arrangement)
     if crosstalk is not None:
@@ -294,12 +324,19 @@ def _prepared(phases, arrangement, errors, crosstalk):
     shapes.append(splitter_error.shape[:-1])
     try:
         shape = functools.reduce(tf.broadcast_static_shape, shapes)
+        if tuple(shape[-2:]) == mask.shape:
+            tf.broadcast_static_shape(shape[:-2], gamma.shape[:-1])
+        else:
+            shape = None
     except ValueError:
         shape = None
-    if shape is None or tuple(shape[-2:]) != mask.shape:
+    if shape is None:
         raise ValueError(
             f"Phases, errors and losses must fit the {mask.shape} slots of the mesh, "
-            f"or be numbers. Received: shapes {[tuple(s) for s in shapes]}"
+            "or be numbers, and further leading axes must broadcast, those of `gamma` "
+            f"as well. Received: shapes {[tuple(s) for s in shapes]} of theta, "
+            "theta_error, phi, phi_error, loss_db and splitter_error without its last "
+            f"axis, and gamma of shape {tuple(gamma.shape)}"
         )
     entries = interferometer.entries(
         theta + theta_error, phi + phi_error, splitter_error, loss_db
@@ -308,6 +345,9 @@ def _prepared(phases, arrangement, errors, crosstalk):
     through = (straight, tf.zeros_like(straight), tf.zeros_like(straight), straight)
     entries = [tf.where(mask, t, s) for t, s in zip(entries, through, strict=True)]
     devices = _tiles.sizes(entries[0])[:-2]
+    if gamma.shape.rank > 1:
+        devices = _common_sizes(entries[0][..., 0, 0], gamma[..., 0])
+        entries = [tf.broadcast_to(t, [*devices, *mask.shape]) for t in entries]
     flat = [tf.reshape(t, [_count(devices), mask.size]) for t in entries]
     tiles = _tiles.combined(flat, straight, tiling(modes, len(mask), _side(modes)))
     if not gamma.shape.rank:
@@ -363,6 +403,13 @@ def _heated(theta, phi, crosstalk):
     set_phases = tf.reshape(both, [*shape[:-3], 2 * slots])
     given = tf.reshape(tf.linalg.matvec(crosstalk, set_phases), shape)
     return given[..., 0, :, :], given[..., 1, :, :]
+
+
+def _common_sizes(one, other) -> list:
+    """The common shape of two tensors, as `_tiles.sizes` gives it."""
+    static = tf.broadcast_static_shape(one.shape, other.shape)
+    dynamic = tf.broadcast_dynamic_shape(tf.shape(one), tf.shape(other))
+    return [dynamic[i] if size is None else size for i, size in enumerate(static)]
 
 
 def _count(devices):

@@ -439,11 +439,13 @@ def test_matrices_that_are_no_unitary(call, unitary, message):
 def test_unknown_arrangement(call):
     with pytest.raises(ValueError, match=r"must be one of .* Received: 'square'"):
         call("square")
+    with pytest.raises(ValueError, match=r"must be one of .* Received: \['x'\]"):
+        call(["x"])
 
 
 @pytest.mark.parametrize("n", [1, 0, -2, 2.0, True, None])
 def test_haar_phases_refuses_modes(n):
-    with pytest.raises(ValueError, match=f"number of modes >= 2. Received: {n!r}"):
+    with pytest.raises(ValueError, match=f"`n` must.*modes >= 2. Received: {n!r}"):
         haar_phases(n)
 
 

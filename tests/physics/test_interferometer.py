@@ -96,6 +96,12 @@ def test_arguments_broadcast():
     assert interferometer.transfer_matrix(1.0, 0.0).dtype == tf.complex64
 
 
+def test_a_number_is_the_error_of_both_splitters():
+    both = interferometer.transfer_matrix(np.float64(1.0), 0.3, [0.1, 0.1])
+    cell = interferometer.transfer_matrix(np.float64(1.0), 0.3, 0.1)
+    np.testing.assert_array_equal(cell, both)
+
+
 def test_gradients():
     values = [np.float64(0.7), np.float64(-0.4), np.array([0.1, -0.2]), np.float64(0.3)]
     weights = np.random.default_rng(0).normal(size=(2, 2, 2))
@@ -120,6 +126,8 @@ def test_gradients():
         ({"phi": np.inf}, "`phi` must be finite"),
         ({"splitter_error": [np.nan, 0.0]}, "`splitter_error` must be finite"),
         ({"splitter_error": [0.1, 0.1, 0.1]}, "last axis of `splitter_error`"),
+        ({"theta": np.ones(3), "phi": np.ones(4)}, r"`theta`.*Received: shapes \[\(3,"),
+        ({"theta": np.ones(3), "splitter_error": np.ones((4, 2))}, "must broadcast"),
         (
             {"loss_db": -0.1},
             "`loss_db` must be finite and >= 0. Received: loss_db=-0.1",

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_pnn.physics import mesh
+from keras_pnn.physics._lattice import tiling
 
 ARRANGEMENTS = ("clements", "reck")
 
@@ -172,6 +173,53 @@ def test_many_devices_at_once():
         y = mesh.propagate(own, theta, phi, gamma, splitter_error=errors)
         expected = np.einsum("abij,abcj->abci", u, own)
         np.testing.assert_allclose(y, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("devices", [(5,), (2, 3)])
+@pytest.mark.parametrize("own", ["gamma", "theta_error", "loss_db"])
+def test_any_argument_may_be_that_of_devices(own, devices):
+    values = parameters(6, "clements")
+    generator = np.random.default_rng(10)
+    values[own] = generator.uniform(0.1, 2, (*devices, *values[own].shape))
+    u = mesh.transfer_matrix(**values)
+    assert u.shape == (*devices, 6, 6)
+    x = generator.normal(size=(3, 6))
+    y = mesh.propagate(x, **values)
+    for i in np.ndindex(devices):
+        one = mesh.transfer_matrix(**{**values, own: values[own][i]})
+        np.testing.assert_allclose(u[i], one, atol=1e-13)
+        np.testing.assert_allclose(y[i], x @ tf.transpose(one), atol=1e-13)
+
+
+def test_gamma_of_devices_broadcasts_to_those_of_the_phases():
+    values = parameters(5, "clements")
+    generator = np.random.default_rng(11)
+    values["gamma"] = generator.normal(size=(3, 1, 5))
+    values["phi"] = generator.normal(size=(2, 5, 2))
+    spec = tf.TensorSpec((None, 1, 5), tf.float64)
+
+    @tf.function(input_signature=[spec])
+    def matrices(gamma):
+        return mesh.transfer_matrix(**{**values, "gamma": gamma})
+
+    for u in (mesh.transfer_matrix(**values), matrices(values["gamma"])):
+        assert u.shape == (3, 2, 5, 5)
+        for i, j in np.ndindex(3, 2):
+            own = {"gamma": values["gamma"][i, 0], "phi": values["phi"][j]}
+            one = mesh.transfer_matrix(**{**values, **own})
+            np.testing.assert_allclose(u[i, j], one, atol=1e-13)
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (6, 1), (1, 6), (2, 2), (1, 1)], ids=str)
+@pytest.mark.parametrize("own", ["theta", "gamma"])
+def test_fields_of_other_devices_are_refused(shape, own):
+    """Also where there are as many of them."""
+    values = parameters(6, "clements")
+    values[own] = np.zeros((2, 3, *values[own].shape))
+    with pytest.raises(ValueError, match=r"`x` must.*\(\*devices.*\(2, 3\)"):
+        mesh.propagate(np.ones((*shape, 4, 6)), **values)
+    with pytest.raises(ValueError, match=r"`x` must.*Received: shape \(2, 4, 6\)"):
+        mesh.propagate(np.ones((2, 4, 6)), **values)
 
 
 @pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
@@ -356,7 +404,15 @@ def haar(modes):
         ({"loss_db": -1.0}, "`loss_db` must be finite and >= 0"),
         ({"straight_loss_db": -1.0}, "`straight_loss_db` must be finite and >= 0"),
         ({"arrangement": "rectangle"}, "`arrangement` must be one of"),
+        ({"straight_loss_db": np.zeros(3)}, r"`straight_loss_db` must.*shape \(3,\)"),
+        ({"straight_loss_db": np.zeros((5, 1, 1))}, "`straight_loss_db` must be one"),
         ({"crosstalk": np.eye(4)}, r"shape \(16, 16\)"),
+        ({"crosstalk": np.zeros((2, 16, 16))}, r"Received: shape \(2, 16, 16\)"),
+        (
+            {"gamma": np.zeros((2, 4)), "loss_db": np.zeros((3, 4, 2))},
+            r"`gamma` as well.*Received.*gamma of shape \(2, 4\)",
+        ),
+        ({"arrangement": ["clements"]}, "`arrangement` must be one of.*Received"),
         ({"x": np.zeros((3, 5))}, "`x` must have the shape"),
     ],
 )
@@ -493,9 +549,20 @@ def test_wrapped_refuses_what_a_mesh_cannot_be():
         mesh.wrapped(np.zeros((4, 2)), np.full((4, 2), np.inf))
     with pytest.raises(ValueError, match="theta of shape"):
         mesh.wrapped(np.zeros((4, 3)), np.zeros((4, 3)))
+    with pytest.raises(ValueError, match=r"leading axes.*Received: \[\(2,\), \(3,\)"):
+        mesh.wrapped(np.zeros((2, 4, 2)), np.zeros((3, 4, 2)))
 
 
 def test_the_example_of_wrapped_runs():
     finder = doctest.DocTestFinder(recurse=False)
     (example,) = finder.find(mesh.wrapped, globs={"wrapped": mesh.wrapped})
     assert doctest.DocTestRunner().run(example).failed == 0
+
+
+# --- What the module says about its cost.
+
+
+@pytest.mark.parametrize("modes, side", [(64, 8), (256, 32)])
+def test_number_of_stages(modes, side):
+    assert tiling(modes, modes, side).stages == modes // side + 1
+    assert tiling(modes, 2 * modes - 3, side).stages == 2 * modes // side + 1

@@ -309,6 +309,11 @@ class Quantize(_Detector):
 
     def __init__(self, bits: int, low: float = 0.0, high: float = 1.0, **kwargs):
         super().__init__(**kwargs)
+        for name, value in (("low", low), ("high", high)):
+            if not isinstance(value, numbers.Real) or isinstance(value, bool):
+                raise ValueError(
+                    f"`{name}` must be a number. Received: {name}={value!r}"
+                )
         self._converter = Quantizer(bits, low, high)
 
     @property

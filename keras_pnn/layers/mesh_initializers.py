@@ -1,5 +1,6 @@
 """Where the phases of an MZI mesh start."""
 
+import numbers
 import random
 
 import keras
@@ -74,9 +75,11 @@ class _Around(MeshInitializer):
 
     def __init__(self, spread: float = 0.05, seed: int | None = None):
         super().__init__(seed)
-        if not (np.isfinite(spread) and spread >= 0):
+        real = isinstance(spread, numbers.Real) and not isinstance(spread, bool)
+        if not (real and np.isfinite(spread) and spread >= 0):
             raise ValueError(
-                f"`spread` must be finite and >= 0. Received: spread={spread}"
+                "`spread` must be a finite number >= 0, in rad. "
+                f"Received: spread={spread!r}"
             )
         self.spread = float(spread)
 

@@ -11,6 +11,7 @@ from keras_pnn.layers.bank import whole
 from keras_pnn.layers.limits import ControlRange, get_dac
 from keras_pnn.layers.physical import PhysicalLayer, check_built
 from keras_pnn.physics import decompose, interferometer, mesh
+from keras_pnn.physics._lattice import check_modes
 from keras_pnn.physics._tensors import as_complex
 
 
@@ -24,16 +25,53 @@ def _given(values: np.ndarray):
     return lambda shape, dtype=None: tf.convert_to_tensor(values, dtype)
 
 
-def _loss(name: str, value) -> float:
-    if not (np.isfinite(value) and value >= 0):
+def _array(value) -> np.ndarray:
+    """An array, of the dtype object where the value is none."""
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError):
+        return np.array(None)
+
+
+def _loss(name: str, value, shape: tuple[int, int] | None = None) -> float | np.ndarray:
+    """A loss that is a number or, where a shape is given, an array of that shape."""
+    array = _array(value)
+    numbers = array.dtype.kind in "fiu" and array.shape in ((), shape)
+    if not (numbers and np.all(np.isfinite(array) & (array >= 0))):
+        or_array = "" if shape is None else f", or an array of shape {shape} of such"
         raise ValueError(
-            f"`{name}` must be finite and >= 0, in dB. Received: {name}={value}"
+            f"`{name}` must be a finite number >= 0, in dB{or_array}. "
+            f"Received: {name}={value!r}"
         )
-    return float(value)
+    return array.astype("float64") if array.ndim else float(array)
+
+
+def _units(value) -> int:
+    """The number of modes of a mesh."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return check_modes(value, "units")
+
+
+def _crosstalk(value, slots: int) -> np.ndarray | None:
+    if value is None:
+        return None
+    matrix, shape = _array(value), (2 * slots, 2 * slots)
+    if matrix.shape != shape or matrix.dtype.kind not in "fiu":
+        raise ValueError(
+            f"`crosstalk` must be real numbers of the shape {shape}. "
+            f"Received: shape {matrix.shape}, dtype {matrix.dtype}"
+        )
+    if not np.isfinite(matrix).all():
+        raise ValueError(
+            "`crosstalk` must be finite. Received: "
+            f"{(~np.isfinite(matrix)).sum()} elements that are NaN or infinite"
+        )
+    return matrix.astype("float64")
 
 
 def _matrix(name: str, value, shape: tuple[int, int]) -> np.ndarray:
-    value = np.asarray(value)
+    value = _array(value)
     if value.shape != shape or value.dtype.kind not in "fiuc":
         raise ValueError(
             f"`{name}` must be a matrix of shape {shape}. Received: shape "
@@ -76,18 +114,20 @@ class MZIMesh(PhysicalLayer):
     But the ascent of `ASAM` is in proportion to the phase. For meshes use `SAM`.
 
     Args:
-        units: number of modes, at inputs and at outputs.
+        units: number of modes, at inputs and at outputs, 2 or more.
         arrangement: `"clements"`, a rectangle of `units` columns, or `"reck"`, a
             triangle of `2 * units - 3`.
         phase_initializer: `"haar"`, `"uniform"`, `"cross"`, `"bar"`, or an object
             from `keras_pnn.layers.mesh_initializers`.
         phase_regularizer: Keras regularizer of `theta` and `phi`.
         phase_constraint: Keras constraint of `theta` and `phi`.
-        loss_db: insertion loss of each cell of the design, in dB; the neutral value
-            of the imperfection. What drops below 0 counts as 0.
+        loss_db: insertion loss of the cells of the design, in dB. A number is the
+            neutral value of the imperfection. An array in the shape of the phases is
+            the loss of each cell; the imperfection is then 0 in the design, and what
+            it adds to that. Losses of a cell that drop below 0 count as 0.
         straight_loss_db: loss of a mode that passes a column without a cell, in dB.
         crosstalk: what the phase shifters give for the phases that are set, `None`
-            or a matrix of shape (2 n, 2 n), n the number of slots: first `theta`,
+            or a real matrix of shape (2 n, 2 n), n the number of slots: first `theta`,
             then `phi`, column by column.
         dac: `None`, or a `Quantizer` of the phases of all shifters, which are brought
             into [0, 2π) first, without a change of the matrix where there is no
@@ -129,29 +169,24 @@ class MZIMesh(PhysicalLayer):
         phase_initializer="haar",
         phase_regularizer=None,
         phase_constraint=None,
-        loss_db: float = 0.0,
+        loss_db: float | np.ndarray = 0.0,
         straight_loss_db: float = 0.0,
         crosstalk=None,
         dac=None,
         **kwargs,
     ):
-        super().__init__(**kwargs)
-        self.units = whole("`units`", units)
+        # Inputs are cast in `forward`: an amplitude of 7e4 overflows float16.
+        super().__init__(autocast=False, **kwargs)
+        self.units = _units(units)
         self._exists = mesh.cell_mask(self.units, arrangement)
         self.arrangement = arrangement
         self.phase_initializer = mesh_initializers.get(phase_initializer)
         self.phase_regularizer = keras.regularizers.get(phase_regularizer)
         self.phase_constraint = keras.constraints.get(phase_constraint)
-        self.loss_db = _loss("loss_db", loss_db)
+        self.loss_db = _loss("loss_db", loss_db, self._exists.shape)
         self.straight_loss_db = _loss("straight_loss_db", straight_loss_db)
-        self.crosstalk = None if crosstalk is None else np.asarray(crosstalk, "float64")
+        self.crosstalk = _crosstalk(crosstalk, self._exists.size)
         self.dac = get_dac(dac)
-        slots = self._exists.size
-        if crosstalk is not None and self.crosstalk.shape != (2 * slots, 2 * slots):
-            raise ValueError(
-                f"`crosstalk` must have the shape {(2 * slots, 2 * slots)}. "
-                f"Received: shape {self.crosstalk.shape}"
-            )
 
     def build(self, input_shape):
         _check_inputs(input_shape, self.units)
@@ -177,8 +212,11 @@ class MZIMesh(PhysicalLayer):
         self.add_imperfection(
             "splitter_error", both, unit="rad", exists=exists[..., None]
         )
+        # Neutral values are numbers: devices and reports print and compare them.
+        per_cell = isinstance(self.loss_db, np.ndarray)
+        neutral = 0.0 if per_cell else self.loss_db
         self.add_imperfection(
-            "loss_db", shape, unit="dB", neutral=self.loss_db, exists=exists
+            "loss_db", shape, unit="dB", neutral=neutral, exists=exists
         )
 
     def compute_output_shape(self, input_shape):
@@ -191,6 +229,9 @@ class MZIMesh(PhysicalLayer):
     def _settings(self, controls: dict, imperfections: dict) -> dict:
         """The arguments of `mesh.propagate` and `mesh.transfer_matrix`."""
         phases = self._set(controls)
+        loss_db = imperfections["loss_db"]
+        if isinstance(self.loss_db, np.ndarray):
+            loss_db = loss_db + tf.constant(self.loss_db, loss_db.dtype)
         crosstalk = self.crosstalk
         if crosstalk is not None:
             wide = controls["theta"].dtype == tf.float64
@@ -204,7 +245,7 @@ class MZIMesh(PhysicalLayer):
             "theta_error": imperfections["theta_error"],
             "phi_error": imperfections["phi_error"],
             "splitter_error": imperfections["splitter_error"],
-            "loss_db": tf.maximum(imperfections["loss_db"], 0.0),
+            "loss_db": tf.maximum(loss_db, 0.0),
             "straight_loss_db": self.straight_loss_db,
             "crosstalk": crosstalk,
         }
@@ -338,7 +379,7 @@ class MZIMesh(PhysicalLayer):
             "phase_initializer": serialize(self.phase_initializer),
             "phase_regularizer": serialize(self.phase_regularizer),
             "phase_constraint": serialize(self.phase_constraint),
-            "loss_db": self.loss_db,
+            "loss_db": np.asarray(self.loss_db).tolist(),
             "straight_loss_db": self.straight_loss_db,
             "crosstalk": None if self.crosstalk is None else self.crosstalk.tolist(),
             "dac": serialize(self.dac),
@@ -369,7 +410,7 @@ class Attenuators(PhysicalLayer):
     """
 
     def __init__(self, units: int, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)
         self.units = whole("`units`", units)
 
     def build(self, input_shape):
@@ -414,7 +455,7 @@ class MZIDense(keras.layers.Layer):
     Controls and imperfections are those of the sublayers `v`, `sigma` and `u`.
 
     Args:
-        units: number of outputs.
+        units: number of outputs, 2 or more.
         arrangement: of both meshes, see `MZIMesh`.
         phase_initializer: of both meshes; a name, or an object whose seed both share.
         phase_regularizer: of both meshes.
@@ -458,7 +499,8 @@ class MZIDense(keras.layers.Layer):
         dac=None,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)
+        loss_db = _loss("loss_db", loss_db)
         self._mesh = {
             "arrangement": arrangement,
             "phase_initializer": phase_initializer,

@@ -315,3 +315,10 @@ def test_negative_intensity_is_refused_eagerly_and_nan_in_a_graph():
     with pytest.raises(ValueError, match=r"`intensity`.*Received"):
         layer(x)
     np.testing.assert_array_equal(np.isnan(tf.function(layer)(x)), [[True, False]])
+
+
+@pytest.mark.parametrize("name", ["low", "high"])
+@pytest.mark.parametrize("value", ["a", None, True, [0.5]])
+def test_limits_of_a_converter_are_numbers(name, value):
+    with pytest.raises(ValueError, match=rf"`{name}` must be.*Received: {name}="):
+        Quantize(4, **{name: value})

@@ -152,9 +152,9 @@ def test_unknown_identifiers(identifier):
 
 
 @pytest.mark.parametrize("kind", [initializers.Cross, initializers.Bar])
-@pytest.mark.parametrize("spread", [-0.1, np.nan, np.inf])
+@pytest.mark.parametrize("spread", [-0.1, np.nan, np.inf, "a", None, True, [0.1]])
 def test_bad_spreads(kind, spread):
-    with pytest.raises(ValueError, match=r"`spread` must be finite.*Received"):
+    with pytest.raises(ValueError, match=r"`spread` must be a finite.*Received"):
         kind(spread=spread)
 
 

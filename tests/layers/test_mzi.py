@@ -152,6 +152,32 @@ def test_loss_of_the_design(rng):
     np.testing.assert_allclose(layer.matrix_now(), expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+def test_loss_of_each_cell_of_the_design(rng, arrangement):
+    loss = rng.uniform(0, 1, cell_mask(5, arrangement).shape)
+    layer, plain = built(5, arrangement, loss_db=loss), built(5, arrangement)
+    for name, variable in layer.controls.items():
+        plain.controls[name].assign(variable)
+    assert not np.any(layer.imperfections["loss_db"])
+    # Of what a device adds, so much that the sum is below 0 in some cells.
+    for more in (0.0, rng.uniform(-0.5, 0.5, loss.shape)):
+        plain.imperfections["loss_db"].assign(loss + more)
+        layer.imperfections["loss_db"].assign_add(np.broadcast_to(more, loss.shape))
+        np.testing.assert_allclose(layer.matrix_now(), reference(plain), atol=1e-12)
+    config = json.loads(json.dumps(layer.get_config()))
+    again = MZIMesh.from_config(config)
+    np.testing.assert_array_equal(again.loss_db, loss)
+    assert again.get_config() == config
+    model = keras.Sequential([keras.Input((5,)), layer])
+    plain.imperfections["loss_db"].assign(loss + 0.5)
+    for device in pnn.devices.sweep(model, "loss_db", [0.5]):
+        with device.installed(model):
+            np.testing.assert_allclose(layer.matrix_now(), reference(plain), atol=1e-12)
+    layer.reset_imperfections()
+    plain.imperfections["loss_db"].assign(loss)
+    np.testing.assert_allclose(layer.matrix_now(), reference(plain), atol=1e-12)
+
+
 def test_loss_in_the_straight_parts_alone():
     layer = built(4, phase_initializer=initializers.Bar(0.0), straight_loss_db=2.0)
     # The outer modes pass straight in columns 1 and 3.
@@ -704,6 +730,24 @@ def test_dtype_policies(rng, policy):
     assert all((a != b).any() for a, b in zip(before[:2], after[:2], strict=True))
 
 
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("kind", [MZIMesh, MZIDense, Attenuators])
+def test_inputs_keep_their_digits_in_mixed_precision(rng, kind, policy):
+    layer, exact = kind(4, dtype=policy), kind(4, dtype="float64")
+    for one in (layer, exact):
+        one.build((None, 4))
+    for ours, theirs in zip(
+        exact.trainable_variables, layer.trainable_variables, strict=True
+    ):
+        ours.assign(np.asarray(theirs, "float64"))
+    # Beyond the largest number of float16.
+    x = 7e4 * rng.uniform(0.5, 1, (3, 4)).astype("float32")
+    inputs = keras.Input((4,))
+    outputs = exact(x.astype("float64"))
+    for behind in (layer(x), keras.Model(inputs, layer(inputs))(x)):
+        np.testing.assert_allclose(behind, outputs, atol=1e-5 * 7e4)
+
+
 @pytest.mark.parametrize("layer", [MZIMesh(4), MZIDense(3)], ids=["mesh", "dense"])
 @pytest.mark.parametrize(
     "dtype", ["float16", "bfloat16", "float32", "float64", "complex64", "complex128"]
@@ -771,6 +815,25 @@ def test_regularizer_and_constraint_of_the_phases():
     for name in ("theta", "phi"):
         assert np.abs(layer.controls[name]).max() <= np.float32(0.1)
     assert np.abs(layer.controls["gamma"]).max() > 0.1
+
+
+@pytest.mark.parametrize("coupled", [False, True], ids=["plain", "crosstalk"])
+def test_what_a_constraint_leaves_in_slots_without_a_cell_is_ignored(coupled):
+    layer = MZIMesh(
+        4,
+        phase_constraint=pnn.layers.ControlRange(0.5, 3.0),
+        crosstalk=neighbours(4, "clements", 0.1) if coupled else None,
+    )
+    model = keras.Sequential([keras.Input((4,)), layer, Intensity()])
+    model.compile("sgd", loss="mse")
+    model.fit(np.ones((4, 4)), np.ones((4, 4)), verbose=0)
+    exists = cell_mask(4)
+    matrix = layer.matrix_now().numpy()
+    for name in ("theta", "phi"):
+        stored = layer.controls[name].numpy()
+        np.testing.assert_array_equal(stored[~exists], np.float32(0.5))
+        layer.controls[name].assign(np.where(exists, stored, 2.0))
+    np.testing.assert_array_equal(layer.matrix_now(), matrix)
 
 
 def empty_slots(model):
@@ -974,13 +1037,14 @@ def test_position_is_the_upper_mode_and_the_column():
 # --- Arguments that cannot be.
 
 BAD = [
-    *[({"units": u}, "2") for u in (1,)],
-    *[({"units": u}, "whole number") for u in (0, -4, 2.5, None, "many", True)],
+    *[({"units": u}, "`units`.*>= 2") for u in (1, 0, -4, 2.5, None, "many", True)],
     ({"arrangement": "diamond"}, "clements.*reck"),
     ({"arrangement": None}, "clements.*reck"),
     *[({"phase_initializer": p}, "haar.*uniform") for p in ("random", 3, None)],
-    *[({"loss_db": v}, "loss_db") for v in (-1, np.nan, np.inf)],
-    *[({"straight_loss_db": v}, "straight_loss_db") for v in (-1, np.nan)],
+    *[({"loss_db": v}, "`loss_db`") for v in (-1, np.nan, np.inf, "a", None, 1j)],
+    *[({"loss_db": v}, "`loss_db`") for v in (np.zeros((4, 3)), [[1], [1, 2]])],
+    *[({"straight_loss_db": v}, "`straight_loss_db`") for v in (-1, np.nan, "a")],
+    ({"straight_loss_db": np.zeros((4, 2))}, "`straight_loss_db`"),
     ({"dac": 8}, "dac"),
 ]
 
@@ -992,16 +1056,28 @@ def test_bad_arguments(kind, arguments, message):
         kind(**{"units": 4, **arguments})
 
 
-@pytest.mark.parametrize("crosstalk", [np.eye(4), np.eye(8), np.ones(16), 1.0], ids=str)
+@pytest.mark.parametrize(
+    "crosstalk",
+    [np.eye(4), np.eye(8), np.ones(16), 1.0, "a", [[1], [1, 2]], np.eye(16) * (1 + 1j)],
+    ids=str,
+)
 def test_bad_crosstalk(crosstalk):
-    with pytest.raises(ValueError, match=r"\(16, 16\).*Received: shape"):
+    with pytest.raises(ValueError, match=r"`crosstalk`.*\(16, 16\).*Received: shape"):
         MZIMesh(4, crosstalk=crosstalk)
 
 
 def test_crosstalk_must_be_finite():
-    layer = built(4, crosstalk=np.full((16, 16), np.nan))
-    with pytest.raises(ValueError, match=r"crosstalk.*finite"):
-        layer.matrix_now()
+    matrix = np.eye(16)
+    matrix[0, 1] = np.nan
+    with pytest.raises(ValueError, match=r"`crosstalk`.*finite.*Received: 1 elem"):
+        MZIMesh(4, crosstalk=matrix)
+
+
+def test_a_dense_takes_one_loss_for_both_meshes():
+    with pytest.raises(
+        ValueError, match=r"`loss_db` must be a finite number.*Received"
+    ):
+        MZIDense(4, loss_db=np.zeros((4, 2)))
 
 
 @pytest.mark.parametrize("shape", [(2, 5), (4,), (2, 3, 3)], ids=str)
@@ -1035,7 +1111,8 @@ def test_matrices_that_a_mesh_cannot_be(method):
         set_to(2 * np.eye(4))
     with pytest.raises(ValueError, match=r"finite.*Received"):
         set_to(np.full((4, 4), np.nan))
-    for bad in (np.eye(3), np.eye(4)[:3], np.ones(4), np.eye(4, dtype=bool), "unit"):
+    wrong = np.eye(3), np.eye(4)[:3], np.ones(4), np.eye(4, dtype=bool), "unit"
+    for bad in (*wrong, [[1, 0], [1]]):
         with pytest.raises(ValueError, match=r"shape \(4, 4\).*Received"):
             set_to(bad)
 

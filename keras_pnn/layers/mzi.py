@@ -324,7 +324,7 @@ class MZIMesh(PhysicalLayer):
         in [0, 2π) as it is, these are the phases that it is given.
 
         Raises:
-            ValueError: the layer is not built.
+            ValueError: the layer is not built, or a phase is NaN or infinite.
         """
         check_built(self)
         if self.crosstalk is None or self.dac is not None:

@@ -325,7 +325,8 @@ def compensated(phases: MeshPhases, crosstalk, within_turn: bool = False) -> Mes
         raise ValueError(
             "`crosstalk` must have an inverse. Received: a singular matrix"
         ) from None
-    step = np.diag(inverse)
+    # How far what is set moves for a turn of what is given, in turns.
+    step = np.maximum(np.diag(inverse), 0.1)
     # What two neighbouring turns leave out goes to the nearer of them; the last
     # term keeps what is 0 but for rounding.
     margin = np.maximum(0, np.pi * (step - 1)) + 1e-12

@@ -1,6 +1,7 @@
 """Decompositions, against meshes that are multiplied cell by cell."""
 
 import dataclasses
+import doctest
 import json
 
 import numpy as np
@@ -572,3 +573,10 @@ def test_a_phase_out_of_reach_goes_to_the_nearer_end():
 def test_crosstalk_that_cannot_be_made_up_for(crosstalk, message, within_turn):
     with pytest.raises(ValueError, match=message):
         decompose.compensated(decompose.haar_phases(4), crosstalk, within_turn)
+
+
+@pytest.mark.parametrize("function", [decompose.compensated, correct, phases])
+def test_examples_run(function):
+    finder = doctest.DocTestFinder(recurse=False)
+    (example,) = finder.find(function, globs=dict(vars(decompose)))
+    assert doctest.DocTestRunner().run(example).failed == 0

@@ -15,6 +15,7 @@ from keras_pnn.layers.physical import (
     PhysicalLayer,
     check_deviation,
     flat_layers,
+    keeping,
     physical_layers,
 )
 
@@ -204,7 +205,8 @@ class SimulatedDevice:
     def installed(self, model: keras.layers.Layer) -> Iterator["SimulatedDevice"]:
         """Gives the model this device's imperfections until the block ends.
 
-        The previous values come back bit for bit, also when the body raises.
+        The previous values come back bit for bit, also when the body raises. Weights
+        that are loaded inside, as when a run is resumed, leave the device installed.
 
         Raises:
             ValueError: as in `bind`; nothing is installed then.
@@ -214,7 +216,8 @@ class SimulatedDevice:
         try:
             for variable, value in pairs:
                 variable.assign(value)
-            yield self
+            with keeping(v for v, _ in pairs):
+                yield self
         finally:
             for variable, value in before:
                 variable.assign(value)

@@ -42,7 +42,8 @@ class PhysicalLayer(keras.layers.Layer):
 
     Controls are what training may turn (currents, phases, masks); they are saved
     with the model. Imperfections are how one device differs from the design; they
-    are not saved, and a loaded model has them at their neutral values.
+    are not saved, and a loaded model has them at their neutral values. Where weights
+    are loaded while a device is installed, that device's stay.
 
     A subclass calls `add_control` and `add_imperfection` in `build`, and implements
     `forward(inputs, controls, imperfections)` as a pure function of tensors. Values
@@ -221,7 +222,10 @@ class PhysicalLayer(keras.layers.Layer):
 
     def reset_imperfections(self) -> None:
         """Sets every imperfection to its neutral value."""
-        for quantity in self._imperfections.values():
+        self._reset(self._imperfections.values())
+
+    def _reset(self, quantities) -> None:
+        for quantity in quantities:
             variable = quantity.variable
             variable.assign(
                 tf.fill(variable.shape, tf.cast(quantity.neutral, variable.dtype))
@@ -246,7 +250,11 @@ class PhysicalLayer(keras.layers.Layer):
             )
         for index, variable in enumerate(variables):
             variable.assign(store[str(index)])
-        self.reset_imperfections()
+        # A run that is resumed on a device goes on with that device.
+        kept = _kept()
+        self._reset(
+            q for q in self._imperfections.values() if id(q.variable) not in kept
+        )
 
 
 def check_built(layer: keras.layers.Layer) -> None:
@@ -314,6 +322,25 @@ def measured_by(device) -> contextlib.AbstractContextManager[None]:
         return modelled if measured is None else valued(measured, modelled)
 
     return substituting(substitute)
+
+
+@contextlib.contextmanager
+def keeping(variables) -> Iterator[None]:
+    """Lets imperfections stay as they are when weights are loaded inside.
+
+    Args:
+        variables: those that a device sets.
+    """
+    before = _kept()
+    _context.kept = before.union(map(id, variables))
+    try:
+        yield
+    finally:
+        _context.kept = before
+
+
+def _kept() -> frozenset[int]:
+    return getattr(_context, "kept", frozenset())
 
 
 @contextlib.contextmanager

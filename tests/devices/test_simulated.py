@@ -59,6 +59,65 @@ def test_installed_nested():
     assert len({tuple(outside), tuple(inside), tuple(innermost)}) == 3
 
 
+def test_weights_loaded_inside_leave_the_device_installed(tmp_path):
+    model = network()
+    path = tmp_path / "design.weights.h5"
+    model.save_weights(path)
+    control = model.get_layer("first").controls["control"]
+    saved = control.numpy()
+    one, two = VARIATION.sample(model, 2)
+    (warm,) = sweep(model, "temperature", [2.0])
+    outside = state(model)
+    for wrapper in (model, pnn.SATModel(model)):
+        for outer in (one, warm):
+            with outer.installed(model):
+                with two.installed(wrapper):
+                    pass
+                inside = state(model)
+                control.assign(saved + 1)
+                model.load_weights(path)
+                assert state(model) == inside
+            assert state(model) == outside
+    # What the device does not set is the design's again, and so is all outside.
+    with warm.installed(model):
+        inside = state(model)
+        shift = model.get_layer("first").imperfections["resonance_shift"]
+        shift.assign(shift + 0.1)
+        model.load_weights(path)
+        assert state(model) == inside
+    with pytest.raises(KeyError), one.installed(model):
+        raise KeyError
+    shift.assign(shift + 0.1)
+    model.load_weights(path)
+    assert state(model) == outside
+
+
+def test_a_run_resumed_on_a_device_goes_on_with_it(tmp_path):
+    def run(folder, stop=None):
+        keras.utils.set_random_seed(0)
+        model = network()
+        model.compile(keras.optimizers.SGD(0.1), "mse")
+        (device,) = VARIATION.sample(model, 1)
+
+        def interrupt(epoch, logs):
+            if epoch == stop:
+                raise KeyboardInterrupt
+
+        callbacks = [
+            keras.callbacks.BackupAndRestore(folder, delete_checkpoint=False),
+            keras.callbacks.LambdaCallback(on_epoch_end=interrupt),
+        ]
+        arguments = {"epochs": 3, "shuffle": False, "verbose": 0}
+        with device.installed(model):
+            model.fit(X, X[:, :1].repeat(4, 1), callbacks=callbacks, **arguments)
+        return state(model)
+
+    expected = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", stop=1)
+    assert run(tmp_path / "cut") == expected
+
+
 def test_a_failing_assignment_installs_nothing():
     model = network()
     before = state(model)

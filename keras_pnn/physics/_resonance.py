@@ -3,7 +3,13 @@
 import numpy as np
 
 from keras_pnn.physics import ring
-from keras_pnn.physics._tensors import TensorLike, as_tensors, check, check_not_nan
+from keras_pnn.physics._tensors import (
+    TensorLike,
+    as_tensors,
+    check,
+    check_not_nan,
+    nan_below,
+)
 from keras_pnn.physics.tuning_base import WEIGHT_TOLERANCE, Tuning
 
 # A weight of 1 needs an infinite detuning; the authors of arXiv:2411.12352 stop
@@ -94,7 +100,8 @@ class ResonanceTuning(Tuning):
 
     def _half_width(self, error):
         check("half_width_error", error, lambda e: e > -1, "above -1")
-        return self.half_width * (1 + error)
+        # A half-width below 0 would give the weight of its amount.
+        return self.half_width * (1 + nan_below(error, -1.0))
 
     def _port_weight(self, through, drop):
         return through - drop if self.port == "balanced" else through

@@ -118,6 +118,14 @@ def as_tensors(*values):
     return tuple(_to_tensor(value, dtype) for value in values)
 
 
+def nan_below(value: tf.Tensor, bound: float) -> tf.Tensor:
+    """The values that are above a bound, NaN in place of the others.
+
+    For values that only a graph knows, which no error can refuse.
+    """
+    return tf.where(value > bound, value, tf.constant(float("nan"), value.dtype))
+
+
 def as_complex(value, dtype: tf.DType) -> tf.Tensor:
     """Casts to complex64 or complex128.
 

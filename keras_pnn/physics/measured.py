@@ -16,6 +16,7 @@ from keras_pnn.physics._tensors import (
     check_not_nan,
     check_positive,
     concrete,
+    nan_below,
 )
 from keras_pnn.physics.tuning_base import Tuning
 
@@ -182,7 +183,7 @@ class MeasuredTuning(Tuning):
         Returns:
             Float tensor in the arguments' broadcast shape, of their widest
             float dtype. Twice differentiable. In a graph, NaN where the measured
-            curve is left.
+            curve is left, or `half_width_error` is not above -1.
 
         Raises:
             ValueError: If a value known eagerly is NaN, `half_width_error` is
@@ -192,6 +193,7 @@ class MeasuredTuning(Tuning):
         check_not_nan("shift", shift)
         check("half_width_error", half_width_error, lambda e: e > -1, "above -1")
         control, shift, error = as_tensors(control, shift, half_width_error)
+        error = nan_below(error, -1.0)
         x = self.heater_shift(control) + shift
         # As a difference, so that an error of 0 leaves x as it is, to the bit.
         x = x - (x - self.resonance) * (error / (1 + error))

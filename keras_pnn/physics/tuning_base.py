@@ -87,7 +87,8 @@ class Tuning:
 
         Returns:
             Float tensor in the arguments' broadcast shape, of their widest
-            float dtype. Twice differentiable.
+            float dtype. Twice differentiable. In a graph, NaN where
+            `half_width_error` is not above -1.
 
         Raises:
             ValueError: If a value known eagerly is NaN, or `half_width_error`

@@ -326,6 +326,44 @@ def test_leaving_the_curve_raises_eagerly():
             tuning.weight(control, shift)
 
 
+@each
+@pytest.mark.parametrize("jit", [False, True])
+def test_half_widths_that_do_not_exist_are_nan_in_a_graph(tuning, jit):
+    errors = np.array([-0.2, -1.0, -1.5, 0.0, 0.1], "float32")
+    good = errors > -1
+
+    def run(error):
+        control = tf.fill(errors.shape, 0.7)
+        with tf.GradientTape() as tape:
+            tape.watch([control, error])
+            weight = tuning.weight(control, 0.0, error)
+        return weight, *tape.gradient(weight, [control, error])
+
+    weight, *slopes = tf.function(run, jit_compile=jit)(tf.constant(errors))
+    np.testing.assert_array_equal(np.isnan(weight), ~good)
+    assert np.isfinite(np.array(slopes)[:, good]).all()
+
+    def one(error):
+        return tuning.weight(0.7, 0.0, error)
+
+    mapped = tf.function(
+        lambda e: tf.vectorized_map(one, e, fallback_to_while_loop=False),
+        jit_compile=jit,
+    )(tf.constant(errors))
+    np.testing.assert_allclose(mapped, weight, rtol=1e-5)
+    np.testing.assert_allclose(
+        weight.numpy()[good], tuning.weight(0.7, 0.0, errors[good]), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("tuning", [TUNINGS["lorentzian"], TUNINGS["heater"]])
+def test_a_row_with_a_half_width_that_does_not_exist_is_nan_in_a_graph(tuning):
+    detuning = tf.constant([[[0.1, 0.8], [-0.7, 0.2]]] * 3)
+    error = tf.constant([[[0.0], [0.1]], [[0.0], [-1.5]], [[-1.0], [0.0]]])
+    weight = tf.function(tuning.row_weight)(detuning, error)
+    np.testing.assert_array_equal(np.isnan(weight), [[False] * 2] + [[True] * 2] * 2)
+
+
 @pytest.mark.parametrize("jit", [False, True])
 def test_leaving_the_curve_is_nan_in_a_graph(jit):
     tuning = measured("nm")

@@ -68,6 +68,12 @@ class Engine:
     def __init__(self, model, variables, batch_norm, differs):
         self.model, self.variables = model, list(variables)
         self.state = model.metrics_variables
+        # What the model and its layers update themselves, in the forward pass.
+        others = [*metrics_of_compile(model), *getattr(model, "train_metrics", ())]
+        known = {id(v) for m in others for v in m.variables}
+        self._forward_state = [
+            i for i, v in enumerate(self.state) if id(v) not in known
+        ]
         self.vectorized = True
         norms = batch_norm_layers(model)
         self._in_batch = norms if batch_norm == "batch" else []
@@ -94,8 +100,12 @@ class Engine:
         return zero
 
     def zero_state(self, devices: int):
-        """Returns the metrics' variables of each device before the first batch."""
-        return [tf.stack([tf.convert_to_tensor(v)] * devices) for v in self._zero]
+        """Returns each device's state before the first batch.
+
+        That is the metrics' variables, and whether it has given NaN.
+        """
+        zero = [*self._zero, False]
+        return [tf.stack([tf.convert_to_tensor(v)] * devices) for v in zero]
 
     def _mapped(self, function: Mapped, stacks, devices: int, *shared):
         """The first `devices` results; the rest of the stacks is only filling."""
@@ -118,7 +128,7 @@ class Engine:
         return function.one_by_one([s[:devices] for s in stacks], *shared)
 
     def update(self, stacks, statistics, states, batch):
-        """Returns the states of the metrics of all devices after a batch.
+        """Returns the states of all devices after a batch.
 
         Args:
             stacks: values of the variables, (devices or more, ...) each.
@@ -127,8 +137,11 @@ class Engine:
             batch: (x, y, sample_weight).
         """
         own, shared = statistics
+        devices = len(states[0])
+        size = len(stacks[0]) if stacks else devices
+        metrics = [filled(states[i], size) for i in self._forward_state]
         passed = self._mapped(
-            self._forward_all, [*stacks, *own], len(states[0]), shared, batch
+            self._forward_all, [*stacks, *own, *metrics], devices, shared, batch
         )
         return self._metrics(states, batch, *passed)
 
@@ -187,13 +200,14 @@ class Engine:
         return found
 
     def _forward(self, values, shared, batch):
-        """(outputs, their masks, loss) of one device."""
+        """(outputs, their masks, loss, metrics' state, any NaN) of one device."""
         x, y, sample_weight = batch
+        metrics = [self.state[i] for i in self._forward_state]
         mapping = [
-            *zip([*self.variables, *self._moving(True)], values, strict=True),
+            *zip([*self.variables, *self._moving(True), *metrics], values, strict=True),
             *zip(self._moving(False), shared, strict=True),
         ]
-        with overriding(self.model, mapping):
+        with overriding(self.model, mapping) as scope:
             with own_statistics(self._in_batch):
                 y_pred = self.model(x, training=False)
             loss = self.model._compute_loss(
@@ -202,23 +216,29 @@ class Engine:
         # Keras keeps masks as attributes of tensors, which a map over devices drops.
         outputs = keras.tree.flatten(y_pred)
         masks = {i: getattr(t, "_keras_mask", None) for i, t in enumerate(outputs)}
-        return y_pred, {i: m for i, m in masks.items() if m is not None}, loss
+        masks = {i: m for i, m in masks.items() if m is not None}
+        failed = tf.reduce_any([_any_nan(t) for t in [loss, *outputs]])
+        return y_pred, masks, loss, [_now(scope, v) for v in metrics], failed
 
-    def _update(self, state, batch, y_pred, masks, loss):
-        """The state of the metrics of one device after a batch."""
+    def _update(self, state, batch, y_pred, masks, loss, passed, failed):
+        """The state of one device after a batch."""
         x, y, sample_weight = batch
         outputs = keras.tree.flatten(y_pred)
         for i, mask in masks.items():
             outputs[i]._keras_mask = mask
+        *state, failed_before = state
+        for i, value in zip(self._forward_state, passed, strict=True):
+            state[i] = value
         mapping = zip(self.state, state, strict=True)
         with keras.StatelessScope(state_mapping=mapping) as scope:
             size = tf.shape(keras.tree.flatten(x)[0])[0]
             self.model._loss_tracker.update_state(loss, sample_weight=size)
-            if self.model._compile_loss.metrics:
+            if getattr(self.model._compile_loss, "metrics", None):
                 # The losses of single outputs count themselves when called.
                 self.model._compile_loss(y, y_pred, sample_weight)
             self.model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
-            return [_now(scope, v) for v in self.state]
+            now = [_now(scope, v) for v in self.state]
+        return [*now, tf.logical_or(failed_before, failed)]
 
     def _update_all(self, states, batch, *passed):
         # Metrics take little time, and some use operations that TensorFlow cannot
@@ -230,15 +250,31 @@ class Engine:
         )
 
     def results(self, states) -> list[dict]:
-        """Returns the loss and the metrics of each device, name to value."""
+        """Returns the loss and the metrics of each device, name to value.
+
+        Metrics of a device that gave NaN are NaN: to most, NaN is an ordinary wrong
+        answer, or class 0.
+        """
         results = []
+        *states, failed = states
         for i in range(len(states[0])):
             mapping = zip(self.state, [s[i] for s in states], strict=True)
             with keras.StatelessScope(state_mapping=mapping):
                 metrics = self.model.get_metrics_result()
-            metrics.pop("sharpness", None)
-            results.append({n: _plain(v) for n, v in metrics.items()})
+                row = {n: _plain(v) for n, v in metrics.items()}
+            for metric in getattr(self.model, "train_metrics", ()):
+                row.pop(metric.name, None)
+            if failed[i]:
+                row = {n: v if n == "loss" else v * np.nan for n, v in row.items()}
+            results.append(row)
         return results
+
+
+def metrics_of_compile(model: keras.Model) -> list[keras.metrics.Metric]:
+    """Returns what `compile` made: the trackers of losses, and the metrics."""
+    found = [model._loss_tracker, model._compile_metrics]
+    found += getattr(model._compile_loss, "metrics", [])
+    return [m for m in found if m is not None]
 
 
 def filled(stack: tf.Tensor, size: int) -> tf.Tensor:
@@ -249,7 +285,20 @@ def filled(stack: tf.Tensor, size: int) -> tf.Tensor:
     return tf.concat([stack, tf.repeat(stack[-1:], missing, axis=0)], axis=0)
 
 
+def _any_nan(tensor) -> tf.Tensor:
+    """Whether a tensor holds a NaN; never, where its dtype has none."""
+    tensor = tf.convert_to_tensor(tensor)
+    if tensor.dtype.is_complex:
+        tensor = tf.abs(tensor)
+    if not tensor.dtype.is_floating:
+        return tf.constant(False)
+    return tf.reduce_any(tf.math.is_nan(tensor))
+
+
 def _plain(value):
+    if isinstance(value, keras.Variable):
+        # NumPy would read past the scope that it is in.
+        value = tf.convert_to_tensor(value)
     value = np.array(value, "float64")
     return value if value.ndim else float(value)
 

@@ -298,10 +298,9 @@ class DATModel(SATModel):
     def _own_callbacks(self):
         return [*super()._own_callbacks(), _Stages()]
 
-    def test_step(self, data):
-        logs = super().test_step(data)
-        logs.pop("error_loss", None)
-        return logs
+    @property
+    def train_metrics(self):
+        return [*super().train_metrics, self._error_loss]
 
     def save_own_variables(self, store):
         super().save_own_variables(store)

@@ -163,10 +163,16 @@ class DeviceGradient(ModelGradient):
         seen = overriding(trainer, overrides)
         with seen, self._measuring(trainer):
             measured = trainer(batch[0], training=True)
-        with overriding(trainer, overrides):
+        with overriding(trainer, overrides) as scope:
             modelled = trainer(batch[0], training=True)
             y_pred = keras.tree.map_structure(valued, measured, modelled)
-            return loss_of(trainer, batch, y_pred), y_pred, seen
+            loss = loss_of(trainer, batch, y_pred)
+        # Metrics that `compute_loss` itself keeps saw the device's outputs too.
+        for variable in trainer.metrics_variables:
+            value = scope.get_current_value(variable)
+            if value is not None and seen.get_current_value(variable) is None:
+                seen.add_update((variable, value))
+        return loss, y_pred, seen
 
 
 def loss_of(trainer, batch, y_pred) -> tf.Tensor:

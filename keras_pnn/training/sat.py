@@ -51,8 +51,12 @@ class SATModel(Trainer):
     `sat.model`. With a device, `save` gives that digital model, and eigenvalues of
     the Hessian are the digital model's: a measurement has no second derivative.
 
+    A model's own `compute_loss` is used, and metrics that it keeps itself are
+    reported, as in plain training.
+
     Args:
-        model: any Keras model.
+        model: any Keras model, but one with a `train_step`, `test_step`,
+            `predict_step`, `compute_metrics` or `get_metrics_result` of its own.
         rho: radius of the ascent, a number ≥ 0 or a Keras learning-rate schedule.
             Default 0.05. A number can be set during training, `sat.rho = 0.1`.
         ascent: `"sam"`, `"asam"`, or an object such as `pnn.ASAM(0.5, eta=0.01)`,
@@ -81,10 +85,11 @@ class SATModel(Trainer):
             mesh `pnn.training.DeviceGradient("output")`, see there.
 
     Raises:
-        ValueError: `rho` is negative; both `rho` and an ascent object are given;
-            `perturb="controls"` and the model has no physical layer; `aligned` is
-            outside [0, 1]; or `misalignment` names what the model does not have,
-            one variable twice, or one that `perturb` moves.
+        ValueError: `model` overrides what would not be called; `rho` is negative;
+            both `rho` and an ascent object are given; `perturb="controls"` and the
+            model has no physical layer; `aligned` is outside [0, 1]; or
+            `misalignment` names what the model does not have, one variable twice, or
+            one that `perturb` moves.
 
     Example:
 
@@ -260,10 +265,9 @@ class SATModel(Trainer):
             seed=seed,
         )
 
-    def test_step(self, data):
-        logs = super().test_step(data)
-        logs.pop("sharpness", None)
-        return logs
+    @property
+    def train_metrics(self):
+        return [self._sharpness]
 
     def get_config(self):
         config = super().get_config()

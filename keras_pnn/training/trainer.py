@@ -1,12 +1,26 @@
 """What every model with a train step of its own shares: wrapping, saving, resuming."""
 
+import contextlib
 import inspect
+from collections.abc import Iterator
 
 import keras
 import numpy as np
 
+from keras_pnn.devices._engine import metrics_of_compile
 from keras_pnn.devices.hardware import DeviceError, raising
 from keras_pnn.training.resume import Position, Skipping, save_state
+
+# What a model may override, and nothing would call.
+_OWN_STEPS = (
+    "train_step",
+    "test_step",
+    "predict_step",
+    "compute_metrics",
+    "get_metrics_result",
+)
+# What a model's `compute_loss` may use of what `compile` sets.
+_LENT = ("_compile_loss", "loss", "optimizer", "compiled")
 
 _COMPILE = inspect.signature(keras.Model.compile)
 _FIT = inspect.signature(keras.Model.fit)
@@ -15,16 +29,32 @@ _FIT = inspect.signature(keras.Model.fit)
 class Trainer(keras.Model):
     """A model around a model, which trains it in another way.
 
-    `evaluate`, `predict` and saving behave as those of the model inside. A subclass
-    sets `gradient`, a `GradientSource`, and implements `train_step`.
+    `evaluate`, `predict` and saving behave as those of the model inside. Its
+    `compute_loss` is used where it has one of its own, with the loss that this model
+    is compiled with, and so are the metrics that it keeps itself. A subclass sets
+    `gradient`, a `GradientSource`, and implements `train_step`.
 
     Args:
-        model: any Keras model.
+        model: any Keras model that leaves the steps of training, evaluation and
+            prediction to Keras.
+
+    Raises:
+        ValueError: `model` is no Keras model, or overrides `train_step`,
+            `test_step`, `predict_step`, `compute_metrics` or `get_metrics_result`.
     """
 
     def __init__(self, model: keras.Model, **kwargs):
         if not isinstance(model, keras.Model):
             raise ValueError(f"`model` must be a keras.Model. Received: {model!r}")
+        own = [name for name in _OWN_STEPS if _overrides(model, name)]
+        if own:
+            raise ValueError(
+                f"`model` must not override {', '.join(_OWN_STEPS)}: a "
+                f"{type(self).__name__} would not call them. Override `compute_loss`, "
+                "and update metrics of the model's own there or in `call`. Received: "
+                f"model '{model.name}' of {type(model).__name__}, which overrides "
+                f"{', '.join(own)}"
+            )
         # The model inside casts its inputs; float64 ones would be rounded first.
         super().__init__(autocast=False, **kwargs)
         self.model = model
@@ -40,6 +70,35 @@ class Trainer(keras.Model):
 
     def compute_mask(self, inputs, previous_mask):
         return None
+
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
+        """As `keras.Model.compute_loss`; that of the model inside if it has one."""
+        if not _overrides(self.model, "compute_loss"):
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+        with _lent(self, self.model):
+            # Not every model's own takes `training`.
+            return self.model._compute_loss(x, y, y_pred, sample_weight, training)
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """All metrics, with those that the model inside keeps itself."""
+        known = super().metrics
+        # Keras passes over those of a model in a model.
+        seen = {id(m) for m in [*known, *metrics_of_compile(self.model)]}
+        return [*known, *(m for m in self.model.metrics if id(m) not in seen)]
+
+    @property
+    def train_metrics(self) -> list[keras.metrics.Metric]:
+        """Metrics of the train step alone, which `evaluate` does not report."""
+        return []
+
+    def test_step(self, data):
+        logs = super().test_step(data)
+        for metric in self.train_metrics:
+            logs.pop(metric.name, None)
+        return logs
 
     @property
     def device(self):
@@ -223,6 +282,28 @@ class Trainer(keras.Model):
             )
         for index in range(len(saved)):
             states[index].assign(store[f"seed_{index}"])
+
+
+def _overrides(model: keras.Model, name: str) -> bool:
+    return getattr(type(model), name) is not getattr(keras.Model, name)
+
+
+@contextlib.contextmanager
+def _lent(trainer: keras.Model, model: keras.Model) -> Iterator[None]:
+    """Gives a model what another is compiled with, until the block ends.
+
+    The model's own, if it is compiled, comes back: it stays what the user made it.
+    """
+    # Past Keras' tracking, or an optimizer would be saved twice.
+    attributes = vars(model)
+    before = {name: attributes[name] for name in _LENT if name in attributes}
+    attributes.update({name: getattr(trainer, name) for name in _LENT})
+    try:
+        yield
+    finally:
+        for name in _LENT:
+            del attributes[name]
+        attributes.update(before)
 
 
 def _arrays(x) -> bool:

@@ -135,3 +135,158 @@ def test_a_hessian_is_not_measured():
 def test_model_must_be_a_model():
     with pytest.raises(ValueError, match="`model` must be a keras"):
         pnn.PATModel(keras.layers.Dense(3), device=None)
+
+
+# What a subclassed model has of its own.
+
+
+@keras.saving.register_keras_serializable(package="test_trainer")
+class OwnLoss(keras.Model):
+    """Has a loss of its own, with metrics that it keeps in `call` and in the loss."""
+
+    def __init__(self, compiled=False, **kwargs):
+        super().__init__(**kwargs)
+        self.bank = pnn.layers.MRRBank(2, control_regularizer="l2")
+        self.drop = keras.layers.Dropout(0.3, seed=1)
+        self.seen = keras.metrics.Mean(name="seen")
+        self.squares = keras.metrics.Mean(name="squares")
+        self.use_compiled = compiled
+
+    def call(self, inputs, training=False):
+        outputs = self.drop(self.bank(inputs), training=training)
+        self.seen.update_state(keras.ops.mean(keras.ops.abs(outputs)))
+        self.add_loss(0.1 * keras.ops.mean(outputs))
+        return outputs
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None):
+        squares = keras.ops.mean(y_pred**2)
+        self.squares.update_state(squares)
+        if self.use_compiled:
+            rest = super().compute_loss(x, y, y_pred, sample_weight)
+            # Both are there within `fit`.
+            assert self.loss == "mse" and self.optimizer is not None
+            return squares + rest
+        return 10 * squares
+
+    def get_config(self):
+        return {**super().get_config(), "compiled": self.use_compiled}
+
+
+class ListedMetrics(OwnLoss):
+    """As in Keras' own documentation of `compute_loss`."""
+
+    def __init__(self):
+        super().__init__()
+        self.squares = keras.metrics.Mean(name="loss")
+
+    def reset_metrics(self):
+        self.squares.reset_state()
+
+    @property
+    def metrics(self):
+        return [self.squares]
+
+
+def own_loss(**kwargs):
+    keras.utils.set_random_seed(0)
+    model = OwnLoss(**kwargs)
+    model(X)
+    return model
+
+
+def compiled(model, **kwargs):
+    model.compile(keras.optimizers.SGD(0.01), **kwargs)
+    return model
+
+
+FIT = {"batch_size": 3, "epochs": 2, "shuffle": False, "verbose": 0}
+
+
+@pytest.mark.parametrize("of_compile", [False, True])
+def test_a_loss_of_the_models_own_is_trained_on(of_compile):
+    # Eagerly: TensorFlow's optimizer of graphs may add three gradients in any order.
+    kwargs = {"loss": "mse", "metrics": ["mae"], "run_eagerly": True}
+    kwargs = kwargs if of_compile else {}
+    plain = compiled(own_loss(compiled=of_compile), **kwargs)
+    # What the model inside was compiled with is its own affair.
+    inner = compiled(own_loss(compiled=of_compile), loss="mae", metrics=["mse"])
+    before = {name: vars(inner)[name] for name in ("loss", "optimizer")}
+    sat = compiled(pnn.SATModel(inner, rho=0.0), **kwargs)
+    expected = plain.fit(X, Y, validation_data=(X, Y), **FIT).history
+    got = sat.fit(X, Y, validation_data=(X, Y), **FIT).history
+    assert {"seen", "squares", "val_seen", "val_squares"} <= got.keys()
+    assert got.pop("sharpness") == [0.0, 0.0]
+    assert got == expected
+    for one, other in zip(plain.variables, inner.variables, strict=True):
+        np.testing.assert_array_equal(one, other)
+    logs = sat.evaluate(X, Y, batch_size=3, verbose=0, return_dict=True)
+    assert logs == plain.evaluate(X, Y, batch_size=3, verbose=0, return_dict=True)
+    assert all(vars(inner)[name] is value for name, value in before.items())
+    eigenvalues = [pnn.hessian_eigenvalues(m, X, Y).eigenvalues for m in (plain, sat)]
+    np.testing.assert_array_equal(*eigenvalues)
+
+
+def test_metrics_are_those_of_the_clean_pass():
+    model = own_loss()
+    sat = compiled(pnn.SATModel(model, rho=1.0))
+    expected = compiled(own_loss()).fit(X, Y, **{**FIT, "batch_size": 8, "epochs": 1})
+    got = sat.fit(X, Y, **{**FIT, "batch_size": 8, "epochs": 1})
+    for name in ("loss", "seen", "squares"):
+        np.testing.assert_allclose(got.history[name], expected.history[name], rtol=1e-6)
+    assert got.history["sharpness"][0] > 0
+
+
+def test_a_listed_metric_stands_for_the_loss():
+    keras.utils.set_random_seed(0)
+    model = ListedMetrics()
+    model(X)
+    sat = compiled(pnn.SATModel(model, rho=0.1))
+    got = sat.fit(X, Y, **FIT).history
+    assert got.keys() == {"loss", "sharpness"}
+    # Its own tracker leaves out the factor 10 of the loss.
+    model.compile()
+    expected = model.evaluate(X, Y, verbose=0)
+    np.testing.assert_allclose(expected, np.mean(model(X).numpy() ** 2), rtol=1e-5)
+    np.testing.assert_allclose(sat.evaluate(X, Y, verbose=0), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("readout", ["layers", "output"])
+def test_metrics_of_the_models_own_see_the_device(readout):
+    model = own_loss()
+    (chip,) = pnn.Variation(resonance_shift=0.3).sample(model, 1)
+    with chip.installed(model):
+        expected = compiled(model).fit(X, Y, **{**FIT, "batch_size": 8, "epochs": 1})
+    again = own_loss()
+    online = compiled(pnn.PATModel(again, device=chip, readout=readout))
+    got = online.fit(X, Y, **{**FIT, "batch_size": 8, "epochs": 1}).history
+    for name in ("seen", "squares"):
+        np.testing.assert_allclose(got[name], expected.history[name], rtol=1e-5)
+
+
+def test_a_model_with_a_loss_of_its_own_is_saved(tmp_path):
+    sat = compiled(pnn.SATModel(own_loss(compiled=True), rho=0.1), loss="mse")
+    sat.fit(X, Y, **FIT)
+    sat.save(tmp_path / "sat.keras")
+    loaded = keras.saving.load_model(tmp_path / "sat.keras")
+    for model in (sat, loaded):
+        model.fit(X, Y, **FIT)
+    for one, other in zip(sat.variables, loaded.variables, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+STEPS = {
+    "train_step": lambda self, data: {},
+    "test_step": lambda self, data: {},
+    "predict_step": lambda self, data: data,
+    "compute_metrics": lambda self, x, y, y_pred, sample_weight=None: {},
+    "get_metrics_result": lambda self: {},
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_steps_of_the_models_own_are_refused(name):
+    model = type("Own", (keras.Sequential,), {name: STEPS[name]})([keras.Input((2,))])
+    with pytest.raises(ValueError, match=f"Received: .* of Own, .* overrides {name}$"):
+        pnn.SATModel(model, perturb="all")
+    with pytest.raises(ValueError, match="SATModel, which overrides train_step"):
+        pnn.SATModel(pnn.SATModel(network()))

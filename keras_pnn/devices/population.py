@@ -2,6 +2,7 @@
 
 import dataclasses
 import numbers
+import warnings
 from collections.abc import Iterator, Sequence
 
 import keras
@@ -23,8 +24,9 @@ class DeviceEvaluation:
     """Loss and metrics of one model on many devices.
 
     Args:
-        values: name → array (devices,), the loss and the compiled metrics; with
-            further axes for a metric that is an array itself.
+        values: name → array (devices,), the loss and the metrics; with further axes
+            for a metric that is an array itself. All metrics are NaN for a device
+            that gives NaN for some sample.
         samples: number of samples that each device was given.
         batch_size: samples at once.
         vectorized: whether the devices ran in one graph.
@@ -252,6 +254,7 @@ class DeviceEvaluator:
             verbose=0 if verbose in (0, "0") else 1,
             unit_name="step",
         )
+        failed = 0
         for start in range(0, len(bound), chunk):
             group = bound[start : start + chunk]
             values = [[t.value(a) for t, a in pairs] for pairs in group]
@@ -265,7 +268,15 @@ class DeviceEvaluator:
                 batch = _rows(self._data, first, first + self.batch_size)
                 states = engine.update(stacks, statistics, states, batch)
                 bar.add(1)
+            failed += int(np.count_nonzero(states[-1]))
             yield start, engine.results(states)
+        if failed:
+            warnings.warn(
+                f"{failed} of {len(bound)} devices give NaN for some samples, so that "
+                "their metrics are NaN: a control or a resonance may have left a "
+                "measured tuning curve, or the model's weights may be NaN.",
+                stacklevel=3,
+            )
 
 
 def evaluate_devices(
@@ -284,8 +295,9 @@ def evaluate_devices(
     """Evaluates a model on many devices, in one graph.
 
     Loss and metrics are those of `model.evaluate`, weighting and regularisers
-    included. The model is left as it was. To evaluate again and again without
-    compiling, keep a `DeviceEvaluator`.
+    included. The model is left as it was. Devices that give NaN, as where a measured
+    tuning curve is left, have metrics of NaN, and a warning says how many. To evaluate
+    again and again without compiling, keep a `DeviceEvaluator`.
 
     Args:
         model: a compiled model.

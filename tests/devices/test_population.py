@@ -192,6 +192,118 @@ class NumpySquare(keras.layers.Layer):
         return input_shape
 
 
+class Watched(keras.layers.Layer):
+    """Keeps the largest input that it has seen, whatever the loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.largest = Largest(name="largest")
+
+    def call(self, inputs):
+        self.largest.update_state(inputs)
+        return inputs
+
+
+class Largest(keras.metrics.Metric):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.value = self.add_variable((), "zeros", name="value")
+
+    def update_state(self, values):
+        self.value.assign(keras.ops.maximum(self.value, keras.ops.max(values)))
+
+    def result(self):
+        return self.value
+
+
+class OwnLoss(keras.Model):
+    """Has a loss and metrics of its own, in `call` and in the loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.bank = pnn.layers.MRRBank(6)
+        self.watched = Watched()
+        self.seen = keras.metrics.Mean(name="seen")
+        self.squares = keras.metrics.Mean(name="squares")
+
+    def call(self, inputs):
+        outputs = self.watched(self.bank(inputs))
+        self.seen.update_state(outputs)
+        return outputs
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None):
+        squares = keras.ops.mean(y_pred**2, axis=-1)
+        self.squares.update_state(squares, sample_weight)
+        return 10 * keras.ops.mean(squares)
+
+
+@pytest.mark.parametrize(("wrapped", "chunk"), [(False, 3), (True, 1)])
+def test_metrics_that_the_model_keeps_itself(wrapped, chunk):
+    model = OwnLoss()
+    model(X)
+    if wrapped:
+        model = pnn.SATModel(model)
+    model.compile("sgd", metrics=["accuracy"])
+    devices = pnn.Variation(resonance_shift=0.1).sample(model, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        result = assert_equals_evaluate(
+            model, X, LABELS, devices, batch_size=9, sample_weight=WEIGHTS, chunk=chunk
+        )
+    assert {"seen", "squares", "largest"} <= result.values.keys()
+    # Also where nothing differs between the devices.
+    (ideal,) = pnn.devices.sweep(model, "temperature", [0.0])
+    ideal.deviations.clear()
+    same = pnn.evaluate_devices(model, X, LABELS, [ideal] * 2, verbose=0)
+    expected = each_evaluated(model, X, LABELS, [ideal] * 2, batch_size=100)
+    for name, values in expected.items():
+        np.testing.assert_allclose(same[name], values, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("loss", "chunk"), [(CROSS_ENTROPY, 3), (None, 1)])
+def test_a_device_that_gives_nan_has_no_metrics(loss, chunk):
+    points = np.linspace(0, 1, 12)
+    tuning = pnn.MeasuredTuning(points, 1 - 2 / (1 + (points / 0.15) ** 2), unit="nm")
+    bank = pnn.layers.MRRBank(6, tuning=tuning, kernel_regularizer="l2")
+    model = keras.Sequential([keras.Input((4,)), bank])
+    control = bank.controls["control"]
+    control.assign(np.full(control.shape, 0.5))
+    each = keras.metrics.MeanMetricWrapper(lambda y, p: keras.ops.cast(y == 0, "int32"))
+    model.compile("sgd", loss, metrics=["accuracy", each])
+    devices = pnn.devices.sweep(model, "resonance_shift", [0, 0.1, 9, -9, 0.2])
+    with pytest.warns(UserWarning, match="2 of 5 devices give NaN") as caught:
+        result = pnn.evaluate_devices(model, X, LABELS, devices, chunk=chunk, verbose=0)
+    assert len([w for w in caught if "NaN" in str(w.message)]) == 1
+    for name in result.values.keys() - {"loss"}:
+        assert np.isnan(result[name]).tolist() == [False, False, True, True, False]
+    good = [devices[0], devices[1], devices[4]]
+    expected = each_evaluated(model, X, LABELS, good, batch_size=100)
+    for name, values in expected.items():
+        np.testing.assert_allclose(result[name][[0, 1, 4]], values, rtol=1e-5)
+    assert np.isnan(result.summary("accuracy")["p05"])
+
+
+def test_nan_in_one_batch_is_enough():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, pnn.layers.MRRBank(6)(keras.ops.log(inputs)))
+    model.compile("sgd", CROSS_ENTROPY, metrics=["accuracy"])
+    devices = pnn.Variation(resonance_shift=0.1).sample(model, 2)
+    x = np.abs(X)
+    x[0, 0] = -1
+    with pytest.warns(UserWarning, match="2 of 2 devices give NaN"):
+        result = pnn.evaluate_devices(model, x, LABELS, devices, 9, verbose=0)
+    assert np.isnan(result["accuracy"]).all()
+
+
+def test_metrics_of_the_train_step_are_not_reported():
+    model = classifier()
+    devices = pnn.Variation(resonance_shift=0.1).sample(model, 2)
+    online = pnn.DATModel(model, device=devices[0], error_networks=1)
+    online.compile("sgd", CROSS_ENTROPY)
+    result = pnn.evaluate_devices(online, X, LABELS, devices, verbose=0)
+    assert result.values.keys() == {"loss"}
+
+
 def test_a_layer_that_cannot_be_vectorised():
     inputs = keras.Input((4,))
     outputs = NumpySquare()(pnn.layers.MRRBank(3)(inputs))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
 _DOWNLOAD_TIMEOUT = 10.0
@@ -266,7 +267,8 @@ class Batches(keras.utils.PyDataset):
 
     Raises:
         ValueError: If lengths differ or are 0, `batch_size` is less than 1, there is
-            not one batch, or `sample_weight` comes without `y`.
+            not one batch, `x` holds NaN or infinity, or `sample_weight` comes without
+            `y`.
 
     Example:
 
@@ -301,6 +303,7 @@ class Batches(keras.utils.PyDataset):
                 "Arguments `x`, `y` and `sample_weight` must hold non-empty arrays "
                 f"of one length. Received: shapes {shapes}"
             )
+        check_finite("x", self._data[0])
         self._samples = lengths.pop()
         rounding = math.floor if self.drop_remainder else math.ceil
         self._steps = rounding(self._samples / self.batch_size)
@@ -377,6 +380,49 @@ class Batches(keras.utils.PyDataset):
                 "state, and the order would no longer be that of `seed`: pass "
                 "`shuffle=False` to `fit`. Received: shuffle=True"
             )
+
+
+def check_inputs(name: str, data) -> None:
+    """Raises if inputs that are known hold no sample, or NaN or infinity.
+
+    Data sets, generators and tensors of a graph pass: they are not known ahead.
+
+    Args:
+        name: the argument's name, for the message.
+        data: an array, an eager tensor, or a structure of them.
+
+    Raises:
+        ValueError: one has no sample, or holds NaN or infinity.
+    """
+    shapes = [a.shape for a in keras.tree.flatten(data) if _known(a)]
+    if any(len(shape) and shape[0] == 0 for shape in shapes):
+        raise ValueError(
+            f"`{name}` must hold at least one sample. Received: shapes "
+            f"{[tuple(shape) for shape in shapes]}"
+        )
+    check_finite(name, data)
+
+
+def check_finite(name: str, data) -> None:
+    """Raises ValueError if arrays or eager tensors hold NaN or infinity."""
+    for array in filter(_known, keras.tree.flatten(data)):
+        if not _all_finite(array):
+            raise ValueError(f"`{name}` must be finite. Received: NaN or infinity")
+
+
+def _known(leaf) -> bool:
+    eager = isinstance(leaf, tf.Tensor) and not tf.is_symbolic_tensor(leaf)
+    return isinstance(leaf, np.ndarray) or eager
+
+
+def _all_finite(array) -> bool:
+    if isinstance(array, np.ndarray):
+        return array.dtype.kind not in "fc" or bool(np.isfinite(array).all())
+    if array.dtype.is_complex:
+        array = tf.abs(array)
+    if not array.dtype.is_floating:
+        return True
+    return bool(tf.reduce_all(tf.math.is_finite(array)))
 
 
 def _array(data):

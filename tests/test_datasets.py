@@ -328,6 +328,8 @@ def test_structures_and_dtypes():
         ({"sample_weight": np.ones(5)}, "one length"),
         ({"x": np.float32(1.0)}, "one length"),
         ({"x": numbered(0), "y": numbered(0)}, "one length"),
+        ({"x": numbered(6) * np.nan}, "`x` must be finite.*Received: NaN"),
+        ({"x": {"a": numbered(6) + np.inf}}, "`x` must be finite"),
         ({"batch_size": 0}, "`batch_size`.*Received: batch_size=0"),
         ({"batch_size": 2.0}, "`batch_size`"),
         ({"seed": -1}, "`seed`.*Received: seed=-1"),

@@ -5,8 +5,8 @@ import inspect
 from collections.abc import Iterator
 
 import keras
-import numpy as np
 
+from keras_pnn.datasets import check_inputs
 from keras_pnn.devices._engine import metrics_of_compile
 from keras_pnn.devices.hardware import DeviceError, raising
 from keras_pnn.training.resume import Position, Skipping, save_state
@@ -151,16 +151,22 @@ class Trainer(keras.Model):
         where there is one, else in `interrupted_<name of the model>`. With that folder
         a `Checkpoint` goes on at the next batch.
 
+        Inputs are checked before anything changes, those of validation too. Batches of
+        a `tf.data.Dataset` or a generator cannot be known ahead: NaN among them makes
+        the controls NaN, which `keras.callbacks.TerminateOnNaN` shows.
+
         Raises:
-            ValueError: an array of inputs holds NaN or infinity; or there is a
-                `Checkpoint`, and the order of the batches is not known.
+            ValueError: an array or a tensor of inputs holds no sample, or NaN or
+                infinity; or there is a `Checkpoint`, and the order of the batches is
+                not known.
             DeviceError: the device failed for good.
         """
-        for array in keras.tree.flatten(x) if _arrays(x) else ():
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise ValueError("`x` must be finite. Received: NaN or infinity")
         bound = _FIT.bind(self, x, y, *args, **kwargs)
         bound.apply_defaults()
+        check_inputs("x", x)
+        validation = bound.arguments["validation_data"]
+        if isinstance(validation, tuple | list) and validation:
+            check_inputs("validation_data", validation[0])
         given = bound.arguments["callbacks"]
         # First in line: a callback that fails finds the batch counted.
         position, *_ = own = self._own_callbacks()
@@ -304,12 +310,6 @@ def _lent(trainer: keras.Model, model: keras.Model) -> Iterator[None]:
         for name in _LENT:
             del attributes[name]
         attributes.update(before)
-
-
-def _arrays(x) -> bool:
-    return x is not None and all(
-        isinstance(a, np.ndarray) for a in keras.tree.flatten(x)
-    )
 
 
 def _check_order(x, shuffle, callbacks) -> None:

@@ -408,15 +408,46 @@ def test_sharpness_with_regularisers_over_ragged_batches():
 # NaN and overflow.
 
 
-def test_nan_pixels_raise():
-    nan = X.copy()
-    nan[5, 2] = np.nan
+def structures(x):
+    """The ways to give `fit` one array of inputs."""
+    yield x
+    yield tf.constant(x)
+    yield tf.constant(x, "bfloat16")
+    yield [x]
+    yield [X, tf.constant(x)]
+    yield {"p": tf.constant(X), "q": x}
+    yield x.astype("complex64")
+    yield tf.constant(x, "complex64")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_nan_pixels_raise(bad):
+    wrong = X.copy()
+    wrong[5, 2] = bad
     sat = compiled(pnn.SATModel(banks()))
-    for x in (nan, np.where(np.isnan(nan), np.inf, nan)):
-        with pytest.raises(ValueError, match="`x` must be finite"):
+    before = [v.numpy() for v in sat.variables]
+    for x in structures(wrong):
+        with pytest.raises(ValueError, match="`x` must be finite.*Received"):
             sat.fit(x, Y, **FIT)
-        with pytest.raises(ValueError, match="`x` must be finite"):
-            sat.fit(x=[x], y=Y, **FIT)
+        for validation in ((x, Y), [x, Y], (x, Y, np.ones(12))):
+            with pytest.raises(ValueError, match="`validation_data` must be finite"):
+                sat.fit(X, Y, validation_data=validation, **FIT)
+    with pytest.raises(ValueError, match="`x` must be finite"):
+        pnn.datasets.Batches(wrong, Y, 4)
+    for variable, value in zip(sat.variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(4)
+    sat.fit(data, validation_data=data, shuffle=False, verbose=0)
+    sat.fit(tf.constant(X), Y, validation_data=(tf.constant(X), Y), **FIT)
+
+
+def test_no_samples_raise():
+    sat = compiled(pnn.SATModel(banks()))
+    for x in structures(X[:0]):
+        with pytest.raises(ValueError, match="`x` must hold at least one sample.*Rec"):
+            sat.fit(x, Y[:0], **FIT)
+        with pytest.raises(ValueError, match="`validation_data` must hold at least"):
+            sat.fit(X, Y, validation_data=(x, Y[:0]), **FIT)
 
 
 def test_an_overflow_under_mixed_float16_skips_the_step():

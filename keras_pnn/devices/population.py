@@ -172,8 +172,8 @@ class DeviceEvaluator:
             verbose: 0 is silent, 1 or `"auto"` shows a progress bar.
 
         Raises:
-            ValueError: there is no device, they deviate in different variables, or
-                come from another architecture.
+            ValueError: there is no device, one is no simulated device, they deviate
+                in different variables, or come from another architecture.
         """
         engine, chunk, bound = self._bound(devices)
         rows = [
@@ -211,8 +211,7 @@ class DeviceEvaluator:
 
     def _bound(self, devices):
         """(engine, devices at once, each device's targets and deviations)."""
-        if not len(devices):
-            raise ValueError("`devices` must hold at least one device. Received: none")
+        _check_devices(devices)
         self._prepare()
         bound = [device.bind(self.model) for device in devices]
         variables = [target.variable for target, _ in bound[0]]
@@ -318,8 +317,8 @@ def evaluate_devices(
 
     Raises:
         ValueError: the model is not compiled, the data are empty, hold NaN or
-            differ in length, there is no device, a device comes from another
-            architecture, or `calibration` does not fit `batch_norm`.
+            differ in length, there is no device, one is no simulated device or comes
+            from another architecture, or `calibration` does not fit `batch_norm`.
 
     Example:
 
@@ -338,6 +337,29 @@ def evaluate_devices(
         calibration,
     )
     return evaluator.evaluate(devices, verbose)
+
+
+def _check_devices(devices) -> None:
+    """Raises ValueError unless this is a sequence of devices, at least one."""
+    expected = "`devices` must be a sequence of simulated devices, as"
+    if hasattr(devices, "sample"):
+        raise ValueError(
+            f"{expected} `variation.sample(model, n)` draws it. Received: {devices!r}"
+        )
+    if not isinstance(devices, Sequence):
+        raise ValueError(
+            f"{expected} `Variation.sample` and `sweep` return it; one alone is "
+            f"`[device]`. Received: an object of type {type(devices).__name__}"
+        )
+    if not devices:
+        raise ValueError("`devices` must hold at least one device. Received: none")
+    for device in devices:
+        if not hasattr(device, "bind"):
+            raise ValueError(
+                f"{expected} `Variation.sample` returns it; with one on the bench, use "
+                "`with device.installed(model): model.evaluate(...)`. Received: one of "
+                f"type {type(device).__name__}"
+            )
 
 
 def checked_data(x, y, sample_weight) -> tuple:

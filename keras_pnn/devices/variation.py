@@ -15,6 +15,7 @@ from keras_pnn.devices.simulated import (
     architecture,
     matching,
 )
+from keras_pnn.physics._tensors import real_number
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -35,11 +36,11 @@ class Correlated:
 
     def __init__(self, std: float, length: float):
         self.std = _std("std", std)
-        if not (math.isfinite(length) and length > 0):
+        self.length = real_number(length)
+        if not (math.isfinite(self.length) and self.length > 0):
             raise ValueError(
-                f"`length` must be positive and finite. Received: {length}"
+                f"`length` must be a positive, finite number. Received: {length!r}"
             )
-        self.length = float(length)
 
     def draw(self, shape: tuple[int, ...], seed, dtype):
         """Returns one draw in the given shape, a pure function of the seed."""
@@ -241,11 +242,12 @@ class Variation:
 
 
 def _std(name: str, value) -> float:
-    if not (math.isfinite(value) and value >= 0):
+    number = real_number(value)
+    if not (math.isfinite(number) and number >= 0):
         raise ValueError(
-            f"`{name}`: a standard deviation must be finite and >= 0. Received: {value}"
+            f"`{name}` must be a number, finite and >= 0. Received: {value!r}"
         )
-    return float(value)
+    return number
 
 
 def _draw(target: Target, spread, seed):

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_pnn.physics import detection
+from keras_pnn.physics._tensors import real_number
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -21,9 +22,11 @@ class ControlRange(keras.constraints.Constraint):
     """
 
     def __init__(self, low: float = 0.0, high: float | None = None):
-        if not low < (float("inf") if high is None else high):
+        top = float("inf") if high is None else real_number(high)
+        if not real_number(low) < top:
             raise ValueError(
-                f"`low` must be below `high`. Received: low={low}, high={high}"
+                "`low` must be a number below `high`, and `high` a number or None. "
+                f"Received: low={low!r}, high={high!r}"
             )
         self.low, self.high = low, high
 
@@ -64,12 +67,13 @@ class Quantizer:
             raise ValueError(
                 f"`bits` must be a whole number from 1 to 24. Received: {bits!r}"
             )
-        if not (abs(low) < float("inf") and low < high < float("inf")):
+        self.bits = int(bits)
+        self.low, self.high = real_number(low), real_number(high)
+        if not -float("inf") < self.low < self.high < float("inf"):
             raise ValueError(
-                "`low` must be below `high`, both finite. "
-                f"Received: low={low}, high={high}"
+                "`low` must be below `high`, both finite numbers. "
+                f"Received: low={low!r}, high={high!r}"
             )
-        self.bits, self.low, self.high = int(bits), float(low), float(high)
 
     def __call__(self, value):
         return detection.quantize(value, self.bits, self.low, self.high)

@@ -91,6 +91,19 @@ def check_fraction(name, value):
     check(name, value, lambda v: (v >= 0) & (v <= 1), "in [0, 1]")
 
 
+def real_number(value) -> float:
+    """Returns one real number as a float; NaN where `value` is none.
+
+    NaN fails every comparison, so that a check of the range refuses it too.
+    """
+    if isinstance(value, (str, bytes, bool, np.bool_)):
+        return float("nan")
+    try:
+        return float(value) if np.ndim(value) == 0 else float("nan")
+    except (TypeError, ValueError):
+        return float("nan")
+
+
 def as_tensors(*values):
     """Converts values to tensors of one float dtype.
 

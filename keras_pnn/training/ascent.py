@@ -5,6 +5,8 @@ import math
 import keras
 import tensorflow as tf
 
+from keras_pnn.physics._tensors import real_number
+
 _SCHEDULE = keras.optimizers.schedules.LearningRateSchedule
 
 
@@ -155,9 +157,12 @@ def get(ascent, rho=None) -> SAM | None:
 
 def check_radius(name: str, value) -> float:
     """Returns a finite, non-negative number as a float."""
-    if isinstance(value, str) or not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"`{name}` must be finite and >= 0. Received: {value!r}")
-    return float(value)
+    number = real_number(value)
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError(
+            f"`{name}` must be a number, finite and >= 0. Received: {value!r}"
+        )
+    return number
 
 
 def _wide(value):

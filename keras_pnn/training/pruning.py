@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from keras_pnn.physics import tuning as tunings
+from keras_pnn.training.ascent import check_radius
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -29,9 +30,7 @@ class OpticalPruning(keras.regularizers.Regularizer):
     """
 
     def __init__(self, alpha: float, tuning=None):
-        if not 0 <= alpha < float("inf"):
-            raise ValueError(f"`alpha` must be finite and >= 0. Received: {alpha}")
-        self.alpha = float(alpha)
+        self.alpha = check_radius("alpha", alpha)
         self.tuning = tunings.get(tuning)
 
     def __call__(self, control):

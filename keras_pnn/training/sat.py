@@ -87,7 +87,8 @@ class SATModel(Trainer):
     Raises:
         ValueError: `model` overrides what would not be called; `rho` is negative;
             both `rho` and an ascent object are given; `perturb="controls"` and the
-            model has no physical layer; `aligned` is outside [0, 1]; or
+            model has no physical layer; `aligned` is outside [0, 1]; `seed` is not a
+            whole number; or
             `misalignment` names what the model does not have, one variable twice, or
             one that `perturb` moves.
 
@@ -150,6 +151,11 @@ class SATModel(Trainer):
         if not (real and 0 <= aligned <= 1):
             raise ValueError(f"`aligned` must be in [0, 1]. Received: {aligned!r}")
         self._aligned = float(aligned)
+        whole = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
+        if not (whole and -(2**31) <= seed < 2**31):
+            raise ValueError(
+                f"`seed` must be a whole number of 32 bits. Received: {seed!r}"
+            )
         self.seed = int(seed)
         self._sharpness = keras.metrics.Mean(name="sharpness")
 

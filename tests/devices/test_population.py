@@ -532,6 +532,10 @@ def test_errors():
             pnn.evaluate_devices(model, x, y, devices, verbose=0, **kwargs)
 
     refuses("at least one device", devices=[])
+    refuses("sequence.*\\[device\\].*Received: .*SimulatedDevice", devices=devices[0])
+    refuses("variation.sample.*Received: Variation", devices=VARIATION)
+    bench = pnn.HardwareDevice.__new__(pnn.HardwareDevice)
+    refuses("sequence.*installed.*Received: .*HardwareDevice", devices=[bench])
     refuses("lengths", x=X[:0], y=LABELS[:0])
     refuses("lengths", y=LABELS[1:])
     refuses("lengths", sample_weight=WEIGHTS[1:])

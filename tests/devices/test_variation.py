@@ -316,9 +316,12 @@ def test_bad_spreads(bad):
         pnn.Variation()
 
 
-@pytest.mark.parametrize("std,length", [(-1.0, 1.0), (1.0, 0.0), (1.0, np.nan)])
+@pytest.mark.parametrize(
+    "std,length",
+    [(-1.0, 1.0), (1.0, 0.0), (1.0, np.nan), ("1", 2.0), (1.0, "2"), ([1.0], 2.0)],
+)
 def test_bad_correlated(std, length):
-    with pytest.raises(ValueError, match=r"std|length"):
+    with pytest.raises(ValueError, match=r"`(std|length)` must be .*Received: "):
         pnn.Correlated(std, length)
 
 

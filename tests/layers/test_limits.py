@@ -34,7 +34,10 @@ def test_range_acts_after_each_step():
     assert kernel.min() >= 0.25 and kernel.max() <= 0.5
 
 
-@pytest.mark.parametrize("limits", [(1, 0), (0, 0), (float("nan"), 1), (float("inf"),)])
+@pytest.mark.parametrize(
+    "limits",
+    [(1, 0), (0, 0), (float("nan"), 1), (float("inf"),), ("0", 1.0), (0, "1"), (None,)],
+)
 def test_bad_ranges(limits):
     with pytest.raises(ValueError, match="Received"):
         ControlRange(*limits)
@@ -79,6 +82,8 @@ def test_quantizer_is_straight_through():
         (8, 0, float("inf")),
         (8, float("-inf"), 0),
         (8, float("nan"), 1),
+        (8, "0", 1.0),
+        (8, 0.0, None),
     ],
     ids=str,
 )

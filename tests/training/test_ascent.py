@@ -135,9 +135,10 @@ def test_get():
             ascents.get(ascent, 0.1)
 
 
-@pytest.mark.parametrize("bad", [-0.1, float("nan"), float("inf"), "big"])
+@pytest.mark.parametrize("bad", [-0.1, np.nan, np.inf, "big", None, [0.1], np.ones(1)])
 def test_bad_radius(bad):
-    with pytest.raises(ValueError, match="rho"):
-        pnn.SAM(bad)
-    with pytest.raises(ValueError, match="eta"):
+    for kind in (pnn.SAM, pnn.ASAM):
+        with pytest.raises(ValueError, match=r"`rho` must be .*Received: "):
+            kind(bad)
+    with pytest.raises(ValueError, match=r"`eta` must be .*Received: "):
         pnn.ASAM(0.1, eta=bad)

@@ -94,7 +94,7 @@ def test_config_round_trip():
     np.testing.assert_array_equal(again(CONTROL), pruning(CONTROL))
 
 
-@pytest.mark.parametrize("bad", [-1, float("nan"), float("inf")])
+@pytest.mark.parametrize("bad", [-1, float("nan"), float("inf"), "a", None, [1]])
 def test_bad_alpha(bad):
-    with pytest.raises(ValueError, match="alpha"):
+    with pytest.raises(ValueError, match=r"`alpha` must be .*Received: "):
         pnn.OpticalPruning(bad)

@@ -336,6 +336,9 @@ def test_errors_of_the_arguments():
         pnn.SATModel(banks(), rho=0.1, ascent=pnn.SAM(0.1))
     with pytest.raises(ValueError, match="needs an ascent"):
         pnn.SATModel(banks(), ascent=None).rho = 0.1
+    for seed in ("a", 1.5, None, True, 2**31):
+        with pytest.raises(ValueError, match=r"`seed` must be .*Received: "):
+            pnn.SATModel(banks(), seed=seed)
     for bad in ({"model": plain.layers[0]}, {"noise_aware": 0.1}, {"device": 3}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             pnn.SATModel(**{"model": banks(), **bad})
@@ -427,7 +430,7 @@ def test_nan_pixels_raise(bad):
     sat = compiled(pnn.SATModel(banks()))
     before = [v.numpy() for v in sat.variables]
     for x in structures(wrong):
-        with pytest.raises(ValueError, match="`x` must be finite.*Received"):
+        with pytest.raises(ValueError, match=r"`x` must be finite.*Received"):
             sat.fit(x, Y, **FIT)
         for validation in ((x, Y), [x, Y], (x, Y, np.ones(12))):
             with pytest.raises(ValueError, match="`validation_data` must be finite"):
@@ -444,7 +447,7 @@ def test_nan_pixels_raise(bad):
 def test_no_samples_raise():
     sat = compiled(pnn.SATModel(banks()))
     for x in structures(X[:0]):
-        with pytest.raises(ValueError, match="`x` must hold at least one sample.*Rec"):
+        with pytest.raises(ValueError, match=r"`x` must hold at least one sample.*Rec"):
             sat.fit(x, Y[:0], **FIT)
         with pytest.raises(ValueError, match="`validation_data` must hold at least"):
             sat.fit(X, Y, validation_data=(x, Y[:0]), **FIT)

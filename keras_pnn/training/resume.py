@@ -137,5 +137,17 @@ class Skipping:
         self.left -= self.model.steps_per_execution
         for _ in range(self.model.steps_per_execution):
             # The last execution of an epoch may have fewer batches.
-            next(iterator, None)
+            batch = next(iterator, None)
+            if batch is not None and not _has_metrics(self.model):
+                # Callbacks are told the metrics, which the first step would make.
+                self.model._symbolic_build(data_batch=batch)
         return self.model.get_metrics_result()
+
+
+def _has_metrics(model: keras.Model) -> bool:
+    """Whether the metrics of `compile` have their variables, so that they have values.
+
+    Those of a model that trains on several replicas have: `fit` makes them first.
+    """
+    parts = model._compile_loss, model._compile_metrics
+    return all(part is None or part.built for part in parts)

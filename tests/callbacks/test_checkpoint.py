@@ -157,6 +157,64 @@ def test_killed_twice_in_one_epoch_with_compiled_steps(tmp_path):
     assert_same(state(model), state(straight))
 
 
+def two_outputs(metrics):
+    keras.utils.set_random_seed(5)
+    inputs = keras.Input((4,))
+    x = pnn.layers.MRRBank(5, activation="relu")(inputs)
+    outputs = {n: pnn.layers.MRRBank(3, name=n)(x) for n in ("one", "two")}
+    model = pnn.SATModel(keras.Model(inputs, outputs), rho=0.2)
+    losses = {"one": LOSS, "two": LOSS}
+    model.compile(keras.optimizers.Adam(0.02), losses, **metrics)
+    return model
+
+
+class Seen(keras.callbacks.Callback):
+    """The logs of each batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.logs = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.logs.append(dict(logs))
+
+
+@pytest.mark.parametrize("kill", [Kill(0, 3), Kill(0)], ids=["mid-epoch", "epoch end"])
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        {"metrics": {"one": "accuracy"}},
+        {"weighted_metrics": {"two": ["accuracy"]}},
+        {},
+    ],
+    ids=["metrics", "weighted", "losses"],
+)
+def test_the_logs_of_a_resumed_epoch_are_those_of_its_rest(kill, metrics, tmp_path):
+    """What was compiled has no variables before the first batch is trained."""
+    # Full batches alone: Keras weighs the losses of outputs alike for every batch.
+    steps, x, y = 5, X[:20], {"one": Y[:20], "two": Y[:20]}
+    options = {"batch_size": 4, "shuffle": False, "verbose": 0}
+    straight, resumed = Seen(), Seen()
+    two_outputs(metrics).fit(x, y, callbacks=[straight], **options)
+    folder = tmp_path / "state"
+    mid_epoch = kill.at[1] is not None
+    keeper = Checkpoint(folder, every=2 if mid_epoch else 5)
+    callbacks = [keeper, kill] if mid_epoch else [kill, keeper]
+    with pytest.raises(Killed):
+        two_outputs(metrics).fit(x, y, callbacks=callbacks, **options)
+    done = 4 if mid_epoch else steps
+    assert position(folder) == (0, done)
+    callbacks = [Checkpoint(folder), resumed]
+    history = two_outputs(metrics).fit(x, y, callbacks=callbacks, **options).history
+    assert len(resumed.logs) == steps
+    assert all(set(logs) == set(straight.logs[0]) for logs in resumed.logs)
+    for name, (found,) in history.items():
+        # Means over all batches so far.
+        rest = straight.logs[-1][name] * steps - straight.logs[done - 1][name] * done
+        expected = rest / (steps - done) if mid_epoch else 0.0
+        np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=name)
+
+
 def test_what_a_resumed_run_left_does_not_reach_another(tmp_path):
     folder = tmp_path / "state"
     with pytest.raises(Killed):

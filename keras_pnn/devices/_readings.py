@@ -16,6 +16,8 @@ def reader(device, model) -> Callable:
     """How a device is read: NumPy in and out, `None` where it lacks the layer."""
     if hasattr(device, "acquire"):
         names = getattr(device, "layers", None)
+        if hasattr(device, "attach"):
+            device.attach(model)
 
         def acquire(layer, inputs, controls):
             if names is not None and layer.name not in names:

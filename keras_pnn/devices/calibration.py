@@ -177,9 +177,9 @@ def calibrate(
         A `Calibration`, whose `device` is the digital twin.
 
     Raises:
-        ValueError: an argument is not as described, nothing is left to fit, or a
-            reading has another shape, is complex where the layer is real, or is not
-            finite.
+        ValueError: an argument is not as described, the device names a layer that the
+            model lacks, nothing is left to fit, or a reading has another shape, is
+            complex where the layer is real, or is not finite.
         DeviceError: a `HardwareDevice` failed for good.
 
     Example:

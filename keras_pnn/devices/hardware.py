@@ -198,6 +198,18 @@ class HardwareDevice:
         outputs.set_shape(modelled.shape)
         return outputs
 
+    def attach(self, model: keras.layers.Layer) -> "HardwareDevice":
+        """Checks that the device's layers are physical layers of a model.
+
+        Training does this by itself, and so do `installed` and `pnn.calibrate`.
+
+        Raises:
+            ValueError: one is not, or the model has no physical layers.
+        """
+        _check_initialised(self)
+        _check_layers(self.layers, model)
+        return self
+
     @contextlib.contextmanager
     def installed(self, model: keras.layers.Layer) -> Iterator["HardwareDevice"]:
         """Runs the physical layers of a model on the device until the block ends.

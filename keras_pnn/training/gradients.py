@@ -8,7 +8,12 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from keras_pnn.layers.physical import measured_by, overriding, valued
+from keras_pnn.layers.physical import (
+    measured_by,
+    overriding,
+    physical_layers,
+    valued,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,10 +101,20 @@ class GradientSource:
         if self.device is None:
             yield
             return
-        if hasattr(self.device, "attach"):
-            self.device.attach(trainer.model)
+        self._attach(trainer)
         with measured_by(self.device):
             yield
+
+    def _attach(self, trainer) -> None:
+        """Raises ValueError if the device would measure nothing, and prepares it."""
+        if not physical_layers(trainer.model):
+            raise ValueError(
+                "`device` measures physical layers: train a model that has some, or "
+                f"without a device. Received: model '{trainer.model.name}', which has "
+                "none"
+            )
+        if hasattr(self.device, "attach"):
+            self.device.attach(trainer.model)
 
     def _forward(self, trainer, batch, overrides):
         """Loss, outputs, and the scope that holds what would have been assigned."""
@@ -163,16 +178,24 @@ class DeviceGradient(ModelGradient):
         seen = overriding(trainer, overrides)
         with seen, self._measuring(trainer):
             measured = trainer(batch[0], training=True)
-        with overriding(trainer, overrides) as scope:
+        scope = overriding(trainer, overrides)
+        with scope:
             modelled = trainer(batch[0], training=True)
             y_pred = keras.tree.map_structure(valued, measured, modelled)
+            before = _assigned(scope, trainer.metrics_variables)
             loss = loss_of(trainer, batch, y_pred)
-        # Metrics that `compute_loss` itself keeps saw the device's outputs too.
-        for variable in trainer.metrics_variables:
-            value = scope.get_current_value(variable)
-            if value is not None and seen.get_current_value(variable) is None:
-                seen.add_update((variable, value))
+        # The losses of single outputs count themselves when the loss is computed, and
+        # make their variables then if it is the first time.
+        for key, update in _assigned(scope, trainer.metrics_variables).items():
+            if key not in before or before[key][1] is not update[1]:
+                seen.add_update(update)
         return loss, y_pred, seen
+
+
+def _assigned(scope: keras.StatelessScope, variables) -> dict[int, tuple]:
+    """{id: (variable, value)} of the variables that have a value in a scope."""
+    values = {id(v): (v, scope.get_current_value(v)) for v in variables}
+    return {key: pair for key, pair in values.items() if pair[1] is not None}
 
 
 def loss_of(trainer, batch, y_pred) -> tf.Tensor:

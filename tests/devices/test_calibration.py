@@ -413,6 +413,10 @@ def test_hardware_and_layers_that_it_leaves_to_the_model():
     np.testing.assert_allclose(found, true, atol=1e-3)
     with pytest.raises(ValueError, match="leaves all of them to the model"):
         calibrate(model, bank, imperfections="first/resonance_shift")
+    misspelt = Bank(model, device, layers=["first", "secnod"])
+    with pytest.raises(ValueError, match=r"first, second\. Received: secnod"):
+        calibrate(model, misspelt, settings=4)
+    assert misspelt.calls == 0
 
 
 def test_each_layer_is_measured_at_its_measured_inputs():

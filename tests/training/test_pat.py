@@ -204,6 +204,56 @@ def test_a_bench_and_its_simulation_give_the_same_step(readout):
     assert_close(simulated, model, 2e-6)
 
 
+def two_outputs():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,))
+    x = pnn.layers.MRRBank(4, name="bank")(inputs)
+    outputs = {"p": layers.Dense(3)(x), "q": pnn.layers.MRRBank(2, name="last")(x)}
+    return keras.Model(inputs, outputs)
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+def test_the_loss_of_each_output_is_that_of_the_device(readout):
+    model = two_outputs()
+    (device,) = pnn.Variation(resonance_shift=0.1).sample(model, 1)
+    targets = {"p": Y, "q": X[:, :2]}
+    losses = {"p": LOSS, "q": "mse"}
+    model.compile("sgd", losses, run_eagerly=True)
+    with device.installed(model):
+        expected = model.evaluate(X, targets, verbose=0, return_dict=True)
+    assert model.evaluate(X, targets, verbose=0) != list(expected.values())
+    pat = pnn.PATModel(model, device, readout)
+    pat.compile(keras.optimizers.SGD(0.0), losses, run_eagerly=True)
+    history = pat.fit(X, targets, batch_size=8, verbose=0).history
+    for name in ("loss", "p_loss", "q_loss"):
+        np.testing.assert_allclose(history[name], [expected[name]], rtol=1e-5)
+        assert expected[name] > 0
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+def test_a_layer_that_the_model_lacks_is_refused(readout):
+    model = two_outputs()
+    (simulated,) = pnn.Variation(resonance_shift=0.1).sample(model, 1)
+    for names, received in (
+        (["bnak"], "Received: bnak"),
+        (["bank", "lats"], "Received: lats"),
+    ):
+        bench = Bench(simulated.attach(model), layers=names)
+        pat = pnn.PATModel(model, bench, readout)
+        pat.compile("sgd", {"p": LOSS, "q": "mse"})
+        with pytest.raises(ValueError, match=rf"bank, last\. {received}"):
+            pat.fit(X, {"p": Y, "q": X[:, :2]}, verbose=0)
+        assert bench.calls == 0
+
+
+@pytest.mark.parametrize("device", [Bench(None), Two(), pnn.SimulatedDevice({})])
+def test_a_model_without_physical_layers_is_refused(device):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3)], name="digital")
+    pat = compiled(pnn.PATModel(model, device))
+    with pytest.raises(ValueError, match="Received: model 'digital', which has none"):
+        pat.fit(X, Y, verbose=0)
+
+
 def test_training_lowers_the_loss_on_the_device():
     model = mesh(dropout=0)
     device = chip()

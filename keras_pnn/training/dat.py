@@ -70,8 +70,9 @@ class ErrorModels:
     def corrected(self, layer, modelled, training: bool) -> tf.Tensor:
         """Returns y + S(y), the layer's outputs with the errors that S predicts."""
         flat = tf.reshape(modelled, [-1, _size(modelled.shape)])
-        errors = self.of(layer)(flat, training=training)
-        return modelled + tf.reshape(errors, tf.shape(modelled))
+        errors = tf.reshape(self.of(layer)(flat, training=training), tf.shape(modelled))
+        # The networks compute with their weights' precision, the layers perhaps less.
+        return modelled + tf.cast(errors, modelled.dtype)
 
 
 class DualAdaptive(GradientSource):
@@ -188,15 +189,15 @@ class DualAdaptive(GradientSource):
             loss = loss_of(trainer, batch, y_pred)
         return loss, y_pred, scope, [(n, misfit) for n in self.errors.networks]
 
-    def _attach(self, trainer) -> None:
-        if hasattr(self.device, "attach"):
-            self.device.attach(trainer.model)
-
     def _misfit(self, predicted, measured) -> tf.Tensor:
         """The mean square of what S leaves unexplained."""
         if predicted.dtype.is_complex and not self.fields:
             predicted, measured = tf.abs(predicted), tf.abs(measured)
-        return tf.reduce_mean(tf.square(tf.abs(predicted - measured)))
+        misfit = tf.abs(predicted - measured)
+        if misfit.dtype.size < 4:
+            # Squares of small errors are 0 in half precision.
+            misfit = tf.cast(misfit, "float32")
+        return tf.reduce_mean(tf.square(misfit))
 
     def _fused(self, measured, predicted) -> tf.Tensor:
         """The measured amplitude with the predicted phase, where that is unknown."""

@@ -369,6 +369,47 @@ def test_a_real_layer():
     assert misfits[-1] < 0.7 * misfits[0]
 
 
+@pytest.mark.parametrize("internal_states", [True, False])
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_half_precision(policy, internal_states):
+    def misfits():
+        model = bank()
+        (device,) = pnn.Variation(resonance_shift=0.1).sample(model, 1)
+        trainer = dat(model, device, 0.0, internal_states=internal_states)
+        return trainer.fit(X, Y, **{**FIT, "epochs": 4}).history["error_loss"]
+
+    expected = misfits()
+    before = keras.mixed_precision.dtype_policy()
+    keras.mixed_precision.set_global_policy(policy)
+    try:
+        found = misfits()
+    finally:
+        keras.mixed_precision.set_global_policy(before)
+    assert expected[-1] < 0.95 * expected[0]
+    np.testing.assert_allclose(found, expected, rtol=0.05)
+
+
+def test_small_misfits_count_in_half_precision():
+    """The square of 1e-4 is 0 in float16."""
+    source = DualAdaptive(None, internal_states=True, fields=False)
+    predicted = tf.constant([1e-4, -1e-4], "float16")
+    misfit = source._misfit(predicted, tf.zeros(2, "float16"))
+    np.testing.assert_allclose(misfit, 1e-8, rtol=1e-2)
+
+
+@pytest.mark.parametrize("internal_states", [True, False])
+def test_a_layer_that_the_model_lacks_is_refused(internal_states):
+    class Bench(pnn.HardwareDevice):
+        def measure(self, layer, inputs, controls):
+            raise AssertionError("not reached")
+
+    bench = Bench(layers=["bnak"], retries=0)
+    trainer = dat(bank(), bench, internal_states=internal_states)
+    with pytest.raises(ValueError, match="Received: bnak"):
+        trainer.fit(X, Y, **FIT)
+    assert bench.calls == 0
+
+
 def test_an_optimizer_by_name():
     model = one_mesh()
     errors = ErrorModels({"networks": 1}, keras.optimizers.get("sgd"))

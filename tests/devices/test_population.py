@@ -567,6 +567,26 @@ def test_errors():
     )
 
 
+def test_a_measurement_is_no_simulated_device():
+    class Bench(pnn.HardwareDevice):
+        def measure(self, layer, inputs, controls):
+            return np.ones((len(inputs), layer.units))
+
+    model, bench = classifier(), Bench()
+    devices = VARIATION.sample(model, 2)
+    refused = pytest.raises(ValueError, match=r"outside.*Received: layers that a dev")
+    with refused, bench.installed(model):
+        pnn.evaluate_devices(model, X, LABELS, devices, verbose=0)
+    # Also where everything is compiled already.
+    evaluator = pnn.devices.DeviceEvaluator(model, X, LABELS)
+    before = evaluator.evaluate(devices, verbose=0)
+    with refused, bench.installed(model):
+        evaluator.evaluate(devices, verbose=0)
+    assert bench.calls == 0
+    after = evaluator.evaluate(devices, verbose=0)
+    np.testing.assert_array_equal(after["loss"], before["loss"])
+
+
 def test_summary_and_table():
     values = {"loss": np.arange(5.0), "accuracy": np.linspace(0.5, 1, 5)}
     result = pnn.DeviceEvaluation(values, samples=9, batch_size=3, vectorized=True)

@@ -1,8 +1,10 @@
 """How a device on the bench is measured: parts, repeats, time limits, the log."""
 
+import contextlib
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -42,6 +44,12 @@ class DeviceError(RuntimeError):
         )
 
 
+class Block:
+    """A block of code in which a device is installed."""
+
+    ended = False
+
+
 class Acquisition:
     """Measures batches with a `HardwareDevice`, one at a time.
 
@@ -55,6 +63,8 @@ class Acquisition:
     Attributes:
         raised: what the last measurement inside a graph raised, if it did; the graph
             itself knows only the text.
+        block: the innermost `installed` block, if there is one: what is traced there
+            must not measure afterwards.
     """
 
     def __init__(self, device, log=None):
@@ -66,6 +76,16 @@ class Acquisition:
         # Layer name → the controls that it was configured with last.
         self._configured: dict[str, dict[str, np.ndarray]] = {}
         self.raised: BaseException | None = None
+        self.block: Block | None = None
+
+    @contextlib.contextmanager
+    def installing(self) -> Iterator[None]:
+        """Marks what is traced inside as of this block."""
+        before, self.block = self.block, Block()
+        try:
+            yield
+        finally:
+            self.block.ended, self.block = True, before
 
     def check_thread(self, layer) -> None:
         """Raises RuntimeError in the lab's own code, which would wait for itself."""
@@ -80,7 +100,9 @@ class Acquisition:
         """Measures a batch; arguments as in `HardwareDevice.acquire`, checked."""
         with self._lock:
             try:
-                return self._obtain(layer, inputs, controls, shape, dtype)
+                outputs = self._obtain(layer, inputs, controls, shape, dtype)
+                self._device.failure = None
+                return outputs
             except DeviceError as error:
                 self._device.failure = error
                 self._configured.clear()
@@ -91,7 +113,6 @@ class Acquisition:
 
     def in_graph(self, *args) -> np.ndarray:
         """As `HardwareDevice.acquire`; `raising` finds what it raises."""
-        self.raised = None
         try:
             return self._device.acquire(*args)
         except BaseException as error:

@@ -7,8 +7,13 @@ from keras_pnn.devices.measurement_log import plain
 from keras_pnn.layers.physical import PhysicalLayer, substituting
 
 
-def sendable(name: str, array) -> np.ndarray:
+def sendable(name: str, array, layer: PhysicalLayer) -> np.ndarray:
     """Returns a copy of an array that may be sent to a device.
+
+    Args:
+        name: of the argument, for errors.
+        array: it, or what NumPy makes one of.
+        layer: what it is meant for.
 
     Raises:
         ValueError: it has no numbers, or NaN or infinity, which can harm a device.
@@ -16,13 +21,14 @@ def sendable(name: str, array) -> np.ndarray:
     array = np.array(plain(array), order="C")
     if array.dtype.kind not in "biufc":
         raise ValueError(
-            f"Argument `{name}` must be an array of numbers. "
-            f"Received: dtype {array.dtype}"
+            f"Argument `{name}` must be an array of numbers, for layer "
+            f"'{layer.name}'. Received: dtype {array.dtype}"
         )
     if not np.isfinite(array).all():
         raise ValueError(
-            f"Argument `{name}` must be finite. Received: NaN or infinity in "
-            f"{np.count_nonzero(~np.isfinite(array))} of {array.size}"
+            f"Argument `{name}` must be finite, for layer '{layer.name}'. Received: "
+            f"NaN or infinity in {np.count_nonzero(~np.isfinite(array))} of "
+            f"{array.size}"
         )
     return array
 

@@ -146,13 +146,15 @@ class HardwareDevice:
         """
         _check_initialised(self)
         self._acquisition.check_thread(layer)
-        inputs = sendable("inputs", inputs)
+        inputs = sendable("inputs", inputs, layer)
         if inputs.ndim == 0 or not len(inputs):
             raise ValueError(
                 "Argument `inputs` must have at least one sample. "
                 f"Received: shape {inputs.shape}"
             )
-        controls = {n: sendable(f"controls[{n!r}]", v) for n, v in controls.items()}
+        controls = {
+            n: sendable(f"controls[{n!r}]", v, layer) for n, v in controls.items()
+        }
         if shape is None or dtype is None:
             spec = output_spec(layer, inputs)
             shape = spec.shape if shape is None else shape
@@ -179,6 +181,7 @@ class HardwareDevice:
         # TensorFlow keeps the function until the process ends: it must not hold the
         # device, nor the layer with its model.
         device_of, layer_of = weakref.ref(self), weakref.ref(layer)
+        block = self._acquisition.block
 
         def measured(inputs, shape, *values):
             device, layer = device_of(), layer_of()
@@ -186,6 +189,12 @@ class HardwareDevice:
                 raise ReferenceError(
                     "A graph that measures needs its device and its layer: keep them. "
                     "Received: one that is gone"
+                )
+            if block is not None and block.ended:
+                raise RuntimeError(
+                    "A function that was traced inside `device.installed(model)` "
+                    "measures in this block alone: trace it anew outside. Received: "
+                    f"a call for layer '{layer.name}' after the block"
                 )
             arrays = dict(zip(names, values, strict=True))
             return device._acquisition.in_graph(layer, inputs, arrays, shape, dtype)
@@ -214,20 +223,28 @@ class HardwareDevice:
     def installed(self, model: keras.layers.Layer) -> Iterator["HardwareDevice"]:
         """Runs the physical layers of a model on the device until the block ends.
 
-        Holds for calls, `evaluate`, `predict` and training of the model, and of
-        models inside it. What they had compiled is put aside and comes back.
+        Holds for calls, `evaluate`, `predict` and training of the model, of models
+        inside it, and of a `SATModel`, `PATModel` or `DATModel` around one of them.
+        What they had compiled is put aside and comes back. Any other function that
+        was traced inside the block raises an error afterwards: it does not measure.
+        Call `export` outside: what it writes of a model here is the measurement.
 
         Raises:
             ValueError: the model has no such layers, is compiled with
                 `jit_compile=True`, or runs on several replicas.
-            DeviceError: the device failed for good.
+            DeviceError: the device failed for good. It comes from the block; inside,
+                compiled steps raise an error of TensorFlow's, and `failure` is set.
         """
-        _check_initialised(self)
-        _check_layers(self.layers, model)
+        HardwareDevice.attach(self, model)
         models = [m for m in model._flatten_layers() if isinstance(m, keras.Model)]
         for each in models:
             check_runs_python(each, each is model or each.compiled)
-        with set_aside(models), raising(self), measured_by(self):
+        with (
+            set_aside(model),
+            raising(self),
+            measured_by(self),
+            self._acquisition.installing(),
+        ):
             yield self
 
 
@@ -250,19 +267,23 @@ def raising(device) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raised = acquisition.raised or device.failure
-        if raised is None or not (error is raised or _from_graph(error)):
-            raise
-        # Not from the graph's error, whose text is a traceback of TensorFlow; and
-        # Keras has removed the cause of one that was raised eagerly.
-        raise raised from getattr(raised, "cause", None)
+        for raised in (acquisition.raised, device.failure):
+            if raised is not None and (error is raised or _tells_of(error, raised)):
+                # Not from the graph's error, whose text is a traceback of TensorFlow;
+                # and Keras has removed the cause of one that was raised eagerly.
+                raise raised from getattr(raised, "cause", None)
+        raise
 
 
-def _from_graph(error: BaseException | None) -> bool:
-    """Whether an exception is, or was caused by, one of a graph."""
-    while error is not None and not isinstance(error, tf.errors.OpError):
+def _tells_of(error: BaseException | None, raised: BaseException) -> bool:
+    """Whether an exception is, or was caused by, a graph's about another one."""
+    while error is not None:
+        # The graph knows the name and the text. One that was overcome, by whoever
+        # called the graph, has nothing to do with what fails later.
+        if isinstance(error, tf.errors.OpError) and type(raised).__name__ in str(error):
+            return True
         error = error.__cause__
-    return error is not None
+    return False
 
 
 def _check_initialised(device: HardwareDevice) -> None:

@@ -293,12 +293,12 @@ def active_substitute() -> Callable | None:
 
 
 @contextlib.contextmanager
-def substituting(substitute: Callable) -> Iterator[None]:
+def substituting(substitute: Callable | None) -> Iterator[None]:
     """Lets a function give the outputs of every physical layer inside.
 
     Args:
         substitute: a function of (layer, inputs, controls, the layer's own outputs)
-            that returns outputs of the same shape and dtype.
+            that returns outputs of the same shape and dtype; `None` for these.
     """
     before = active_substitute()
     _context.substitute = substitute
@@ -321,7 +321,13 @@ def measured_by(device) -> contextlib.AbstractContextManager[None]:
         measured = measure(device, layer, inputs, controls, modelled)
         return modelled if measured is None else valued(measured, modelled)
 
+    substitute.device = device
     return substituting(substitute)
+
+
+def measuring_device():
+    """Returns the device that measures in the present context, or `None`."""
+    return getattr(active_substitute(), "device", None)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ import keras
 from keras_pnn.datasets import check_inputs
 from keras_pnn.devices._engine import metrics_of_compile
 from keras_pnn.devices.hardware import DeviceError, raising
+from keras_pnn.devices.retracing import add_wrapper
+from keras_pnn.layers.physical import measuring_device, substituting
 from keras_pnn.training.resume import Position, Skipping, save_state
 
 # What a model may override, and nothing would call.
@@ -58,6 +60,7 @@ class Trainer(keras.Model):
         # The model inside casts its inputs; float64 ones would be rounded first.
         super().__init__(autocast=False, **kwargs)
         self.model = model
+        add_wrapper(self, model)
         self.supports_masking = True
         self.built = model.built
 
@@ -107,8 +110,15 @@ class Trainer(keras.Model):
 
     @property
     def on_bench(self) -> bool:
-        """Whether the device is Python that a compiled graph cannot hold."""
-        return hasattr(self.device, "measure_in_graph")
+        """Whether a device is Python that a compiled graph cannot hold.
+
+        Also one that is installed around the model, `with device.installed(model)`.
+        """
+        return any(hasattr(d, "measure_in_graph") for d in self._devices())
+
+    def _devices(self) -> list:
+        """The devices that may fail in a step: its own, and one that is installed."""
+        return [d for d in (self.device, measuring_device()) if d is not None]
 
     def compile(self, *args, **kwargs):
         """As `keras.Model.compile`.
@@ -157,10 +167,17 @@ class Trainer(keras.Model):
 
         Raises:
             ValueError: an array or a tensor of inputs holds no sample, or NaN or
-                infinity; or there is a `Checkpoint`, and the order of the batches is
-                not known.
+                infinity; there is a `Checkpoint`, and the order of the batches is not
+                known; or a device on the bench is installed around the model, which
+                was compiled with `steps_per_execution` above 1.
             DeviceError: the device failed for good.
         """
+        if self.on_bench and self.steps_per_execution != 1:
+            raise ValueError(
+                "A device on the bench trains one batch at a time: compile with "
+                "steps_per_execution=1. Received: "
+                f"steps_per_execution={self.steps_per_execution}"
+            )
         bound = _FIT.bind(self, x, y, *args, **kwargs)
         bound.apply_defaults()
         check_inputs("x", x)
@@ -187,7 +204,9 @@ class Trainer(keras.Model):
         if self.train_function is not None:
             self.skip(0)
         try:
-            with raising(self.device):
+            with contextlib.ExitStack() as stack:
+                for device in self._devices():
+                    stack.enter_context(raising(device))
                 return super().fit(*bound.args[1:], **bound.kwargs)
         except DeviceError as error:
             epoch, batches = position.epoch, position.batches
@@ -237,7 +256,8 @@ class Trainer(keras.Model):
 
     def export(self, filepath, *args, **kwargs):
         """As `keras.Model.export`, of the digital model inside."""
-        return self.model.export(filepath, *args, **kwargs)
+        with substituting(None):
+            return self.model.export(filepath, *args, **kwargs)
 
     def get_config(self):
         if self.device is not None:

@@ -5,6 +5,7 @@ import gc
 import signal
 import threading
 import types
+import weakref
 
 import keras
 import numpy as np
@@ -174,6 +175,75 @@ def test_installed_in_a_wrapper_and_in_the_model_inside():
         np.testing.assert_allclose(sat.predict(X, verbose=0), expected, atol=1e-6)
         np.testing.assert_allclose(model.predict(X, verbose=0), expected, atol=1e-6)
     assert np.abs(model.predict(X, verbose=0) - expected).max() > 1e-3
+
+
+def wrapped(kind):
+    """A compiled model, and a compiled wrapper around it."""
+    model = amplified()
+    wrapper = pnn.SATModel(model)
+    if kind == "own device":
+        wrapper = pnn.PATModel(model, device=Amplifier())
+    elif kind == "twice":
+        wrapper = pnn.SATModel(wrapper)
+    wrapper.compile("sgd", "mse")
+    return model, wrapper
+
+
+@pytest.mark.parametrize("kind", ["plain", "own device", "twice"])
+@pytest.mark.parametrize("traced", [True, False])
+def test_installed_in_the_model_inside_holds_for_its_wrapper(kind, traced):
+    model, wrapper = wrapped(kind)
+    if traced:
+        np.testing.assert_array_equal(wrapper.predict(X, verbose=0), X)
+    before, device = wrapper.predict_function, Amplifier()
+    with device.installed(model):
+        np.testing.assert_allclose(wrapper.predict(X, verbose=0), X * 1.1, rtol=1e-6)
+        wrapper.evaluate(X, X, verbose=0)
+        wrapper.fit(X, X, verbose=0)
+    calls = device.calls
+    assert calls >= 2 and wrapper.predict_function is before
+    assert wrapper.test_function is None and wrapper.train_function is None
+    assert wrapper.evaluate(X, model(X), verbose=0) == pytest.approx(0, abs=1e-9)
+    wrapper.fit(X, X, verbose=0)
+    assert device.calls == calls
+
+
+def test_a_wrapper_that_is_made_inside_does_not_measure_afterwards():
+    model, device = amplified(), Amplifier()
+    with device.installed(model):
+        wrapper = pnn.SATModel(model)
+        wrapper.compile("sgd", "mse")
+        np.testing.assert_allclose(wrapper.predict(X, verbose=0), X * 1.1, rtol=1e-6)
+    np.testing.assert_array_equal(wrapper.predict(X, verbose=0), X)
+    assert device.calls == 1
+
+
+def test_wrappers_are_not_kept():
+    model, wrapper = wrapped("twice")
+    gone = weakref.ref(wrapper)
+    del wrapper
+    gc.collect()
+    assert gone() is None
+    with Amplifier().installed(model):
+        model(X)
+
+
+def test_what_is_traced_inside_does_not_measure_afterwards():
+    model, device = amplified(), Amplifier()
+    outer = keras.Sequential([keras.Input((3,)), model])
+    with device.installed(model):
+        np.testing.assert_allclose(outer.predict(X, verbose=0), X * 1.1, rtol=1e-6)
+        with Amplifier().installed(model):
+            pass
+        outer.predict(X, verbose=0)
+    assert device.calls == 2
+    for _ in range(2):
+        with pytest.raises(tf.errors.OpError, match=r"in this block alone.*'gain'"):
+            outer.predict(X, verbose=0)
+        # Nor in another block.
+        with pytest.raises(tf.errors.OpError), device.installed(model):
+            outer.predict(X, verbose=0)
+    assert device.calls == 2
 
 
 def test_installed_within_installed():
@@ -508,11 +578,13 @@ def test_what_the_lab_does_to_its_arrays_stays_there():
 
 def test_only_finite_numbers_are_sent():
     device = Amplifier()
-    with pytest.raises(ValueError, match=r"`inputs` must be finite.*18 of 18"):
+    with pytest.raises(
+        ValueError, match=r"`inputs` must be finite, .*'gain'\..*18 of 18"
+    ):
         device.acquire(gain(), X * np.nan, controls())
-    with pytest.raises(ValueError, match=r"`controls\['gain'\]` must be finite"):
+    with pytest.raises(ValueError, match=r"`controls\['gain'\]` .*layer 'gain'"):
         device.acquire(gain(), X, controls(np.inf))
-    with pytest.raises(ValueError, match=r"`inputs` must be an array of numbers"):
+    with pytest.raises(ValueError, match=r"`inputs` must be an array .*layer 'gain'"):
         device.acquire(gain(), X.astype(str), controls())
     assert device.calls == 0 and device.set == []
 
@@ -673,6 +745,19 @@ def test_raising_lets_other_errors_pass():
         except tf.errors.OpError:
             raise KeyError("the user's") from None
     assert device.failure is not None
+    with pytest.raises(tf.errors.InvalidArgumentError), device.installed(model):
+        bad()
+    # Overcome within the block: the device's failure is not blamed for another one.
+    refusing = Amplifier({1: raises(OSError()), 3: raises(OSError())}, retries=0)
+    with pytest.raises(tf.errors.InvalidArgumentError), refusing.installed(model):
+        for failure in (True, False, True):
+            if failure:
+                with pytest.raises(tf.errors.OpError):
+                    model.predict(X, verbose=0)
+            else:
+                model.predict(X, verbose=0)
+            assert isinstance(refusing.failure, pnn.DeviceError) is failure
+        bad()
     # A failure before the block, or one that was overcome, is none of this block's.
     with pytest.raises(tf.errors.InvalidArgumentError), raising(device):
         assert device.failure is None

@@ -86,6 +86,83 @@ def test_save_and_export_give_the_digital_model(tmp_path):
     assert model.device.calls == calls
 
 
+@pytest.mark.parametrize("trainer", [pnn.PATModel, pnn.SATModel])
+def test_export_in_a_block_gives_the_digital_model(trainer, tmp_path):
+    model = online(trainer)
+    expected = model.model(X).numpy()
+    with model.device.installed(model):
+        model.export(tmp_path / "digital", verbose=False)
+        assert np.abs(model(X) - expected).max() > 1e-3
+    calls = model.device.calls
+    served = tf.saved_model.load(tmp_path / "digital")
+    np.testing.assert_allclose(served.serve(X), expected, atol=1e-6)
+    assert model.device.calls == calls
+
+
+class Breaking(Bench):
+    """Fails for good at a call."""
+
+    def __init__(self, simulated, breaks):
+        super().__init__(simulated)
+        self.retries, self.breaks = 0, breaks
+
+    def measure(self, layer, inputs, controls):
+        if self.calls >= self.breaks:
+            raise OSError("no light")
+        return super().measure(layer, inputs, controls)
+
+
+@pytest.mark.parametrize("eagerly", [False, True])
+def test_an_installed_device_that_fails_leaves_the_state(
+    eagerly, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+
+    def trained(breaks=99, batches=2, *callbacks):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((2,))
+        x = keras.layers.Dropout(0.5)(pnn.layers.MRRBank(2, name="bank")(inputs))
+        inner = keras.Model(inputs, keras.layers.BatchNormalization()(x))
+        (chip,) = pnn.Variation(resonance_shift=0.1).sample(inner, 1)
+        device = Breaking(chip.attach(inner), breaks)
+        model = pnn.SATModel(inner, rho=0.1, name="installed")
+        model.compile("adam", "mse", run_eagerly=eagerly)
+        failure = None
+        options = {"batch_size": 4, "shuffle": False, "verbose": 0}
+        try:
+            with device.installed(model):
+                n = 4 * batches
+                model.fit(X[:n], Y[:n], callbacks=list(callbacks), **options)
+        except pnn.DeviceError as error:
+            failure = error
+        return failure, [np.array(v) for v in model.variables]
+
+    # In the second pass of the second batch.
+    failure, state = trained(3)
+    (note,) = failure.__notes__
+    assert "after 1 batches of epoch 1" in note and "interrupted_installed" in note
+    _, after_one = trained(batches=1)
+    for one, other in zip(state, after_one, strict=True):
+        np.testing.assert_array_equal(one, other)
+    _, expected = trained()
+    _, resumed = trained(99, 2, pnn.callbacks.Checkpoint("interrupted_installed"))
+    for one, other in zip(resumed, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_one_step_per_execution_with_an_installed_device():
+    model = online(pnn.SATModel, hardware=False)
+    (chip,) = pnn.Variation(resonance_shift=0.1).sample(model, 1)
+    device = Bench(chip.attach(model))
+    model.compile("sgd", "mse", steps_per_execution=2)
+    several = pytest.raises(ValueError, match="Received: steps_per_execution=2")
+    with several, device.installed(model):
+        model.fit(X, Y, verbose=0)
+    with device.installed(model):
+        model.evaluate(X, Y, batch_size=2, verbose=0)
+    assert device.calls == 4
+
+
 def test_evaluate_and_predict_are_those_of_the_digital_model():
     model = online()
     model.compile("sgd", "mse", run_eagerly=True)

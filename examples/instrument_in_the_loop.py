@@ -109,6 +109,15 @@ def measured(model: keras.Model, device, test) -> float:
         return 100 * model.evaluate(*test, verbose=0, return_dict=True)["accuracy"]
 
 
+def state_folder(name: str, args) -> pathlib.Path:
+    """Where an interrupted run is kept; a run with another setting has another one."""
+    bench = f"shift{args.shift:g}" if args.config is None else args.config.stem
+    setting = f"{bench}_{args.epochs}epochs_seed{args.seed}"
+    if args.quick:
+        setting += "_quick"
+    return args.out / f"instrument_{name}_{setting}"
+
+
 def online(name: str, model: keras.Model, device, train, args) -> None:
     """Trains through the bench. A run that was interrupted goes on where it was."""
     if name == "PAT":
@@ -122,7 +131,7 @@ def online(name: str, model: keras.Model, device, train, args) -> None:
         shuffle=False,
         callbacks=[
             pnn.callbacks.BatchOrder(batches),
-            pnn.callbacks.Checkpoint(args.out / f"instrument_{name}", every=5),
+            pnn.callbacks.Checkpoint(state_folder(name, args), every=5),
         ],
     )
 

@@ -22,6 +22,12 @@ class RecordedDevice(HardwareDevice):
     and the last one again for all further requests. The device is also a sequence of
     its records.
 
+    Where readings are noisy, the log of a run that was interrupted and resumed does
+    not replay it as a whole: what was measured after the last state that was kept has
+    been measured twice, and the first reading, which training has lost, is found
+    first. A log for each part of the run avoids that: each part is replayed from the
+    state that it began with.
+
     Args:
         path: a file that `HardwareDevice(log=path)` wrote. Where its last record was
             cut short, a warning says so and the ones before are used.

@@ -436,6 +436,10 @@ def _deviations(name: str, found: list[Target], point: np.ndarray) -> tuple[str,
                 f"Values of {name!r} must be numbers, or arrays of shape {shape}. "
                 f"Received: an array of shape {point.shape}"
             ) from None
+        if target.neutral is not None:
+            _, _, short = name.rpartition("/")
+            neutral = target.neutral if target.convert is None else 0.0
+            target.layer.check_given(short, neutral + amount)
         amount = tf.constant(amount, target.variable.dtype)
         deviation = np.asarray(target.deviation(amount))
         target.check(deviation)

@@ -258,6 +258,23 @@ class MZIMesh(PhysicalLayer):
         within = mesh.wrapped(*(controls[n] for n in names), self.arrangement)
         return {n: self.dac(phase) for n, phase in zip(names, within, strict=True)}
 
+    def check_given(self, name: str, value: np.ndarray) -> None:
+        if name == "splitter_imbalance" and not (np.abs(value) <= 1).all():
+            raise ValueError(
+                "`splitter_imbalance` must be in [-1, 1]. "
+                f"Received: {float(value.flat[np.argmax(np.abs(value))]):g}"
+            )
+        if name == "loss_db":
+            if isinstance(self.loss_db, np.ndarray):
+                value = value + self.loss_db
+            least = value[self._exists].min()
+            # The design's loss, taken away in a sweep, leaves 0 but for rounding.
+            if not least >= -1e-12:
+                raise ValueError(
+                    "`loss_db` of a cell must be >= 0, in dB, with the loss of the "
+                    f"design added. Received: {least:g}"
+                )
+
     def forward(self, inputs, controls, imperfections):
         _check_inputs(inputs.shape, self.units)
         return mesh.propagate(inputs, **self._settings(controls, imperfections))

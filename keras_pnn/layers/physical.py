@@ -171,6 +171,22 @@ class PhysicalLayer(keras.layers.Layer):
         """Returns unit and neutral value of a control or an imperfection."""
         return {**self._imperfections, **self._controls}[name]
 
+    def check_given(self, name: str, value: np.ndarray) -> None:
+        """Refuses values of an imperfection that were given, not drawn.
+
+        A Gaussian draw may leave the range that a quantity has, and then counts as
+        its end. Who names such a value, in a sweep, made a mistake. A subclass with
+        such a quantity overrides this.
+
+        Args:
+            name: an imperfection, or a key of `other_quantities`.
+            value: neutral value and deviation together, in the variable's shape; in
+                another quantity the value itself.
+
+        Raises:
+            ValueError: the value does not exist.
+        """
+
     def position(self, name: str, index: tuple[int, ...]) -> tuple:
         """Returns where on the chip one element of a control is.
 

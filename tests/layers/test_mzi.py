@@ -1034,6 +1034,43 @@ def test_position_is_the_upper_mode_and_the_column():
     assert Attenuators(3).position("gain", ()) == ("", "", "")
 
 
+# --- Values that a device cannot have.
+
+
+@pytest.mark.parametrize("name", ["", "mesh/"])
+def test_given_imbalances_and_losses_must_exist(name):
+    layer = MZIMesh(4, loss_db=0.5, name="mesh", dtype="float64")
+    model = keras.Sequential([keras.Input((4,)), layer, Intensity()])
+    for value in (2.0, -1.01):
+        with pytest.raises(ValueError, match=rf"imbalance` must.*Received: {value:g}"):
+            pnn.devices.sweep(model, f"{name}splitter_imbalance", [0.0, value])
+    with pytest.raises(ValueError, match=r"`loss_db` of a cell.*Received: -0.1"):
+        pnn.devices.sweep(model, f"{name}loss_db", [-0.6, 0.0])
+    assert len(pnn.devices.sweep(model, f"{name}splitter_imbalance", [-1, 1])) == 2
+    (lossless,) = pnn.devices.sweep(model, f"{name}loss_db", [-0.5])
+    with lossless.installed(model):
+        power = np.sum(np.abs(layer.matrix_now()) ** 2, axis=0)
+    np.testing.assert_allclose(power, 1, atol=1e-12)
+
+
+def test_given_losses_are_added_to_those_of_each_cell():
+    loss = np.full((4, 2), 0.5)
+    loss[0, 0] = 0.25
+    model = keras.Sequential([keras.Input((4,)), MZIMesh(4, loss_db=loss)])
+    with pytest.raises(ValueError, match=r"`loss_db` of a cell.*Received: -0.05"):
+        pnn.devices.sweep(model, "loss_db", [-0.3])
+    assert len(pnn.devices.sweep(model, "loss_db", [-0.25])) == 1
+
+
+def test_draws_beyond_the_range_count_as_its_ends():
+    layer = MZIMesh(4, dtype="float64")
+    model = keras.Sequential([keras.Input((4,)), layer])
+    variation = pnn.Variation(splitter_imbalance=3.0)
+    for device in variation.sample(model, 2):
+        angles = device.deviations["splitter_error", 0][cell_mask(4)]
+        assert np.abs(angles).max() == pytest.approx(np.pi / 4)
+
+
 # --- Arguments that cannot be.
 
 BAD = [

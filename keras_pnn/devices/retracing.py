@@ -23,11 +23,9 @@ def models_around(model: keras.layers.Layer) -> list[keras.Model]:
     Args:
         model: a model, or a layer that may contain models.
     """
-    found = [m for m in model._flatten_layers() if isinstance(m, keras.Model)]
-    for each in found:
-        # The list grows: a wrapper may have a wrapper.
-        found += [w for w in _wrappers.get(each, ()) if not _among(w, found)]
-    return found
+    inside = [m for m in model._flatten_layers() if isinstance(m, keras.Model)]
+    around = [w for m in inside for w in _wrappers.get(m, ()) if not _among(w, inside)]
+    return inside + around
 
 
 def _among(model, models) -> bool:

@@ -41,7 +41,8 @@ def export_controls(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
         weight bank; the power is the sum over its rings, `None` without heaters.
 
     Raises:
-        ValueError: the model has no physical layer, or a control is not finite.
+        ValueError: the model has no physical layer, or a control is not finite or
+            out of its tuning's range, as one without a constraint can be.
     """
     layers = _named_layers(model)
     summary, rows = {}, []
@@ -56,6 +57,7 @@ def export_controls(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
             unit = layer.quantity(name).unit
             power = None
             if isinstance(layer, RingLayer):
+                _validate(layer, values, f"{layer.name}/{name}")
                 power = layer.heater_power()
                 power = None if power is None else np.asarray(power)
                 summary[layer.name] = {
@@ -166,10 +168,7 @@ def _read(row: dict, values: dict, layers: dict, where: str) -> None:
             f"{'/'.join(key)}[{row['index']}] again"
         )
     if isinstance(layers[key[0]], RingLayer):
-        try:
-            layers[key[0]].tuning.validate(value)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
+        _validate(layers[key[0]], value, where)
     limits = layers[key[0]].controls[key[1]].constraint
     if isinstance(limits, ControlRange):
         high = math.inf if limits.high is None else limits.high
@@ -180,6 +179,13 @@ def _read(row: dict, values: dict, layers: dict, where: str) -> None:
                 f"Received: {value}"
             )
     array[index] = value
+
+
+def _validate(layer: RingLayer, controls, where: str) -> None:
+    try:
+        layer.tuning.validate(controls)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _exists(layer: PhysicalLayer, name: str) -> np.ndarray:

@@ -250,6 +250,15 @@ def test_models_that_cannot_be_exported(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_controls_that_no_driver_sets_are_not_exported(tmp_path):
+    bank = MRRBank(1, tuning="heater", control_constraint=None)
+    model = keras.Sequential([keras.Input((2,)), bank])
+    bank.controls["control"].assign([[-0.5], [2.7]])
+    with pytest.raises(ValueError, match=rf"{bank.name}/control: `control` must be"):
+        pnn.export_controls(model, tmp_path / "a.csv")
+    assert not (tmp_path / "a.csv").exists()
+
+
 def test_a_failed_export_leaves_the_old_file(tmp_path, exported):
     text, _ = exported
     path = tmp_path / "c.csv"

@@ -110,7 +110,7 @@ def same(method: str, steps: int, **network) -> dict:
         "dat": {
             "internal_states": False,
             "error_epochs": 1,
-            "error_optimizer": keras.optimizers.Adam(1e-4),
+            "error_optimizer": keras.optimizers.Adam(3e-5),
         },
         "noise": None,
     }

@@ -388,31 +388,52 @@ class RingLayer(PhysicalLayer):
             missing = weights - np.asarray(self.tuning.weight(controls))
             return controls, (controls != alone) & (np.abs(missing) > WEIGHT_TOLERANCE)
         ideal = {
-            name: np.full(v.shape, self.quantity(name).neutral)
+            name: tf.constant(self.quantity(name).neutral, "float64", v.shape)
             for name, v in self.imperfections.items()
         }
+        # In a graph what leaves a measured curve is NaN, and no error.
+        weights_at = tf.function(self._weights_at, autograph=False)
+        asked, best, left = weights, None, np.full(weights.shape, np.inf)
         # The tails of other rings are small beside a ring's own weight, so that
-        # asking for as much more as is missing converges.
-        asked, best, left = weights, None, None
-        for _ in range(50):
+        # asking for as much more as is missing converges. Heat is made up for at once.
+        for _ in range(1 if self.channel_spacing is None else 50):
             controls = self._unheated(self.tuning.control(self.tuning.clip(asked)))
             controls = np.clip(controls, *self._limits)
-            missing = weights - np.asarray(self._weights_at(controls, ideal))
-            if best is None or np.abs(missing).max() < np.abs(left).max():
-                best, left = controls, missing
-            asked = asked + missing
-        return best, np.abs(left) > 1e-4
+            missing = weights - weights_at(tf.constant(controls), ideal).numpy()
+            asked = asked + np.nan_to_num(missing)
+            amount = np.nan_to_num(np.abs(missing), nan=np.inf)
+            # Rows of other outputs know nothing of a weight out of reach.
+            rings = tuple(range(weights.ndim - 1))
+            better = amount.sum(axis=rings) < left.sum(axis=rings)
+            best = controls if best is None else np.where(better, controls, best)
+            left = np.where(better, amount, left)
+            if left.max() < WEIGHT_TOLERANCE / 10:
+                break
+        return best, left > 1e-4
 
     def _unheated(self, controls: np.ndarray) -> np.ndarray:
-        """Controls whose heaters, warming each other, shift as these would alone."""
+        """Controls whose heaters, warming each other, shift as these would alone.
+
+        Rings that would have to be colder than they can be stay at their limit, and
+        the others make up for them.
+        """
         if self.crosstalk is None:
             return controls
         rows = np.array(self._by_row(self.tuning.heater_shift(controls)))
+        limits = [
+            float(self.tuning.heater_shift(limit)) if math.isfinite(limit) else limit
+            for limit in self._limits
+        ]
         for tile in range(self.tiles[1]):
             # The last tile may have fewer rings in a row.
             rings = slice(min(self._columns, self._fan_in - tile * self._columns))
-            own = np.linalg.solve(self.crosstalk[rings, rings], rows[:, tile, rings].T)
-            rows[:, tile, rings] = own.T
+            crosstalk, wanted = self.crosstalk[rings, rings], rows[:, tile, rings]
+            own = np.linalg.solve(crosstalk, wanted.T).T
+            if np.any((own < limits[0]) | (own > limits[1])):
+                others = crosstalk - np.eye(len(crosstalk))
+                for _ in range(100):
+                    own = wanted - np.clip(own, *limits) @ others.T
+            rows[:, tile, rings] = np.clip(own, *limits)
         return control_for_shift(self.tuning, np.asarray(self._by_kernel(rows)))
 
     def weights_now(self):

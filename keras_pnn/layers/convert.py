@@ -158,8 +158,8 @@ def _bank(layer, tuning, kwargs):
 def _program(layer, bank) -> dict:
     weights = np.asarray(layer.kernel, "float64")
     reached = bank.tuning.clip(weights)
-    _, missed = bank.controls_for(reached)
-    bank.program(weights, clip=True)
+    controls, missed = bank.controls_for(reached)
+    bank.controls["control"].assign(controls)
     if bank.use_bias:
         bank.bias.assign(layer.bias)
     if getattr(layer.activation, "weights", None):

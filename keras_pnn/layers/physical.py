@@ -324,26 +324,35 @@ def substituting(substitute: Callable | None) -> Iterator[None]:
         _context.substitute = before
 
 
-def measured_by(device) -> contextlib.AbstractContextManager[None]:
+def measured_by(device, block=None) -> contextlib.AbstractContextManager[None]:
     """Lets a device give the outputs of every physical layer inside.
 
     Values are the device's; gradients are those of the layers' own `forward`.
 
     Args:
         device: as in `measure`.
+        block: the block of code to which the device keeps, see `measuring_block`.
     """
 
     def substitute(layer, inputs, controls, modelled):
         measured = measure(device, layer, inputs, controls, modelled)
         return modelled if measured is None else valued(measured, modelled)
 
-    substitute.device = device
+    substitute.device, substitute.block = device, block
     return substituting(substitute)
 
 
 def measuring_device():
     """Returns the device that measures in the present context, or `None`."""
     return getattr(active_substitute(), "device", None)
+
+
+def measuring_block():
+    """Returns the block of the present context beyond which nothing may measure.
+
+    `None` where there is none, as in the steps of a trainer with its own device.
+    """
+    return getattr(active_substitute(), "block", None)
 
 
 @contextlib.contextmanager

@@ -148,3 +148,29 @@ def test_values_that_are_no_numbers(name, value):
         return
     with pytest.raises(ValueError, match=f"`{name}` must be a .*number. Received: "):
         MRRBank(3, **{name: value})
+
+
+def test_a_weight_out_of_reach_spoils_no_other_output(rng):
+    layer = bank(3, 6, channel_spacing=1.0)
+    weights = np.clip(rng.normal(0, 0.35, (6, 3)), -0.6, 0.6)
+    weights[2, 0] = 1.0
+    layer.program(weights, clip=True)
+    found = np.asarray(layer.weights_now())
+    np.testing.assert_allclose(found[:, 1:], weights[:, 1:], rtol=0, atol=1e-5)
+    others = np.delete(found[:, 0] - weights[:, 0], 2)
+    np.testing.assert_allclose(others, 0, rtol=0, atol=1e-3)
+
+
+def test_rings_at_their_limit_are_made_up_for_by_a_hotter_one():
+    # The cold rings stay at the start of their curve, the middle one at its end.
+    control = np.linspace(0.5, 1, 60)
+    weight = pnn.LorentzianTuning().weight(control - 0.5)
+    tuning = pnn.MeasuredTuning(control, weight, unit="nm")
+    crosstalk = np.eye(5) + 0.1 * (np.eye(5, k=1) + np.eye(5, k=-1))
+    layer = bank(1, 5, tuning=tuning, crosstalk=crosstalk, control_constraint=None)
+    low, high = tuning.weight_range
+    layer.program([[low], [low], [high], [low], [low]], clip=True)
+    shift = np.asarray(layer.controls["control"])[:, 0]
+    heated = crosstalk @ shift
+    np.testing.assert_allclose(heated[2], 1.0, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(np.delete(shift, 2), 0.5, rtol=0, atol=1e-12)

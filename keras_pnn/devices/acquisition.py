@@ -1,10 +1,8 @@
 """How a device on the bench is measured: parts, repeats, time limits, the log."""
 
-import contextlib
 import threading
 import time
 import weakref
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -44,12 +42,6 @@ class DeviceError(RuntimeError):
         )
 
 
-class Block:
-    """A block of code in which a device is installed."""
-
-    ended = False
-
-
 class Acquisition:
     """Measures batches with a `HardwareDevice`, one at a time.
 
@@ -63,8 +55,6 @@ class Acquisition:
     Attributes:
         raised: what the last measurement inside a graph raised, if it did; the graph
             itself knows only the text.
-        block: the innermost `installed` block, if there is one: what is traced there
-            must not measure afterwards.
     """
 
     def __init__(self, device, log=None):
@@ -76,16 +66,6 @@ class Acquisition:
         # Layer name → the controls that it was configured with last.
         self._configured: dict[str, dict[str, np.ndarray]] = {}
         self.raised: BaseException | None = None
-        self.block: Block | None = None
-
-    @contextlib.contextmanager
-    def installing(self) -> Iterator[None]:
-        """Marks what is traced inside as of this block."""
-        before, self.block = self.block, Block()
-        try:
-            yield
-        finally:
-            self.block.ended, self.block = True, before
 
     def check_thread(self, layer) -> None:
         """Raises RuntimeError in the lab's own code, which would wait for itself."""

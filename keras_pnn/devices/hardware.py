@@ -11,8 +11,8 @@ import tensorflow as tf
 from keras_pnn.devices.acquisition import Acquisition, DeviceError
 from keras_pnn.devices.bench_arrays import output_spec, sendable
 from keras_pnn.devices.process import count, number, short
-from keras_pnn.devices.retracing import check_runs_python, set_aside
-from keras_pnn.layers.physical import measured_by, physical_layers
+from keras_pnn.devices.retracing import check_runs_python, models_around, set_aside
+from keras_pnn.layers.physical import measured_by, measuring_block, physical_layers
 
 __all__ = ["DeviceError", "HardwareDevice", "raising"]
 
@@ -181,7 +181,7 @@ class HardwareDevice:
         # TensorFlow keeps the function until the process ends: it must not hold the
         # device, nor the layer with its model.
         device_of, layer_of = weakref.ref(self), weakref.ref(layer)
-        block = self._acquisition.block
+        block = measuring_block()
 
         def measured(inputs, shape, *values):
             device, layer = device_of(), layer_of()
@@ -236,16 +236,20 @@ class HardwareDevice:
                 compiled steps raise an error of TensorFlow's, and `failure` is set.
         """
         HardwareDevice.attach(self, model)
-        models = [m for m in model._flatten_layers() if isinstance(m, keras.Model)]
-        for each in models:
+        for each in models_around(model):
             check_runs_python(each, each is model or each.compiled)
-        with (
-            set_aside(model),
-            raising(self),
-            measured_by(self),
-            self._acquisition.installing(),
-        ):
-            yield self
+        block = _Block()
+        with set_aside(model), raising(self), measured_by(self, block):
+            try:
+                yield self
+            finally:
+                block.ended = True
+
+
+class _Block:
+    """A block of code in which a device is installed."""
+
+    ended = False
 
 
 @contextlib.contextmanager

@@ -216,6 +216,27 @@ def test_a_wrapper_that_is_made_inside_does_not_measure_afterwards():
     assert device.calls == 1
 
 
+def test_a_trainer_with_this_device_measures_after_a_block_of_another_model():
+    device, (model, wrapper) = Amplifier(), wrapped("plain")
+    wrapper = pnn.PATModel(model, device=device)
+    wrapper.compile("sgd", "mse")
+    with device.installed(amplified()):
+        wrapper.fit(X, X, verbose=0)
+    calls = device.calls
+    wrapper.fit(X, X, verbose=0)
+    assert device.calls > calls
+
+
+def test_a_compiled_wrapper_is_refused():
+    model, wrapper = wrapped("plain")
+    wrapper.compile("sgd", "mse", jit_compile=True)
+    with (
+        pytest.raises(ValueError, match=r"XLA cannot.*Received: jit_compile=True"),
+        Amplifier().installed(model),
+    ):
+        pass
+
+
 def test_wrappers_are_not_kept():
     model, wrapper = wrapped("plain")
     gone = weakref.ref(wrapper)

@@ -1,4 +1,4 @@
-"""Fig. 4 of arXiv:2411.12352: a mesh of 64 modes, trained off line and on a device.
+"""Fig. 4 of arXiv:2411.12352: a mesh of 64 modes, trained offline and on a device.
 
 A LeNet front end, an MZI mesh of 64 modes, photodiodes; MNIST. The device has phases
 off by N(0, σ) rad and splitters off by N(0, σ) in power. Every method is measured on

@@ -12,6 +12,7 @@ from keras_pnn.layers.limits import ControlRange, Quantizer, get_dac
 from keras_pnn.layers.physical import PhysicalLayer, check_built
 from keras_pnn.physics import detection
 from keras_pnn.physics import tuning as tunings
+from keras_pnn.physics._tensors import real_number
 from keras_pnn.physics.tuning_base import WEIGHT_TOLERANCE
 
 
@@ -474,22 +475,20 @@ class RingLayer(PhysicalLayer):
         }
 
 
-def _is_finite(value) -> bool:
-    return isinstance(value, numbers.Real) and math.isfinite(value)
-
-
 def _finite(name: str, value) -> float:
-    if not _is_finite(value):
+    number = real_number(value)
+    if not math.isfinite(number):
         raise ValueError(f"`{name}` must be a finite number. Received: {value!r}")
-    return float(value)
+    return number
 
 
 def _positive(name: str, value) -> float:
-    if not (_is_finite(value) and value > 0):
+    number = real_number(value)
+    if not (math.isfinite(number) and number > 0):
         raise ValueError(
             f"`{name}` must be a positive, finite number. Received: {value!r}"
         )
-    return float(value)
+    return number
 
 
 def _is_whole(value) -> bool:

@@ -1,12 +1,12 @@
 """Where the phases of an MZI mesh start."""
 
-import numbers
 import random
 
 import keras
 import numpy as np
 
 from keras_pnn.physics import decompose
+from keras_pnn.physics._tensors import real_number
 from keras_pnn.physics.mesh import cell_mask
 
 
@@ -75,8 +75,7 @@ class _Around(MeshInitializer):
 
     def __init__(self, spread: float = 0.05, seed: int | None = None):
         super().__init__(seed)
-        real = isinstance(spread, numbers.Real) and not isinstance(spread, bool)
-        if not (real and np.isfinite(spread) and spread >= 0):
+        if not 0 <= real_number(spread) < np.inf:
             raise ValueError(
                 "`spread` must be a finite number >= 0, in rad. "
                 f"Received: spread={spread!r}"

@@ -223,7 +223,7 @@ class DATModel(SATModel):
     starts, and a device equal to the model, this is plain backpropagation.
 
     Args:
-        model: any Keras model with physical layers.
+        model: as in `SATModel`, with physical layers.
         device: as in `PATModel`.
         error_networks: how many small U-Nets are added up in one S.
         internal_states: whether the device gives its states between layers. Without,

@@ -10,7 +10,7 @@ class PATModel(SATModel):
     """Trains with the device in the loop: measured values, modelled derivatives.
 
     Args:
-        model: any Keras model; its physical layers are the model of the device.
+        model: as in `SATModel`; its physical layers are the model of the device.
         device: a `SimulatedDevice`, a `HardwareDevice`, or any object with
             `measure(layer, inputs, controls)`.
         readout: `"layers"`: every physical layer is measured, and its

@@ -1,4 +1,4 @@
-"""Sharpness-aware training of any Keras model."""
+"""Sharpness-aware training of Keras models."""
 
 import numbers
 
@@ -88,9 +88,8 @@ class SATModel(Trainer):
         ValueError: `model` overrides what would not be called; `rho` is negative;
             both `rho` and an ascent object are given; `perturb="controls"` and the
             model has no physical layer; `aligned` is outside [0, 1]; `seed` is not a
-            whole number; or
-            `misalignment` names what the model does not have, one variable twice, or
-            one that `perturb` moves.
+            whole number; or `misalignment` names what the model does not have, one
+            variable twice, or one that `perturb` moves.
 
     Example:
 

@@ -52,13 +52,18 @@ def sharpness_aware(model: keras.Model, seed: int) -> pnn.SATModel:
 
 
 def train(model, name: str, batches, epochs: int, args) -> None:
-    """BP, or one epoch of BP and SAT for the rest.
+    """BP, or BP in the first quarter (an epoch at least) and SAT for the rest.
 
-    Among random devices a network without any training finds no direction.
+    Among random devices a network without any training finds no direction, and an
+    epoch of few images is next to none.
     """
     phases = [(model, 0, epochs)]
     if name == "SAT":
-        phases = [(model, 0, 1), (sharpness_aware(model, args.seed), 1, epochs)]
+        plain = max(1, epochs // 4)
+        phases = [
+            (model, 0, plain),
+            (sharpness_aware(model, args.seed), plain, epochs),
+        ]
     for phase, (trainer, first, last) in enumerate(phases):
         compiled(trainer, epochs * len(batches)).fit(
             batches,

@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import keras
+import numpy as np
 import pytest
 
 
@@ -12,3 +13,8 @@ def _seed():
 # passes always or never.
 seeded_module = pytest.fixture(_seed, scope="module", autouse=True)
 seeded_test = pytest.fixture(_seed, autouse=True)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)

@@ -955,8 +955,3 @@ def test_a_layer_that_is_not_built_says_so(method):
         getattr(MRRBank(3), method)()
     with pytest.raises(ValueError, match=r"built.*Received"):
         MRRBank(3).program(np.zeros((4, 3)))
-
-
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)

@@ -14,11 +14,6 @@ def measured():
     return pnn.MeasuredTuning(grid, weight, unit="nm")
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
 def bank(outputs=4, inputs=8, **kwargs):
     layer = MRRBank(outputs, dtype="float64", **kwargs)
     layer.build((None, inputs))

@@ -19,11 +19,6 @@ LAYOUT = {"grid": (3, 4), "margin": (2, 1), "pixel_repeat": (1, 2)}
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
 def slm(rng, units=13, size=(4, 5), moved=False, dtype="float64", **options):
     """A layer with random masks on two frames, aligned or not."""
     layer = MaskedSLM(units, dtype=dtype, **options)

@@ -10,11 +10,6 @@ from keras_pnn.training.complex_convolution import ComplexConv2D
 from keras_pnn.training.error_networks import ErrorNetwork, squarest
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
-
-
 def fields(rng, *shape):
     return rng.normal(size=shape) + 1j * rng.normal(size=shape)
 

@@ -7,6 +7,8 @@ from keras_pnn.devices._wiring import Instrument
 
 # SCPI-99, 7.2.1: the numbers that stand for infinity (over range) and for no number.
 NOT_A_READING = 9.9e37
+# More errors than an instrument keeps.
+LONGEST_QUEUE = 100
 
 
 class InstrumentError(RuntimeError):
@@ -64,7 +66,16 @@ class Session:
                     f"{self} must have {instrument.identity!r} in its answer to *IDN?. "
                     f"Received: {identity!r}"
                 )
+        self._forget_errors()
         self.exchange(list(instrument.setup))
+
+    def _forget_errors(self) -> None:
+        """Empties the instrument's queue: old errors are not those of our commands."""
+        if self.instrument.errors:
+            for _ in range(LONGEST_QUEUE):
+                found = self._error(self._ask([self.instrument.errors])[0])
+                if not found:
+                    return
 
     def close(self) -> None:
         """Closes the session; what the instrument still says is lost."""
@@ -114,14 +125,22 @@ class Session:
         return answers
 
     def _check(self, answer: str, commands: list[str]) -> None:
-        found = re.match(r"\s*([+-]?\d+)\s*(,|$)", answer)
-        if found and int(found[1]) == 0:
+        number = self._error(answer)
+        if number == 0:
             return
         self.close()
-        what = "refused" if found else "gave no sense when asked for errors after"
+        what = "gave no sense when asked for errors after"
+        if number is not None:
+            what = "refused"
         raise InstrumentError(
             f"{self} {what} {_brief(commands)}. Received: {answer[:200]!r}"
         )
+
+    @staticmethod
+    def _error(answer: str) -> int | None:
+        """The number of the error that an answer tells; `None` where it tells none."""
+        found = re.match(r"\s*([+-]?\d+)\s*(,|$)", answer)
+        return int(found[1]) if found else None
 
     def _ask(self, commands: list[str]) -> list[str]:
         try:

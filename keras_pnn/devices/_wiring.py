@@ -8,6 +8,14 @@ import numpy as np
 
 from keras_pnn.devices.process import number, short
 
+# Arguments of `open_resource` that have keys of their own.
+OPENING = (
+    "resource_name",
+    "open_timeout",
+    "timeout",
+    "read_termination",
+    "write_termination",
+)
 # A limit that went through float32 is still the limit.
 ROUNDING = 1e-6
 
@@ -32,7 +40,20 @@ class Instrument:
         values = checked(where, table, cls)
         for key in ("resource", "identity", "read_termination", "write_termination"):
             text(f"{where}.{key}", values.get(key, ""))
-        text(f"{where}.errors", values.get("errors", ""))
+        errors = text(f"{where}.errors", values.get("errors", ""))
+        if errors and "?" not in errors:
+            raise ValueError(
+                f"`{where}.errors` must be a query, with a '?', or ''. "
+                f"Received: {errors!r}"
+            )
+        options = dict(mapping(f"{where}.options", values.get("options", {}), True))
+        taken = [key for key in options if key in OPENING or not isinstance(key, str)]
+        if taken:
+            raise ValueError(
+                f"`{where}.options` must be further arguments of PyVISA's "
+                f"`open_resource`, apart from {', '.join(OPENING)}. "
+                f"Received: {short(taken[0])}"
+            )
         if "timeout" in values:
             values["timeout"] = number(f"{where}.timeout", values["timeout"], above=0)
         for key in {"setup", "shutdown"} & values.keys():
@@ -43,6 +64,14 @@ class Instrument:
                 f"Received: {values['pipeline']!r}"
             )
         return cls(**values)
+
+
+class Sent(float):
+    """A number in a command: as the command formats it, else to its last digit."""
+
+    def __format__(self, specification: str) -> str:
+        # `repr` is the shortest text that gives the same number again.
+        return format(float(self), specification) if specification else repr(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +93,10 @@ class Setting:
     def parsed(cls, where: str, table) -> "Setting":
         values = checked(where, table, cls, own=("where", "listed"))
         fields(where, values["command"], ({"value", "channel"}, {"values"}))
-        for key in {"minimum", "maximum", "scale", "offset"} & values.keys():
+        for key in {"minimum", "maximum", "offset"} & values.keys():
             values[key] = number(f"{where}.{key}", values[key])
+        if "scale" in values:
+            values["scale"] = factor(f"{where}.scale", values["scale"])
         if not values["minimum"] < values["maximum"]:
             raise ValueError(
                 f"`{where}.minimum` must be below its maximum. Received: "
@@ -120,12 +151,10 @@ class Setting:
         Raises:
             ValueError: as in `sendable`.
         """
-        # `repr` is the shortest text that gives the same number again.
-        sent = [
-            repr(float(v)) for v in self.scale * self.sendable(values) + self.offset
-        ]
+        sent = [Sent(v) for v in self.scale * self.sendable(values) + self.offset]
         if self.listed:
-            return [self.command.format(values=",".join(sent), channels=self.listed)]
+            joined = ",".join(map(format, sent))
+            return [self.command.format(values=joined, channels=self.listed)]
         return [
             self.command.format(value=v, channel=c)
             for c, v in zip(self.channels, sent, strict=True)
@@ -155,8 +184,10 @@ class Reading:
                 f"`{where}.command` must be a query, with a '?'. "
                 f"Received: {values['command']!r}"
             )
-        for key in {"scale", "offset"} & values.keys():
-            values[key] = number(f"{where}.{key}", values[key])
+        if "scale" in values:
+            values["scale"] = factor(f"{where}.scale", values["scale"])
+        if "offset" in values:
+            values["offset"] = number(f"{where}.offset", values["offset"])
         if "delay" in values:
             values["delay"] = number(f"{where}.delay", values["delay"], minimum=0)
         if "trigger" in values:
@@ -201,7 +232,7 @@ class Wiring:
         inputs = Setting.parsed(f"{where}.inputs", values["inputs"])
         outputs = Reading.parsed(f"{where}.outputs", values["outputs"])
         for part in (*controls.values(), inputs, outputs):
-            if part.instrument not in instruments:
+            if text(f"{part.where}.instrument", part.instrument) not in instruments:
                 raise ValueError(
                     f"`{part.where}.instrument` must be one of "
                     f"{', '.join(instruments)}. Received: {part.instrument!r}"
@@ -234,7 +265,10 @@ class Bench:
             name: Wiring.parsed(f"layers.{name}", layer, instruments)
             for name, layer in mapping("layers", values["layers"])
         }
-        _check_apart([s for w in layers.values() for s in w.controls.values()])
+        _check_apart(
+            [s for w in layers.values() for s in w.controls.values()],
+            [w.inputs for w in layers.values()],
+        )
         device = dict(mapping("device", values.get("device", {}), empty=True))
         if "layers" in device:
             raise ValueError(
@@ -246,14 +280,14 @@ class Bench:
         return cls(instruments, layers, device, backend)
 
 
-def _check_apart(settings: list[Setting]) -> None:
-    """Raises ValueError if two controls are set on one channel.
+def _check_apart(controls: list[Setting], inputs: list[Setting]) -> None:
+    """Raises ValueError if a control shares a channel, with a control or an input.
 
     What one layer is set to must stay while another is set and measured. Inputs and
-    detectors may be shared: they are set and read anew for each layer.
+    detectors may be shared among layers: they are set and read anew for each.
     """
     taken: dict[tuple, str] = {}
-    for setting in settings:
+    for setting in (*controls, *inputs):
         for channel in setting.channels:
             key = setting.instrument, setting.command, channel
             if key in taken:
@@ -262,7 +296,8 @@ def _check_apart(settings: list[Setting]) -> None:
                     f"from those of `{taken[key]}`. Received: {channel}, which both "
                     "have"
                 )
-            taken[key] = setting.where
+            if setting in controls:
+                taken[key] = setting.where
 
 
 def checked(where: str, table, kind, own: tuple[str, ...] = ()) -> dict:
@@ -302,6 +337,12 @@ def text(where: str, value) -> str:
     return value
 
 
+def factor(where: str, value) -> float:
+    if number(where, value) == 0:
+        raise ValueError(f"`{where}` must not be 0. Received: {short(value)}")
+    return float(value)
+
+
 def commands(where: str, value) -> tuple[str, ...]:
     """One command or several, as a tuple."""
     several = [value] if isinstance(value, str) else value
@@ -326,6 +367,14 @@ def placeholders(where: str, command) -> set[str]:
 def fields(where: str, command, kinds: tuple[set[str], set[str]]) -> bool:
     """Whether a template is for one channel; else it is for all of them at once."""
     found = placeholders(where, command)
+    example = {"value": Sent(0.5), "channel": 1, "values": "0.5", "channels": "1"}
+    try:
+        command.format(**{name: example.get(name, "") for name in found})
+    except (ValueError, LookupError, AttributeError) as error:
+        raise ValueError(
+            f"`{where}.command` must be a template that numbers fit ({error}). "
+            f"Received: {command!r}"
+        ) from None
     single, several = kinds[0], kinds[1] | {"channels"}
     if found == single:
         return True

@@ -53,6 +53,8 @@ class Acquisition:
         log: path of its log, or `None`.
 
     Attributes:
+        abandoned: whether a call of the lab's code was given up, and may still talk to
+            the hardware, since `recover` was called last.
         raised: what the last measurement inside a graph raised, if it did; the graph
             itself knows only the text.
     """
@@ -65,6 +67,7 @@ class Acquisition:
         self._worker: Worker | None = None
         # Layer name → the controls that it was configured with last.
         self._configured: dict[str, dict[str, np.ndarray]] = {}
+        self.abandoned = False
         self.raised: BaseException | None = None
 
     def check_thread(self, layer) -> None:
@@ -161,10 +164,12 @@ class Acquisition:
     def _attempt(self, again: bool, layer, inputs, controls) -> tuple:
         """What `measure` returned, and what was raised before it could."""
         try:
-            if again:
-                # The state of the hardware is not known after a failure.
+            if again or self.abandoned:
+                # The state of the hardware is not known after a failure, and what an
+                # abandoned call still asks for must not be taken for our answer.
                 self._configured.clear()
                 self._limited("recover")
+                self.abandoned = False
             self._configure(layer, controls)
             self._device.calls += 1
             copies = {name: value.copy() for name, value in controls.items()}
@@ -210,6 +215,7 @@ class Acquisition:
     def _drop_worker(self) -> None:
         self._worker.give_up()
         self._worker = None
+        self.abandoned = True
 
 
 def _same(before: dict | None, controls: dict) -> bool:

@@ -56,6 +56,9 @@ def usable(values, shape: tuple, dtype: np.dtype) -> np.ndarray:
     expected = f"`measure` must return {kind} numbers of shape {shape}."
     if values is None:
         raise TypeError(f"{expected} Received: None")
+    if isinstance(values, np.ma.MaskedArray) and values.dtype.kind in "fc":
+        # What is masked is no reading.
+        values = values.filled(np.nan)
     array = plain(values)
     if array.dtype.kind != ("c" if dtype.kind == "c" else "f"):
         raise TypeError(f"{expected} Received: dtype {array.dtype}")

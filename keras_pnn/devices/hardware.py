@@ -124,7 +124,11 @@ class HardwareDevice:
         return None
 
     def recover(self) -> None:
-        """Called before a failed call is repeated. May be overridden."""
+        """Called before a failed call is repeated. May be overridden.
+
+        It is called too before the first call after one that was given up: after an
+        interrupt, or a time-out that ended the last measurement.
+        """
         return None
 
     def acquire(self, layer, inputs, controls: dict, shape=None, dtype=None):

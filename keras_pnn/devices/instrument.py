@@ -13,6 +13,7 @@ import numpy as np
 from keras_pnn.devices._scpi import InstrumentError, Session, readings
 from keras_pnn.devices._wiring import Bench, Reading, Setting, Wiring
 from keras_pnn.devices.hardware import DeviceError, HardwareDevice
+from keras_pnn.layers.mrr import MRRConv2D
 from keras_pnn.layers.physical import PhysicalLayer, check_built, physical_layers
 
 __all__ = ["InstrumentDevice", "InstrumentError"]
@@ -62,9 +63,9 @@ class InstrumentDevice(HardwareDevice):
 
     A command that holds `{values}` (and `{channels}`) is sent once for all channels;
     one that holds `{value}` and `{channel}` once for each. Sent is
-    `scale * value + offset`, to the last digit of a float64; a reading becomes
-    `scale * reading + offset`. Elements that the hardware does not have (the last
-    cell of odd columns of a mesh) have no channel.
+    `scale * value + offset`, to the last digit of a float64 or as in `{value:.6f}`; a
+    reading becomes `scale * reading + offset`. Elements that the hardware does not
+    have (the last cell of odd columns of a mesh) have no channel.
 
     Limits are in the layer's unit. Beyond them nothing is sent, not even to the
     channels that are within; with `beyond = "clip"` the limit is sent instead. SAT
@@ -127,7 +128,7 @@ class InstrumentDevice(HardwareDevice):
         with open(path, "rb") as file:
             try:
                 configuration = tomllib.load(file)
-            except tomllib.TOMLDecodeError as error:
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
                 raise ValueError(
                     f"`path` must be a TOML file ({error}). Received: {os.fspath(path)}"
                 ) from error
@@ -150,6 +151,9 @@ class InstrumentDevice(HardwareDevice):
             InstrumentError: an instrument that was in use did not take its shutdown
                 commands: it may still drive the chip.
         """
+        if self._acquisition.abandoned:
+            # The call that was given up may still talk in the present sessions.
+            self.recover()
         link, self._link = self._link, _Link(self.bench)
         failure = None
         for session in link.sessions.values():
@@ -164,7 +168,12 @@ class InstrumentDevice(HardwareDevice):
             raise failure
 
     def __enter__(self):
-        return self.open()
+        try:
+            return self.open()
+        except BaseException as error:
+            # Those that were opened before may drive the chip already.
+            self.__exit__(type(error), error, None)
+            raise
 
     def __exit__(self, kind, exception, traceback):
         try:
@@ -182,7 +191,8 @@ class InstrumentDevice(HardwareDevice):
         Raises:
             ValueError: the model has no physical layer of a configured name, or one
                 with another number of controls, inputs or outputs than there are
-                channels; or with a bias or an activation, which light does not do.
+                channels; a convolution, whose patches nothing would send; or one with a
+                bias or an activation, which light does not do.
         """
         known = {layer.name: layer for layer in physical_layers(model)}
         for name, wiring in self.bench.layers.items():
@@ -338,6 +348,12 @@ def _existing(layer: PhysicalLayer, name: str, control) -> np.ndarray:
 
 def _check_layer(layer: PhysicalLayer, wiring: Wiring) -> None:
     check_built(layer)
+    if isinstance(layer, MRRConv2D):
+        raise ValueError(
+            f"Layer '{layer.name}' must map vectors to vectors: the instruments set "
+            "one vector of inputs after the other, not the patches of an image. "
+            "Received: an MRRConv2D"
+        )
     if layer.controls.keys() != wiring.controls.keys():
         raise ValueError(
             f"The configuration must name the controls of layer '{layer.name}': "

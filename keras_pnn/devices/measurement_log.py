@@ -9,6 +9,7 @@ Numbers are little-endian. The header has a checksum of its own: a wrong length 
 not make the rest of the file look like one record that was cut short.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -79,7 +80,7 @@ def prepare(path: str | os.PathLike) -> str:
     """Makes a log ready for appending, and creates it where there is none.
 
     A last record that was cut short, by a process that was killed while it wrote,
-    is cut off.
+    is cut off. Several processes may have one log: each waits for the others.
 
     Returns:
         The path, absolute, so that a change of directory changes nothing.
@@ -91,7 +92,7 @@ def prepare(path: str | os.PathLike) -> str:
     path = os.path.abspath(os.fspath(path))
     with open(path, "ab") as file:
         file.flush()
-    with open(path, "r+b") as file:
+    with open(path, "r+b") as file, _alone(file):
         end = 0
         if _has_title(file, path):
             end = len(_TITLE)
@@ -99,7 +100,8 @@ def prepare(path: str | os.PathLike) -> str:
                 end, last = start + length, (start, length, check)
             if end > len(_TITLE):
                 _payload(file, path, *last)
-        file.truncate(end)
+        if end < os.fstat(file.fileno()).st_size:
+            file.truncate(end)
     return path
 
 
@@ -110,8 +112,8 @@ def append(path: str, record: Record) -> None:
         OSError: it could not be written; the log is as before.
     """
     data = _encoded(record)
-    with open(path, "ab", buffering=0) as file:
-        start = file.tell()
+    with open(path, "ab", buffering=0) as file, _alone(file):
+        start = file.seek(0, os.SEEK_END)
         rest = memoryview(data if start else _TITLE + data)
         try:
             while rest:
@@ -157,6 +159,20 @@ def read(path: str | os.PathLike, starts) -> Iterator[Record]:
             length, check = _header(file.read(_HEADER.size), path, start)
             payload = _payload(file, path, start + _HEADER.size, length, check)
             yield _decoded(payload, path, start)
+
+
+@contextlib.contextmanager
+def _alone(file) -> Iterator[None]:
+    """Keeps other processes from writing, where the system has such locks."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except (ImportError, OSError):
+        # Windows, and some network file systems.
+        pass
+    # Closing the file ends the lock.
+    yield
 
 
 def _little_endian(array: np.ndarray) -> np.ndarray:

@@ -525,6 +525,22 @@ def test_a_device_that_hangs_for_good(hangs):
         mute.acquire(gain(), X, controls())
 
 
+def test_recover_comes_before_the_first_call_after_one_that_was_given_up(hangs):
+    device = Amplifier({1: hangs}, timeout=0.2, retries=0)
+    with pytest.raises(pnn.DeviceError):
+        device.acquire(gain(), X, controls())
+    for _ in range(2):
+        device.acquire(gain(), X, controls())
+        assert device.recovered == 1
+
+
+def test_masked_readings_are_none():
+    masked = np.ma.masked_array(X, np.eye(*X.shape) == 1)
+    device = Amplifier({1: lambda right: masked}, retries=0)
+    with pytest.raises(pnn.DeviceError, match="NaN or infinity"):
+        device.acquire(gain(), X, controls())
+
+
 def test_no_time_limit():
     device = Amplifier(timeout=None)
     outputs = device.acquire(gain(), X, controls())

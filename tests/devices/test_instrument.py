@@ -1,5 +1,6 @@
 """A real TCP connection to a simulated bench, which is a process of its own."""
 
+import concurrent.futures
 import copy
 import pathlib
 import socket
@@ -89,6 +90,16 @@ def raw(port, *commands):
             if "?" in command:
                 answers.append(file.readline().strip())
     return answers
+
+
+def interrupting(seconds):
+    """`concurrent.futures.wait`, with a Ctrl-C after some seconds."""
+
+    def wait(futures, timeout):
+        time.sleep(seconds)
+        raise KeyboardInterrupt
+
+    return wait
 
 
 def test_readings_are_those_of_the_bench(port):
@@ -408,6 +419,64 @@ def test_a_late_answer_is_not_taken_for_the_next():
     np.testing.assert_allclose(measured, expected(model), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("errors", ["SYST:ERR?", ""])
+def test_after_an_interrupt_the_old_call_has_no_say(monkeypatch, errors):
+    """It still asks and listens while the next call does."""
+    model = network()
+    x = np.random.default_rng(1).random((40, 4)).astype("float32")
+    with (
+        scpi_server.running("--latency", "0.03") as port,
+        InstrumentDevice(configuration(port, errors=errors)) as device,
+    ):
+        for _ in range(2):
+            with monkeypatch.context() as patch:
+                patch.setattr(concurrent.futures, "wait", interrupting(0.3))
+                with pytest.raises(KeyboardInterrupt):
+                    acquire(device, model, x)
+            measured = acquire(device, model)
+            np.testing.assert_allclose(measured, expected(model), rtol=1e-6, atol=1e-7)
+        assert device.failures == 0
+        with monkeypatch.context() as patch:
+            patch.setattr(concurrent.futures, "wait", interrupting(0.3))
+            with pytest.raises(KeyboardInterrupt):
+                acquire(device, model, x)
+        device.close()
+        (currents,) = raw(port, "SOUR:CURR? (@1:16)")
+    assert set(currents.split(",")) == {"0.0"}
+
+
+def test_a_number_may_have_a_format(port):
+    table = configuration(port)
+    command = "SOUR{channel}:POW {value:.5f}"
+    table["layers"]["bank"]["inputs"]["command"] = command
+    with InstrumentDevice(table) as device:
+        acquire(device, network())
+        (powers,) = raw(port, "SOUR:POW? (@1:4)")
+    rounded = [float(f"{0.001 * v:.5f}") for v in X[-1].astype("float64")]
+    assert [float(v) for v in powers.split(",")] == rounded
+
+
+def test_old_errors_of_an_instrument_are_not_ours():
+    with scpi_server.running() as port:
+        raw(port, *["FOO"] * 8)
+        table = configuration(port, setup=["*RST"])
+        with InstrumentDevice(table, retries=0) as device:
+            acquire(device, network())
+        assert device.failures == 0
+
+
+def test_what_was_opened_is_closed_where_another_cannot_be():
+    with scpi_server.running() as port:
+        table = configuration(port, setup=["SOUR:CURR (@1:16)" + 16 * ",0.002"])
+        other = {**table["instruments"]["bench"], "resource": resource(1)}
+        table["instruments"]["meter"] = {**other, "timeout": 0.5}
+        table["layers"]["bank"]["outputs"]["instrument"] = "meter"
+        with pytest.raises(InstrumentError, match="'meter'"), InstrumentDevice(table):
+            pass
+        (currents,) = raw(port, "SOUR:CURR? (@1:16)")
+    assert set(currents.split(",")) == {"0.0"}
+
+
 @pytest.mark.parametrize(
     "name",
     ["TCPIP0::127.0.0.1::1::SOCKET", "nonsense", "TCPIP0::no.such.invalid::5::SOCKET"],
@@ -463,6 +532,15 @@ def test_digital_parts_of_a_layer_are_refused(port):
             InstrumentDevice(configuration(port)).attach(model)
 
 
+def test_a_convolution_is_refused(port):
+    """Its kernel has as many elements as there are channels."""
+    inputs = keras.Input((4, 4, 4))
+    layer = pnn.layers.MRRConv2D(4, 1, use_bias=False, tuning="heater", name="bank")
+    model = keras.Model(inputs, layer(inputs))
+    with pytest.raises(ValueError, match=r"'bank'.*patches.*Received: an MRRConv2D"):
+        InstrumentDevice(configuration(port)).attach(model)
+
+
 def broken(*path, **change):
     """The example's configuration with other entries at a path."""
     table = configuration(1)
@@ -512,6 +590,19 @@ INPUTS, OUTPUTS = ("layers", "bank", "inputs"), ("layers", "bank", "outputs")
         (broken(*INPUTS, channels="one"), "different whole numbers"),
         (broken(*OUTPUTS, command="READ (@{channels})"), "must be a query"),
         (broken(*OUTPUTS, delay=-1), "delay"),
+        (broken(*OUTPUTS, scale=0), "scale` must not be 0"),
+        (broken(*INPUTS, scale=0.0), "scale` must not be 0"),
+        (broken(*CONTROL, instrument=["bench"]), "instrument` must be a text"),
+        (broken(*CONTROL, command="CURR {values:.6f}"), "numbers fit"),
+        (broken(*CONTROL, command="CURR{channel:.x} {value}"), "numbers fit"),
+        (broken("instruments", "bench", errors="SYST:ERR"), "must be a query"),
+        (broken("instruments", "bench", errors=" "), "must be a query"),
+        (broken("instruments", "bench", options=5), "options` must be a table"),
+        (broken("instruments", "bench", options={"timeout": 5}), "apart from"),
+        (
+            broken(*INPUTS, command="SOUR:CURR (@{channels}),{values}"),
+            "inputs.channels` must be channels of its own",
+        ),
     ],
 )
 def test_wrong_configurations(table, words):
@@ -533,6 +624,9 @@ def test_from_toml(tmp_path):
     assert device.layers == ("bank",)
     path = tmp_path / "bad.toml"
     path.write_text("resource = ")
+    with pytest.raises(ValueError, match=r"TOML.*bad\.toml"):
+        InstrumentDevice.from_toml(path)
+    path.write_bytes(b"[device]\n# \xb5A\n")
     with pytest.raises(ValueError, match=r"TOML.*bad\.toml"):
         InstrumentDevice.from_toml(path)
     with pytest.raises(FileNotFoundError):

@@ -23,6 +23,10 @@ _BEYOND = 1e300
 # The search stops at these relative reductions of the sum to see how much each
 # unknown matters there, before it goes on to the tolerance that was asked for.
 _STAGES = (1e-1, 1e-2, 1e-4)
+# Readings that are farther from the model than so many times their noise are not
+# explained; the search is then repeated with these noises, one after the other.
+_UNEXPLAINED = 3.0
+_NOISES = (0.3, 0.03)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,15 +55,16 @@ class Unknown:
 
     def bounds(self) -> np.ndarray:
         """Lowest and highest scaled deviations, (2, slots)."""
-        target = self.targets[0]
-        low, high = -_FARTHEST, _FARTHEST
+        target, start = self.targets[0], self.start()
+        # A start that is farther away stays where it is.
+        low, high = np.minimum(start, -_FARTHEST), np.maximum(start, _FARTHEST)
         if target.above is not None:
             # Inside, where float32 still tells it from the bound.
-            low = max(low, 0.999 * (target.above - target.neutral) / self.std)
+            low = np.maximum(low, 0.999 * (target.above - target.neutral) / self.std)
         if self.unit == "dB" and "loss" in target.name:
             # A mesh counts a negative loss as none, and shows the search no slope.
-            low = max(low, (0.0 - target.neutral) / self.std)
-        return np.tile([[low], [high]], self.slots.size)
+            low = np.maximum(low, (0.0 - target.neutral) / self.std)
+        return np.stack([low, high])
 
     def deviations(self, part: np.ndarray) -> dict[tuple[str, int], np.ndarray]:
         """What `SimulatedDevice` takes."""
@@ -77,6 +82,7 @@ class Unknown:
             "unit": self.unit,
             "prior": self.std,
             "unknowns": int(part.size),
+            "at_limit": int(np.count_nonzero(np.abs(part) >= 0.999 * _FARTHEST)),
             "rms": rms,
         }
 
@@ -93,7 +99,7 @@ def unknowns_of(found: list[Target], prior: dict[str, float]) -> list[Unknown]:
         exists = True if target.exists is None else target.exists
         exists = np.broadcast_to(exists, tuple(target.variable.shape))
         unit = target.layer.quantity(target.name).unit
-        std = of_layer(prior, target.layer, target.name) or _PRIORS.get(unit)
+        std = _prior_of(same, prior) or _PRIORS.get(unit)
         if std is None:
             known = ", ".join(u for u in _PRIORS if u)
             raise ValueError(
@@ -103,6 +109,18 @@ def unknowns_of(found: list[Target], prior: dict[str, float]) -> list[Unknown]:
             )
         unknowns.append(Unknown(tuple(same), std, np.flatnonzero(exists)))
     return unknowns
+
+
+def _prior_of(same: list[Target], prior: dict[str, float]) -> float | None:
+    """The prior of an imperfection, which may be named by any layer that shares it."""
+    found = [of_layer(prior, t.layer, t.name) for t in same]
+    given = sorted({std for std in found if std is not None})
+    if len(given) > 1:
+        raise ValueError(
+            f"`prior` must give one number for '{same[0].name}', which the layers "
+            f"share. Received: {', '.join(f'{std:g}' for std in given)}"
+        )
+    return given[0] if given else None
 
 
 def groups_of(measured, unknowns) -> list[tuple[list[Readings], list[Unknown]]]:
@@ -130,9 +148,9 @@ class Problem:
         self._sizes = [part.size for part in starts]
         self.bounds = np.concatenate([u.bounds() for u in unknowns], axis=1)
         self.start = np.clip(np.concatenate(starts), *self.bounds)
-        self._parts = [_Part(self, m, noise) for m in measured]
+        self._parts = [_Part(self, m) for m in measured]
         self._readings = sum(part.readings for part in self._parts)
-        self._noise = noise
+        self.noise = noise
         # Relative, of all readings at the last evaluation.
         self.residual = np.nan
 
@@ -173,7 +191,7 @@ class Problem:
             value, slope = part(z)
             misfit += value
             gradient += slope
-        self.residual = self._noise * np.sqrt(2 * misfit / self._readings)
+        self.residual = self.noise * np.sqrt(2 * misfit / self._readings)
         loss = float(misfit + z @ z / 2)
         if not (np.isfinite(loss) and np.isfinite(gradient).all()):
             # Beyond what the layer can model: the search turns back.
@@ -188,7 +206,7 @@ class Problem:
 class _Part:
     """One layer's part of the sum."""
 
-    def __init__(self, problem: Problem, measured: Readings, noise: float):
+    def __init__(self, problem: Problem, measured: Readings):
         self.measured = measured
         self._fit = measured.fit
         wide = measured.layer.compute_dtype == "float64"
@@ -202,9 +220,13 @@ class _Part:
         self._outputs = _wide(measured.outputs)
         self.readings = np.count_nonzero(self._fit) * measured.outputs[0, 0].size
         power = measured.powers[self._fit].sum() / self.readings
-        self._weight = 1 / (noise**2 * (power or 1.0))
+        self._problem, self._power = problem, power or 1.0
         self._used = np.flatnonzero(self._fit.any(axis=1))
         self._errors = self._traced(problem)
+
+    @property
+    def _weight(self) -> float:
+        return 1 / (self._problem.noise**2 * self._power)
 
     def _traced(self, problem: Problem) -> Callable:
         """What `_at` calls: a loop over settings, in one graph."""
@@ -295,15 +317,13 @@ def search(
 ) -> tuple[np.ndarray, int, bool]:
     """Minimises the sum, with a progress bar.
 
-    L-BFGS takes every unknown for equally important, while a ring on its flank may
-    count a thousand times as much as one far away. So it goes by variables that are
-    scaled with the sum's curvature, which is looked up again on the way.
+    Where the readings are not explained, the search has ended in a valley of its own.
+    It then begins again from the start with readings that count little at first, so
+    that the prior leads it past such valleys, and the better of both ends counts.
 
     Returns:
         (point, iterations, whether it converged).
     """
-    from scipy import optimize
-
     if problem(problem.start)[0] == _BEYOND:
         raise ValueError(
             "The model's outputs must be finite at all settings of the controls, with "
@@ -311,7 +331,36 @@ def search(
             f"or infinity in {', '.join(problem.layers)}"
         )
     bar = progress_bar(iterations, "iteration", verbose, ["residual"])
-    z, done = problem.start, 0
+    noise = problem.noise
+    z, done, ended = _descent(problem, problem.start, iterations, tolerance, bar)
+    loss = problem(z)[0]
+    if problem.residual > _UNEXPLAINED * noise:
+        other = problem.start
+        for coarse in (*(n for n in _NOISES if n > 3 * noise), noise):
+            problem.noise = coarse
+            end = tolerance if coarse == noise else max(tolerance, _STAGES[-1])
+            if done < iterations:
+                left = iterations - done
+                other, steps, there = _descent(problem, other, left, end, bar)
+                done += steps
+        problem.noise = noise
+        if problem(other)[0] < loss:
+            z, ended = other, there
+    if done < iterations:
+        bar.update(done, finalize=True)
+    return z, done, ended
+
+
+def _descent(problem: Problem, z, iterations: int, tolerance: float, bar) -> tuple:
+    """Goes down from a point; returns as `search`.
+
+    L-BFGS takes every unknown for equally important, while a ring on its flank may
+    count a thousand times as much as one far away. So it goes by variables that are
+    scaled with the sum's curvature, which is looked up again on the way.
+    """
+    from scipy import optimize
+
+    done = 0
     for end in (*(s for s in _STAGES if s > tolerance), tolerance):
         scale = 1 / np.sqrt(problem.curvature(z))
         result = optimize.minimize(
@@ -333,8 +382,6 @@ def search(
         z, done = result.x * scale, done + result.nit
         if done >= iterations:
             break
-    else:
-        bar.update(done, finalize=True)
     return z, done, bool(result.success)
 
 

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_pnn.devices import _fitting, _readings
-from keras_pnn.devices.process import count, number
+from keras_pnn.devices.process import count, number, short
 from keras_pnn.devices.simulated import SimulatedDevice, Target, architecture, targets
 from keras_pnn.layers.physical import find_imperfections, measured_by, physical_layers
 
@@ -29,7 +29,8 @@ class Calibration:
             `held_out_before` and `held_out_after` (the others). Before: with the
             imperfections that the model had.
         imperfections: what was fitted → `unit`, `prior` (standard deviation),
-            `unknowns` (how many numbers) and `rms` (of the deviations found).
+            `unknowns` (how many numbers), `at_limit` (how many of them went as far as
+            they may, 10 standard deviations) and `rms` (of the deviations found).
         samples: layer → inputs that were measured at each setting of the controls.
         settings: settings of the controls, the present ones included.
         settings_held_out: how many of these were held out.
@@ -82,12 +83,12 @@ class Calibration:
             lines.append(f"{name:{width}} {cells}")
         lines.append(
             f"{'deviation':{width}} {'rms':>10} {'prior':>10} {'unit':>10} "
-            f"{'unknowns':>10}"
+            f"{'unknowns':>10} {'at limit':>10}"
         )
         for name, row in self.imperfections.items():
             lines.append(
                 f"{name:{width}} {row['rms']:>10.4g} {row['prior']:>10.4g} "
-                f"{row['unit']:>10} {row['unknowns']:>10}"
+                f"{row['unit']:>10} {row['unknowns']:>10} {row['at_limit']:>10}"
             )
         samples = ", ".join(str(n) for n in dict.fromkeys(self.samples.values()))
         lines.append(
@@ -136,9 +137,11 @@ def calibrate(
 
     The search starts from the model's present imperfections, and is local: phases that
     may be anywhere in [0, 2π) need a start, and rings that are shifted by more than
-    their half-width need more settings, such as 32, or the search may end beside the
-    answer. A residual that stays large says so. It goes no further than 10 standard
-    deviations of the prior, and losses in dB stay at 0 or above.
+    their half-width may need more settings, such as 32. Where it ends far from the
+    readings, it is repeated with readings that count little at first, and the better
+    end is taken; a residual that stays large says that neither is the answer. It goes
+    no further than 10 standard deviations of the prior (`at_limit` counts what rests
+    there) or than the start, and losses in dB stay at 0 or above.
 
     Random controls are, if `spread` does not say: for rings, those that take them
     through their resonance; between the limits of a `ControlRange`; any phase for
@@ -163,8 +166,8 @@ def calibrate(
         holdout: share of settings, and of samples at the other settings, that is
             measured but not fitted; above 0 and below 1.
         prior: imperfection → standard deviation in its unit, names as in
-            `imperfections`. Default: by unit, 0.1 rad, nm and dB, 2 K, 1 degree,
-            1 px, and 0.05 for pure numbers.
+            `imperfections`; those of what is not fitted are not used. Default: by
+            unit, 0.1 rad, nm and dB, 2 K, 1 degree, 1 px, and 0.05 for pure numbers.
         noise: standard deviation of a reading's error, relative to the layer's rms
             reading. A larger one trusts the prior more.
         iterations: the most that the search takes, for each layer.
@@ -330,7 +333,12 @@ def _wanted(model, names) -> list[Target]:
     """The imperfections that names address, of layers with a name of their own."""
     found = [t for t in targets(model) if t.neutral is not None]
     if names is not None:
-        names = [names] if isinstance(names, str) else list(names)
+        names = [names] if isinstance(names, str) else names
+        if not isinstance(names, list | tuple | set | frozenset):
+            raise ValueError(
+                "`imperfections` must be a name or a list of names. "
+                f"Received: {short(names)}"
+            )
         chosen = {id(v) for name in names for v in find_imperfections(model, name)}
         found = [t for t in found if id(t.variable) in chosen]
     if not found:
@@ -350,11 +358,15 @@ def _wanted(model, names) -> list[Target]:
 
 def _numbers(model, argument: str, values, kind: str, **limits) -> dict[str, float]:
     """The checked numbers of `prior` or `spread`."""
+    if not isinstance(values, dict | None):
+        raise ValueError(
+            f"`{argument}` must be a dict of numbers. Received: {short(values)}"
+        )
     known = dict.fromkeys(
         name
         for la in physical_layers(model)
-        for short in getattr(la, kind)
-        for name in (short, f"{la.name}/{short}")
+        for own in getattr(la, kind)
+        for name in (own, f"{la.name}/{own}")
     )
     for name in values or {}:
         if name not in known:

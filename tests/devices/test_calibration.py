@@ -268,6 +268,54 @@ def test_search_starts_from_the_present_imperfections():
     )
 
 
+def test_a_start_beyond_the_prior_is_kept():
+    """The model is the device; its shifts are up to 60 standard deviations away."""
+    model = one_bank()
+    (device,) = pnn.Variation(resonance_shift=0.06).sample(model, 1, seed=1)
+    kwargs = {"imperfections": "resonance_shift", "prior": {"resonance_shift": 0.002}}
+    with device.installed(model):
+        result = calibrate(model, device, settings=4, **kwargs)
+    assert result.residuals["bank"]["fit_before"] < 1e-6
+    assert result.residuals["bank"]["held_out_after"] < 0.01
+    away = calibrate(model, device, settings=4, **kwargs)
+    counted = away.imperfections["bank/resonance_shift"]["at_limit"]
+    farthest = np.abs(away.device.deviations["resonance_shift", 0])
+    assert counted == np.count_nonzero(farthest > 0.0199) > 5
+    assert f"{counted:>10}" in away.table()
+
+
+def test_a_search_that_ends_in_a_valley_of_its_own_begins_again(monkeypatch):
+    start = keras.initializers.RandomUniform(-0.6, 0.9, seed=1)
+    tuning = pnn.HeaterTuning(max_current=2.5)
+    bank = pnn.layers.MRRBank(
+        3, use_bias=False, tuning=tuning, kernel_initializer=start, name="bank"
+    )
+    model = keras.Sequential([keras.Input((4,)), bank])
+    (device,) = pnn.Variation(resonance_shift=0.03).sample(model, 1, seed=1)
+    x = np.random.default_rng(0).random((10, 4)).astype("float32")
+    kwargs = {"imperfections": "resonance_shift", "prior": {"resonance_shift": 0.03}}
+    key = ("resonance_shift", 0)
+    true = device.deviations[key]
+    result = calibrate(model, device, x, **kwargs)
+    np.testing.assert_allclose(result.device.deviations[key], true, atol=1e-3)
+    assert result.converged and result.residuals["bank"]["held_out_after"] < 1e-4
+    monkeypatch.setattr(_fitting, "_UNEXPLAINED", np.inf)
+    once = calibrate(model, device, x, **kwargs)
+    assert np.abs(once.device.deviations[key] - true).max() > 0.1
+
+
+def test_a_prior_may_name_any_layer_that_shares_an_imperfection():
+    model = bank_network()
+    device = SimulatedDevice({})
+    kwargs = {"imperfections": "temperature", "settings": 2}
+    for name in ("temperature", "first/temperature", "second/temperature"):
+        result = calibrate(model, device, prior={name: 0.7}, **kwargs)
+        assert result.imperfections["temperature"]["prior"] == 0.7
+    both = {"first/temperature": 0.7, "second/temperature": 0.5}
+    with pytest.raises(ValueError, match=r"`prior`.*'temperature'.*0\.5, 0\.7"):
+        calibrate(model, device, prior=both, **kwargs)
+
+
 def test_imperfections_that_are_not_fitted_are_those_of_the_model():
     model = one_bank()
     layer = model.get_layer("bank")
@@ -564,6 +612,9 @@ def test_readings_that_cannot_be(change, message):
         ({"holdout": 1.0}, "`holdout` must be below 1"),
         ({"noise": 0.0}, "`noise`"),
         ({"prior": {"resonance_shift": -1}}, "resonance_shift"),
+        ({"prior": 5}, "`prior` must be a dict.*5"),
+        ({"spread": [1]}, "`spread` must be a dict"),
+        ({"imperfections": 5}, "`imperfections` must be a name.*5"),
         ({"prior": {"humidity": 1}}, "`prior` must name imperfections.*'humidity'"),
         ({"spread": {"humidity": 1}}, "`spread` must name controls.*'humidity'"),
         ({"spread": {"control": -1}}, "control"),
@@ -580,6 +631,13 @@ def test_bad_arguments_are_refused_before_anything_is_measured(arguments, messag
     with pytest.raises(ValueError, match=message):
         calibrate(model, **arguments)
     assert not bench.asked
+
+
+def test_amplitudes_are_no_fields():
+    model = mesh_network()
+    bench = Bench(model, change=lambda la, y, call: np.abs(y))
+    with pytest.raises(ValueError, match=r"'mesh'.*complex64.*Received.*float32"):
+        calibrate(model, bench, fields(4, 8), settings=2)
 
 
 def test_models_without_anything_to_fit():

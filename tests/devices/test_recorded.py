@@ -2,6 +2,7 @@
 
 import resource
 import shutil
+import threading
 
 import keras
 import numpy as np
@@ -204,6 +205,25 @@ def test_a_record_that_does_not_fit_on_the_disk_leaves_no_trace(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert path.read_bytes() == whole
     measurement_log.append(path, record(1))
+    assert len(read(path)) == 2
+
+
+def test_a_log_that_is_opened_loses_nothing_that_is_appended_meanwhile(
+    tmp_path, monkeypatch
+):
+    path = write(tmp_path / "bench.log", [record(0)])
+    appending = threading.Thread(target=measurement_log.append, args=(path, record(1)))
+    walk = measurement_log._walk
+
+    def slowly(file, path):
+        yield from walk(file, path)
+        appending.start()
+        appending.join(0.2)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(measurement_log, "_walk", slowly)
+        measurement_log.prepare(path)
+    appending.join()
     assert len(read(path)) == 2
 
 

@@ -5,7 +5,12 @@ import pathlib
 
 import keras
 
-from keras_pnn.training.resume import load_state, remove_state, save_state
+from keras_pnn.training.resume import (
+    batches_done,
+    load_state,
+    remove_state,
+    save_state,
+)
 from keras_pnn.training.trainer import Trainer
 
 
@@ -14,18 +19,21 @@ class Checkpoint(keras.callbacks.Callback):
 
     Unlike `keras.callbacks.BackupAndRestore` it also keeps states in the middle of an
     epoch: the batches that are done are passed over, no update is lost or applied
-    twice. Give `fit` batches in a known order: `pnn.datasets.Batches` with
-    `pnn.callbacks.BatchOrder`, or arrays with `shuffle=False`. The logs of an epoch
-    that was resumed are those of its rest.
+    twice, and the metrics of the epoch go on. Give `fit` batches in a known order:
+    `pnn.datasets.Batches` with `pnn.callbacks.BatchOrder`, or arrays with
+    `shuffle=False`.
 
     Args:
         folder: where the state is kept; removed when `fit` ends as it should.
         every: batches between two states, or `None` for the ends of epochs alone.
+            With `steps_per_execution` above 1, after the execution in which the next
+            one is due.
 
     Raises:
         ValueError: `every` is not a whole number of 1 or more. When training begins:
             the model is not one of this package's trainers (`SATModel`, `PATModel`,
-            `DATModel`), or the folder holds no whole state of such a model.
+            `DATModel`), or the folder holds no whole state of such a model, or one
+            behind which no execution of `steps_per_execution` batches begins.
 
     Example:
 
@@ -50,14 +58,14 @@ class Checkpoint(keras.callbacks.Callback):
         self.folder = pathlib.Path(folder)
         self.every = every
         self._first = (0, 0)
-        self._epoch = 0
+        self._epoch = self._done = 0
 
-    def save_state(self, epoch: int, batches: int) -> pathlib.Path:
+    def save_state(self, epoch: int, batches: int, metrics: list | None = None):
         """Writes the present state, for that position; returns the folder."""
         if epoch == self._first[0]:
             # What was passed over was done before.
             batches = max(batches, self._first[1])
-        return save_state(self.model, self.folder, epoch, batches)
+        return save_state(self.model, self.folder, epoch, batches, metrics)
 
     def on_train_begin(self, logs=None):
         if not isinstance(self.model, Trainer):
@@ -66,19 +74,31 @@ class Checkpoint(keras.callbacks.Callback):
                 "there is keras.callbacks.BackupAndRestore. Received: "
                 f"{type(self.model).__name__}"
             )
-        self._first = load_state(self.model, self.folder) or (0, 0)
+        *first, metrics = load_state(self.model, self.folder) or (0, 0, [])
+        self._first = tuple(first)
         if self._first != (0, 0):
+            self._check_begins(self._first[1])
             self.model._initial_epoch = self._first[0]
-            self.model.skip(self._first[1])
+            self.model.skip(self._first[1], metrics)
+
+    def _check_begins(self, batches: int) -> None:
+        together = self.model.steps_per_execution
+        if batches % together and batches != self.params.get("steps"):
+            raise ValueError(
+                "`steps_per_execution` must divide the batches that are done, as it "
+                f"did when the state in {self.folder} was written. Received: "
+                f"steps_per_execution={together} after {batches} batches"
+            )
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._epoch = epoch
+        self._epoch, self._done = epoch, 0
 
     def on_train_batch_end(self, batch, logs=None):
-        done = batch + 1
-        passed_over = self._epoch == self._first[0] and done <= self._first[1]
-        if self.every and done % self.every == 0 and not passed_over:
-            self.save_state(self._epoch, done)
+        before, self._done = self._done, batches_done(self, batch)
+        passed_over = self._epoch == self._first[0] and self._done <= self._first[1]
+        due = self.every and self._done // self.every > before // self.every
+        if due and not passed_over:
+            self.save_state(self._epoch, self._done)
 
     def on_epoch_end(self, epoch, logs=None):
         save_state(self.model, self.folder, epoch + 1, 0)

@@ -1,6 +1,7 @@
 """Callbacks that move a device, and keep the order of the data, during `fit`."""
 
 import math
+import types
 
 import keras
 import numpy as np
@@ -53,7 +54,8 @@ class DriftInjection(keras.callbacks.Callback):
         ValueError: If an argument is not as above. When training begins: if the model
             has no such imperfection, or if the number of batches per epoch is unknown
             and the index depends on it. Before a step: if the process would take the
-            imperfection to what does not exist (a scale of 0).
+            imperfection to what does not exist (a scale of 0), or gives no finite
+            number.
 
     Example:
 
@@ -81,7 +83,7 @@ class DriftInjection(keras.callbacks.Callback):
                 "Argument `imperfection` must be the name of an imperfection. "
                 f"Received: imperfection={imperfection!r}"
             )
-        if not callable(getattr(process, "at", None)):
+        if isinstance(process, type) or not callable(getattr(process, "at", None)):
             raise ValueError(
                 "Argument `process` must have a method `at(step, seed)`, as the "
                 f"processes of `keras_pnn.drift` do. Received: process={process!r}"
@@ -176,12 +178,32 @@ class DriftInjection(keras.callbacks.Callback):
     def _inject(self, attribute, step, seed):
         if self.every == "epoch":
             step, seed = self._epoch, self.seed
+        try:
+            deviation = self._deviation(step, seed)
+        except BaseException:
+            # This step will not run: those of other drifts must not wait for one.
+            _remove_injections(self.model)
+            raise
+        injection = _Injection(self, attribute, deviation)
+        setattr(self.model, attribute, injection)
+        self.model.stop_evaluating = _ARMED
+
+    def _deviation(self, step, seed) -> float:
         deviation = float(self.process.at(step, seed))
+        if not math.isfinite(deviation):
+            raise ValueError(
+                "Argument `process` must give finite numbers. "
+                f"Received: {deviation} at step {step} from {self.process!r}"
+            )
         for q in self._quantities:
             dtype = q.variable.dtype
             check_deviation(self.imperfection, deviation, q.neutral, q.above, dtype)
-        injection = _Injection(self, attribute, deviation)
-        setattr(self.model, attribute, injection)
+        return deviation
+
+
+# In `model.stop_evaluating` while a step waits; as false as `False`, which Keras puts
+# there when another evaluation begins.
+_ARMED = 0
 
 
 class _Injection:
@@ -189,7 +211,8 @@ class _Injection:
 
     Keras tells callbacks when a step begins and when it has ended well, but not when
     it has failed. It looks its step function up anew for each step, so a stand-in can
-    wrap the step in `try/finally`.
+    wrap the step in `try/finally`. Where another callback has failed before the step
+    began, the stand-in is left to a later run, and steps aside there.
     """
 
     def __init__(self, callback, attribute, deviation):
@@ -202,9 +225,7 @@ class _Injection:
 
     def __call__(self, iterator):
         setattr(self.model, self.attribute, self.function)
-        # A new History means a new `fit`: the one that this was made for ended in an
-        # exception before its step ran.
-        if getattr(self.model, "history", None) is not self.history:
+        if self._is_of_another_run(iterator):
             return self.function(iterator)
         quantities = self.callback._quantities
         saved = [tf.convert_to_tensor(q.variable.value) for q in quantities]
@@ -219,6 +240,14 @@ class _Injection:
                 q.variable.assign(value)
         self.callback._last = self.deviation
         return outputs
+
+    def _is_of_another_run(self, iterator) -> bool:
+        if isinstance(iterator, types.GeneratorType):
+            # `train_on_batch` or `test_on_batch`, which begin no step.
+            return True
+        if self.attribute == "test_function":
+            return self.model.stop_evaluating is False
+        return getattr(self.model, "history", None) is not self.history
 
 
 def _remove_injections(model):

@@ -21,16 +21,38 @@ class Position(keras.callbacks.Callback):
         super().__init__()
         self.epoch = 0
         self.batches = 0
+        # Those of training, while validation uses the metrics; else `None`.
+        self.metrics: list | None = None
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch, self.batches = epoch, 0
 
     def on_train_batch_end(self, batch, logs=None):
-        self.batches = batch + 1
+        self.batches, self.metrics = batches_done(self, batch), None
+
+    def on_test_begin(self, logs=None):
+        self.metrics = metrics_of(self.model)
 
 
-def save_state(model: keras.Model, folder, epoch: int, batches: int) -> pathlib.Path:
-    """Writes weights, optimizer and position to a folder.
+def batches_done(callback: keras.callbacks.Callback, batch: int) -> int:
+    """How many batches of an epoch are done when `batch` has ended.
+
+    Keras counts an execution of several steps in full, also where the epoch's last
+    one has fewer.
+    """
+    steps = (callback.params or {}).get("steps")
+    return batch + 1 if steps is None else min(batch + 1, steps)
+
+
+def metrics_of(model: keras.Model) -> list:
+    """The values of the metrics' variables, ready for JSON."""
+    return [np.asarray(v, "float64").tolist() for v in model.metrics_variables]
+
+
+def save_state(
+    model: keras.Model, folder, epoch: int, batches: int, metrics: list | None = None
+) -> pathlib.Path:
+    """Writes weights, optimizer, position and metrics to a folder.
 
     A run that is killed while it writes leaves the state from before.
 
@@ -39,6 +61,7 @@ def save_state(model: keras.Model, folder, epoch: int, batches: int) -> pathlib.
         folder: where to; it is made if it is not there.
         epoch: the epoch in which training goes on.
         batches: how many of that epoch's batches are done.
+        metrics: what `metrics_of` gave after them. Default: the present ones.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +71,12 @@ def save_state(model: keras.Model, folder, epoch: int, batches: int) -> pathlib.
     model.save_weights(part, overwrite=True)
     os.replace(part, folder / name)
     pointer = folder / f"{_POINTER}.part"
-    content = {"weights": name, "epoch": int(epoch), "batches": int(batches)}
+    content = {
+        "weights": name,
+        "epoch": int(epoch),
+        "batches": int(batches),
+        "metrics": metrics_of(model) if metrics is None else metrics,
+    }
     pointer.write_text(json.dumps(content), "utf-8")
     os.replace(pointer, folder / _POINTER)
     for old in folder.glob("state_*.weights.h5"):
@@ -57,7 +85,7 @@ def save_state(model: keras.Model, folder, epoch: int, batches: int) -> pathlib.
     return folder
 
 
-def load_state(model: keras.Model, folder) -> tuple[int, int] | None:
+def load_state(model: keras.Model, folder) -> tuple[int, int, list] | None:
     """Gives a model the state in a folder.
 
     Imperfections that are installed stay as they are: a state is that of training.
@@ -67,7 +95,8 @@ def load_state(model: keras.Model, folder) -> tuple[int, int] | None:
         folder: as in `save_state`.
 
     Returns:
-        (epoch, batches of it that are done), or `None` where there is no state.
+        (epoch, batches of it that are done, metrics after them), or `None` where
+        there is no state.
 
     Raises:
         ValueError: the state is not one, is cut short, or is of another model.
@@ -86,6 +115,7 @@ def load_state(model: keras.Model, folder) -> tuple[int, int] | None:
             warnings.filterwarnings("error", message="Skipping")
             model.load_weights(folder / content["weights"])
         position = int(content["epoch"]), int(content["batches"])
+        metrics = list(content.get("metrics", []))
     except Exception as error:
         raise ValueError(
             f"`folder` must hold the state of a run of model '{model.name}'. Received: "
@@ -94,7 +124,7 @@ def load_state(model: keras.Model, folder) -> tuple[int, int] | None:
     finally:
         for variable, value in installed:
             variable.assign(value)
-    return position
+    return *position, metrics
 
 
 def remove_state(folder) -> None:
@@ -130,6 +160,8 @@ class Skipping:
         self.model = model
         self.function = function
         self.left = 0
+        # What the batches that are passed over had given.
+        self.metrics: list = []
 
     def __call__(self, iterator):
         if self.left <= 0:
@@ -141,7 +173,16 @@ class Skipping:
             if batch is not None and not _has_metrics(self.model):
                 # Callbacks are told the metrics, which the first step would make.
                 self.model._symbolic_build(data_batch=batch)
+        self._take_up_metrics()
         return self.model.get_metrics_result()
+
+    def _take_up_metrics(self) -> None:
+        variables = self.model.metrics_variables
+        values, self.metrics = [np.asarray(v) for v in self.metrics], []
+        # Other metrics may have been compiled since.
+        if [v.shape for v in values] == [tuple(v.shape) for v in variables]:
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
 
 
 def _has_metrics(model: keras.Model) -> bool:

@@ -210,10 +210,11 @@ class Trainer(keras.Model):
                 return super().fit(*bound.args[1:], **bound.kwargs)
         except DeviceError as error:
             epoch, batches = position.epoch, position.batches
+            where = epoch, batches, position.metrics
             if keepers:
-                folder = keepers[0].save_state(epoch, batches)
+                folder = keepers[0].save_state(*where)
             else:
-                folder = save_state(self, f"interrupted_{self.name}", epoch, batches)
+                folder = save_state(self, f"interrupted_{self.name}", *where)
             error.add_note(
                 f"The model is saved as it was after {batches} batches of epoch "
                 f"{epoch + 1}. To go on, pass "
@@ -232,9 +233,15 @@ class Trainer(keras.Model):
         super().make_train_function(force)
         self.train_function = Skipping(self, self.train_function)
 
-    def skip(self, batches: int) -> None:
-        """Passes over the first batches of the next epoch, which are done already."""
-        self._skipping().left = batches
+    def skip(self, batches: int, metrics: list = ()) -> None:
+        """Passes over the first batches of the next epoch, which are done already.
+
+        Args:
+            batches: how many.
+            metrics: what they had given, as from `resume.metrics_of`.
+        """
+        skipping = self._skipping()
+        skipping.left, skipping.metrics = batches, list(metrics)
 
     def retrace(self) -> None:
         """Traces the train step anew, within whatever callbacks have put around it."""

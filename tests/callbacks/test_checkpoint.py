@@ -189,7 +189,7 @@ class Seen(keras.callbacks.Callback):
     ],
     ids=["metrics", "weighted", "losses"],
 )
-def test_the_logs_of_a_resumed_epoch_are_those_of_its_rest(kill, metrics, tmp_path):
+def test_the_logs_of_a_resumed_epoch_are_those_of_all_of_it(kill, metrics, tmp_path):
     """What was compiled has no variables before the first batch is trained."""
     # Full batches alone: Keras weighs the losses of outputs alike for every batch.
     steps, x, y = 5, X[:20], {"one": Y[:20], "two": Y[:20]}
@@ -208,11 +208,8 @@ def test_the_logs_of_a_resumed_epoch_are_those_of_its_rest(kill, metrics, tmp_pa
     history = two_outputs(metrics).fit(x, y, callbacks=callbacks, **options).history
     assert len(resumed.logs) == steps
     assert all(set(logs) == set(straight.logs[0]) for logs in resumed.logs)
-    for name, (found,) in history.items():
-        # Means over all batches so far.
-        rest = straight.logs[-1][name] * steps - straight.logs[done - 1][name] * done
-        expected = rest / (steps - done) if mid_epoch else 0.0
-        np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=name)
+    assert resumed.logs[done - 1 :] == straight.logs[done - 1 :]
+    assert {n: [v] for n, v in straight.logs[-1].items()} == history
 
 
 def test_what_a_resumed_run_left_does_not_reach_another(tmp_path):
@@ -229,27 +226,86 @@ def test_what_a_resumed_run_left_does_not_reach_another(tmp_path):
     assert int(model.optimizer.iterations.numpy()) == before + EPOCHS * STEPS
 
 
+def several(together, *callbacks, **options):
+    """Five batches, some at a time: the last execution of an epoch may have fewer."""
+    keras.utils.set_random_seed(5)
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, keras.layers.Dense(3)(inputs))
+    model = pnn.SATModel(model, rho=0.1, perturb="all")
+    model.compile("adam", LOSS, steps_per_execution=together)
+    options |= {"batch_size": 4, "epochs": 2, "shuffle": False, "verbose": 0}
+    try:
+        model.fit(X[:20], Y[:20], callbacks=list(callbacks), **options)
+    except Killed:
+        return None
+    return [np.array(v) for v in [*model.weights, *model.optimizer.variables]]
+
+
 def test_several_steps_per_execution(tmp_path):
-    """Five batches, two at a time: the last execution of an epoch has one."""
-
-    def train(*callbacks):
-        keras.utils.set_random_seed(5)
-        inputs = keras.Input((4,))
-        model = keras.Model(inputs, keras.layers.Dense(3)(inputs))
-        model = pnn.SATModel(model, rho=0.1, perturb="all")
-        model.compile("adam", LOSS, steps_per_execution=2)
-        options = {"batch_size": 4, "epochs": 2, "shuffle": False, "verbose": 0}
-        try:
-            model.fit(X[:20], Y[:20], callbacks=list(callbacks), **options)
-        except Killed:
-            return None
-        return [np.array(v) for v in [*model.weights, *model.optimizer.variables]]
-
-    expected = train()
-    assert train(Kill(0), Checkpoint(tmp_path / "state", every=2)) is None
-    found = train(Checkpoint(tmp_path / "state", every=2))
+    expected = several(2)
+    assert several(2, Kill(0), Checkpoint(tmp_path / "state", every=2)) is None
+    found = several(2, Checkpoint(tmp_path / "state", every=2))
     for a, b in zip(expected, found, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+class KillInValidation(keras.callbacks.Callback):
+    def on_test_batch_begin(self, batch, logs=None):
+        raise Killed
+
+
+@pytest.mark.parametrize("others", [1, 2, 3, 4])
+def test_an_epoch_is_done_whatever_the_steps_per_execution(others, tmp_path):
+    """Keras counts the last execution of four as if it had four batches."""
+    validation = {"validation_data": (X[:4], Y[:4])}
+    keeper = Checkpoint(tmp_path / "state", every=4)
+    assert several(4, keeper, KillInValidation(), **validation) is None
+    assert position(tmp_path / "state") == (0, 4)
+    if 4 % others:
+        with pytest.raises(ValueError, match=r"Received: steps_per_execution=3 after"):
+            several(others, Checkpoint(tmp_path / "state"), **validation)
+        return
+    found = several(others, Checkpoint(tmp_path / "state"), **validation)
+    for a, b in zip(several(1), found, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("every", "together", "kept"), [(3, 2, 4), (1, 4, 5), (5, 4, 5), (2, 3, 5)]
+)
+def test_a_state_is_kept_when_the_next_one_is_due(every, together, kept, tmp_path):
+    """Also where executions end beside the multiples of `every`."""
+    keeper = Checkpoint(tmp_path / "state", every)
+    validation = {"validation_data": (X[:4], Y[:4])}
+    assert several(together, keeper, KillInValidation(), **validation) is None
+    assert position(tmp_path / "state") == (0, kept)
+    found = several(1, Checkpoint(tmp_path / "state"), **validation)
+    for a, b in zip(several(1), found, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_metrics_of_an_epoch_outlive_its_validation(tmp_path):
+    """A device that dies in validation, whose metrics are the same variables."""
+
+    class Dies(keras.callbacks.Callback):
+        def on_test_batch_end(self, batch, logs=None):
+            raise pnn.DeviceError("first", 1)
+
+    online = on_bench()
+    batches = pnn.datasets.Batches(X, Y, batch_size=4, seed=3)
+    options = {"validation_data": (X, Y), "epochs": 1, "shuffle": False, "verbose": 0}
+    order = BatchOrder(batches)
+    seen = Seen()
+    folder = tmp_path / "state"
+    with pytest.raises(pnn.DeviceError):
+        online.fit(
+            batches, callbacks=[order, seen, Checkpoint(folder), Dies()], **options
+        )
+    assert position(folder) == (0, STEPS)
+    other = on_bench(seed=99)
+    history = other.fit(batches, callbacks=[order, Checkpoint(folder)], **options)
+    for name, value in seen.logs[-1].items():
+        assert history.history[name] == [value]
 
 
 def test_installed_imperfections_stay(tmp_path):
@@ -259,7 +315,7 @@ def test_installed_imperfections_stay(tmp_path):
     other = sat(seed=99)
     shift = other.model.get_layer("first").imperfections["resonance_shift"]
     shift.assign(np.full(shift.shape, 0.07, "float32"))
-    assert load_state(other, folder) == (1, 0)
+    assert load_state(other, folder)[:2] == (1, 0)
     np.testing.assert_array_equal(shift.numpy(), np.full(shift.shape, 0.07, "float32"))
     one, two = (m.model.get_layer("first").controls for m in (model, other))
     for name in one:
@@ -414,7 +470,7 @@ def test_damaged_states_are_refused(tmp_path):
         assert str(folder) in str(info.value), name
         weights.write_bytes(whole)
         (folder / "latest.json").write_text(pointer)
-    assert load_state(sat(), folder) == (1, 2)
+    assert load_state(sat(), folder)[:2] == (1, 2)
 
 
 def test_a_state_of_another_model_is_refused(tmp_path):

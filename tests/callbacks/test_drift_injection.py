@@ -303,6 +303,50 @@ def test_an_exception_between_the_callback_and_the_step():
     np.testing.assert_allclose(meter.train[-1], 7.0 + 2.5)
 
 
+class Fault(keras.callbacks.Callback):
+    def on_train_batch_begin(self, batch, logs=None):
+        raise RuntimeError("smoke")
+
+    def on_test_batch_begin(self, batch, logs=None):
+        raise RuntimeError("smoke")
+
+
+@pytest.mark.parametrize("culprit", ["process", "callback"])
+def test_no_drift_waits_for_a_later_run(culprit):
+    """After a step that another callback, or another drift, kept from running."""
+    model = heated()
+    plain = model.evaluate(X, X, batch_size=2, verbose=0)
+    temperature = drift.Linear(0.0, start=100.0)
+
+    def spoilt(during):
+        other = DriftInjection("temperature", NoNumber(), during=during)
+        last = other if culprit == "process" else Fault()
+        return [DriftInjection("temperature", temperature, during=during), last]
+
+    def fails(run, *args, **kwargs):
+        with pytest.raises((RuntimeError, ValueError), match=r"smoke|finite"):
+            run(*args, **kwargs, verbose=0)
+
+    for _ in range(2):
+        fails(model.evaluate, X, X, batch_size=2, callbacks=spoilt("validation"))
+        assert model.evaluate(X, X, batch_size=2, verbose=0) == plain
+        fails(model.evaluate, X, X, batch_size=2, callbacks=spoilt("validation"))
+        assert model.test_on_batch(X, X) == plain
+        data = {"validation_data": (X, X), "callbacks": spoilt("validation")}
+        fails(model.fit, X, X, **data)
+        assert model.evaluate(X, X, batch_size=2, verbose=0) == plain
+        fails(model.fit, X, X, callbacks=spoilt("training"))
+        assert model.train_on_batch(X, X) == plain
+        # A drift that may act does so.
+        moving = [DriftInjection("temperature", temperature, during="validation")]
+        assert model.evaluate(X, X, verbose=0, callbacks=moving) != plain
+
+
+class NoNumber:
+    def at(self, step, seed):
+        return float("nan")
+
+
 def test_a_resumed_run_drifts_as_an_uninterrupted_one(tmp_path):
     class Crash(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):
@@ -394,6 +438,7 @@ def test_verbose(capsys):
     [
         ({"imperfection": ""}, "`imperfection`"),
         ({"process": 1.0}, "`process`.*Received: process=1.0"),
+        ({"process": drift.Linear}, "`process`.*Linear"),
         ({"during": "test"}, "`during`.*Received: during='test'"),
         ({"every": "step"}, "`every`.*Received: every='step'"),
         ({"seed": -1}, "`seed`.*Received: seed=-1"),

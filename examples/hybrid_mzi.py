@@ -15,6 +15,7 @@ import pathlib
 import keras
 import numpy as np
 from networks import hybrid, standardized
+from runs import unfinished
 
 import keras_pnn as pnn
 
@@ -55,6 +56,8 @@ def main() -> None:
         metrics=["accuracy"],
         jit_compile=True,
     )
+    setting = args.start, data.name, len(batches), args.batch_size, epochs, args.seed
+    backup = unfinished(args.out, "hybrid", *setting)
     print(f"{epochs} epochs on {len(data.x_train)} images of {data.name}")
     model.fit(
         batches,
@@ -62,7 +65,7 @@ def main() -> None:
         shuffle=False,
         callbacks=[
             pnn.callbacks.BatchOrder(batches),
-            keras.callbacks.BackupAndRestore(args.out / "backup"),
+            keras.callbacks.BackupAndRestore(backup),
         ],
     )
     path = args.out / "hybrid.keras"

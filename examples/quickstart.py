@@ -16,6 +16,7 @@ import time
 import keras
 import numpy as np
 from networks import lenet5
+from runs import unfinished
 
 import keras_pnn as pnn
 
@@ -31,7 +32,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--chips", type=int, default=20)
     parser.add_argument("--quick", action="store_true", help="a small part of it all")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results"))
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.epochs is not None and args.epochs < 2:
+        parser.error("--epochs must be 2 or more: the first one is plain")
+    if args.chips < 1:
+        parser.error("--chips must be 1 or more")
+    return args
 
 
 def compiled(model: keras.Model, steps: int) -> keras.Model:
@@ -64,7 +70,9 @@ def train(model, name: str, batches, epochs: int, args) -> None:
             (model, 0, plain),
             (sharpness_aware(model, args.seed), plain, epochs),
         ]
+    setting = len(batches), args.batch_size, epochs, args.seed
     for phase, (trainer, first, last) in enumerate(phases):
+        backup = unfinished(args.out, f"{name}_{phase}", *setting)
         compiled(trainer, epochs * len(batches)).fit(
             batches,
             initial_epoch=first,
@@ -72,7 +80,7 @@ def train(model, name: str, batches, epochs: int, args) -> None:
             shuffle=False,
             callbacks=[
                 pnn.callbacks.BatchOrder(batches),
-                keras.callbacks.BackupAndRestore(args.out / f"backup_{name}_{phase}"),
+                keras.callbacks.BackupAndRestore(backup),
             ],
         )
 
@@ -142,6 +150,7 @@ def main() -> None:
     args = arguments()
     data = pnn.datasets.load(args.data)
     if args.quick:
+        args.out = args.out / "quick"
         data = data.head(2000, 500)
     epochs = args.epochs or (2 if args.quick else 40 if data.name == "digits" else 3)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 from networks import free_space, hybrid, lenet5, random_misalignment, standardized
-from runs import fit, keep, kept
+from runs import fit, keep, kept, unfinished
 
 import keras_pnn as pnn
 
@@ -172,7 +172,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--out", type=pathlib.Path, default=pathlib.Path("results/robustness")
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.epochs is not None and args.epochs < 2:
+        parser.error("--epochs must be 2 or more: the first one is plain")
+    return args
 
 
 def compiled(model: keras.Model, rate, fast: bool) -> keras.Model:
@@ -205,8 +208,9 @@ def trained(system: System, name: str, data, folder, setting: dict) -> keras.Mod
     if name != "BP":
         phases = [(model, 0, 1), (system.robust(model, seed), 1, epochs)]
     for phase, (trainer, first, last) in enumerate(phases):
-        backup = keras.callbacks.BackupAndRestore(folder / f"backup_{stem}_{phase}")
-        fit(compiled(trainer, rate, fast), batches, last, first, [backup])
+        backup = unfinished(folder, f"{stem}_{phase}", *setting.values())
+        callbacks = [keras.callbacks.BackupAndRestore(backup)]
+        fit(compiled(trainer, rate, fast), batches, last, first, callbacks)
     model.save_weights(path)
     model.save(folder / f"{stem}.keras")
     keep(folder / f"{stem}.json", setting)

@@ -28,6 +28,11 @@ def keep(path: pathlib.Path, run: dict) -> None:
     os.replace(part, path)
 
 
+def unfinished(folder: pathlib.Path, name: str, *setting) -> pathlib.Path:
+    """Where a run is kept while it trains: only one of its setting may take it up."""
+    return folder / "_".join(["unfinished", name, *map(str, setting)])
+
+
 def fit(model, batches, epochs: int, first_epoch: int = 0, callbacks=()) -> None:
     model.fit(
         batches,

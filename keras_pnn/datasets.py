@@ -36,7 +36,13 @@ class Dataset:
     source: str
 
     def head(self, n_train: int, n_test: int) -> "Dataset":
-        """Returns the first images of both sets."""
+        """Returns the first images of both sets.
+
+        Raises:
+            ValueError: a number is no whole number, or is negative.
+        """
+        n_train = _integer("n_train", n_train, 0)
+        n_test = _integer("n_test", n_test, 0)
         return dataclasses.replace(
             self,
             x_train=self.x_train[:n_train],

@@ -341,3 +341,9 @@ def test_bad_batches(kwargs, message):
     good = {"x": numbered(6), "y": numbered(6), "batch_size": 2}
     with pytest.raises(ValueError, match=message):
         datasets.Batches(**{**good, **kwargs})
+
+
+@pytest.mark.parametrize("sizes", [(-5, 10), (10, 2.5), (True, 1)])
+def test_head_of_a_number_that_cannot_be(sizes):
+    with pytest.raises(ValueError, match=r"`n_(train|test)`.*Received"):
+        datasets.load("digits", verbose=False).head(*sizes)

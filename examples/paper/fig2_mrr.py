@@ -27,7 +27,7 @@ import keras_pnn as pnn
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from networks import lenet5
-from runs import fit, keep, kept
+from runs import fit, keep, kept, unfinished
 
 TEMPERATURES = (-2, -1, -0.5, -0.25, -0.1, 0, 0.1, 0.25, 0.5, 1, 2)
 METHODS = {
@@ -58,7 +58,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--out", type=pathlib.Path, default=pathlib.Path("results/fig2")
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.epochs < 2:
+        parser.error("--epochs must be 2 or more: some methods begin plainly")
+    if args.chips < 1:
+        parser.error("--chips must be 1 or more")
+    return args
 
 
 def trainer(method: str, seed: int, epochs: int, steps: int) -> keras.Model:
@@ -122,6 +127,7 @@ def on_banks(method: str, model: keras.Model) -> keras.Model:
 
 
 def run(method: str, seed: int, data, args) -> dict:
+    setting = seed, args.epochs, data.name, len(data.x_train)
     batches = pnn.datasets.Batches(data.x_train, data.y_train, 64, seed=seed)
     model = trainer(method, seed, args.epochs, len(batches))
     start = time.perf_counter()
@@ -134,15 +140,16 @@ def run(method: str, seed: int, data, args) -> dict:
     if method.endswith("_frozen"):
         first_epoch = args.epochs // 2
         network = getattr(model, "model", model)
-        half = args.out / f"half_{method}_{seed}.weights.h5"
+        half = unfinished(args.out, f"{method}_half", *setting)
+        half = half.with_name(f"{half.name}.weights.h5")
         if not half.exists():
-            backup = keras.callbacks.BackupAndRestore(args.out / f"{half.stem}_backup")
+            backup = keras.callbacks.BackupAndRestore(half.with_suffix(".backup"))
             fit(model, batches, first_epoch, 0, [backup])
             network.save_weights(half)
         network.load_weights(half)
         steps = (args.epochs - first_epoch) * len(batches)
         model = second_half(method, network, seed, steps)
-    backup = keras.callbacks.BackupAndRestore(args.out / f"backup_{method}_{seed}")
+    backup = keras.callbacks.BackupAndRestore(unfinished(args.out, method, *setting))
     fit(model, batches, args.epochs, first_epoch, [backup])
     seconds = time.perf_counter() - start
     model = on_banks(method, model)
@@ -168,12 +175,26 @@ def run(method: str, seed: int, data, args) -> dict:
     }
 
 
+def check_alike(runs: list[dict]) -> None:
+    """Stops where runs of one method have other settings: they have no mean."""
+    for method in {r["method"] for r in runs}:
+        mine = [r for r in runs if r["method"] == method]
+        keys = ("data", "images", "epochs")
+        settings = {(*(r[k] for k in keys), len(r["chips"])) for r in mine}
+        if len(settings) > 1:
+            raise SystemExit(
+                f"The runs of {method} differ in data, images, epochs or chips "
+                f"({sorted(settings)}): choose another --out for some"
+            )
+
+
 def report(out: pathlib.Path, methods: list[str]) -> None:
     """Prints mean ± standard deviation over seeds, and draws the curves."""
     from keras_pnn import plotting
 
     runs = [json.loads(p.read_text("utf-8")) for p in sorted(out.glob("run_*.json"))]
     runs = [r for r in runs if r["method"] in methods]
+    check_alike(runs)
     heads = [f"{t:+g} K" if t else "0 K" for t in TEMPERATURES]
     heads += ["chips", "p05", "min", "λ_max"]
     print(f"{'':14}" + " ".join(f"{h:>12}" for h in heads))

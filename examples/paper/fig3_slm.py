@@ -30,7 +30,7 @@ import keras_pnn as pnn
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from networks import free_space, random_misalignment, standardized
-from runs import fit, keep, kept
+from runs import fit, keep, kept, unfinished
 
 ROTATIONS = (-3, -2, -1, 0, 1, 2, 3)
 SHIFTS = (-2, -1, 0, 1, 2)
@@ -129,7 +129,8 @@ def run(method: str, seed: int, data, args) -> dict:
         first_epoch = 1
     rate = keras.optimizers.schedules.CosineDecay(0.003, epochs * len(batches))
     training = compiled(trainer(method, model, seed), rate)
-    backup = keras.callbacks.BackupAndRestore(args.out / f"backup_{method}_{seed}")
+    setting = seed, epochs, data.name, len(batches), args.batch_size
+    backup = keras.callbacks.BackupAndRestore(unfinished(args.out, method, *setting))
     fit(training, batches, epochs, first_epoch, [backup])
     seconds = time.perf_counter() - start
     compiled(model)

@@ -35,7 +35,7 @@ import keras_pnn as pnn
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from networks import hybrid, standardized
-from runs import fit, keep, kept
+from runs import fit, keep, kept, unfinished
 
 METHODS = {
     "bp": "BP",
@@ -187,7 +187,7 @@ def trained(name, setting, method, sigma, device, rho, seed, data, args):
     chip = variation(sigma).sample(model, device + 1, seed=TRAINING_SEED)[device]
     training = trainer(method, model, options, sigma, chip, rho, seed)
     compiled(training, options["optimizer"])
-    folder = args.out / f"backup_{name}"
+    folder = unfinished(args.out, name, *made.values())
     # Kept until all is written: what follows the training takes its time, too.
     backup = keras.callbacks.BackupAndRestore(folder, delete_checkpoint=False)
     start = time.perf_counter()

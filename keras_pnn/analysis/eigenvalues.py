@@ -115,6 +115,7 @@ def find_eigenvalues(
     """
     check_counts(operator, k, smallest)
     check_effort(tolerance, max_iterations)
+    check_seed(seed)
     if max_iterations is None:
         max_iterations = max(500, 20 * (k + smallest))
     product = operator.products(verbose)
@@ -186,6 +187,12 @@ def check_wanted(k, smallest=0) -> None:
         raise ValueError(
             f"smallest must be an integer of at least 0. Received: {smallest!r}"
         )
+
+
+def check_seed(seed) -> None:
+    """Raises ValueError unless random vectors can be drawn with it."""
+    if not whole(seed) or seed < 0:
+        raise ValueError(f"seed must be an integer of at least 0. Received: {seed!r}")
 
 
 def check_effort(tolerance, max_iterations=None) -> None:

@@ -6,8 +6,8 @@ import inspect
 from keras_pnn.analysis.eigenvalues import (
     HessianResult,
     check_effort,
+    check_seed,
     check_wanted,
-    whole,
 )
 from keras_pnn.analysis.hessian_operator import HessianOperator
 from keras_pnn.analysis.landscape import (
@@ -111,10 +111,7 @@ def landscape_options(landscape) -> dict | None:
             given.get("tolerance", HessianOptions.tolerance),
             given.get("max_iterations"),
         )
-        if not whole(seed) or seed < 0:
-            raise ValueError(
-                f"seed must be an integer of at least 0. Received: {seed!r}"
-            )
+        check_seed(seed)
     except ValueError as error:
         raise ValueError(f"In `landscape`, {error}") from None
     return dict(given)

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from keras_pnn.analysis.eigenvalues import plain, whole
+from keras_pnn.analysis.eigenvalues import check_seed, plain, whole
 from keras_pnn.analysis.lanczos import tridiagonal
 
 # Of a density's grid.
@@ -172,6 +172,7 @@ def find_density(operator, steps, vectors, broadening, seed, verbose) -> Density
 
 def _signs(vectors, size, seed):
     """Yields Rademacher vectors, the same first ones however many."""
+    check_seed(seed)
     rng = np.random.default_rng(seed)
     for _ in range(vectors):
         yield rng.choice([-1.0, 1.0], size)

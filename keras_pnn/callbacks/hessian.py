@@ -2,7 +2,13 @@
 
 import keras
 
-from keras_pnn.analysis.eigenvalues import check_counts, whole
+from keras_pnn.analysis.eigenvalues import (
+    check_counts,
+    check_effort,
+    check_seed,
+    check_wanted,
+    whole,
+)
 from keras_pnn.analysis.hessian import HessianOperator
 from keras_pnn.callbacks.tensorboard import Summaries
 
@@ -75,12 +81,9 @@ class HessianEigenvalues(keras.callbacks.Callback):
         super().__init__()
         if not whole(every) or every < 1:
             raise ValueError(f"every must be a positive integer. Received: {every!r}")
-        if not whole(k) or k < 1:
-            raise ValueError(f"k must be a positive integer. Received: {k!r}")
-        if not whole(smallest) or smallest < 0:
-            raise ValueError(
-                f"smallest must be an integer of at least 0. Received: {smallest!r}"
-            )
+        check_wanted(k, smallest)
+        check_effort(tolerance, max_iterations)
+        check_seed(seed)
         self.k = k
         self.smallest = smallest
         self.log_dir = log_dir

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn.devices.normalization import batch_norm_layers, own_statistics, pooled
-from keras_pnn.layers.physical import kernels_per_device, overriding
+from keras_pnn.layers.physical import flat_layers, kernels_per_device, overriding
 
 
 class Mapped:
@@ -81,6 +81,11 @@ class Engine:
         # Statistics are alike on all devices in front of what varies. They must not
         # be stacked there, or all that follows would be.
         self._own = {id(la) for la in self._norms if differs(la)}
+        self._seeds = [
+            generator.state
+            for layer in flat_layers(model)
+            for generator in getattr(layer, "_seed_generators", ())
+        ]
         self._zero = self._zero_state()
         self._trace()
 
@@ -107,6 +112,10 @@ class Engine:
         zero = [*self._zero, False]
         return [tf.stack([tf.convert_to_tensor(v)] * devices) for v in zero]
 
+    def first_seeds(self) -> list[tf.Tensor]:
+        """Returns the states of the model's random numbers before the first batch."""
+        return [tf.convert_to_tensor(v) for v in self._seeds]
+
     def _mapped(self, function: Mapped, stacks, devices: int, *shared):
         """The first `devices` results; the rest of the stacks is only filling."""
         if not stacks:
@@ -127,23 +136,24 @@ class Engine:
                 )
         return function.one_by_one([s[:devices] for s in stacks], *shared)
 
-    def update(self, stacks, statistics, states, batch):
-        """Returns the states of all devices after a batch.
+    def update(self, stacks, statistics, states, seeds, batch):
+        """Returns the states of all devices after a batch, and those of the seeds.
 
         Args:
             stacks: values of the variables, (devices or more, ...) each.
             statistics: what `statistics` returned.
             states: the states before, (devices, ...) each.
+            seeds: those of the random numbers, which all devices share.
             batch: (x, y, sample_weight).
         """
         own, shared = statistics
         devices = len(states[0])
         size = len(stacks[0]) if stacks else devices
         metrics = [filled(states[i], size) for i in self._forward_state]
-        passed = self._mapped(
-            self._forward_all, [*stacks, *own, *metrics], devices, shared, batch
+        *passed, seeds = self._mapped(
+            self._forward_all, [*stacks, *own, *metrics], devices, shared, seeds, batch
         )
-        return self._metrics(states, batch, *passed)
+        return self._metrics(states, batch, *passed), [s[0] for s in seeds]
 
     def statistics(self, stacks, devices: int, batches):
         """Estimates the statistics of batch normalisation for each device.
@@ -199,13 +209,14 @@ class Engine:
             self.model(x, training=False)
         return found
 
-    def _forward(self, values, shared, batch):
-        """(outputs, their masks, loss, metrics' state, any NaN) of one device."""
+    def _forward(self, values, shared, seeds, batch):
+        """(outputs, masks, loss, metrics' state, any NaN, seeds) of one device."""
         x, y, sample_weight = batch
         metrics = [self.state[i] for i in self._forward_state]
         mapping = [
             *zip([*self.variables, *self._moving(True), *metrics], values, strict=True),
             *zip(self._moving(False), shared, strict=True),
+            *zip(self._seeds, seeds, strict=True),
         ]
         with overriding(self.model, mapping) as scope:
             with own_statistics(self._in_batch):
@@ -218,7 +229,8 @@ class Engine:
         masks = {i: getattr(t, "_keras_mask", None) for i, t in enumerate(outputs)}
         masks = {i: m for i, m in masks.items() if m is not None}
         failed = tf.reduce_any([_any_nan(t) for t in [loss, *outputs]])
-        return y_pred, masks, loss, [_now(scope, v) for v in metrics], failed
+        now, seeds = ([_now(scope, v) for v in vs] for vs in (metrics, self._seeds))
+        return y_pred, masks, loss, now, failed, seeds
 
     def _update(self, state, batch, y_pred, masks, loss, passed, failed):
         """The state of one device after a batch."""

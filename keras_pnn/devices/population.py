@@ -224,8 +224,13 @@ class DeviceEvaluator:
         variables = [target.variable for target, _ in bound[0]]
         # By identity: variables compare by value.
         key = tuple(map(id, variables))
-        if any(tuple(id(t.variable) for t, _ in pairs) != key for pairs in bound):
-            raise ValueError("`devices` must all deviate in the same variables.")
+        for device, pairs in zip(devices, bound, strict=True):
+            if tuple(id(t.variable) for t, _ in pairs) != key:
+                raise ValueError(
+                    "`devices` must all deviate in the same variables, "
+                    f"{_names(bound[0])}. Received: device {device.label!r} with "
+                    f"{_names(pairs)}"
+                )
         if key not in self._engines:
             needs = footprint(self.model, variables)
             engine = Engine(self.model, variables, self.batch_norm, needs.differs)
@@ -269,10 +274,10 @@ class DeviceEvaluator:
             ]
             calibration = (_rows(self._calibration, *part) for part in parts)
             statistics = engine.statistics(stacks, len(group), calibration)
-            states = engine.zero_state(len(group))
+            states, seeds = engine.zero_state(len(group)), engine.first_seeds()
             for first in batches:
                 batch = _rows(self._data, first, first + self.batch_size)
-                states = engine.update(stacks, statistics, states, batch)
+                states, seeds = engine.update(stacks, statistics, states, seeds, batch)
                 bar.add(1)
             failed += int(np.count_nonzero(states[-1]))
             yield start, engine.results(states)
@@ -301,9 +306,12 @@ def evaluate_devices(
     """Evaluates a model on many devices, in one graph.
 
     Loss and metrics are those of `model.evaluate`, weighting and regularisers
-    included. The model is left as it was. Devices that give NaN, as where a measured
-    tuning curve is left, have metrics of NaN, and a warning says how many. To evaluate
-    again and again without compiling, keep a `DeviceEvaluator`.
+    included; the losses of single outputs are means over all samples, also where the
+    last batch is shorter. The model is left as it was. Layers that draw random numbers
+    draw the same for all devices, anew for each batch. Devices that give NaN, as where
+    a measured tuning curve is left, have metrics of NaN, and a warning says how many.
+    To evaluate again and again keep a `DeviceEvaluator`, which compiles once: of each
+    call of this function TensorFlow keeps a few MiB.
 
     Args:
         model: a compiled model.
@@ -344,6 +352,10 @@ def evaluate_devices(
         calibration,
     )
     return evaluator.evaluate(devices, verbose)
+
+
+def _names(pairs) -> str:
+    return ", ".join(f"{t.name}[{t.index}]" for t, _ in pairs) or "none"
 
 
 def _check_devices(devices) -> None:

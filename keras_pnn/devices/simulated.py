@@ -173,6 +173,14 @@ class SimulatedDevice:
             for name, index in sorted(arrays):
                 shape = list(arrays[name, index].shape)
                 architecture.setdefault(name, []).append(shape)
+        for (name, index), array in arrays.items():
+            shapes = dict(enumerate(architecture.get(name, ())))
+            if list(array.shape) != list(shapes.get(index, (None,))):
+                raise ValueError(
+                    f"Deviations of {name} must have an index and the shape that goes "
+                    f"with it, of {shapes}. Received: index {index}, shape "
+                    f"{list(array.shape)}"
+                )
         self.architecture = architecture
 
     def bind(self, model: keras.layers.Layer) -> list[tuple[Target, np.ndarray]]:
@@ -190,7 +198,8 @@ class SimulatedDevice:
                 f"whose shapes are {theirs}. Received: a device with the shapes "
                 f"{self.architecture}"
             )
-        pairs = [(known[key], array) for key, array in self.deviations.items()]
+        # In one order, whatever the order in which they were given.
+        pairs = [(known[key], self.deviations[key]) for key in sorted(self.deviations)]
         for target, array in pairs:
             target.check(array)
         return pairs
@@ -405,7 +414,7 @@ def grid(model: keras.layers.Layer, values: dict) -> Devices:
         )
     axes, keys = [], {}
     for name, points in values.items():
-        points = np.asarray(points, "float64")
+        points = _numbers_of(name, points)
         found = matching(model, name)
         for key in ((t.name, t.index) for t in found):
             if key in keys:
@@ -422,6 +431,19 @@ def grid(model: keras.layers.Layer, values: dict) -> Devices:
         label = ", ".join(text for text, _ in chosen)
         devices.append(SimulatedDevice(merged, shapes, label))
     return Devices(devices)
+
+
+def _numbers_of(name: str, points) -> np.ndarray:
+    try:
+        points = np.asarray(points)
+        if points.dtype.kind not in "biufV":
+            raise ValueError(f"dtype {points.dtype}")
+        return points.astype("float64")
+    except ValueError as error:
+        raise ValueError(
+            f"Values of {name!r} must be real numbers, or arrays of them. "
+            f"Received: {error}"
+        ) from None
 
 
 def _deviations(name: str, found: list[Target], point: np.ndarray) -> tuple[str, dict]:

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_pnn.devices.process import count
 from keras_pnn.devices.simulated import (
     Devices,
     SimulatedDevice,
@@ -183,13 +184,14 @@ class Variation:
             ValueError: a name matches nothing in the model, `n` is below 1, or a draw
                 takes an imperfection to what does not exist (a scale below 0).
         """
-        if int(n) != n or n < 1:
+        if count("n", n) < 1:
             raise ValueError(f"`n` must be a whole number >= 1. Received: {n}")
+        seed = count("seed", seed)
         self.check(model)
         shapes = architecture(model, {t.name for t, _ in self._plan(model)})
         devices = []
-        for i in range(int(n)):
-            drawn = self.deviations(model, (int(seed), i))
+        for i in range(n):
+            drawn = self.deviations(model, (seed, i))
             arrays = {(t.name, t.index): d.numpy() for t, d in drawn}
             for target, _ in drawn:
                 target.check(arrays[target.name, target.index])

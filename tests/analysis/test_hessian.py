@@ -484,6 +484,8 @@ X, Y = data()
         (X, Y, {"k": 27}, "k must be at most .* 26. Received: 27"),
         (X, Y, {"tolerance": 0}, "tolerance must .*Received: 0"),
         (X, Y, {"max_iterations": 0}, "max_iterations must .*Received: 0"),
+        (X, Y, {"seed": -1}, "seed must .*Received: -1"),
+        (X, Y, {"seed": None}, "seed must .*Received: None"),
         (X, Y, {"batch_size": 0}, "batch_size must .*Received: 0"),
         (X, Y, {"batch_norm": "moving"}, "batch_norm must .*Received: 'moving'"),
         (X, Y, {"variables": "most"}, "Received: 'most'"),

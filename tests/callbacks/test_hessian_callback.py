@@ -125,6 +125,15 @@ def test_bad_numbers_are_named(options):
         HessianEigenvalues(X, Y, **options)
 
 
+@pytest.mark.parametrize(
+    "options", [{"tolerance": -1}, {"max_iterations": 0}, {"seed": -1}]
+)
+def test_bad_effort_is_named_at_once(options):
+    (name,) = options
+    with pytest.raises(ValueError, match=f"{name} must .*Received: "):
+        HessianEigenvalues(X, Y, **options)
+
+
 def test_bad_settings_fail_before_training():
     model = network()
     before = [np.array(v.numpy()) for v in model.trainable_variables]

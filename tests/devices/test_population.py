@@ -430,7 +430,7 @@ def test_what_does_not_differ_between_devices_runs_once():
     ]
     batch = (*(tf.constant(a) for a in evaluator._data[:2]), None)
     program = engine._forward_all._stacked.experimental_get_compiler_ir(
-        stacks, [], batch
+        stacks, [], engine.first_seeds(), batch
     )(stage="hlo")
     lines = [line for line in program.splitlines() if " convolution(" in line]
     assert len(lines) == 1 and "f32[6,6,6,3]" in lines[0]
@@ -519,6 +519,47 @@ def test_devices_at_once():
     evaluator = make(model, X, LABELS, memory_limit=limit / 2**30)
     assert needs.devices(N, limit) == 5
     assert evaluator.devices_at_once(devices) == 4
+
+
+def test_random_numbers_are_others_in_each_batch():
+    """As in `evaluate`: the figure is that of all samples' noise."""
+
+    class Noise(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.seeds = keras.random.SeedGenerator(3)
+
+        def call(self, inputs):
+            drawn = keras.random.normal(keras.ops.shape(inputs), seed=self.seeds)
+            return inputs + drawn
+
+    inputs = keras.Input((4,))
+    bank = pnn.layers.MRRBank(2)
+    model = keras.Model(inputs, Noise()(bank(inputs)))
+    model.compile("sgd", "mse")
+    x = np.ones((800, 4), "float32")
+    y = np.repeat(bank(x[:1]).numpy(), 800, axis=0)
+    before = state(model)
+    devices = pnn.devices.sweep(model, "temperature", [0.0, 0.0, 0.0])
+    for chunk in (None, 1, 2):
+        found = pnn.evaluate_devices(
+            model, x, y, devices, batch_size=8, verbose=0, chunk=chunk
+        )["loss"]
+        # 1600 squares of normal numbers; those of one batch would be off by 0.35.
+        assert abs(found[0] - 1) < 4 * np.sqrt(2 / 1600)
+        # Devices are compared by the same draws.
+        np.testing.assert_allclose(found, found[0], rtol=1e-5)
+    assert state(model) == before
+
+
+def test_the_order_of_deviations_does_not_matter():
+    model = classifier()
+    values = {"temperature": [0.2], "resonance_shift": [0.1]}
+    one = pnn.devices.grid(model, values)
+    other = pnn.devices.grid(model, dict(reversed(values.items())))
+    assert list(one[0].deviations) != list(other[0].deviations)
+    found = pnn.evaluate_devices(model, X, LABELS, [*one, *other], verbose=0)
+    assert found["loss"][0] == found["loss"][1]
 
 
 def test_errors():

@@ -252,6 +252,19 @@ def test_deviations_must_be_finite():
         SimulatedDevice({("resonance_shift", 1): np.array([0.0, np.nan])})
 
 
+def test_deviations_must_have_their_shapes():
+    with pytest.raises(ValueError, match=r"of temperature .*Received: index 1, sha"):
+        SimulatedDevice({("temperature", 1): 0.5})
+    with pytest.raises(ValueError, match=r"\[5, 4\].*Received: index 0, shape \[\]"):
+        SimulatedDevice({("resonance_shift", 0): 0.5}, {"resonance_shift": [[5, 4]]})
+
+
+@pytest.mark.parametrize("bad", ["abc", ["1", "2"], [1j], (v for v in [1.0]), None])
+def test_a_sweep_needs_real_numbers(bad):
+    with pytest.raises(ValueError, match=r"'temperature' must be real.*Received"):
+        sweep(network(), "temperature", bad)
+
+
 def test_sweep():
     model = network()
     devices = sweep(model, "temperature", [-1.0, 0.0, 2.5])

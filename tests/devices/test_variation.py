@@ -325,7 +325,13 @@ def test_bad_correlated(std, length):
         pnn.Correlated(std, length)
 
 
-@pytest.mark.parametrize("n", [0, -1, 1.5])
+@pytest.mark.parametrize("n", [0, -1, 1.5, np.nan, np.inf, None, True])
 def test_bad_count(n):
     with pytest.raises(ValueError, match="`n`"):
         VARIATION.sample(two_banks(), n)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.7, None, "a"])
+def test_bad_seed(seed):
+    with pytest.raises(ValueError, match="`seed`"):
+        VARIATION.sample(two_banks(), 1, seed=seed)

@@ -324,7 +324,9 @@ def substituting(substitute: Callable | None) -> Iterator[None]:
         _context.substitute = before
 
 
-def measured_by(device, block=None) -> contextlib.AbstractContextManager[None]:
+def measured_by(
+    device, block=None, seen: list | None = None
+) -> contextlib.AbstractContextManager[None]:
     """Lets a device give the outputs of every physical layer inside.
 
     Values are the device's; gradients are those of the layers' own `forward`.
@@ -332,11 +334,16 @@ def measured_by(device, block=None) -> contextlib.AbstractContextManager[None]:
     Args:
         device: as in `measure`.
         block: the block of code to which the device keeps, see `measuring_block`.
+        seen: a list to which the layers are added that the device measures.
     """
 
     def substitute(layer, inputs, controls, modelled):
         measured = measure(device, layer, inputs, controls, modelled)
-        return modelled if measured is None else valued(measured, modelled)
+        if measured is None:
+            return modelled
+        if seen is not None:
+            seen.append(layer)
+        return valued(measured, modelled)
 
     substitute.device, substitute.block = device, block
     return substituting(substitute)

@@ -16,6 +16,7 @@ from keras_pnn.training.error_networks import ErrorNetwork
 from keras_pnn.training.gradients import (
     Evaluation,
     GradientSource,
+    check_measured,
     loss_of,
     watch,
 )
@@ -104,11 +105,7 @@ class DualAdaptive(GradientSource):
             forward = self._inside if self.internal_states else self._outside
             loss, y_pred, scope, misfits = forward(trainer, batch, mapping, learning)
             scaled = trainer.optimizer.scale_loss(loss)
-        if not misfits:
-            raise ValueError(
-                "The device must measure at least one physical layer of the model. "
-                "Received: one that leaves all of them to the model"
-            )
+        check_measured(misfits)
         gradients = tape.gradient(scaled, watched[: len(wrt)])
         if index > 0:
             return Evaluation(loss, gradients, y_pred, scope)
@@ -231,8 +228,8 @@ class DATModel(SATModel):
             alone are fused; the device is then run as a whole, in a pass of its own.
         fields: whether the device measures complex fields. Without, only amplitudes
             are compared and fused, as photodiodes or a camera give them.
-        error_epochs: after so many epochs S is kept as it is. Default: it goes on
-            learning.
+        error_epochs: after so many epochs, as `fit` counts them, S is kept as it is.
+            Default: it goes on learning.
         error_optimizer: Keras optimizer of the error networks, default Adam with a
             rate of 0.001.
         ascent: an ascent as in `SATModel`. Default: none.
@@ -242,7 +239,8 @@ class DATModel(SATModel):
 
     Raises:
         ValueError: `device` is `None` or cannot measure; `error_networks` or
-            `error_epochs` is not a whole number in range.
+            `error_epochs` is not a whole number in range; `internal_states` or
+            `fields` is no bool.
 
     Example:
 
@@ -269,6 +267,9 @@ class DATModel(SATModel):
         **kwargs,
     ):
         kwargs.setdefault("name", f"dat_{getattr(model, 'name', '')}")
+        for flag, value in (("internal_states", internal_states), ("fields", fields)):
+            if not isinstance(value, bool):
+                raise ValueError(f"`{flag}` must be a bool. Received: {value!r}")
         if error_epochs is not None:
             error_epochs = count("error_epochs", error_epochs)
         if error_optimizer is None:

@@ -102,8 +102,10 @@ class GradientSource:
             yield
             return
         self._attach(trainer)
-        with measured_by(self.device):
+        seen = []
+        with measured_by(self.device, seen=seen):
             yield
+        check_measured(seen)
 
     def _attach(self, trainer) -> None:
         """Raises ValueError if the device would measure nothing, and prepares it."""
@@ -190,6 +192,15 @@ class DeviceGradient(ModelGradient):
             if key not in before or before[key][1] is not update[1]:
                 seen.add_update(update)
         return loss, y_pred, seen
+
+
+def check_measured(seen) -> None:
+    """Raises ValueError if a device has measured nothing in a pass."""
+    if not seen:
+        raise ValueError(
+            "The device must measure at least one physical layer of the model. "
+            "Received: one that leaves all of them to the model"
+        )
 
 
 def _assigned(scope: keras.StatelessScope, variables) -> dict[int, tuple]:

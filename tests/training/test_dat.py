@@ -429,6 +429,9 @@ def test_bad_arguments():
     for bad in (-1, 1.5, True):
         with pytest.raises(ValueError, match="`error_epochs`"):
             pnn.DATModel(model, chip(), error_networks=1, error_epochs=bad)
+    for flag in ("internal_states", "fields"):
+        with pytest.raises(ValueError, match=f"`{flag}` must be a bool.*'no'"):
+            pnn.DATModel(model, chip(), error_networks=1, **{flag: "no"})
     with pytest.raises(ValueError, match="needs a device"):
         pnn.DATModel(model, device=None, error_networks=1)
     with pytest.raises(ValueError, match="must have a method measure"):

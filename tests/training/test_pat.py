@@ -254,6 +254,32 @@ def test_a_model_without_physical_layers_is_refused(device):
         pat.fit(X, Y, verbose=0)
 
 
+class Nothing:
+    def measure(self, layer, inputs, controls):
+        return None
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        lambda m: pnn.PATModel(m, Nothing()),
+        lambda m: pnn.PATModel(m, Nothing(), "output"),
+        lambda m: pnn.SATModel(m, device=Nothing()),
+        lambda m: pnn.DATModel(m, Nothing(), 1),
+        lambda m: pnn.DATModel(m, Nothing(), 1, internal_states=False),
+    ],
+    ids=["layers", "output", "sat", "dat", "dat outputs"],
+)
+def test_a_device_that_measures_nothing_is_refused(trainer):
+    model = mesh()
+    before = [np.array(v) for v in model.trainable_variables]
+    online = compiled(trainer(model))
+    with pytest.raises(ValueError, match="Received: one that leaves all of them"):
+        online.fit(X, Y, verbose=0)
+    for variable, value in zip(model.trainable_variables, before, strict=True):
+        np.testing.assert_array_equal(variable, value)
+
+
 def test_training_lowers_the_loss_on_the_device():
     model = mesh(dropout=0)
     device = chip()

@@ -57,7 +57,7 @@ def sharpness_aware(model: keras.Model, seed: int) -> pnn.SATModel:
     return pnn.SATModel(model, rho=0.5, ascent="asam", noise_aware=noise, seed=seed)
 
 
-def train(model, name: str, batches, epochs: int, args) -> None:
+def train(model, name: str, data: str, batches, epochs: int, args) -> None:
     """BP, or BP in the first quarter (an epoch at least) and SAT for the rest.
 
     Among random devices a network without any training finds no direction, and an
@@ -70,7 +70,7 @@ def train(model, name: str, batches, epochs: int, args) -> None:
             (model, 0, plain),
             (sharpness_aware(model, args.seed), plain, epochs),
         ]
-    setting = len(batches), args.batch_size, epochs, args.seed
+    setting = data, len(batches), args.batch_size, epochs, args.seed
     for phase, (trainer, first, last) in enumerate(phases):
         backup = unfinished(args.out, f"{name}_{phase}", *setting)
         compiled(trainer, epochs * len(batches)).fit(
@@ -162,7 +162,7 @@ def main() -> None:
         model = lenet5("sample", seed=args.seed)
         print(f"\n{name}: {epochs} epochs on {len(data.x_train)} images of {data.name}")
         start = time.perf_counter()
-        train(model, name, batches, epochs, args)
+        train(model, name, data.name, batches, epochs, args)
         print(f"  trained in {time.perf_counter() - start:.0f} s")
         compiled(model, 1)
         models[name] = model

@@ -57,14 +57,14 @@ class Checkpoint(keras.callbacks.Callback):
             )
         self.folder = pathlib.Path(folder)
         self.every = every
-        self._first = (0, 0)
+        self._first, self._metrics = (0, 0), []
         self._epoch = self._done = 0
 
     def save_state(self, epoch: int, batches: int, metrics: list | None = None):
         """Writes the present state, for that position; returns the folder."""
-        if epoch == self._first[0]:
+        if (epoch, batches) <= self._first:
             # What was passed over was done before.
-            batches = max(batches, self._first[1])
+            (epoch, batches), metrics = self._first, self._metrics
         return save_state(self.model, self.folder, epoch, batches, metrics)
 
     def on_train_begin(self, logs=None):
@@ -74,12 +74,12 @@ class Checkpoint(keras.callbacks.Callback):
                 "there is keras.callbacks.BackupAndRestore. Received: "
                 f"{type(self.model).__name__}"
             )
-        *first, metrics = load_state(self.model, self.folder) or (0, 0, [])
+        *first, self._metrics = load_state(self.model, self.folder) or (0, 0, [])
         self._first = tuple(first)
         if self._first != (0, 0):
             self._check_begins(self._first[1])
             self.model._initial_epoch = self._first[0]
-            self.model.skip(self._first[1], metrics)
+            self.model.skip(self._first[1], self._metrics)
 
     def _check_begins(self, batches: int) -> None:
         together = self.model.steps_per_execution

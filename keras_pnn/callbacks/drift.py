@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_pnn.devices.process import Process
 from keras_pnn.layers.physical import check_deviation, find_quantities
 
 
@@ -83,7 +84,8 @@ class DriftInjection(keras.callbacks.Callback):
                 "Argument `imperfection` must be the name of an imperfection. "
                 f"Received: imperfection={imperfection!r}"
             )
-        if isinstance(process, type) or not callable(getattr(process, "at", None)):
+        a_class = isinstance(process, type) and issubclass(process, Process)
+        if a_class or not callable(getattr(process, "at", None)):
             raise ValueError(
                 "Argument `process` must have a method `at(step, seed)`, as the "
                 f"processes of `keras_pnn.drift` do. Received: process={process!r}"
@@ -186,7 +188,8 @@ class DriftInjection(keras.callbacks.Callback):
             raise
         injection = _Injection(self, attribute, deviation)
         setattr(self.model, attribute, injection)
-        self.model.stop_evaluating = _ARMED
+        if attribute == "test_function" and self.model.stop_evaluating is False:
+            self.model.stop_evaluating = _ARMED
 
     def _deviation(self, step, seed) -> float:
         deviation = float(self.process.at(step, seed))

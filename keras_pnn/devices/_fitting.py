@@ -55,9 +55,8 @@ class Unknown:
 
     def bounds(self) -> np.ndarray:
         """Lowest and highest scaled deviations, (2, slots)."""
-        target, start = self.targets[0], self.start()
-        # A start that is farther away stays where it is.
-        low, high = np.minimum(start, -_FARTHEST), np.maximum(start, _FARTHEST)
+        target = self.targets[0]
+        low, high = self._reach()
         if target.above is not None:
             # Inside, where float32 still tells it from the bound.
             low = np.maximum(low, 0.999 * (target.above - target.neutral) / self.std)
@@ -65,6 +64,18 @@ class Unknown:
             # A mesh counts a negative loss as none, and shows the search no slope.
             low = np.maximum(low, (0.0 - target.neutral) / self.std)
         return np.stack([low, high])
+
+    def _reach(self) -> tuple[np.ndarray, np.ndarray]:
+        """How far it is looked for: around neutral, and a start that is farther off."""
+        start = self.start()
+        far = np.where(np.abs(start) > _FARTHEST, start, 0.0)
+        return np.minimum(far, 0.0) - _FARTHEST, np.maximum(far, 0.0) + _FARTHEST
+
+    def _at_limit(self, part: np.ndarray) -> int:
+        """How many stopped as far away as they are looked for."""
+        low, high = self._reach()
+        room = 1e-3 * _FARTHEST
+        return int(np.count_nonzero((part <= low + room) | (part >= high - room)))
 
     def deviations(self, part: np.ndarray) -> dict[tuple[str, int], np.ndarray]:
         """What `SimulatedDevice` takes."""
@@ -82,13 +93,21 @@ class Unknown:
             "unit": self.unit,
             "prior": self.std,
             "unknowns": int(part.size),
-            "at_limit": int(np.count_nonzero(np.abs(part) >= 0.999 * _FARTHEST)),
+            "at_limit": self._at_limit(part),
             "rms": rms,
         }
 
 
-def unknowns_of(found: list[Target], prior: dict[str, float]) -> list[Unknown]:
-    """Gathers targets into unknowns, one for all targets of a shared imperfection."""
+def unknowns_of(
+    found: list[Target], prior: dict[str, float], every: list[Target]
+) -> list[Unknown]:
+    """Gathers targets into unknowns, one for all targets of a shared imperfection.
+
+    Args:
+        found: what is fitted.
+        prior: checked numbers.
+        every: all targets of the model, also of layers that are not measured.
+    """
     together: dict[tuple, list[Target]] = {}
     for target in found:
         key = (target.name, None if target.shared else target.index)
@@ -99,7 +118,8 @@ def unknowns_of(found: list[Target], prior: dict[str, float]) -> list[Unknown]:
         exists = True if target.exists is None else target.exists
         exists = np.broadcast_to(exists, tuple(target.variable.shape))
         unit = target.layer.quantity(target.name).unit
-        std = _prior_of(same, prior) or _PRIORS.get(unit)
+        sharing = [t for t in every if target.shared and t.name == target.name]
+        std = _prior_of(sharing or same, prior) or _PRIORS.get(unit)
         if std is None:
             known = ", ".join(u for u in _PRIORS if u)
             raise ValueError(
@@ -334,9 +354,10 @@ def search(
     noise = problem.noise
     z, done, ended = _descent(problem, problem.start, iterations, tolerance, bar)
     loss = problem(z)[0]
-    if problem.residual > _UNEXPLAINED * noise:
+    coarser = [n for n in _NOISES if n > 3 * noise]
+    if coarser and problem.residual > _UNEXPLAINED * noise:
         other = problem.start
-        for coarse in (*(n for n in _NOISES if n > 3 * noise), noise):
+        for coarse in (*coarser, noise):
             problem.noise = coarse
             end = tolerance if coarse == noise else max(tolerance, _STAGES[-1])
             if done < iterations:

@@ -57,7 +57,6 @@ class Session:
         except Exception as error:
             raise self._failure("cannot be opened", error) from error
         self._check_not_retired()
-        self.opened += 1
         if instrument.identity:
             (identity,) = self._ask(["*IDN?"])
             if instrument.identity not in identity:
@@ -66,12 +65,14 @@ class Session:
                     f"{self} must have {instrument.identity!r} in its answer to *IDN?. "
                     f"Received: {identity!r}"
                 )
+        self.opened += 1
         self._forget_errors()
         self.exchange(list(instrument.setup))
 
     def _forget_errors(self) -> None:
         """Empties the instrument's queue: old errors are not those of our commands."""
-        if self.instrument.errors:
+        clears = any("*CLS" in command.upper() for command in self.instrument.setup)
+        if self.instrument.errors and not clears:
             for _ in range(LONGEST_QUEUE):
                 found = self._error(self._ask([self.instrument.errors])[0])
                 if not found:

@@ -107,7 +107,7 @@ class Setting:
                 f"`{where}.beyond` must be 'refuse' or 'clip'. "
                 f"Received: {short(values['beyond'])}"
             )
-        return cls(where, **with_channels(where, values))
+        return cls(where, **with_channels(where, values)).check_limits()
 
     def sendable(self, values: np.ndarray) -> np.ndarray:
         """Returns values as they may be sent.
@@ -151,7 +151,7 @@ class Setting:
         Raises:
             ValueError: as in `sendable`.
         """
-        sent = [Sent(v) for v in self.scale * self.sendable(values) + self.offset]
+        sent = [Sent(v) for v in self._scaled(self.sendable(values))]
         if self.listed:
             joined = ",".join(map(format, sent))
             return [self.command.format(values=joined, channels=self.listed)]
@@ -159,6 +159,35 @@ class Setting:
             self.command.format(value=v, channel=c)
             for c, v in zip(self.channels, sent, strict=True)
         ]
+
+    def _scaled(self, values):
+        return self.scale * values + self.offset
+
+    def check_limits(self) -> "Setting":
+        """Returns itself, if its command's format rounds to no number beyond a limit.
+
+        Raises:
+            ValueError: it does.
+        """
+        written = [w for w in string.Formatter().parse(self.command) if w[1] == "value"]
+        for limit in (self.minimum, self.maximum) if written else ():
+            for specification in (w[2] for w in written if w[2]):
+                text = format(Sent(self._scaled(limit)), specification)
+                if not self._holds(text):
+                    raise ValueError(
+                        f"`{self.where}.command` must write its limits as numbers "
+                        f"within them. Received: {text.strip()!r} for {limit:g}, with "
+                        f"the format {specification!r}"
+                    )
+        return self
+
+    def _holds(self, text: str) -> bool:
+        try:
+            value = (float(text) - self.offset) / self.scale
+        except ValueError:
+            return False
+        room = ROUNDING * max(abs(self.minimum), abs(self.maximum))
+        return self.minimum - room <= value <= self.maximum + room
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,7 +316,7 @@ def _check_apart(controls: list[Setting], inputs: list[Setting]) -> None:
     detectors may be shared among layers: they are set and read anew for each.
     """
     taken: dict[tuple, str] = {}
-    for setting in (*controls, *inputs):
+    for position, setting in enumerate((*controls, *inputs)):
         for channel in setting.channels:
             key = setting.instrument, setting.command, channel
             if key in taken:
@@ -296,7 +325,7 @@ def _check_apart(controls: list[Setting], inputs: list[Setting]) -> None:
                     f"from those of `{taken[key]}`. Received: {channel}, which both "
                     "have"
                 )
-            if setting in controls:
+            if position < len(controls):
                 taken[key] = setting.where
 
 

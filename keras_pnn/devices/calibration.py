@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import functools
 import time
+from collections.abc import Iterable
 
 import keras
 import numpy as np
@@ -141,7 +142,7 @@ def calibrate(
     readings, it is repeated with readings that count little at first, and the better
     end is taken; a residual that stays large says that neither is the answer. It goes
     no further than 10 standard deviations of the prior (`at_limit` counts what rests
-    there) or than the start, and losses in dB stay at 0 or above.
+    there), from a start beyond them too, and losses in dB stay at 0 or above.
 
     Random controls are, if `spread` does not say: for rings, those that take them
     through their resonance; between the limits of a `ControlRange`; any phase for
@@ -182,7 +183,8 @@ def calibrate(
     Raises:
         ValueError: an argument is not as described, the device names a layer that the
             model lacks, nothing is left to fit, or a reading has another shape, is
-            complex where the layer is real, or is not finite.
+            complex where the layer is real or real where it is complex, or is not
+            finite.
         DeviceError: a `HardwareDevice` failed for good.
 
     Example:
@@ -232,7 +234,7 @@ def calibrate(
                 "The device must measure a layer that has an imperfection to fit. "
                 "Received: a device that leaves all of them to the model"
             )
-        unknowns = _fitting.unknowns_of(wanted, prior)
+        unknowns = _fitting.unknowns_of(wanted, prior, targets(model))
         layers = [
             (layer, np.random.default_rng([seed, position]))
             for position, layer in enumerate(physical_layers(model))
@@ -333,11 +335,12 @@ def _wanted(model, names) -> list[Target]:
     """The imperfections that names address, of layers with a name of their own."""
     found = [t for t in targets(model) if t.neutral is not None]
     if names is not None:
-        names = [names] if isinstance(names, str) else names
-        if not isinstance(names, list | tuple | set | frozenset):
+        given, names = names, [names] if isinstance(names, str) else names
+        names = list(names) if isinstance(names, Iterable) else [None]
+        if not all(isinstance(name, str) for name in names):
             raise ValueError(
-                "`imperfections` must be a name or a list of names. "
-                f"Received: {short(names)}"
+                "`imperfections` must be a name or several names. "
+                f"Received: {short(given)}"
             )
         chosen = {id(v) for name in names for v in find_imperfections(model, name)}
         found = [t for t in found if id(t.variable) in chosen]

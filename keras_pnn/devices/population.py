@@ -307,9 +307,10 @@ def evaluate_devices(
 
     Loss and metrics are those of `model.evaluate`, weighting and regularisers
     included; the losses of single outputs are means over all samples, also where the
-    last batch is shorter. The model is left as it was. Layers that draw random numbers
-    draw the same for all devices, anew for each batch. Devices that give NaN, as where
-    a measured tuning curve is left, have metrics of NaN, and a warning says how many.
+    last batch is shorter. The model is left as it was. Layers with a `SeedGenerator`
+    draw the same for all devices, anew for each batch of `x`. Devices that give NaN,
+    as where a measured tuning curve is left, have metrics of NaN, and a warning says
+    how many.
     To evaluate again and again keep a `DeviceEvaluator`, which compiles once: of each
     call of this function TensorFlow keeps a few MiB.
 

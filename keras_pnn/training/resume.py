@@ -45,8 +45,8 @@ def batches_done(callback: keras.callbacks.Callback, batch: int) -> int:
 
 
 def metrics_of(model: keras.Model) -> list:
-    """The values of the metrics' variables, ready for JSON."""
-    return [np.asarray(v, "float64").tolist() for v in model.metrics_variables]
+    """The values of the metrics' variables."""
+    return [np.array(v) for v in model.metrics_variables]
 
 
 def save_state(
@@ -75,8 +75,12 @@ def save_state(
         "weights": name,
         "epoch": int(epoch),
         "batches": int(batches),
-        "metrics": metrics_of(model) if metrics is None else metrics,
+        "metrics": [],
     }
+    for value in metrics_of(model) if metrics is None else metrics:
+        # JSON has no complex numbers: real and imaginary parts side by side.
+        parts = np.stack([np.real(value), np.imag(value)], axis=-1)
+        content["metrics"].append(parts.astype("float64").tolist())
     pointer.write_text(json.dumps(content), "utf-8")
     os.replace(pointer, folder / _POINTER)
     for old in folder.glob("state_*.weights.h5"):
@@ -115,7 +119,7 @@ def load_state(model: keras.Model, folder) -> tuple[int, int, list] | None:
             warnings.filterwarnings("error", message="Skipping")
             model.load_weights(folder / content["weights"])
         position = int(content["epoch"]), int(content["batches"])
-        metrics = list(content.get("metrics", []))
+        metrics = [_joined(parts) for parts in content.get("metrics", [])]
     except Exception as error:
         raise ValueError(
             f"`folder` must hold the state of a run of model '{model.name}'. Received: "
@@ -125,6 +129,11 @@ def load_state(model: keras.Model, folder) -> tuple[int, int, list] | None:
         for variable, value in installed:
             variable.assign(value)
     return *position, metrics
+
+
+def _joined(parts: list) -> np.ndarray:
+    real, imaginary = np.moveaxis(np.asarray(parts, "float64"), -1, 0)
+    return real + 1j * imaginary
 
 
 def remove_state(folder) -> None:
@@ -178,11 +187,13 @@ class Skipping:
 
     def _take_up_metrics(self) -> None:
         variables = self.model.metrics_variables
-        values, self.metrics = [np.asarray(v) for v in self.metrics], []
+        values, self.metrics = self.metrics, []
         # Other metrics may have been compiled since.
         if [v.shape for v in values] == [tuple(v.shape) for v in variables]:
             for variable, value in zip(variables, values, strict=True):
-                variable.assign(value)
+                if not variable.dtype.startswith("complex"):
+                    value = value.real
+                variable.assign(value.astype(variable.dtype))
 
 
 def _has_metrics(model: keras.Model) -> bool:

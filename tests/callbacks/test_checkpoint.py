@@ -508,3 +508,30 @@ def test_one_state_is_kept(tmp_path):
 def test_bad_arguments(every):
     with pytest.raises(ValueError, match="`every`"):
         Checkpoint("state", every=every)
+
+
+class DiesAt(keras.callbacks.Callback):
+    def __init__(self, moment):
+        super().__init__()
+
+        def die(*_, logs=None):
+            raise pnn.DeviceError("first", 1)
+
+        setattr(self, moment, die)
+
+
+@pytest.mark.parametrize(
+    "moment", ["on_train_begin", "on_epoch_begin", "on_train_batch_begin"]
+)
+@pytest.mark.parametrize("kept", [(0, 4), (1, 2)])
+def test_a_device_that_dies_as_a_run_is_resumed_changes_no_state(
+    moment, kept, tmp_path
+):
+    folder = tmp_path / "state"
+    with pytest.raises(Killed):
+        fit(sat(), Checkpoint(folder, every=2), Kill(kept[0], kept[1]))
+    content = (folder / "latest.json").read_text("utf-8")
+    assert position(folder) == kept and '"metrics": [[' in content
+    with pytest.raises(pnn.DeviceError):
+        fit(sat(seed=99), Checkpoint(folder, every=2), DiesAt(moment))
+    assert (folder / "latest.json").read_text("utf-8") == content

@@ -342,6 +342,21 @@ def test_no_drift_waits_for_a_later_run(culprit):
         assert model.evaluate(X, X, verbose=0, callbacks=moving) != plain
 
 
+def test_another_callback_may_end_the_evaluation():
+    class Stop(keras.callbacks.Callback):
+        def on_test_batch_begin(self, batch, logs=None):
+            self.model.stop_evaluating = batch == 1
+
+    meter = Meter()
+    injection = DriftInjection(
+        "temperature", drift.Linear(0.0, start=7.0), during="validation"
+    )
+    heated().evaluate(
+        X, X, batch_size=2, verbose=0, callbacks=[Stop(), injection, meter]
+    )
+    np.testing.assert_allclose(meter.test, [[7.0, 7.0]])
+
+
 class NoNumber:
     def at(self, step, seed):
         return float("nan")

@@ -277,6 +277,7 @@ def test_a_start_beyond_the_prior_is_kept():
         result = calibrate(model, device, settings=4, **kwargs)
     assert result.residuals["bank"]["fit_before"] < 1e-6
     assert result.residuals["bank"]["held_out_after"] < 0.01
+    assert not result.imperfections["bank/resonance_shift"]["at_limit"]
     away = calibrate(model, device, settings=4, **kwargs)
     counted = away.imperfections["bank/resonance_shift"]["at_limit"]
     farthest = np.abs(away.device.deviations["resonance_shift", 0])
@@ -311,9 +312,25 @@ def test_a_prior_may_name_any_layer_that_shares_an_imperfection():
     for name in ("temperature", "first/temperature", "second/temperature"):
         result = calibrate(model, device, prior={name: 0.7}, **kwargs)
         assert result.imperfections["temperature"]["prior"] == 0.7
+    # Also one that is not measured.
+    bench = Bench(model)
+    measure = bench.measure
+    bench.measure = lambda la, x, c: None if la.name == "second" else measure(la, x, c)
+    result = calibrate(model, bench, prior={"second/temperature": 0.7}, **kwargs)
+    assert result.imperfections["temperature"]["prior"] == 0.7
+    assert result.layers == ("first",)
     both = {"first/temperature": 0.7, "second/temperature": 0.5}
     with pytest.raises(ValueError, match=r"`prior`.*'temperature'.*0\.5, 0\.7"):
         calibrate(model, device, prior=both, **kwargs)
+
+
+def test_imperfections_may_be_those_of_another_result():
+    model = one_bank()
+    first = calibrate(model, SimulatedDevice({}), settings=2)
+    again = calibrate(
+        model, SimulatedDevice({}), settings=2, imperfections=first.imperfections
+    )
+    assert list(again.imperfections) == list(first.imperfections)
 
 
 def test_imperfections_that_are_not_fitted_are_those_of_the_model():
@@ -511,7 +528,8 @@ def test_noise_of_the_model_is_frozen_and_its_seed_comes_back():
     readings = _readings.Readings(
         layer, images, controls, outputs, np.ones((2, 8), bool)
     )
-    unknowns = _fitting.unknowns_of(pnn.devices.simulated.matching(model, "scale"), {})
+    found = pnn.devices.simulated.matching(model, "scale")
+    unknowns = _fitting.unknowns_of(found, {}, found)
     problem = _fitting.Problem([readings], unknowns, noise=1e-3)
     assert problem(problem.start)[0] == problem(problem.start)[0]
     assert state(model) == before
@@ -615,6 +633,7 @@ def test_readings_that_cannot_be(change, message):
         ({"prior": 5}, "`prior` must be a dict.*5"),
         ({"spread": [1]}, "`spread` must be a dict"),
         ({"imperfections": 5}, "`imperfections` must be a name.*5"),
+        ({"imperfections": [5]}, "`imperfections` must be a name"),
         ({"prior": {"humidity": 1}}, "`prior` must name imperfections.*'humidity'"),
         ({"spread": {"humidity": 1}}, "`spread` must name controls.*'humidity'"),
         ({"spread": {"control": -1}}, "control"),

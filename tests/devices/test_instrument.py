@@ -14,7 +14,7 @@ import pytest
 import scpi_server
 
 import keras_pnn as pnn
-from keras_pnn.devices import InstrumentDevice, InstrumentError
+from keras_pnn.devices import InstrumentDevice, InstrumentError, _scpi
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "instrument.toml"
@@ -454,6 +454,55 @@ def test_a_number_may_have_a_format(port):
         (powers,) = raw(port, "SOUR:POW? (@1:4)")
     rounded = [float(f"{0.001 * v:.5f}") for v in X[-1].astype("float64")]
     assert [float(v) for v in powers.split(",")] == rounded
+
+
+@pytest.mark.parametrize(
+    ("change", "received"),
+    [
+        ({"maximum": 12.6}, r"'0\.013' for 12\.6"),
+        ({"minimum": 0.4}, r"'0\.000' for 0\.4"),
+    ],
+)
+def test_a_format_must_not_round_a_limit_away(change, received):
+    table = broken(*INPUTS, command="SOUR{channel}:POW {value:.3f}")
+    table["layers"]["bank"]["inputs"] |= change
+    with pytest.raises(ValueError, match=rf"inputs\.command`.*{received}"):
+        InstrumentDevice(table)
+
+
+def test_shutdown_is_sent_whatever_a_subclass_does_to_recover():
+    class Strict(InstrumentDevice):
+        def recover(self):
+            super().recover()
+            raise InstrumentError("no")
+
+    model = network()
+    with (
+        scpi_server.running("--hang-at", "0") as port,
+        pytest.raises(pnn.DeviceError) as caught,
+    ):
+        with Strict(configuration(port), timeout=0.5, retries=0) as device:
+            try:
+                acquire(device, model)
+            finally:
+                assert "0.0" not in raw(port, "SOUR:CURR? (@1:16)")[0].split(",")
+                device.timeout = 30.0
+        raise AssertionError
+    assert not hasattr(caught.value, "__notes__")
+
+
+def test_setup_comes_first_where_it_clears_the_queue(port, monkeypatch):
+    asked = []
+    ask = _scpi.Session._ask
+
+    def noted(self, commands):
+        asked.extend(commands)
+        return ask(self, commands)
+
+    monkeypatch.setattr(_scpi.Session, "_ask", noted)
+    table = configuration(port, identity="", setup=["*OPC?", "*CLS"])
+    InstrumentDevice(table).open()
+    assert asked[:2] == ["*OPC?", "*CLS"]
 
 
 def test_old_errors_of_an_instrument_are_not_ours():

@@ -507,7 +507,8 @@ def test_setup_comes_first_where_it_clears_the_queue(port, monkeypatch):
 
 def test_old_errors_of_an_instrument_are_not_ours():
     with scpi_server.running() as port:
-        raw(port, *["FOO"] * 8)
+        # The answer comes when all of them have been read.
+        raw(port, *["FOO"] * 8, "*OPC?")
         table = configuration(port, setup=["*RST"])
         with InstrumentDevice(table, retries=0) as device:
             acquire(device, network())

@@ -54,7 +54,8 @@ def test_the_norm_is_over_all_ports_before_some_are_read(field):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 10**6), st.floats(-17, 17))
+# Beyond, the intensity of a faint port is no normal number of float32, and counts as 0.
+@given(st.integers(0, 10**6), st.floats(-15, 15))
 def test_normalised_intensity_does_not_depend_on_power(seed, decades):
     field = np.random.default_rng(seed).normal(size=(2, 5)).astype("complex64")
     light = Intensity("l2")(field).numpy()

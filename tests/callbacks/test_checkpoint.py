@@ -241,6 +241,11 @@ def several(together, *callbacks, **options):
     return [np.array(v) for v in [*model.weights, *model.optimizer.variables]]
 
 
+@pytest.fixture(scope="module")
+def one_by_one():
+    return several(1)
+
+
 def test_several_steps_per_execution(tmp_path):
     expected = several(2)
     assert several(2, Kill(0), Checkpoint(tmp_path / "state", every=2)) is None
@@ -254,8 +259,10 @@ class KillInValidation(keras.callbacks.Callback):
         raise Killed
 
 
-@pytest.mark.parametrize("others", [1, 2, 3, 4])
-def test_an_epoch_is_done_whatever_the_steps_per_execution(others, tmp_path):
+@pytest.mark.parametrize("others", [2, 3])
+def test_an_epoch_is_done_whatever_the_steps_per_execution(
+    others, one_by_one, tmp_path
+):
     """Keras counts the last execution of four as if it had four batches."""
     validation = {"validation_data": (X[:4], Y[:4])}
     keeper = Checkpoint(tmp_path / "state", every=4)
@@ -266,21 +273,21 @@ def test_an_epoch_is_done_whatever_the_steps_per_execution(others, tmp_path):
             several(others, Checkpoint(tmp_path / "state"), **validation)
         return
     found = several(others, Checkpoint(tmp_path / "state"), **validation)
-    for a, b in zip(several(1), found, strict=True):
+    for a, b in zip(one_by_one, found, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("every", "together", "kept"), [(3, 2, 4), (1, 4, 5), (5, 4, 5), (2, 3, 5)]
-)
-def test_a_state_is_kept_when_the_next_one_is_due(every, together, kept, tmp_path):
+@pytest.mark.parametrize(("every", "together", "kept"), [(3, 2, 4), (5, 4, 5)])
+def test_a_state_is_kept_when_the_next_one_is_due(
+    every, together, kept, one_by_one, tmp_path
+):
     """Also where executions end beside the multiples of `every`."""
     keeper = Checkpoint(tmp_path / "state", every)
     validation = {"validation_data": (X[:4], Y[:4])}
     assert several(together, keeper, KillInValidation(), **validation) is None
     assert position(tmp_path / "state") == (0, kept)
     found = several(1, Checkpoint(tmp_path / "state"), **validation)
-    for a, b in zip(several(1), found, strict=True):
+    for a, b in zip(one_by_one, found, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 

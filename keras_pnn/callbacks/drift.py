@@ -180,13 +180,7 @@ class DriftInjection(keras.callbacks.Callback):
     def _inject(self, attribute, step, seed):
         if self.every == "epoch":
             step, seed = self._epoch, self.seed
-        try:
-            deviation = self._deviation(step, seed)
-        except BaseException:
-            # This step will not run: those of other drifts must not wait for one.
-            _remove_injections(self.model)
-            raise
-        injection = _Injection(self, attribute, deviation)
+        injection = _Injection(self, attribute, self._deviation(step, seed))
         setattr(self.model, attribute, injection)
         if attribute == "test_function" and self.model.stop_evaluating is False:
             self.model.stop_evaluating = _ARMED
@@ -214,8 +208,9 @@ class _Injection:
 
     Keras tells callbacks when a step begins and when it has ended well, but not when
     it has failed. It looks its step function up anew for each step, so a stand-in can
-    wrap the step in `try/finally`. Where another callback has failed before the step
-    began, the stand-in is left to a later run, and steps aside there.
+    wrap the step in `try/finally`. Where another callback, or another drift, has
+    failed before the step began, the stand-in is left to a later run, and steps aside
+    there.
     """
 
     def __init__(self, callback, attribute, deviation):

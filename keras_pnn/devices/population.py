@@ -310,9 +310,8 @@ def evaluate_devices(
     last batch is shorter. The model is left as it was. Layers with a `SeedGenerator`
     draw the same for all devices, anew for each batch of `x`. Devices that give NaN,
     as where a measured tuning curve is left, have metrics of NaN, and a warning says
-    how many.
-    To evaluate again and again keep a `DeviceEvaluator`, which compiles once: of each
-    call of this function TensorFlow keeps a few MiB.
+    how many. To evaluate again and again keep a `DeviceEvaluator`, which compiles
+    once: of each call of this function TensorFlow keeps a few MiB.
 
     Args:
         model: a compiled model.

@@ -124,10 +124,12 @@ class Tiling:
         side: side of a tile in cells, a power of two.
         stages: columns of the pattern of tiles.
         blocks: tiles in each of them.
-        sources: for each leaf of each tile the index of its cell, or `cells` for
-            a leaf that holds none. The leaves are ordered by their place in the
+        sources: for each leaf of each tile the slot of its cell, or the number of
+            slots where it holds none. The leaves are ordered by their place in the
             tile of two, of four, …, then by tile.
-        places: for each cell the leaf that it fills.
+        places: for each slot the leaf that its cell fills, or the number of leaves
+            where it holds no cell.
+        filled: for each leaf 1 where it holds a cell, else 0.
         straight: for each leaf 1 where two modes pass straight inside the mesh, else
             0.
         beyond: for each leaf 1 where it lies before or behind the mesh, else 0.
@@ -139,6 +141,7 @@ class Tiling:
     blocks: int
     sources: np.ndarray
     places: np.ndarray
+    filled: np.ndarray
     straight: np.ndarray
     beyond: np.ndarray
 
@@ -147,19 +150,21 @@ _BEYOND, _STRAIGHT = -1, -2
 
 
 @functools.lru_cache
-def tiling(modes: int, columns: int, side: int) -> Tiling:
-    """Returns the tiles of a lattice with `columns` columns of `modes // 2` cells."""
+def tiling(modes: int, arrangement: str, side: int) -> Tiling:
+    """Returns the tiles of a mesh."""
+    mask = _cell_mask(modes, arrangement)
+    columns, own = mask.shape
     padded = -(-modes // (2 * side)) * 2 * side
-    own = modes // 2
     leaves = np.full((columns, padded // 2, 1), _STRAIGHT)
-    leaves[:, :own, 0] = np.arange(columns * own).reshape(columns, own)
+    slots = np.arange(mask.size).reshape(mask.shape)
+    leaves[:, :own, 0] = np.where(mask, slots, _STRAIGHT)
     size = 1
     while size < side:
         leaves, size = _doubled(leaves), 2 * size
     stages, blocks = leaves.shape[:2]
     levels = side.bit_length() - 1
     leaves = leaves.reshape(stages * blocks, *[4] * levels).T.reshape(-1)
-    places = np.zeros(columns * own, "int32")
+    places = np.full(mask.size, leaves.size, "int32")
     filled = np.flatnonzero(leaves >= 0)
     places[leaves[filled]] = filled
     return Tiling(
@@ -167,8 +172,9 @@ def tiling(modes: int, columns: int, side: int) -> Tiling:
         side=side,
         stages=stages,
         blocks=blocks,
-        sources=np.where(leaves < 0, columns * own, leaves).astype("int32"),
+        sources=np.where(leaves < 0, mask.size, leaves).astype("int32"),
         places=places,
+        filled=(leaves >= 0).astype("float32"),
         straight=(leaves == _STRAIGHT).astype("float32"),
         beyond=(leaves == _BEYOND).astype("float32"),
     )

@@ -9,41 +9,58 @@ import tensorflow as tf
 from keras_pnn.physics._lattice import Tiling
 
 
+def placed(values: tf.Tensor, plan: Tiling) -> tf.Tensor:
+    """Puts what belongs to the slots of a mesh to the leaves of its tiles.
+
+    Args:
+        values: tensor of shape (devices or 1, slots).
+        plan: the tiling.
+
+    Returns:
+        Tensor of shape (leaves of a tile, devices or 1, tiles), 0 where a leaf holds
+        no cell.
+    """
+    leaves = _gathered(values, plan.sources, plan.places)
+    leaves = tf.reshape(leaves, [-1, plan.side**2, plan.stages * plan.blocks])
+    return tf.transpose(leaves, [1, 0, 2])
+
+
 def combined(entries: list[tf.Tensor], straight: tf.Tensor, plan: Tiling) -> tf.Tensor:
     """Multiplies the cells of each tile.
 
     Args:
-        entries: T₁₁, T₁₂, T₂₁, T₂₂ of all cells, each a complex tensor of shape
-            (devices, cells).
-        straight: complex scalar, the amplitude of a mode that passes a column of
-            the mesh without a cell.
+        entries: T₁₁, T₁₂, T₂₁, T₂₂ of all cells, each a complex tensor of the shape
+            of `placed`, and 0 where a leaf holds no cell.
+        straight: float scalar, the amplitude of a mode that passes a column of the
+            mesh without a cell.
         plan: the tiling.
 
     Returns:
-        Complex tensor of shape (devices, stages, blocks, 2 side, 2 side).
+        Complex tensor of shape (devices or 1, stages, blocks, 2 side, 2 side).
     """
-    leaves = _placed(tf.stack(entries), plan.sources, plan.places)
+    t11, t12, t21, t22 = entries
     # Outside the mesh a leaf is the identity, beside it the straight modes.
-    passing = tf.cast(plan.beyond, leaves.dtype)
-    passing += straight * tf.cast(plan.straight, leaves.dtype)
-    identity = tf.reshape(tf.eye(2, dtype=leaves.dtype), [4, 1, 1])
-    leaves += identity * passing
-    devices, count = sizes(leaves)[1:]
-    tiles = tf.reshape(leaves, [2, 2, devices, count])
-    side = 1
-    while side < min(plan.side, _LARGEST_LEADING):
-        count //= 4
-        tiles = tf.reshape(tiles, [2 * side, 2 * side, devices, 4, count])
-        tiles = _four(_LEADING, *tf.unstack(tiles, axis=3))
-        side *= 2
-    tiles = tf.transpose(tiles, [2, 3, 0, 1])
+    passing = plan.beyond + straight * plan.straight
+    passing = tf.reshape(passing, [plan.side**2, 1, -1])
+    passing = tf.complex(passing, tf.zeros_like(passing))
+    entries = t11 + passing, t12, t21, t22 + passing
+    if plan.side == 1:
+        tiles = tf.reshape(tf.stack(entries), [2, 2, -1])
+    else:
+        # Sides of two: here it is faster to have the tiles along the last axis.
+        quarters = [tf.unstack(tf.reshape(t, [4, -1])) for t in entries]
+        quarters = [
+            tf.reshape(tf.stack(q), [2, 2, -1]) for q in zip(*quarters, strict=True)
+        ]
+        tiles = _four(_LEADING, *quarters)
+    tiles = tf.transpose(tiles, [2, 0, 1])
+    side = 2
     while side < plan.side:
-        count //= 4
-        tiles = tf.reshape(tiles, [devices, 4, count, 2 * side, 2 * side])
-        tiles = _four(_TRAILING, *tf.unstack(tiles, axis=1))
+        tiles = tf.reshape(tiles, [4, -1, 2 * side, 2 * side])
+        tiles = _four(_TRAILING, *tf.unstack(tiles))
         side *= 2
     width = 2 * plan.side
-    return tf.reshape(tiles, [devices, plan.stages, plan.blocks, width, width])
+    return tf.reshape(tiles, [-1, plan.stages, plan.blocks, width, width])
 
 
 def through(tiles: tf.Tensor, fields: tf.Tensor) -> tf.Tensor:
@@ -63,7 +80,8 @@ def through(tiles: tf.Tensor, fields: tf.Tensor) -> tf.Tensor:
     if padding:
         zeros = tf.zeros([devices, padding, batch], fields.dtype)
         fields = tf.concat([fields, zeros], axis=1)
-    devices = sizes(tiles)[0]
+    if tiles.shape[0] != 1:
+        devices = sizes(tiles)[0]
     by_stage = tf.unstack(tiles, axis=1)
     for stage in range(stages):
         if stage % 2:
@@ -107,10 +125,8 @@ def _product(x, y, left: bool = False, right: bool = False):
     return tf.matmul(x, y, adjoint_a=left, adjoint_b=right)
 
 
-# Products of small tiles are faster with the tiles along the last axis.
 _LEADING = _Layout(0, 1, _product_along)
 _TRAILING = _Layout(-2, -1, _product)
-_LARGEST_LEADING = 2
 
 
 def _four(layout: _Layout, a, b, c, d):
@@ -169,31 +185,21 @@ def _four(layout: _Layout, a, b, c, d):
     return combine(a, b, c, d)
 
 
-def _placed(cells, sources: np.ndarray, places: np.ndarray):
-    """Gathers cells (…, cells) into leaves (…, leaves), 0 where there is no cell.
+def _gathered(values, there: np.ndarray, back: np.ndarray):
+    """Gathers along the last axis; an index that is its size gives 0.
 
-    Each cell fills one leaf, so that the gradient is a gather as well; TensorFlow's
-    own is a sum over segments, which costs more than all the rest for small meshes.
+    What is gathered is gathered once, so that the gradient is a gather as well, by
+    `back`; TensorFlow's own is a sum over segments, which costs more than all the
+    rest for small meshes.
     """
 
     @tf.custom_gradient
-    def place(x):
+    def gather(x):
         padded = tf.concat([x, tf.zeros_like(x[..., :1])], axis=-1)
-        leaves = tf.gather(padded, sources, axis=-1)
-        return leaves, lambda upstream: _collected(upstream, sources, places)
+        gathered = tf.gather(padded, there, axis=-1)
+        return gathered, lambda upstream: _gathered(upstream, back, there)
 
-    return place(cells)
-
-
-def _collected(leaves, sources: np.ndarray, places: np.ndarray):
-    """The adjoint of `_placed`."""
-
-    @tf.custom_gradient
-    def collect(x):
-        cells = tf.gather(x, places, axis=-1)
-        return cells, lambda upstream: _placed(upstream, sources, places)
-
-    return collect(leaves)
+    return gather(values)
 
 
 def sizes(tensor) -> list:

@@ -236,8 +236,8 @@ def correct(
     splitters = _spread("splitter_error", splitter_error, (*shape, 2))
     theta = _reachable_theta(ideal.theta, splitters)
     # The rest of a cell follows: S22 = conj(S11), S21 = −conj(S12).
-    through, cross, _, _ = interferometer.entries(theta, 0.0, splitters)
-    alpha, beta = np.angle(through), np.angle(cross)
+    cells = interferometer.transfer_matrix(theta, 0.0, splitters).numpy()
+    alpha, beta = np.angle(cells[..., 0, 0]), np.angle(cells[..., 0, 1])
     phi, gamma = np.zeros(shape), np.zeros(ideal.gamma.size)
     # `gamma` is what stands in front of the columns already passed, from the output.
     for column in reversed(range(shape[0])):

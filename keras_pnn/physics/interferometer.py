@@ -59,18 +59,6 @@ def transfer_matrix(
 
     - Bandyopadhyay, Hamerly, Englund, Optica 8:1247 (2021): imperfect splitters.
     """
-    t11, t12, t21, t22 = entries(theta, phi, splitter_error, loss_db)
-    rows = [tf.stack([t11, t12], axis=-1), tf.stack([t21, t22], axis=-1)]
-    return tf.stack(rows, axis=-2)
-
-
-def entries(
-    theta: TensorLike,
-    phi: TensorLike,
-    splitter_error: TensorLike = (0.0, 0.0),
-    loss_db: TensorLike = 0.0,
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Returns T₁₁, T₁₂, T₂₁, T₂₂ of `transfer_matrix`, each of the common shape."""
     for name, value in (("theta", theta), ("phi", phi)):
         check(name, value, np.isfinite, "finite")
     check("splitter_error", splitter_error, np.isfinite, "finite")
@@ -78,14 +66,8 @@ def entries(
     theta, phi, splitter_error, loss_db = as_tensors(
         theta, phi, splitter_error, loss_db
     )
-    if not splitter_error.shape.rank:
-        splitter_error = tf.stack([splitter_error, splitter_error])
-    if splitter_error.shape[-1] != 2:
-        raise ValueError(
-            "The last axis of `splitter_error` must be 2, one angle for each splitter. "
-            f"Received: shape {tuple(splitter_error.shape)}"
-        )
-    shapes = [theta.shape, phi.shape, splitter_error.shape[:-1], loss_db.shape]
+    first, second = of_splitters(splitter_error)
+    shapes = [theta.shape, phi.shape, first.shape, loss_db.shape]
     try:
         functools.reduce(tf.broadcast_static_shape, shapes)
     except ValueError:
@@ -95,8 +77,54 @@ def entries(
         ) from None
     # The lower output does not meet phi, but has the common shape all the same.
     theta = theta + tf.zeros_like(phi)
-    first, second = splitter_error[..., 0], splitter_error[..., 1]
-    amplitude = 10.0 ** (-loss_db / 20)
+    t11, t12, t21, t22 = entries(theta, phi, first, second, field_factor(loss_db))
+    rows = [tf.stack([t11, t12], axis=-1), tf.stack([t21, t22], axis=-1)]
+    return tf.stack(rows, axis=-2)
+
+
+def of_splitters(splitter_error: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The angle errors of the first and of the second splitter.
+
+    Args:
+        splitter_error: tensor of shape (..., 2), or a number for both.
+
+    Raises:
+        ValueError: If the last axis is not 2.
+    """
+    if not splitter_error.shape.rank:
+        return splitter_error, splitter_error
+    if splitter_error.shape[-1] != 2:
+        raise ValueError(
+            "The last axis of `splitter_error` must be 2, one angle for each splitter. "
+            f"Received: shape {tuple(splitter_error.shape)}"
+        )
+    return splitter_error[..., 0], splitter_error[..., 1]
+
+
+def field_factor(loss_db: tf.Tensor) -> tf.Tensor:
+    """What a field is multiplied by at a loss of power in dB."""
+    return 10.0 ** (-loss_db / 20)
+
+
+def entries(
+    theta: tf.Tensor,
+    phi: tf.Tensor,
+    first: tf.Tensor,
+    second: tf.Tensor,
+    amplitude: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+    """T₁₁, T₁₂, T₂₁, T₂₂ of `transfer_matrix`, for tensors of one float dtype.
+
+    Args:
+        theta: phase between the arms, in rad.
+        phi: phase of the upper output, in rad.
+        first: angle error of the splitter that light meets first, in rad.
+        second: angle error of the other.
+        amplitude: factor of the field, 1 without loss.
+
+    Returns:
+        Four complex tensors. The last two do not depend on `phi`, nor on its shape.
+    """
     cos, sin = amplitude * tf.cos(theta / 2), amplitude * tf.sin(theta / 2)
     sum_cos, sum_sin = tf.cos(first + second), tf.sin(first + second)
     diff_cos, diff_sin = tf.cos(first - second), tf.sin(first - second)

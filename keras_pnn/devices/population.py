@@ -141,6 +141,11 @@ class DeviceEvaluator:
                 f"Received: model '{getattr(model, 'name', model)}', not compiled"
             )
         self._data = checked_data(x, y, sample_weight)
+        if self._data[1] is None and getattr(model, "loss", None) is not None:
+            raise ValueError(
+                "`y` must hold the targets of the loss with which the model is "
+                f"compiled. Received: y=None, loss {model.loss!r}"
+            )
         sizes = (batch_size,) if chunk is None else (batch_size, chunk)
         if not all(_positive(n, numbers.Integral) for n in sizes):
             raise ValueError(

@@ -562,6 +562,22 @@ def test_the_order_of_deviations_does_not_matter():
     assert found["loss"][0] == found["loss"][1]
 
 
+def test_a_model_with_a_loss_of_its_own_needs_no_targets():
+    class Power(keras.layers.Layer):
+        def call(self, x):
+            self.add_loss(keras.ops.mean(x**2))
+            return x
+
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, Power()(pnn.layers.MRRBank(6)(inputs)))
+    model.compile()
+    devices = VARIATION.sample(model, 2)
+    found = pnn.evaluate_devices(model, X, None, devices, batch_size=len(X), verbose=0)
+    with devices[1].installed(model):
+        expected = model.evaluate(X, batch_size=len(X), verbose=0)
+    assert found["loss"][1] == pytest.approx(expected, rel=1e-5)
+
+
 def test_errors():
     model = classifier()
     devices = VARIATION.sample(model, 2)
@@ -588,6 +604,10 @@ def test_errors():
     refuses("`y` must be an array, .*Received: y with", y=LABELS.tolist())
     refuses("`x` must be an array, .*Dataset", x=tf.data.Dataset.from_tensors(X))
     refuses("`x` must hold at least one array. Received: None", x=None)
+    refuses("`y` must hold the targets of the loss.*Received: y=None", y=None)
+    sat = pnn.SATModel(model)
+    sat.compile(loss="mse")
+    refuses("`y` must hold the targets of the loss", y=None, model=sat)
     for wrong in (0, 1.5, "9", True):
         refuses(f"`batch_size`.*Received: batch_size={wrong!r}", batch_size=wrong)
         refuses(f"`chunk`.*Received: .*chunk={wrong!r}", chunk=wrong)

@@ -169,9 +169,13 @@ class Engine:
         """
         if not self._norms:
             return [], []
-        parts = [
-            self._mapped(self._moments_all, stacks, devices, batch) for batch in batches
-        ]
+        parts, seeds = [], self.first_seeds()
+        for batch in batches:
+            moments, seeds = self._mapped(
+                self._moments_all, stacks, devices, seeds, batch
+            )
+            seeds = [s[0] for s in seeds]
+            parts.append(moments)
         found = []
         for layer, *batches_of_layer in zip(self._norms, *parts, strict=True):
             calls = [call for batch in batches_of_layer for call in batch]
@@ -202,12 +206,18 @@ class Engine:
         norms = [la for la in self._norms if (id(la) in self._own) is own]
         return [v for la in norms for v in (la.moving_mean, la.moving_variance)]
 
-    def _moments(self, values, x):
-        """What `normalization.moments` returns for each layer and call."""
-        mapping = zip(self.variables, values, strict=True)
-        with overriding(self.model, mapping), own_statistics(self._norms) as found:
+    def _moments(self, values, seeds, x):
+        """What `normalization.moments` returns for each layer and call, and seeds."""
+        mapping = [
+            *zip(self.variables, values, strict=True),
+            *zip(self._seeds, seeds, strict=True),
+        ]
+        with (
+            overriding(self.model, mapping) as scope,
+            own_statistics(self._norms) as found,
+        ):
             self.model(x, training=False)
-        return found
+        return found, [_now(scope, v) for v in self._seeds]
 
     def _forward(self, values, shared, seeds, batch):
         """(outputs, masks, loss, metrics' state, any NaN, seeds) of one device."""

@@ -275,6 +275,37 @@ def test_a_model_without_normalisation():
         np.testing.assert_array_equal(result["loss"], expected["loss"])
 
 
+def test_random_numbers_are_others_in_each_batch_of_the_calibration():
+    class Noise(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.seeds = keras.random.SeedGenerator(3)
+
+        def call(self, inputs):
+            drawn = keras.random.normal(keras.ops.shape(inputs), seed=self.seeds)
+            return inputs + drawn
+
+    inputs = keras.Input((4,))
+    noisy = Noise()(pnn.layers.MRRBank(2)(inputs))
+    model = keras.Model(inputs, keras.layers.BatchNormalization()(noisy))
+    model.compile("sgd", "mse")
+    devices = pnn.devices.sweep(model, "temperature", [0.0, 0.1])
+    x = np.ones((300, 4), "float32")
+    found = pnn.evaluate_devices(
+        model,
+        x,
+        np.zeros((300, 2)),
+        devices,
+        batch_size=1,
+        batch_norm="reestimated",
+        calibration=x,
+        verbose=0,
+    )
+    # A batch holds one sample: all variance lies between batches. Were the numbers
+    # the same in each, it would be 0, and the normalised noise enormous.
+    np.testing.assert_allclose(found["loss"], 1.0, atol=0.25)
+
+
 def test_errors():
     model = network()
     nan = CALIBRATION.copy()

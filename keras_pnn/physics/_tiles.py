@@ -82,22 +82,26 @@ def through(tiles: tf.Tensor, fields: tf.Tensor) -> tf.Tensor:
         fields = tf.concat([fields, zeros], axis=1)
     if tiles.shape[0] != 1:
         devices = sizes(tiles)[0]
+
+    def beside(tiles, fields):
+        count = tiles.shape[1]
+        fields = tf.matmul(tiles, tf.reshape(fields, [-1, count, width, batch]))
+        return tf.reshape(fields, [devices, count * width, batch])
+
     by_stage = tf.unstack(tiles, axis=1)
     for stage in range(stages):
-        if stage % 2:
-            fields = _rolled(fields, [side, blocks * width - side])
-        fields = tf.reshape(fields, [-1, blocks, width, batch])
-        fields = tf.matmul(by_stage[stage], fields)
-        fields = tf.reshape(fields, [devices, blocks * width, batch])
-        if stage % 2:
-            fields = _rolled(fields, [blocks * width - side, side])
+        if stage % 2 == 0:
+            fields = beside(by_stage[stage], fields)
+            continue
+        # Half a tile further on; the last tile acts on both ends of the ring.
+        inside, across = tf.split(by_stage[stage], [blocks - 1, 1], axis=1)
+        first, inner, last = tf.split(
+            fields, [side, (blocks - 1) * width, side], axis=1
+        )
+        last, first = tf.split(beside(across, tf.concat([last, first], 1)), 2, axis=1)
+        inner = [beside(inside, inner)] if blocks > 1 else []
+        fields = tf.concat([first, *inner, last], axis=1)
     return fields[:, :modes]
-
-
-def _rolled(fields, sizes):
-    # `tf.roll` has no rule in `tf.vectorized_map`.
-    first, rest = tf.split(fields, sizes, axis=1)
-    return tf.concat([rest, first], axis=1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,6 +36,8 @@ METHODS = {
     "bp": "BP on detunings, Adam",
     "pruning": "BP on detunings, Adam, optical pruning",
     "sat": "SAT, adaptive, ρ = 0.5, Adam",
+    "bp_sgd": "BP on detunings, SGD",
+    "sat_sgd": "SAT, adaptive, ρ = 0.5, SGD",
     "bp_small": "BP on detunings, Adam, rate 0.001",
     "sat_small": "SAT, adaptive, ρ = 0.5, Adam, rate 0.001",
     "bp_frozen": "BP, rate 0.001, batch normalisation frozen after half the epochs",
@@ -76,12 +78,12 @@ def trainer(method: str, seed: int, epochs: int, steps: int) -> keras.Model:
     model = lenet5(normalization, digital, seed, **bank)
     small = method.endswith(("_small", "_frozen"))
     optimizer = keras.optimizers.Adam(0.001 if small else 0.01)
-    if digital:
+    if digital or method.endswith("_sgd"):
         optimizer = keras.optimizers.SGD(0.1, momentum=0.5)
     if method == "nat":
         noise = pnn.Variation(kernel=0.3)
         model = pnn.SATModel(model, ascent=None, noise_aware=noise, seed=seed)
-    if method in ("sat", "sat_small", "sat_frozen"):
+    if method in ("sat", "sat_sgd", "sat_small", "sat_frozen"):
         model = pnn.SATModel(model, rho=0.5, ascent="asam", seed=seed)
     if method.startswith("sample"):
         decay = keras.optimizers.schedules.CosineDecay(0.01, epochs * steps)

@@ -88,12 +88,13 @@ class DeviceEvaluator:
     so that nothing is compiled for it. With `chunk` given, a chunk of the same
     devices in the same order gives the same figures to the last bit, in whichever
     call and however many devices there are; between chunks of other sizes figures
-    agree to rounding. Cut what is to be resumed at multiples of `chunk`.
+    agree to rounding, save where layers draw random numbers. Cut what is to be resumed
+    at multiples of `chunk`.
 
     Args:
         model: a compiled model.
         x: inputs, an array or a list or dictionary of arrays.
-        y: targets, likewise.
+        y: targets, likewise, or `None` where the model's loss and metrics need none.
         batch_size: samples at once.
         sample_weight: one weight for each sample, or `None`.
         chunk: devices at once, also where there are fewer. Default: as many as
@@ -141,11 +142,6 @@ class DeviceEvaluator:
                 f"Received: model '{getattr(model, 'name', model)}', not compiled"
             )
         self._data = checked_data(x, y, sample_weight)
-        if self._data[1] is None and getattr(model, "loss", None) is not None:
-            raise ValueError(
-                "`y` must hold the targets of the loss with which the model is "
-                f"compiled. Received: y=None, loss {model.loss!r}"
-            )
         sizes = (batch_size,) if chunk is None else (batch_size, chunk)
         if not all(_positive(n, numbers.Integral) for n in sizes):
             raise ValueError(
@@ -257,7 +253,15 @@ class DeviceEvaluator:
         )
         if not same:
             # Keras makes the metrics' variables at the first batch.
-            model._symbolic_build(data_batch=_rows(self._data, 0, 1))
+            try:
+                model._symbolic_build(data_batch=_rows(self._data, 0, 1))
+            except Exception as error:
+                if self._data[1] is not None:
+                    raise
+                raise ValueError(
+                    "`y` must hold the targets that the model's loss and metrics ask "
+                    f"for. Received: y=None, without which they fail: {error}"
+                ) from error
             self._compiled, self._engines = now, {}
 
     def _run(self, engine, chunk, bound, verbose):
@@ -313,7 +317,7 @@ def evaluate_devices(
     Loss and metrics are those of `model.evaluate`, weighting and regularisers
     included; the losses of single outputs are means over all samples, also where the
     last batch is shorter. The model is left as it was. Layers with a `SeedGenerator`
-    draw the same for all devices, anew for each batch of `x`. Devices that give NaN,
+    draw the same for all devices, anew for each batch. Devices that give NaN,
     as where a measured tuning curve is left, have metrics of NaN, and a warning says
     how many. To evaluate again and again keep a `DeviceEvaluator`, which compiles
     once: of each call of this function TensorFlow keeps a few MiB.

@@ -151,7 +151,7 @@ _BEYOND, _STRAIGHT = -1, -2
 
 @functools.lru_cache
 def tiling(modes: int, arrangement: str, side: int) -> Tiling:
-    """Returns the tiles of a mesh."""
+    """Returns the tiles of a mesh, of a given side; see `cell_mask` for the rest."""
     mask = _cell_mask(modes, arrangement)
     columns, own = mask.shape
     padded = -(-modes // (2 * side)) * 2 * side

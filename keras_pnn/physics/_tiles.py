@@ -1,7 +1,7 @@
 """Products of the cells of a lattice, as few large batched products."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -10,7 +10,7 @@ from keras_pnn.physics._lattice import Tiling
 
 
 def placed(values: tf.Tensor, plan: Tiling) -> tf.Tensor:
-    """Puts what belongs to the slots of a mesh to the leaves of its tiles.
+    """Moves what belongs to the slots of a mesh to the leaves of its tiles.
 
     Args:
         values: tensor of shape (devices or 1, slots).
@@ -25,7 +25,9 @@ def placed(values: tf.Tensor, plan: Tiling) -> tf.Tensor:
     return tf.transpose(leaves, [1, 0, 2])
 
 
-def combined(entries: list[tf.Tensor], straight: tf.Tensor, plan: Tiling) -> tf.Tensor:
+def combined(
+    entries: Sequence[tf.Tensor], straight: tf.Tensor, plan: Tiling
+) -> tf.Tensor:
     """Multiplies the cells of each tile.
 
     Args:
@@ -190,7 +192,7 @@ def _four(layout: _Layout, a, b, c, d):
 
 
 def _gathered(values, there: np.ndarray, back: np.ndarray):
-    """Gathers along the last axis; an index that is its size gives 0.
+    """Gathers along the last axis; an index equal to its length gives 0.
 
     What is gathered is gathered once, so that the gradient is a gather as well, by
     `back`; TensorFlow's own is a sum over segments, which costs more than all the

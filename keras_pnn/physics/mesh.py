@@ -298,7 +298,7 @@ def _propagated(x, tiles, turn):
 
 
 def _times(x, matrix):
-    """x matrixᵀ by products of real numbers, which run twice as fast on CPUs."""
+    """x matrixᵀ by products of real numbers, which are faster on CPUs where large."""
     real, imag = tf.math.real(matrix), tf.math.imag(matrix)
     if x.dtype.is_complex:
         x = tf.concat([tf.math.real(x), tf.math.imag(x)], axis=-1)

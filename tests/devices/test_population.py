@@ -578,6 +578,25 @@ def test_a_model_with_a_loss_of_its_own_needs_no_targets():
     assert found["loss"][1] == pytest.approx(expected, rel=1e-5)
 
 
+class Copying(keras.Model):
+    """Takes its targets from its inputs."""
+
+    def compute_loss(self, x=None, y=None, *rest, **named):
+        return super().compute_loss(x, x[:, :3], *rest, **named)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_model_that_makes_its_targets_needs_none(wrapped):
+    inputs = keras.Input((4,))
+    model = Copying(inputs, pnn.layers.MRRBank(3)(inputs))
+    model = pnn.SATModel(model) if wrapped else model
+    model.compile("sgd", "mse")
+    devices = VARIATION.sample(model, 2)
+    found = pnn.evaluate_devices(model, X, None, devices, verbose=0)["loss"]
+    expected = pnn.evaluate_devices(model, X, X[:, :3], devices, verbose=0)["loss"]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_errors():
     model = classifier()
     devices = VARIATION.sample(model, 2)
@@ -604,10 +623,10 @@ def test_errors():
     refuses("`y` must be an array, .*Received: y with", y=LABELS.tolist())
     refuses("`x` must be an array, .*Dataset", x=tf.data.Dataset.from_tensors(X))
     refuses("`x` must hold at least one array. Received: None", x=None)
-    refuses("`y` must hold the targets of the loss.*Received: y=None", y=None)
+    refuses("`y` must hold the targets .*Received: y=None", y=None)
     sat = pnn.SATModel(model)
     sat.compile(loss="mse")
-    refuses("`y` must hold the targets of the loss", y=None, model=sat)
+    refuses("`y` must hold the targets .*Received: y=None", y=None, model=sat)
     for wrong in (0, 1.5, "9", True):
         refuses(f"`batch_size`.*Received: batch_size={wrong!r}", batch_size=wrong)
         refuses(f"`chunk`.*Received: .*chunk={wrong!r}", chunk=wrong)

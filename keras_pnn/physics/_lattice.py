@@ -128,8 +128,7 @@ class Tiling:
             slots where it holds none. The leaves are ordered by their place in the
             tile of two, of four, …, then by tile.
         places: for each slot the leaf that its cell fills, or the number of leaves
-            where it holds no cell.
-        filled: for each leaf 1 where it holds a cell, else 0.
+            where it holds none.
         straight: for each leaf 1 where two modes pass straight inside the mesh, else
             0.
         beyond: for each leaf 1 where it lies before or behind the mesh, else 0.
@@ -141,7 +140,6 @@ class Tiling:
     blocks: int
     sources: np.ndarray
     places: np.ndarray
-    filled: np.ndarray
     straight: np.ndarray
     beyond: np.ndarray
 
@@ -174,7 +172,6 @@ def tiling(modes: int, arrangement: str, side: int) -> Tiling:
         blocks=blocks,
         sources=np.where(leaves < 0, mask.size, leaves).astype("int32"),
         places=places,
-        filled=(leaves >= 0).astype("float32"),
         straight=(leaves == _STRAIGHT).astype("float32"),
         beyond=(leaves == _BEYOND).astype("float32"),
     )

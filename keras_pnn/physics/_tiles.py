@@ -1,7 +1,7 @@
 """Products of the cells of a lattice, as few large batched products."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -9,30 +9,12 @@ import tensorflow as tf
 from keras_pnn.physics._lattice import Tiling
 
 
-def placed(values: tf.Tensor, plan: Tiling) -> tf.Tensor:
-    """Moves what belongs to the slots of a mesh to the leaves of its tiles.
-
-    Args:
-        values: tensor of shape (devices or 1, slots).
-        plan: the tiling.
-
-    Returns:
-        Tensor of shape (leaves of a tile, devices or 1, tiles), 0 where a leaf holds
-        no cell.
-    """
-    leaves = _gathered(values, plan.sources, plan.places)
-    leaves = tf.reshape(leaves, [-1, plan.side**2, plan.stages * plan.blocks])
-    return tf.transpose(leaves, [1, 0, 2])
-
-
-def combined(
-    entries: Sequence[tf.Tensor], straight: tf.Tensor, plan: Tiling
-) -> tf.Tensor:
+def combined(entries: tf.Tensor, straight: tf.Tensor, plan: Tiling) -> tf.Tensor:
     """Multiplies the cells of each tile.
 
     Args:
-        entries: T₁₁, T₁₂, T₂₁, T₂₂ of all cells, each a complex tensor of the shape
-            of `placed`, and 0 where a leaf holds no cell.
+        entries: T₁₁, T₁₂, T₂₁, T₂₂ of all slots, a complex tensor of shape
+            (4, devices or 1, slots); what slots without a cell hold plays no part.
         straight: float scalar, the amplitude of a mode that passes a column of the
             mesh without a cell.
         plan: the tiling.
@@ -40,7 +22,11 @@ def combined(
     Returns:
         Complex tensor of shape (devices or 1, stages, blocks, 2 side, 2 side).
     """
-    t11, t12, t21, t22 = entries
+    devices = sizes(entries)[1]
+    leaves = _placed(entries, plan.sources, plan.places)
+    count = plan.stages * plan.blocks
+    leaves = tf.reshape(leaves, [4, devices, plan.side**2, count])
+    t11, t12, t21, t22 = tf.unstack(tf.transpose(leaves, [0, 2, 1, 3]))
     # Outside the mesh a leaf is the identity, beside it the straight modes.
     passing = plan.beyond + straight * plan.straight
     passing = tf.reshape(passing, [plan.side**2, 1, -1])
@@ -84,26 +70,22 @@ def through(tiles: tf.Tensor, fields: tf.Tensor) -> tf.Tensor:
         fields = tf.concat([fields, zeros], axis=1)
     if tiles.shape[0] != 1:
         devices = sizes(tiles)[0]
-
-    def beside(tiles, fields):
-        count = tiles.shape[1]
-        fields = tf.matmul(tiles, tf.reshape(fields, [-1, count, width, batch]))
-        return tf.reshape(fields, [devices, count * width, batch])
-
     by_stage = tf.unstack(tiles, axis=1)
     for stage in range(stages):
-        if stage % 2 == 0:
-            fields = beside(by_stage[stage], fields)
-            continue
-        # Half a tile further on; the last tile acts on both ends of the ring.
-        inside, across = tf.split(by_stage[stage], [blocks - 1, 1], axis=1)
-        first, inner, last = tf.split(
-            fields, [side, (blocks - 1) * width, side], axis=1
-        )
-        last, first = tf.split(beside(across, tf.concat([last, first], 1)), 2, axis=1)
-        inner = [beside(inside, inner)] if blocks > 1 else []
-        fields = tf.concat([first, *inner, last], axis=1)
+        if stage % 2:
+            fields = _rolled(fields, [side, blocks * width - side])
+        fields = tf.reshape(fields, [-1, blocks, width, batch])
+        fields = tf.matmul(by_stage[stage], fields)
+        fields = tf.reshape(fields, [devices, blocks * width, batch])
+        if stage % 2:
+            fields = _rolled(fields, [blocks * width - side, side])
     return fields[:, :modes]
+
+
+def _rolled(fields, sizes):
+    # `tf.roll` has no rule in `tf.vectorized_map`.
+    first, rest = tf.split(fields, sizes, axis=1)
+    return tf.concat([rest, first], axis=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,21 +173,21 @@ def _four(layout: _Layout, a, b, c, d):
     return combine(a, b, c, d)
 
 
-def _gathered(values, there: np.ndarray, back: np.ndarray):
+def _placed(values, sources: np.ndarray, places: np.ndarray):
     """Gathers along the last axis; an index equal to its length gives 0.
 
-    What is gathered is gathered once, so that the gradient is a gather as well, by
-    `back`; TensorFlow's own is a sum over segments, which costs more than all the
-    rest for small meshes.
+    Each cell fills one leaf, so that the gradient is a gather as well, by `places`;
+    TensorFlow's own is a sum over segments, which costs more than all the rest for
+    small meshes.
     """
 
     @tf.custom_gradient
-    def gather(x):
+    def place(x):
         padded = tf.concat([x, tf.zeros_like(x[..., :1])], axis=-1)
-        gathered = tf.gather(padded, there, axis=-1)
-        return gathered, lambda upstream: _gathered(upstream, back, there)
+        placed = tf.gather(padded, sources, axis=-1)
+        return placed, lambda upstream: _placed(upstream, places, sources)
 
-    return gather(values)
+    return place(values)
 
 
 def sizes(tensor) -> list:

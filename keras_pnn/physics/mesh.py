@@ -356,23 +356,15 @@ def _prepared(phases, arrangement, errors, crosstalk):
         *(v[..., 0, 0] for v in (theta, phi, first, loss_db) if v.shape.rank > 2),
         *([gamma[..., 0]] if gamma.shape.rank > 1 else []),
     )
-    plan = tiling(modes, arrangement, _side(modes))
-
-    def placed(value):
-        if not value.shape.rank:
-            return value
-        own = devices if value.shape.rank > 2 else []
-        value = tf.broadcast_to(value, [*own, *mask.shape])
-        return _tiles.placed(tf.reshape(value, [_count(own), mask.size]), plan)
-
-    theta, phi, first, second = (placed(v) for v in (theta, phi, first, second))
-    filled = tf.reshape(plan.filled, [plan.side**2, 1, -1])
-    amplitude = tf.cast(filled, theta.dtype)
-    amplitude *= placed(interferometer.field_factor(loss_db))
     # All four entries of a cell have the common shape.
     theta += tf.zeros_like(phi)
-    entries = interferometer.entries(theta, phi, first, second, amplitude)
+    if gamma.shape.rank > 1:
+        theta = tf.broadcast_to(theta, [*devices, *mask.shape])
+    amplitude = interferometer.field_factor(loss_db)
+    entries = tf.stack(interferometer.entries(theta, phi, first, second, amplitude))
+    entries = tf.reshape(entries, [4, _count(devices), mask.size])
     straight = interferometer.field_factor(straight_loss_db)
+    plan = tiling(modes, arrangement, _side(modes))
     tiles = _tiles.combined(entries, straight, plan)
     if not gamma.shape.rank:
         gamma = tf.fill([modes], gamma)

@@ -256,8 +256,10 @@ class DeviceEvaluator:
             try:
                 model._symbolic_build(data_batch=_rows(self._data, 0, 1))
             except Exception as error:
-                if self._data[1] is not None:
+                asks = any(part is not None for part in now[1:])
+                if self._data[1] is not None or not asks:
                     raise
+                # Of any kind: a loss or metric of the user's own may have met `None`.
                 raise ValueError(
                     "`y` must hold the targets that the model's loss and metrics ask "
                     f"for. Received: y=None, without which they fail: {error}"

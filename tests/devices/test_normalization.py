@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from noise import Noise
 
 import keras_pnn as pnn
 from keras_pnn.devices import normalization
@@ -276,15 +277,6 @@ def test_a_model_without_normalisation():
 
 
 def test_random_numbers_are_others_in_each_batch_of_the_calibration():
-    class Noise(keras.layers.Layer):
-        def __init__(self):
-            super().__init__()
-            self.seeds = keras.random.SeedGenerator(3)
-
-        def call(self, inputs):
-            drawn = keras.random.normal(keras.ops.shape(inputs), seed=self.seeds)
-            return inputs + drawn
-
     inputs = keras.Input((4,))
     noisy = Noise()(pnn.layers.MRRBank(2)(inputs))
     model = keras.Model(inputs, keras.layers.BatchNormalization()(noisy))

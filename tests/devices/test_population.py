@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from noise import Noise
 
 import keras_pnn as pnn
 from keras_pnn.devices._footprint import footprint
@@ -523,16 +524,6 @@ def test_devices_at_once():
 
 def test_random_numbers_are_others_in_each_batch():
     """As in `evaluate`: the figure is that of all samples' noise."""
-
-    class Noise(keras.layers.Layer):
-        def __init__(self):
-            super().__init__()
-            self.seeds = keras.random.SeedGenerator(3)
-
-        def call(self, inputs):
-            drawn = keras.random.normal(keras.ops.shape(inputs), seed=self.seeds)
-            return inputs + drawn
-
     inputs = keras.Input((4,))
     bank = pnn.layers.MRRBank(2)
     model = keras.Model(inputs, Noise()(bank(inputs)))

@@ -281,7 +281,7 @@ def main() -> None:
     )
     x, y = data.x_test[: options.samples], data.y_test[: options.samples]
     _, accuracy = model.evaluate(x, y, verbose=0)
-    operator = pnn.analysis.HessianOperator(model, x, y, "all", options.samples)
+    operator = pnn.curvature.HessianOperator(model, x, y, "all", options.samples)
     print(
         f"LeNet-5, {operator.size} parameters, {data.name}, {len(x)} samples, "
         f"accuracy {100 * accuracy:.1f} %, tolerance {options.tolerance:g}"

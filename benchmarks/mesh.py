@@ -181,7 +181,7 @@ def devices(count: int = 100, modes: int = 64, samples: int = 500):
     """Yields (name, figures) of many devices, at once and one after the other."""
     inputs = keras.Input((modes,))
     layer = pnn.layers.MZIMesh(modes)
-    model = keras.Model(inputs, pnn.layers.Intensity()(layer(inputs)))
+    model = keras.Model(inputs, pnn.layers.Photodetector()(layer(inputs)))
     model.compile(loss="mse")
     population = pnn.Variation(splitter_error=0.1).sample(model, count, seed=0)
     errors = [d.deviations["splitter_error", 0] for d in population]
@@ -250,7 +250,7 @@ def devices(count: int = 100, modes: int = 64, samples: int = 500):
 def peak(modes: int, batch: int) -> None:
     """Trains one mesh for three steps, and prints the peak memory of the process."""
     inputs = keras.Input((modes,))
-    outputs = pnn.layers.Intensity()(pnn.layers.MZIMesh(modes)(inputs))
+    outputs = pnn.layers.Photodetector()(pnn.layers.MZIMesh(modes)(inputs))
     model = keras.Model(inputs, outputs)
     model.compile("adam", "mse")
     x = np.random.default_rng(0).normal(size=(3 * batch, modes)).astype("float32")

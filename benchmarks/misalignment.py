@@ -22,7 +22,7 @@ import tensorflow as tf
 
 import keras_pnn as pnn
 from keras_pnn.layers.physical import find_imperfections
-from keras_pnn.training.gradients import ModelGradient
+from keras_pnn.training.gradients.base import ModelGradient
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples"))
 from networks import free_space, standardized
@@ -60,13 +60,13 @@ def trainers() -> dict[str, keras.Model]:
         "plain": free_space(),
         "SAT": pnn.SATModel(free_space(), rho=0.3),
         "SAT, rotation": pnn.SATModel(
-            free_space(), rho=0.3, misalignment={"rotation": RULES["rotation"]}
+            free_space(), rho=0.3, adversarial={"rotation": RULES["rotation"]}
         ),
-        "SAT, all three": pnn.SATModel(free_space(), rho=0.3, misalignment=RULES),
+        "SAT, all three": pnn.SATModel(free_space(), rho=0.3, adversarial=RULES),
         "SAT, all three by autodiff": pnn.SATModel(
             free_space(),
             rho=0.3,
-            misalignment={n: pnn.Autodiff(r.radius) for n, r in RULES.items()},
+            adversarial={n: pnn.Autodiff(r.radius) for n, r in RULES.items()},
         ),
     }
 
@@ -101,7 +101,7 @@ def agreement(x, y, args) -> None:
     """Share of training steps on which both derivatives have one sign."""
     rule = RULES["rotation"]
     trainer = compiled(
-        pnn.SATModel(free_space(), rho=0.3, misalignment={"rotation": rule}), True
+        pnn.SATModel(free_space(), rho=0.3, adversarial={"rotation": rule}), True
     )
     rotations = find_imperfections(trainer, "rotation")
     source = ModelGradient()

@@ -27,7 +27,7 @@ import numpy as np
 import keras_pnn as pnn
 
 HERE = pathlib.Path(__file__).resolve().parent
-SERVER = HERE.parent / "tests" / "devices" / "scpi_server.py"
+SERVER = HERE.parent / "tests" / "hardware" / "scpi_server.py"
 
 
 def arguments() -> argparse.Namespace:

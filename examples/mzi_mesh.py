@@ -57,7 +57,7 @@ def main() -> None:
     layer = pnn.layers.MZIMesh(args.modes, args.arrangement, dtype="float64")
     layer.build((None, args.modes))
     layer.program(wanted)
-    distance = np.abs(layer.matrix_now() - wanted).max()
+    distance = np.abs(layer.transfer_matrix() - wanted).max()
     print(f"{args.modes} modes: decomposed and rebuilt, off by {distance:.1e} at most")
     print(f"{'σ (rad)':>8} {'fidelity':>9} {'law':>7} {'corrected':>10} {'left':>8}")
     rows = []
@@ -69,9 +69,9 @@ def main() -> None:
         for chip in variation.sample(layer, args.chips, seed=args.seed):
             with chip.installed(layer):
                 layer.program(wanted)
-                before.append(fidelity(wanted, layer.matrix_now().numpy()))
+                before.append(fidelity(wanted, layer.transfer_matrix().numpy()))
                 left.append(layer.correct(wanted))
-                after.append(fidelity(wanted, layer.matrix_now().numpy()))
+                after.append(fidelity(wanted, layer.transfer_matrix().numpy()))
         rows.append([sigma, before, after, left])
         print(
             f"{sigma:8.2f} {np.mean(before):9.4f} {law(args.modes, sigma):7.4f} "

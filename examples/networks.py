@@ -54,7 +54,7 @@ def hybrid(
 
     Args:
         start: where the phases start, see `MZIMesh`.
-        ports: the ports that are read, see `Intensity`.
+        ports: the ports that are read, see `Photodetector`.
         clip: the largest digital weight, `None` for no limit.
         seed: seed of the initial weights.
         **mesh: further arguments of `MZIMesh`.
@@ -72,7 +72,7 @@ def hybrid(
     x = layers.Dense(120, **limits)(layers.Flatten()(x))
     x = layers.Dense(64, **limits)(layers.BatchNormalization()(x))
     field = pnn.layers.MZIMesh(64, phase_initializer=start, **mesh)(x)
-    outputs = pnn.layers.Intensity(normalize="l2", ports=ports)(field)
+    outputs = pnn.layers.Photodetector(normalize="l2", ports=ports)(field)
     return keras.Model(inputs, outputs, name="hybrid")
 
 

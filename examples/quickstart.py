@@ -54,7 +54,7 @@ def sharpness_aware(model: keras.Model, seed: int) -> pnn.SATModel:
     from tensorflow_probability import distributions as tfd
 
     noise = pnn.Variation(resonance_shift=0.06, temperature=tfd.Uniform(-2.5, 2.5))
-    return pnn.SATModel(model, rho=0.5, ascent="asam", noise_aware=noise, seed=seed)
+    return pnn.SATModel(model, rho=0.5, ascent="asam", variation=noise, seed=seed)
 
 
 def train(model, name: str, data: str, batches, epochs: int, args) -> None:

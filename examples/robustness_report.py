@@ -65,7 +65,7 @@ def rings(fine: int, coarse: int) -> System:
 
     def robust(model, seed):
         noise = pnn.Variation(resonance_shift=0.06, temperature=tfd.Uniform(-2.5, 2.5))
-        return pnn.SATModel(model, rho=0.5, ascent="asam", noise_aware=noise, seed=seed)
+        return pnn.SATModel(model, rho=0.5, ascent="asam", variation=noise, seed=seed)
 
     return System(
         network=lambda seed: lenet5("sample", seed=seed),
@@ -93,7 +93,7 @@ def interferometers(fine: int, coarse: int) -> System:
     errors = pnn.Variation(theta_error=0.15, phi_error=0.15, splitter_imbalance=0.15)
 
     def robust(model, seed):
-        return pnn.SATModel(model, rho=0.3, noise_aware=errors, seed=seed)
+        return pnn.SATModel(model, rho=0.3, variation=errors, seed=seed)
 
     return System(
         network=lambda seed: hybrid("cross", seed=seed),
@@ -118,7 +118,7 @@ def modulators(fine: int, coarse: int) -> System:
 
     def robust(model, seed):
         noise = random_misalignment()
-        return pnn.SATModel(model, ascent=None, noise_aware=noise, seed=seed)
+        return pnn.SATModel(model, ascent=None, variation=noise, seed=seed)
 
     return System(
         network=free_space,

@@ -58,7 +58,7 @@ def train(robust: bool, data, epochs: int, args) -> keras.Model:
     noise = random_misalignment()
     phases = [(model, 0, epochs)]
     if robust:
-        among = pnn.SATModel(model, ascent=None, noise_aware=noise, seed=args.seed)
+        among = pnn.SATModel(model, ascent=None, variation=noise, seed=args.seed)
         phases = [(model, 0, 1), (among, 1, epochs)]
     for trainer, first, last in phases:
         compiled(trainer, epochs * len(batches)).fit(

@@ -9,49 +9,58 @@ if _keras.backend.backend() != "tensorflow":
     )
 
 from keras_pnn import (
-    analysis,
     callbacks,
+    curvature,
     datasets,
+    deploy,
     devices,
+    hardware,
     layers,
     physics,
     plotting,
+    robustness,
     training,
 )
 from keras_pnn._version import __version__ as __version__
-from keras_pnn.analysis.hessian import (
+from keras_pnn.curvature import (
+    DensityResult,
     HessianResult,
+    Landscape,
+    TraceResult,
     hessian_density,
     hessian_eigenvalues,
     hessian_trace,
+    loss_landscape,
 )
-from keras_pnn.analysis.landscape import Landscape, loss_landscape
-from keras_pnn.analysis.results import RobustnessResult
-from keras_pnn.analysis.robustness import robustness_report, robustness_rows
-from keras_pnn.analysis.rows import merge_rows
-from keras_pnn.analysis.spectrum import DensityResult, TraceResult
+from keras_pnn.deploy import Conversion, convert, export_controls, load_controls
 from keras_pnn.devices import (
-    Calibration,
     Correlated,
-    DeviceError,
     DeviceEvaluation,
-    Devices,
-    HardwareDevice,
-    InstrumentDevice,
-    RecordedDevice,
+    DeviceSet,
     SimulatedDevice,
     Variation,
-    calibrate,
     drift,
     evaluate_devices,
 )
-from keras_pnn.layers.convert import Conversion, convert
-from keras_pnn.layers.exchange import export_controls, load_controls
+from keras_pnn.hardware import (
+    Calibration,
+    DeviceError,
+    HardwareDevice,
+    InstrumentDevice,
+    RecordedDevice,
+    calibrate,
+)
 from keras_pnn.physics.tuning import (
     HeaterTuning,
     LorentzianTuning,
     MeasuredTuning,
     Tuning,
+)
+from keras_pnn.robustness import (
+    RobustnessResult,
+    merge_rows,
+    robustness_report,
+    robustness_rows,
 )
 from keras_pnn.training import (
     ASAM,
@@ -77,7 +86,7 @@ __all__ = [
     "DensityResult",
     "DeviceError",
     "DeviceEvaluation",
-    "Devices",
+    "DeviceSet",
     "FiniteDifference",
     "HardwareDevice",
     "HeaterTuning",
@@ -95,15 +104,17 @@ __all__ = [
     "TraceResult",
     "Tuning",
     "Variation",
-    "analysis",
     "calibrate",
     "callbacks",
     "convert",
+    "curvature",
     "datasets",
+    "deploy",
     "devices",
     "drift",
     "evaluate_devices",
     "export_controls",
+    "hardware",
     "hessian_density",
     "hessian_eigenvalues",
     "hessian_trace",
@@ -113,6 +124,7 @@ __all__ = [
     "merge_rows",
     "physics",
     "plotting",
+    "robustness",
     "robustness_report",
     "robustness_rows",
     "training",

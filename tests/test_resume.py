@@ -44,7 +44,7 @@ SCRIPT = """
         callbacks = [*callbacks, pnn.callbacks.BatchOrder(batches)]
         if sat:
             noise = pnn.Variation(resonance_shift=0.05)
-            model = pnn.SATModel(model, rho=0.2, ascent="asam", noise_aware=noise)
+            model = pnn.SATModel(model, rho=0.2, ascent="asam", variation=noise)
             walk = pnn.drift.RandomWalk(std=0.3)
             callbacks.append(pnn.callbacks.DriftInjection("temperature", walk))
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -82,7 +82,7 @@ def trainer(method: str, seed: int, epochs: int, steps: int) -> keras.Model:
         optimizer = keras.optimizers.SGD(0.1, momentum=0.5)
     if method == "nat":
         noise = pnn.Variation(kernel=0.3)
-        model = pnn.SATModel(model, ascent=None, noise_aware=noise, seed=seed)
+        model = pnn.SATModel(model, ascent=None, variation=noise, seed=seed)
     if method in ("sat", "sat_sgd", "sat_small", "sat_frozen"):
         model = pnn.SATModel(model, rho=0.5, ascent="asam", seed=seed)
     if method.startswith("sample"):
@@ -93,7 +93,7 @@ def trainer(method: str, seed: int, epochs: int, steps: int) -> keras.Model:
 
         noise = pnn.Variation(resonance_shift=0.06, temperature=tfd.Uniform(-2.5, 2.5))
         ascent = pnn.ASAM(0.5) if method == "sample_sat" else None
-        model = pnn.SATModel(model, ascent=ascent, noise_aware=noise, seed=seed)
+        model = pnn.SATModel(model, ascent=ascent, variation=noise, seed=seed)
     return compiled(model, optimizer)
 
 

@@ -77,13 +77,13 @@ def trainer(method: str, model: keras.Model, seed: int) -> keras.Model:
         return model
     if method.startswith("random"):
         noise = random_misalignment()
-        return pnn.SATModel(model, ascent=None, noise_aware=noise, seed=seed)
+        return pnn.SATModel(model, ascent=None, variation=noise, seed=seed)
     layer, what = "", method
     if method.startswith("first_"):
         layer, what = "slm_1/", method.removeprefix("first_")
     names = RULES if what == "all" else [what]
     rules = {f"{layer}{name}": RULES[name] for name in names}
-    return pnn.SATModel(model, rho=0.3, misalignment=rules, seed=seed)
+    return pnn.SATModel(model, rho=0.3, adversarial=rules, seed=seed)
 
 
 def epochs_of(method: str, epochs: int) -> int:

@@ -137,10 +137,10 @@ def trainer(method, model, options, sigma, device, rho, seed) -> keras.Model:
         return model
     if method == "nat":
         noise = options["noise"] or variation(sigma)
-        return pnn.SATModel(model, ascent=None, noise_aware=noise, seed=seed)
+        return pnn.SATModel(model, ascent=None, variation=noise, seed=seed)
     if method in ("sat", "sat_nat"):
         noise = variation(sigma) if method == "sat_nat" else None
-        return pnn.SATModel(model, rho=rho, noise_aware=noise, seed=seed)
+        return pnn.SATModel(model, rho=rho, variation=noise, seed=seed)
     # The fields that leave an imperfect mesh have other phases than the model's, so
     # that measured fields and modelled derivatives do not belong together; intensities
     # have none.
@@ -229,7 +229,7 @@ def run(setting, method, sigma, device, rho, seed, data, args) -> dict:
             100 * pnn.evaluate_devices(model, x, y, devices, verbose=0)["accuracy"]
         ).tolist()
         for key, devices in {
-            "ideal": pnn.devices.Devices([pnn.SimulatedDevice({})]),
+            "ideal": pnn.devices.DeviceSet([pnn.SimulatedDevice({})]),
             "device": chip,
             "unseen": unseen,
         }.items()

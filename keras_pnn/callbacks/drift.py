@@ -14,12 +14,12 @@ from keras_pnn.layers.physical import check_deviation, find_quantities
 class DriftInjection(keras.callbacks.Callback):
     """Lets an imperfection follow a drift process during training or validation.
 
-    Each step runs with the imperfection moved from its neutral value, and the value
+    Each step runs with the imperfection moved from its nominal value, and the value
     from before is put back when the step ends, also when it ends in an exception.
     Between steps (other callbacks, checkpoints, validation of a model that drifts in
     training) the device is as it was.
 
-    The process gives the deviation from the neutral value: 0.05 is a temperature of
+    The process gives the deviation from the nominal value: 0.05 is a temperature of
     0.05 K, and a scale of 1.05. An imperfection with elements (`"shift"` in y and x,
     a resonance shift for each ring) moves in all of them alike.
 
@@ -44,7 +44,7 @@ class DriftInjection(keras.callbacks.Callback):
         imperfection: Name of an imperfection: `"temperature"` for all layers that
             have it, `"layer_name/temperature"` for one layer.
         process: A process of `keras_pnn.drift`, or any object with `at(step, seed)`,
-            in the unit of the imperfection: deviations from neutral.
+            in the unit of the imperfection: deviations from nominal.
         during: `"training"` or `"validation"`. The second also acts in
             `model.evaluate(..., callbacks=[...])`.
         every: `"batch"` or `"epoch"`: how often the value moves.
@@ -194,7 +194,9 @@ class DriftInjection(keras.callbacks.Callback):
             )
         for q in self._quantities:
             dtype = q.variable.dtype
-            check_deviation(self.imperfection, deviation, q.neutral, q.above, dtype)
+            check_deviation(
+                self.imperfection, deviation, q.nominal, q.lower_bound, dtype
+            )
         return deviation
 
 
@@ -229,7 +231,7 @@ class _Injection:
         saved = [tf.convert_to_tensor(q.variable.value) for q in quantities]
         try:
             for q in quantities:
-                value, variable = q.neutral + self.deviation, q.variable
+                value, variable = q.nominal + self.deviation, q.variable
                 shape, dtype = variable.shape, variable.dtype
                 variable.assign(tf.constant(value, dtype=dtype, shape=shape))
             outputs = self.function(iterator)

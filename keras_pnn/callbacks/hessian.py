@@ -2,15 +2,15 @@
 
 import keras
 
-from keras_pnn.analysis.eigenvalues import (
+from keras_pnn.callbacks.tensorboard import Summaries
+from keras_pnn.curvature.eigenvalues import (
     check_counts,
     check_effort,
     check_seed,
     check_wanted,
     whole,
 )
-from keras_pnn.analysis.hessian import HessianOperator
-from keras_pnn.callbacks.tensorboard import Summaries
+from keras_pnn.curvature.hessian import HessianOperator
 
 
 class HessianEigenvalues(keras.callbacks.Callback):

@@ -6,10 +6,10 @@ import pathlib
 
 import keras
 
-from keras_pnn.analysis.eigenvalues import whole
-from keras_pnn.analysis.hessian_operator import HessianOperator
-from keras_pnn.analysis.landscape import check_plan, find_landscape
 from keras_pnn.callbacks.tensorboard import Summaries
+from keras_pnn.curvature.eigenvalues import whole
+from keras_pnn.curvature.landscape import check_plan, find_landscape
+from keras_pnn.curvature.operator import HessianOperator
 
 
 class LossLandscape(keras.callbacks.Callback):

@@ -6,11 +6,11 @@ import pathlib
 
 import keras
 
-from keras_pnn.analysis.report import Report
-from keras_pnn.analysis.report_inputs import chosen_devices, is_whole
-from keras_pnn.analysis.results import RobustnessResult
-from keras_pnn.analysis.robustness import robustness_report
 from keras_pnn.callbacks.tensorboard import Summaries
+from keras_pnn.robustness.call import robustness_report
+from keras_pnn.robustness.inputs import chosen_devices, is_whole
+from keras_pnn.robustness.report.report import Report
+from keras_pnn.robustness.results import RobustnessResult
 
 # Both tails: a low accuracy is bad, and so is a high loss.
 STATISTICS = ("mean", "p05", "p95", "min", "max")
@@ -68,7 +68,7 @@ class RobustnessReport(keras.callbacks.Callback):
         ValueError: `every` is not a positive integer, there is nothing to measure, or
             an argument is of `pnn.robustness_report` alone; or, as training begins, an
             argument does not suit the model, or an imperfection of the model is off
-            its neutral value.
+            its nominal value.
 
     Example:
 

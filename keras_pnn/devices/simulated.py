@@ -29,11 +29,11 @@ class Target:
         index: its place among the model's variables of that name.
         layer: the layer that has it.
         variable: the variable.
-        neutral: what a deviation is added to: the imperfection's neutral value,
+        nominal: what a deviation is added to: the imperfection's nominal value,
             or `None` for a weight, whose present value it is.
         shared: whether all targets of this name have one common draw.
-        exists: which elements the hardware has, `None` for all.
-        above: what the variable must be above, `None` for no bound.
+        mask: which elements the hardware has, `None` for all.
+        lower_bound: what the variable must be above, `None` for no bound.
         convert: from a deviation in the quantity that was named (a power imbalance)
             to one of the variable (an angle), `None` where they are the same.
     """
@@ -42,31 +42,31 @@ class Target:
     index: int
     layer: keras.layers.Layer
     variable: keras.Variable
-    neutral: float | None
+    nominal: float | None
     shared: bool
-    exists: np.ndarray | None = None
-    above: float | None = None
+    mask: np.ndarray | None = None
+    lower_bound: float | None = None
     convert: Callable | None = None
 
     def deviation(self, amount):
         """Returns the variable's deviation for an amount of the named quantity."""
         if self.convert is not None:
             amount = tf.cast(self.convert(amount), self.variable.dtype)
-        if self.exists is None:
+        if self.mask is None:
             return amount
-        return tf.where(self.exists, amount, tf.zeros_like(amount))
+        return tf.where(self.mask, amount, tf.zeros_like(amount))
 
     def value(self, deviation):
         """Returns what the variable becomes with a deviation, as a tensor."""
         variable = self.variable
-        base = tf.convert_to_tensor(variable) if self.neutral is None else self.neutral
+        base = tf.convert_to_tensor(variable) if self.nominal is None else self.nominal
         return base + tf.cast(deviation, variable.dtype)
 
     def check(self, deviation) -> None:
         """Raises ValueError if a deviation, an array, breaks the bound `above`."""
         name = f"{self.layer.name}/{self.name}"
         dtype = self.variable.dtype
-        check_deviation(name, deviation, self.neutral, self.above, dtype)
+        check_deviation(name, deviation, self.nominal, self.lower_bound, dtype)
 
 
 def targets(model: keras.layers.Layer) -> list[Target]:
@@ -74,23 +74,21 @@ def targets(model: keras.layers.Layer) -> list[Target]:
     counts: dict[str, int] = {}
     found = []
 
-    def add(name, layer, variable, neutral=None, shared=False, exists=None, above=None):
+    def add(name, layer, variable, nominal=None, shared=False, mask=None, bound=None):
         index = counts.get(name, 0)
         counts[name] = index + 1
-        found.append(
-            Target(name, index, layer, variable, neutral, shared, exists, above)
-        )
+        found.append(Target(name, index, layer, variable, nominal, shared, mask, bound))
 
     for layer in flat_layers(model):
         exists = {}
         if isinstance(layer, PhysicalLayer):
             for name, variable in layer.imperfections.items():
                 q = layer.quantity(name)
-                add(name, layer, variable, q.neutral, q.shared, q.exists, q.above)
+                add(name, layer, variable, q.nominal, q.shared, q.mask, q.lower_bound)
             for name, variable in layer.controls.items():
-                exists[id(variable)] = layer.quantity(name).exists
+                exists[id(variable)] = layer.quantity(name).mask
         for variable in layer._trainable_variables:
-            add(variable.name, layer, variable, exists=exists.get(id(variable)))
+            add(variable.name, layer, variable, mask=exists.get(id(variable)))
     return found
 
 
@@ -115,13 +113,13 @@ def matching(model: keras.layers.Layer, name: str) -> list[Target]:
     for target in everything:
         if layer_name not in ("", target.layer.name):
             continue
-        others = getattr(target.layer, "other_quantities", {})
+        others = getattr(target.layer, "aliases", {})
         meant, convert = others.get(short, (short, None))
         if target.name == meant:
             found.append(dataclasses.replace(target, convert=convert))
     if not found:
-        imperfect = dict.fromkeys(t.name for t in everything if t.neutral is not None)
-        weights = dict.fromkeys(t.name for t in everything if t.neutral is None)
+        imperfect = dict.fromkeys(t.name for t in everything if t.nominal is not None)
+        weights = dict.fromkeys(t.name for t in everything if t.nominal is None)
         raise ValueError(
             f"The model has nothing called {name!r}. Its imperfections: "
             f"{', '.join(imperfect) or 'none'}; its weights, to which a deviation is "
@@ -135,7 +133,7 @@ class SimulatedDevice:
     """The imperfections of one device, for models of one architecture.
 
     Args:
-        deviations: `{(name, index): array}`, the deviation from the neutral value
+        deviations: `{(name, index): array}`, the deviation from the nominal value
             of the `index`-th variable of that name in the model's order of layers.
         architecture: `{name: shapes}`, the shapes of all variables of these names
             in the model it was made for. Default: those of the deviations.
@@ -266,13 +264,13 @@ class SimulatedDevice:
         """
         attached = {id(la): {} for la in physical_layers(model)}
         for target, array in self.bind(model):
-            if target.neutral is None:
+            if target.nominal is None:
                 raise ValueError(
                     "A device that is measured deviates in imperfections alone; "
                     f"weights deviate in `installed`. Received: {target.name}"
                 )
             # An array: a tensor would belong to the graph that is being traced.
-            value = (target.neutral + array).astype(target.variable.dtype)
+            value = (target.nominal + array).astype(target.variable.dtype)
             attached[id(target.layer)][target.name] = value
         self._attached = attached
         return self
@@ -282,7 +280,7 @@ class SimulatedDevice:
         return f"<SimulatedDevice {self.label} {', '.join(names)}>"
 
 
-class Devices(Sequence):
+class DeviceSet(Sequence):
     """A sequence of simulated devices, saved and loaded as one `.npz` file.
 
     Args:
@@ -310,7 +308,7 @@ class Devices(Sequence):
 
     def __getitem__(self, index):
         if isinstance(index, slice):
-            return Devices(self._devices[index])
+            return DeviceSet(self._devices[index])
         return self._devices[index]
 
     def save(self, path: str | os.PathLike) -> None:
@@ -332,7 +330,7 @@ class Devices(Sequence):
         os.replace(temporary, path)
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "Devices":
+    def load(cls, path: str | os.PathLike) -> "DeviceSet":
         """Reads devices that `save` wrote.
 
         Raises:
@@ -351,7 +349,7 @@ class Devices(Sequence):
             raise
         except Exception as error:
             raise ValueError(
-                f"`path` must be an .npz file written by `Devices.save`. "
+                f"`path` must be an .npz file written by `DeviceSet.save`. "
                 f"Received: {os.fspath(path)} ({type(error).__name__}: {error})"
             ) from error
         devices = []
@@ -361,14 +359,14 @@ class Devices(Sequence):
         return cls(devices)
 
 
-def sweep(model: keras.layers.Layer, name: str, values) -> Devices:
+def sweep(model: keras.layers.Layer, name: str, values) -> DeviceSet:
     """Returns one device for each value of one imperfection, ideal otherwise.
 
     Args:
         model: a built model.
         name: an imperfection of all layers (`"temperature"`) or of one
             (`"mrr_bank_1/temperature"`).
-        values: deviations from the neutral value, in the imperfection's unit: 0.05
+        values: deviations from the nominal value, in the imperfection's unit: 0.05
             is a `"scale"` of 1.05. Either (n,), each for every element, or (n, …) to
             give the elements of one their own: a plain number moves `"shift"` alike
             in y and x, and one pixel down alone is written `[(1, 0)]`.
@@ -386,7 +384,7 @@ def sweep(model: keras.layers.Layer, name: str, values) -> Devices:
     return grid(model, {name: values})
 
 
-def grid(model: keras.layers.Layer, values: dict) -> Devices:
+def grid(model: keras.layers.Layer, values: dict) -> DeviceSet:
     """Returns one device for each combination of values of several imperfections.
 
     The last name varies fastest, so that a result in the shape of the values'
@@ -430,7 +428,7 @@ def grid(model: keras.layers.Layer, values: dict) -> Devices:
         merged = {k: v for _, deviations in chosen for k, v in deviations.items()}
         label = ", ".join(text for text, _ in chosen)
         devices.append(SimulatedDevice(merged, shapes, label))
-    return Devices(devices)
+    return DeviceSet(devices)
 
 
 def _numbers_of(name: str, points) -> np.ndarray:
@@ -458,10 +456,10 @@ def _deviations(name: str, found: list[Target], point: np.ndarray) -> tuple[str,
                 f"Values of {name!r} must be numbers, or arrays of shape {shape}. "
                 f"Received: an array of shape {point.shape}"
             ) from None
-        if target.neutral is not None:
+        if target.nominal is not None:
             _, _, short = name.rpartition("/")
-            neutral = target.neutral if target.convert is None else 0.0
-            target.layer.check_given(short, neutral + amount)
+            nominal = target.nominal if target.convert is None else 0.0
+            target.layer.check_given(short, nominal + amount)
         amount = tf.constant(amount, target.variable.dtype)
         deviation = np.asarray(target.deviation(amount))
         target.check(deviation)
@@ -473,11 +471,11 @@ def _text(found: list[Target], point: np.ndarray) -> str:
     """A point of a sweep, with what it is added to where that is not 0."""
     text = ", ".join(f"{v:g}" for v in np.ravel(point))
     text = text if point.ndim == 0 else f"({text})"
-    # What is converted (a power imbalance) is not in the unit of the neutral value.
-    neutral = {t.neutral for t in found if t.convert is None} - {None}
-    if neutral <= {0}:
+    # What is converted (a power imbalance) is not in the unit of the nominal value.
+    nominal = {t.nominal for t in found if t.convert is None} - {None}
+    if nominal <= {0}:
         return text
     # Layers of other designs differ in it.
-    base = f"{neutral.pop():g}" if len(neutral) == 1 else "neutral"
+    base = f"{nominal.pop():g}" if len(nominal) == 1 else "nominal"
     negative = point.ndim == 0 and point < 0
     return f"{base} - {text[1:]}" if negative else f"{base} + {text}"

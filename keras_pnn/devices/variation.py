@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from keras_pnn.devices.process import count
 from keras_pnn.devices.simulated import (
-    Devices,
+    DeviceSet,
     SimulatedDevice,
     Target,
     architecture,
@@ -168,7 +168,7 @@ class Variation:
         """As `deviations`, with (variable, value) pairs for a `StatelessScope`."""
         return [(t.variable, t.value(d)) for t, d in self.deviations(model, seed)]
 
-    def sample(self, model: keras.layers.Layer, n: int, seed: int = 0) -> Devices:
+    def sample(self, model: keras.layers.Layer, n: int, seed: int = 0) -> DeviceSet:
         """Draws devices.
 
         Args:
@@ -197,7 +197,7 @@ class Variation:
                 target.check(arrays[target.name, target.index])
             label = f"seed {seed}, device {i}"
             devices.append(SimulatedDevice(arrays, shapes, label))
-        return Devices(devices)
+        return DeviceSet(devices)
 
     def scaled(self, factor: float) -> "Variation":
         """Returns the variation whose every draw is `factor` times that of this one.

@@ -1,26 +1,26 @@
 """Keras layers made of photonic devices."""
 
 from keras_pnn.layers import mesh_initializers
-from keras_pnn.layers.detectors import Balanced, Intensity, Quantize, ShotNoise
-from keras_pnn.layers.limits import ControlRange, Quantizer
+from keras_pnn.layers.detectors import ADC, BalancedDetector, Photodetector, ShotNoise
+from keras_pnn.layers.limits import DAC, ControlRange
 from keras_pnn.layers.mrr import MRRBank, MRRConv2D
 from keras_pnn.layers.mzi import Attenuators, MZIDense, MZIMesh
 from keras_pnn.layers.physical import PhysicalLayer, controls_of, physical_layers
 from keras_pnn.layers.slm import MaskedSLM
 
 __all__ = [
+    "ADC",
+    "DAC",
     "Attenuators",
-    "Balanced",
+    "BalancedDetector",
     "ControlRange",
-    "Intensity",
     "MRRBank",
     "MRRConv2D",
     "MZIDense",
     "MZIMesh",
     "MaskedSLM",
+    "Photodetector",
     "PhysicalLayer",
-    "Quantize",
-    "Quantizer",
     "ShotNoise",
     "controls_of",
     "mesh_initializers",

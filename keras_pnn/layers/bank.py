@@ -8,12 +8,12 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_pnn.layers.limits import ControlRange, Quantizer, get_dac
+from keras_pnn.layers.limits import DAC, ControlRange, get_dac
 from keras_pnn.layers.physical import PhysicalLayer, check_built
 from keras_pnn.physics import detection
 from keras_pnn.physics import tuning as tunings
 from keras_pnn.physics._tensors import real_number
-from keras_pnn.physics.tuning_base import WEIGHT_TOLERANCE
+from keras_pnn.physics.tuning.base import WEIGHT_TOLERANCE
 
 
 class ControlsForWeights(keras.initializers.Initializer):
@@ -50,7 +50,7 @@ class WeightPenalty(keras.regularizers.Regularizer):
 
     def __call__(self, control):
         layer = self.layer
-        _, imperfections = layer.values_now()
+        _, imperfections = layer.current_values()
         weights = layer._weights({"control": control}, imperfections)
         penalty = layer.kernel_regularizer(weights)
         if layer.control_regularizer is not None:
@@ -77,7 +77,7 @@ def default_constraint(tuning: tunings.Tuning, dac=None) -> ControlRange:
 
 def limits_of(constraint_or_dac) -> tuple[float, float]:
     """Returns between what a constraint or a converter lets a control be."""
-    if not isinstance(constraint_or_dac, ControlRange | Quantizer):
+    if not isinstance(constraint_or_dac, ControlRange | DAC):
         return -math.inf, math.inf
     high = constraint_or_dac.high
     return constraint_or_dac.low, math.inf if high is None else high
@@ -216,7 +216,7 @@ class RingLayer(PhysicalLayer):
         self.add_imperfection("resonance_shift", self._kernel_shape, unit="nm")
         # A linewidth is positive.
         self.add_imperfection(
-            "half_width_error", self._kernel_shape, unit="", above=-1.0
+            "half_width_error", self._kernel_shape, unit="", lower_bound=-1.0
         )
         self.add_imperfection("temperature", (), unit="K", shared=True)
         self.bias = None
@@ -389,7 +389,7 @@ class RingLayer(PhysicalLayer):
             missing = weights - np.asarray(self.tuning.weight(controls))
             return controls, (controls != alone) & (np.abs(missing) > WEIGHT_TOLERANCE)
         ideal = {
-            name: tf.constant(self.quantity(name).neutral, "float64", v.shape)
+            name: tf.constant(self.quantity(name).nominal, "float64", v.shape)
             for name, v in self.imperfections.items()
         }
         # In a graph what leaves a measured curve is NaN, and no error.
@@ -437,17 +437,17 @@ class RingLayer(PhysicalLayer):
             rows[:, tile, rings] = np.clip(own, *limits)
         return control_for_shift(self.tuning, np.asarray(self._by_kernel(rows)))
 
-    def weights_now(self):
+    def effective_weights(self):
         """Returns the effective weights, with the present imperfections.
 
         Returns:
             A tensor in the shape of the kernel.
         """
-        return self._weights(*self.values_now())
+        return self._weights(*self.current_values())
 
     def heater_power(self):
         """Returns the power of each heater in mW, `None` for a tuning without one."""
-        controls, _ = self.values_now()
+        controls, _ = self.current_values()
         return self.tuning.heater_power(self._driven(controls["control"]))
 
     def get_config(self):

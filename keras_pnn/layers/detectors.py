@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_pnn.layers.bank import whole
-from keras_pnn.layers.limits import Quantizer
+from keras_pnn.layers.limits import DAC
 from keras_pnn.physics import detection
 
 
@@ -36,8 +36,8 @@ class _Detector(keras.layers.Layer):
         dtype = keras.backend.standardize_dtype(inputs.dtype)
         if "complex" in dtype:
             raise ValueError(
-                f"`inputs` of {type(self).__name__} must be real: put an `Intensity` "
-                f"layer before it. Received: dtype={dtype}"
+                f"`inputs` of {type(self).__name__} must be real: put a "
+                f"`Photodetector` layer before it. Received: dtype={dtype}"
             )
 
     def compute_output_shape(self, input_shape):
@@ -50,7 +50,7 @@ class _Detector(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class Intensity(_Detector):
+class Photodetector(_Detector):
     """Photodiodes behind the ports of a circuit: `|field|**2`.
 
     With `normalize="l2"`, the intensities of each sample are divided by their
@@ -76,9 +76,9 @@ class Intensity(_Detector):
     Example:
 
     >>> field = np.array([[3j, 4.0, 0.0]], "complex64")
-    >>> pnn.layers.Intensity()(field).numpy()
+    >>> pnn.layers.Photodetector()(field).numpy()
     array([[ 9., 16.,  0.]], dtype=float32)
-    >>> logits = pnn.layers.Intensity(normalize="l2", ports=10)
+    >>> logits = pnn.layers.Photodetector(normalize="l2", ports=10)
     >>> logits(np.ones((2, 64), "complex64")).shape
     TensorShape([2, 10])
 
@@ -132,11 +132,11 @@ class Intensity(_Detector):
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class Balanced(_Detector):
+class BalancedDetector(_Detector):
     """Balanced photodetection: `|field[plus]|**2 - |field[minus]|**2`.
 
     Two photodiodes in series give one signed number for a pair of ports. For shot
-    noise, which each diode has of its own, put `Intensity` and `ShotNoise` in the
+    noise, which each diode has of its own, put `Photodetector` and `ShotNoise` in the
     place of this layer, and subtract their outputs.
 
     Outputs are float64 under a float64 policy and float32 under all others, mixed
@@ -161,7 +161,7 @@ class Balanced(_Detector):
     Example:
 
     >>> field = np.array([[3j, 1.0, 0.0, 2.0]], "complex64")
-    >>> pnn.layers.Balanced()(field).numpy()
+    >>> pnn.layers.BalancedDetector()(field).numpy()
     array([[ 8., -4.]], dtype=float32)
     """
 
@@ -233,7 +233,7 @@ class ShotNoise(_Detector):
         seed: Integer, or `None` for a random one. The state of the draws is not
             saved with the model: a loaded layer starts again at its seed.
 
-    Input shape: any; real intensities, such as `Intensity` gives.
+    Input shape: any; real intensities, such as `Photodetector` gives.
 
     Output shape: that of the inputs.
 
@@ -273,12 +273,12 @@ class ShotNoise(_Detector):
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class Quantize(_Detector):
+class ADC(_Detector):
     """An analogue-to-digital converter with `2**bits` even levels.
 
     Values go to the nearest level and are clipped to the range. The gradient is 1
     inside the range, the ends included, and 0 outside (straight-through). The
-    default range is that of `Intensity(normalize="l2")`.
+    default range is that of `Photodetector(normalize="l2")`.
 
     Outputs are float64 under a float64 policy and float32 under all others, mixed
     precision included.
@@ -298,7 +298,7 @@ class Quantize(_Detector):
 
     Example:
 
-    >>> adc = pnn.layers.Quantize(bits=2, high=3.0)
+    >>> adc = pnn.layers.ADC(bits=2, high=3.0)
     >>> adc(np.array([[0.4, 1.6, 9.0]], "float32")).numpy()
     array([[0., 2., 3.]], dtype=float32)
 
@@ -314,7 +314,7 @@ class Quantize(_Detector):
                 raise ValueError(
                     f"`{name}` must be a number. Received: {name}={value!r}"
                 )
-        self._converter = Quantizer(bits, low, high)
+        self._converter = DAC(bits, low, high)
 
     @property
     def bits(self) -> int:

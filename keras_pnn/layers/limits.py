@@ -41,7 +41,7 @@ class ControlRange(keras.constraints.Constraint):
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class Quantizer:
+class DAC:
     """A converter with `2**bits` even steps: a DAC on a control, an ADC on a readout.
 
     The derivative is 1 inside the range and 0 outside (straight-through), so that
@@ -57,7 +57,7 @@ class Quantizer:
 
     Example:
 
-    >>> dac = pnn.layers.Quantizer(bits=8, low=0.0, high=3.0)   # mA
+    >>> dac = pnn.layers.DAC(bits=8, low=0.0, high=3.0)   # mA
     >>> bank = pnn.layers.MRRBank(10, tuning=pnn.HeaterTuning(), dac=dac)
     """
 

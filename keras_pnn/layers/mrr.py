@@ -48,7 +48,7 @@ class MRRBank(RingLayer):
             channel passes all rings of its row. Default none: it meets its own.
         bank_size: rows × columns of the physical bank, on which the matrix is
             tiled. Default: one bank of the size of the matrix.
-        dac: a quantiser of the controls, such as `pnn.layers.Quantizer`.
+        dac: a quantiser of the controls, such as `pnn.layers.DAC`.
         adc_bits: resolution of the readout, at least 2, applied per tile before the
             digital sum (two's complement, so that a dark tile reads 0). Default none.
         adc_range: largest readout, plus or minus. Default: for each sample the

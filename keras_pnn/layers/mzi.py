@@ -11,8 +11,8 @@ from keras_pnn.layers.bank import whole
 from keras_pnn.layers.limits import ControlRange, get_dac
 from keras_pnn.layers.physical import PhysicalLayer, check_built
 from keras_pnn.physics import decompose, interferometer, mesh
-from keras_pnn.physics._lattice import check_modes
 from keras_pnn.physics._tensors import as_complex
+from keras_pnn.physics.mesh.lattice import check_modes
 
 
 def _angle(imbalance):
@@ -122,14 +122,14 @@ class MZIMesh(PhysicalLayer):
         phase_regularizer: Keras regularizer of `theta` and `phi`.
         phase_constraint: Keras constraint of `theta` and `phi`.
         loss_db: insertion loss of the cells of the design, in dB. A number is the
-            neutral value of the imperfection. An array in the shape of the phases is
+            nominal value of the imperfection. An array in the shape of the phases is
             the loss of each cell; the imperfection is then 0 in the design, and what
             it adds to that. Losses of a cell that drop below 0 count as 0.
         straight_loss_db: loss of a mode that passes a column without a cell, in dB.
         crosstalk: what the phase shifters give for the phases that are set, `None`
             or a real matrix of shape (2 n, 2 n), n the number of slots: first `theta`,
             then `phi`, column by column.
-        dac: `None`, or a `Quantizer` of the phases of all shifters, which are brought
+        dac: `None`, or a `DAC` of the phases of all shifters, which are brought
             into [0, 2π) first, without a change of the matrix where there is no
             crosstalk, see `physics.mesh.wrapped`. With crosstalk the matrix jumps
             where a phase passes a whole turn, as it does on the chip. Let the range of
@@ -152,7 +152,7 @@ class MZIMesh(PhysicalLayer):
 
     >>> fields = keras.Input((64,))
     >>> outputs = pnn.layers.MZIMesh(64)(fields)
-    >>> powers = pnn.layers.Intensity()(outputs)
+    >>> powers = pnn.layers.Photodetector()(outputs)
 
     Reference:
 
@@ -160,7 +160,7 @@ class MZIMesh(PhysicalLayer):
     - Reck et al., Phys. Rev. Lett. 73:58 (1994).
     """
 
-    other_quantities: ClassVar = {"splitter_imbalance": ("splitter_error", _angle)}
+    aliases: ClassVar = {"splitter_imbalance": ("splitter_error", _angle)}
 
     def __init__(
         self,
@@ -201,23 +201,21 @@ class MZIMesh(PhysicalLayer):
                 initializer=_given(getattr(start, name)),
                 regularizer=self.phase_regularizer,
                 constraint=self.phase_constraint,
-                exists=exists,
+                mask=exists,
             )
         self.add_control(
             "gamma", (self.units,), unit="rad", initializer=_given(start.gamma)
         )
-        self.add_imperfection("theta_error", shape, unit="rad", exists=exists)
-        self.add_imperfection("phi_error", shape, unit="rad", exists=exists)
+        self.add_imperfection("theta_error", shape, unit="rad", mask=exists)
+        self.add_imperfection("phi_error", shape, unit="rad", mask=exists)
         both = (*shape, 2)
         self.add_imperfection(
-            "splitter_error", both, unit="rad", exists=exists[..., None]
+            "splitter_error", both, unit="rad", mask=exists[..., None]
         )
         # Neutral values are numbers: devices and reports print and compare them.
         per_cell = isinstance(self.loss_db, np.ndarray)
-        neutral = 0.0 if per_cell else self.loss_db
-        self.add_imperfection(
-            "loss_db", shape, unit="dB", neutral=neutral, exists=exists
-        )
+        nominal = 0.0 if per_cell else self.loss_db
+        self.add_imperfection("loss_db", shape, unit="dB", nominal=nominal, mask=exists)
 
     def compute_output_shape(self, input_shape):
         _check_inputs(input_shape, self.units)
@@ -320,7 +318,7 @@ class MZIMesh(PhysicalLayer):
         }
         result = decompose.correct(unitary, **known, arrangement=self.arrangement)
         self._assign(result.phases)
-        settings = self._settings(*self.values_now())
+        settings = self._settings(*self.current_values())
         phases = {n: np.asarray(settings[n], "float64") for n in self.controls}
         reached = mesh.transfer_matrix(
             **phases, **known, arrangement=self.arrangement, crosstalk=self.crosstalk
@@ -377,9 +375,9 @@ class MZIMesh(PhysicalLayer):
             below = np.nextafter(kind(2 * np.pi), kind(0))
             variable.assign(np.where(up, below, rounded))
 
-    def matrix_now(self) -> tf.Tensor:
+    def transfer_matrix(self) -> tf.Tensor:
         """Returns the matrix (units, units), with the present imperfections."""
-        return mesh.transfer_matrix(**self._settings(*self.values_now()))
+        return mesh.transfer_matrix(**self._settings(*self.current_values()))
 
     def position(self, name, index):
         if name == "gamma":
@@ -437,10 +435,10 @@ class Attenuators(PhysicalLayer):
             (self._modes,),
             unit="",
             initializer="ones",
-            neutral=1.0,
+            nominal=1.0,
             constraint=ControlRange(0.0, 1.0),
         )
-        self.add_control("gain", (), unit="", initializer="ones", neutral=1.0)
+        self.add_control("gain", (), unit="", initializer="ones", nominal=1.0)
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self.units)
@@ -479,7 +477,7 @@ class MZIDense(keras.layers.Layer):
         phase_constraint: of both meshes.
         loss_db: insertion loss of each cell, in dB.
         straight_loss_db: loss of a mode that passes a column without a cell, in dB.
-        dac: `None`, or a `Quantizer` of all phases.
+        dac: `None`, or a `DAC` of all phases.
 
     Call arguments:
         inputs: real or complex fields.
@@ -590,7 +588,7 @@ class MZIDense(keras.layers.Layer):
         self.attenuation.assign(singular / gain)
         self.gain.assign(gain)
 
-    def matrix_now(self) -> tf.Tensor:
+    def transfer_matrix(self) -> tf.Tensor:
         """Returns the matrix (units, inputs), with the present imperfections."""
         check_built(self)
         wide = self.compute_dtype == "float64"

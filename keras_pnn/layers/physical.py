@@ -20,21 +20,21 @@ class Quantity:
     Args:
         variable: the `keras.Variable` that holds it.
         unit: its unit, such as `"nm"`; `""` for a pure number.
-        neutral: its value in the design, where the device is ideal.
+        nominal: its value in the design, where the device is ideal.
         shared: whether one value serves the whole chip (a temperature).
-        exists: which elements the hardware has, broadcast to the variable; `None` for
-            all. The others keep their neutral value: they are never drawn, and not
+        mask: which elements the hardware has, broadcast to the variable; `None` for
+            all. The others keep their nominal value: they are never drawn, and not
             written to files.
-        above: what its values must be above, as a scale above 0; `None` where any
+        lower_bound: what its values must be above, as a scale above 0; `None` where any
             finite value exists.
     """
 
     variable: keras.Variable
     unit: str
-    neutral: float
+    nominal: float
     shared: bool = False
-    exists: np.ndarray | None = None
-    above: float | None = None
+    mask: np.ndarray | None = None
+    lower_bound: float | None = None
 
 
 class PhysicalLayer(keras.layers.Layer):
@@ -42,7 +42,7 @@ class PhysicalLayer(keras.layers.Layer):
 
     Controls are what training may turn (currents, phases, masks); they are saved
     with the model. Imperfections are how one device differs from the design; they
-    are not saved, and a loaded model has them at their neutral values. Where weights
+    are not saved, and a loaded model has them at their nominal values. Where weights
     are loaded while a device is installed, that device's stay.
 
     A subclass calls `add_control` and `add_imperfection` in `build`, and implements
@@ -66,7 +66,7 @@ class PhysicalLayer(keras.layers.Layer):
 
     # Other quantities in which a deviation may be given: name → (imperfection, the
     # function from a deviation in that quantity to one of the imperfection).
-    other_quantities: ClassVar[dict[str, tuple[str, Callable]]] = {}
+    aliases: ClassVar[dict[str, tuple[str, Callable]]] = {}
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -79,11 +79,11 @@ class PhysicalLayer(keras.layers.Layer):
         shape: tuple,
         unit: str,
         initializer="zeros",
-        neutral: float = 0.0,
+        nominal: float = 0.0,
         regularizer=None,
         constraint=None,
         trainable: bool = True,
-        exists: np.ndarray | None = None,
+        mask: np.ndarray | None = None,
     ) -> keras.Variable:
         """Declares a quantity that training may turn.
 
@@ -92,8 +92,8 @@ class PhysicalLayer(keras.layers.Layer):
             shape: its shape.
             unit: its unit, for tables, files and plots.
             initializer, regularizer, constraint, trainable: as in `add_weight`.
-            neutral: the value at which it does nothing.
-            exists: which elements the hardware has, `None` for all. `forward` must
+            nominal: the value at which it does nothing.
+            mask: which elements the hardware has, `None` for all. `forward` must
                 not depend on the others.
 
         Returns:
@@ -108,7 +108,7 @@ class PhysicalLayer(keras.layers.Layer):
             trainable=trainable,
             autocast=False,
         )
-        self._controls[name] = Quantity(variable, unit, neutral, exists=exists)
+        self._controls[name] = Quantity(variable, unit, nominal, mask=mask)
         return variable
 
     def add_imperfection(
@@ -116,10 +116,10 @@ class PhysicalLayer(keras.layers.Layer):
         name: str,
         shape: tuple,
         unit: str,
-        neutral: float = 0.0,
+        nominal: float = 0.0,
         shared: bool = False,
-        exists: np.ndarray | None = None,
-        above: float | None = None,
+        mask: np.ndarray | None = None,
+        lower_bound: float | None = None,
     ) -> keras.Variable:
         """Declares how one device may differ from the design.
 
@@ -127,33 +127,33 @@ class PhysicalLayer(keras.layers.Layer):
             name: its key in `layer.imperfections`.
             shape: its shape.
             unit: its unit.
-            neutral: its value in the design.
+            nominal: its value in the design.
             shared: whether one draw serves all layers of a chip.
-            exists: which elements the hardware has, `None` for all. `forward` must
+            mask: which elements the hardware has, `None` for all. `forward` must
                 not depend on the others.
-            above: what values must be above, `None` for no bound. Devices, sweeps
+            lower_bound: what values must be above, `None` for no bound. Devices, sweeps
                 and radii that go beyond are refused where they are known.
 
         Returns:
             The variable: never trained, never saved.
 
         Raises:
-            ValueError: the neutral value is not above `above`.
+            ValueError: the nominal value is not above `lower_bound`.
         """
-        if above is not None and not neutral > above:
+        if lower_bound is not None and not nominal > lower_bound:
             raise ValueError(
-                f"The neutral value of '{name}' must be above {above:g}. "
-                f"Received: neutral={neutral:g}"
+                f"The nominal value of '{name}' must be above {lower_bound:g}. "
+                f"Received: nominal={nominal:g}"
             )
         variable = self.add_weight(
             name=name,
             shape=shape,
-            initializer=keras.initializers.Constant(neutral),
+            initializer=keras.initializers.Constant(nominal),
             trainable=False,
             autocast=False,
         )
         self._imperfections[name] = Quantity(
-            variable, unit, neutral, shared, exists, above
+            variable, unit, nominal, shared, mask, lower_bound
         )
         return variable
 
@@ -168,7 +168,7 @@ class PhysicalLayer(keras.layers.Layer):
         return {name: q.variable for name, q in self._imperfections.items()}
 
     def quantity(self, name: str) -> Quantity:
-        """Returns unit and neutral value of a control or an imperfection."""
+        """Returns unit and nominal value of a control or an imperfection."""
         return {**self._imperfections, **self._controls}[name]
 
     def check_given(self, name: str, value: np.ndarray) -> None:
@@ -179,8 +179,8 @@ class PhysicalLayer(keras.layers.Layer):
         such a quantity overrides this.
 
         Args:
-            name: an imperfection, or a key of `other_quantities`.
-            value: neutral value and deviation together, in the variable's shape; in
+            name: an imperfection, or a key of `aliases`.
+            value: nominal value and deviation together, in the variable's shape; in
                 another quantity the value itself.
 
         Raises:
@@ -216,7 +216,7 @@ class PhysicalLayer(keras.layers.Layer):
             "`forward(inputs, controls, imperfections)`."
         )
 
-    def values_now(self) -> tuple[dict, dict]:
+    def current_values(self) -> tuple[dict, dict]:
         """Returns controls and imperfections, name to tensor, as `forward` takes them.
 
         Raises:
@@ -229,7 +229,7 @@ class PhysicalLayer(keras.layers.Layer):
         )
 
     def call(self, inputs):
-        controls, imperfections = self.values_now()
+        controls, imperfections = self.current_values()
         outputs = self.forward(inputs, controls, imperfections)
         substitute = active_substitute()
         if substitute is None:
@@ -237,14 +237,14 @@ class PhysicalLayer(keras.layers.Layer):
         return substitute(self, inputs, controls, outputs)
 
     def reset_imperfections(self) -> None:
-        """Sets every imperfection to its neutral value."""
+        """Sets every imperfection to its nominal value."""
         self._reset(self._imperfections.values())
 
     def _reset(self, quantities) -> None:
         for quantity in quantities:
             variable = quantity.variable
             variable.assign(
-                tf.fill(variable.shape, tf.cast(quantity.neutral, variable.dtype))
+                tf.fill(variable.shape, tf.cast(quantity.nominal, variable.dtype))
             )
 
     def _saved_variables(self) -> list[keras.Variable]:
@@ -483,23 +483,23 @@ def find_imperfections(model: keras.layers.Layer, name: str) -> list[keras.Varia
     return [q.variable for q in find_quantities(model, name)]
 
 
-def check_deviation(name: str, deviation, neutral: float, above, dtype: str) -> None:
+def check_deviation(name: str, deviation, nominal: float, above, dtype: str) -> None:
     """Raises ValueError if a deviation takes an imperfection to its bound.
 
     Args:
         name: of the imperfection, for the message.
-        deviation: from the neutral value, a number or an array.
-        neutral, above: as in `Quantity`.
+        deviation: from the nominal value, a number or an array.
+        nominal, above: as in `Quantity`.
         dtype: of the imperfection's variable: what rounds to the bound is refused.
     """
     if above is None:
         return
     deviation = np.asarray(deviation)
-    beyond = ~((neutral + deviation.astype(dtype)).astype(dtype) > above)
+    beyond = ~((nominal + deviation.astype(dtype)).astype(dtype) > above)
     if beyond.any():
         raise ValueError(
-            f"'{name}' must be above {above:g}, so that its deviation from the neutral "
-            f"value {neutral:g} must be above {above - neutral:g}. "
+            f"'{name}' must be above {above:g}, so that its deviation from the nominal "
+            f"value {nominal:g} must be above {above - nominal:g}. "
             f"Received: a deviation of {float(deviation[beyond].min()):g}"
         )
 

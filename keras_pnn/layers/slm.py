@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from keras_pnn._png import read_png, write_png
 from keras_pnn.layers.bank import whole
-from keras_pnn.layers.frames import read_png, write_png
-from keras_pnn.layers.limits import ControlRange, Quantizer, get_dac
+from keras_pnn.layers.limits import DAC, ControlRange, get_dac
 from keras_pnn.layers.physical import PhysicalLayer, check_built
 from keras_pnn.physics import detection, imaging
 
@@ -72,7 +72,7 @@ class MaskedSLM(PhysicalLayer):
         display_range: (low, high) of the inputs that the display shows; values
             beyond are clipped. Default: signed inputs, displayed exactly.
         display_bits: Resolution of the display. Needs `display_range`.
-        dac: A quantiser of the masks, such as `pnn.layers.Quantizer(8, -1, 1)`.
+        dac: A quantiser of the masks, such as `pnn.layers.DAC(8, -1, 1)`.
         contrast: Brightest over darkest transmission of the SLM, above 1: the frame
             shows w = m + (1 − m)/contrast. Default infinite.
         photons: Mean number of photons that the camera detects for one product of a
@@ -146,7 +146,7 @@ class MaskedSLM(PhysicalLayer):
             None if display_bits is None else whole("`display_bits`", display_bits, 24)
         )
         self.dac = get_dac(dac)
-        if isinstance(self.dac, Quantizer) and (self.dac.low, self.dac.high) != (-1, 1):
+        if isinstance(self.dac, DAC) and (self.dac.low, self.dac.high) != (-1, 1):
             raise ValueError(
                 "`dac` must have steps from -1, black, to 1, white. Received: "
                 f"low={self.dac.low}, high={self.dac.high}"
@@ -196,7 +196,7 @@ class MaskedSLM(PhysicalLayer):
         )
         self.add_imperfection("rotation", (), unit="deg")
         self.add_imperfection("shift", (2,), unit="px")
-        self.add_imperfection("scale", (), unit="", neutral=1.0, above=0.0)
+        self.add_imperfection("scale", (), unit="", nominal=1.0, lower_bound=0.0)
         self.bias = None
         if self.use_bias:
             self.bias = self.add_weight(
@@ -328,9 +328,9 @@ class MaskedSLM(PhysicalLayer):
         mask = np.clip(weights, -1, 1).T.reshape(self.units, *self._size)
         self.controls["mask"].assign(mask)
 
-    def weights_now(self) -> tf.Tensor:
+    def effective_weights(self) -> tf.Tensor:
         """Returns the signed matrix (pixels, units), with the present misalignment."""
-        controls, imperfections = self.values_now()
+        controls, imperfections = self.current_values()
         return ops.transpose(self._weights(self._set(controls), imperfections))
 
     def frames(self) -> np.ndarray:
@@ -339,7 +339,7 @@ class MaskedSLM(PhysicalLayer):
         Raises:
             ValueError: a mask is NaN or beyond ±1.
         """
-        controls, _ = self.values_now()
+        controls, _ = self.current_values()
         mask = np.asarray(self._set(controls))
         if not (np.abs(mask) <= 1).all():
             raise ValueError(
@@ -353,7 +353,7 @@ class MaskedSLM(PhysicalLayer):
 
         A signed sum takes one frame more, white all over, as the reference. 8 bits
         have no middle: a mask of 0, mid-grey, is written as 128 and shows 0.004;
-        `dac=Quantizer(8, -1, 1)` trains with the same steps.
+        `dac=DAC(8, -1, 1)` trains with the same steps.
 
         Args:
             folder: where to write; it is made if it does not exist.

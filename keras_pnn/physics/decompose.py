@@ -8,7 +8,7 @@ import reprlib
 import numpy as np
 
 from keras_pnn.physics import interferometer, mesh
-from keras_pnn.physics._lattice import cell_mask, check_modes
+from keras_pnn.physics.mesh.lattice import cell_mask, check_modes
 
 # Wide enough for a unitary that was computed in single precision.
 _TOLERANCE = 1e-5

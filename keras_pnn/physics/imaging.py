@@ -6,13 +6,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_pnn.physics._layout import frame_shape, pair, tile, untile
 from keras_pnn.physics._tensors import (
     TensorLike,
     as_tensors,
     check,
     check_positive,
 )
+from keras_pnn.physics.frames import frame_shape, pair, tile, untile
 
 __all__ = ["affine", "frame_shape", "pair", "tile", "untile"]
 

@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_pnn.training.gradients import DeviceGradient
+from keras_pnn.training.gradients.base import DeviceGradient
 from keras_pnn.training.sat import SATModel
 
 

@@ -8,7 +8,14 @@ import tensorflow as tf
 from keras_pnn.devices.variation import Variation
 from keras_pnn.layers.physical import select_variables
 from keras_pnn.training import ascent as ascents
-from keras_pnn.training.gradients import (
+from keras_pnn.training.adversary import AdversaryRule, check_rules
+from keras_pnn.training.adversary_parameters import (
+    by_autodiff,
+    extra_passes,
+    misaligned,
+    parameters,
+)
+from keras_pnn.training.gradients.base import (
     DeviceGradient,
     GradientSource,
     ModelGradient,
@@ -16,13 +23,6 @@ from keras_pnn.training.gradients import (
     mixed,
     replaced,
     summed,
-)
-from keras_pnn.training.misalignment import MisalignmentAscent, check_rules
-from keras_pnn.training.parameters import (
-    by_autodiff,
-    extra_passes,
-    misaligned,
-    parameters,
 )
 from keras_pnn.training.trainer import Trainer
 
@@ -39,7 +39,7 @@ class SATModel(Trainer):
     (under XLA, which orders sums as it likes, to rounding).
     `sharpness`, the mean of L(Θ + ΔΘ) − L(Θ), is logged beside the loss.
 
-    With `misalignment` the second pass is at (Θ + ΔΘ, θ_adv) (eq. 6), where named
+    With `adversarial` the second pass is at (Θ + ΔΘ, θ_adv) (eq. 6), where named
     imperfections θ have gone to where the loss is worse too (eq. 5); L(Θ + ΔΘ) is
     then the loss there. θ itself is never assigned. Each θ has a radius of its own:
     under one norm for all, the one with the largest unit would move alone. Slopes
@@ -73,11 +73,11 @@ class SATModel(Trainer):
         device: a device whose measurements replace the layers' outputs in both
             passes, while gradients go through the model: SAT online. The ascent is
             then by these proxy gradients too. An imperfection that a
-            `SimulatedDevice` does not name follows `misalignment` and `noise_aware`;
+            `SimulatedDevice` does not name follows `adversarial` and `variation`;
             a device on the bench does not.
-        aligned: a in [0, 1]: the optimizer steps with (1 − a) times the gradient of
-            the second pass plus a times that of the first. With a large radius of
-            misalignment and a = 0, a network can forget the aligned case.
+        clean_fraction: a in [0, 1]: the optimizer steps with (1 − a) times the
+            gradient of the second pass plus a times that of the first. With a large
+            adversarial radius and a = 0, a network can forget the nominal case.
         seed: seed of the noise, of sampled radii and steps, and of what the gradient
             source draws.
         gradient: where gradients come from, such as `pnn.SPSA(...)`. Default: the
@@ -87,8 +87,8 @@ class SATModel(Trainer):
     Raises:
         ValueError: `model` overrides what would not be called; `rho` is negative;
             both `rho` and an ascent object are given; `perturb="controls"` and the
-            model has no physical layer; `aligned` is outside [0, 1]; `seed` is not a
-            whole number; or `misalignment` names what the model does not have, one
+            model has no physical layer; `clean_fraction` is outside [0, 1]; `seed` is
+            not a whole number; or `adversarial` names what the model does not have, one
             variable twice, or one that `perturb` moves.
 
     Example:
@@ -98,7 +98,7 @@ class SATModel(Trainer):
     sat.compile("adam", loss="sparse_categorical_crossentropy")
     sat.fit(x_train, y_train, epochs=20)
 
-    sat = pnn.SATModel(model, rho=0.3, misalignment={
+    sat = pnn.SATModel(model, rho=0.3, adversarial={
         "rotation": pnn.FiniteDifference(radius=1.0, step=0.1),
         "temperature": pnn.Autodiff(radius=0.5),
     })
@@ -114,10 +114,10 @@ class SATModel(Trainer):
         rho=None,
         ascent="sam",
         perturb="controls",
-        misalignment: dict[str, MisalignmentAscent] | None = None,
-        noise_aware: Variation | None = None,
+        adversarial: dict[str, AdversaryRule] | None = None,
+        variation: Variation | None = None,
         device=None,
-        aligned: float = 0.0,
+        clean_fraction: float = 0.0,
         seed: int = 0,
         gradient: GradientSource | None = None,
         **kwargs,
@@ -131,14 +131,14 @@ class SATModel(Trainer):
                 f"Received: {perturb!r}"
             )
         self.perturb = perturb
-        self.misalignment = check_rules(misalignment)
+        self.adversarial = check_rules(adversarial)
         if model.built:
             self._perturbed()
-        if noise_aware is not None and not hasattr(noise_aware, "values"):
+        if variation is not None and not hasattr(variation, "values"):
             raise ValueError(
-                f"`noise_aware` must be a Variation. Received: {noise_aware!r}"
+                f"`variation` must be a Variation. Received: {variation!r}"
             )
-        self.noise_aware = noise_aware
+        self.variation = variation
         if gradient is None:
             gradient = ModelGradient() if device is None else DeviceGradient()
         elif not isinstance(gradient, GradientSource):
@@ -146,10 +146,14 @@ class SATModel(Trainer):
                 f"`gradient` must be a gradient source. Received: {gradient!r}"
             )
         self.gradient = gradient.on(device)
-        real = isinstance(aligned, numbers.Real) and not isinstance(aligned, bool)
-        if not (real and 0 <= aligned <= 1):
-            raise ValueError(f"`aligned` must be in [0, 1]. Received: {aligned!r}")
-        self._aligned = float(aligned)
+        real = isinstance(clean_fraction, numbers.Real) and not isinstance(
+            clean_fraction, bool
+        )
+        if not (real and 0 <= clean_fraction <= 1):
+            raise ValueError(
+                f"`clean_fraction` must be in [0, 1]. Received: {clean_fraction!r}"
+            )
+        self._clean_fraction = float(clean_fraction)
         whole = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
         if not (whole and -(2**31) <= seed < 2**31):
             raise ValueError(
@@ -174,7 +178,7 @@ class SATModel(Trainer):
     @property
     def aligned(self) -> float:
         """The share of the first pass's gradient; fixed, as steps are traced once."""
-        return self._aligned
+        return self._clean_fraction
 
     @property
     def extra_passes(self) -> int:
@@ -184,7 +188,7 @@ class SATModel(Trainer):
         one; with a device, forward differences need one pass more, at θ0.
 
         Raises:
-            ValueError: the model inside is not built, and there is `misalignment`.
+            ValueError: the model inside is not built, and there is `adversarial`.
         """
         return extra_passes(self._perturbed()[1], self.device is not None)
 
@@ -194,13 +198,13 @@ class SATModel(Trainer):
         step = tf.cast(tf.convert_to_tensor(self.optimizer.iterations), "int32")
         seed = tf.stack([self.seed, step])
         noise = []
-        if self.noise_aware is not None:
-            noise = self.noise_aware.values(self.model, seed)
+        if self.variation is not None:
+            noise = self.variation.values(self.model, seed)
         trainable = self.trainable_variables
         moved, thetas = self._perturbed()
         one_pass = not moved and not thetas
         wrt = [*moved, *by_autodiff(thetas)]
-        if one_pass or self.aligned:
+        if one_pass or self.clean_fraction:
             wrt = list({id(v): v for v in [*wrt, *trainable]}.values())
         first = self.gradient(self, batch, noise, wrt)
         slopes = _by_id(zip(wrt, first.gradients, strict=True))
@@ -211,7 +215,7 @@ class SATModel(Trainer):
             worst = self._worst(moved, _by_id(noise), slopes)
             worst += self._misaligned(thetas, noise, slopes, first.loss, batch, seed)
             second = self.gradient(self, batch, replaced(noise, worst), trainable, 1)
-            gradients = mixed(second.gradients, clean, self.aligned)
+            gradients = mixed(second.gradients, clean, self.clean_fraction)
         # A device that fails in either pass leaves the state from before the step.
         measured = []
         if self.on_bench:
@@ -240,7 +244,7 @@ class SATModel(Trainer):
         moved = []
         if self.ascent is not None:
             moved = select_variables(self.model, self.perturb)
-        return moved, parameters(self.model, self.misalignment, moved)
+        return moved, parameters(self.model, self.adversarial, moved)
 
     def _worst(self, moved, noise, slopes) -> list:
         """(variable, Θ + ΔΘ), from the values that the first pass saw."""
@@ -281,9 +285,9 @@ class SATModel(Trainer):
             **config,
             "ascent": serialize(self.ascent),
             "perturb": serialize(self.perturb),
-            "misalignment": {n: serialize(r) for n, r in self.misalignment.items()},
-            "noise_aware": serialize(self.noise_aware),
-            "aligned": self.aligned,
+            "adversarial": {n: serialize(r) for n, r in self.adversarial.items()},
+            "variation": serialize(self.variation),
+            "clean_fraction": self.clean_fraction,
             "seed": self.seed,
             "gradient": serialize(self.gradient),
         }
@@ -295,8 +299,8 @@ class SATModel(Trainer):
             "model",
             "ascent",
             "perturb",
-            "misalignment",
-            "noise_aware",
+            "adversarial",
+            "variation",
             "gradient",
         )
         loaded = {

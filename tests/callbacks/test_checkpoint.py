@@ -29,7 +29,7 @@ def network(seed=5):
 
 def sat(seed=5, eagerly=True, **kwargs):
     noise = pnn.Variation(resonance_shift=0.05)
-    kwargs = {"rho": 0.2, "noise_aware": noise, **kwargs}
+    kwargs = {"rho": 0.2, "variation": noise, **kwargs}
     model = pnn.SATModel(network(seed), **kwargs)
     model.compile(keras.optimizers.Adam(0.02), LOSS, run_eagerly=eagerly)
     return model

@@ -163,8 +163,8 @@ class Scaled(PhysicalLayer):
     """Adds a scale, which is 1 in the design and above 0, and a loss of 0.5."""
 
     def build(self, input_shape):
-        self.add_imperfection("scale", (), unit="", neutral=1.0, above=0.0)
-        self.add_imperfection("loss", (2,), unit="dB", neutral=0.5)
+        self.add_imperfection("scale", (), unit="", nominal=1.0, lower_bound=0.0)
+        self.add_imperfection("loss", (2,), unit="dB", nominal=0.5)
 
     def forward(self, inputs, controls, imperfections):
         return inputs + imperfections["scale"] + imperfections["loss"][1]

@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_pnn.analysis.hessian import hessian_eigenvalues
 from keras_pnn.callbacks.hessian import HessianEigenvalues
+from keras_pnn.curvature.hessian import hessian_eigenvalues
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((20, 3)).astype("float32")

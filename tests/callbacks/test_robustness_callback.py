@@ -20,7 +20,7 @@ def network():
     x = pnn.layers.MRRBank(5, activation="relu")(inputs)
     x = keras.layers.Dropout(0.2)(keras.layers.BatchNormalization()(x))
     model = keras.Model(inputs, pnn.layers.MRRBank(3)(x))
-    model = pnn.SATModel(model, rho=0.05, noise_aware=VARIATION, seed=0)
+    model = pnn.SATModel(model, rho=0.05, variation=VARIATION, seed=0)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(0.02), loss, metrics=["accuracy"])
     return model

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import keras_pnn as pnn
-from keras_pnn.devices import Devices, SimulatedDevice, grid, sweep
+from keras_pnn.devices import DeviceSet, SimulatedDevice, grid, sweep
 from keras_pnn.physics.mesh import cell_mask
 
 VARIATION = pnn.Variation(resonance_shift=0.08, temperature=1.0)
@@ -171,7 +171,7 @@ def test_npz_round_trip(tmp_path):
     devices = VARIATION.sample(model, 3, seed=4)
     devices.save(tmp_path / "chips.npz")
     assert [p.name for p in tmp_path.iterdir()] == ["chips.npz"]
-    loaded = Devices.load(tmp_path / "chips.npz")
+    loaded = DeviceSet.load(tmp_path / "chips.npz")
     assert [d.label for d in loaded] == [d.label for d in devices]
     for one, other in zip(devices, loaded, strict=True):
         assert one.architecture == other.architecture
@@ -185,8 +185,8 @@ def test_npz_round_trip(tmp_path):
             assert state(model) == theirs
     with pytest.raises(ValueError, match="architecture"):
         loaded[0].values(network(units=9))
-    Devices([]).save(tmp_path / "none.npz")
-    assert len(Devices.load(tmp_path / "none.npz")) == 0
+    DeviceSet([]).save(tmp_path / "none.npz")
+    assert len(DeviceSet.load(tmp_path / "none.npz")) == 0
 
 
 def test_npz_of_bfloat16_weights(tmp_path):
@@ -194,7 +194,7 @@ def test_npz_of_bfloat16_weights(tmp_path):
     model = keras.Sequential([keras.Input((3,)), layer])
     devices = pnn.Variation(kernel=0.3).sample(model, 1)
     devices.save(tmp_path / "chips.npz")
-    (loaded,) = Devices.load(tmp_path / "chips.npz")
+    (loaded,) = DeviceSet.load(tmp_path / "chips.npz")
     with devices[0].installed(model):
         expected = state(model)
     with loaded.installed(model):
@@ -208,9 +208,9 @@ def test_damaged_files(tmp_path):
     for content in (b"", b"garbage", whole[: len(whole) // 2], whole[:-30]):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"chips\.npz"):
-            Devices.load(path)
+            DeviceSet.load(path)
     with pytest.raises(FileNotFoundError):
-        Devices.load(tmp_path / "missing.npz")
+        DeviceSet.load(tmp_path / "missing.npz")
 
 
 @pytest.mark.parametrize(
@@ -230,21 +230,21 @@ def test_inconsistent_headers(tmp_path, change):
     header = {**json.loads(str(arrays["header"])), **change}
     np.savez(path, **{**arrays, "header": np.array(json.dumps(header))})
     with pytest.raises(ValueError, match=r"Devices\.save"):
-        Devices.load(path)
+        DeviceSet.load(path)
     np.savez(path, **{k: v for k, v in arrays.items() if k != "header"})
     with pytest.raises(ValueError, match=r"Devices\.save"):
-        Devices.load(path)
+        DeviceSet.load(path)
 
 
 def test_devices_are_a_sequence_of_one_kind():
     model = network()
     devices = VARIATION.sample(model, 4)
-    assert isinstance(devices[1:3], Devices)
+    assert isinstance(devices[1:3], DeviceSet)
     assert list(devices[1:3]) == [devices[1], devices[2]]
     assert devices[-1] is devices[3]
     odd = pnn.Variation(temperature=1.0).sample(model, 1)
     with pytest.raises(ValueError, match="same variables"):
-        Devices([*devices, *odd])
+        DeviceSet([*devices, *odd])
 
 
 def test_deviations_must_be_finite():
@@ -368,7 +368,7 @@ def test_sweep_of_a_splitter_imbalance_and_slots_without_a_cell():
     (loss,) = sweep(model, "second/loss_db", 0.5)
     assert loss.label == "second/loss_db = 0.1 + 0.5"
     (loss,) = sweep(model, "loss_db", 0.5)
-    assert loss.label == "loss_db = neutral + 0.5"
+    assert loss.label == "loss_db = nominal + 0.5"
     with loss.installed(model):
         for layer, design in zip(model.layers[1:], (0.0, 0.1), strict=True):
             expected = np.where(exists, design + 0.5, design)
@@ -385,7 +385,7 @@ def test_npz_round_trip_of_meshes(tmp_path):
     variation = pnn.Variation(theta_error=0.1, splitter_imbalance=0.15)
     devices = variation.sample(model, 2)
     devices.save(tmp_path / "chips.npz")
-    for one, other in zip(devices, Devices.load(tmp_path / "chips.npz"), strict=True):
+    for one, other in zip(devices, DeviceSet.load(tmp_path / "chips.npz"), strict=True):
         with one.installed(model):
             expected = state(model)
         with other.installed(mesh_network()), other.installed(model):

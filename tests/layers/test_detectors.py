@@ -8,17 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import keras_pnn as pnn
-from keras_pnn.layers import Balanced, Intensity, Quantize, ShotNoise
+from keras_pnn.layers import ADC, BalancedDetector, Photodetector, ShotNoise
 from keras_pnn.physics import detection
 
 LAYERS = [
-    lambda **k: Intensity(**k),
-    lambda **k: Intensity(normalize="l2", ports=[5, 0, 3], **k),
-    lambda **k: Intensity(ports=2, **k),
-    lambda **k: Balanced(**k),
-    lambda **k: Balanced(plus=[5, 1], minus=[0, 2], **k),
+    lambda **k: Photodetector(**k),
+    lambda **k: Photodetector(normalize="l2", ports=[5, 0, 3], **k),
+    lambda **k: Photodetector(ports=2, **k),
+    lambda **k: BalancedDetector(**k),
+    lambda **k: BalancedDetector(plus=[5, 1], minus=[0, 2], **k),
     lambda **k: ShotNoise(photons=100, seed=1, **k),
-    lambda **k: Quantize(bits=3, low=-1.0, high=2.0, **k),
+    lambda **k: ADC(bits=3, low=-1.0, high=2.0, **k),
 ]
 OF_FIELDS = LAYERS[:5]
 
@@ -36,20 +36,20 @@ def field():
 def test_intensity_of_all_and_of_some_ports(field):
     light = np.abs(field) ** 2
     for ports, read in ((None, range(6)), (2, [0, 1]), ((5, 0, 3), [5, 0, 3])):
-        layer = Intensity(ports=ports, dtype="float64")
+        layer = Photodetector(ports=ports, dtype="float64")
         np.testing.assert_allclose(layer(field), light[:, list(read)], rtol=1e-14)
         np.testing.assert_allclose(layer(field.real), field.real[:, read] ** 2)
     ports = np.array([4, 1])
-    np.testing.assert_allclose(Intensity(ports=ports)(field), light[:, ports], 1e-6)
+    np.testing.assert_allclose(Photodetector(ports=ports)(field), light[:, ports], 1e-6)
 
 
 def test_the_norm_is_over_all_ports_before_some_are_read(field):
     light = np.abs(field) ** 2
     expected = (light / np.linalg.norm(light, axis=-1, keepdims=True))[:, :2]
-    layer = Intensity(normalize="l2", ports=2, dtype="float64")
+    layer = Photodetector(normalize="l2", ports=2, dtype="float64")
     np.testing.assert_allclose(layer(field), expected, rtol=1e-13)
     flat = tf.math.l2_normalize(light, axis=-1)
-    layer = Intensity("l2", dtype="float64")
+    layer = Photodetector("l2", dtype="float64")
     np.testing.assert_allclose(layer(field), flat, rtol=1e-13)
 
 
@@ -58,24 +58,24 @@ def test_the_norm_is_over_all_ports_before_some_are_read(field):
 @given(st.integers(0, 10**6), st.floats(-15, 15))
 def test_normalised_intensity_does_not_depend_on_power(seed, decades):
     field = np.random.default_rng(seed).normal(size=(2, 5)).astype("complex64")
-    light = Intensity("l2")(field).numpy()
+    light = Photodetector("l2")(field).numpy()
     np.testing.assert_allclose(np.linalg.norm(light, axis=-1), 1, rtol=1e-5)
-    scaled = Intensity("l2")((field * 10**decades).astype("complex64"))
+    scaled = Photodetector("l2")((field * 10**decades).astype("complex64"))
     np.testing.assert_allclose(scaled, light, rtol=1e-4, atol=1e-6)
 
 
 def test_balanced_pairs(field):
     light = np.abs(field) ** 2
-    layer = Balanced(dtype="float64")
+    layer = BalancedDetector(dtype="float64")
     np.testing.assert_allclose(layer(field), light[:, ::2] - light[:, 1::2], 1e-13)
-    layer = Balanced(plus=[5, 1], minus=[0, 2], dtype="float64")
+    layer = BalancedDetector(plus=[5, 1], minus=[0, 2], dtype="float64")
     expected = light[:, [5, 1]] - light[:, [0, 2]]
     np.testing.assert_allclose(layer(field), expected, rtol=1e-13)
 
 
 def test_quantize_is_the_converter():
     x = np.linspace(-2, 3, 101).astype("float32")[None]
-    layer = Quantize(3, low=-1.0, high=2.0)
+    layer = ADC(3, low=-1.0, high=2.0)
     np.testing.assert_array_equal(layer(x), detection.quantize(x, 3, -1.0, 2.0))
     tape_x = tf.constant(x)
     with tf.GradientTape() as tape:
@@ -135,7 +135,7 @@ def test_gradient_against_finite_differences(make, field):
 @pytest.mark.parametrize("faint", [0.0, 1e-30, 1e-20, 1e-10])
 def test_darkness_is_zero_with_finite_gradients(faint):
     parts = tf.constant([[faint, 0.0, 0.0], [1.0, 0.0, 2.0]])
-    layer = Intensity(normalize="l2")
+    layer = Photodetector(normalize="l2")
     with tf.GradientTape() as tape:
         tape.watch(parts)
         light = layer(tf.complex(parts, tf.zeros_like(parts)))
@@ -160,7 +160,7 @@ def test_darkness_is_zero_with_finite_gradients(faint):
 @pytest.mark.parametrize("dtype", ["complex64", "complex128", "float32", "float64"])
 def test_symbolic_dtype_and_shape_are_the_real_ones(make, policy, dtype):
     layer = make(dtype=policy)
-    takes_fields = isinstance(layer, (Intensity, Balanced))
+    takes_fields = isinstance(layer, (Photodetector, BalancedDetector))
     if "complex" in dtype and not takes_fields:
         pytest.skip("real inputs only")
     symbolic = layer(keras.Input((6,), dtype=dtype))
@@ -175,7 +175,7 @@ def test_symbolic_dtype_and_shape_are_the_real_ones(make, policy, dtype):
 
 def test_real_inputs_keep_their_precision_in_mixed_precision():
     x = np.array([[1 + 2**-12, 500.0]], "float32")
-    light = Intensity(dtype="mixed_float16")(x)
+    light = Photodetector(dtype="mixed_float16")(x)
     np.testing.assert_array_equal(light, x * x)
 
 
@@ -183,8 +183,8 @@ def test_real_inputs_keep_their_precision_in_mixed_precision():
 def test_a_saved_model_is_the_same(make, tmp_path, field):
     inputs = keras.Input((6,), dtype="complex64")
     x = inputs
-    if isinstance(make(), (ShotNoise, Quantize)):
-        x = Intensity()(x)
+    if isinstance(make(), (ShotNoise, ADC)):
+        x = Photodetector()(x)
     model = keras.Model(inputs, make(name="detector")(x))
     path = tmp_path / "model.keras"
     model.save(path)
@@ -213,7 +213,7 @@ def test_a_jitted_detector_trains():
     x = (np.eye(8)[labels] + 0.1 * rng.normal(size=(96, 8))).astype("float32")
     inputs = keras.Input((8,))
     y = keras.layers.Dense(8, use_bias=False)(inputs)
-    y = Quantize(10)(ShotNoise(1e4, seed=0)(Intensity("l2", ports=4)(y)))
+    y = ADC(10)(ShotNoise(1e4, seed=0)(Photodetector("l2", ports=4)(y)))
     model = keras.Model(inputs, y)
     model.compile(
         keras.optimizers.Adam(0.05),
@@ -238,7 +238,7 @@ def test_fields_under_jit_and_vectorized_map(field):
 
 
 def test_inputs_of_another_width_are_refused():
-    for layer in (Intensity(ports=2), Balanced()):
+    for layer in (Photodetector(ports=2), BalancedDetector()):
         layer(np.ones((1, 6), "float32"))
         with pytest.raises(ValueError, match="expected axis -1"):
             layer(np.ones((1, 4), "float32"))
@@ -247,7 +247,7 @@ def test_inputs_of_another_width_are_refused():
 def test_examples_run():
     finder = doctest.DocTestFinder(recurse=False)
     spots = {"pnn": pnn, "np": np}
-    for thing in (Intensity, Balanced, ShotNoise, Quantize):
+    for thing in (Photodetector, BalancedDetector, ShotNoise, ADC):
         (example,) = finder.find(thing, thing.__name__, globs=spots)
         assert doctest.DocTestRunner().run(example).failed == 0
 
@@ -259,26 +259,29 @@ def test_examples_run():
     ("make", "name"),
     [
         *[
-            (lambda p=p: Intensity(ports=p), "ports")
+            (lambda p=p: Photodetector(ports=p), "ports")
             for p in (0, -1, 1.5, True, [], [0, 0], [-1], [0.5], "12", [True])
         ],
-        *[(lambda n=n: Intensity(normalize=n), "normalize") for n in ("l1", 2, True)],
-        (lambda: Balanced(plus=[0]), "plus"),
-        (lambda: Balanced(minus=[0]), "minus"),
-        (lambda: Balanced([0, 1], [2]), "plus"),
-        (lambda: Balanced([0, 1], [2, 0]), "minus"),
-        (lambda: Balanced([0, 0], [2, 3]), "plus"),
-        (lambda: Balanced([0], [-2]), "minus"),
-        (lambda: Balanced([], []), "plus"),
-        (lambda: Balanced(3, 4), "plus"),
+        *[
+            (lambda n=n: Photodetector(normalize=n), "normalize")
+            for n in ("l1", 2, True)
+        ],
+        (lambda: BalancedDetector(plus=[0]), "plus"),
+        (lambda: BalancedDetector(minus=[0]), "minus"),
+        (lambda: BalancedDetector([0, 1], [2]), "plus"),
+        (lambda: BalancedDetector([0, 1], [2, 0]), "minus"),
+        (lambda: BalancedDetector([0, 0], [2, 3]), "plus"),
+        (lambda: BalancedDetector([0], [-2]), "minus"),
+        (lambda: BalancedDetector([], []), "plus"),
+        (lambda: BalancedDetector(3, 4), "plus"),
         *[
             (lambda p=p: ShotNoise(p), "photons")
             for p in (0, -1.0, np.nan, np.inf, "10", None, True)
         ],
         *[(lambda s=s: ShotNoise(10, seed=s), "seed") for s in (1.5, "0", (1, 2))],
-        *[(lambda b=b: Quantize(b), "bits") for b in (0, 25, 1.5, "8", True)],
-        (lambda: Quantize(4, low=1.0), "low"),
-        (lambda: Quantize(4, high=np.nan), "high"),
+        *[(lambda b=b: ADC(b), "bits") for b in (0, 25, 1.5, "8", True)],
+        (lambda: ADC(4, low=1.0), "low"),
+        (lambda: ADC(4, high=np.nan), "high"),
     ],
 )
 def test_bad_arguments(make, name):
@@ -289,13 +292,13 @@ def test_bad_arguments(make, name):
 @pytest.mark.parametrize(
     ("layer", "shape", "message"),
     [
-        (Intensity(ports=7), (None, 6), "`ports`.*0 to 5.*Received: port 6"),
-        (Intensity(ports=[0, 6]), (None, 6), "`ports`.*Received: port 6"),
-        (Intensity(ports=2), (None, None), "last axis.*Received"),
-        (Balanced([6], [0]), (None, 6), "`plus`.*Received: port 6"),
-        (Balanced([0], [9]), (None, 6), "`minus`.*Received: port 9"),
-        (Balanced(), (None, 5), r"even.*Received: input_shape=\(None, 5\)"),
-        (Balanced(), (None, None), "last axis.*Received"),
+        (Photodetector(ports=7), (None, 6), "`ports`.*0 to 5.*Received: port 6"),
+        (Photodetector(ports=[0, 6]), (None, 6), "`ports`.*Received: port 6"),
+        (Photodetector(ports=2), (None, None), "last axis.*Received"),
+        (BalancedDetector([6], [0]), (None, 6), "`plus`.*Received: port 6"),
+        (BalancedDetector([0], [9]), (None, 6), "`minus`.*Received: port 9"),
+        (BalancedDetector(), (None, 5), r"even.*Received: input_shape=\(None, 5\)"),
+        (BalancedDetector(), (None, None), "last axis.*Received"),
     ],
 )
 def test_ports_that_the_inputs_do_not_have(layer, shape, message):
@@ -322,4 +325,4 @@ def test_negative_intensity_is_refused_eagerly_and_nan_in_a_graph():
 @pytest.mark.parametrize("value", ["a", None, True, [0.5]])
 def test_limits_of_a_converter_are_numbers(name, value):
     with pytest.raises(ValueError, match=rf"`{name}` must be.*Received: {name}="):
-        Quantize(4, **{name: value})
+        ADC(4, **{name: value})

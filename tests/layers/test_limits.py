@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import keras_pnn as pnn
-from keras_pnn.layers import ControlRange, Quantizer
+from keras_pnn.layers import DAC, ControlRange
 
 
 @pytest.mark.parametrize("high", [None, 1.0, float("inf")])
@@ -56,7 +56,7 @@ def levels(bits, low, high):
 )
 def test_quantizer_takes_the_nearest_level(bits, low, span, x):
     x = np.array(x)
-    out = Quantizer(bits, low, low + span)(tf.constant(x)).numpy()
+    out = DAC(bits, low, low + span)(tf.constant(x)).numpy()
     distance = np.abs(levels(bits, low, low + span) - x[:, None])
     assert np.allclose(np.abs(out - x), distance.min(1), atol=1e-9)
     assert np.allclose(
@@ -68,7 +68,7 @@ def test_quantizer_is_straight_through():
     x = tf.constant([-0.5, 0.0, 0.3, 1.0, 1.5])
     with tf.GradientTape() as tape:
         tape.watch(x)
-        y = Quantizer(2, 0.0, 1.0)(x)
+        y = DAC(2, 0.0, 1.0)(x)
     np.testing.assert_array_equal(tape.gradient(y, x), [0, 1, 1, 1, 0])
     np.testing.assert_allclose(y, [0, 0, 1 / 3, 1, 1], atol=1e-7)
 
@@ -89,11 +89,11 @@ def test_quantizer_is_straight_through():
 )
 def test_bad_quantizers(arguments):
     with pytest.raises(ValueError, match="Received"):
-        Quantizer(*arguments)
+        DAC(*arguments)
 
 
 @pytest.mark.parametrize(
-    "thing", [ControlRange(0.1, 2.0), ControlRange(0.5), Quantizer(7, -1.0, 2.0)]
+    "thing", [ControlRange(0.1, 2.0), ControlRange(0.5), DAC(7, -1.0, 2.0)]
 )
 def test_config_round_trip(thing):
     config = thing.get_config()
@@ -105,6 +105,6 @@ def test_config_round_trip(thing):
 
 def test_docstring_example_runs():
     (example,) = doctest.DocTestFinder(recurse=False).find(
-        Quantizer, "Quantizer", globs={"pnn": pnn}
+        DAC, "DAC", globs={"pnn": pnn}
     )
     assert doctest.DocTestRunner().run(example).failed == 0

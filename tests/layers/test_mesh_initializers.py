@@ -104,7 +104,7 @@ def test_the_mesh_of_crosses_mirrors_and_that_of_bars_keeps():
     for name, powers in expected.items():
         layer = MZIMesh(6, phase_initializer=KINDS[name](0.0))
         layer.build((None, 6))
-        matrix = np.abs(layer.matrix_now()) ** 2
+        matrix = np.abs(layer.transfer_matrix()) ** 2
         np.testing.assert_allclose(matrix, powers, atol=1e-5)
 
 

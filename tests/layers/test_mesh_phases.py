@@ -18,7 +18,7 @@ from mesh_columns import (
 )
 
 import keras_pnn as pnn
-from keras_pnn.layers import Intensity, MZIMesh
+from keras_pnn.layers import MZIMesh, Photodetector
 from keras_pnn.layers import mesh_initializers as initializers
 from keras_pnn.physics.mesh import cell_mask
 
@@ -28,7 +28,7 @@ from keras_pnn.physics.mesh import cell_mask
 def test_crosstalk(rng, arrangement, dtype, accuracy):
     slots = cell_mask(4, arrangement).size
     crosstalk = np.eye(2 * slots) + rng.uniform(-0.1, 0.1, (2 * slots, 2 * slots))
-    dac = pnn.layers.Quantizer(12, 0.5, 6.0)
+    dac = pnn.layers.DAC(12, 0.5, 6.0)
     for options in ({}, {"dac": dac}):
         layer = built(4, arrangement, crosstalk=crosstalk, dtype=dtype, **options)
         imperfect(layer, rng)
@@ -36,7 +36,7 @@ def test_crosstalk(rng, arrangement, dtype, accuracy):
         expected = reference(layer, 0.0, crosstalk, quantise)
         # A DAC step may fall differently in float32.
         coarse = accuracy if not options or dtype == "float64" else 0.02
-        np.testing.assert_allclose(layer.matrix_now(), expected, atol=coarse)
+        np.testing.assert_allclose(layer.transfer_matrix(), expected, atol=coarse)
         x = tf.constant(rng.normal(size=(3, 4)), dtype)
         wide = "complex128" if dtype == "float64" else "complex64"
         assert layer(x).dtype == wide
@@ -49,30 +49,30 @@ def test_programming_makes_up_for_crosstalk(rng, arrangement):
     crosstalk = np.eye(2 * slots) + rng.uniform(0, 0.05, (2 * slots, 2 * slots))
     layer = built(4, arrangement, crosstalk=crosstalk, dtype="float64")
     layer.program(unitary(4))
-    np.testing.assert_allclose(layer.matrix_now(), unitary(4), atol=1e-12)
+    np.testing.assert_allclose(layer.transfer_matrix(), unitary(4), atol=1e-12)
 
 
 def test_crosstalk_of_no_strength_changes_nothing():
     plain = built(4)
     coupled = built(4, crosstalk=np.eye(16), phase_initializer=plain.phase_initializer)
-    np.testing.assert_array_equal(plain.matrix_now(), coupled.matrix_now())
+    np.testing.assert_array_equal(plain.transfer_matrix(), coupled.transfer_matrix())
 
 
 def test_dac_rounds_the_phases_modulo_a_turn(rng):
-    layer = built(5, dac=pnn.layers.Quantizer(3, 0.5, 6.0))
+    layer = built(5, dac=pnn.layers.DAC(3, 0.5, 6.0))
     for variable in layer.controls.values():
         variable.assign(rng.uniform(-9, 9, variable.shape))
     expected = reference(layer, dac=lambda phase: quantised(phase, 3))
-    np.testing.assert_allclose(layer.matrix_now(), expected, atol=1e-12)
+    np.testing.assert_allclose(layer.transfer_matrix(), expected, atol=1e-12)
     # Turns more change nothing; with one of theta the others go to other steps.
-    before = layer.matrix_now().numpy()
+    before = layer.transfer_matrix().numpy()
     for name, variable in layer.controls.items():
         variable.assign(variable + (4 if name == "theta" else 2) * np.pi)
-    np.testing.assert_allclose(layer.matrix_now(), before, atol=1e-12)
+    np.testing.assert_allclose(layer.transfer_matrix(), before, atol=1e-12)
 
 
 def test_gradient_of_a_dac_is_straight_through(rng):
-    layer = built(4, dac=pnn.layers.Quantizer(4, 0.0, 6.0))
+    layer = built(4, dac=pnn.layers.DAC(4, 0.0, 6.0))
     x = fields(rng, 3, 4)
     turns = 2 * np.pi * rng.integers(-2, 3, (4, 2))
     layer.controls["theta"].assign(rng.uniform(0.5, 5.5, (4, 2)) + turns)
@@ -91,7 +91,7 @@ def test_gradient_of_a_dac_is_straight_through(rng):
         np.testing.assert_allclose(gradients[name], expected, atol=1e-12)
 
 
-FINE = pnn.layers.Quantizer(24, 0.0, 2 * np.pi)
+FINE = pnn.layers.DAC(24, 0.0, 2 * np.pi)
 
 
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
@@ -105,7 +105,9 @@ def test_a_fine_dac_changes_nothing(rng, arrangement):
     for name, variable in plain.imperfections.items():
         fine.imperfections[name].assign(variable)
     assert (np.asarray(plain.controls["theta"]) < 0).sum() > 5
-    np.testing.assert_allclose(fine.matrix_now(), plain.matrix_now(), atol=1e-5)
+    np.testing.assert_allclose(
+        fine.transfer_matrix(), plain.transfer_matrix(), atol=1e-5
+    )
     x = fields(rng, 3, 8)
     np.testing.assert_allclose(fine(x), plain(x), atol=1e-5)
 
@@ -120,7 +122,7 @@ def test_training_with_a_dac_goes_on_through_a_turn(rng, jit):
         start = initializers.Cross(0.1, seed=2)
         inputs = keras.Input((4,), dtype="complex64")
         mesh = MZIMesh(4, phase_initializer=start, dac=dac)
-        model = keras.Model(inputs, Intensity()(mesh(inputs)))
+        model = keras.Model(inputs, Photodetector()(mesh(inputs)))
         model.compile(keras.optimizers.Adam(0.05), "mse", jit_compile=jit)
         history = model.fit(x, y, epochs=15, shuffle=False, verbose=0).history
         losses.append(history["loss"])
@@ -140,7 +142,9 @@ def test_programming_with_crosstalk_and_a_dac(rng, method, arrangement, dtype):
                 variable = layer.imperfections[name]
                 variable.assign(rng.normal(0, 0.2, variable.shape))
         left = getattr(layer, method)(unitary(6, seed))
-        distance = np.linalg.norm(layer.matrix_now() - unitary(6, seed)) / np.sqrt(6)
+        distance = np.linalg.norm(layer.transfer_matrix() - unitary(6, seed)) / np.sqrt(
+            6
+        )
         assert distance < 1e-5
         assert left is None or left == pytest.approx(distance, abs=1e-6)
         for variable in layer.controls.values():
@@ -151,7 +155,7 @@ def test_programming_with_crosstalk_and_a_dac(rng, method, arrangement, dtype):
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 @pytest.mark.parametrize("coupled", [False, True], ids=["plain", "crosstalk"])
 def test_correct_returns_the_distance_of_the_steps_of_a_dac(rng, coupled, arrangement):
-    dac = pnn.layers.Quantizer(4, 0.0, 2 * np.pi)
+    dac = pnn.layers.DAC(4, 0.0, 2 * np.pi)
     crosstalk = neighbours(5, arrangement, 0.05) if coupled else None
     layer = built(5, arrangement, dac=dac, crosstalk=crosstalk)
     imperfect(layer, rng)
@@ -172,7 +176,7 @@ def test_wrap_keeps_the_matrix(rng, arrangement, coupled, with_dac, dtype, accur
         6,
         arrangement,
         crosstalk=neighbours(6, arrangement, 0.05) if coupled else None,
-        dac=pnn.layers.Quantizer(6, 0.0, 2 * np.pi) if with_dac else None,
+        dac=pnn.layers.DAC(6, 0.0, 2 * np.pi) if with_dac else None,
         dtype=dtype,
     )
     imperfect(layer, rng)
@@ -180,9 +184,9 @@ def test_wrap_keeps_the_matrix(rng, arrangement, coupled, with_dac, dtype, accur
         variable.assign(rng.uniform(-20, 20, variable.shape))
     # The next number below 0, which is rounded up to 2π.
     layer.controls["gamma"].assign([-1e-30, -1e-9, 0.0, 7.0, -7.0, 13.0])
-    before = layer.matrix_now().numpy()
+    before = layer.transfer_matrix().numpy()
     layer.wrap()
-    np.testing.assert_allclose(layer.matrix_now(), before, atol=accuracy)
+    np.testing.assert_allclose(layer.transfer_matrix(), before, atol=accuracy)
     for variable in layer.controls.values():
         assert variable.dtype == dtype and (variable.numpy() >= 0).all()
         assert (variable.numpy() < np.array(2 * np.pi, dtype)).all()

@@ -70,7 +70,9 @@ def test_all_imperfections_act_as_detuning_and_width(rng):
     layer.build((None, 6))
     control, shift, error, kelvin = set_random(layer, rng)
     weights = lorentz(control + shift + 0.1 * kelvin, HALF_WIDTH * (1 + error))
-    np.testing.assert_allclose(layer.weights_now(), weights, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        layer.effective_weights(), weights, rtol=1e-12, atol=1e-12
+    )
     np.testing.assert_allclose(layer(x), x @ weights, rtol=1e-12, atol=1e-12)
 
 
@@ -81,7 +83,9 @@ def test_one_kelvin_moves_every_ring_by_the_sensitivity(sensitivity):
     layer.controls["control"].assign(np.full((3, 2), 0.1))
     layer.imperfections["temperature"].assign(1.0)
     np.testing.assert_allclose(
-        layer.weights_now(), np.full((3, 2), lorentz(0.1 + sensitivity)), rtol=1e-12
+        layer.effective_weights(),
+        np.full((3, 2), lorentz(0.1 + sensitivity)),
+        rtol=1e-12,
     )
 
 
@@ -91,7 +95,9 @@ def test_twelve_pm_is_the_temperature_of_the_paper():
     layer.build((None, 1))
     layer.controls["control"].assign([[0.2]])
     layer.imperfections["temperature"].assign(0.15)
-    np.testing.assert_allclose(layer.weights_now(), [[lorentz(0.212)]], rtol=1e-12)
+    np.testing.assert_allclose(
+        layer.effective_weights(), [[lorentz(0.212)]], rtol=1e-12
+    )
 
 
 def test_heater_currents_and_power(rng):
@@ -103,7 +109,7 @@ def test_heater_currents_and_power(rng):
     power = current**2 * 0.4
     np.testing.assert_allclose(layer.heater_power(), power, rtol=1e-12)
     np.testing.assert_allclose(
-        layer.weights_now(), lorentz(-0.25 + 0.5 * power, 0.077), atol=1e-12
+        layer.effective_weights(), lorentz(-0.25 + 0.5 * power, 0.077), atol=1e-12
     )
 
 
@@ -121,7 +127,7 @@ def test_measured_bank_follows_the_curve(rng):
     layer.controls["control"].assign(current)
     layer.imperfections["resonance_shift"].assign(shift)
     expected = dip(0.53 * 0.375 * current**2 + shift)
-    np.testing.assert_allclose(layer.weights_now(), expected, atol=2e-2)
+    np.testing.assert_allclose(layer.effective_weights(), expected, atol=2e-2)
 
 
 @pytest.mark.parametrize("columns", [2, 3, 5, 8], ids=lambda c: f"columns={c}")
@@ -150,7 +156,9 @@ def test_crosstalk_couples_the_rings_of_one_tile(rng, columns, heated):
                     total[i, out] += share * heat[j, out]
     offset, half_width = (-0.3, 0.077) if heated else (0.0, HALF_WIDTH)
     expected = lorentz(offset + total + shift + 0.08 * kelvin, half_width * (1 + error))
-    np.testing.assert_allclose(layer.weights_now(), expected, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(
+        layer.effective_weights(), expected, rtol=1e-10, atol=1e-12
+    )
 
 
 def test_crosstalk_of_no_strength_changes_nothing(rng):
@@ -158,7 +166,9 @@ def test_crosstalk_of_no_strength_changes_nothing(rng):
     for layer in (plain, coupled):
         layer.build((None, 4))
         layer.controls["control"].assign(np.linspace(0, 1, 12).reshape(4, 3))
-    np.testing.assert_array_equal(plain.weights_now(), coupled.weights_now())
+    np.testing.assert_array_equal(
+        plain.effective_weights(), coupled.effective_weights()
+    )
 
 
 @pytest.mark.parametrize("columns", [2, 3, 5, 7])
@@ -183,7 +193,7 @@ def test_wdm_row_against_a_loop_over_rings_and_channels(rng, columns):
                 light *= u**2 / (1 + u**2)
             expected[k, out] = light - dropped
     # Places without a ring are far away, not infinitely far.
-    np.testing.assert_allclose(layer.weights_now(), expected, atol=1e-12)
+    np.testing.assert_allclose(layer.effective_weights(), expected, atol=1e-12)
 
 
 def test_wdm_of_far_channels_is_the_plain_bank(rng):
@@ -194,7 +204,9 @@ def test_wdm_of_far_channels_is_the_plain_bank(rng):
     for layer in (plain, row):
         layer.build((None, 4))
         set_random(layer, np.random.default_rng(5))
-    np.testing.assert_allclose(row.weights_now(), plain.weights_now(), atol=1e-8)
+    np.testing.assert_allclose(
+        row.effective_weights(), plain.effective_weights(), atol=1e-8
+    )
 
 
 def test_rings_that_a_tile_lacks_meet_no_channel_of_a_wide_bank():
@@ -205,7 +217,9 @@ def test_rings_that_a_tile_lacks_meet_no_channel_of_a_wide_bank():
     near = MRRBank(1, channel_spacing=0.8, bank_size=(1, 2), dtype="float64")
     near.build((None, 2))
     near.controls["control"].assign(np.full((2, 1), 0.1))
-    np.testing.assert_allclose(layer.weights_now(), near.weights_now(), atol=1e-9)
+    np.testing.assert_allclose(
+        layer.effective_weights(), near.effective_weights(), atol=1e-9
+    )
 
 
 def read_out(value, bits, peak=None, limit=None):
@@ -287,13 +301,13 @@ def test_adc_of_a_dark_input_is_zero():
 
 
 def test_dac_rounds_the_controls(rng):
-    dac = pnn.layers.Quantizer(bits=3, low=0.0, high=0.7)
+    dac = pnn.layers.DAC(bits=3, low=0.0, high=0.7)
     layer = MRRBank(3, dac=dac, dtype="float64")
     layer.build((None, 5))
     control = rng.uniform(0, 0.9, (5, 3))
     layer.controls["control"].assign(control)
     expected = lorentz(quantized(control, 3, 0.0, 0.7))
-    np.testing.assert_allclose(layer.weights_now(), expected, rtol=1e-12)
+    np.testing.assert_allclose(layer.effective_weights(), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -397,7 +411,7 @@ def test_many_kernels_at_once_equal_one_by_one(rng, options):
         {"channel_spacing": 0.8},
         {"adc_bits": 20},
         {"adc_bits": 20, "adc_range": 4.0},
-        {"dac": pnn.layers.Quantizer(8, 0.0, 1.0)},
+        {"dac": pnn.layers.DAC(8, 0.0, 1.0)},
         {"tuning": measured("mA")},
     ],
     ids=lambda o: "+".join(o),
@@ -544,13 +558,13 @@ def test_an_idle_heater_has_no_slope_but_its_temperature_has():
     current, kelvin = layer.controls["control"], layer.imperfections["temperature"]
     with tf.GradientTape() as tape:
         tape.watch([current.value, kelvin.value])
-        weight = layer.weights_now()[0, 0]
+        weight = layer.effective_weights()[0, 0]
     slope, heat = tape.gradient(weight, [current.value, kelvin.value])
     assert float(slope[0, 0]) == 0 and abs(float(heat)) > 0.1
 
 
 def test_training_goes_on_through_the_converters(rng):
-    dac = pnn.layers.Quantizer(8, 0.0, 3.0)
+    dac = pnn.layers.DAC(8, 0.0, 3.0)
     layer = MRRBank(2, dac=dac, adc_bits=6)
     x = rng.normal(size=(8, 4)).astype("float32")
     layer.build(x.shape)
@@ -578,7 +592,7 @@ def test_initial_weights_are_as_large_as_those_of_dense(kind):
     layer = MRRBank(30, tuning=tuning, kernel_initializer=init)
     layer.build((None, 50))
     digital = np.asarray(keras.initializers.GlorotUniform(seed=3)((50, 30)))
-    weights = np.asarray(layer.weights_now())
+    weights = np.asarray(layer.effective_weights())
     expected = np.abs(digital) if positive else digital
     assert np.isfinite(weights).all()
     np.testing.assert_allclose(weights, expected, atol=2e-5)
@@ -596,7 +610,7 @@ def test_initial_controls_keep_their_distance_from_a_measured_end():
     assert controls.min() >= np.float32(limits.low)
     assert controls.max() <= np.float32(limits.high)
     layer.imperfections["resonance_shift"].assign(np.full((20, 10), -0.05))
-    assert np.isfinite(layer.weights_now()).all()
+    assert np.isfinite(layer.effective_weights()).all()
 
 
 @pytest.mark.parametrize(
@@ -615,7 +629,7 @@ def test_program_gives_the_weights(rng, tuning):
     low, high = layer.tuning.weight_range
     weights = rng.uniform(low + 0.02, min(high, 0.99) - 0.02, (6, 4))
     layer.program(weights)
-    np.testing.assert_allclose(layer.weights_now(), weights, atol=2e-5)
+    np.testing.assert_allclose(layer.effective_weights(), weights, atol=2e-5)
 
 
 @pytest.mark.parametrize("bad", [1.5, -1.5, np.nan, np.inf])
@@ -634,7 +648,9 @@ def test_program_clips_when_asked():
     layer = MRRBank(3)
     layer.build((None, 1))
     layer.program([[1.5, -1.5, 0.25]], clip=True)
-    np.testing.assert_allclose(layer.weights_now(), [[0.999, -1, 0.25]], atol=1e-5)
+    np.testing.assert_allclose(
+        layer.effective_weights(), [[0.999, -1, 0.25]], atol=1e-5
+    )
     with pytest.raises(ValueError, match="Received"):
         layer.program([[np.nan, 0, 0]], clip=True)
 
@@ -718,7 +734,7 @@ def test_mixed_precision_keeps_controls_in_float32(rng, policy, adc):
     for layer in half.layers:
         for variable in (*layer.controls.values(), *layer.imperfections.values()):
             assert variable.dtype == "float32"
-        assert layer.weights_now().dtype == tf.float32
+        assert layer.effective_weights().dtype == tf.float32
     coarse = 0.02 if policy == "mixed_float16" else 0.15
     np.testing.assert_allclose(tf.cast(y, "float32"), single(x), atol=coarse)
     if adc == {"adc_bits": 12}:
@@ -756,7 +772,7 @@ def test_a_layer_may_be_built_inside_a_graph():
     layer = MRRBank(3)
     y = tf.function(lambda x: layer(x))(tf.ones((2, 4)))
     np.testing.assert_allclose(y, layer(np.ones((2, 4), "float32")), atol=1e-6)
-    assert np.std(layer.weights_now()) > 0.05
+    assert np.std(layer.effective_weights()) > 0.05
 
 
 def test_regularisers_see_weights_and_controls():
@@ -780,7 +796,7 @@ def test_a_shared_layer_is_regularised_once_as_dense_is():
         model = keras.Model(inputs, layer(layer(inputs)))
         model(np.ones((2, 3), "float32"))
         assert len(model.losses) == 1
-    expected = np.sum(np.asarray(bank.weights_now(), "float64") ** 2)
+    expected = np.sum(np.asarray(bank.effective_weights(), "float64") ** 2)
     frames = keras.layers.TimeDistributed(bank)
     frames(np.ones((2, 5, 3), "float32"))
     np.testing.assert_allclose(float(sum(frames.losses)), expected, 1e-6)
@@ -813,7 +829,7 @@ FULL = dict(
     crosstalk=0.9 * np.eye(3) + 0.1,
     channel_spacing=0.9,
     bank_size=(2, 3),
-    dac=pnn.layers.Quantizer(7, 0.0, 2.0),
+    dac=pnn.layers.DAC(7, 0.0, 2.0),
     adc_bits=9,
     adc_range=4.0,
     dtype="float32",
@@ -949,7 +965,7 @@ def test_wrong_shape_of_weights():
             layer.program(np.zeros(shape))
 
 
-@pytest.mark.parametrize("method", ["weights_now", "heater_power"])
+@pytest.mark.parametrize("method", ["effective_weights", "heater_power"])
 def test_a_layer_that_is_not_built_says_so(method):
     with pytest.raises(ValueError, match=r"built.*Received"):
         getattr(MRRBank(3), method)()

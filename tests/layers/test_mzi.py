@@ -20,7 +20,7 @@ from mesh_columns import (
 )
 
 import keras_pnn as pnn
-from keras_pnn.layers import Attenuators, Intensity, MZIDense, MZIMesh, mzi
+from keras_pnn.layers import Attenuators, MZIDense, MZIMesh, Photodetector, mzi
 from keras_pnn.layers import mesh_initializers as initializers
 from keras_pnn.physics.mesh import cell_mask
 
@@ -35,7 +35,7 @@ SIZES = (2, 5, 8)
 def test_outputs_are_the_product_of_the_columns(rng, units, arrangement):
     layer = imperfect(built(units, arrangement, straight_loss_db=0.3), rng)
     expected = reference(layer, straight_db=0.3)
-    np.testing.assert_allclose(layer.matrix_now(), expected, atol=1e-12)
+    np.testing.assert_allclose(layer.transfer_matrix(), expected, atol=1e-12)
     for shape in ((1, units), (20, units), (2, 3, units)):
         x = fields(rng, *shape)
         np.testing.assert_allclose(layer(x), x @ expected.T, atol=1e-12)
@@ -44,13 +44,13 @@ def test_outputs_are_the_product_of_the_columns(rng, units, arrangement):
 @pytest.mark.parametrize("name", ["theta_error", "phi_error", "splitter_error"])
 def test_one_imperfection_at_a_time(rng, name):
     layer = built(5)
-    ideal = layer.matrix_now().numpy()
+    ideal = layer.transfer_matrix().numpy()
     variable = layer.imperfections[name]
     variable.assign(rng.normal(0, 0.2, variable.shape))
-    np.testing.assert_allclose(layer.matrix_now(), reference(layer), atol=1e-12)
-    assert np.abs(layer.matrix_now() - ideal).max() > 0.05
+    np.testing.assert_allclose(layer.transfer_matrix(), reference(layer), atol=1e-12)
+    assert np.abs(layer.transfer_matrix() - ideal).max() > 0.05
     layer.reset_imperfections()
-    np.testing.assert_array_equal(layer.matrix_now(), ideal)
+    np.testing.assert_array_equal(layer.transfer_matrix(), ideal)
 
 
 @pytest.mark.parametrize("dtype, accuracy", [("float64", 1e-12), ("float32", 1e-5)])
@@ -60,7 +60,7 @@ def test_program_then_matrix_now(units, arrangement, dtype, accuracy):
     layer = built(units, arrangement, dtype=dtype)
     for matrix in (unitary(units), np.eye(units), np.eye(units)[::-1]):
         layer.program(matrix)
-        np.testing.assert_allclose(layer.matrix_now(), matrix, atol=accuracy)
+        np.testing.assert_allclose(layer.transfer_matrix(), matrix, atol=accuracy)
 
 
 def test_loss_of_the_design(rng):
@@ -68,11 +68,11 @@ def test_loss_of_the_design(rng):
     layer = built(6, loss_db=0.5, straight_loss_db=0.5)
     layer.program(unitary(6))
     expected = unitary(6) * 10 ** (-6 * 0.5 / 20)
-    np.testing.assert_allclose(layer.matrix_now(), expected, atol=1e-12)
+    np.testing.assert_allclose(layer.transfer_matrix(), expected, atol=1e-12)
     np.testing.assert_array_equal(layer.imperfections["loss_db"], np.full((6, 3), 0.5))
     layer.imperfections["loss_db"].assign(np.zeros((6, 3)))
     layer.reset_imperfections()
-    np.testing.assert_allclose(layer.matrix_now(), expected, atol=1e-12)
+    np.testing.assert_allclose(layer.transfer_matrix(), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
@@ -86,7 +86,9 @@ def test_loss_of_each_cell_of_the_design(rng, arrangement):
     for more in (0.0, rng.uniform(-0.5, 0.5, loss.shape)):
         plain.imperfections["loss_db"].assign(loss + more)
         layer.imperfections["loss_db"].assign_add(np.broadcast_to(more, loss.shape))
-        np.testing.assert_allclose(layer.matrix_now(), reference(plain), atol=1e-12)
+        np.testing.assert_allclose(
+            layer.transfer_matrix(), reference(plain), atol=1e-12
+        )
     config = json.loads(json.dumps(layer.get_config()))
     again = MZIMesh.from_config(config)
     np.testing.assert_array_equal(again.loss_db, loss)
@@ -95,16 +97,18 @@ def test_loss_of_each_cell_of_the_design(rng, arrangement):
     plain.imperfections["loss_db"].assign(loss + 0.5)
     for device in pnn.devices.sweep(model, "loss_db", [0.5]):
         with device.installed(model):
-            np.testing.assert_allclose(layer.matrix_now(), reference(plain), atol=1e-12)
+            np.testing.assert_allclose(
+                layer.transfer_matrix(), reference(plain), atol=1e-12
+            )
     layer.reset_imperfections()
     plain.imperfections["loss_db"].assign(loss)
-    np.testing.assert_allclose(layer.matrix_now(), reference(plain), atol=1e-12)
+    np.testing.assert_allclose(layer.transfer_matrix(), reference(plain), atol=1e-12)
 
 
 def test_loss_in_the_straight_parts_alone():
     layer = built(4, phase_initializer=initializers.Bar(0.0), straight_loss_db=2.0)
     # The outer modes pass straight in columns 1 and 3.
-    power = np.abs(np.diag(layer.matrix_now())) ** 2
+    power = np.abs(np.diag(layer.transfer_matrix())) ** 2
     np.testing.assert_allclose(power, 10 ** np.array([-0.4, 0, 0, -0.4]), rtol=1e-12)
 
 
@@ -113,7 +117,7 @@ def test_loss_of_one_cell_and_no_gain():
     loss = np.zeros((4, 2))
     loss[0, 1], loss[2, 0] = 3.0, -3.0
     layer.imperfections["loss_db"].assign(loss)
-    power = np.abs(np.diag(layer.matrix_now())) ** 2
+    power = np.abs(np.diag(layer.transfer_matrix())) ** 2
     # The negative loss counts as 0.
     np.testing.assert_allclose(power, [1, 1, 10**-0.3, 10**-0.3], rtol=1e-12)
 
@@ -129,7 +133,7 @@ def test_devices_lose_around_the_design():
         np.testing.assert_allclose(total, 0.1 + drawn, rtol=1e-12)
         assert (drawn[exists] != 0).all() and (drawn[~exists] == 0).all()
         assert (total < 0).any()
-        power = np.sum(np.abs(layer.matrix_now()) ** 2, axis=0)
+        power = np.sum(np.abs(layer.transfer_matrix()) ** 2, axis=0)
         assert (power <= 1 + 1e-12).all()
 
 
@@ -142,13 +146,13 @@ def test_correct_makes_up_for_a_known_device(arrangement):
     for device in variation.sample(model, 2):
         with device.installed(model):
             layer.program(target)
-            before = np.linalg.norm(layer.matrix_now() - target) / np.sqrt(8)
+            before = np.linalg.norm(layer.transfer_matrix() - target) / np.sqrt(8)
             left = layer.correct(target)
-            after = np.linalg.norm(layer.matrix_now() - target) / np.sqrt(8)
+            after = np.linalg.norm(layer.transfer_matrix() - target) / np.sqrt(8)
         assert after == pytest.approx(left, abs=1e-9)
         assert after < 0.2 * before and before > 0.3
         # The phases are the device's: on an ideal chip they are off.
-        assert np.linalg.norm(layer.matrix_now() - target) > 0.1
+        assert np.linalg.norm(layer.transfer_matrix() - target) > 0.1
 
 
 # --- Any matrix.
@@ -171,7 +175,7 @@ def test_dense_programs_any_matrix(rng, shape, kind, dtype, accuracy):
         matrix = 0 * matrix
     layer.program(matrix)
     scale = accuracy * max(np.linalg.norm(matrix, 2), 1)
-    np.testing.assert_allclose(layer.matrix_now(), matrix, atol=scale)
+    np.testing.assert_allclose(layer.transfer_matrix(), matrix, atol=scale)
     x = rng.normal(size=(7, shape[1])).astype(dtype)
     np.testing.assert_allclose(layer(x), x @ matrix.T, atol=10 * scale)
     attenuation = np.asarray(layer.attenuation)
@@ -191,14 +195,14 @@ def test_dense_is_the_product_of_its_parts(rng):
     sigma = np.zeros((3, 5))
     np.fill_diagonal(sigma, [-2.7, -1.5, -0.3])
     expected = reference(layer.u, 0.2) @ sigma @ reference(layer.v, 0.2)
-    np.testing.assert_allclose(layer.matrix_now(), expected, atol=1e-12)
+    np.testing.assert_allclose(layer.transfer_matrix(), expected, atol=1e-12)
     x = fields(rng, 2, 4, 5)
     np.testing.assert_allclose(layer(x), x @ expected.T, atol=1e-12)
 
 
 def test_attenuators_never_amplify():
     layer = MZIDense(3)
-    model = keras.Sequential([keras.Input((4,)), layer, Intensity()])
+    model = keras.Sequential([keras.Input((4,)), layer, Photodetector()])
     model.compile(keras.optimizers.SGD(10.0), loss="mse")
     model.fit(np.ones((8, 4)), np.full((8, 3), 5.0), verbose=0)
     attenuation = np.asarray(layer.attenuation)
@@ -243,7 +247,7 @@ def test_gradients_equal_differences(rng, arrangement, coupled):
                 variable.assign(before)
                 difference = (ends[0] - ends[1]) / (2 * step)
                 assert gradient[index] == pytest.approx(difference, rel=1e-5, abs=1e-6)
-            exists = layer.quantity(name).exists
+            exists = layer.quantity(name).mask
             if exists is not None:
                 exists = np.broadcast_to(exists, gradient.shape)
                 assert (gradient[~exists] == 0).all()
@@ -280,8 +284,8 @@ def test_gradients_of_the_attenuators(rng):
 
 def network(units=3, names=(None, None), modes=4, **kwargs):
     inputs = keras.Input((modes,))
-    hidden = Intensity()(MZIMesh(modes, name=names[0], **kwargs)(inputs))
-    outputs = Intensity()(MZIDense(units, name=names[1], **kwargs)(hidden))
+    hidden = Photodetector()(MZIMesh(modes, name=names[0], **kwargs)(inputs))
+    outputs = Photodetector()(MZIDense(units, name=names[1], **kwargs)(hidden))
     return keras.Model(inputs, outputs)
 
 
@@ -348,7 +352,7 @@ FULL = dict(
     phase_constraint=pnn.layers.ControlRange(-7.0, 7.0),
     loss_db=0.2,
     straight_loss_db=0.1,
-    dac=pnn.layers.Quantizer(9, 0.0, 6.2),
+    dac=pnn.layers.DAC(9, 0.0, 6.2),
     dtype="float64",
     trainable=False,
     name="every_argument",
@@ -431,7 +435,7 @@ def test_dtype_policies(rng, policy):
     for mesh in (model.layers[1], model.layers[3]):
         inputs = rng.normal(size=(2, 4))
         assert mesh(inputs).dtype == mesh(keras.Input((4,))).dtype == wide
-        assert mesh.matrix_now().dtype == wide
+        assert mesh.transfer_matrix().dtype == wide
     y_pred = np.asarray(model(x), "float64")
     expected = np.asarray(exact(x))
     np.testing.assert_allclose(y_pred, expected, rtol=accuracy, atol=accuracy)
@@ -483,9 +487,9 @@ def test_symbolic_shapes(rng, layer, units):
         assert outputs.shape == (*shape[:-1], units)
         assert layer.compute_output_shape(shape) == (*shape[:-1], units)
     inputs = keras.Input((None, 4))
-    model = keras.Model(inputs, Intensity()(layer(inputs)))
+    model = keras.Model(inputs, Photodetector()(layer(inputs)))
     x = rng.normal(size=(3, 2, 4)).astype("float32")
-    expected = np.abs(x @ np.transpose(layer.matrix_now())) ** 2
+    expected = np.abs(x @ np.transpose(layer.transfer_matrix())) ** 2
     np.testing.assert_allclose(model.predict(x, verbose=0), expected, atol=1e-5)
     apart = keras.layers.TimeDistributed(layer)(keras.Input((5, 4)))
     assert apart.shape == (None, 5, units)
@@ -502,7 +506,7 @@ def test_jit_compile_trains_alike(rng):
     weights, losses = [], []
     for jit in (False, True):
         keras.utils.set_random_seed(1)
-        model = keras.Sequential([keras.Input((4,)), MZIDense(3), Intensity()])
+        model = keras.Sequential([keras.Input((4,)), MZIDense(3), Photodetector()])
         model.compile(keras.optimizers.SGD(0.1), loss="mse", jit_compile=jit)
         history = model.fit(x, y, epochs=3, batch_size=6, verbose=0, shuffle=False)
         losses.append(history.history["loss"])
@@ -519,7 +523,7 @@ def test_regularizer_and_constraint_of_the_phases():
         phase_regularizer=keras.regularizers.L2(0.5),
         phase_constraint=pnn.layers.ControlRange(-0.1, 0.1),
     )
-    model = keras.Sequential([keras.Input((3,)), layer, Intensity()])
+    model = keras.Sequential([keras.Input((3,)), layer, Photodetector()])
     phases = [np.asarray(layer.controls[n], "float64") for n in ("theta", "phi")]
     expected = 0.5 * sum(np.sum(p**2) for p in phases)
     assert float(sum(layer.losses)) == pytest.approx(expected, rel=1e-5)
@@ -537,16 +541,16 @@ def test_what_a_constraint_leaves_in_slots_without_a_cell_is_ignored(coupled):
         phase_constraint=pnn.layers.ControlRange(0.5, 3.0),
         crosstalk=neighbours(4, "clements", 0.1) if coupled else None,
     )
-    model = keras.Sequential([keras.Input((4,)), layer, Intensity()])
+    model = keras.Sequential([keras.Input((4,)), layer, Photodetector()])
     model.compile("sgd", loss="mse")
     model.fit(np.ones((4, 4)), np.ones((4, 4)), verbose=0)
     exists = cell_mask(4)
-    matrix = layer.matrix_now().numpy()
+    matrix = layer.transfer_matrix().numpy()
     for name in ("theta", "phi"):
         stored = layer.controls[name].numpy()
         np.testing.assert_array_equal(stored[~exists], np.float32(0.5))
         layer.controls[name].assign(np.where(exists, stored, 2.0))
-    np.testing.assert_array_equal(layer.matrix_now(), matrix)
+    np.testing.assert_array_equal(layer.transfer_matrix(), matrix)
 
 
 def empty_slots(model):
@@ -555,9 +559,9 @@ def empty_slots(model):
     for layer in pnn.layers.physical_layers(model):
         for name, variable in {**layer.controls, **layer.imperfections}.items():
             quantity = layer.quantity(name)
-            if quantity.exists is not None:
-                exists = np.broadcast_to(quantity.exists, tuple(variable.shape))
-                stored.append(np.asarray(variable)[~exists] - quantity.neutral)
+            if quantity.mask is not None:
+                exists = np.broadcast_to(quantity.mask, tuple(variable.shape))
+                stored.append(np.asarray(variable)[~exists] - quantity.nominal)
     return np.concatenate(stored)
 
 
@@ -566,13 +570,13 @@ def test_slots_without_a_cell_stay_as_they_are(rng, ascent):
     x, y = data(rng)
     inputs = keras.Input((4,))
     crosstalk = np.eye(16) + 0.02
-    mesh = MZIMesh(4, crosstalk=crosstalk, dac=pnn.layers.Quantizer(8, 0.1, 6.2))
-    outputs = Intensity()(MZIMesh(4, "reck")(Intensity()(mesh(inputs)))[:, :3])
+    mesh = MZIMesh(4, crosstalk=crosstalk, dac=pnn.layers.DAC(8, 0.1, 6.2))
+    outputs = Photodetector()(MZIMesh(4, "reck")(Photodetector()(mesh(inputs)))[:, :3])
     model = keras.Model(inputs, outputs)
     # Of the 8 and 10 slots, 2 and 4 hold no cell.
     assert empty_slots(model).size == (2 + 4) * 7
     noise = pnn.Variation(theta=0.1, theta_error=0.1, splitter_imbalance=0.1)
-    sat = pnn.SATModel(model, rho=0.2, ascent=ascent, noise_aware=noise)
+    sat = pnn.SATModel(model, rho=0.2, ascent=ascent, variation=noise)
     sat.compile(keras.optimizers.Adam(0.05), loss="mse")
     before = [v.numpy() for v in model.trainable_variables]
     sat.fit(x, y, epochs=2, batch_size=6, verbose=0)
@@ -594,7 +598,7 @@ def test_sharpness_aware_training_learns_a_matrix(rng):
     x = fields(rng, 64, 8).astype("complex64")
     y = np.abs(x @ unitary(8).T) ** 2
     inputs = keras.Input((8,), dtype="complex64")
-    model = keras.Model(inputs, Intensity()(MZIMesh(8)(inputs)))
+    model = keras.Model(inputs, Photodetector()(MZIMesh(8)(inputs)))
     sat = pnn.SATModel(model, rho=0.02)
     sat.compile(keras.optimizers.Adam(0.05), loss="mse")
     history = sat.fit(x, y, epochs=30, batch_size=16, verbose=0).history
@@ -643,7 +647,7 @@ def test_hessian_of_a_mesh_equals_differences(rng):
     start = initializers.Haar(seed=2)
     layer = MZIMesh(4, phase_initializer=start, dtype="float64")
     inputs = keras.Input((4,), dtype="float64")
-    model = keras.Model(inputs, Intensity(dtype="float64")(layer(inputs)))
+    model = keras.Model(inputs, Photodetector(dtype="float64")(layer(inputs)))
     model.compile("sgd", loss=keras.losses.MeanSquaredError(dtype="float64"))
     x, y = rng.normal(size=(5, 4)), rng.uniform(size=(5, 4))
     result = pnn.hessian_eigenvalues(model, x, y, k=2, tolerance=1e-8)
@@ -671,7 +675,8 @@ def test_hessian_of_a_mesh_equals_differences(rng):
 def test_training_on_a_device(rng):
     x, _ = data(rng)
     model, teacher = (
-        keras.Sequential([keras.Input((4,)), MZIMesh(4), Intensity()]) for _ in range(2)
+        keras.Sequential([keras.Input((4,)), MZIMesh(4), Photodetector()])
+        for _ in range(2)
     )
     # What another mesh gives, so that there is something to learn.
     y = teacher.predict(x, verbose=0)
@@ -694,7 +699,7 @@ def test_noise_aware_training_meets_the_devices_that_are_sampled(rng):
     x, y = data(rng)
     model = network()
     variation = pnn.Variation(theta_error=0.2, splitter_imbalance=0.2)
-    sat = pnn.SATModel(model, ascent=None, noise_aware=variation, seed=3)
+    sat = pnn.SATModel(model, ascent=None, variation=variation, seed=3)
     sat.compile(keras.optimizers.SGD(0.0), loss="mse")
     history = sat.fit(x, y, epochs=3, batch_size=12, verbose=0).history["loss"]
     for loss, device in zip(history, variation.sample(model, 3, seed=3), strict=True):
@@ -753,7 +758,7 @@ def test_position_is_the_upper_mode_and_the_column():
 @pytest.mark.parametrize("name", ["", "mesh/"])
 def test_given_imbalances_and_losses_must_exist(name):
     layer = MZIMesh(4, loss_db=0.5, name="mesh", dtype="float64")
-    model = keras.Sequential([keras.Input((4,)), layer, Intensity()])
+    model = keras.Sequential([keras.Input((4,)), layer, Photodetector()])
     for value in (2.0, -1.01):
         with pytest.raises(ValueError, match=rf"imbalance` must.*Received: {value:g}"):
             pnn.devices.sweep(model, f"{name}splitter_imbalance", [0.0, value])
@@ -762,7 +767,7 @@ def test_given_imbalances_and_losses_must_exist(name):
     assert len(pnn.devices.sweep(model, f"{name}splitter_imbalance", [-1, 1])) == 2
     (lossless,) = pnn.devices.sweep(model, f"{name}loss_db", [-0.5])
     with lossless.installed(model):
-        power = np.sum(np.abs(layer.matrix_now()) ** 2, axis=0)
+        power = np.sum(np.abs(layer.transfer_matrix()) ** 2, axis=0)
     np.testing.assert_allclose(power, 1, atol=1e-12)
 
 
@@ -882,7 +887,7 @@ def test_a_matrix_that_is_refused_changes_nothing():
 
 @pytest.mark.parametrize("kind", [MZIMesh, MZIDense])
 def test_a_layer_that_is_not_built_says_so(kind):
-    calls = [lambda la: la.program(np.eye(4)), lambda la: la.matrix_now()]
+    calls = [lambda la: la.program(np.eye(4)), lambda la: la.transfer_matrix()]
     if kind is MZIMesh:
         calls += [lambda la: la.correct(np.eye(4)), lambda la: la.wrap()]
     for call in calls:

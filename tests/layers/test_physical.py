@@ -13,10 +13,10 @@ class Attenuators(PhysicalLayer):
 
     def build(self, input_shape):
         self.add_control(
-            "amplitude", input_shape[-1:], unit="", initializer="ones", neutral=1.0
+            "amplitude", input_shape[-1:], unit="", initializer="ones", nominal=1.0
         )
         self.add_imperfection("loss_db", input_shape[-1:], unit="dB")
-        self.add_imperfection("gain", (), unit="", neutral=1.0, shared=True)
+        self.add_imperfection("gain", (), unit="", nominal=1.0, shared=True)
 
     def forward(self, inputs, controls, imperfections):
         loss = 10.0 ** (-imperfections["loss_db"] / 20)
@@ -71,8 +71,8 @@ def test_controls_and_imperfections_are_what_was_declared():
     assert list(layer.imperfections) == ["loss_db", "gain"]
     assert layer.trainable_variables == [layer.controls["amplitude"]]
     gain, loss = layer.quantity("gain"), layer.quantity("loss_db")
-    assert (gain.unit, gain.neutral, gain.shared) == ("", 1.0, True)
-    assert (loss.unit, loss.neutral, loss.shared) == ("dB", 0.0, False)
+    assert (gain.unit, gain.nominal, gain.shared) == ("", 1.0, True)
+    assert (loss.unit, loss.nominal, loss.shared) == ("dB", 0.0, False)
     assert loss.variable is layer.imperfections["loss_db"]
     assert layer.quantity("amplitude").variable is layer.controls["amplitude"]
     bank = MRRBank(2)
@@ -90,12 +90,12 @@ def test_controls_and_imperfections_are_what_was_declared():
 
 def test_a_bound_of_an_imperfection():
     layer = PhysicalLayer()
-    layer.add_imperfection("scale", (), unit="", neutral=1.0, above=0.0)
-    layer.add_imperfection("loss", (), unit="dB", neutral=1.0)
-    assert layer.quantity("scale").above == 0.0
-    assert layer.quantity("loss").above is None
+    layer.add_imperfection("scale", (), unit="", nominal=1.0, lower_bound=0.0)
+    layer.add_imperfection("loss", (), unit="dB", nominal=1.0)
+    assert layer.quantity("scale").lower_bound == 0.0
+    assert layer.quantity("loss").lower_bound is None
     with pytest.raises(ValueError, match=r"'size' must be above 1\. Received: .*=1"):
-        layer.add_imperfection("size", (), unit="", neutral=1.0, above=1.0)
+        layer.add_imperfection("size", (), unit="", nominal=1.0, lower_bound=1.0)
     check = physical.check_deviation
     check("scale", np.array([0.5, -0.999]), 1.0, 0.0, "float32")
     check("loss", -5.0, 1.0, None, "float32")
@@ -140,8 +140,8 @@ def test_a_saved_model_is_the_design(tmp_path):
     np.testing.assert_array_equal(loaded.predict(X, verbose=0), expected)
     for layer in physical.physical_layers(loaded):
         for name, variable in layer.imperfections.items():
-            neutral = layer.quantity(name).neutral
-            assert np.all(np.asarray(variable) == neutral)
+            nominal = layer.quantity(name).nominal
+            assert np.all(np.asarray(variable) == nominal)
     # The model that was saved keeps its device.
     assert float(model.get_layer("bank").imperfections["temperature"]) != 0
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import keras_pnn as pnn
-from keras_pnn.layers import ControlRange, MRRBank, MRRConv2D, Quantizer
+from keras_pnn.layers import DAC, ControlRange, MRRBank, MRRConv2D
 
 
 def measured():
@@ -49,7 +49,7 @@ def test_neighbours_are_made_up_for(rng, tuning, options):
     layer = bank(inputs=inputs, tuning=tuning, **options)
     weights = rng.uniform(-0.5, 0.5, (inputs, 4))
     layer.program(weights)
-    np.testing.assert_allclose(layer.weights_now(), weights, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(layer.effective_weights(), weights, rtol=0, atol=1e-4)
 
 
 def test_currents_of_heaters_that_warm_each_other_agree_with_numpy(rng):
@@ -72,15 +72,15 @@ def test_what_neighbours_put_out_of_reach_is_an_error():
         layer.program(weights)
     np.testing.assert_array_equal(layer.controls["control"], before)
     layer.program(weights, clip=True)
-    assert np.all(np.asarray(layer.weights_now())[0] > -0.9)
+    assert np.all(np.asarray(layer.effective_weights())[0] > -0.9)
 
 
 @pytest.mark.parametrize(
     "options",
     [
         {"control_constraint": ControlRange(0.0, 1.0)},
-        {"dac": Quantizer(24, 0.0, 1.0)},
-        {"dac": Quantizer(24, 0.0, 1.0), "control_constraint": None},
+        {"dac": DAC(24, 0.0, 1.0)},
+        {"dac": DAC(24, 0.0, 1.0), "control_constraint": None},
     ],
 )
 def test_controls_stay_within_constraint_and_converter(options):
@@ -97,13 +97,11 @@ def test_ranges_without_a_common_part_are_refused():
     with pytest.raises(
         ValueError, match=r"must overlap. Received: \[0, inf\], \[2, 3\]"
     ):
-        MRRBank(
-            2, control_constraint=ControlRange(2.0, 3.0), dac=Quantizer(8, 0.0, 1.0)
-        )
+        MRRBank(2, control_constraint=ControlRange(2.0, 3.0), dac=DAC(8, 0.0, 1.0))
 
 
 def test_controls_within_the_converter_keep_a_gradient():
-    layer = MRRBank(3, tuning="heater", dac=Quantizer(8, 0.0, 3.0))
+    layer = MRRBank(3, tuning="heater", dac=DAC(8, 0.0, 3.0))
     model = keras.Sequential([keras.Input((4,)), layer])
     layer.program(np.full((4, 3), 0.9999), clip=True)
     model.compile(keras.optimizers.SGD(0.01), "mse")
@@ -150,7 +148,7 @@ def test_a_weight_out_of_reach_spoils_no_other_output(rng):
     weights = np.clip(rng.normal(0, 0.35, (6, 3)), -0.6, 0.6)
     weights[2, 0] = 1.0
     layer.program(weights, clip=True)
-    found = np.asarray(layer.weights_now())
+    found = np.asarray(layer.effective_weights())
     np.testing.assert_allclose(found[:, 1:], weights[:, 1:], rtol=0, atol=1e-5)
     others = np.delete(found[:, 0] - weights[:, 0], 2)
     np.testing.assert_allclose(others, 0, rtol=0, atol=1e-3)

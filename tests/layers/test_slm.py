@@ -122,17 +122,21 @@ def test_the_frame_turns_to_the_left_and_moves_down_and_right(rng):
     layer.imperfections["rotation"].assign(90)
     layer.imperfections["shift"].assign([1, 0])
     expected = np.pad(np.rot90(mask), [(1, 0), (0, 0)])[:3]
-    np.testing.assert_allclose(layer.weights_now()[:, 0], expected.ravel(), atol=1e-15)
+    np.testing.assert_allclose(
+        layer.effective_weights()[:, 0], expected.ravel(), atol=1e-15
+    )
     layer.reset_imperfections()
     layer.imperfections["shift"].assign([0, 2])
     expected = np.pad(mask, [(0, 0), (2, 0)])[:, :3]
-    np.testing.assert_allclose(layer.weights_now()[:, 0], expected.ravel(), atol=1e-15)
+    np.testing.assert_allclose(
+        layer.effective_weights()[:, 0], expected.ravel(), atol=1e-15
+    )
 
 
 def test_a_larger_scale_enlarges(rng):
     layer = slm(rng, 1, (3, 3), grid=1, margin=0, pixel_repeat=1)
     layer.imperfections["scale"].assign(2)
-    weights = np.reshape(layer.weights_now(), (3, 3))
+    weights = np.reshape(layer.effective_weights(), (3, 3))
     # Half a pixel of the mask from the middle: between two of its pixels.
     mask = masks(layer)[0]
     np.testing.assert_allclose(weights[1, 1], mask[1, 1])
@@ -188,7 +192,7 @@ def test_masks_start_as_the_kernel_of_dense():
     layer = MaskedSLM(5, mask_initializer=keras.initializers.GlorotUniform(3))
     layer.build((None, 6, 7))
     kernel = keras.initializers.GlorotUniform(3)((42, 5))
-    np.testing.assert_allclose(layer.weights_now(), kernel, atol=1e-7)
+    np.testing.assert_allclose(layer.effective_weights(), kernel, atol=1e-7)
     wide = MaskedSLM(5, mask_initializer=keras.initializers.RandomNormal(stddev=3))
     wide.build((None, 6, 7))
     assert np.abs(masks(wide)).max() == 1
@@ -199,11 +203,11 @@ def test_program_gives_the_weights(rng):
     weights = rng.uniform(-1, 1, (20, 13))
     weights[0, :2] = 1, -1
     layer.program(weights)
-    np.testing.assert_allclose(layer.weights_now(), weights, rtol=0, atol=1e-15)
+    np.testing.assert_allclose(layer.effective_weights(), weights, rtol=0, atol=1e-15)
     x = rng.normal(size=(2, 4, 5))
     np.testing.assert_allclose(layer(x), x.reshape(2, 20) @ weights, atol=1e-12)
     layer.program(3 * weights, clip=True)
-    np.testing.assert_allclose(layer.weights_now(), np.clip(3 * weights, -1, 1))
+    np.testing.assert_allclose(layer.effective_weights(), np.clip(3 * weights, -1, 1))
 
 
 @pytest.mark.parametrize("bad", [1.01, -2, np.nan, np.inf])
@@ -251,7 +255,7 @@ def test_misaligned_intensities_are_those_of_the_optics(rng, contrast):
 def test_negative_inputs_are_exact_at_any_contrast(rng):
     layer = slm(rng, display_range=(-3, 3), contrast=10.0)
     x = rng.uniform(-3, 3, (4, 20))
-    np.testing.assert_allclose(layer(x), x @ layer.weights_now(), atol=1e-10)
+    np.testing.assert_allclose(layer(x), x @ layer.effective_weights(), atol=1e-10)
 
 
 def test_inputs_beyond_the_range_are_clipped(rng):
@@ -278,14 +282,14 @@ def test_a_dark_pixel_still_transmits():
     layer.build((None, 4))
     layer.program([[-1], [0], [0.5], [1]])
     expected = [[-1 + 2 / 10], [0 + 1 / 10], [0.5 + 0.5 / 10], [1]]
-    np.testing.assert_allclose(layer.weights_now(), expected, rtol=1e-14)
+    np.testing.assert_allclose(layer.effective_weights(), expected, rtol=1e-14)
     np.testing.assert_allclose(layer(np.eye(4)), expected, rtol=1e-14)
 
 
 def test_masks_in_the_steps_of_a_converter(rng):
-    layer = slm(rng, dac=pnn.layers.Quantizer(2, -1, 1))
+    layer = slm(rng, dac=pnn.layers.DAC(2, -1, 1))
     expected = np.round((matrix(layer) + 1) * 1.5) / 1.5 - 1
-    np.testing.assert_allclose(layer.weights_now(), expected, atol=1e-12)
+    np.testing.assert_allclose(layer.effective_weights(), expected, atol=1e-12)
     np.testing.assert_allclose(np.unique(layer.frames()), [0, 1 / 3, 0.5, 2 / 3, 1])
 
 
@@ -487,7 +491,7 @@ FULL = {
     "use_bias": True,
     "display_range": (-0.5, 1.5),
     "display_bits": 7,
-    "dac": pnn.layers.Quantizer(6, -1, 1),
+    "dac": pnn.layers.DAC(6, -1, 1),
     "contrast": 30.0,
     "photons": 100.0,
     "read_noise": 0.2,
@@ -532,8 +536,8 @@ def test_a_saved_model_is_the_design(rng, tmp_path):
     model.save(tmp_path / "m.keras")
     loaded = keras.models.load_model(tmp_path / "m.keras")
     for layer in loaded.layers:
-        for name, neutral in {"rotation": 0, "shift": 0, "scale": 1}.items():
-            assert np.all(layer.imperfections[name] == neutral)
+        for name, nominal in {"rotation": 0, "shift": 0, "scale": 1}.items():
+            assert np.all(layer.imperfections[name] == nominal)
     np.testing.assert_array_equal(loaded(x), expected)
 
 
@@ -584,7 +588,7 @@ def test_a_layer_may_be_built_inside_a_graph():
     layer = MaskedSLM(3)
     y = tf.function(lambda x: layer(x))(tf.ones((2, 9)))
     np.testing.assert_allclose(y, layer(np.ones((2, 9), "float32")), atol=1e-6)
-    assert np.std(layer.weights_now()) > 0.05
+    assert np.std(layer.effective_weights()) > 0.05
 
 
 def test_inputs_may_be_integers():
@@ -827,7 +831,7 @@ BAD = [
         for r in ((1, 0), (1, 1), (0,), 5, "ab", (0, np.nan), (-np.inf, 0), (0, 1, 2))
     ],
     *[{"display_bits": b, **SHOWN} for b in (0, 2.5, 25, "8")],
-    *[{"dac": pnn.layers.Quantizer(8, low, 1)} for low in (0, -2)],
+    *[{"dac": pnn.layers.DAC(8, low, 1)} for low in (0, -2)],
     *[{"contrast": c} for c in (1, 0.5, -3, np.nan, np.inf, "high", True)],
     *[{"photons": p, **SHOWN} for p in (0, -1, np.nan, np.inf, "many")],
     *[{"read_noise": n, **SHOWN} for n in (-0.1, np.nan, np.inf, "low", None)],
@@ -893,7 +897,7 @@ def test_a_layer_that_is_not_built_says_so(tmp_path):
     for call in (
         lambda: layer.frame_shape,
         layer.frames,
-        layer.weights_now,
+        layer.effective_weights,
         lambda: layer.program(np.zeros((4, 3))),
         lambda: layer.save_frames(tmp_path),
         lambda: layer.load_frames(tmp_path),

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_pnn.physics import mesh
-from keras_pnn.physics._lattice import tiling
+from keras_pnn.physics.mesh.lattice import tiling
 
 ARRANGEMENTS = ("clements", "reck")
 

@@ -9,9 +9,9 @@ import tensorflow as tf
 from keras import layers
 
 import keras_pnn as pnn
-from keras_pnn.training import dat as dual
-from keras_pnn.training.dat import DualAdaptive, ErrorModels
-from keras_pnn.training.error_networks import ErrorNetwork
+from keras_pnn.training.dat import model as dual
+from keras_pnn.training.dat.error_networks import ErrorNetwork
+from keras_pnn.training.dat.model import DualAdaptive, ErrorModels
 
 RNG = np.random.default_rng(0)
 X = RNG.uniform(0.1, 1.0, size=(8, 4)).astype("float32")
@@ -30,9 +30,9 @@ def small(monkeypatch):
 def mesh():
     keras.utils.set_random_seed(0)
     inputs = keras.Input((4,))
-    x = pnn.layers.Intensity()(pnn.layers.MZIMesh(4)(inputs))
+    x = pnn.layers.Photodetector()(pnn.layers.MZIMesh(4)(inputs))
     x = layers.Dropout(0.3)(layers.BatchNormalization(momentum=0.5)(x))
-    x = pnn.layers.Intensity(ports=3)(pnn.layers.MZIMesh(4)(x))
+    x = pnn.layers.Photodetector(ports=3)(pnn.layers.MZIMesh(4)(x))
     return keras.Model(inputs, x)
 
 
@@ -40,7 +40,7 @@ def one_mesh(**kwargs):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((4,))
     x = pnn.layers.MZIMesh(4, **kwargs)(inputs)
-    return keras.Model(inputs, pnn.layers.Intensity(ports=3)(x))
+    return keras.Model(inputs, pnn.layers.Photodetector(ports=3)(x))
 
 
 def bank():
@@ -129,7 +129,7 @@ def test_the_errors_are_learned(internal_states, fields):
     trainer = dat(model, device, 0.0, eagerly=False, **given)
     layer = model.layers[1]
     device.attach(model)
-    measured = device.measure(layer, tf.constant(X), layer.values_now()[0])
+    measured = device.measure(layer, tf.constant(X), layer.current_values()[0])
 
     def distance():
         predicted = errors_of(trainer).corrected(layer, layer(X), training=True)
@@ -193,7 +193,7 @@ def test_gradients_go_through_the_errors():
     (found,) = trainer.gradient(trainer, batch, [], [theta]).gradients
     with tf.GradientTape() as tape:
         predicted = errors_of(trainer).corrected(layer, layer(X), training=False)
-        measured = device.measure(layer, tf.constant(X), layer.values_now()[0])
+        measured = device.measure(layer, tf.constant(X), layer.current_values()[0])
         fused = trainer.gradient._fused(measured, predicted)
         # The value of one, the derivative of the other.
         state = predicted + tf.stop_gradient(fused - predicted)

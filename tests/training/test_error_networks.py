@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_pnn.training import complex_convolution
-from keras_pnn.training.complex_convolution import ComplexConv2D
-from keras_pnn.training.error_networks import ErrorNetwork, squarest
+from keras_pnn.training.dat import complex_convolution
+from keras_pnn.training.dat.complex_convolution import ComplexConv2D
+from keras_pnn.training.dat.error_networks import ErrorNetwork, squarest
 
 
 def fields(rng, *shape):

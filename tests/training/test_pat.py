@@ -21,7 +21,7 @@ class Power(pnn.layers.PhysicalLayer):
 
     def build(self, input_shape):
         self.add_control("gain", input_shape[-1:], unit="", initializer="ones")
-        self.add_imperfection("factor", input_shape[-1:], unit="", neutral=2.01)
+        self.add_imperfection("factor", input_shape[-1:], unit="", nominal=2.01)
 
     def forward(self, inputs, controls, imperfections):
         return imperfections["factor"] * (controls["gain"] * inputs) ** 1.1
@@ -44,10 +44,10 @@ def chain(n):
 def mesh(dropout=0.4):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((4,))
-    x = pnn.layers.Intensity()(pnn.layers.MZIMesh(4)(inputs))
+    x = pnn.layers.Photodetector()(pnn.layers.MZIMesh(4)(inputs))
     if dropout:
         x = layers.Dropout(dropout)(layers.BatchNormalization(momentum=0.5)(x))
-    x = pnn.layers.Intensity(ports=3)(pnn.layers.MZIMesh(4)(x))
+    x = pnn.layers.Photodetector(ports=3)(pnn.layers.MZIMesh(4)(x))
     return keras.Model(inputs, x)
 
 

@@ -339,7 +339,7 @@ def test_errors_of_the_arguments():
     for seed in ("a", 1.5, None, True, 2**31):
         with pytest.raises(ValueError, match=r"`seed` must be .*Received: "):
             pnn.SATModel(banks(), seed=seed)
-    for bad in ({"model": plain.layers[0]}, {"noise_aware": 0.1}, {"device": 3}):
+    for bad in ({"model": plain.layers[0]}, {"variation": 0.1}, {"device": 3}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             pnn.SATModel(**{"model": banks(), **bad})
 
@@ -542,7 +542,7 @@ SAVED = {
     "asam": {"ascent": pnn.ASAM(0.3, eta=0.1), "perturb": "all"},
     "noise": {
         "rho": 0.2,
-        "noise_aware": pnn.Variation(
+        "variation": pnn.Variation(
             {"resonance_shift": pnn.Correlated(0.05, 2.0), "temperature": 0.5}
         ),
         "seed": 3,
@@ -551,7 +551,7 @@ SAVED = {
         "rho": keras.optimizers.schedules.ExponentialDecay(0.2, 3, 0.5),
         "perturb": all_but_the_bias,
     },
-    "no ascent": {"ascent": None, "noise_aware": pnn.Variation(resonance_shift=0.1)},
+    "no ascent": {"ascent": None, "variation": pnn.Variation(resonance_shift=0.1)},
 }
 
 
@@ -626,7 +626,7 @@ NOISE = pnn.Variation(resonance_shift=0.1, temperature=0.5)
 @pytest.mark.parametrize("ascent", [None, pnn.SAM(0.0), pnn.SAM(0.3)])
 def test_noise_is_a_fresh_device_each_step(ascent):
     model, manual = banks(), banks()
-    sat = compiled(pnn.SATModel(model, ascent=ascent, noise_aware=NOISE, seed=7))
+    sat = compiled(pnn.SATModel(model, ascent=ascent, variation=NOISE, seed=7))
     losses = [sat.train_on_batch(X[:4], Y[:4])[0] for _ in range(3)]
     assert len(np.unique(losses)) == 3
     rho = 0.0 if ascent is None else ascent.rho
@@ -643,7 +643,7 @@ def test_noise_is_a_fresh_device_each_step(ascent):
 
 def test_noise_is_deterministic_in_its_seed():
     def weights(seed):
-        sat = pnn.SATModel(banks(), rho=0.1, noise_aware=NOISE, seed=seed)
+        sat = pnn.SATModel(banks(), rho=0.1, variation=NOISE, seed=seed)
         compiled(sat).fit(X, Y, **FIT)
         return np.concatenate([w.ravel() for w in sat.get_weights()])
 
@@ -658,7 +658,7 @@ def test_noise_and_ascent_on_one_variable(perturb):
     which = (lambda v: v.name == perturb) if perturb == "temperature" else perturb
     variation = pnn.Variation(control=0.02, temperature=0.5)
     model = banks()
-    sat = pnn.SATModel(model, rho=0.2, perturb=which, noise_aware=variation, seed=2)
+    sat = pnn.SATModel(model, rho=0.2, perturb=which, variation=variation, seed=2)
     compiled(sat, SGD(0.0))
     before = [v.numpy() for v in model.variables]
     logs = sat.fit(X[:4], Y[:4], batch_size=4, verbose=0).history
@@ -677,7 +677,7 @@ def test_noise_on_dense_kernels():
     model = keras.Model(inputs, layers.Dense(3)(inputs))
     kernel = model.layers[1].kernel.numpy()
     variation = pnn.Variation(kernel=0.3)
-    sat = pnn.SATModel(model, rho=0.0, perturb="all", noise_aware=variation)
+    sat = pnn.SATModel(model, rho=0.0, perturb="all", variation=variation)
     compiled(sat, SGD(0.1)).fit(X, Y, batch_size=12, verbose=0)
     (device,) = variation.sample(model, 1, seed=0)
     noisy = tf.constant(kernel + device.deviations["kernel", 0])
@@ -689,7 +689,7 @@ def test_noise_on_dense_kernels():
 
 
 def test_noise_with_bad_names():
-    sat = compiled(pnn.SATModel(banks(), noise_aware=pnn.Variation(shift=0.1)))
+    sat = compiled(pnn.SATModel(banks(), variation=pnn.Variation(shift=0.1)))
     with pytest.raises(ValueError, match="resonance_shift"):
         sat.fit(X, Y, **FIT)
 
@@ -744,7 +744,7 @@ REPLICAS = """
         inputs = keras.Input((4,))
         h = pnn.layers.MRRBank(5, activation="relu")(inputs)
         model = keras.Model(inputs, pnn.layers.MRRBank(3, kernel_regularizer="l2")(h))
-        sat = pnn.SATModel(model, rho=0.3, perturb="all", noise_aware=noise)
+        sat = pnn.SATModel(model, rho=0.3, perturb="all", variation=noise)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         sat.compile(keras.optimizers.Adam(0.01), loss)
         data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)

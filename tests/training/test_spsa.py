@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_pnn as pnn
-from keras_pnn.training.spsa import random_signs
+from keras_pnn.training.gradients.spsa import random_signs
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(8, 3)).astype("float32")

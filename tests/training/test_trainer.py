@@ -196,7 +196,7 @@ def test_a_hessian_is_not_measured():
         model.device.installed(model),
     ):
         pnn.hessian_eigenvalues(model, X, Y)
-    operator = pnn.analysis.HessianOperator(model, X, Y)
+    operator = pnn.curvature.HessianOperator(model, X, Y)
     with (
         pytest.raises(ValueError, match="no second derivative"),
         model.device.installed(model.model),

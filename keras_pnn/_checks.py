@@ -1,0 +1,318 @@
+"""Check arguments: one function per kind of value, one wording for every message.
+
+Each function returns the checked value and raises a `ValueError` that reads
+"Argument `rho` must be a number ≥ 0. Received: -1".
+"""
+
+import math
+import numbers
+from collections.abc import Callable, Collection
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+def error(name: str, expected: str, received) -> ValueError:
+    """Returns the error for an argument that is not what was expected.
+
+    Args:
+        name: the argument's name.
+        expected: what it must be, such as `"a number ≥ 0"`.
+        received: what came, or a string that describes it.
+    """
+    return ValueError(f"Argument `{name}` must be {expected}. Received: {received}")
+
+
+def short(value) -> str:
+    """Returns the `repr` of a value, cut to one short line."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def integer(name: str, value, low: int | None = None, high: int | None = None) -> int:
+    """Returns an integer within [low, high]; a bound of `None` is no bound."""
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not (whole and _within(value, low, None, high, None)):
+        expected = "an integer" + _bounds(low, None, high, None)
+        raise error(name, expected, short(value))
+    return int(value)
+
+
+def real(
+    name: str,
+    value,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> float:
+    """Returns a finite number as a float.
+
+    Args:
+        name: the argument's name.
+        value: a Python or NumPy number, or an array or eager tensor of no axes.
+        low, high: bounds that the number may reach.
+        above, below: bounds that it may not reach.
+    """
+    number = as_real(value)
+    if not (math.isfinite(number) and _within(number, low, above, high, below)):
+        expected = "a finite number" + _bounds(low, above, high, below)
+        raise error(name, expected, short(value))
+    return number
+
+
+def as_real(value) -> float:
+    """Returns a real number as a float, and NaN for anything else."""
+    if isinstance(value, (str, bytes, bool, np.bool_)):
+        return math.nan
+    try:
+        return float(value) if np.ndim(value) == 0 else math.nan
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+def boolean(name: str, value) -> bool:
+    """Returns `True` or `False`; numbers are refused."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise error(name, "True or False", short(value))
+    return bool(value)
+
+
+def pair(name: str, value, low: int | None = None) -> tuple[int, int]:
+    """Returns two integers from two integers, or from one for both."""
+    values = (value, value) if isinstance(value, numbers.Integral) else value
+    try:
+        first, second = values
+        return integer(name, first, low), integer(name, second, low)
+    except (TypeError, ValueError):
+        expected = f"an integer{_bounds(low, None, None, None)} or a pair of them"
+        raise error(name, expected, short(value)) from None
+
+
+def choice(name: str, value, options: Collection):
+    """Returns a value that is one of the options."""
+    if not isinstance(value, (str, int, type(None))) or value not in options:
+        expected = f"one of {', '.join(map(repr, options))}"
+        raise error(name, expected, short(value))
+    return value
+
+
+def array(
+    name: str,
+    value,
+    shape: tuple[int, ...] | None = None,
+    low: float | None = None,
+    above: float | None = None,
+) -> np.ndarray:
+    """Returns finite real numbers as a float64 array.
+
+    Args:
+        name: the argument's name.
+        value: a number or an array-like of numbers.
+        shape: the shape that the array must have; a number is broadcast to it.
+            `None` for any shape.
+        low: the least value allowed.
+        above: a bound below which, and at which, no value is allowed.
+    """
+    expected = "finite numbers" + _bounds(low, above, None, None)
+    try:
+        found = np.asarray(value)
+        if found.dtype.kind not in "iufV":
+            raise ValueError
+        found = found.astype("float64")
+    except (TypeError, ValueError):
+        raise error(name, expected, short(value)) from None
+    if shape is not None and found.shape not in ((), tuple(shape)):
+        raise error(
+            name,
+            f"a number or an array of shape {tuple(shape)}",
+            f"shape {found.shape}",
+        )
+    good = np.isfinite(found)
+    if low is not None:
+        good &= found >= low
+    if above is not None:
+        good &= found > above
+    if not good.all():
+        raise error(name, expected, _first_bad(found, good))
+    return found if shape is None else np.broadcast_to(found, shape)
+
+
+def tensor(
+    name: str, value, valid: Callable[[np.ndarray], np.ndarray], expected: str
+) -> None:
+    """Checks real numbers whose value is known; tensors of a graph pass.
+
+    Args:
+        name: the argument's name.
+        value: a number, array-like, tensor or variable.
+        valid: a function from an array to booleans. A comparison with NaN is false,
+            so that any comparison refuses NaN.
+        expected: what is expected, such as `"positive"`.
+
+    Raises:
+        ValueError: an element is not valid, or is not a real number.
+    """
+    try:
+        known = concrete(value)
+    except ValueError:
+        raise error(name, expected, short(value)) from None
+    if known is None:
+        return
+    good = np.asarray(valid(known))
+    if not good.all():
+        raise error(name, expected, _first_bad(known, good))
+
+
+def positive(name: str, value) -> None:
+    """Checks that known values are finite and above 0."""
+    tensor(name, value, lambda v: np.isfinite(v) & (v > 0), "finite and > 0")
+
+
+def not_negative(name: str, value) -> None:
+    """Checks that known values are finite and 0 or more."""
+    tensor(name, value, lambda v: np.isfinite(v) & (v >= 0), "finite and ≥ 0")
+
+
+def fraction(name: str, value) -> None:
+    """Checks that known values lie in [0, 1]."""
+    tensor(name, value, lambda v: (v >= 0) & (v <= 1), "in [0, 1]")
+
+
+def not_nan(name: str, value) -> None:
+    """Checks that no known value is NaN."""
+    tensor(name, value, lambda v: ~np.isnan(v), "a number, not NaN")
+
+
+def concrete(value) -> np.ndarray | None:
+    """Returns a value as a NumPy array, or `None` where it is not known yet.
+
+    Args:
+        value: a number, array-like, tensor or variable.
+
+    Raises:
+        ValueError: `value` does not hold real numbers.
+    """
+    if isinstance(value, keras.KerasTensor):
+        return None
+    if isinstance(value, keras.Variable):
+        return concrete(value.value)
+    if isinstance(value, tf.Variable):
+        return value.numpy() if tf.executing_eagerly() else None
+    if tf.is_tensor(value):
+        return None if tf.is_symbolic_tensor(value) else value.numpy()
+    if isinstance(value, (list, tuple)):
+        parts = [concrete(part) for part in value]
+        if any(part is None for part in parts):
+            return None
+        value = parts
+    try:
+        found = np.asarray(value)
+    except ValueError:
+        found = None
+    if found is not None and found.dtype.name == "bfloat16":
+        return found.astype(np.float32)
+    if found is None or found.dtype.kind not in "fiub":
+        raise ValueError(f"Expected real numbers. Received: {value!r}")
+    return found
+
+
+def data(x, y=None, sample_weight=None) -> tuple:
+    """Returns a data set as structures of NumPy arrays of one length.
+
+    Args:
+        x: inputs, an array or a list or dictionary of arrays.
+        y: targets, likewise, or `None`.
+        sample_weight: likewise, or `None`.
+
+    Raises:
+        ValueError: a part is not an array (a list of numbers, a data set), there
+            are no inputs, lengths differ or are 0, or NaN or infinity is among them.
+    """
+    parts = {"x": x, "y": y, "sample_weight": sample_weight}
+    parts = {
+        name: keras.tree.map_structure(lambda a, name=name: _samples(name, a), part)
+        for name, part in parts.items()
+    }
+    if all(a is None for a in keras.tree.flatten(parts["x"])):
+        raise error("x", "at least one array", short(x))
+    leaves = keras.tree.flatten(list(parts.values()))
+    lengths = {len(a) for a in leaves if a is not None}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(
+            "Arguments `x`, `y` and `sample_weight` must have one length, at least 1. "
+            f"Received: lengths {sorted(lengths)}"
+        )
+    for name, part in parts.items():
+        finite(name, part)
+    return tuple(parts.values())
+
+
+def inputs(name: str, value) -> None:
+    """Checks that known inputs hold a sample, and neither NaN nor infinity.
+
+    Data sets, generators and tensors of a graph pass: they are not known ahead.
+    """
+    shapes = [tuple(a.shape) for a in keras.tree.flatten(value) if _known(a)]
+    if any(shape and shape[0] == 0 for shape in shapes):
+        raise error(name, "at least one sample", f"shapes {shapes}")
+    finite(name, value)
+
+
+def finite(name: str, value) -> None:
+    """Checks that known arrays and tensors hold neither NaN nor infinity."""
+    for leaf in filter(_known, keras.tree.flatten(value)):
+        if not _all_finite(leaf):
+            raise error(name, "finite", "NaN or infinity")
+
+
+def _samples(name: str, given):
+    if given is None:
+        return None
+    # A list of numbers comes here number by number; a data set has no shape.
+    if not len(getattr(given, "shape", ())):
+        expected = (
+            "an array, or a list or dictionary of arrays, with the samples along the "
+            "first axis (`np.asarray` makes one of a list of numbers)"
+        )
+        raise error(name, expected, short(given))
+    return np.asarray(given)
+
+
+def _known(leaf) -> bool:
+    eager = isinstance(leaf, tf.Tensor) and not tf.is_symbolic_tensor(leaf)
+    return isinstance(leaf, np.ndarray) or eager
+
+
+def _all_finite(leaf) -> bool:
+    if isinstance(leaf, np.ndarray):
+        return leaf.dtype.kind not in "fc" or bool(np.isfinite(leaf).all())
+    if leaf.dtype.is_complex:
+        leaf = tf.abs(leaf)
+    return not leaf.dtype.is_floating or bool(tf.reduce_all(tf.math.is_finite(leaf)))
+
+
+def _within(value, low, above, high, below) -> bool:
+    return (
+        (low is None or value >= low)
+        and (above is None or value > above)
+        and (high is None or value <= high)
+        and (below is None or value < below)
+    )
+
+
+def _bounds(low, above, high, below) -> str:
+    """The bounds in words: " ≥ 0", " > 0 and < 1", " in [2, 24]"."""
+    if low is not None and high is not None:
+        return f" in [{low:g}, {high:g}]"
+    signs = {"≥": low, ">": above, "≤": high, "<": below}
+    parts = [f"{sign} {bound:g}" for sign, bound in signs.items() if bound is not None]
+    return " " + " and ".join(parts) if parts else ""
+
+
+def _first_bad(found: np.ndarray, good: np.ndarray) -> str:
+    if found.ndim == 0:
+        return f"{found[()]}"
+    bad = found[~np.broadcast_to(good, found.shape)]
+    return f"{bad[0]} ({bad.size} of {found.size} values)"

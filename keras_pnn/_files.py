@@ -1,0 +1,62 @@
+"""Write files whole or not at all; JSON; digests."""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+
+
+@contextlib.contextmanager
+def atomic(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Gives a path to write to, and puts what was written in the place of `path`.
+
+    A process that is killed, or a body that raises, leaves the file from before.
+
+    Args:
+        path: the file to write. Its folder is made where it does not exist.
+
+    Yields:
+        A path in the same folder, with the same suffix.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # By process: two that write one file do not write into each other's.
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a text file as UTF-8, whole or not at all."""
+    with atomic(path) as part:
+        part.write_text(text, "utf-8")
+
+
+def write_json(path: str | os.PathLike, content) -> None:
+    """Writes JSON, whole or not at all."""
+    write_text(path, json.dumps(content))
+
+
+def digest(*parts) -> str:
+    """Returns a SHA-256 digest of texts, bytes and arrays, in hexadecimal.
+
+    Arrays count with dtype, shape and values, in C order.
+    """
+    found = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, str):
+            part = part.encode()
+        elif isinstance(part, np.ndarray):
+            head = f"{part.dtype.str}{part.shape}".encode()
+            part = head + np.ascontiguousarray(part).tobytes()
+        # With its length, so that ("ab", "c") and ("a", "bc") differ.
+        found.update(len(part).to_bytes(8, "little"))
+        found.update(part)
+    return found.hexdigest()

@@ -1,0 +1,204 @@
+"""The curvature of a model's loss: eigenvalues, trace and density of its Hessian."""
+
+from keras_pnn.curvature.eigenvalues import HessianResult as HessianResult
+from keras_pnn.curvature.operator import HessianOperator
+from keras_pnn.curvature.spectrum import DensityResult, TraceResult
+
+
+def hessian_eigenvalues(
+    model,
+    x,
+    y=None,
+    k=1,
+    variables="controls",
+    batch_size=256,
+    sample_weight=None,
+    tolerance=1e-3,
+    max_iterations=None,
+    seed=0,
+    batch_norm="frozen",
+    verbose=0,
+    smallest=0,
+) -> HessianResult:
+    """The extreme eigenvalues of the Hessian of a model's loss: its sharpness.
+
+        H v = λ v,    H = ∂²L/∂Θ²,    λ₁ ≥ λ₂ ≥ … ≥ λₖ ≥ … ≥ λₙ
+
+    L is the loss that `model.evaluate` reports, regularisers and `add_loss`
+    included. The largest are meant algebraically: of −10, 3 and 1 the first is 3,
+    where power iteration would find −10. H is never formed: a Lanczos iteration with
+    thick restarts asks for products Hv only (up to 32 parameters, all columns of H
+    are computed instead). An eigenvalue that occurs m times counts m times: a check
+    from a second random vector finds the copies that one Krylov space lacks. The
+    model is left as it was, down to its random seeds.
+
+    Args:
+        model: a compiled, built Keras model, wrapped (`SATModel`) or not.
+        x: array, tuple, list or dict of arrays, or a finite `tf.data.Dataset` or
+            `keras.utils.PyDataset` of batches that gives the same samples on each
+            pass.
+        y: targets, in the structure that `evaluate` takes; `None` with a data set.
+        k: how many eigenvalues.
+        variables: `"controls"`, the trainable controls of the physical layers;
+            `"all"`, the model's trainable variables; or a predicate on variables,
+            which is asked of trainable variables and of imperfections. With several
+            units among them (mA, rad), eigenvalues depend on the units.
+        batch_size: samples per batch, for memory only unless `batch_norm="batch"`.
+            A data set has its own.
+        sample_weight: as in `evaluate`; `None` with a data set.
+        tolerance: relative accuracy asked of an eigenvalue's residual, ‖Hv − λv‖ ≤
+            `tolerance` × |λ|. λ itself is then closer by far.
+        max_iterations: about how many products to spend, each a pass over the
+            data; by default 500, or 20 `k` if that is more. Whatever has not
+            converged by then is returned with its residual, `converged` False.
+        seed: integer, seed of the starting vector.
+        batch_norm: `"frozen"` differentiates the loss of `evaluate`
+            (`training=False`, moving statistics). `"batch"` that of training
+            (`training=True`): each batch's own statistics, with dropout and noise
+            drawn as the next step would, held fixed; nothing is updated.
+        verbose: 1 shows a line that counts products.
+        smallest: how many of the smallest eigenvalues besides; −10 in the example.
+            Their residuals are to be within `tolerance` × max(|λ|, ‖H‖/100), since
+            they may be 0. They often lie close together, and then take many more
+            products than the largest.
+
+    Returns:
+        A `HessianResult`.
+
+    Raises:
+        ValueError: the model is not compiled or built, an argument is not as
+            described, the loss is not finite, or a `HardwareDevice` is installed: a
+            measurement has no second derivative.
+
+    With a model that trains on a device (`PATModel`) the eigenvalues are those of its
+    digital model.
+
+    Example:
+
+    ```python
+    result = pnn.hessian_eigenvalues(model, x_test, y_test, k=2)
+    print(result)
+    sharpest_direction = result.eigenvectors[0]
+    ```
+
+    Reference:
+
+    - [Ghorbani et al., 2019](https://arxiv.org/abs/1901.10159)
+    - [Pearlmutter, 1994](https://doi.org/10.1162/neco.1994.6.1.147)
+    - Wu and Simon, 2000, SIAM J. Matrix Anal. Appl. 22, 602–616
+    """
+    operator = HessianOperator(
+        model, x, y, variables, batch_size, sample_weight, batch_norm
+    )
+    return operator.eigenvalues(k, tolerance, max_iterations, seed, verbose, smallest)
+
+
+def hessian_trace(
+    model,
+    x,
+    y=None,
+    vectors=100,
+    variables="controls",
+    batch_size=256,
+    sample_weight=None,
+    seed=0,
+    batch_norm="frozen",
+    verbose=0,
+) -> TraceResult:
+    """The trace of the Hessian of a model's loss, the sum of its eigenvalues.
+
+        tr H = E[vᵀHv],    v = ±1, each sign with probability ½
+
+    Hutchinson's estimate with Rademacher vectors has the variance 2 Σ Hᵢⱼ² over
+    i ≠ j: it is exact where H is diagonal, and its standard error falls as
+    1/√`vectors`.
+
+    Args:
+        model, x, y, variables, batch_size, sample_weight, batch_norm, verbose: as in
+            `pnn.hessian_eigenvalues`.
+        vectors: how many random vectors, each one pass over the data.
+        seed: integer, seed of the vectors.
+
+    Returns:
+        A `TraceResult`.
+
+    Raises:
+        ValueError: as in `pnn.hessian_eigenvalues`, or `vectors` is not a positive
+            integer.
+
+    Example:
+
+    ```python
+    result = pnn.hessian_trace(model, x_test, y_test, vectors=200)
+    print(result.trace, "±", result.standard_error)
+    ```
+
+    Reference:
+
+    - Hutchinson, 1990, Commun. Stat. Simul. Comput. 19, 433–450
+    - [Yao et al., 2020](https://arxiv.org/abs/1912.07145)
+    """
+    operator = HessianOperator(
+        model, x, y, variables, batch_size, sample_weight, batch_norm
+    )
+    return operator.trace(vectors, seed, verbose)
+
+
+def hessian_density(
+    model,
+    x,
+    y=None,
+    steps=64,
+    vectors=4,
+    broadening=None,
+    variables="controls",
+    batch_size=256,
+    sample_weight=None,
+    seed=0,
+    batch_norm="frozen",
+    verbose=0,
+) -> DensityResult:
+    """The density of the eigenvalues of the Hessian of a model's loss.
+
+        φ(λ) = 1/n Σᵢ δ(λ − λᵢ) ≈ 1/m Σᵥ Σⱼ wᵥⱼ N(λ; θᵥⱼ, σ²)
+
+    Stochastic Lanczos quadrature: for each of m random vectors, a Lanczos iteration
+    with full orthogonalisation gives nodes θ and weights w, and a Gaussian of standard
+    deviation σ takes the place of each node. Isolated eigenvalues come out as single
+    nodes; how much they weigh is estimated, 1/n on average.
+
+    Args:
+        model, x, y, variables, batch_size, sample_weight, batch_norm, verbose: as in
+            `pnn.hessian_eigenvalues`.
+        steps: Lanczos steps for each vector, each one pass over the data. They stop
+            at the number of parameters. The vectors of one iteration are kept, in
+            float64.
+        vectors: how many random vectors. With the same seed they begin with those
+            of `hessian_trace`, so that traces from as many vectors agree.
+        broadening: σ, in the units of the eigenvalues; by default 1/100 of the range
+            of the nodes.
+        seed: integer, seed of the vectors.
+
+    Returns:
+        A `DensityResult`. Its density integrates to 1.
+
+    Raises:
+        ValueError: as in `pnn.hessian_eigenvalues`; `steps` or `vectors` is not a
+            positive integer, or `broadening` not a positive number.
+
+    Example:
+
+    ```python
+    result = pnn.hessian_density(model, x_test, y_test)
+    print(result.moment(1), result.share(-np.inf, 0))
+    ```
+
+    Reference:
+
+    - [Ghorbani et al., 2019](https://arxiv.org/abs/1901.10159)
+    - Golub and Welsch, 1969, Math. Comput. 23, 221–230
+    """
+    operator = HessianOperator(
+        model, x, y, variables, batch_size, sample_weight, batch_norm
+    )
+    return operator.density(steps, vectors, broadening, seed, verbose)

@@ -1,0 +1,6 @@
+"""From the model to the files of a laboratory, and back."""
+
+from keras_pnn.deploy.controls import export_controls, load_controls
+from keras_pnn.deploy.convert import Conversion, convert
+
+__all__ = ["Conversion", "convert", "export_controls", "load_controls"]

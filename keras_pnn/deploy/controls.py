@@ -1,0 +1,204 @@
+"""Controls as a table for the lab, and back."""
+
+import csv
+import math
+import os
+
+import keras
+import numpy as np
+
+from keras_pnn.layers.bank import RingLayer
+from keras_pnn.layers.limits import ControlRange
+from keras_pnn.layers.physical import PhysicalLayer, physical_layers
+
+_HEADER = [
+    "layer",
+    "control",
+    "index",
+    "tile",
+    "row",
+    "column",
+    "value",
+    "unit",
+    "power_mW",
+]
+
+
+def export_controls(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
+    """Writes every control of a model to a CSV file.
+
+    One line for each control: layer, control, `index` in the variable (`2;0;13`),
+    `tile`, `row` and `column` on the chip, counted from 0 (a ring's pass and place
+    on the bank; a cell's upper mode and column in the mesh; a mask pixel's frame and
+    place on the modulator), then `value`, `unit` and the heater's `power_mW`.
+
+    Args:
+        model: a built model with physical layers.
+        path: the file. It is replaced whole or not at all.
+
+    Returns:
+        `{layer name: {"rings": …, "passes": …, "heater_power_mW": …}}` for each
+        weight bank; the power is the sum over its rings, `None` without heaters.
+
+    Raises:
+        ValueError: the model has no physical layer, or a control is not finite or
+            out of its tuning's range, as one without a constraint can be.
+    """
+    layers = _named_layers(model)
+    summary, rows = {}, []
+    for layer in layers.values():
+        for name, variable in layer.controls.items():
+            values = np.asarray(variable)
+            if not np.isfinite(values).all():
+                raise ValueError(
+                    f"Controls must be finite. Received: NaN or infinity in "
+                    f"{layer.name}/{name}"
+                )
+            unit = layer.quantity(name).unit
+            power = None
+            if isinstance(layer, RingLayer):
+                _validate(layer, values, f"{layer.name}/{name}")
+                power = layer.heater_power()
+                power = None if power is None else np.asarray(power)
+                summary[layer.name] = {
+                    "rings": values.size,
+                    "passes": layer.passes,
+                    "heater_power_mW": None if power is None else float(power.sum()),
+                }
+            exists = _exists(layer, name)
+            for index in (i for i in np.ndindex(values.shape) if exists[i]):
+                place = layer.position(name, index)
+                watts = "" if power is None else f"{power[index]:.9g}"
+                value = np.format_float_scientific(values[index], trim="-")
+                label = ";".join(map(str, index))
+                rows.append([layer.name, name, label, *place, value, unit, watts])
+    temporary = f"{os.fspath(path)}.part"
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(_HEADER)
+        writer.writerows(rows)
+    os.replace(temporary, path)
+    return summary
+
+
+def load_controls(model: keras.layers.Layer, path: str | os.PathLike) -> None:
+    """Sets the controls of a model from a file that `export_controls` wrote.
+
+    Nothing is set unless the whole file fits the model.
+
+    Args:
+        model: a built model with the same physical layers, by name.
+        path: the CSV file.
+
+    Raises:
+        ValueError: a column is missing, a line is cut short, a value is not a
+            number or out of the control's range, a unit differs, or a control is
+            missing or given twice. The error names the line.
+    """
+    layers = _named_layers(model)
+    values = {
+        (layer.name, name): np.where(_exists(layer, name), np.nan, 0.0)
+        for layer in layers.values()
+        for name, v in layer.controls.items()
+    }
+    # Spreadsheets put a byte-order mark in front.
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        missing = [c for c in _HEADER if c not in (reader.fieldnames or [])]
+        if missing:
+            raise ValueError(
+                f"{path}: expected the columns {', '.join(_HEADER)}. "
+                f"Received: {reader.fieldnames}"
+            )
+        for row in reader:
+            _read(row, values, layers, f"{path}, line {reader.line_num}")
+    for (layer, name), array in values.items():
+        if np.isnan(array).any():
+            given = ~np.isnan(array[_exists(layers[layer], name)])
+            raise ValueError(
+                f"{path}: expected {given.size} values of {layer}/{name}. "
+                f"Received: {given.sum()}"
+            )
+    for (layer, name), array in values.items():
+        layers[layer].controls[name].assign(array)
+
+
+def _read(row: dict, values: dict, layers: dict, where: str) -> None:
+    if None in row or None in row.values():
+        raise ValueError(
+            f"{where}: expected {len(_HEADER)} cells. "
+            "Received: a line of another length"
+        )
+    key = (row["layer"], row["control"])
+    if key not in values:
+        known = ", ".join("/".join(k) for k in values)
+        raise ValueError(
+            f"{where}: expected one of the controls {known}. Received: {'/'.join(key)}"
+        )
+    unit = layers[key[0]].quantity(key[1]).unit
+    if row["unit"] != unit:
+        raise ValueError(
+            f"{where}: expected the unit {unit!r} of {'/'.join(key)}. "
+            f"Received: {row['unit']!r}"
+        )
+    try:
+        index = tuple(int(i) for i in row["index"].split(";") if i)
+        value = float(row["value"])
+    except ValueError:
+        index, value = None, math.nan
+    array = values[key]
+    inside = (
+        index is not None
+        and len(index) == array.ndim
+        and all(0 <= i < n for i, n in zip(index, array.shape, strict=True))
+    )
+    if not inside or not abs(value) <= float(np.finfo("float32").max):
+        raise ValueError(
+            f"{where}: expected an index inside {array.shape} and a finite value. "
+            f"Received: index {row['index']!r}, value {row['value']!r}"
+        )
+    if not _exists(layers[key[0]], key[1])[index]:
+        raise ValueError(
+            f"{where}: expected an element that the hardware has. Received: "
+            f"{'/'.join(key)}[{row['index']}]"
+        )
+    if not np.isnan(array[index]):
+        raise ValueError(
+            f"{where}: expected each control once. Received: "
+            f"{'/'.join(key)}[{row['index']}] again"
+        )
+    if isinstance(layers[key[0]], RingLayer):
+        _validate(layers[key[0]], value, where)
+    limits = layers[key[0]].controls[key[1]].constraint
+    if isinstance(limits, ControlRange):
+        high = math.inf if limits.high is None else limits.high
+        # Written from float32, in which a limit of 0.1 is a little more.
+        if not np.float32(limits.low) <= np.float32(value) <= np.float32(high):
+            raise ValueError(
+                f"{where}: expected a value from {limits.low} to {high}. "
+                f"Received: {value}"
+            )
+    array[index] = value
+
+
+def _validate(layer: RingLayer, controls, where: str) -> None:
+    try:
+        layer.tuning.validate(controls)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _exists(layer: PhysicalLayer, name: str) -> np.ndarray:
+    exists, shape = layer.quantity(name).mask, tuple(layer.controls[name].shape)
+    return np.broadcast_to(True if exists is None else exists, shape)
+
+
+def _named_layers(model) -> dict[str, PhysicalLayer]:
+    layers = physical_layers(model)
+    named = {layer.name: layer for layer in layers}
+    if not layers or len(named) != len(layers):
+        raise ValueError(
+            "`model` must have physical layers with names of their own. Received: "
+            f"{[layer.name for layer in layers]}"
+        )
+    return named

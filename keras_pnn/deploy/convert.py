@@ -1,0 +1,175 @@
+"""From a trained digital network to one of weight banks."""
+
+import dataclasses
+
+import keras
+import numpy as np
+
+from keras_pnn.layers.mrr import MRRBank, MRRConv2D
+
+# A constraint of the kernel has no counterpart: its controls have their range.
+_COPIED = (
+    "kernel_regularizer",
+    "bias_regularizer",
+    "bias_constraint",
+    "activity_regularizer",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+    """A converted model, and what the conversion lost.
+
+    Args:
+        model: the model of weight banks.
+        layers: one dictionary for each converted layer: `name`, `weights` (their
+            number), `clipped` (those out of reach), `max_error` and `rms_error`
+            (effective minus digital weight).
+        kept: names of layers with weights that stayed digital.
+    """
+
+    model: keras.Model
+    layers: list[dict]
+    kept: list[str]
+
+    def table(self) -> str:
+        """Returns one line for each layer."""
+        rows = [
+            f"{'layer':<20} {'weights':>9} {'clipped':>9} {'max error':>10} "
+            f"{'rms error':>10}"
+        ]
+        rows += [
+            f"{r['name']:<20} {r['weights']:>9} {r['clipped']:>9} "
+            f"{r['max_error']:>10.4g} {r['rms_error']:>10.4g}"
+            for r in self.layers
+        ]
+        if self.kept:
+            rows.append(f"kept digital: {', '.join(self.kept)}")
+        return "\n".join(rows)
+
+    def __str__(self):
+        return self.table()
+
+
+def convert(model: keras.Model, tuning=None, **kwargs) -> Conversion:
+    """Turns the `Dense` and `Conv2D` layers of a trained model into weight banks.
+
+    Each weight becomes the nearest that a ring can reach; biases, regularisers and
+    all other layers are copied. Functional and `Sequential` models inside the model
+    are converted too. The given model is left as it was.
+
+    Args:
+        model: a built functional or `Sequential` model.
+        tuning: the rings' tuning. Default `LorentzianTuning()`.
+        **kwargs: further arguments of `MRRBank` and `MRRConv2D`, such as
+            `temperature_sensitivity` or `bank_size`.
+
+    Returns:
+        A `Conversion`: the new model, not compiled, and what was lost by layer.
+
+    Raises:
+        ValueError: the model is not built, is subclassed, has nothing to convert,
+            or holds a NaN.
+
+    Example:
+
+    >>> conversion = pnn.convert(model, bank_size=(4, 4))
+    >>> print(conversion)
+    >>> conversion.model.compile(loss="mse", metrics=["mae"])
+    """
+    if not isinstance(model, keras.Sequential | keras.Model) or not model.built:
+        raise ValueError(f"`model` must be a built Keras model. Received: {model!r}")
+    if not hasattr(model, "operations") and not isinstance(model, keras.Sequential):
+        raise ValueError(
+            "`model` must be functional or Sequential, since the inside of a "
+            f"subclassed model is not known. Received: {type(model).__name__}"
+        )
+    pairs: list[tuple[keras.layers.Layer, keras.layers.Layer]] = []
+
+    def replace(layer):
+        bank = _bank(layer, tuning, kwargs)
+        pairs.append((layer, bank))
+        return bank
+
+    clone = keras.models.clone_model(model, clone_function=replace, recursive=True)
+    if not clone.built:
+        clone.build(model.input_shape)
+    report, kept = [], []
+    for layer, bank in pairs:
+        if isinstance(bank, MRRBank | MRRConv2D) and not isinstance(
+            layer, MRRBank | MRRConv2D
+        ):
+            report.append(_program(layer, bank))
+        else:
+            _copy_state(layer, bank)
+            if layer.weights:
+                kept.append(layer.name)
+    if not report:
+        raise ValueError(
+            "`model` has no Dense or Conv2D layer to convert. Received layers: "
+            + ", ".join(type(la).__name__ for la, _ in pairs)
+        )
+    return Conversion(clone, report, kept)
+
+
+def _copy_state(layer, copy) -> None:
+    copy.set_weights(layer.get_weights())
+    for part in copy._flatten_layers():
+        # What `Normalization` applies is derived from its weights, and not by itself.
+        if hasattr(part, "finalize_state"):
+            part.finalize_state()
+
+
+def _clone(activation):
+    """An activation of its own, where it is a layer, which may have weights."""
+    if not isinstance(activation, keras.layers.Layer):
+        return activation
+    return activation.__class__.from_config(activation.get_config())
+
+
+def _bank(layer, tuning, kwargs):
+    common = {
+        "name": layer.name,
+        "activation": _clone(getattr(layer, "activation", None)),
+        "use_bias": getattr(layer, "use_bias", True),
+        **{name: getattr(layer, name, None) for name in _COPIED},
+        "trainable": layer.trainable,
+        "tuning": tuning,
+        "dtype": layer.dtype_policy,
+        **kwargs,
+    }
+    # Exact types: a subclass may compute something else.
+    if type(layer) is keras.layers.Dense:
+        return MRRBank(layer.units, **common)
+    if type(layer) is keras.layers.Conv2D:
+        return MRRConv2D(
+            layer.filters,
+            layer.kernel_size,
+            strides=layer.strides,
+            padding=layer.padding,
+            data_format=layer.data_format,
+            dilation_rate=layer.dilation_rate,
+            groups=layer.groups,
+            **common,
+        )
+    return layer.__class__.from_config(layer.get_config())
+
+
+def _program(layer, bank) -> dict:
+    weights = np.asarray(layer.kernel, "float64")
+    reached = bank.tuning.clip(weights)
+    controls, missed = bank.controls_for(reached)
+    bank.controls["control"].assign(controls)
+    if bank.use_bias:
+        bank.bias.assign(layer.bias)
+    if getattr(layer.activation, "weights", None):
+        bank.activation.build_from_config(layer.activation.get_build_config())
+        _copy_state(layer.activation, bank.activation)
+    error = np.asarray(bank.effective_weights(), "float64") - weights
+    return {
+        "name": layer.name,
+        "weights": weights.size,
+        "clipped": int(np.sum((np.abs(reached - weights) > 1e-12) | missed)),
+        "max_error": float(np.max(np.abs(error))),
+        "rms_error": float(np.sqrt(np.mean(error**2))),
+    }

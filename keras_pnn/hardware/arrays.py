@@ -1,0 +1,79 @@
+"""What goes to a device on the bench, and what may come back."""
+
+import keras
+import numpy as np
+
+from keras_pnn.hardware.log import plain
+from keras_pnn.layers.physical import PhysicalLayer, substituting
+
+
+def sendable(name: str, array, layer: PhysicalLayer) -> np.ndarray:
+    """Returns a copy of an array that may be sent to a device.
+
+    Args:
+        name: of the argument, for errors.
+        array: it, or what NumPy makes one of.
+        layer: what it is meant for.
+
+    Raises:
+        ValueError: it has no numbers, or NaN or infinity, which can harm a device.
+    """
+    array = np.array(plain(array), order="C")
+    if array.dtype.kind not in "biufc":
+        raise ValueError(
+            f"Argument `{name}` must be an array of numbers, for layer "
+            f"'{layer.name}'. Received: dtype {array.dtype}"
+        )
+    if not np.isfinite(array).all():
+        raise ValueError(
+            f"Argument `{name}` must be finite, for layer '{layer.name}'. Received: "
+            f"NaN or infinity in {np.count_nonzero(~np.isfinite(array))} of "
+            f"{array.size}"
+        )
+    return array
+
+
+def output_spec(layer: PhysicalLayer, inputs: np.ndarray) -> keras.KerasTensor:
+    """Returns shape and dtype of a layer's outputs, as the layer has them."""
+    with substituting(lambda layer, inputs, controls, modelled: modelled):
+        return layer.compute_output_spec(
+            keras.KerasTensor(inputs.shape, inputs.dtype.name)
+        )
+
+
+def usable(values, shape: tuple, dtype: np.dtype) -> np.ndarray:
+    """Returns what `measure` returned as an array, in its own precision.
+
+    Args:
+        values: an array, or what NumPy makes one of.
+        shape, dtype: of the layer's outputs.
+
+    Raises:
+        TypeError: it is nothing, or not of the layer's kind of numbers.
+        ValueError: it has another shape.
+    """
+    kind = "complex" if dtype.kind == "c" else "real floating-point"
+    expected = f"`measure` must return {kind} numbers of shape {shape}."
+    if values is None:
+        raise TypeError(f"{expected} Received: None")
+    if isinstance(values, np.ma.MaskedArray) and values.dtype.kind in "fc":
+        # What is masked is no reading.
+        values = values.filled(np.nan)
+    array = plain(values)
+    if array.dtype.kind != ("c" if dtype.kind == "c" else "f"):
+        raise TypeError(f"{expected} Received: dtype {array.dtype}")
+    if array.shape != shape:
+        raise ValueError(f"{expected} Received: shape {array.shape}")
+    return array
+
+
+def not_finite(reading: np.ndarray, dtype: np.dtype) -> ArithmeticError | None:
+    """Returns the error for a reading that is not finite in the layer's precision."""
+    with np.errstate(over="ignore"):
+        bad = np.count_nonzero(~np.isfinite(reading.astype(dtype)))
+    if not bad:
+        return None
+    return ArithmeticError(
+        f"`measure` must return finite {dtype} numbers. Received: NaN or infinity in "
+        f"{bad} of {reading.size}"
+    )

@@ -1,0 +1,391 @@
+"""A device behind laboratory instruments that speak SCPI."""
+
+import contextlib
+import inspect
+import os
+import time
+import tomllib
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+
+from keras_pnn.hardware.device import DeviceError, HardwareDevice
+from keras_pnn.hardware.instrument.scpi import InstrumentError, Session, readings
+from keras_pnn.hardware.instrument.wiring import Bench, Reading, Setting, Wiring
+from keras_pnn.layers.mrr import MRRConv2D
+from keras_pnn.layers.physical import PhysicalLayer, check_built, physical_layers
+
+__all__ = ["InstrumentDevice", "InstrumentError"]
+
+
+class InstrumentDevice(HardwareDevice):
+    """Physical layers on a bench of instruments, driven through PyVISA.
+
+    For each sample, the inputs of a layer are set as powers of the light, and its
+    outputs are read from detectors; before that, once for each change, its controls
+    are set on a source of currents. Source and detectors are two instruments or one.
+    Only layers that a configuration names are measured; the model computes the rest.
+
+    ```toml
+    [device]                            # optional: arguments of HardwareDevice
+    max_batch = 64
+    settle = 0.01                       # s, after the controls were set
+
+    [instruments.bench]                 # a name of your choice
+    resource = "TCPIP0::192.168.0.7::5025::SOCKET"
+    identity = "Keysight"               # must be in the answer to *IDN?
+    setup = ["*RST", "*CLS"]            # sent whenever the connection is opened
+    shutdown = ["OUTP OFF"]             # sent by `close`
+
+    [layers.bank.controls.control]      # layer "bank", its control "control"
+    instrument = "bench"
+    channels = "1:16"                   # in the order of np.ravel(control)
+    command = "SOUR:CURR (@{channels}),{values}"
+    minimum = 0.0                       # in the layer's unit, here mA
+    maximum = 3.0
+    scale = 0.001                       # the instrument counts in A
+
+    [layers.bank.inputs]
+    instrument = "bench"
+    channels = "1:4"
+    command = "SOUR{channel}:POW {value}"
+    minimum = 0.0
+    maximum = 1.0
+    scale = 0.001
+
+    [layers.bank.outputs]
+    instrument = "bench"
+    channels = "1:4"
+    command = "READ? (@{channels})"
+    scale = 1250.0                      # from A to the layer's outputs
+    ```
+
+    A command that holds `{values}` (and `{channels}`) is sent once for all channels;
+    one that holds `{value}` and `{channel}` once for each. Sent is
+    `scale * value + offset`, to the last digit of a float64 or as in `{value:.6f}`; a
+    reading becomes `scale * reading + offset`. Elements that the hardware does not
+    have (the last cell of odd columns of a mesh) have no channel.
+
+    Limits are in the layer's unit. Beyond them nothing is sent, not even to the
+    channels that are within; with `beyond = "clip"` the limit is sent instead. SAT
+    needs that for controls at a limit: its second pass moves them to both sides.
+
+    More keys of an instrument: `timeout` (s for one answer, default 2),
+    `read_termination` and `write_termination` (default a newline), `errors` (the query
+    that ends each exchange, default `"SYST:ERR?"`; its answer must begin with 0; `""`
+    for an instrument without one), `pipeline` (default false; true sends the commands
+    of one sample in one piece, which spares 40 ms for each on a TCP socket, if the
+    instrument reads line by line), and `options`, more arguments of PyVISA's
+    `open_resource` (a baud rate). More keys of `outputs`: `trigger` (commands before
+    each reading) and `delay` (s between inputs and reading). `backend` (at the top) is
+    PyVISA's: `"@py"` unless given.
+
+    The instruments give the layer's outputs as they are, so a bias or an activation
+    goes into a layer of its own, and inputs are real vectors within the limits.
+
+    Args:
+        configuration: a dict of the form above.
+        **options: arguments of `HardwareDevice`, before those in `device`.
+
+    Raises:
+        ValueError: a key of the configuration is missing, unknown or wrong.
+
+    Example:
+
+    >>> with pnn.InstrumentDevice.from_toml("bench.toml") as device:
+    ...     with device.installed(model):
+    ...         model.evaluate(x_test, y_test)
+
+    Reference:
+        - SCPI-1999, Standard Commands for Programmable Instruments
+        - PyVISA, https://pyvisa.readthedocs.io
+    """
+
+    def __init__(self, configuration: dict, **options):
+        self.bench = Bench.parsed(configuration)
+        options = {**self.bench.device, **options}
+        known = set(inspect.signature(HardwareDevice).parameters) - {"layers"}
+        if not options.keys() <= known:
+            raise ValueError(
+                f"`device` may have {', '.join(sorted(known))}. "
+                f"Received: {', '.join(sorted(options.keys() - known))}"
+            )
+        super().__init__(layers=list(self.bench.layers), **options)
+        self._link = _Link(self.bench)
+
+    @classmethod
+    def from_toml(cls, path: str | os.PathLike, **options) -> "InstrumentDevice":
+        """Reads the configuration from a TOML file.
+
+        Args:
+            path: the file.
+            **options: as in the class.
+
+        Raises:
+            ValueError: the file is no TOML, or as in the class.
+        """
+        with open(path, "rb") as file:
+            try:
+                configuration = tomllib.load(file)
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+                raise ValueError(
+                    f"`path` must be a TOML file ({error}). Received: {os.fspath(path)}"
+                ) from error
+        return cls(configuration, **options)
+
+    def open(self) -> "InstrumentDevice":
+        """Opens all instruments now; else each is opened when it is first needed.
+
+        Raises:
+            InstrumentError: one cannot be opened, or is not the one expected.
+        """
+        for session in self._link.sessions.values():
+            session.open()
+        return self
+
+    def close(self) -> None:
+        """Sends the shutdown commands and closes all instruments.
+
+        Raises:
+            InstrumentError: an instrument that was in use did not take its shutdown
+                commands: it may still drive the chip.
+        """
+        if self._acquisition.abandoned:
+            # The call that was given up may still talk in the present sessions.
+            self._renew_link()
+        link, self._link = self._link, _Link(self.bench)
+        failure = None
+        for session in link.sessions.values():
+            try:
+                if session.opened:
+                    session.exchange(list(session.instrument.shutdown))
+            except InstrumentError as error:
+                failure = failure or error
+            finally:
+                session.retire()
+        if failure is not None:
+            raise failure
+
+    def __enter__(self):
+        try:
+            return self.open()
+        except BaseException as error:
+            # Those that were opened before may drive the chip already.
+            self.__exit__(type(error), error, None)
+            raise
+
+    def __exit__(self, kind, exception, traceback):
+        try:
+            self.close()
+        except InstrumentError as failure:
+            if exception is None:
+                raise
+            exception.add_note(f"When it was closed, it failed too: {failure}")
+
+    def attach(self, model: keras.layers.Layer) -> "InstrumentDevice":
+        """Compares the configuration with the layers of a model.
+
+        Training does this by itself, and so does `installed`.
+
+        Raises:
+            ValueError: the model has no physical layer of a configured name, or one
+                with another number of controls, inputs or outputs than there are
+                channels; a convolution, whose patches nothing would send; or one with a
+                bias or an activation, which light does not do.
+        """
+        known = {layer.name: layer for layer in physical_layers(model)}
+        for name, wiring in self.bench.layers.items():
+            if name not in known:
+                raise ValueError(
+                    f"The configuration must name physical layers of model "
+                    f"'{model.name}': {', '.join(known) or 'it has none'}. "
+                    f"Received: layers.{name}"
+                )
+            _check_layer(known[name], wiring)
+        return self
+
+    @contextlib.contextmanager
+    def installed(self, model: keras.layers.Layer) -> Iterator["InstrumentDevice"]:
+        """Runs the configured layers of a model on the bench until the block ends.
+
+        Raises:
+            ValueError: as in `attach`.
+        """
+        self.attach(model)
+        with super().installed(model):
+            yield self
+
+    def acquire(self, layer, inputs, controls: dict, shape=None, dtype=None):
+        """See `HardwareDevice.acquire`.
+
+        Raises:
+            DeviceError: also, at once and with nothing sent, where a control or an
+                input of any sample is beyond its limits.
+        """
+        wiring = self.bench.layers.get(layer.name)
+        try:
+            if wiring is None:
+                raise ValueError(
+                    f"The configuration has layers {', '.join(self.bench.layers)}. "
+                    f"Received: layer '{layer.name}'"
+                )
+            wiring.inputs.sendable(inputs)
+            for name, setting in wiring.controls.items():
+                setting.sendable(_existing(layer, name, controls[name]))
+        except ValueError as error:
+            self.failure = DeviceError(layer.name, self.calls + 1, error)
+            raise self.failure from error
+        return super().acquire(layer, inputs, controls, shape, dtype)
+
+    def configure(self, layer: PhysicalLayer, controls: dict) -> None:
+        """Sets the controls of a layer.
+
+        Raises:
+            ValueError: a control is beyond its limits; nothing is sent then.
+            InstrumentError: an instrument refuses, or does not answer.
+        """
+        self._link.configure(layer, controls)
+
+    def measure(
+        self, layer: PhysicalLayer, inputs: np.ndarray, controls: dict
+    ) -> np.ndarray:
+        """Sets the inputs and reads the outputs, sample by sample.
+
+        Args:
+            layer: a layer of the configuration.
+            inputs: (..., inputs).
+            controls: the layer's controls; set before, unless an instrument has been
+                opened anew since.
+
+        Returns:
+            (..., outputs), float64.
+
+        Raises:
+            ValueError: an input is beyond its limits.
+            InstrumentError: an instrument refuses, does not answer, or gives no
+                numbers.
+        """
+        # Not `self._link` twice: `recover` may replace it while this thread hangs.
+        link, wiring = self._link, self.bench.layers[layer.name]
+        if link.renew(layer, controls):
+            time.sleep(self.settle)
+        rows = np.reshape(inputs, (-1, np.shape(inputs)[-1]))
+        outputs = np.array([link.sample(wiring, row) for row in rows])
+        return outputs.reshape(*np.shape(inputs)[:-1], -1)
+
+    def recover(self) -> None:
+        """Drops all connections; the next call opens them again."""
+        self._renew_link()
+
+    def _renew_link(self) -> None:
+        link, self._link = self._link, _Link(self.bench)
+        for session in link.sessions.values():
+            self._link.sessions[session.name].opened = session.opened
+            session.retire()
+
+
+class _Link:
+    """The connections to all instruments, and what was set through them."""
+
+    def __init__(self, bench: Bench):
+        self.bench = bench
+        self.sessions = {
+            name: Session(name, instrument, bench.backend)
+            for name, instrument in bench.instruments.items()
+        }
+        self._configured: dict[str, list[int]] = {}
+
+    def configure(self, layer: PhysicalLayer, controls: dict) -> None:
+        wiring = self.bench.layers[layer.name]
+        self._configured.pop(layer.name, None)
+        # First all commands, then the first exchange: limits hold for all controls.
+        commands = [
+            (setting, setting.commands(_existing(layer, name, controls[name])))
+            for name, setting in wiring.controls.items()
+        ]
+        for setting, several in commands:
+            self.sessions[setting.instrument].exchange(several)
+        self._configured[layer.name] = self._openings(wiring)
+
+    def renew(self, layer: PhysicalLayer, controls: dict) -> bool:
+        """Sets the controls again if an instrument that holds them was reopened.
+
+        Its setup commands may have reset it. Returns whether it was so.
+        """
+        wiring = self.bench.layers[layer.name]
+        for setting in wiring.controls.values():
+            self.sessions[setting.instrument].open()
+        if self._configured.get(layer.name) == self._openings(wiring):
+            return False
+        self.configure(layer, controls)
+        return True
+
+    def sample(self, wiring: Wiring, inputs: np.ndarray) -> np.ndarray:
+        """Sets the inputs for one sample and reads its outputs."""
+        settings = wiring.inputs.commands(inputs)
+        reading = wiring.outputs
+        source = self.sessions[wiring.inputs.instrument]
+        meter = self.sessions[reading.instrument]
+        questions = [*reading.trigger, *reading.commands()]
+        if source is meter and not reading.delay:
+            answers = meter.exchange([*settings, *questions])
+        else:
+            source.exchange(settings)
+            time.sleep(reading.delay)
+            answers = meter.exchange(questions)
+        return reading.values(readings(answers[-len(reading.commands()) :]))
+
+    def _openings(self, wiring: Wiring) -> list[int]:
+        return [self.sessions[s.instrument].opened for s in wiring.controls.values()]
+
+
+def _existing(layer: PhysicalLayer, name: str, control) -> np.ndarray:
+    """The elements of a control that the hardware has, in order."""
+    control = np.asarray(control)
+    exists = layer.quantity(name).mask
+    if exists is None:
+        return control.ravel()
+    return control[np.broadcast_to(exists, control.shape)]
+
+
+def _check_layer(layer: PhysicalLayer, wiring: Wiring) -> None:
+    check_built(layer)
+    if isinstance(layer, MRRConv2D):
+        raise ValueError(
+            f"Layer '{layer.name}' must map vectors to vectors: the instruments set "
+            "one vector of inputs after the other, not the patches of an image. "
+            "Received: an MRRConv2D"
+        )
+    if layer.controls.keys() != wiring.controls.keys():
+        raise ValueError(
+            f"The configuration must name the controls of layer '{layer.name}': "
+            f"{', '.join(layer.controls)}. Received: {', '.join(wiring.controls)}"
+        )
+    for name, setting in wiring.controls.items():
+        count = _existing(layer, name, np.zeros(layer.controls[name].shape)).size
+        _check_count(layer, setting, f"elements of {name}", count)
+    shape = (layer.get_build_config() or {}).get("input_shape")
+    if shape is not None:
+        _check_count(layer, wiring.inputs, "inputs", shape[-1])
+        outputs = layer.compute_output_shape(tuple(shape))[-1]
+        _check_count(layer, wiring.outputs, "outputs", outputs)
+    activation = getattr(layer, "activation", None)
+    plain = activation is None or activation is keras.activations.linear
+    if getattr(layer, "bias", None) is not None or not plain:
+        raise ValueError(
+            f"Layer '{layer.name}' must have no bias and no activation, which the "
+            "instruments do not apply: put them in layers of their own. Received: "
+            f"use_bias={getattr(layer, 'bias', None) is not None}, "
+            f"activation={getattr(activation, '__name__', activation)}"
+        )
+
+
+def _check_count(
+    layer: PhysicalLayer, part: Setting | Reading, what: str, count: int
+) -> None:
+    if count != len(part.channels):
+        raise ValueError(
+            f"`{part.where}.channels` must be {count}, the number of {what} of layer "
+            f"'{layer.name}'. Received: {len(part.channels)} channels"
+        )

@@ -1,0 +1,119 @@
+"""A device that replays what another one measured."""
+
+import operator
+import os
+import warnings
+from collections import deque
+from collections.abc import Iterator
+
+import numpy as np
+
+from keras_pnn.hardware import log as measurement_log
+from keras_pnn.hardware.acquisition import Acquisition, DeviceError
+from keras_pnn.hardware.device import HardwareDevice
+from keras_pnn.hardware.log import Record, plain
+
+
+class RecordedDevice(HardwareDevice):
+    """Replays the log of a `HardwareDevice`, bit for bit.
+
+    A measurement is found by the layer's name, the inputs and the controls, to the
+    last bit. One that was made several times is replayed in the order of the log,
+    and the last one again for all further requests. The device is also a sequence of
+    its records.
+
+    Where readings are noisy, the log of a run that was interrupted and resumed does
+    not replay it as a whole: what was measured after the last state that was kept has
+    been measured twice, and the first reading, which training has lost, is found
+    first. A log for each part of the run avoids that: each part is replayed from the
+    state that it began with.
+
+    Args:
+        path: a file that `HardwareDevice(log=path)` wrote. Where its last record was
+            cut short, a warning says so and the ones before are used.
+        layers: names of the physical layers that were on the device, `None` for all.
+
+    Raises:
+        ValueError: the file is not such a log, or is damaged.
+        FileNotFoundError: there is no such file.
+
+    Example:
+
+    >>> recorded = pnn.RecordedDevice("bench.log")
+    >>> with recorded.installed(model):
+    ...     model.evaluate(x_test, y_test)
+    >>> [(r.layer, r.inputs.shape, r.seconds) for r in recorded]
+    """
+
+    def __init__(self, path: str | os.PathLike, layers=None):
+        super().__init__(layers=layers)
+        self.path = os.path.abspath(os.fspath(path))
+        self._places, rest = measurement_log.places(self.path)
+        if rest:
+            warnings.warn(
+                f"The last record of {self.path} was cut short: {rest} bytes are left "
+                f"out, {len(self._places)} whole records are used.",
+                stacklevel=2,
+            )
+        self._acquisition = Replay(self)
+
+    def __len__(self):
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[Record]:
+        return measurement_log.read(self.path, self._places)
+
+    def __getitem__(self, index: int) -> Record:
+        place = self._places[operator.index(index)]
+        (record,) = measurement_log.read(self.path, [place])
+        return record
+
+
+class Replay(Acquisition):
+    """Gives what was measured before, instead of measuring."""
+
+    def __init__(self, device: RecordedDevice):
+        super().__init__(device)
+        self._path = device.path
+        self._queues: dict[str, deque[int]] = {}
+        self._layers: set[str] = set()
+        for place, record in zip(device._places, device, strict=True):
+            self._queues.setdefault(record.digest, deque()).append(place)
+            self._layers.add(record.layer)
+
+    def _obtain(self, layer, inputs, controls, shape, dtype) -> np.ndarray:
+        device = self._device
+        call = device.calls = device.calls + 1
+        try:
+            outputs = self._next(layer.name, inputs, controls).outputs
+            # The log keeps bfloat16 as float32, which holds all its values.
+            kept = plain(np.empty(0, dtype)).dtype
+            if (outputs.shape, outputs.dtype) != (shape, kept):
+                raise ValueError(
+                    f"The record must have {dtype} outputs of shape {shape}. "
+                    f"Received: {outputs.dtype}, shape {outputs.shape}"
+                )
+        except (LookupError, ValueError) as error:
+            device.failures += 1
+            raise DeviceError(layer.name, call, error) from error
+        return outputs.astype(dtype)
+
+    def _next(self, layer: str, inputs, controls) -> Record:
+        places = self._queues.get(measurement_log.digest(layer, inputs, controls))
+        if places is None:
+            raise LookupError(self._missing(layer))
+        place = places.popleft() if len(places) > 1 else places[0]
+        (record,) = measurement_log.read(self._path, [place])
+        return record
+
+    def _missing(self, layer: str) -> str:
+        if layer not in self._layers:
+            return (
+                f"{self._path} has no measurement of this layer, only of: "
+                f"{', '.join(sorted(self._layers)) or 'none'}. Pass `layers` "
+                "if the device had these alone"
+            )
+        return (
+            f"{self._path} has no measurement of this layer with these inputs and "
+            "controls: not one bit may differ"
+        )

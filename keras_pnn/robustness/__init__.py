@@ -1,0 +1,30 @@
+"""Robustness of a trained model: one study, and the report on it."""
+
+from keras_pnn.robustness.call import robustness_report, robustness_rows
+from keras_pnn.robustness.results import (
+    Curvature,
+    ModelRobustness,
+    RobustnessResult,
+    Scan,
+    Sensitivity,
+    Transfer,
+    WorstCase,
+    Yield,
+)
+from keras_pnn.robustness.rows import merge_rows
+from keras_pnn.robustness.worst_case import worst_device
+
+__all__ = [
+    "Curvature",
+    "ModelRobustness",
+    "RobustnessResult",
+    "Scan",
+    "Sensitivity",
+    "Transfer",
+    "WorstCase",
+    "Yield",
+    "merge_rows",
+    "robustness_report",
+    "robustness_rows",
+    "worst_device",
+]

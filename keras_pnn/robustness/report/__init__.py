@@ -1,0 +1,1 @@
+"""Robustness results as text, tables, figures and HTML."""

@@ -1,0 +1,173 @@
+"""A robustness report as one HTML file that needs nothing else."""
+
+import re
+from html import escape
+
+from keras_pnn.robustness.report.figures import pictures
+from keras_pnn.robustness.report.sections import sections
+
+# No script, and nothing from elsewhere: a browser refuses both.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --page: #ffffff;
+  --line: #d0d7de; --head: #f3f5f7; --accent: #0b5c8f; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --soft: #9da7b1;
+  --page: #14181d; --line: #3a424b; --head: #20262d; --accent: #7cc0ee; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 76rem; padding: 1.5rem 1.25rem 4rem;
+  background: var(--page); color: var(--ink);
+  font: 16px/1.5 system-ui, "Segoe UI", "Helvetica Neue", Arial, sans-serif; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0.5rem 0; }
+h2 { font-size: 1.3rem; margin: 2.6rem 0 0.4rem; padding-top: 0.6rem;
+  border-top: 2px solid var(--line); overflow-wrap: anywhere; }
+p { margin: 0.3rem 0 0.9rem; max-width: 48rem; }
+header p { overflow-wrap: anywhere; }
+.meaning, figcaption { color: var(--soft); }
+nav ul { list-style: none; display: flex; flex-wrap: wrap; gap: 0.2rem 1.1rem;
+  margin: 0.8rem 0; padding: 0; }
+a { color: var(--accent); }
+.scroll { overflow-x: auto; margin: 0.8rem 0 1.2rem; }
+table { border-collapse: collapse; font-size: 0.88rem; min-width: 18rem;
+  font-variant-numeric: tabular-nums; }
+caption { text-align: left; font-weight: 600; padding: 0.2rem 0; }
+th, td { padding: 0.28rem 0.7rem; border-bottom: 1px solid var(--line);
+  text-align: right; vertical-align: top; }
+thead th { background: var(--head); border-bottom: 2px solid var(--line); }
+tbody th, thead th:first-child, thead td { text-align: left; font-weight: 500; }
+thead td { background: var(--head); border-bottom: 2px solid var(--line); }
+.figures { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
+.tables { display: flex; flex-wrap: wrap; gap: 0 2.5rem; align-items: flex-start; }
+.tables > .scroll { max-width: 100%; }
+figure { margin: 0.4rem 0; padding: 0.7rem; border: 1px solid var(--line);
+  border-radius: 6px; background: #ffffff; max-width: 100%; }
+figure svg { display: block; max-width: 100%; height: auto; }
+figcaption { color: #57606a; font-size: 0.85rem; max-width: 36rem;
+  margin-top: 0.4rem; overflow-wrap: anywhere; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.2rem 1.2rem;
+  font-size: 0.9rem; }
+dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+@page { size: A4; margin: 16mm 14mm; }
+@media print {
+  :root { color-scheme: light; --ink: #000; --soft: #333; --page: #fff;
+    --line: #999; --head: #eee; --accent: #000; }
+  body { max-width: none; padding: 0; font-size: 10pt; }
+  nav { display: none; }
+  h2 { margin-top: 1.2rem; break-after: avoid; }
+  .meaning { break-inside: avoid; break-after: avoid; }
+  .figures, .tables { display: block; }
+  .tables > .scroll { display: inline-block; vertical-align: top; margin-right: 6mm; }
+  figure, .scroll, dl { break-inside: avoid; }
+  figure { border: none; padding: 0; }
+  figure svg { max-height: 130mm; }
+  .scroll { overflow: visible; }
+  table { font-size: 7.5pt; }
+  th, td { padding: 0.15rem 0.35rem; }
+  thead { display: table-header-group; }
+}
+"""
+
+
+def html(result) -> str:
+    """Returns a report as an HTML page with its plots inside.
+
+    Args:
+        result: a `RobustnessResult`.
+
+    Returns:
+        The page: no script, and nothing that would be loaded from elsewhere.
+
+    Raises:
+        ImportError: Matplotlib is not installed.
+    """
+    figures: dict[str, list] = {}
+    for picture in pictures(result):
+        figures.setdefault(picture.key, []).append(picture)
+    parts = sections(result)
+    names = ", ".join(result.models)
+    links = "".join(
+        f'<li><a href="#{_anchor(index)}">{_text(part.title)}</a></li>'
+        for index, part in enumerate(parts)
+    )
+    body = "\n".join(
+        _section(_anchor(index), part, figures.get(part.key, []))
+        for index, part in enumerate(parts)
+    )
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<title>Robustness report: {_text(names)}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<header>
+<h1>Robustness report</h1>
+<p>{_text(names)}</p>
+<nav aria-label="Sections"><ul>{links}</ul></nav>
+</header>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+def _anchor(index: int) -> str:
+    return f"section-{index + 1}"
+
+
+def _section(anchor: str, part, figures) -> str:
+    lines = [f'<section id="{anchor}">', f"<h2>{_text(part.title)}</h2>"]
+    if part.meaning:
+        lines.append(f'<p class="meaning">{_text(part.meaning)}</p>')
+    if figures:
+        drawn = "\n".join(
+            f"<figure>\n{_shorter(picture.svg)}\n"
+            f"<figcaption>{_text(picture.caption)}</figcaption>\n</figure>"
+            for picture in figures
+        )
+        lines.append(f'<div class="figures">\n{drawn}\n</div>')
+    if part.tables:
+        tables = "\n".join(_table(table) for table in part.tables)
+        lines.append(f'<div class="tables">\n{tables}\n</div>')
+    if part.lines:
+        pairs = "\n".join(
+            f"<dt>{_text(key)}</dt><dd>{_text(value)}</dd>"
+            for key, value in part.lines.items()
+        )
+        lines.append(f"<dl>\n{pairs}\n</dl>")
+    return "\n".join([*lines, "</section>"])
+
+
+def _table(table) -> str:
+    caption = f"<caption>{_text(table.title)}</caption>" if table.title else ""
+    # An empty heading would be read aloud as one.
+    first = table.columns[0]
+    corner = f'<th scope="col">{_text(first)}</th>' if first else "<td></td>"
+    heads = "".join(f'<th scope="col">{_text(name)}</th>' for name in table.columns[1:])
+    rows = "\n".join(
+        f'<tr><th scope="row">{_text(row[0])}</th>'
+        + "".join(f"<td>{_text(cell)}</td>" for cell in row[1:])
+        + "</tr>"
+        for row in table.rows
+    )
+    return (
+        f'<div class="scroll"><table>{caption}\n<thead><tr>{corner}{heads}</tr></thead>'
+        f"\n<tbody>\n{rows}\n</tbody></table></div>"
+    )
+
+
+def _text(words: str) -> str:
+    # A number keeps its sign and its unit on its line.
+    for sign in ("≥ ", "≤ ", " %"):
+        words = words.replace(sign, sign.replace(" ", "\u00a0"))
+    return escape(words)
+
+
+def _shorter(svg: str) -> str:
+    # Matplotlib's line breaks and indents are a tenth of a file.
+    return re.sub(r">\s+<", "><", svg)

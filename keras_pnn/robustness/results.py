@@ -1,0 +1,345 @@
+"""What a robustness report holds, as frozen records; statistics are derived."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from keras_pnn.curvature.eigenvalues import HessianResult
+from keras_pnn.curvature.landscape import Landscape
+from keras_pnn.curvature.spectrum import DensityResult, TraceResult
+from keras_pnn.devices.simulated import SimulatedDevice
+from keras_pnn.robustness import statistics
+from keras_pnn.robustness.report.as_dict import as_dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Yield:
+    """How many devices keep the specification.
+
+    Args:
+        passed: the devices that keep it.
+        n: all devices.
+    """
+
+    passed: int
+    n: int
+
+    @property
+    def value(self) -> float:
+        """The share that passed."""
+        return self.passed / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The Wilson interval of 95 %."""
+        return statistics.wilson(self.passed, self.n)
+
+    @classmethod
+    def of(cls, values: np.ndarray, spec: float, mode: str) -> "Yield":
+        """Counts the values that keep a specification; NaN breaks it.
+
+        Args:
+            values: (devices,).
+            spec: the specification.
+            mode: `"max"`: at least `spec`; `"min"`: at most.
+        """
+        kept = statistics.margin(values, spec, mode) >= 0
+        return cls(int(kept.sum()), len(kept))
+
+    def to_dict(self) -> dict:
+        low, high = self.interval
+        return {
+            "passed": self.passed,
+            "n": self.n,
+            "yield": self.value,
+            "low": low,
+            "high": high,
+        }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Axis:
+    """One axis of a scan.
+
+    Args:
+        name: what is varied: an imperfection (`"temperature"`), the spread of some
+            (`"std:theta_error+phi_error"`), or `"variation"`, a factor on all
+            deviations of the devices.
+        unit: its unit, `""` for a pure number.
+        values: (points,), or (points, elements): deviations from nominal, or
+            standard deviations, or factors.
+    """
+
+    name: str
+    unit: str
+    values: np.ndarray
+
+    def __len__(self):
+        return len(self.values)
+
+    @property
+    def random(self) -> bool:
+        """Whether its values are spreads of random deviations."""
+        return self.name == "variation" or self.name.startswith("std:")
+
+    @property
+    def positions(self) -> np.ndarray | None:
+        """(points,) where the points lie on a line through 0; `None` if on none."""
+        return statistics.line_positions(self.values)
+
+    @property
+    def label(self) -> str:
+        """The name with its unit, for a plot's axis."""
+        name = self.name
+        if name == "variation":
+            name = "factor on the deviations"
+        elif name.startswith("std:"):
+            name = "σ of " + ", ".join(name[4:].split("+"))
+        return f"{name} ({self.unit})" if self.unit else name
+
+    @property
+    def ticks(self) -> list[str]:
+        """The points as texts."""
+        return [
+            f"{v:g}" if np.ndim(v) == 0 else f"({', '.join(f'{e:g}' for e in v)})"
+            for v in self.values
+        ]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scan:
+    """A model along one axis (a sweep) or two (a grid), on the design and on devices.
+
+    Args:
+        axes: one or two `Axis`.
+        design: metric → (points, …): the design, with nothing else off; `None` where
+            an axis is random.
+        devices: metric → (devices, points, …): every device, with what is scanned
+            added to its own deviations (or in their place, for spreads); `None`
+            without devices.
+    """
+
+    axes: tuple[Axis, ...]
+    design: dict[str, np.ndarray] | None
+    devices: dict[str, np.ndarray] | None
+
+    def summary(self, metric: str) -> dict[str, np.ndarray] | None:
+        """Statistics over the devices at each point; `None` without devices."""
+        if self.devices is None:
+            return None
+        return statistics.summary(self.devices[metric])
+
+    def central(self, metric: str) -> np.ndarray:
+        """(points, …): the mean over the devices, or the design if there are none."""
+        if self.devices is None:
+            return np.asarray(self.design[metric])
+        return self.devices[metric].mean(0)
+
+    def yields(self, metric: str, spec: float, mode: str) -> list[Yield] | None:
+        """The yield at each point of a sweep; `None` without devices."""
+        if self.devices is None:
+            return None
+        columns = self.devices[metric].T
+        return [Yield.of(column, spec, mode) for column in columns]
+
+    def tolerance(self, metric: str, spec: float, mode: str) -> tuple[float, float]:
+        """The interval around 0 in which `central` keeps a specification; see
+        `statistics.tolerance`. NaN where the points lie on no line."""
+        order = self._order()
+        if order is None:
+            return math.nan, math.nan
+        x = self.axes[0].positions[order]
+        return statistics.tolerance(x, self.central(metric)[order], spec, mode)
+
+    def area(self, metric: str) -> float:
+        """The mean of `central` over the range; NaN where it has none."""
+        order = self._order()
+        if order is None:
+            return math.nan
+        return statistics.area(
+            self.axes[0].positions[order], self.central(metric)[order]
+        )
+
+    def _order(self):
+        if len(self.axes) != 1 or self.axes[0].positions is None:
+            return None
+        return np.argsort(self.axes[0].positions, kind="stable")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class WorstCase:
+    """What an ascent over the imperfections found inside a radius.
+
+    Args:
+        radius: imperfection → root mean square of its deviation over its elements,
+            in its unit, which the search kept to.
+        metrics: loss and metrics there, on all data.
+        losses: (restarts, steps + 1) losses along the ascents, on the search's data.
+        samples: how many samples the search looked at.
+        device: the device that was found.
+    """
+
+    radius: dict[str, float]
+    metrics: dict[str, float]
+    losses: np.ndarray
+    samples: int
+    device: SimulatedDevice
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sensitivity:
+    """What one kind of imperfection in one layer does alone.
+
+    Args:
+        layers: names of the layers.
+        kinds: what deviated: `"resonance_shift"`, as in the devices, or
+            `"temperature = 2"`, an end of a sweep.
+        metrics: metric → (layers, kinds): means over the devices that were used, and
+            for an end of a sweep the design's; NaN where a layer has no such
+            imperfection.
+        devices: how many devices were used.
+    """
+
+    layers: tuple[str, ...]
+    kinds: tuple[str, ...]
+    metrics: dict[str, np.ndarray]
+    devices: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Curvature:
+    """The Hessian of the loss over some variables.
+
+    Args:
+        eigenvalues: the largest and the smallest eigenvalues.
+        trace: its trace.
+        density: its spectral density.
+    """
+
+    eigenvalues: HessianResult
+    trace: TraceResult
+    density: DensityResult
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Transfer:
+    """Trained on one device, tested on another.
+
+    Args:
+        models: names of the models, the rows.
+        devices: names of the devices, the columns: those that the models of the same
+            name were trained on.
+        metrics: metric → (models, devices).
+    """
+
+    models: tuple[str, ...]
+    devices: tuple[str, ...]
+    metrics: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ModelRobustness:
+    """All that a report says of one model.
+
+    Args:
+        nominal: loss and metrics of the design.
+        devices: metric → (devices,), every device as fabricated; `None` without.
+        labels: names of the devices.
+        sweeps: name → one-dimensional `Scan`.
+        grid: a two-dimensional `Scan`, or `None`.
+        worst: the adversarial worst case, or `None`.
+        sensitivity: per layer and kind, or `None`.
+        curvature: `"controls"` and `"all"` → `Curvature`; empty without.
+        landscape: the loss around the controls, or `None`.
+    """
+
+    nominal: dict[str, float]
+    devices: dict[str, np.ndarray] | None = None
+    labels: tuple[str, ...] = ()
+    sweeps: dict[str, Scan] = dataclasses.field(default_factory=dict)
+    grid: Scan | None = None
+    worst: WorstCase | None = None
+    sensitivity: Sensitivity | None = None
+    curvature: dict[str, Curvature] = dataclasses.field(default_factory=dict)
+    landscape: Landscape | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RobustnessResult:
+    """What `robustness_report` found, and how.
+
+    Args:
+        models: name → `ModelRobustness`, the model asked about first, then those it
+            is compared with.
+        metric: the metric that the specification is about.
+        mode: `"max"`: `metric` must be at least `spec`; `"min"`: at most.
+        spec: the specification.
+        transfer: trained on one device and tested on another, or `None`.
+        setting: how it was made: data with their shapes and hash, specification,
+            seeds, batch normalisation, versions, seconds; `"<name> per model"` where
+            the models differ.
+    """
+
+    models: dict[str, ModelRobustness]
+    metric: str
+    mode: str
+    spec: float
+    transfer: Transfer | None
+    setting: dict
+
+    def yield_of(self, name: str) -> Yield | None:
+        """The yield of a model over the devices; `None` without devices."""
+        devices = self.models[name].devices
+        if devices is None:
+            return None
+        return Yield.of(devices[self.metric], self.spec, self.mode)
+
+    def summary(self, name: str, metric: str) -> dict[str, float] | None:
+        """Statistics of a model's metric over the devices; `None` without devices."""
+        devices = self.models[name].devices
+        return None if devices is None else statistics.summary(devices[metric])
+
+    def to_dict(self) -> dict:
+        """Returns what was measured and what follows from it, in JSON's types.
+
+        Statistics of the devices, yields, tolerances and means over a range stand
+        beside the values that they are worked out from; NaN and infinities become
+        `None`.
+        """
+        return as_dict(self)
+
+    def table(self) -> str:
+        """Returns the report as tables of text."""
+        from keras_pnn.robustness.report.text import text
+
+        return text(self)
+
+    def to_dataframe(self):
+        """Returns one row for each measured point, as a pandas DataFrame."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError(
+                "to_dataframe needs pandas: pip install 'keras-pnn[dataframe]'"
+            ) from error
+        from keras_pnn.robustness.report.text import long_rows
+
+        return pandas.DataFrame(long_rows(self))
+
+    def save(self, path) -> None:
+        """Writes the report: `.html` (one file, plots inside), `.json` or `.csv`.
+
+        Args:
+            path: where to; its suffix says what.
+
+        Raises:
+            ValueError: another suffix.
+            ImportError: HTML without Matplotlib.
+        """
+        from keras_pnn.robustness.report.files import write
+
+        write(self, path)
+
+    def __str__(self):
+        return self.table()

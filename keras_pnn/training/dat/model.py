@@ -1,0 +1,339 @@
+"""Dual adaptive training: a model of the device's errors learns beside the network."""
+
+import keras
+import tensorflow as tf
+
+from keras_pnn.devices.process import count
+from keras_pnn.layers.bank import whole
+from keras_pnn.layers.physical import (
+    measure,
+    overriding,
+    physical_layers,
+    substituting,
+    valued,
+)
+from keras_pnn.training.dat.error_networks import ErrorNetwork
+from keras_pnn.training.gradients.base import (
+    Evaluation,
+    GradientSource,
+    check_measured,
+    loss_of,
+    watch,
+)
+from keras_pnn.training.sat import SATModel
+
+
+class ErrorModels:
+    """One error network for each physical layer, and the optimizer of all of them.
+
+    Kept out of Keras' tracking: the network's optimizer must not step them.
+
+    Args:
+        options: arguments of `ErrorNetwork`.
+        optimizer: a Keras optimizer.
+    """
+
+    def __init__(self, options: dict, optimizer: keras.optimizers.Optimizer):
+        self.options = options
+        self.optimizer = optimizer
+        self.layers: list = []
+        self.networks: list[ErrorNetwork] = []
+
+    def build(self, model: keras.Model) -> None:
+        """Makes the networks for the physical layers of a built model, once."""
+        layers = physical_layers(model)
+        if self.networks or not all(layer.built for layer in layers):
+            return
+        self.layers = layers
+        for index, layer in enumerate(layers):
+            shape = layer.compute_output_shape(layer._build_shapes_dict["input_shape"])
+            network = ErrorNetwork(
+                name=f"error_{index}", dtype=layer.dtype_policy, **self.options
+            )
+            network.build((None, _size(shape)))
+            self.networks.append(network)
+        self.optimizer.build(self.trainable)
+
+    @property
+    def trainable(self) -> list[keras.Variable]:
+        return [v for n in self.networks for v in n.trainable_variables]
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """All that a resumed run needs."""
+        own = [v for n in self.networks for v in n.variables]
+        return [*own, *self.optimizer.variables]
+
+    def of(self, layer) -> ErrorNetwork:
+        pairs = zip(self.layers, self.networks, strict=True)
+        return next(network for own, network in pairs if own is layer)
+
+    def corrected(self, layer, modelled, training: bool) -> tf.Tensor:
+        """Returns y + S(y), the layer's outputs with the errors that S predicts."""
+        flat = tf.reshape(modelled, [-1, _size(modelled.shape)])
+        errors = tf.reshape(self.of(layer)(flat, training=training), tf.shape(modelled))
+        # The networks compute with their weights' precision, the layers perhaps less.
+        return modelled + tf.cast(errors, modelled.dtype)
+
+
+class DualAdaptive(GradientSource):
+    """Values of the device; derivatives of the model with its errors, which S predicts.
+
+    Args:
+        errors: the error networks.
+        internal_states: whether the device gives the states between layers.
+        fields: whether it gives complex fields, or their amplitudes alone.
+    """
+
+    needs_device = True
+
+    def __init__(self, errors: ErrorModels, internal_states: bool, fields: bool):
+        self.errors = errors
+        self.internal_states = internal_states
+        self.fields = fields
+        self.learning = True
+        self.error_loss = keras.metrics.Mean(name="error_loss")
+
+    def __call__(self, trainer, batch, overrides, wrt, index=0) -> Evaluation:
+        networks = self.errors.networks
+        # A second pass goes through the errors as they are known, and teaches none.
+        learning = self.learning and index == 0
+        theirs = self.errors.trainable if learning else []
+        watched, mapping = watch([*wrt, *theirs], overrides)
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+            tape.watch(watched)
+            forward = self._inside if self.internal_states else self._outside
+            loss, y_pred, scope, misfits = forward(trainer, batch, mapping, learning)
+            scaled = trainer.optimizer.scale_loss(loss)
+        check_measured(misfits)
+        gradients = tape.gradient(scaled, watched[: len(wrt)])
+        if index > 0:
+            return Evaluation(loss, gradients, y_pred, scope)
+
+        def report():
+            self.error_loss.update_state(
+                tf.add_n([m for _, m in misfits]) / len(misfits)
+            )
+
+        if not learning:
+            return Evaluation(loss, gradients, y_pred, scope, report)
+        by_variable = dict(zip(map(id, theirs), watched[len(wrt) :], strict=True))
+        steps = []
+        for network in networks:
+            # A layer that is called twice has two.
+            its = [m for n, m in misfits if n is network]
+            if not its:
+                continue
+            misfit = tf.add_n(its)
+            own = [by_variable[id(v)] for v in network.trainable_variables]
+            steps += list(
+                zip(
+                    tape.gradient(misfit, own), network.trainable_variables, strict=True
+                )
+            )
+
+        def commit():
+            for variable in (v for n in networks for v in n.non_trainable_variables):
+                value = scope.get_current_value(variable)
+                if value is not None:
+                    variable.assign(value)
+            self.errors.optimizer.apply_gradients(steps)
+            report()
+
+        return Evaluation(loss, gradients, y_pred, scope, commit)
+
+    def _inside(self, trainer, batch, overrides, learning):
+        """Each layer's state is fused with what was measured there."""
+        misfits = []
+
+        def substitute(layer, inputs, controls, modelled):
+            measured = measure(self.device, layer, inputs, controls, modelled)
+            if measured is None:
+                return modelled
+            predicted = self.errors.corrected(layer, modelled, training=learning)
+            error = self._misfit(predicted, tf.stop_gradient(measured))
+            misfits.append((self.errors.of(layer), error))
+            return valued(self._fused(measured, predicted), predicted)
+
+        self._attach(trainer)
+        scope = overriding(trainer, overrides)
+        with scope, substituting(substitute):
+            y_pred = trainer(batch[0], training=True)
+            return loss_of(trainer, batch, y_pred), y_pred, scope, misfits
+
+    def _outside(self, trainer, batch, overrides, learning):
+        """Only the outputs of the whole network are fused with what was measured."""
+        with overriding(trainer, overrides), self._measuring(trainer):
+            measured = trainer(batch[0], training=True)
+
+        def substitute(layer, inputs, controls, modelled):
+            return self.errors.corrected(layer, modelled, training=learning)
+
+        scope = overriding(trainer, overrides)
+        with scope, substituting(substitute):
+            predicted = trainer(batch[0], training=True)
+            pairs = list(
+                zip(
+                    keras.tree.flatten(predicted),
+                    keras.tree.flatten(measured),
+                    strict=True,
+                )
+            )
+            misfit = tf.add_n([self._misfit(p, tf.stop_gradient(m)) for p, m in pairs])
+            y_pred = keras.tree.pack_sequence_as(
+                predicted, [valued(self._fused(m, p), p) for p, m in pairs]
+            )
+            loss = loss_of(trainer, batch, y_pred)
+        return loss, y_pred, scope, [(n, misfit) for n in self.errors.networks]
+
+    def _misfit(self, predicted, measured) -> tf.Tensor:
+        """The mean square of what S leaves unexplained."""
+        if predicted.dtype.is_complex and not self.fields:
+            predicted, measured = tf.abs(predicted), tf.abs(measured)
+        misfit = tf.abs(predicted - measured)
+        if misfit.dtype.size < 4:
+            # Squares of small errors are 0 in half precision.
+            misfit = tf.cast(misfit, "float32")
+        return tf.reduce_mean(tf.square(misfit))
+
+    def _fused(self, measured, predicted) -> tf.Tensor:
+        """The measured amplitude with the predicted phase, where that is unknown."""
+        if not measured.dtype.is_complex or self.fields:
+            return measured
+        length = tf.cast(tf.abs(predicted), predicted.dtype)
+        phase = tf.where(
+            tf.equal(length, 0),
+            tf.ones_like(predicted),
+            tf.math.divide_no_nan(predicted, length),
+        )
+        return tf.cast(tf.abs(measured), predicted.dtype) * phase
+
+
+class DATModel(SATModel):
+    """Trains on a device whose systematic errors are learned at the same time.
+
+    To the outputs y of each physical layer an error network adds S(y), which learns to
+    reproduce what the device gives. Each step: the batch is measured; S takes a step
+    that lowers the mean square of |y + S(y)| − |measured|; the measured amplitudes,
+    with the phases of y + S(y), replace the states (state fusion); and the network
+    takes a step along the gradient through the model and S. With S = 0, where it
+    starts, and a device equal to the model, this is plain backpropagation.
+
+    Args:
+        model: as in `SATModel`, with physical layers.
+        device: as in `PATModel`.
+        error_networks: how many small U-Nets are added up in one S.
+        internal_states: whether the device gives its states between layers. Without,
+            the error networks learn from the outputs of the whole network, and these
+            alone are fused; the device is then run as a whole, in a pass of its own.
+        fields: whether the device measures complex fields. Without, only amplitudes
+            are compared and fused, as photodiodes or a camera give them.
+        error_epochs: after so many epochs, as `fit` counts them, S is kept as it is.
+            Default: it goes on learning.
+        error_optimizer: Keras optimizer of the error networks, default Adam with a
+            rate of 0.001.
+        ascent: an ascent as in `SATModel`. Default: none.
+        **kwargs: further arguments of `SATModel`.
+
+    Logs: `error_loss`, the mean square that S leaves, over the layers; beside the loss.
+
+    Raises:
+        ValueError: `device` is `None` or cannot measure; `error_networks` or
+            `error_epochs` is not a whole number in range; `internal_states` or
+            `fields` is no bool.
+
+    Example:
+
+    ```python
+    online = pnn.DATModel(model, device=chip, error_networks=6, error_epochs=20)
+    online.compile(keras.optimizers.SGD(0.1), loss="sparse_categorical_crossentropy")
+    online.fit(x_train, y_train, epochs=60)
+    ```
+
+    Reference:
+        - Zheng et al., Nat. Mach. Intell. 5:1119 (2023)
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        device,
+        error_networks: int = 6,
+        internal_states: bool = True,
+        fields: bool = False,
+        error_epochs: int | None = None,
+        error_optimizer: keras.optimizers.Optimizer | None = None,
+        ascent=None,
+        **kwargs,
+    ):
+        kwargs.setdefault("name", f"dat_{getattr(model, 'name', '')}")
+        for flag, value in (("internal_states", internal_states), ("fields", fields)):
+            if not isinstance(value, bool):
+                raise ValueError(f"`{flag}` must be a bool. Received: {value!r}")
+        if error_epochs is not None:
+            error_epochs = count("error_epochs", error_epochs)
+        if error_optimizer is None:
+            error_optimizer = keras.optimizers.Adam(1e-3)
+        errors = ErrorModels(
+            {"networks": whole("`error_networks`", error_networks)},
+            keras.optimizers.get(error_optimizer),
+        )
+        source = DualAdaptive(errors, internal_states, fields)
+        super().__init__(model, ascent=ascent, device=device, gradient=source, **kwargs)
+        self.error_epochs = error_epochs
+        self._error_loss = source.error_loss
+        self._build_errors()
+
+    @property
+    def error_models(self) -> list[ErrorNetwork]:
+        """The error networks, in the order of the model's physical layers."""
+        return list(self.gradient.errors.networks)
+
+    def _build_errors(self) -> None:
+        if self.model.built:
+            self.gradient.errors.build(self.model)
+
+    def _build_inner(self, x):
+        super()._build_inner(x)
+        self._build_errors()
+
+    def _own_callbacks(self):
+        return [*super()._own_callbacks(), _Stages()]
+
+    @property
+    def train_metrics(self):
+        return [*super().train_metrics, self._error_loss]
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        for index, variable in enumerate(self.gradient.errors.variables):
+            store[f"error_{index}"] = variable
+
+    def load_own_variables(self, store):
+        super().load_own_variables(store)
+        self._build_errors()
+        variables = self.gradient.errors.variables
+        saved = [key for key in list(store.keys()) if key.startswith("error_")]
+        if len(saved) != len(variables):
+            raise ValueError(
+                f"`{self.name}` expected {len(variables)} variables of error networks. "
+                f"Received: {len(saved)}"
+            )
+        for index, variable in enumerate(variables):
+            variable.assign(store[f"error_{index}"])
+
+
+class _Stages(keras.callbacks.Callback):
+    """Ends the learning of the error networks when its epochs are over."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        last = self.model.error_epochs
+        learning = last is None or epoch < last
+        if self.model.gradient.learning != learning:
+            self.model.gradient.learning = learning
+            self.model.retrace()
+
+
+def _size(shape) -> int:
+    """How many numbers a sample's outputs are."""
+    return int(tf.TensorShape(shape[1:]).num_elements())

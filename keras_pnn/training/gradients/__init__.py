@@ -1,0 +1,11 @@
+"""Sources of gradients: the model, a device, random perturbations."""
+
+from keras_pnn.training.gradients.base import (
+    DeviceGradient,
+    Evaluation,
+    GradientSource,
+    ModelGradient,
+)
+from keras_pnn.training.gradients.spsa import SPSA
+
+__all__ = ["SPSA", "DeviceGradient", "Evaluation", "GradientSource", "ModelGradient"]

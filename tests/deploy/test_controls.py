@@ -1,0 +1,350 @@
+import csv
+import io
+
+import keras
+import numpy as np
+import pytest
+
+import keras_pnn as pnn
+from keras_pnn.layers import MRRBank, MRRConv2D, MZIDense, MZIMesh, PhysicalLayer
+from keras_pnn.physics.mesh import cell_mask
+
+
+class Phases(PhysicalLayer):
+    """Two controls, one of them a scalar, and no bank."""
+
+    def build(self, input_shape):
+        self.add_control("phase", input_shape[-1:], unit="rad")
+        self.add_control("gain", (), unit="", initializer="ones")
+
+    def forward(self, inputs, controls, imperfections):
+        return inputs * controls["phase"] * controls["gain"]
+
+
+def network(seed=0, dtype="float32"):
+    model = keras.Sequential(
+        [
+            keras.Input((4, 4, 2)),
+            MRRConv2D(3, 2, bank_size=(2, 3), name="conv", dtype=dtype),
+            keras.layers.Flatten(),
+            MRRBank(
+                2, tuning=pnn.HeaterTuning(max_current=3.0), name="bank", dtype=dtype
+            ),
+            Phases(name="phases", dtype=dtype),
+        ]
+    )
+    rng = np.random.default_rng(seed)
+    for layer in pnn.layers.physical_layers(model):
+        for variable in layer.controls.values():
+            variable.assign(rng.uniform(0, 2, variable.shape))
+    return model
+
+
+def controls(model):
+    return [
+        np.asarray(v).copy()
+        for layer in pnn.layers.physical_layers(model)
+        for v in layer.controls.values()
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_round_trip_is_bit_equal(tmp_path, dtype):
+    model, other = network(0, dtype), network(1, dtype)
+    # The values of every magnitude, among them the smallest.
+    bank = model.get_layer("bank").controls["control"]
+    bank.assign(np.abs(np.random.default_rng(3).normal(size=bank.shape)) ** 9 % 3)
+    pnn.export_controls(model, tmp_path / "controls.csv")
+    pnn.load_controls(other, str(tmp_path / "controls.csv"))
+    for ours, theirs in zip(controls(model), controls(other), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def rows_of(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_coordinates_on_a_bank_that_tiles(tmp_path):
+    model = network()
+    pnn.export_controls(model, tmp_path / "c.csv")
+    rows = [r for r in rows_of(tmp_path / "c.csv") if r["layer"] == "conv"]
+    kernel = np.asarray(model.get_layer("conv").controls["control"])
+    assert len(rows) == kernel.size
+    seen = set()
+    for row in rows:
+        i, j, channel, out = map(int, row["index"].split(";"))
+        place = (i * 2 + j) * 2 + channel  # (kernel height, kernel width, channels)
+        assert int(row["tile"]) == out // 2 * 3 + place // 3  # 3 tiles over the inputs
+        assert int(row["row"]) == out % 2 and int(row["column"]) == place % 3
+        assert np.float32(row["value"]) == kernel[i, j, channel, out]
+        assert row["unit"] == "nm" and row["power_mW"] == ""
+        seen.add((row["tile"], row["row"], row["column"]))
+    assert len(seen) == kernel.size
+    phases = [r for r in rows_of(tmp_path / "c.csv") if r["layer"] == "phases"]
+    assert [r["index"] for r in phases] == ["0", "1", ""]
+    assert all(r["tile"] == r["row"] == r["column"] == "" for r in phases)
+    assert [r["unit"] for r in phases] == ["rad", "rad", ""]
+
+
+def test_power_is_the_sum_of_the_heaters(tmp_path):
+    model = network()
+    summary = pnn.export_controls(model, tmp_path / "c.csv")
+    current = np.asarray(model.get_layer("bank").controls["control"], "float64")
+    power = current**2 * 0.375
+    assert summary == {
+        "conv": {"rings": 24, "passes": 6, "heater_power_mW": None},
+        "bank": {
+            "rings": current.size,
+            "passes": 1,
+            "heater_power_mW": pytest.approx(power.sum(), rel=1e-5),
+        },
+    }
+    rows = [r for r in rows_of(tmp_path / "c.csv") if r["layer"] == "bank"]
+    written = np.array([float(r["power_mW"]) for r in rows]).reshape(current.shape)
+    np.testing.assert_allclose(written, power, rtol=1e-5)
+
+
+def test_power_is_that_of_what_the_converter_drives(tmp_path):
+    # Codes 0, 1, 2 and 3 mA.
+    bank = MRRBank(1, tuning="heater", dac=pnn.layers.DAC(2, 0.0, 3.0))
+    model = keras.Sequential([keras.Input((2,)), bank])
+    bank.controls["control"].assign([[1.2], [2.7]])
+    summary = pnn.export_controls(model, tmp_path / "a.csv")
+    power = 0.375 * np.array([1.0, 9.0])
+    written = [float(row["power_mW"]) for row in rows_of(tmp_path / "a.csv")]
+    np.testing.assert_allclose(written, power, 1e-6)
+    assert summary[bank.name]["heater_power_mW"] == pytest.approx(power.sum(), 1e-6)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_header(tmp_path):
+    model = network()
+    path = tmp_path / "a.csv"
+    pnn.export_controls(model, path)
+    path.write_text(path.read_text("utf-8"), "utf-8-sig")
+    before = controls(model)
+    pnn.load_controls(model, path)
+    for old, new in zip(before, controls(model), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def column(name, value, line=3):
+    def change(rows):
+        rows[line][rows[0].index(name)] = value
+
+    return change
+
+
+def drop_column(rows):
+    place = rows[0].index("unit")
+    for row in rows:
+        del row[place]
+
+
+def cut(rows):
+    del rows[5][4:]
+
+
+def longer(rows):
+    rows[5].append("x")
+
+
+def missing(rows):
+    del rows[7]
+
+
+def twice(rows):
+    rows.append(list(rows[4]))
+
+
+def bank_line(name, value):
+    def change(rows):
+        line = next(r for r in rows if r[0] == "bank")
+        line[rows[0].index(name)] = value
+
+    return change
+
+
+BAD = {
+    "missing column": drop_column,
+    "empty": lambda rows: rows.clear(),
+    "header only": lambda rows: rows.__delitem__(slice(1, None)),
+    "wrong unit": column("unit", "mA"),
+    "no unit": column("unit", ""),
+    "cut line": cut,
+    "longer line": longer,
+    "missing control": missing,
+    "twice": twice,
+    "unknown layer": column("layer", "mrr_bank_9"),
+    "unknown control": column("control", "phase"),
+    **{f"value {v}": column("value", v) for v in ("nan", "inf", "", "1,5", "1e300")},
+    **{
+        f"index {i}": column("index", i)
+        for i in ("2;0;0;0", "0;0;0;-1", "0;0", "", "a", "0;0;0;0;0", "0;0;0;1.5")
+    },
+    "negative detuning": column("value", "-0.1"),
+    "negative current": bank_line("value", "-0.1"),
+    "current too high": bank_line("value", "3.1"),
+}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    path = tmp_path_factory.mktemp("exchange") / "controls.csv"
+    pnn.export_controls(network(0), path)
+    return path.read_text(encoding="utf-8"), network(1)
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_file_changes_nothing(tmp_path, exported, kind):
+    text, model = exported
+    before = controls(model)
+    rows = list(csv.reader(io.StringIO(text)))
+    BAD[kind](rows)
+    path = tmp_path / "bad.csv"
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    with pytest.raises(ValueError, match="Received"):
+        pnn.load_controls(model, path)
+    for ours, theirs in zip(before, controls(model), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", ["wrong unit", "negative detuning", "value nan"])
+def test_the_error_names_the_line(tmp_path, exported, kind):
+    text, model = exported
+    rows = list(csv.reader(io.StringIO(text)))
+    BAD[kind](rows)
+    path = tmp_path / "bad.csv"
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    with pytest.raises(ValueError, match="line 4"):
+        pnn.load_controls(model, path)
+
+
+def test_lines_may_come_in_any_order(tmp_path, exported):
+    text, _ = exported
+    header, *rows = text.splitlines()
+    path = tmp_path / "c.csv"
+    path.write_text("\n".join([header, *rows[::-1]]), encoding="utf-8")
+    model = network(1)
+    pnn.load_controls(model, path)
+    for ours, theirs in zip(controls(model), controls(network(0)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_models_that_cannot_be_exported(tmp_path):
+    path = tmp_path / "c.csv"
+    digital = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    with pytest.raises(ValueError, match="Received"):
+        pnn.export_controls(digital, path)
+    twins = keras.Sequential([keras.Input((3,)), MRRBank(3, name="twin")])
+    outer = keras.Sequential([keras.Input((3,)), twins, MRRBank(2, name="twin")])
+    with pytest.raises(ValueError, match="Received"):
+        pnn.export_controls(outer, path)
+    broken = network()
+    broken.get_layer("phases").controls["gain"].assign(np.nan)
+    with pytest.raises(ValueError, match="phases/gain"):
+        pnn.export_controls(broken, path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_controls_that_no_driver_sets_are_not_exported(tmp_path):
+    bank = MRRBank(1, tuning="heater", control_constraint=None)
+    model = keras.Sequential([keras.Input((2,)), bank])
+    bank.controls["control"].assign([[-0.5], [2.7]])
+    with pytest.raises(ValueError, match=rf"{bank.name}/control: `control` must be"):
+        pnn.export_controls(model, tmp_path / "a.csv")
+    assert not (tmp_path / "a.csv").exists()
+
+
+def test_a_failed_export_leaves_the_old_file(tmp_path, exported):
+    text, _ = exported
+    path = tmp_path / "c.csv"
+    path.write_text(text, encoding="utf-8")
+    broken = network()
+    broken.get_layer("phases").controls["gain"].assign(np.inf)
+    with pytest.raises(ValueError, match="Received"):
+        pnn.export_controls(broken, path)
+    assert path.read_text(encoding="utf-8") == text
+
+
+def meshes(seed=0, dtype="float32"):
+    start = pnn.layers.mesh_initializers.Haar(seed)
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            MZIMesh(6, phase_initializer=start, name="mesh", dtype=dtype),
+            MZIMesh(6, "reck", phase_initializer=start, name="triangle", dtype=dtype),
+            MZIDense(4, phase_initializer=start, name="dense", dtype=dtype),
+            MZIDense(3, phase_initializer=start, name="other", dtype=dtype),
+        ]
+    )
+    rng = np.random.default_rng(seed)
+    for layer in model.layers[2:]:
+        layer.program(rng.normal(size=(layer.units, 4 if layer.units == 3 else 6)))
+    return model
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_meshes_round_trip(tmp_path, dtype):
+    model, other = meshes(0, dtype), meshes(1, dtype)
+    assert pnn.export_controls(model, tmp_path / "c.csv") == {}
+    pnn.load_controls(other, tmp_path / "c.csv")
+    for ours, theirs in zip(controls(model), controls(other), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    rows = rows_of(tmp_path / "c.csv")
+    (gain,) = [r for r in rows if (r["layer"], r["control"]) == ("dense_sigma", "gain")]
+    value = float(model.get_layer("dense").gain)
+    assert value != 1 and np.dtype(dtype).type(gain["value"]) == value
+    places = ("index", "tile", "row", "column", "unit", "power_mW")
+    assert all(gain[name] == "" for name in places)
+
+
+def test_rows_and_columns_of_a_mesh(tmp_path):
+    model = meshes()
+    pnn.export_controls(model, tmp_path / "c.csv")
+    rows = rows_of(tmp_path / "c.csv")
+    for name, arrangement in (("mesh", "clements"), ("triangle", "reck")):
+        exists = cell_mask(6, arrangement)
+        for control in ("theta", "phi"):
+            lines = [r for r in rows if (r["layer"], r["control"]) == (name, control)]
+            # One line for each cell, none for a slot without one.
+            assert len(lines) == exists.sum() == 15 < exists.size
+            stored = np.asarray(model.get_layer(name).controls[control])
+            for line in lines:
+                k, j = map(int, line["index"].split(";"))
+                assert exists[k, j] and np.float32(line["value"]) == stored[k, j]
+                place = int(line["row"]), int(line["column"])
+                assert place == (2 * j + k % 2, k)
+                assert line["tile"] == "" and line["unit"] == "rad"
+        gammas = [r for r in rows if (r["layer"], r["control"]) == (name, "gamma")]
+        assert [r["row"] for r in gammas] == list("012345")
+        assert all(r["column"] == "" for r in gammas)
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("no cell", r"line 3: expected an element that the hardware has.*1;1"),
+        ("missing", r"expected 6 values of mesh/theta. Received: 5"),
+    ],
+)
+def test_bad_lines_of_a_mesh_change_nothing(tmp_path, kind, message):
+    path = tmp_path / "c.csv"
+    model, other = (
+        keras.Sequential([keras.Input((4,)), MZIMesh(4, name="mesh")]) for _ in "ab"
+    )
+    pnn.export_controls(model, path)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if kind == "missing":
+        del lines[2]
+    else:
+        lines[2] = lines[2].replace("0;1", "1;1")
+    path.write_text("\n".join(lines), encoding="utf-8")
+    before = controls(other)
+    with pytest.raises(ValueError, match=message):
+        pnn.load_controls(other, path)
+    for ours, theirs in zip(before, controls(other), strict=True):
+        np.testing.assert_array_equal(ours, theirs)

@@ -1,0 +1,219 @@
+import doctest
+
+import keras
+import numpy as np
+import pytest
+
+import keras_pnn as pnn
+from keras_pnn.layers import MRRBank, MRRConv2D
+
+X = np.random.default_rng(0).normal(size=(4, 7, 7, 4)).astype("float32")
+
+
+def functional():
+    inputs = keras.Input((7, 7, 4))
+    y = keras.layers.Conv2D(
+        4, (3, 2), strides=(1, 2), padding="same", activation="relu", name="conv"
+    )(inputs)
+    y = keras.layers.BatchNormalization(name="norm")(y)
+    z = keras.layers.Conv2D(
+        4, 3, groups=2, dilation_rate=2, padding="same", use_bias=False, name="grouped"
+    )(y)
+    y = keras.layers.Add()([y, z])
+    y = keras.layers.Dropout(0.3)(keras.layers.Flatten()(y))
+    outputs = keras.layers.Dense(3, activation="softmax", name="dense")(y)
+    return keras.Model(inputs, outputs)
+
+
+def sequential():
+    model = keras.Sequential(
+        [keras.layers.Flatten(), keras.layers.Dense(3, "tanh", name="dense")]
+    )
+    model(X)
+    return model
+
+
+def settle(model, scale=0.1):
+    """Weights in reach, and statistics of normalisation that are not the start's."""
+    rng = np.random.default_rng(1)
+    for weight in model.weights:
+        values = rng.uniform(-scale, scale, weight.shape)
+        weight.assign(1 + values if "variance" in weight.name else values)
+    return model
+
+
+@pytest.mark.parametrize("make", [functional, sequential])
+def test_predictions_are_equal_when_all_weights_are_in_reach(make):
+    model = settle(make(), 0.5)
+    before = [np.asarray(w).copy() for w in model.weights]
+    conversion = pnn.convert(model)
+    ours = conversion.model.predict(X, verbose=0)
+    np.testing.assert_allclose(ours, model.predict(X, verbose=0), atol=2e-5)
+    assert all(row["clipped"] == 0 for row in conversion.layers)
+    assert all(row["max_error"] < 1e-5 for row in conversion.layers)
+    for weight, value in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(weight, value)
+    assert not any(isinstance(la, MRRBank | MRRConv2D) for la in model.layers)
+
+
+def test_layers_are_replaced_or_kept():
+    conversion = pnn.convert(settle(functional()), bank_size=(2, 3))
+    kinds = {la.name: type(la) for la in conversion.model.layers}
+    assert kinds["dense"] is MRRBank
+    assert kinds["conv"] is kinds["grouped"] is MRRConv2D
+    assert conversion.kept == ["norm"]
+    assert [row["name"] for row in conversion.layers] == ["conv", "grouped", "dense"]
+    assert [row["weights"] for row in conversion.layers] == [96, 72, 336]
+    assert all(
+        conversion.model.get_layer(row["name"]).bank_size == (2, 3)
+        for row in conversion.layers
+    )
+    for part in ("conv", "dense", "336", "kept digital: norm"):
+        assert part in str(conversion)
+
+
+def test_weights_out_of_reach_are_clipped_and_counted():
+    model = settle(sequential(), 0.5)
+    layer = model.get_layer("dense")
+    kernel = np.asarray(layer.kernel).copy()
+    kernel[0, 0], kernel[1, 1], kernel[2, 2] = 1.2, -1.5, 0.9995
+    layer.kernel.assign(kernel)
+    conversion = pnn.convert(model)
+    (row,) = conversion.layers
+    assert row["clipped"] == 3
+    assert row["max_error"] == pytest.approx(0.5, abs=1e-5)
+    expected = np.clip(kernel, -1, 0.999) - kernel
+    assert row["rms_error"] == pytest.approx(np.sqrt(np.mean(expected**2)), abs=1e-5)
+    weights = conversion.model.get_layer("dense").effective_weights()
+    np.testing.assert_allclose(weights, np.clip(kernel, -1, 0.999), atol=1e-5)
+
+
+def test_a_single_ended_port_clips_all_negative_weights():
+    model = settle(sequential())
+    (row,) = pnn.convert(model, tuning=pnn.HeaterTuning(port="through")).layers
+    negative = np.sum(np.asarray(model.get_layer("dense").kernel) < 0)
+    assert row["clipped"] == negative > 0
+
+
+def test_what_the_layers_were_told_is_kept():
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(
+                3,
+                kernel_regularizer=keras.regularizers.L2(0.5),
+                bias_regularizer="l1",
+                bias_constraint="non_neg",
+                activity_regularizer="l2",
+                dtype="mixed_bfloat16",
+            ),
+        ]
+    )
+    model.layers[0].trainable = False
+    bank = pnn.convert(model).model.layers[0]
+    assert not bank.trainable and bank.compute_dtype == "bfloat16"
+    assert bank.controls["control"].dtype == "float32"
+    assert bank.kernel_regularizer.l2 == 0.5
+    assert isinstance(bank.bias_regularizer, keras.regularizers.L1)
+    assert isinstance(bank.bias_constraint, keras.constraints.NonNeg)
+    assert isinstance(bank.activity_regularizer, keras.regularizers.L2)
+
+
+def test_a_conversion_can_be_saved_and_trained(tmp_path):
+    model = pnn.convert(settle(sequential())).model
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(
+        model.predict(X, verbose=0), again.predict(X, verbose=0)
+    )
+    again.compile("adam", loss="sparse_categorical_crossentropy")
+    again.fit(X, np.zeros(4), verbose=0)
+
+
+def test_a_shared_layer_stays_shared():
+    inputs = keras.Input((4,))
+    dense = keras.layers.Dense(4)
+    model = keras.Model(inputs, dense(dense(inputs)))
+    conversion = pnn.convert(settle(model))
+    assert len(conversion.layers) == 1
+    x = X[:, 0, 0]
+    np.testing.assert_allclose(conversion.model(x), model(x), atol=1e-5)
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(2)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+def test_what_normalization_has_adapted_to_is_kept():
+    normalization = keras.layers.Normalization()
+    normalization.adapt(20 + 5 * X)
+    model = keras.Sequential(
+        [keras.Input((7, 7, 4)), normalization, *sequential().layers]
+    )
+    settle(keras.Sequential(model.layers[1:]))
+    converted = pnn.convert(model)
+    np.testing.assert_allclose(
+        converted.model(20 + 5 * X), model(20 + 5 * X), rtol=0, atol=1e-5
+    )
+    assert converted.kept == [normalization.name]
+
+
+def test_models_inside_the_model_are_converted():
+    inner = functional()
+    model = keras.Sequential([keras.Input((7, 7, 4)), inner, keras.layers.Dense(2)])
+    settle(model)
+    before = np.asarray(model(X))
+    converted = pnn.convert(model)
+    assert [row["name"] for row in converted.layers] == [
+        "conv", "grouped", "dense", model.layers[-1].name
+    ]  # fmt: skip
+    np.testing.assert_allclose(converted.model(X), before, rtol=0, atol=1e-5)
+    inner.get_layer("dense").kernel.assign(
+        np.zeros(inner.get_layer("dense").kernel.shape)
+    )
+    np.testing.assert_allclose(converted.model(X), before, rtol=0, atol=1e-5)
+
+
+def test_an_activation_with_weights_is_not_shared():
+    slope = keras.layers.PReLU()
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(3, activation=slope)]
+    )
+    x = X[:, 0, 0]
+    model(x)
+    settle(model)
+    before = np.asarray(model(x))
+    converted = pnn.convert(model).model
+    np.testing.assert_allclose(converted(x), before, rtol=0, atol=1e-6)
+    converted.layers[-1].activation.set_weights([np.full(3, 9.0)])
+    np.testing.assert_array_equal(model(x), before)
+
+
+def test_models_that_cannot_be_converted():
+    subclassed = Subclassed()
+    subclassed(X)
+    nan = settle(sequential())
+    nan.get_layer("dense").bias.assign(np.zeros(3))
+    kernel = np.asarray(nan.get_layer("dense").kernel).copy()
+    kernel[0, 0] = np.nan
+    nan.get_layer("dense").kernel.assign(kernel)
+    nothing = keras.Sequential([keras.Input((4,)), keras.layers.ReLU()])
+    unbuilt = keras.Sequential([keras.layers.Dense(3)])
+    for model in (subclassed, nan, nothing, unbuilt, "model", None):
+        with pytest.raises(ValueError, match="Received"):
+            pnn.convert(model)
+
+
+def test_docstring_example_runs():
+    model = settle(sequential())
+    finder = doctest.DocTestFinder(recurse=False)
+    (example,) = finder.find(pnn.convert, globs={"pnn": pnn, "model": model})
+    # The example prints a table of the user's own model.
+    skip = [e for e in example.examples if not e.source.startswith("print")]
+    example.examples = skip
+    assert doctest.DocTestRunner().run(example).failed == 0

@@ -1,0 +1,120 @@
+"""Intervals, tolerances and areas against closed forms and SciPy."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from keras_pnn.robustness import statistics
+
+
+@pytest.mark.parametrize("passed,n", [(0, 1), (0, 20), (1, 1), (3, 7), (19, 20)])
+def test_wilson_is_that_of_scipy(passed, n):
+    expected = binomtest(passed, n).proportion_ci(0.95, "wilson")
+    assert statistics.wilson(passed, n) == pytest.approx(tuple(expected), abs=1e-12)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8, 0.95, 0.99])
+@pytest.mark.parametrize("n", [20, 100])
+def test_wilson_covers_at_its_nominal_rate(share, n):
+    # Of all counts that a yield of `share` gives, weighted by their probability.
+    covered = 0.0
+    for passed in range(n + 1):
+        low, high = statistics.wilson(passed, n)
+        weight = math.comb(n, passed) * share**passed * (1 - share) ** (n - passed)
+        covered += weight * (low <= share <= high)
+    # Counts are whole: the rate jumps around 95 %, worst near a share of 1.
+    assert 0.92 <= covered <= 1.0
+
+
+def test_wilson_covers_drawn_yields():
+    # A model whose devices pass with a known probability.
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(2000):
+        accuracy = rng.normal(0.97, 0.02, 50)
+        low, high = statistics.wilson(int((accuracy >= 0.95).sum()), 50)
+        hits += low <= 0.8413447 <= high
+    # Three standard errors of a rate of 95 % are 1.5 %.
+    assert abs(hits / 2000 - 0.95) < 0.02
+
+
+@pytest.mark.parametrize("passed,n", [(-1, 3), (4, 3), (0, 0)])
+def test_wilson_refuses(passed, n):
+    with pytest.raises(ValueError, match="Received: passed"):
+        statistics.wilson(passed, n)
+
+
+def test_summary_of_hand_computed_values():
+    values = np.arange(1.0, 22.0)[:, None] * [1, 10]
+    found = statistics.summary(values)
+    assert found["mean"] == pytest.approx([11, 110])
+    assert found["median"] == pytest.approx([11, 110])
+    assert found["p05"] == pytest.approx([2, 20])
+    assert found["p95"] == pytest.approx([20, 200])
+    assert found["min"] == pytest.approx([1, 10])
+    assert found["max"] == pytest.approx([21, 210])
+    assert found["std"] == pytest.approx([math.sqrt(110 / 3), math.sqrt(11000 / 3)])
+
+
+def test_tolerance_crosses_between_points():
+    x = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
+    y = np.array([0.5, 0.9, 1.0, 1.0, 0.6])
+    low, high = statistics.tolerance(x, y, 0.8)
+    assert low == pytest.approx(-1.25)
+    assert high == pytest.approx(1.5)
+    # The whole range keeps a lower one, and none a higher.
+    assert statistics.tolerance(x, y, 0.5) == (-2.0, 2.0)
+    assert all(map(math.isnan, statistics.tolerance(x, y, 1.1)))
+
+
+def test_tolerance_of_a_loss_is_an_upper_bound():
+    x = np.array([-1.0, 0.0, 1.0])
+    low, high = statistics.tolerance(x, np.array([3.0, 1.0, 2.0]), 1.5, "min")
+    assert (low, high) == (pytest.approx(-0.25), pytest.approx(0.5))
+
+
+def test_tolerance_ends_at_the_first_breach():
+    x = np.array([0.0, 1.0, 2.0, 3.0])
+    y = np.array([1.0, 0.0, 1.0, 1.0])
+    assert statistics.tolerance(x, y, 0.5) == (0.0, pytest.approx(0.5))
+
+
+def test_tolerance_of_a_range_that_does_not_hold_the_design():
+    x = np.array([0.5, 1.0])
+    assert all(map(math.isnan, statistics.tolerance(x, np.ones(2), 0.5)))
+
+
+def test_nan_breaks_a_specification():
+    x = np.array([0.0, 1.0, 2.0])
+    assert statistics.tolerance(x, np.array([1.0, 1.0, np.nan]), 0.5) == (0.0, 1.0)
+    assert all(map(math.isnan, statistics.tolerance(x, np.full(3, np.nan), 0.5)))
+
+
+@given(st.floats(0.1, 5.0), st.floats(0.1, 5.0), st.integers(3, 40))
+def test_tolerance_of_a_triangle(left, right, points):
+    x = np.unique(np.concatenate([np.linspace(-left, right, points), [0.0]]))
+    y = np.where(x < 0, 1 + x / left, 1 - x / right)
+    low, high = statistics.tolerance(x, y, 0.5)
+    assert low == pytest.approx(-left / 2, rel=1e-9)
+    assert high == pytest.approx(right / 2, rel=1e-9)
+
+
+def test_area_is_the_mean_over_an_uneven_range():
+    x = np.array([-1.0, 0.0, 3.0])
+    assert statistics.area(x, np.array([0.0, 1.0, 1.0])) == pytest.approx(3.5 / 4)
+    assert statistics.area(np.array([2.0]), np.array([7.0])) == 7.0
+
+
+def test_positions_of_points_on_a_line():
+    numbers = np.array([-1.0, 0.0, 2.0])
+    assert statistics.line_positions(numbers) is not None
+    np.testing.assert_array_equal(statistics.line_positions(numbers), numbers)
+    shifts = np.array([(-3.0, -4.0), (0.0, 0.0), (6.0, 8.0)])
+    np.testing.assert_allclose(statistics.line_positions(shifts), [-5, 0, 10])
+    np.testing.assert_allclose(statistics.line_positions(shifts[::-1]), [-10, 0, 5])
+    assert statistics.line_positions(np.eye(2)) is None
+    np.testing.assert_array_equal(statistics.line_positions(np.zeros((2, 2))), [0, 0])

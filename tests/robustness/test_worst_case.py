@@ -1,0 +1,209 @@
+"""The search for the worst device, against losses whose worst is known."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_pnn as pnn
+from keras_pnn.robustness import worst_device
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Offset(pnn.layers.PhysicalLayer):
+    """Adds its imperfections to its inputs."""
+
+    def build(self, input_shape):
+        shape = input_shape[-1:]
+        self.add_control("gain", shape, unit="", initializer="ones")
+        self.add_imperfection("offset", shape, unit="mV")
+        self.add_imperfection("temperature", (), unit="K", shared=True)
+        self.add_imperfection("scale", (), unit="", nominal=1.0, lower_bound=0.0)
+
+    def forward(self, inputs, controls, imperfections):
+        moved = imperfections["offset"] + imperfections["temperature"]
+        return imperfections["scale"] * controls["gain"] * inputs + moved
+
+
+SLOPE = np.array([3.0, -4.0, 0.0, 0.0])
+
+
+def linear(layers=1):
+    """A model whose loss is the mean of SLOPE · outputs."""
+    inputs = keras.Input((4,))
+    x = inputs
+    for index in range(layers):
+        x = Offset(name=f"stage_{index}")(x)
+    model = keras.Model(inputs, x)
+    slope = keras.ops.convert_to_tensor(SLOPE, "float32")
+    model.compile("sgd", lambda y, p: keras.ops.sum(slope * p, axis=-1))
+    return model
+
+
+X = np.zeros((10, 4))
+
+
+def test_on_a_linear_loss_it_is_the_radius_along_the_gradient():
+    device, losses = worst_device(linear(), X, X, {"offset": 0.1}, batch_size=4)
+    # A root mean square of 0.1 over four elements is a length of 0.2.
+    expected = 0.2 * SLOPE / 5
+    np.testing.assert_allclose(device.deviations["offset", 0], expected, atol=1e-6)
+    assert losses.shape == (3, 21)
+    assert losses.max() == pytest.approx(0.2 * 5, rel=1e-5)
+    assert losses[0, 0] == 0
+
+
+def test_a_shared_imperfection_is_one_for_all_layers():
+    model = linear(layers=2)
+    device, _ = worst_device(model, X, X, {"temperature": 0.5})
+    found = [device.deviations["temperature", i] for i in range(2)]
+    # The loss falls by -1 per kelvin and layer.
+    assert found == [pytest.approx(-0.5), pytest.approx(-0.5)]
+
+
+def test_several_imperfections_have_radii_of_their_own():
+    radius = {"offset": 0.1, "temperature": 0.5}
+    device, losses = worst_device(linear(), X, X, radius)
+    assert losses.max() == pytest.approx(0.2 * 5 + 0.5, rel=1e-5)
+    assert np.sqrt(np.mean(device.deviations["offset", 0] ** 2)) <= 0.1 * (1 + 1e-5)
+
+
+def test_it_stays_within_what_exists():
+    inputs = np.tile([-1.0, 1.0, 0.0, 0.0], (4, 1))
+    # The loss is -7 × scale: the worst scale is the smallest, which is above 0.
+    device, losses = worst_device(linear(), inputs, inputs, {"scale": 5.0})
+    assert -1 < device.deviations["scale", 0] < -0.99
+    assert np.isfinite(losses).all()
+
+
+def test_cells_that_do_not_exist_stay():
+    inputs = keras.Input((4,))
+    field = pnn.layers.MZIMesh(4, phase_initializer="haar")(inputs)
+    model = keras.Model(inputs, pnn.layers.Photodetector()(field))
+    model.compile("sgd", "mse")
+    x = np.eye(4, dtype="float32")
+    device, losses = worst_device(model, x, 0 * x, {"theta_error": 0.1}, steps=5)
+    layer = next(la for la in model.layers if isinstance(la, pnn.layers.MZIMesh))
+    exists = np.broadcast_to(layer.quantity("theta_error").mask, (4, 2))
+    assert (device.deviations["theta_error", 0][~exists] == 0).all()
+    assert losses.max() > losses[0, 0]
+
+
+def test_the_power_imbalance_is_a_radius_too():
+    inputs = keras.Input((4,))
+    field = pnn.layers.MZIMesh(4, phase_initializer="haar")(inputs)
+    model = keras.Model(inputs, pnn.layers.Photodetector(ports=2)(field))
+    model.compile("sgd", "mse")
+    x = np.eye(4, dtype="float32")
+    device, _ = worst_device(model, x, x[:, :2], {"splitter_imbalance": 0.2}, steps=5)
+    (key,) = device.deviations
+    assert key == ("splitter_error", 0)
+    angle = abs(np.arcsin(0.2) / 2)
+    values = device.deviations[key]
+    rms = np.sqrt(np.sum(values**2) / (6 * 2))
+    assert 0.5 * angle < rms <= angle * (1 + 1e-5)
+
+
+def test_it_is_worse_than_devices_of_its_radius():
+    rng = np.random.default_rng(0)
+    inputs = keras.Input((6,))
+    model = keras.Model(inputs, pnn.layers.MRRBank(4)(inputs))
+    model.compile("sgd", "mse")
+    x = rng.normal(size=(64, 6)).astype("float32")
+    y = model.predict(x, verbose=0)
+    device, losses = worst_device(model, x, y, {"resonance_shift": 0.02})
+    chips = pnn.Variation(resonance_shift=0.02).sample(model, 64, seed=0)
+    drawn = pnn.evaluate_devices(model, x, y, chips, verbose=0)["loss"]
+    assert losses.max() > 1.3 * drawn.max()
+    # At the design the outputs are the targets, and the loss has no slope.
+    assert losses[0].min() > 0 and losses[0].max() > drawn.max()
+    with device.installed(model):
+        installed = model.evaluate(x, y, verbose=0)
+    assert installed == pytest.approx(losses.max(), rel=1e-4)
+
+
+def test_it_leaves_the_model_and_is_the_same_again():
+    model = linear()
+    before = [np.array(v) for v in model.variables]
+    found = [worst_device(model, X, X, {"offset": 0.1}, seed=3) for _ in range(2)]
+    for a, b in zip(before, model.variables, strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize(
+    "radius,message",
+    [
+        ({}, "at least one imperfection"),
+        ({"nothing": 1.0}, "nothing called 'nothing'"),
+        ({"offset": 0.0}, "positive number"),
+        ({"offset": float("nan")}, "positive number"),
+        ({"offset": "far"}, "positive number"),
+        ({"gain": 0.1}, "must name imperfections"),
+        ({"offset": 0.1, "stage_0/offset": 0.1}, "twice"),
+    ],
+    ids=["none", "unknown", "zero", "nan", "text", "weight", "twice"],
+)
+def test_radii_that_are_none(radius, message):
+    with pytest.raises(ValueError, match=message):
+        worst_device(linear(), X, X, radius)
+
+
+@pytest.mark.parametrize("argument", ["steps", "restarts"])
+def test_numbers_that_are_none(argument):
+    with pytest.raises(ValueError, match=f"`{argument}` must be a positive integer"):
+        worst_device(linear(), X, X, {"offset": 0.1}, **{argument: 0})
+
+
+def test_a_model_must_be_compiled():
+    inputs = keras.Input((4,))
+    with pytest.raises(ValueError, match="must be compiled"):
+        worst_device(keras.Model(inputs, Offset()(inputs)), X, X, {"offset": 0.1})
+
+
+def walled(end):
+    """A model whose loss is its first output, up to where that is `end`."""
+    model = linear()
+
+    def loss(y, p):
+        first = p[:, 0]
+        return keras.ops.where(first < end, first, np.nan)
+
+    model.compile("sgd", loss)
+    return model
+
+
+def test_a_loss_that_is_not_finite_at_the_design():
+    with pytest.raises(
+        ValueError, match=r"must be finite on `x` and `y`.*Received: nan"
+    ):
+        worst_device(walled(-1.0), X, X, {"offset": 0.1})
+
+
+def test_the_ascent_stops_at_losses_that_are_not_finite():
+    # The radius alone would let the first output go to 0.2.
+    device, losses = worst_device(walled(0.13), X, X, {"offset": 0.1})
+    assert np.isfinite(losses).all()
+    assert 0.12 < losses.max() < 0.13
+    assert device.deviations["offset", 0][0] == pytest.approx(losses.max())
+    # From the design along the gradient, to half of the radius, then on to the wall.
+    assert losses[0, :2] == pytest.approx([0, 0.1])
+    assert (np.diff(losses[0]) >= 0).all()
+
+
+def test_a_wall_around_the_design_leaves_the_design():
+    device, losses = worst_device(walled(1e-6), X, X, {"offset": 0.1}, restarts=1)
+    assert (losses == 0).all()
+    assert not device.deviations["offset", 0].any()
+
+
+def test_a_slope_that_is_not_finite_is_none():
+    model = linear()
+
+    # The derivative of the second term is infinite at the design.
+    def loss(y, p):
+        return p[:, 0] + keras.ops.sqrt(keras.ops.abs(p[:, 1]))
+
+    model.compile("sgd", loss)
+    _, losses = worst_device(model, X, X, {"offset": 0.1}, restarts=1)
+    assert np.isfinite(losses).all()
+    assert losses[0, 1] == pytest.approx(0.1) and losses.max() >= 0.2 * (1 - 1e-6)

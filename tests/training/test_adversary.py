@@ -1,0 +1,832 @@
+"""Misalignment: where imperfections go in a step, and what the step leaves alone."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers, ops
+
+import keras_pnn as pnn
+from keras_pnn.layers.physical import physical_layers
+from keras_pnn.training.adversary_parameters import parameters
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(12, 4)).astype("float32")
+Y = RNG.integers(0, 3, 12)
+ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+FIT = {"batch_size": 4, "epochs": 2, "shuffle": False, "verbose": 0}
+W, A, B = np.array([0.5, -0.25, 1.0]), 0.1, np.array([0.2, -0.1])
+
+
+@keras.saving.register_keras_serializable(package="test_misalignment")
+class Toy(pnn.layers.PhysicalLayer):
+    """Adds L = w·(a, b) + v² (1 + a) / 2 + a² + a³ + b₀² + 3 b₁² + b₀ b₁.
+
+    ∂L/∂w = (a, b): one step of plain descent shows where a and b were.
+    """
+
+    calls = 0
+    raises_at = None
+
+    def build(self, input_shape):
+        start = keras.initializers.Constant(W.tolist())
+        self.add_control("w", (3,), unit="", initializer=start)
+        self.add_control("v", (), unit="")
+        self.add_imperfection("a", (), unit="degrees")
+        self.add_imperfection("b", (2,), unit="px")
+
+    def forward(self, inputs, controls, imperfections):
+        Toy.calls += 1
+        if Toy.calls == Toy.raises_at:
+            raise RuntimeError("in a pass")
+        w, v = controls["w"], controls["v"]
+        a, b = imperfections["a"], imperfections["b"]
+        linear = w[0] * a + w[1] * b[0] + w[2] * b[1] + 0.5 * v * v * (1 + a)
+        curved = a**2 + a**3 + b[0] ** 2 + 3 * b[1] ** 2 + b[0] * b[1]
+        return inputs + linear + curved
+
+
+@keras.saving.register_keras_serializable(package="test_misalignment")
+def output(y_true, y_pred):
+    return ops.mean(y_pred, axis=-1)
+
+
+def slope_of_a(a=A, h=0.0, scheme="central", v=0.0):
+    bias = h**2 if scheme == "central" else h + 3 * a * h + h**2
+    return W[0] + 2 * a + 3 * a**2 + 0.5 * v**2 + bias
+
+
+def slope_of_b(b=B, h=(0.0, 0.0), scheme="central"):
+    bias = np.array([1, 3]) * h if scheme == "forward" else np.zeros(2)
+    return W[1:] + [2 * b[0] + b[1], 6 * b[1] + b[0]] + bias
+
+
+def placed(*toys, before=()):
+    """A model of toys, with the imperfections in place."""
+    inputs = x = keras.Input((1,))
+    for layer in (*before, *(toys or (Toy(name="toy"),))):
+        x = layer(x)
+    model = keras.Model(inputs, x)
+    for toy in physical_layers(model):
+        toy.imperfections["a"].assign(A)
+        toy.imperfections["b"].assign(B)
+    return model
+
+
+def compiled(sat, loss=output, rate=1.0, optimizer=None, **kwargs):
+    sat.compile(optimizer or keras.optimizers.SGD(rate), loss, **kwargs)
+    return sat
+
+
+def sat_of(model, misalignment, ascent=None, compile=None, **kwargs):
+    """Eager unless told otherwise: a step of a toy takes less than its trace."""
+    wrapped = pnn.SATModel(model, ascent=ascent, adversarial=misalignment, **kwargs)
+    return compiled(wrapped, **(compile or {"run_eagerly": True}))
+
+
+def seen(sat, inputs=((0.0,), (0.0,))):
+    """Trains one step; returns (a, b) of the second pass, of each toy."""
+    toys = physical_layers(sat.model)
+    before = [t.controls["w"].numpy() for t in toys]
+    sat.train_on_batch(np.array(inputs, "float32"), np.zeros(len(inputs)))
+    after = [t.controls["w"].numpy() for t in toys]
+    for toy, w in zip(toys, before, strict=True):
+        toy.controls["w"].assign(w)
+    return np.squeeze([b - a for b, a in zip(before, after, strict=True)])
+
+
+def close(actual, *expected, atol=3e-6):
+    np.testing.assert_allclose(actual, np.hstack(expected), atol=atol)
+
+
+# Eq. 5 by hand.
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("scheme", ["central", "forward"])
+def test_differences(scheme, jit_compile):
+    """Unnormalised, so that the size of the difference shows."""
+    difference = pnn.FiniteDifference
+    rules = {
+        "a": difference(0.5, 0.4, scheme, normalize=False),
+        "b": difference((0.5, 2.0), (0.25, 0.5), scheme, normalize=False),
+    }
+    sat = sat_of(placed(), rules, compile={"jit_compile": jit_compile})
+    assert sat.extra_passes == (6 if scheme == "central" else 3)
+    a = A + 0.5 * slope_of_a(h=0.4, scheme=scheme)
+    b = B + np.array([0.5, 2.0]) * slope_of_b(h=(0.25, 0.5), scheme=scheme)
+    close(seen(sat), a, b)
+
+
+@pytest.mark.parametrize("radius", [0.3, (0.3, 0.3), (0.3, 2.0), (0.3, 0.0)])
+def test_each_imperfection_has_its_own_radius(radius):
+    rules = {
+        "a": pnn.FiniteDifference(radius=0.7, step=0.1),
+        "b": pnn.FiniteDifference(radius=radius, step=0.2),
+    }
+    r = np.broadcast_to(radius, (2,))
+    scaled = r * slope_of_b()
+    offset = r * scaled / np.linalg.norm(scaled)
+    close(seen(sat_of(placed(), rules)), A + 0.7, B + offset)
+    if len(set(r)) == 1:
+        np.testing.assert_allclose(np.linalg.norm(offset), 0.3)
+
+
+def test_the_sign_is_that_of_the_slope():
+    model = placed()
+    model.layers[1].controls["w"].assign(-W)
+    rules = {"a": pnn.FiniteDifference(radius=0.7, step=0.1)}
+    close(seen(sat_of(model, rules)), A - 0.7, B)
+
+
+def test_no_slope_no_step():
+    """A central difference is 0 at the bottom of b's bowl, up to nothing."""
+    model = placed()
+    model.layers[1].controls["w"].assign(np.zeros(3))
+    model.layers[1].imperfections["b"].assign(np.zeros(2))
+    for rule in (pnn.FiniteDifference(0.5, 0.25), pnn.Autodiff(0.5)):
+        close(seen(sat_of(model, {"b": rule})), A, 0, 0, atol=0)
+
+
+def test_central_differences_are_autodiff_on_a_quadratic():
+    for options in ({}, {"normalize": False}, {"sample_radius": True}):
+        radius = (0.5, 0.25)
+        one = sat_of(placed(), {"b": pnn.FiniteDifference(radius, 0.5, **options)})
+        other = sat_of(placed(), {"b": pnn.Autodiff(radius, **options)})
+        assert (one.extra_passes, other.extra_passes) == (4, 0)
+        theta = seen(other)
+        close(seen(one), theta)
+        assert np.abs(theta[1:] - B).max() > 0.01
+    unnormalised = sat_of(placed(), {"b": pnn.Autodiff(radius, normalize=False)})
+    close(seen(unnormalised), A, B + radius * slope_of_b())
+
+
+def test_both_moves_together():
+    """Eq. 6: the second pass is at (W_adv, θ_adv), slopes are those at W."""
+    model = placed()
+    v = model.layers[1].controls["v"]
+    v.assign(2.0)
+    rule = pnn.FiniteDifference(0.5, 0.4, normalize=False)
+    sat = sat_of(model, {"a": rule}, ascent=pnn.SAM(0.3))
+    a = A + 0.5 * slope_of_a(h=0.4, v=2.0)
+    gradient = np.hstack([A, B, 2.0 * (1 + A)])
+    step = 0.3 * gradient / np.linalg.norm(gradient)
+    close(seen(sat), a, B)
+    close(v.numpy(), 2.0 - (2.0 + step[3]) * (1 + a))
+
+
+def test_sharpness_is_that_of_both():
+    logs = sat_of(placed(), {"a": pnn.Autodiff(0.5)}).fit(
+        np.zeros((2, 1)), np.zeros(2), verbose=0
+    )
+    a = A + 0.5
+    rise = W[0] * (a - A) + a**2 + a**3 - A**2 - A**3
+    close(logs.history["sharpness"], rise)
+
+
+def test_steps_per_execution():
+    weights = []
+    for steps in (1, 3):
+        model = placed()
+        rules = {"b": pnn.FiniteDifference(0.3, 0.2, sample_step=True)}
+        sat = sat_of(model, rules, compile={"steps_per_execution": steps, "rate": 0.1})
+        sat.fit(np.zeros((6, 1)), np.zeros(6), batch_size=1, verbose=0)
+        weights.append(model.layers[1].controls["w"].numpy())
+    np.testing.assert_array_equal(*weights)
+    assert np.abs(weights[0] - W).max() > 0.01
+
+
+# Random radii and steps.
+
+
+def test_the_rule_of_the_authors():
+    rule = pnn.FiniteDifference(
+        radius=0.8, step=1.0, scheme="forward", normalize=False, sample_step=True
+    )
+    sat = sat_of(placed(), {"a": rule}, seed=4)
+    steps = []
+    for _ in range(20):
+        ratio = (seen(sat)[0] - A) / 0.8 - slope_of_a()
+        # h (1 + 3a) + h² = ratio
+        steps.append((-(1 + 3 * A) + np.sqrt((1 + 3 * A) ** 2 + 4 * ratio)) / 2)
+    assert 0 < min(steps) < 0.3 and 0.7 < max(steps) <= 1 + 1e-5
+    assert len(np.unique(np.round(steps, 5))) == 20
+
+
+def drawn(seed=0, steps=12, start=0, rules=None, model=None):
+    rules = rules or {"a": pnn.Autodiff(0.5, sample_radius=True)}
+    sat = sat_of(model or placed(), rules, seed=seed)
+    sat.optimizer.build(sat.trainable_variables)
+    sat.optimizer.iterations.assign(start)
+    return np.array([seen(sat) for _ in range(steps)])
+
+
+def test_draws_are_a_pure_function_of_seed_and_step():
+    all_ = drawn()
+    offsets = all_[:, 0] - A
+    assert (offsets >= 0).all() and (offsets < 0.5).all()
+    assert offsets.min() < 0.15 and offsets.max() > 0.35
+    np.testing.assert_array_equal(all_[5:], drawn(start=5, steps=7))
+    assert np.abs(all_ - drawn(seed=1)).max() > 0.05
+
+
+def test_draws_go_by_name_and_place():
+    """Not by the automatic names of layers; each imperfection has its own."""
+    rule = pnn.Autodiff(0.5, sample_radius=True)
+    two = placed(Toy(name="p"), Toy(name="q"))
+    again = placed(Toy(name="r"), Toy(name="s"))
+    one = drawn(rules={"p/a": rule, "q/a": rule, "p/b": rule}, model=two)
+    other = drawn(rules={"s/a": rule, "r/a": rule, "r/b": rule}, model=again)
+    np.testing.assert_array_equal(one, other)
+    p_a, q_a = one[:, 0, 0] - A, one[:, 1, 0] - A
+    p_b = np.linalg.norm(one[:, 0, 1:] - B, axis=1)
+    for u in (q_a, p_b):
+        assert np.abs(p_a - u).max() > 0.05
+    # The noise of `variation` is not the noise of the radius.
+    both = rule, pnn.Variation(a=0.5)
+    sat = sat_of(placed(), {"a": both[0]}, variation=both[1])
+    (device,) = both[1].sample(sat.model, 1)
+    u = (seen(sat)[0] - device.deviations["a", 0]) / 0.5
+    uniform = tf.random.stateless_uniform
+    assert np.abs(np.abs(u) - uniform((), (0, 0))) > 1e-3
+
+
+# One value for several layers, or one layer's own.
+
+
+def two_toys():
+    model = placed(Toy(name="p"), Toy(name="q"))
+    model.get_layer("q").imperfections["a"].assign(-0.3)
+    # Together the slope is positive, in q alone negative.
+    model.get_layer("q").controls["w"].assign([-0.3, 0.0, 0.0])
+    return model
+
+
+RULES = [
+    pnn.FiniteDifference(0.5, 0.25),
+    pnn.FiniteDifference(0.5, 0.01, "forward"),
+    pnn.Autodiff(0.5),
+]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_common_name_is_one_value(rule):
+    sat = sat_of(two_toys(), {"a": rule})
+    assert sat.extra_passes == rule.passes_per_component
+    np.testing.assert_allclose(seen(sat)[:, 0], [A + 0.5, -0.3 + 0.5], atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_layer_name_is_its_own_value(rule):
+    sat = sat_of(two_toys(), {"q/a": rule})
+    np.testing.assert_allclose(seen(sat)[:, 0], [A, -0.3 - 0.5], atol=1e-6)
+    sat = sat_of(two_toys(), {"q/a": rule, "p/a": rule})
+    assert sat.extra_passes == 2 * rule.passes_per_component
+    np.testing.assert_allclose(seen(sat)[:, 0], [A + 0.5, -0.3 - 0.5], atol=1e-6)
+
+
+def test_a_common_name_over_different_shapes():
+    """By autodiff each layer has its own value, norm and draw."""
+    rule = pnn.Autodiff(0.05, sample_radius=True)
+    weights = []
+    for singly in (False, True):
+        model = banks()
+        owners = [f"{la.name}/" for la in physical_layers(model)] if singly else [""]
+        rules = {f"{owner}resonance_shift": rule for owner in owners}
+        found = parameters(model, rules)
+        assert [p.radius.shape for p in found] == [(4, 5), (5, 3)]
+        assert [p.key for p in found] == [("resonance_shift", i) for i in (1, 2)]
+        sat = sat_of(model, rules, compile={"loss": ENTROPY, "rate": 0.1})
+        sat.fit(X, Y, batch_size=12, verbose=0)
+        weights.append([v.numpy() for v in model.trainable_variables])
+        assert sat.extra_passes == 0
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_common_slope_is_the_sum():
+    for rule in (
+        pnn.FiniteDifference(0.5, 0.01, normalize=False),
+        pnn.Autodiff(0.5, normalize=False),
+    ):
+        sat = sat_of(two_toys(), {"a": rule})
+        total = slope_of_a() + (-0.3 + 2 * -0.3 + 3 * 0.09)
+        close(seen(sat)[:, 0], A + 0.5 * total, -0.3 + 0.5 * total, atol=2e-4)
+
+
+# What it costs.
+
+
+@pytest.mark.parametrize(
+    ("rules", "passes"),
+    [
+        ({}, 0),
+        ({"a": pnn.Autodiff(0.5), "b": pnn.Autodiff(0.5)}, 0),
+        ({"a": pnn.FiniteDifference(0.5, 0.1), "b": pnn.Autodiff(0.5)}, 2),
+        ({"b": pnn.FiniteDifference((0.0, 1.0), 0.1)}, 2),
+        ({"b": pnn.FiniteDifference((0.0, 1.0), 0.1, "forward")}, 1),
+        ({n: pnn.FiniteDifference(1.0, 0.1) for n in "ab"}, 6),
+    ],
+)
+def test_passes(rules, passes):
+    for ascent in (None, "sam"):
+        sat = sat_of(placed(), rules, ascent, compile={"run_eagerly": True})
+        seen(sat)
+        Toy.calls = 0
+        seen(sat)
+        assert sat.extra_passes == passes
+        assert Toy.calls == passes + (1 if ascent is None and not rules else 2)
+
+
+def test_a_radius_of_zero_is_no_misalignment():
+    rules = {"a": pnn.FiniteDifference(0.0, 0.1), "b": pnn.Autodiff((0.0, 0.0))}
+    sat = sat_of(placed(), rules, compile={"run_eagerly": True})
+    seen(sat)
+    Toy.calls = 0
+    theta = seen(sat)
+    assert sat.extra_passes == 0 and Toy.calls == 1
+    np.testing.assert_array_equal(theta, seen(sat_of(placed(), None)))
+
+
+def test_cells_that_a_mesh_does_not_have_cost_nothing():
+    model = keras.Sequential([keras.Input((4,)), pnn.layers.MZIMesh(4)])
+    names = ("theta_error", "splitter_error")
+    for name, count in zip(names, (6, 12), strict=True):
+        (found,) = parameters(model, {name: pnn.FiniteDifference(0.1, 0.1)})
+        assert found.radius.shape == found.variables[0].shape
+        assert found.passes == 2 * count
+
+
+# What a step leaves alone.
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True])
+def test_imperfections_come_back(run_eagerly):
+    rules = {"a": pnn.Autodiff(1 / 3), "b": pnn.FiniteDifference(1 / 3, 0.1)}
+    sat = sat_of(placed(), rules, "sam", compile={"run_eagerly": run_eagerly})
+    theta = sat.model.layers[1].imperfections
+    before = {n: v.numpy() for n, v in theta.items()}
+    assert np.abs(seen(sat) - np.hstack([A, B])).max() > 0.1
+    # The passes of a step: the first, four of differences, the second.
+    for raises_at in (1, 3, 6) if run_eagerly else ():
+        Toy.calls, Toy.raises_at = 0, raises_at
+        try:
+            with pytest.raises(RuntimeError, match="in a pass"):
+                seen(sat)
+        finally:
+            Toy.raises_at = None
+        assert keras.src.backend.common.stateless_scope.in_stateless_scope() is False
+    for name, value in before.items():
+        np.testing.assert_array_equal(theta[name].numpy(), value)
+
+
+def test_theta_is_never_assigned(monkeypatch):
+    sat = sat_of(
+        placed(), {"a": pnn.Autodiff(0.5), "b": RULES[0]}, "sam", clean_fraction=0.5
+    )
+    assigned = []
+    assign = keras.Variable.assign
+    monkeypatch.setattr(
+        keras.Variable, "assign", lambda v, x: (assigned.append(v.path), assign(v, x))
+    )
+    sat.train_on_batch(np.zeros((2, 1)), np.zeros(2))
+    assert any(path.endswith("sharpness/total") for path in assigned)
+    assert not [p for p in assigned if p.endswith(("/a", "/b"))]
+
+
+def noisy():
+    keras.utils.set_random_seed(0)
+    norm = layers.BatchNormalization(momentum=0.5, scale=False, center=False)
+    return placed(before=(norm, layers.Dropout(0.5), layers.GaussianNoise(1.0)))
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_passes_share_masks_and_keep_statistics(jit_compile):
+    """Another mask would be part of a difference of losses, which go with x."""
+    x = RNG.normal(3.0, 2.0, size=(8, 1))
+    thetas, moments, states = [], [], []
+    for rule in (
+        pnn.FiniteDifference(0.5, 0.25, "forward", normalize=False),
+        # XLA takes long to compile the others, which show no more there.
+        *(() if jit_compile else (pnn.Autodiff(0.5, normalize=False),)),
+        *(() if jit_compile else (pnn.FiniteDifference(0.5, 0.25, normalize=False),)),
+    ):
+        sat = sat_of(noisy(), {"b": rule}, compile={"jit_compile": jit_compile})
+        thetas.append(seen(sat, x))
+        norm = sat.model.layers[1]
+        moments.append([norm.moving_mean.numpy()[0], norm.moving_variance.numpy()[0]])
+        states.append([s.numpy() for s in sat._seed_states()])
+    for theta in thetas[1:]:
+        close(theta, A, B + 0.5 * slope_of_b())
+    close(thetas[0], A, B + 0.5 * slope_of_b(h=0.25, scheme="forward"))
+    for other in moments:
+        expected = [0.5 * x.mean(), 0.5 + 0.5 * x.var()]
+        np.testing.assert_allclose(other, expected, rtol=1e-5)
+    plain = sat_of(noisy(), None)
+    seen(plain, x)
+    for other in states:
+        np.testing.assert_array_equal(other, [s.numpy() for s in plain._seed_states()])
+
+
+def test_metrics_are_those_of_the_first_pass():
+    sat = sat_of(placed(), {"b": RULES[0]}, compile={"metrics": ["mae"]})
+    logs = sat.fit(np.full((2, 1), 3.0), np.zeros(2), batch_size=1, verbose=0).history
+    model = placed()
+    expected = float(model(np.full((1, 1), 3.0))[0, 0])
+    # Of the first batch and, after one step of rate 1, of the second.
+    model.layers[1].controls["w"].assign(W - seen(sat_of(placed(), {"b": RULES[0]})))
+    expected = (expected + float(model(np.full((1, 1), 3.0))[0, 0])) / 2
+    np.testing.assert_allclose(logs["loss"], [expected], rtol=1e-6)
+    np.testing.assert_allclose(logs["mae"], [expected], rtol=1e-6)
+
+
+# The aligned gradient.
+
+
+@pytest.mark.parametrize("ascent", [None, "sam"])
+@pytest.mark.parametrize("aligned", [0.0, 0.25, 0.5, 1.0])
+def test_aligned(aligned, ascent):
+    rules = {"a": pnn.Autodiff(0.5), "b": pnn.FiniteDifference(0.3, 0.2)}
+    away = seen(sat_of(placed(), rules, ascent))
+    sat = sat_of(placed(), rules, ascent, clean_fraction=aligned)
+    close(seen(sat), (1 - aligned) * away + aligned * np.hstack([A, B]), atol=1e-6)
+    assert (
+        sat.clean_fraction == aligned and np.abs(away - np.hstack([A, B])).min() > 0.02
+    )
+
+
+def test_aligned_with_every_kind_of_gradient():
+    """An embedding's gradient is sparse, and an unused variable has none."""
+
+    def embedded():
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((4,))
+        x = layers.Embedding(8, 3)(ops.cast(ops.abs(inputs * 3), "int32"))
+        model = keras.Model(inputs, pnn.layers.MRRBank(3)(layers.Flatten()(x)))
+        model.add_weight(shape=(2,), name="unused")
+        return model
+
+    plain, inner = embedded(), embedded()
+    for trainer in (plain, pnn.SATModel(inner, rho=0.5, clean_fraction=1.0)):
+        compiled(trainer, ENTROPY, 0.1, run_eagerly=True).fit(X, Y, **FIT)
+    names = [v.name for v in inner.trainable_variables]
+    assert "unused" in names and "embeddings" in names
+    for one, other in zip(plain.variables, inner.variables, strict=True):
+        np.testing.assert_allclose(one.numpy(), other.numpy(), atol=1e-6)
+
+
+# Other parts of the machine.
+
+
+def banks(**kwargs):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,))
+    x = pnn.layers.MRRBank(5, activation="relu", kernel_regularizer="l2")(inputs)
+    return keras.Model(inputs, pnn.layers.MRRBank(3, **kwargs)(x))
+
+
+def gradient_at(model, temperature, variables):
+    """Loss and gradient with all banks at one temperature."""
+    (device,) = pnn.devices.sweep(model, "temperature", [temperature])
+    with device.installed(model), tf.GradientTape() as tape:
+        tape.watch([v.value for v in variables])
+        loss = ENTROPY(Y, model(X)) + sum(model.losses)
+    return float(loss), tape.gradient(loss, [v.value for v in variables])
+
+
+@pytest.mark.parametrize(
+    ("rule", "jit_compile"),
+    [(pnn.Autodiff(0.8), False), (pnn.FiniteDifference(0.8, 0.05), True)],
+    ids=["autodiff", "difference"],
+)
+def test_the_temperature_of_a_chip(rule, jit_compile):
+    model, manual = banks(), banks()
+    settings = {"loss": ENTROPY, "rate": 0.1, "jit_compile": jit_compile}
+    sat = sat_of(model, {"temperature": rule}, compile=settings)
+    logs = sat.fit(X, Y, batch_size=12, verbose=0).history
+    variables = manual.trainable_variables
+    clean, _ = gradient_at(manual, 0.0, variables)
+    rise = gradient_at(manual, 0.05, [])[0] - gradient_at(manual, -0.05, [])[0]
+    worst, gradients = gradient_at(manual, 0.8 * np.sign(rise), variables)
+    np.testing.assert_allclose(logs["sharpness"], [worst - clean], rtol=1e-4)
+    assert abs(worst - clean) > 1e-3
+    for a, b, g in zip(model.trainable_variables, variables, gradients, strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy() - 0.1 * g, atol=1e-5)
+
+
+def test_compiled_by_xla_or_not():
+    weights = []
+    for jit_compile in (False, True):
+        model = banks()
+        rules = {
+            "temperature": pnn.FiniteDifference(0.5, 0.2, sample_radius=True),
+            model.layers[1].name + "/resonance_shift": pnn.Autodiff(0.05),
+        }
+        settings = {"loss": ENTROPY, "rate": 0.1, "jit_compile": jit_compile}
+        sat = sat_of(model, rules, "asam", compile=settings, clean_fraction=0.3)
+        sat.fit(X, Y, **{**FIT, "epochs": 1})
+        weights.append([v.numpy() for v in model.trainable_variables])
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_mixed_float16():
+    """θ does not depend on the loss scale, and an overflow skips the step."""
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        toy = Toy(name="toy", dtype="float32")
+        model = placed(toy, before=(layers.BatchNormalization(),))
+        rules = {
+            "a": pnn.Autodiff(0.5, normalize=False),
+            "b": pnn.FiniteDifference(0.5, 0.25, normalize=False),
+        }
+        sat = sat_of(model, rules, clean_fraction=0.5)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert isinstance(sat.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert model.layers[1].compute_dtype == "float16"
+    expected = np.hstack([A + 0.25 * slope_of_a(), B + 0.25 * slope_of_b()])
+    for scale in (1.0, 2.0**15):
+        sat.optimizer.build(sat.trainable_variables)
+        sat.optimizer.dynamic_scale.assign(scale)
+        close(seen(sat), expected, atol=1e-5)
+    # Far enough for the gradients by v and by a to be infinite.
+    toy.controls["v"].assign(4.0)
+    sat.optimizer.dynamic_scale.assign(3e38)
+    close(seen(sat), 0, 0, 0, atol=0)
+    assert toy.controls["v"].numpy() == 4.0
+    np.testing.assert_allclose(sat.optimizer.dynamic_scale.numpy(), 1.5e38)
+
+
+def test_noise_on_the_same_imperfection():
+    """θ0 is the drawn value; a variable that is only noisy keeps its draw."""
+    noise = pnn.Variation(a=0.5, b=0.2)
+    for rule in (
+        pnn.Autodiff(0.5, normalize=False),
+        pnn.FiniteDifference(0.5, 0.01, normalize=False),
+        pnn.FiniteDifference(0.5, 0.001, "forward", normalize=False),
+    ):
+        sat = sat_of(placed(), {"a": rule}, variation=noise, seed=7)
+        for device in noise.sample(sat.model, 2, seed=7):
+            a, b = device.deviations["a", 0], device.deviations["b", 0]
+            close(seen(sat), a + 0.5 * slope_of_a(a), b, atol=5e-3)
+            assert abs(a) > 0.05
+    theta = sat.model.layers[1].imperfections
+    assert theta["a"].numpy() == np.float32(A)
+    np.testing.assert_array_equal(theta["b"].numpy(), B.astype("float32"))
+
+
+class Offset:
+    """A device whose outputs are those of the model, and 5 more."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def measure(self, layer, inputs, controls):
+        self.calls += 1
+        return layer.forward(inputs, controls, layer.current_values()[1]) + 5.0
+
+
+@pytest.mark.parametrize("scheme", ["central", "forward"])
+def test_differences_are_those_of_the_model(scheme):
+    """Never of the device, nor between the two: one pass more for L(θ0)."""
+    device = Offset()
+    rule = pnn.FiniteDifference(0.5, 0.4, scheme, normalize=False)
+    settings = {"run_eagerly": True}
+    sat = sat_of(placed(), {"a": rule}, compile=settings, device=device)
+    seen(sat)
+    device.calls = Toy.calls = 0
+    close(seen(sat), A + 0.5 * slope_of_a(h=0.4, scheme=scheme), B)
+    assert sat.extra_passes == 2
+    assert device.calls == 2
+    # In the two passes on the device, it calls `forward` itself.
+    assert Toy.calls == 2 * 2 + sat.extra_passes
+
+
+def test_the_gradient_of_a_perturbed_imperfection():
+    """`perturb` and `adversarial` move different imperfections in one step."""
+    sat = sat_of(
+        placed(),
+        {"a": pnn.Autodiff(0.5)},
+        pnn.SAM(0.3),
+        perturb=lambda v: "b" in v.name,
+    )
+    step = 0.3 * slope_of_b() / np.linalg.norm(slope_of_b())
+    close(seen(sat), A + 0.5, B + step)
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_a_saved_model_goes_on_bit_for_bit(built, tmp_path):
+    keras.utils.set_random_seed(0)
+    parts = [pnn.layers.MRRBank(5, name="one"), pnn.layers.MRRBank(3, name="two")]
+    model = keras.Sequential([*([keras.Input((4,))] if built else []), *parts])
+    radius = np.linspace(0, 0.1, 15).reshape(5, 3)
+    rules = {
+        "temperature": pnn.FiniteDifference(0.5, 0.2, "forward", False, True, True),
+        "two/resonance_shift": pnn.Autodiff(radius, sample_radius=True),
+    }
+    settings = {"loss": ENTROPY, "optimizer": keras.optimizers.Adam(0.01)}
+    sat = sat_of(model, rules, "asam", compile=settings, clean_fraction=0.25, seed=3)
+    sat.fit(X, Y, **FIT)
+    sat.save(tmp_path / "sat.keras")
+    loaded = keras.saving.load_model(tmp_path / "sat.keras")
+    assert dict(loaded.adversarial) == rules
+    assert loaded.clean_fraction == 0.25 and loaded.extra_passes == 1
+    assert sat.fit(X, Y, **FIT).history == loaded.fit(X, Y, **FIT).history
+    for a, b in zip(sat.variables, loaded.variables, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=a.path)
+
+
+def test_rules_round_trip():
+    for rule in (
+        pnn.FiniteDifference(np.array([[0.5, 0.0]]), [[1, 2]], "forward", False, True),
+        pnn.Autodiff(2, normalize=False),
+    ):
+        text = json.dumps(keras.saving.serialize_keras_object(rule))
+        again = keras.saving.deserialize_keras_object(json.loads(text))
+        assert again == rule and type(again) is type(rule)
+        assert "0.5" in repr(rule) or "2.0" in repr(rule)
+    with pytest.raises(AttributeError):
+        rule.radius = 1.0
+
+
+# Errors.
+
+
+NUMBERS = (-0.1, np.nan, np.inf, True, "1", None, [1.0, -1.0], [[1.0], [1.0, 2.0]], 1j)
+
+
+@pytest.mark.parametrize("bad", NUMBERS, ids=repr)
+def test_bad_numbers(bad):
+    with pytest.raises(ValueError, match=r"`radius`.*Received: "):
+        pnn.FiniteDifference(bad, 0.1)
+    with pytest.raises(ValueError, match=r"`radius`.*Received: "):
+        pnn.Autodiff(bad)
+    with pytest.raises(ValueError, match=r"`step`.*Received: "):
+        pnn.FiniteDifference(0.1, bad)
+
+
+def test_bad_arguments():
+    for step in (0, [0.0, 1.0], 1e-60):
+        with pytest.raises(ValueError, match=r"`step`.*> 0.*Received: "):
+            pnn.FiniteDifference(0.1, step)
+    with pytest.raises(ValueError, match=r"`scheme`.*Received: 'backward'"):
+        pnn.FiniteDifference(0.1, 0.1, "backward")
+    for name in ("normalize", "sample_radius"):
+        with pytest.raises(ValueError, match=f"`{name}`.*Received: 1"):
+            pnn.Autodiff(0.1, **{name: 1})
+    for bad in (-0.1, 1.5, float("nan"), True, "half"):
+        with pytest.raises(ValueError, match=r"`clean_fraction`.*Received: "):
+            pnn.SATModel(placed(), clean_fraction=bad)
+    for bad in (0.5, pnn.Autodiff(0.5), {"a": 0.5}, {1: pnn.Autodiff(0.5)}):
+        with pytest.raises(ValueError, match=r"`adversarial`.*Received: "):
+            pnn.SATModel(placed(), adversarial=bad)
+
+
+def test_bad_names_and_shapes():
+    rule = pnn.Autodiff(0.5)
+
+    def raises(match, rules, model=None, **kwargs):
+        with pytest.raises(ValueError, match=match):
+            pnn.SATModel(model or placed(), adversarial=rules, **kwargs)
+
+    raises(r"one of the model's: a, b, toy/a.*Received: 'c'", {"c": rule})
+    raises("Received: 'toy2/a'", {"toy2/a": rule})
+    raises(
+        "Received: misalignment 'a' and misalignment 'toy/a'.*twice",
+        {"a": rule, "toy/a": rule},
+    )
+    raises(
+        "`perturb` and misalignment 'a'", {"a": rule}, perturb=lambda v: v.name == "a"
+    )
+    raises(
+        r"`radius` of 'b'.*\(2,\).*Received: shape \(3,\)", {"b": pnn.Autodiff([1] * 3)}
+    )
+    raises(r"`step` of 'a'.*\(\).*\(1,\)", {"a": pnn.FiniteDifference(0.5, [0.1])})
+    for rule_ in (pnn.FiniteDifference(0.5, 0.1), pnn.Autodiff(np.ones((4, 5)))):
+        raises("name the layers singly", {"resonance_shift": rule_}, banks())
+    model = banks()
+    many = f"{model.layers[1].name}/resonance_shift"
+    few = np.zeros((4, 5))
+    few.flat[:17] = 0.1
+    raises(
+        r"34 extra passes.*pnn\.Autodiff.*17 components",
+        {many: pnn.FiniteDifference(few, 0.1)},
+        model,
+    )
+    few.flat[16] = 0
+    sat = pnn.SATModel(model, adversarial={many: pnn.FiniteDifference(few, 0.1)})
+    assert sat.extra_passes == 32
+
+
+class Gains(pnn.layers.PhysicalLayer):
+    """Scales, each 1 in the design and above 0."""
+
+    def build(self, input_shape):
+        self.add_imperfection("scale", (2,), unit="", nominal=1.0, lower_bound=0.0)
+
+    def forward(self, inputs, controls, imperfections):
+        return inputs * imperfections["scale"]
+
+
+def test_what_does_not_exist_is_not_reached():
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, Gains()(inputs))
+    difference = pnn.FiniteDifference
+
+    def check(rule):
+        return parameters(model, {"scale": rule})
+
+    # The last is 1 in float32.
+    for radius in (1.0, 2.0, (0.5, 1.0), 1 - 1e-9):
+        for rule in (pnn.Autodiff(radius), difference(radius, 0.1)):
+            with pytest.raises(ValueError, match=r"`radius` of 'scale'.*below 1.*Rec"):
+                check(rule)
+        # Then it is a gain.
+        assert check(pnn.Autodiff(radius, normalize=False))
+    for step in (1.0, (0.1, 2.0)):
+        with pytest.raises(ValueError, match=r"`step` of 'scale'.*below 1.*Rec"):
+            check(difference(0.5, step, normalize=False))
+        # Forward goes up alone.
+        assert check(difference(0.5, step, "forward"))
+    assert check(difference((0.999, 0.0), (0.999, 2.0)))
+
+
+def test_a_model_that_is_not_built_is_checked_later():
+    model = keras.Sequential([pnn.layers.MRRBank(3)])
+    sat = sat_of(model, {"shift": pnn.Autodiff(0.5)}, compile={"loss": ENTROPY})
+    with pytest.raises(ValueError, match="is the model built"):
+        sat.extra_passes  # noqa: B018
+    with pytest.raises(ValueError, match=r"temperature.*Received: 'shift'"):
+        sat.fit(X, Y, **FIT)
+
+
+# Replicas: in a process of its own, where there are two devices.
+
+REPLICAS = """
+    import json
+    import numpy as np
+    import tensorflow as tf
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    two = [tf.config.LogicalDeviceConfiguration()] * 2
+    tf.config.set_logical_device_configuration(cpu, two)
+    import keras
+    import keras_pnn as pnn
+
+    x = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
+    y = np.random.default_rng(1).integers(0, 3, 16)
+
+    def train():
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((4,))
+        h = pnn.layers.MRRBank(5, activation="relu", name="one")(inputs)
+        model = keras.Model(inputs, pnn.layers.MRRBank(3, name="two")(h))
+        radius = np.zeros((5, 3))
+        radius[0] = 0.05
+        sat = pnn.SATModel(model, rho=0.1, clean_fraction=0.25, adversarial={
+            "temperature": pnn.Autodiff(0.5, sample_radius=True),
+            "two/resonance_shift": pnn.FiniteDifference(radius, 0.1, "forward")})
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        sat.compile(keras.optimizers.SGD(0.1), loss)
+        data = tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
+        return sat, sat.fit(data, epochs=1, verbose=0).history
+
+    one, logs = train()
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        sat, two_logs = train()
+    copies = [[v.numpy() for v in strategy.experimental_local_results(b.value)]
+              for b in sat.model.variables]
+    single = [v.numpy() for v in one.model.variables]
+    largest = lambda pairs: max(float(np.max(np.abs(a - b))) for a, b in pairs)
+    print("RESULT" + json.dumps({
+        "spread": largest(copies), "logs": [logs, two_logs],
+        "difference": largest((a, c[0]) for a, c in zip(single, copies))}))
+"""
+
+
+def test_two_replicas_equal_one_device():
+    root = os.path.dirname(os.path.dirname(os.path.abspath(pnn.__file__)))
+    path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(REPLICAS)],
+        env={**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "-1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    line = next(t for t in run.stdout.splitlines() if t.startswith("RESULT"))
+    result = json.loads(line.removeprefix("RESULT"))
+    assert result["spread"] == 0
+    # Halves are added in another order; a difference over 0.1 is ten times as far off.
+    assert result["difference"] < 1e-5
+    logs, two_logs = result["logs"]
+    for name in ("loss", "sharpness"):
+        np.testing.assert_allclose(logs[name], two_logs[name], rtol=1e-5, atol=1e-6)

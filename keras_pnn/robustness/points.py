@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_pnn import _keras
-from keras_pnn.devices.simulated import DeviceSet, SimulatedDevice, sweep
+from keras_pnn.devices import DeviceSet, SimulatedDevice, sweep
 from keras_pnn.devices.variation import Variation
 from keras_pnn.layers.lookup import architecture, find
 from keras_pnn.layers.quantity import Quantity

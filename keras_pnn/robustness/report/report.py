@@ -7,8 +7,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_pnn import _checks
 from keras_pnn._version import __version__
-from keras_pnn.devices.evaluation import DeviceEvaluator, checked_data
+from keras_pnn.devices.evaluation import DeviceEvaluator
 from keras_pnn.layers.context import current
 from keras_pnn.robustness.inputs import (
     better,
@@ -107,7 +108,7 @@ class Report:
             )
         check_design(self._models)
         check_trained_on(trained_on, self._models)
-        everything = checked_data(x, y, sample_weight)
+        everything = _checks.data(x, y, sample_weight)
         steps = first_steps(self._models, everything)
         self.metric = reported_metric(self._models, steps, metric)
         self.mode = better(model, self.metric, mode)

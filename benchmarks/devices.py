@@ -16,7 +16,8 @@ and 10,000 images. In turn, round by round,
 Ratios are of medians over the rounds, each against the fastest loop. Then, for one
 pass over all images: the front end, and the matrices of the meshes, by themselves.
 `--memory` adds the peak memory for several limits, and by how much the process grows
-in 50 calls of `evaluate_devices`, each in a process of its own (Linux). The network is not trained; times do not depend on it.
+in 50 calls of `evaluate_devices`, each in a process of its own (Linux). The network
+is not trained; times do not depend on it.
 """
 
 import argparse

@@ -211,38 +211,10 @@ def test_masks_reach_the_statistics():
     np.testing.assert_allclose(result["loss"], frozen["loss"], rtol=1e-5)
 
 
-def test_pooled_is_of_all_values():
-    sizes = (3, 8, 2)
-    parts = [RNG.normal(k, 1 + k, (size, 2, 4)) for k, size in enumerate(sizes)]
-    mean, variance = normalization.pooled(
-        [[size] * 2 for size in sizes],
-        [p.mean(0) for p in parts],
-        [p.var(0) for p in parts],
-    )
-    together = np.concatenate(parts)
-    np.testing.assert_allclose(mean, together.mean(0), rtol=1e-12)
-    np.testing.assert_allclose(variance, together.var(0), rtol=1e-12)
-
-
 def test_even_parts():
     assert normalization.even_parts(15, 7) == [(0, 5), (5, 10), (10, 15)]
     assert normalization.even_parts(5, 9) == [(0, 5)]
     assert normalization.even_parts(11, 5) == [(0, 3), (3, 7), (7, 11)]
-
-
-def test_layers_are_as_before_after_an_error():
-    layers = [keras.layers.BatchNormalization() for _ in range(2)]
-    calls = []
-
-    def other(inputs, training=None, mask=None):
-        calls.append(training)
-        return inputs
-
-    vars(layers[1])["call"] = other
-    with pytest.raises(KeyError), normalization.own_statistics(layers):
-        raise KeyError
-    assert "call" not in vars(layers[0])
-    assert vars(layers[1])["call"] is other
 
 
 def test_a_model_without_normalisation():

@@ -79,32 +79,6 @@ def test_weights_loaded_inside_leave_the_device_installed(tmp_path):
     assert state(model) == outside
 
 
-def test_a_run_resumed_on_a_device_goes_on_with_it(tmp_path):
-    def run(folder, stop=None):
-        keras.utils.set_random_seed(0)
-        model = network()
-        model.compile(keras.optimizers.SGD(0.1), "mse")
-        (device,) = VARIATION.sample(model, 1)
-
-        def interrupt(epoch, logs):
-            if epoch == stop:
-                raise KeyboardInterrupt
-
-        callbacks = [
-            keras.callbacks.BackupAndRestore(folder, delete_checkpoint=False),
-            keras.callbacks.LambdaCallback(on_epoch_end=interrupt),
-        ]
-        arguments = {"epochs": 3, "shuffle": False, "verbose": 0}
-        with device.installed(model):
-            model.fit(X, X[:, :1].repeat(4, 1), callbacks=callbacks, **arguments)
-        return state(model)
-
-    expected = run(tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "cut", stop=1)
-    assert run(tmp_path / "cut") == expected
-
-
 def test_another_architecture_is_refused_and_nothing_installed():
     model = network()
     (device,) = VARIATION.sample(model, 1)

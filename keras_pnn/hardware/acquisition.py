@@ -127,7 +127,7 @@ class Acquisition:
                 outputs=outputs,
                 seconds=time.perf_counter() - started,
                 attempts=self._device.calls - before,
-                digest=measurement_log.digest(layer.name, inputs, controls),
+                digest=measurement_log.request_digest(layer.name, inputs, controls),
             )
             measurement_log.append(self._log, record)
         return outputs

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from keras_pnn.hardware.log import plain
+from keras_pnn.hardware.log import storable
 from keras_pnn.layers.physical import PhysicalLayer, substituting
 
 
@@ -18,7 +18,7 @@ def sendable(name: str, array, layer: PhysicalLayer) -> np.ndarray:
     Raises:
         ValueError: it has no numbers, or NaN or infinity, which can harm a device.
     """
-    array = np.array(plain(array), order="C")
+    array = np.array(storable(array), order="C")
     if array.dtype.kind not in "biufc":
         raise ValueError(
             f"Argument `{name}` must be an array of numbers, for layer "
@@ -59,7 +59,7 @@ def usable(values, shape: tuple, dtype: np.dtype) -> np.ndarray:
     if isinstance(values, np.ma.MaskedArray) and values.dtype.kind in "fc":
         # What is masked is no reading.
         values = values.filled(np.nan)
-    array = plain(values)
+    array = storable(values)
     if array.dtype.kind != ("c" if dtype.kind == "c" else "f"):
         raise TypeError(f"{expected} Received: dtype {array.dtype}")
     if array.shape != shape:

@@ -243,7 +243,7 @@ class HardwareDevice:
         """
         HardwareDevice.attach(self, model)
         for each in models_around(model):
-            check_runs_python(each, each is model or each.compiled)
+            _check_runs_python(each, each is model or each.compiled)
         block = _Block()
         with set_aside(model), raising(self), measured_by(self, block):
             try:
@@ -326,7 +326,7 @@ def _layer_names(layers) -> tuple[str, ...] | None:
     return names
 
 
-def check_runs_python(model: keras.Model, compiles: bool) -> None:
+def _check_runs_python(model: keras.Model, compiles: bool) -> None:
     """Checks that a model can call Python in its steps.
 
     Args:

@@ -9,10 +9,11 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks
+from keras_pnn._keras import models_around, set_aside
 from keras_pnn.hardware.acquisition import Acquisition, DeviceError
 from keras_pnn.hardware.arrays import output_spec, sendable
-from keras_pnn.hardware.retracing import models_around, set_aside
-from keras_pnn.layers.physical import measured_by, measuring_block, physical_layers
+from keras_pnn.layers.context import measured_by, measuring_block
+from keras_pnn.layers.lookup import physical_layers
 
 __all__ = ["DeviceError", "HardwareDevice", "raising"]
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import keras
 
+from keras_pnn._keras import add_wrapper
 from keras_pnn.datasets import check_inputs
 from keras_pnn.devices.engine import metrics_of_compile
 from keras_pnn.hardware.device import DeviceError, raising
-from keras_pnn.hardware.retracing import add_wrapper
-from keras_pnn.layers.physical import measuring_device, substituting
+from keras_pnn.layers.context import measuring_device, substituting
 from keras_pnn.training.resume import Position, Skipping, save_state
 
 # What a model may override, and nothing would call.

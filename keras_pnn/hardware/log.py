@@ -207,9 +207,13 @@ def _holds_log(connection: sqlite3.Connection, path: str) -> bool:
                 f"`path` must be a log of measurements. Received: {path}, another file"
             )
         return False
-    problems = connection.execute("PRAGMA integrity_check(1)").fetchall()
-    if problems != [("ok",)]:
-        raise _damaged(path, problems[0][0])
+    ((problem,),) = connection.execute("PRAGMA integrity_check(1)").fetchall()
+    if problem != "ok":
+        raise _damaged(path, problem)
+    # SQLite reads zeros for what is missing of the last page.
+    size = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
+    if os.path.getsize(path) < connection.execute(size).fetchall()[0][0]:
+        raise _damaged(path, "the end is missing")
     return True
 
 

@@ -269,7 +269,8 @@ class Server(socketserver.ThreadingTCPServer):
         pass
 
 
-def _arguments() -> argparse.Namespace:
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
+    """Returns the options of a simulated instrument from a command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in (("port", 0), ("inputs", 4), ("outputs", 4), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -279,7 +280,7 @@ def _arguments() -> argparse.Namespace:
     for fault in ("refuse", "hang", "close", "garbage", "half", "slow"):
         parser.add_argument(f"--{fault}-at", type=_counts, default=())
     parser.add_argument("--dead-after", type=int, default=sys.maxsize)
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
 def _counts(text: str) -> tuple[int, ...]:
@@ -287,7 +288,7 @@ def _counts(text: str) -> tuple[int, ...]:
 
 
 def main() -> None:
-    options = _arguments()
+    options = arguments()
     server = Server(("127.0.0.1", options.port), Connection)
     server.bank = Bank(options)
     threading.Thread(target=server.serve_forever, daemon=True).start()

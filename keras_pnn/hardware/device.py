@@ -19,9 +19,9 @@ __all__ = ["DeviceError", "HardwareDevice", "raising"]
 
 
 class HardwareDevice:
-    """Base of a device on the bench: NumPy in, NumPy out.
+    """Base of devices on the bench: NumPy in, NumPy out.
 
-    The lab overrides `measure`, and where it helps `configure` and `recover`. This
+    A subclass overrides `measure`, and where it helps `configure` and `recover`. This
     class checks what comes back, splits batches, averages readings, limits times,
     repeats failed calls, counts and logs. In training and evaluation the layers'
     outputs are the device's, their gradients those of the model.
@@ -102,7 +102,7 @@ class HardwareDevice:
         self._acquisition = Acquisition(self, log)
 
     def measure(self, layer, inputs: np.ndarray, controls: dict) -> np.ndarray:
-        """Measures one layer. To be overridden.
+        """Measures one layer; a subclass must override it.
 
         Args:
             layer: the `PhysicalLayer`; `layer.name` says which one.
@@ -118,17 +118,17 @@ class HardwareDevice:
         )
 
     def configure(self, layer, controls: dict) -> None:
-        """Sets the controls of one layer, where they differ from the last ones.
+        """Sets the controls of one layer; called when they differ from the last ones.
 
-        May be overridden; `settle` seconds pass afterwards. It is called again after
-        `recover`. Each layer needs channels of its own on the device: what was set for
-        one must stay while another is set. Where layers share them, set the controls
-        in `measure`, which gets them too.
+        `settle` seconds pass afterwards. It is called again after `recover`. Each layer
+        needs channels of its own on the device: what was set for one must stay while
+        another is set. Where layers share channels, set the controls in `measure`,
+        which gets them too.
         """
         return None
 
     def recover(self) -> None:
-        """Called before a failed call is repeated. May be overridden.
+        """Brings the device back to a known state; called before a call is repeated.
 
         It is called too before the first call after one that was given up: after an
         interrupt, or a time-out that ended the last measurement.
@@ -223,7 +223,14 @@ class HardwareDevice:
             ValueError: If one is not, or the model has no physical layers.
         """
         _check_initialised(self)
-        _check_layers(self.layers, model)
+        names = [layer.name for layer in physical_layers(model)]
+        unknown = sorted(set(self.layers or ()) - set(names))
+        if unknown or not names:
+            raise ValueError(
+                f"The device's layers must be physical layers of model '{model.name}': "
+                f"{', '.join(names) or 'it has none'}. "
+                f"Received: {', '.join(unknown) or 'every physical layer'}"
+            )
         return self
 
     @contextlib.contextmanager
@@ -242,7 +249,7 @@ class HardwareDevice:
             DeviceError: If the device fails for good. It comes from the block; inside,
                 compiled steps raise an error of TensorFlow's, and `failure` is set.
         """
-        HardwareDevice.attach(self, model)
+        self.attach(model)
         for each in models_around(model):
             _check_runs_python(each, each is model or each.compiled)
         block = _Block()
@@ -302,17 +309,6 @@ def _check_initialised(device: HardwareDevice) -> None:
         raise RuntimeError(
             f"`{type(device).__name__}.__init__` must call `super().__init__()`. "
             "Received: a device without it"
-        )
-
-
-def _check_layers(layers: tuple[str, ...] | None, model: keras.layers.Layer) -> None:
-    names = [layer.name for layer in physical_layers(model)]
-    unknown = sorted(set(layers or ()) - set(names))
-    if unknown or not names:
-        raise ValueError(
-            f"The device's layers must be physical layers of model '{model.name}': "
-            f"{', '.join(names) or 'it has none'}. "
-            f"Received: {', '.join(unknown) or 'every physical layer'}"
         )
 
 

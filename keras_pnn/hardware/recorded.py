@@ -69,10 +69,10 @@ class Replay(Acquisition):
         self._path = device.path
         # What was asked for → the records with its answers.
         self._queues: dict[str, deque[int]] = {}
-        self._layers: set[str] = set()
+        self._known: set[str] = set()
         for number, record in zip(device._ids, device, strict=True):
             self._queues.setdefault(record.digest, deque()).append(number)
-            self._layers.add(record.layer)
+            self._known.add(record.layer)
 
     def _obtain(self, layer, inputs, controls, shape, dtype) -> np.ndarray:
         device = self._device
@@ -100,10 +100,10 @@ class Replay(Acquisition):
         return record
 
     def _missing(self, layer: str) -> str:
-        if layer not in self._layers:
+        if layer not in self._known:
             return (
                 f"{self._path} has no measurement of this layer, only of: "
-                f"{', '.join(sorted(self._layers)) or 'none'}. Pass `layers` "
+                f"{', '.join(sorted(self._known)) or 'none'}. Pass `layers` "
                 "if the device had these alone"
             )
         return (

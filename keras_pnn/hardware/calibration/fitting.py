@@ -43,7 +43,7 @@ class Problem:
         return np.split(z, np.cumsum(self._sizes)[:-1])
 
     def imperfections(self, layer: PhysicalLayer, z: tf.Tensor) -> dict:
-        """All imperfections of a layer, in the dtype of z."""
+        """Returns all imperfections of a layer at a point, in the dtype of z."""
         values = {
             name: tf.cast(tf.convert_to_tensor(v), z.dtype)
             for name, v in layer.imperfections.items()
@@ -61,11 +61,11 @@ class Problem:
         return values
 
     def residuals(self, z: np.ndarray) -> dict[str, dict[str, float]]:
-        """Layer → relative residuals of what was fitted and of what was held out."""
+        """Returns each layer's relative residuals, `"fit"` and `"held_out"`."""
         return {part.measured.layer.name: part.residuals(z) for part in self._parts}
 
     def __call__(self, z: np.ndarray) -> tuple[float, np.ndarray]:
-        """The sum and its gradient."""
+        """Returns the sum and its gradient."""
         misfit, gradient = 0.0, z.copy()
         for part in self._parts:
             value, slope = part(z)
@@ -79,7 +79,7 @@ class Problem:
         return loss, gradient
 
     def curvature(self, z: np.ndarray) -> np.ndarray:
-        """About the diagonal of the sum's Hessian at a point (Gauss–Newton)."""
+        """Estimates the diagonal of the sum's Hessian at a point (Gauss–Newton)."""
         return 1.0 + sum(part.curvature(z) for part in self._parts)
 
 
@@ -160,7 +160,7 @@ class _Part:
         return self._errors(tf.constant(z), controls, outputs, weights)
 
     def __call__(self, z: np.ndarray) -> tuple[float, np.ndarray]:
-        """Half the weighted sum of squares over what is fitted, and its gradient."""
+        """Returns half the weighted sum of squares of the fit, and its gradient."""
         square, _, gradient = self._at(z)
         fitted = square.numpy()[self._fit[self._used]]
         return self._weight * float(fitted.sum()) / 2, gradient.numpy()
@@ -174,10 +174,10 @@ class _Part:
         }
 
     def curvature(self, z: np.ndarray, draws: int = 8) -> np.ndarray:
-        """The diagonal of JᵀJ, from random signs v: it is the mean of (Jᵀv)².
+        """Estimates the diagonal of JᵀJ by the mean of (Jᵀv)² over random signs v.
 
-        The gradient of the misfit is Jᵀ times the differences, so that it is asked
-        for at readings that differ from the model by v.
+        The gradient of the misfit is Jᵀ times the differences, so Jᵀv is the gradient
+        at readings that differ from the model by v.
         """
         rng = np.random.default_rng(0)
         readings = tf.gather(self._outputs, self._used)
@@ -192,7 +192,7 @@ class _Part:
         return total / (draws * self._weight)
 
 
-# Precision: differences of a sum over many readings are lost in float32.
+# In float32 a sum over many readings loses small differences.
 
 
 def _wide(values):
@@ -204,7 +204,7 @@ def _wide(values):
 
 @contextlib.contextmanager
 def in_float64(measured: list[Readings]) -> Iterator[None]:
-    """Has the layers compute in float64, those whose `forward` takes such tensors."""
+    """Lets layers compute in float64, where their `forward` takes such tensors."""
     before = [(m.layer, m.layer.dtype_policy) for m in measured]
     try:
         for m, (layer, policy) in zip(measured, before, strict=True):

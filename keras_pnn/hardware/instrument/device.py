@@ -1,11 +1,9 @@
 """Drive physical layers on laboratory instruments that speak SCPI."""
 
-import contextlib
 import inspect
 import os
 import time
 import tomllib
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import keras
@@ -201,27 +199,11 @@ class InstrumentDevice(HardwareDevice):
                 channels; if it is a convolution, whose patches nothing would send; or
                 if it has a bias or an activation, which the instruments do not apply.
         """
-        known = {layer.name: layer for layer in physical_layers(model)}
-        for name, wiring in self.bench.layers.items():
-            if name not in known:
-                raise ValueError(
-                    f"The configuration must name physical layers of model "
-                    f"'{model.name}': {', '.join(known) or 'it has none'}. "
-                    f"Received: layers.{name}"
-                )
-            _check_layer(known[name], wiring)
+        super().attach(model)
+        for layer in physical_layers(model):
+            if layer.name in self.bench.layers:
+                _check_layer(layer, self.bench.layers[layer.name])
         return self
-
-    @contextlib.contextmanager
-    def installed(self, model: keras.layers.Layer) -> Iterator["InstrumentDevice"]:
-        """Runs the configured layers of a model on the bench until the block ends.
-
-        Raises:
-            ValueError: As in `attach`.
-        """
-        self.attach(model)
-        with super().installed(model):
-            yield self
 
     def acquire(self, layer, inputs, controls: dict, shape=None, dtype=None):
         """See `HardwareDevice.acquire`.

@@ -5,7 +5,6 @@ The tables are pydantic models, so this module needs the extra `[instruments]`;
 """
 
 import functools
-import string
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -14,6 +13,13 @@ import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 
 from keras_pnn import _checks
+from keras_pnn.hardware.instrument.commands import (
+    channel_numbers,
+    check_rounding,
+    check_template,
+    placeholders,
+    rounding_room,
+)
 
 # Arguments of `open_resource` that have keys of their own.
 OPENING = (
@@ -23,22 +29,6 @@ OPENING = (
     "read_termination",
     "write_termination",
 )
-# A limit that went through float32 is still the limit.
-ROUNDING = 1e-6
-
-
-def channel_numbers(text: str) -> tuple[int, ...]:
-    """`"1:4,7"` → (1, 2, 3, 4, 7).
-
-    Raises:
-        ValueError: If a part is not a number or an increasing range, or one repeats.
-    """
-    pairs = [part.partition(":") for part in text.split(",")]
-    spans = [range(int(first), int(last or first) + 1) for first, _, last in pairs]
-    numbers = tuple(number for span in spans for number in span)
-    if not all(spans) or len(set(numbers)) < len(numbers):
-        raise ValueError
-    return numbers
 
 
 def _channels(given) -> str:
@@ -143,7 +133,7 @@ class Wire(Table):
     @property
     def single(self) -> bool:
         """Whether the command is for one channel, not for all."""
-        return "channel" in _placeholders(self.command)
+        return "channel" in placeholders(self.command)
 
 
 class Setting(Wire):
@@ -165,12 +155,12 @@ class Setting(Wire):
     @pydantic.field_validator("command")
     @classmethod
     def _check_command(cls, command: str, info) -> str:
-        _check_template(command, {"channel", "value"}, {"values"})
+        check_template(command, {"channel", "value"}, {"values"})
         keys = ("minimum", "maximum", "scale", "offset")
         known = [info.data.get(key) for key in keys]
         # A value that was refused is missing.
         if None not in known:
-            _check_rounding(command, *known)
+            check_rounding(command, *known)
         return command
 
     def sendable(self, values: np.ndarray) -> np.ndarray:
@@ -194,7 +184,7 @@ class Setting(Wire):
                 f"{values.dtype} of shape {values.shape}",
             )
         values = values.astype("float64")
-        room = _room(self.minimum, self.maximum)
+        room = rounding_room(self.minimum, self.maximum)
         inside = (values >= self.minimum - room) & (values <= self.maximum + room)
         wrong = ~(np.isfinite(values) & (inside | (self.beyond == "clip")))
         if wrong.any():
@@ -236,7 +226,7 @@ class Reading(Wire):
     @pydantic.field_validator("command")
     @classmethod
     def _check_command(cls, command: str) -> str:
-        _check_template(command, {"channel"}, {"channels"})
+        check_template(command, {"channel"}, {"channels"})
         return command
 
     def commands(self) -> list[str]:
@@ -315,50 +305,6 @@ def _in_words(problem: dict) -> str:
     return f"Argument `{place}`{expected}. Received: {_checks.short(problem['input'])}"
 
 
-def _check_template(command: str, single: set[str], several: set[str]) -> None:
-    """Checks the placeholders of a command for one channel, or for several at once.
-
-    Raises:
-        ValueError: If they are others, or a number does not fit their format.
-    """
-    example = {"value": 0.5, "channel": 1, "values": "0.5", "channels": "1"}
-    try:
-        found = set(_placeholders(command))
-        command.format(**{name: example.get(name, "") for name in found})
-    except (ValueError, LookupError, AttributeError) as error:
-        raise ValueError(f"must be a template that numbers fit ({error})") from None
-    everything = several | {"channels"}
-    if found != single and not several <= found <= everything:
-        raise ValueError(
-            f"must hold {_braced(single)} for a command for each channel, or "
-            f"{_braced(everything)} for one for all"
-        )
-
-
-def _check_rounding(
-    command: str, minimum: float, maximum: float, scale: float, offset: float
-) -> None:
-    """Raises ValueError if the format of a command takes a number beyond a limit."""
-    room = _room(minimum, maximum)
-    fields = [field for field in string.Formatter().parse(command) if field[2]]
-    for _, name, specification, _ in fields:
-        for limit in (minimum, maximum) if name == "value" else ():
-            text = format(scale * limit + offset, specification)
-            try:
-                value = (float(text) - offset) / scale
-            except ValueError:
-                value = np.nan
-            if not minimum - room <= value <= maximum + room:
-                raise ValueError(
-                    "must write its limits as numbers within them; the format "
-                    f"{specification!r} writes {text.strip()!r} for {limit:g}"
-                )
-
-
-def _room(minimum: float, maximum: float) -> float:
-    return ROUNDING * max(abs(minimum), abs(maximum))
-
-
 def _check_apart(layers) -> None:
     """Raises ValueError if a control shares a channel with a control or an input.
 
@@ -384,13 +330,3 @@ def _check_apart(layers) -> None:
             check(setting, exclusive=True)
     for wiring in layers:
         check(wiring.inputs, exclusive=False)
-
-
-def _placeholders(command: str) -> list[str]:
-    """The names in braces of a template."""
-    fields = string.Formatter().parse(command)
-    return [name for _, name, *_ in fields if name is not None]
-
-
-def _braced(names: set[str]) -> str:
-    return " and ".join(f"{{{name}}}" for name in sorted(names))

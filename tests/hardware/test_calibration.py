@@ -67,6 +67,13 @@ def calibrate(model, device, inputs=X, **kwargs):
     return pnn.calibrate(model, device, inputs, verbose=0, **kwargs)
 
 
+def asked(model, inputs=X, device=None, **kwargs):
+    """What a device is asked: layer, inputs and controls of each measurement."""
+    bench = Bench(model, device)
+    calibrate(model, bench, inputs, iterations=1, **kwargs)
+    return bench.asked
+
+
 class Bench:
     """A device by the protocol alone, which notes what it is asked."""
 
@@ -307,7 +314,7 @@ def test_a_search_that_ends_in_a_valley_of_its_own_begins_again(monkeypatch):
 def test_a_prior_may_name_any_layer_that_shares_an_imperfection():
     model = bank_network()
     device = SimulatedDevice({})
-    kwargs = {"imperfections": "temperature", "settings": 2}
+    kwargs = {"imperfections": "temperature", "settings": 2, "iterations": 1}
     for name in ("temperature", "first/temperature", "second/temperature"):
         result = calibrate(model, device, prior={name: 0.7}, **kwargs)
         assert result.imperfections["temperature"]["prior"] == 0.7
@@ -343,7 +350,7 @@ def test_imperfections_that_are_not_fitted_are_those_of_the_model():
 def test_same_seed_same_measurements_and_result():
     model, device, _ = shifted_bank()
     benches = [Bench(model, device) for _ in range(3)]
-    kwargs = {"imperfections": "resonance_shift", "settings": 3}
+    kwargs = {"imperfections": "resonance_shift", "settings": 3, "iterations": 20}
     results = [
         calibrate(model, bench, seed=seed, **kwargs)
         for bench, seed in zip(benches, (4, 4, 5), strict=True)
@@ -358,10 +365,9 @@ def test_same_seed_same_measurements_and_result():
 def test_what_the_device_is_asked():
     model = one_bank(control_constraint=pnn.layers.ControlRange(0.05, 0.3))
     present = model.get_layer("bank").controls["control"].numpy()
-    bench = Bench(model)
-    calibrate(model, bench, settings=5, probes=7, imperfections="temperature")
-    assert len(bench.asked) == 1 + 5
-    _, inputs, controls = zip(*bench.asked, strict=True)
+    found = asked(model, settings=5, probes=7, imperfections="temperature")
+    assert len(found) == 1 + 5
+    _, inputs, controls = zip(*found, strict=True)
     np.testing.assert_array_equal(inputs[0], X)
     for i in range(1, 6):
         np.testing.assert_array_equal(inputs[i][: len(X)], X)
@@ -386,9 +392,8 @@ def test_what_the_device_is_asked():
 )
 def test_rings_are_set_over_their_range(tuning):
     model = one_bank(tuning=tuning)
-    bench = Bench(model)
-    calibrate(model, bench, settings=6, probes=0, imperfections="temperature")
-    drawn = np.stack([c["control"] for _, _, c in bench.asked[2:]])
+    found = asked(model, settings=6, probes=0, imperfections="temperature")
+    drawn = np.stack([c["control"] for _, _, c in found[2:]])
     low, high = tuning.control_range
     assert low <= drawn.min() and drawn.max() <= high
     assert drawn.std() > 0
@@ -400,9 +405,7 @@ def test_rings_are_set_over_their_range(tuning):
 
 def test_probes_of_complex_fields_are_not_stronger_than_the_layers_own():
     model, own = mesh_network(4), fields(6, 4)
-    bench = Bench(model)
-    calibrate(model, bench, own, settings=2, imperfections="theta_error")
-    probes = bench.asked[-1][1][6:]
+    probes = asked(model, own, settings=2, imperfections="theta_error")[-1][1][6:]
     assert probes.shape == (6, 4) and probes.dtype == np.complex64
     assert np.abs(probes).max() <= np.abs(own).max() * (1 + 1e-6)
     assert np.abs(probes.imag).max() > 0
@@ -411,9 +414,8 @@ def test_probes_of_complex_fields_are_not_stronger_than_the_layers_own():
 def test_phases_are_set_anywhere_and_only_where_there_are_shifters():
     model, exists = mesh_network(4), cell_mask(4)
     present = model.get_layer("mesh").controls["theta"].numpy()
-    bench = Bench(model)
-    calibrate(model, bench, fields(4, 4), imperfections="theta_error")
-    theta = np.stack([c["theta"] for _, _, c in bench.asked[2:]])
+    found = asked(model, fields(4, 4), imperfections="theta_error")
+    theta = np.stack([c["theta"] for _, _, c in found[2:]])
     assert (theta[:, ~exists] == present[~exists]).all()
     moved = (theta - present)[:, exists]
     assert np.abs(moved).max() <= np.pi * (1 + 1e-6) and moved.std() > 1.2
@@ -423,21 +425,19 @@ def test_spread_limits_the_settings():
     model = mesh_network(4)
     layer = model.get_layer("mesh")
     present = {name: v.numpy() for name, v in layer.controls.items()}
-    bench = Bench(model)
     spread = {"theta": 0.2, "phi": 0.2, "mesh/phi": 0, "gamma": 0}
-    calibrate(model, bench, fields(4, 4), spread=spread, imperfections="theta_error")
-    for _, _, controls in bench.asked:
+    found = asked(model, fields(4, 4), spread=spread, imperfections="theta_error")
+    for _, _, controls in found:
         np.testing.assert_array_equal(controls["phi"], present["phi"])
         np.testing.assert_array_equal(controls["gamma"], present["gamma"])
         assert np.abs(controls["theta"] - present["theta"]).max() <= 0.2 + 1e-6
-    assert np.abs(bench.asked[-1][2]["theta"] - present["theta"]).max() > 0.1
+    assert np.abs(found[-1][2]["theta"] - present["theta"]).max() > 0.1
 
 
 def test_constraints_hold_whatever_the_spread():
     model = one_bank(control_constraint=pnn.layers.ControlRange(0.05, 0.3))
-    bench = Bench(model)
-    calibrate(model, bench, spread={"control": 5}, imperfections="temperature")
-    drawn = np.stack([c["control"] for _, _, c in bench.asked])
+    found = asked(model, spread={"control": 5}, imperfections="temperature")
+    drawn = np.stack([c["control"] for _, _, c in found])
     assert drawn.min() == np.float32(0.05) and drawn.max() == np.float32(0.3)
 
 
@@ -481,10 +481,9 @@ def test_hardware_and_layers_that_it_leaves_to_the_model():
 def test_each_layer_is_measured_at_its_measured_inputs():
     model = bank_network()
     (device,) = pnn.Variation(resonance_shift=0.06).sample(model, 1, seed=1)
-    bench = Bench(model, device)
-    calibrate(model, bench, settings=2, imperfections="temperature")
     given = {}
-    for name, inputs, _ in bench.asked:
+    found = asked(model, device=device, settings=2, imperfections="temperature")
+    for name, inputs, _ in found:
         given.setdefault(name, inputs)
     with device.installed(model):
         hidden = model.get_layer("first")(X).numpy()
@@ -512,7 +511,7 @@ def test_noise_of_the_model_is_frozen_and_its_seed_comes_back():
     before = state(model)
     device = pnn.devices.sweep(model, "rotation", [2.0])[0]
     result = calibrate(
-        model, device, images, imperfections="rotation", settings=2, iterations=30
+        model, device, images, imperfections="rotation", settings=2, iterations=15
     )
     assert state(model) == before
     np.testing.assert_allclose(result.device.deviations["rotation", 0], 2.0, atol=0.1)
@@ -672,7 +671,7 @@ def test_iterations_end_the_search(capsys):
 
 def test_a_wrapper_and_its_model_have_one_twin():
     model, device, _ = shifted_bank()
-    kwargs = {"imperfections": "resonance_shift", "settings": 2}
+    kwargs = {"imperfections": "resonance_shift", "settings": 2, "iterations": 20}
     one = calibrate(model, device, **kwargs).device
     other = calibrate(pnn.SATModel(model), device, **kwargs).device
     assert one.architecture == other.architecture

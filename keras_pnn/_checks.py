@@ -218,13 +218,15 @@ def concrete(value) -> np.ndarray | None:
     return found
 
 
-def data(x, y=None, sample_weight=None) -> tuple:
+def data(x, y=None, sample_weight=None, finite_targets: bool = True) -> tuple:
     """Returns a data set as structures of NumPy arrays of one length.
 
     Args:
         x: inputs, an array or a list or dictionary of arrays.
         y: targets, likewise, or `None`.
         sample_weight: likewise, or `None`.
+        finite_targets: whether `y` must be finite too. Targets may mark with NaN what
+            a loss ignores.
 
     Raises:
         ValueError: a part is not an array (a list of numbers, a data set), there
@@ -245,7 +247,8 @@ def data(x, y=None, sample_weight=None) -> tuple:
             f"Received: lengths {sorted(lengths)}"
         )
     for name, part in parts.items():
-        finite(name, part)
+        if name != "y" or finite_targets:
+            finite(name, part)
     return tuple(parts.values())
 
 

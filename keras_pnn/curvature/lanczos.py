@@ -1,11 +1,11 @@
-"""Lanczos methods on a symmetric matrix that is known by its products only."""
+"""Run Lanczos methods on a symmetric matrix that is known by its products only."""
 
 from collections.abc import Callable
 
 import numpy as np
 
-# The most products that a look for further copies of eigenvalues takes at a time,
-# and the chance that it misses one where it need not stop there.
+# The most products that one search for further copies of eigenvalues takes, and the
+# probability that a search which ends before that misses a copy.
 CHECK_PRODUCTS = 100
 CHECK_FAILURE = 0.01
 
@@ -47,7 +47,7 @@ def extreme_vectors(
     rng = np.random.default_rng(seed)
     count = largest + smallest
     limit = min(size, max(2 * count + 1, 32))
-    space = _Subspace(product, size, limit)
+    space = _Subspace(product, limit, outside=np.empty((size, 0)))
     budget = max(max_products, count)
     direction = rng.standard_normal(size)
     while True:
@@ -88,11 +88,21 @@ def extreme_vectors(
 
 
 class _Subspace:
-    """An orthonormal basis V, HV, and what follows from VᵀHV."""
+    """An orthonormal basis V, HV, and what follows from VᵀHV.
 
-    def __init__(self, product, size, limit):
+    Args:
+        product: the map v ↦ Hv.
+        limit: the most vectors of V.
+        outside: (size, m) orthonormal vectors to which V is kept orthogonal.
+    """
+
+    def __init__(self, product, limit, outside):
+        size, start = outside.shape
         self._product = product
-        self._vectors = np.empty((size, limit), order="F")
+        self._outside = outside
+        self._basis = np.empty((size, start + limit), order="F")
+        self._basis[:, :start] = outside
+        self._vectors = self._basis[:, start:]
         self._images = np.empty((size, limit), order="F")
         self._matrix = np.empty((limit, limit))
         self.length = 0
@@ -112,7 +122,8 @@ class _Subspace:
 
     def extend(self, direction, rng):
         """Adds a direction; a random one where the basis holds it already."""
-        vector = orthonormal(direction, self.vectors, rng)
+        basis = self._basis[:, : self._outside.shape[1] + self.length]
+        vector = orthonormal(direction, basis, rng)
         image = self.counted(vector)
         end = self.length
         self._vectors[:, end], self._images[:, end] = vector, image
@@ -128,7 +139,8 @@ class _Subspace:
 
     def residuals(self, values, mix, which):
         mix = mix[:, which]
-        return self.images @ mix - self.vectors @ (mix * values[which])
+        found = self.images @ mix - self.vectors @ (mix * values[which])
+        return found - self._outside @ (self._outside.T @ found)
 
     def restart(self, values, mix, largest, smallest):
         """Keeps the Ritz vectors that matter: what is wanted, and some more."""
@@ -173,34 +185,26 @@ def _missed(product, found, top, bottom, margins, spread, limit, rng):
     for _, _, below, margin in ends:
         apart = below[-1] - below
         gaps += [apart.max(), apart[apart > margin].min()]
-    # Where the found cannot be told apart from a copy that is passed over.
+    # Where those found cannot be told apart from a copy that is passed over.
     first, last = (_steps_to_see(gap / spread, size) for gap in (max(gaps), min(gaps)))
-    basis = np.empty((size, found.shape[1] + min(limit, last)), order="F")
-    images = np.empty((size, min(limit, last)), order="F")
-    start = found.shape[1]
-    basis[:, :start] = found
+    space = _Subspace(product, min(limit, last), outside=found)
     direction = rng.standard_normal(size)
     for step in range(1, min(limit, last) + 1):
-        end = start + step
-        basis[:, end - 1] = orthonormal(direction, basis[:, : end - 1], rng)
-        images[:, step - 1] = product(basis[:, end - 1])
-        vectors = basis[:, start:end]
-        matrix = vectors.T @ images[:, :step]
-        values, mix = np.linalg.eigh((matrix + matrix.T) / 2)
-        passed = True
+        space.extend(direction, rng)
+        values, mix = space.ritz()
+        # Residuals of the ends beyond which an eigenvalue may still lie.
+        undecided = []
         for sign, edge, _, margin in ends:
-            which = -1 if sign > 0 else 0
-            ritz = vectors @ mix[:, which]
-            residual = images[:, :step] @ mix[:, which] - values[which] * ritz
-            residual -= found @ (found.T @ residual)
-            if sign * values[which] > edge + margin:
-                return ritz
-            if sign * values[which] + np.linalg.norm(residual) > edge:
-                passed, direction = False, residual
-        if passed and step >= first:
+            which = [-1 if sign > 0 else 0]
+            value = sign * values[which[0]]
+            if value > edge + margin:
+                return (space.vectors @ mix[:, which])[:, 0]
+            residual = space.residuals(values, mix, which)[:, 0]
+            if value + np.linalg.norm(residual) > edge:
+                undecided.append(residual)
+        if not undecided and step >= first:
             return None
-        if passed:
-            direction = residual
+        direction = undecided[-1] if undecided else residual
     return None
 
 

@@ -15,37 +15,6 @@ X = RNG.standard_normal((20, 3))
 Y = RNG.standard_normal((20, 2))
 
 
-@pytest.fixture
-def float64():
-    before, policy = keras.config.floatx(), keras.config.dtype_policy()
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_floatx(before)
-    keras.config.set_dtype_policy(policy)
-
-
-def network(*extra):
-    keras.utils.set_random_seed(3)
-    model = keras.Sequential(
-        [
-            keras.Input((3,)),
-            keras.layers.Dense(6, "tanh", kernel_regularizer="l2"),
-            *extra,
-            keras.layers.Dense(2, activity_regularizer="l2"),
-        ]
-    )
-    model.compile("adam", "mse")
-    return model
-
-
-def state(model):
-    variables = [*model.variables, *model.metrics_variables]
-    variables += [*model.optimizer.variables]
-    variables += [s for la in model.layers for s in la.variables]
-    return [np.array(v.numpy()) for v in variables]
-
-
 @pytest.mark.parametrize("batch_norm", ["frozen", "batch"])
 def test_curvature_along_eigenvectors_is_their_eigenvalue(float64, batch_norm):
     model = network(keras.layers.BatchNormalization(), keras.layers.Dropout(0.3))

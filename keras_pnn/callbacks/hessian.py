@@ -28,7 +28,7 @@ class HessianEigenvalues(MeasuringCallback):
         every: how many epochs from one measurement to the next.
         batch_size, sample_weight, tolerance, max_iterations, seed, batch_norm,
             verbose: as in `pnn.hessian_eigenvalues`.
-        smallest: how many of the smallest eigenvalues besides, logged as
+        smallest: how many of the smallest eigenvalues to find as well, logged as
             `hessian_smallest_1`, …, ascending.
         log_dir: a folder for TensorBoard, which gets the epochs that were measured.
             TensorBoard itself is not needed to write. Default: none.

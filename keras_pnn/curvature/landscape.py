@@ -46,7 +46,7 @@ class Landscape(LossResult):
 
     @property
     def rise(self) -> float:
-        """By how much the loss at the edge lies above `center`, on average."""
+        """The mean loss at the edge, less `center`."""
         inner = np.zeros(self.loss.shape, bool)
         inner[(slice(1, -1),) * self.loss.ndim] = True
         return float(self.loss[~inner].mean()) - self.center
@@ -132,7 +132,7 @@ def loss_landscape(
         beyond the range of a measured tuning curve.
 
     Raises:
-        ValueError: the model is not compiled or built, an argument is not as
+        ValueError: If the model is not compiled or built, an argument is not as
             described, or the loss at the centre is not finite.
 
     Example:
@@ -272,7 +272,7 @@ def _losses(operator, vectors, axes, verbose):
     shape = tuple(len(axis) for axis in axes)
     middle = tuple(length // 2 for length in shape)
     loss = np.empty(shape)
-    # A loss that is not finite at the centre is found before the long work.
+    # First the centre, so that a loss that is not finite there is found at once.
     loss[middle] = operator.loss_at(np.zeros(operator.size))
     if not np.isfinite(loss[middle]):
         raise ValueError(

@@ -144,7 +144,7 @@ def test_results_as_text_and_dict(quadratic, capsys):
         (pnn.hessian_density, {"vectors": 1.5}, "`vectors` must .*Received: 1.5"),
         (pnn.hessian_density, {"steps": True}, "`steps` must .*Received: True"),
         (pnn.hessian_density, {"broadening": 0}, "`broadening` must .*Received: 0"),
-        (pnn.hessian_density, {"broadening": np.nan}, "`broadening` must .*Received: n"),
+        (pnn.hessian_density, {"broadening": np.nan}, "`broadening` .*Received: n"),
         (pnn.hessian_trace, {"seed": -1}, "seed. must .*Received: -1"),
     ],
 )

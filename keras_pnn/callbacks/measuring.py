@@ -9,8 +9,11 @@ from keras_pnn.callbacks.tensorboard import Summaries
 class MeasuringCallback(keras.callbacks.Callback):
     """Measures after the first epoch, every `every`-th, and the last.
 
-    In the epochs between, the logged values are NaN. A subclass defines `keys`,
-    `measure` and `values`, and may define `prepare` and `write`.
+    In the epochs between, the logged values are NaN. A subclass defines `keys`, what
+    it logs; `measure()`, which returns a result; and `values(result)`, the numbers to
+    log. It may define `prepare()`, called as training begins on a built model, which
+    raises where arguments do not suit it; and `write(epoch, result, summaries)`, for
+    files and for more than numbers in TensorBoard (`None` without `log_dir`).
 
     Args:
         every: how many epochs from one measurement to the next.
@@ -20,7 +23,6 @@ class MeasuringCallback(keras.callbacks.Callback):
         ValueError: If `every` is not a positive integer.
     """
 
-    # The keys of what is logged, known before the first measurement.
     keys: tuple[str, ...] = ()
 
     def __init__(self, every, log_dir=None):
@@ -31,18 +33,10 @@ class MeasuringCallback(keras.callbacks.Callback):
         self.results = []
 
     def prepare(self) -> None:
-        """Raises if the arguments do not suit the model; called once it is built."""
-
-    def measure(self):
-        """Returns a result on the model as it is."""
-        raise NotImplementedError
-
-    def values(self, result) -> list[float]:
-        """Returns the numbers to log, in the order of `keys`."""
-        raise NotImplementedError
+        pass
 
     def write(self, epoch, result, summaries) -> None:
-        """Writes more of a result; `summaries` is `None` without `log_dir`."""
+        pass
 
     def on_train_begin(self, logs=None):
         self.epochs, self.results = [], []

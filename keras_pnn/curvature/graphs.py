@@ -19,15 +19,7 @@ _kept: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 def loss_graphs(model: keras.Model, variables: list, batch_norm: str) -> "LossGraphs":
     """Returns the graphs of a model's loss, which are kept as long as the model.
 
-    A graph is traced at its first call, and anew for
-
-    - a model that was compiled again,
-    - other variables, or another `batch_norm`,
-    - data of another structure, dtype or shape. Once batch sizes have differed, one
-      graph serves any batch size.
-
-    Each call reads the variables as they are. A Python attribute of a layer that has
-    changed takes effect after `compile`, as it does in Keras' own steps.
+    `HessianOperator` says what makes a new graph.
 
     Args:
         model: a compiled, built model.

@@ -208,12 +208,31 @@ def find_landscape(
 
 
 def check_plan(operator, directions, extent, points, dimensions) -> None:
-    """Raises ValueError unless these arguments of `loss_landscape` fit its model."""
-    count = check_axes(directions, extent, points, dimensions)
+    """Checks arguments of `loss_landscape` for the loss of a `HessianOperator`.
+
+    Raises:
+        ValueError: If an argument is not as described.
+    """
+    count = _checks.integer("dimensions", dimensions, 1, 2)
     if isinstance(directions, str):
+        _checks.choice("directions", directions, ("eigenvectors", "random"))
         _checks.integer("dimensions", count, 1, operator.size)
-        return
+    else:
+        count = _check_given(operator, directions)
+    for value in _each("extent", extent, count):
+        _checks.real("extent", value, above=0)
+    for value in _each("points", points, count):
+        if _checks.integer("points", value, 3) % 2 == 0:
+            raise _checks.error("points", "odd, to include the centre", value)
+
+
+def _check_given(operator, directions) -> int:
+    """Returns the number of directions that are given as arrays."""
     shapes = [tuple(v.shape) for v in operator.variables]
+    listed = isinstance(directions, (list, tuple)) and len(directions) in (1, 2)
+    if not listed or not all(isinstance(d, (list, tuple)) for d in directions):
+        expected = "'eigenvectors', 'random', or a list of one or two lists of arrays"
+        raise _checks.error("directions", expected, _checks.short(directions))
     for parts in directions:
         given = [np.shape(part) for part in parts]
         if given != shapes:
@@ -221,32 +240,7 @@ def check_plan(operator, directions, extent, points, dimensions) -> None:
             raise _checks.error("directions", expected, given)
         if not _checks.array("directions", operator.join(parts)).any():
             raise _checks.error("directions", "not all zero", "a direction of zeros")
-
-
-def check_axes(directions, extent, points, dimensions) -> int:
-    """Returns the number of directions.
-
-    Raises:
-        ValueError: If the arguments of `loss_landscape` fit no model.
-    """
-    count = _checks.integer("dimensions", dimensions, 1, 2)
-    expected = "'eigenvectors', 'random', or a list of one or two lists of arrays"
-    if isinstance(directions, str):
-        if directions not in ("eigenvectors", "random"):
-            raise _checks.error("directions", expected, repr(directions))
-    else:
-        listed = isinstance(directions, (list, tuple))
-        if not listed or not all(isinstance(d, (list, tuple)) for d in directions):
-            raise _checks.error("directions", expected, _checks.short(directions))
-        count = len(directions)
-        if count not in (1, 2):
-            raise _checks.error("directions", expected, f"{count} lists")
-    for value in _each("extent", extent, count):
-        _checks.real("extent", value, above=0)
-    for value in _each("points", points, count):
-        if _checks.integer("points", value, 3) % 2 == 0:
-            raise _checks.error("points", "odd, to include the centre", value)
-    return count
+    return len(directions)
 
 
 def _random_directions(variables, count, seed):

@@ -23,10 +23,11 @@ class HessianOperator(LinearOperator):
     costs a few times a gradient. The model is only read: weights, statistics, seeds
     and metrics stay as they are.
 
-    Graphs are kept with the model and follow its weights: operators on one model
-    share them, whatever their data. They are traced anew after `compile`, for other
-    variables or another `batch_norm`, and for data of another structure, dtype or
-    shape; a first change of the batch size makes a graph for any batch size.
+    Graphs are kept with the model and follow its weights, and its operators share
+    them. A new graph is traced where the model was compiled anew, for other variables
+    or another `batch_norm`, and for data of another structure, dtype or shape; once
+    batch sizes have differed, one graph serves any batch size. A Python attribute of a
+    layer that has changed takes effect after `compile`, as in Keras' own steps.
 
     Args:
         model: a compiled, built Keras model, wrapped or not.

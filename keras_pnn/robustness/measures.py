@@ -7,7 +7,6 @@ from keras_pnn import _checks
 from keras_pnn.curvature.eigenvalues import HessianResult, check_search
 from keras_pnn.curvature.landscape import (
     Landscape,
-    check_axes,
     check_plan,
     find_landscape,
     loss_landscape,
@@ -99,7 +98,6 @@ def landscape_options(landscape) -> dict | None:
             f"`loss_landscape`: {sorted(known)}. Received: {landscape!r}"
         )
     try:
-        check_axes(*_axes(given))
         check_search(
             tolerance=given.get("tolerance", HessianOptions.tolerance),
             max_iterations=given.get("max_iterations"),

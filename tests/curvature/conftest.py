@@ -85,13 +85,13 @@ def state():
     return read
 
 
-def symmetric(spectrum, seed=0):
-    """Returns a dense symmetric matrix of given eigenvalues, and its eigenvectors."""
-    rng = np.random.default_rng(seed)
-    basis = np.linalg.qr(rng.standard_normal((len(spectrum),) * 2))[0]
-    return basis * np.asarray(spectrum) @ basis.T, basis
+@pytest.fixture
+def symmetric():
+    """From eigenvalues to a dense symmetric matrix and its eigenvectors."""
 
+    def make(spectrum):
+        rng = np.random.default_rng(0)
+        basis = np.linalg.qr(rng.standard_normal((len(spectrum),) * 2))[0]
+        return basis * np.asarray(spectrum) @ basis.T, basis
 
-@pytest.fixture(name="symmetric")
-def _symmetric():
-    return symmetric
+    return make

@@ -91,14 +91,12 @@ def test_network_against_its_dense_hessian(
     shapes = [v.shape for v in operator.variables]
     assert [[part.shape for part in v] for v in result.eigenvectors] == [shapes] * 4
     # The residuals are those of the vectors that are given.
-    for vector, value, residual in (
-        (result.eigenvectors[0], result.eigenvalues[0], result.residuals[0]),
-        (result.smallest_eigenvectors[1], result.smallest[1], None),
-    ):
-        flat = operator.join(vector)
-        error = np.linalg.norm(operator @ flat - value * flat)
-        residual = result.smallest_residuals[1] if residual is None else residual
-        np.testing.assert_allclose(error, residual, atol=1e-12)
+    vectors = [*result.eigenvectors, *result.smallest_eigenvectors]
+    flat = np.stack([operator.join(vector) for vector in vectors], axis=1)
+    values = [*result.eigenvalues, *result.smallest]
+    errors = np.linalg.norm(operator @ flat - flat * values, axis=0)
+    residuals = [*result.residuals, *result.smallest_residuals]
+    np.testing.assert_allclose(errors, residuals, atol=1e-12)
 
 
 def test_same_seed_gives_the_same_numbers(network, data):

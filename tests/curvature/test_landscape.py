@@ -6,7 +6,6 @@ import pytest
 import tensorflow as tf
 
 import keras_pnn as pnn
-from keras_pnn.curvature.operator import HessianOperator
 from keras_pnn.layers.context import substituting
 
 RNG = np.random.default_rng(0)
@@ -124,25 +123,6 @@ def test_one_direction(network, directions):
     np.testing.assert_allclose(given.loss, result.loss, rtol=1e-5)
 
 
-def test_model_is_left_as_it_was_after_an_exception(network, state, monkeypatch):
-    model = network(keras.layers.BatchNormalization())
-    before = state(model)
-    calls = []
-    loss_at = HessianOperator.loss_at
-
-    def broken(self, vector):
-        calls.append(vector)
-        if len(calls) == 4:
-            raise RuntimeError("stopped")
-        return loss_at(self, vector)
-
-    monkeypatch.setattr(HessianOperator, "loss_at", broken)
-    with pytest.raises(RuntimeError, match="stopped"):
-        pnn.loss_landscape(model, X, Y, "random", variables="all", points=3)
-    for old, new in zip(before, state(model), strict=True):
-        np.testing.assert_array_equal(old, new)
-
-
 def test_controls_of_a_physical_model():
     inputs = keras.Input((3,))
     model = keras.Model(inputs, pnn.layers.MRRBank(2)(inputs))
@@ -205,7 +185,7 @@ ONES = [np.ones(shape) for shape in SHAPES]
     [
         ({"directions": "gradient"}, "`directions` must .*Received: 'gradient'"),
         ({"directions": ONES}, "`directions` must .*Received"),
-        ({"directions": [ONES] * 3}, "`directions` must .*Received: 3 lists"),
+        ({"directions": [ONES] * 3}, "`directions` must .*Received: ..array"),
         ({"directions": np.ones(38)}, "`directions` must .*Received: array"),
         ({"directions": [ONES[:3]]}, "`directions` .* variables' shapes.*Received"),
         ({"directions": [[0 * part for part in ONES]]}, "not all zero. Received"),

@@ -121,7 +121,7 @@ def array(
         if found.dtype.kind not in "iufV":
             raise ValueError
         found = found.astype("float64")
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, NotImplementedError):
         raise error(name, expected, short(value)) from None
     if shape is not None and found.shape not in ((), tuple(shape)):
         raise error(

@@ -2,7 +2,13 @@
 
 import numpy as np
 
-from keras_pnn.plotting.axes import axis_of, legend_below, slanted, specification, styles
+from keras_pnn.plotting.axes import (
+    axis_of,
+    legend_below,
+    slanted,
+    specification,
+    styles,
+)
 
 
 def histograms(values: dict, xlabel: str, bins: int = 60, ax=None):

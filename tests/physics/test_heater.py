@@ -11,6 +11,8 @@ from keras_pnn.physics import heater
 def test_the_chip_needs_half_a_milliwatt_for_0_3_nm():
     np.testing.assert_allclose(heater.power(1.229), 0.566, atol=5e-4)
     np.testing.assert_allclose(heater.resonance_shift(1.229), 0.3, atol=5e-4)
+    current = heater.current_for_shift(np.float64(0.3), 0.53, 375.0)
+    np.testing.assert_allclose(current, 1.229, atol=5e-4)
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [("float64", 1e-12), ("float32", 1e-5)])

@@ -21,8 +21,7 @@ def phases(unitary, arrangement="clements") -> MeshPhases:
     near the input and from the left by cells near the output, and the diagonal that
     remains in the middle is moved to the input. In the triangle it is nulled above
     its diagonal, from the left alone. A cell whose two elements are both 0 is set to
-    the bar state, so that the identity is the mesh of bar cells. The product of the
-    cells equals the unitary to rounding.
+    the bar state. The product of the cells equals the unitary to rounding.
 
     Args:
         unitary: Array of shape (N, N), N of 2 or more, unitary within 1e-5 (largest

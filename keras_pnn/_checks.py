@@ -256,7 +256,10 @@ def inputs(name: str, value) -> None:
     """
     shapes = [tuple(a.shape) for a in keras.tree.flatten(value) if _known(a)]
     if any(shape and shape[0] == 0 for shape in shapes):
-        raise error(name, "at least one sample", f"shapes {shapes}")
+        raise ValueError(
+            f"Argument `{name}` must hold at least one sample. "
+            f"Received: shapes {shapes}"
+        )
     finite(name, value)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 import keras_pnn as pnn
-from keras_pnn.layers.physical import find_imperfections
+from keras_pnn.layers.lookup import find
 from keras_pnn.training.gradients.base import ModelGradient
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples"))
@@ -103,7 +103,7 @@ def agreement(x, y, args) -> None:
     trainer = compiled(
         pnn.SATModel(free_space(), rho=0.3, adversarial={"rotation": rule}), True
     )
-    rotations = find_imperfections(trainer, "rotation")
+    rotations = [q.variable for q in find(trainer, "rotation")]
     source = ModelGradient()
 
     @tf.function(jit_compile=True)

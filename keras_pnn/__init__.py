@@ -1,11 +1,11 @@
 """Keras layers, training and analysis for photonic neural networks."""
 
-import keras as _keras
+from keras import config as _config
 
-if _keras.backend.backend() != "tensorflow":
+if _config.backend() != "tensorflow":
     raise ImportError(
         "keras_pnn needs Keras on TensorFlow: set KERAS_BACKEND=tensorflow before "
-        f"Keras is imported. Received: backend {_keras.backend.backend()!r}"
+        f"Keras is imported. Received: backend {_config.backend()!r}"
     )
 
 from keras_pnn import (

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn.devices.process import Process
-from keras_pnn.layers.physical import check_deviation, find_quantities
+from keras_pnn.layers.lookup import find
 
 
 class DriftInjection(keras.callbacks.Callback):
@@ -168,7 +168,7 @@ class DriftInjection(keras.callbacks.Callback):
 
     def _find(self):
         try:
-            self._quantities = find_quantities(self.model, self.imperfection)
+            self._quantities = find(self.model, self.imperfection)
         except ValueError as error:
             if self.model.built:
                 raise
@@ -193,10 +193,7 @@ class DriftInjection(keras.callbacks.Callback):
                 f"Received: {deviation} at step {step} from {self.process!r}"
             )
         for q in self._quantities:
-            dtype = q.variable.dtype
-            check_deviation(
-                self.imperfection, deviation, q.nominal, q.lower_bound, dtype
-            )
+            q.check(deviation)
         return deviation
 
 

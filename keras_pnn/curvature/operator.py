@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_pnn import _keras
 from keras_pnn.curvature.batches import batch_length, batches
 from keras_pnn.curvature.eigenvalues import HessianResult, find_eigenvalues
 from keras_pnn.curvature.moments import twice_differentiable
@@ -15,12 +16,8 @@ from keras_pnn.curvature.spectrum import (
     find_density,
     find_trace,
 )
-from keras_pnn.layers.physical import (
-    active_substitute,
-    flat_layers,
-    overriding,
-    select_variables,
-)
+from keras_pnn.layers.context import Overrides, current
+from keras_pnn.layers.lookup import select_variables
 
 
 class HessianOperator:
@@ -71,7 +68,7 @@ class HessianOperator:
                 f"call `model.compile(loss=...)` first. Received: {model}"
             )
         # A wrapper that was never called may hold a model that is built.
-        if not (model.built or all(layer.built for layer in flat_layers(model))):
+        if not (model.built or all(layer.built for layer in _keras.flat_layers(model))):
             raise ValueError(
                 f"model must be built: call it on a batch first. Received: {model}"
             )
@@ -201,7 +198,7 @@ class HessianOperator:
     def _mean(self, function, vector):
         """Returns loss, array and samples: a function's mean over the batches."""
         # The graph would keep a device that is installed when it is built.
-        if active_substitute() is not None:
+        if current().substitute is not None:
             raise ValueError(
                 "A Hessian is that of a digital model, since a measurement has no "
                 "second derivative: compute it, and the loss around it, outside "
@@ -236,7 +233,7 @@ class HessianOperator:
     def _batch_loss(self, values, x, y, sample_weight):
         model, training = self.model, self.batch_norm == "batch"
         values = zip(self.variables, values, strict=True)
-        with overriding(model, values), twice_differentiable():
+        with Overrides(values).scope(model), twice_differentiable():
             outputs = model(x, **_training_argument(model.call, training))
             loss = model.compute_loss(
                 x=x,

@@ -9,7 +9,8 @@ import numpy as np
 
 from keras_pnn.layers.bank import RingLayer
 from keras_pnn.layers.limits import ControlRange
-from keras_pnn.layers.physical import PhysicalLayer, physical_layers
+from keras_pnn.layers.lookup import physical_layers
+from keras_pnn.layers.physical import PhysicalLayer
 
 _HEADER = [
     "layer",

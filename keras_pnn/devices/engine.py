@@ -6,8 +6,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_pnn import _keras
 from keras_pnn.devices.normalization import batch_norm_layers, own_statistics, pooled
-from keras_pnn.layers.physical import flat_layers, kernels_per_device, overriding
+from keras_pnn.layers.context import Overrides, kernels_per_device
 
 
 class Mapped:
@@ -83,7 +84,7 @@ class Engine:
         self._own = {id(la) for la in self._norms if differs(la)}
         self._seeds = [
             generator.state
-            for layer in flat_layers(model)
+            for layer in _keras.flat_layers(model)
             for generator in getattr(layer, "_seed_generators", ())
         ]
         self._zero = self._zero_state()
@@ -213,7 +214,7 @@ class Engine:
             *zip(self._seeds, seeds, strict=True),
         ]
         with (
-            overriding(self.model, mapping) as scope,
+            Overrides(mapping).scope(self.model) as scope,
             own_statistics(self._norms) as found,
         ):
             self.model(x, training=False)
@@ -228,7 +229,7 @@ class Engine:
             *zip(self._moving(False), shared, strict=True),
             *zip(self._seeds, seeds, strict=True),
         ]
-        with overriding(self.model, mapping) as scope:
+        with Overrides(mapping).scope(self.model) as scope:
             with own_statistics(self._in_batch):
                 y_pred = self.model(x, training=False)
             loss = self.model._compute_loss(

@@ -17,7 +17,7 @@ from keras_pnn.devices.normalization import (
     even_parts,
 )
 from keras_pnn.devices.simulated import SimulatedDevice
-from keras_pnn.layers.physical import active_substitute
+from keras_pnn.layers.context import current
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,7 +214,7 @@ class DeviceEvaluator:
     def _bound(self, devices):
         """(engine, devices at once, each device's targets and deviations)."""
         # The graph would keep the measurement, and it is one device's alone.
-        if active_substitute() is not None:
+        if current().substitute is not None:
             raise ValueError(
                 "Simulated devices are evaluated by the digital model: do it outside "
                 "`device.installed(model)`. Received: layers that a device measures"

@@ -6,8 +6,8 @@ import math
 import keras
 import tensorflow as tf
 
+from keras_pnn import _keras
 from keras_pnn.layers.mrr import MRRConv2D
-from keras_pnn.layers.physical import flat_layers
 
 
 @dataclasses.dataclass
@@ -58,7 +58,7 @@ def footprint(model: keras.Model, variables) -> Footprint:
         _walk(functional, varied, [False] * len(functional.inputs), found)
         return found
     found.layers = None
-    for layer in flat_layers(model):
+    for layer in _keras.flat_layers(model):
         for node in layer._inbound_nodes:
             found.stacked += _bytes(layer, node, True)[1]
     return found
@@ -76,7 +76,7 @@ _COMPILING = 0.1 * 2**30
 def _size_of_varied(model, varied: set[int]) -> int:
     """Bytes of the variables of all layers that have one which devices set."""
     size = 0
-    for layer in flat_layers(model):
+    for layer in _keras.flat_layers(model):
         own = layer._trainable_variables + layer._non_trainable_variables
         if any(id(v) in varied for v in own):
             size += sum(math.prod(v.shape) * tf.as_dtype(v.dtype).size for v in own)

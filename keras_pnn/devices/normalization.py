@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_pnn.layers.physical import flat_layers
+from keras_pnn import _keras
 
 MODES = ("frozen", "batch", "reestimated")
 
@@ -82,7 +82,7 @@ def even_parts(samples: int, batch_size: int) -> list[tuple[int, int]]:
 def batch_norm_layers(model) -> list[keras.layers.BatchNormalization]:
     """Returns the model's `BatchNormalization` layers, wrapped or not, in order."""
     kind = keras.layers.BatchNormalization
-    return [la for la in flat_layers(model) if isinstance(la, kind)]
+    return [la for la in _keras.flat_layers(model) if isinstance(la, kind)]
 
 
 def moments(layer, inputs, mask=None):

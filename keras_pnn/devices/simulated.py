@@ -1,132 +1,19 @@
 """One simulated device: the imperfections that make it differ from the design."""
 
 import contextlib
-import dataclasses
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_pnn.layers.physical import (
-    PhysicalLayer,
-    check_deviation,
-    flat_layers,
-    keeping,
-    physical_layers,
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """A variable that a device sets, and how it is addressed across models.
-
-    Args:
-        name: an imperfection's name, or a weight's (`"kernel"`), without the layer.
-        index: its place among the model's variables of that name.
-        layer: the layer that has it.
-        variable: the variable.
-        nominal: what a deviation is added to: the imperfection's nominal value,
-            or `None` for a weight, whose present value it is.
-        shared: whether all targets of this name have one common draw.
-        mask: which elements the hardware has, `None` for all.
-        lower_bound: what the variable must be above, `None` for no bound.
-        convert: from a deviation in the quantity that was named (a power imbalance)
-            to one of the variable (an angle), `None` where they are the same.
-    """
-
-    name: str
-    index: int
-    layer: keras.layers.Layer
-    variable: keras.Variable
-    nominal: float | None
-    shared: bool
-    mask: np.ndarray | None = None
-    lower_bound: float | None = None
-    convert: Callable | None = None
-
-    def deviation(self, amount):
-        """Returns the variable's deviation for an amount of the named quantity."""
-        if self.convert is not None:
-            amount = tf.cast(self.convert(amount), self.variable.dtype)
-        if self.mask is None:
-            return amount
-        return tf.where(self.mask, amount, tf.zeros_like(amount))
-
-    def value(self, deviation):
-        """Returns what the variable becomes with a deviation, as a tensor."""
-        variable = self.variable
-        base = tf.convert_to_tensor(variable) if self.nominal is None else self.nominal
-        return base + tf.cast(deviation, variable.dtype)
-
-    def check(self, deviation) -> None:
-        """Raises ValueError if a deviation, an array, breaks the bound `above`."""
-        name = f"{self.layer.name}/{self.name}"
-        dtype = self.variable.dtype
-        check_deviation(name, deviation, self.nominal, self.lower_bound, dtype)
-
-
-def targets(model: keras.layers.Layer) -> list[Target]:
-    """Returns what a device of this model can set: imperfections, then weights."""
-    counts: dict[str, int] = {}
-    found = []
-
-    def add(name, layer, variable, nominal=None, shared=False, mask=None, bound=None):
-        index = counts.get(name, 0)
-        counts[name] = index + 1
-        found.append(Target(name, index, layer, variable, nominal, shared, mask, bound))
-
-    for layer in flat_layers(model):
-        exists = {}
-        if isinstance(layer, PhysicalLayer):
-            for name, variable in layer.imperfections.items():
-                q = layer.quantity(name)
-                add(name, layer, variable, q.nominal, q.shared, q.mask, q.lower_bound)
-            for name, variable in layer.controls.items():
-                exists[id(variable)] = layer.quantity(name).mask
-        for variable in layer._trainable_variables:
-            add(variable.name, layer, variable, mask=exists.get(id(variable)))
-    return found
-
-
-def architecture(model: keras.layers.Layer, names) -> dict[str, list[list[int]]]:
-    """Returns the shapes of the model's variables of the given names, in order."""
-    shapes: dict[str, list[list[int]]] = {name: [] for name in names}
-    for target in targets(model):
-        if target.name in shapes:
-            shapes[target.name].append([int(n) for n in target.variable.shape])
-    return shapes
-
-
-def matching(model: keras.layers.Layer, name: str) -> list[Target]:
-    """Returns the targets that a name addresses, as in `find_imperfections`.
-
-    Raises:
-        ValueError: nothing has that name; the error lists what there is.
-    """
-    layer_name, _, short = name.rpartition("/")
-    everything = targets(model)
-    found = []
-    for target in everything:
-        if layer_name not in ("", target.layer.name):
-            continue
-        others = getattr(target.layer, "aliases", {})
-        meant, convert = others.get(short, (short, None))
-        if target.name == meant:
-            found.append(dataclasses.replace(target, convert=convert))
-    if not found:
-        imperfect = dict.fromkeys(t.name for t in everything if t.nominal is not None)
-        weights = dict.fromkeys(t.name for t in everything if t.nominal is None)
-        raise ValueError(
-            f"The model has nothing called {name!r}. Its imperfections: "
-            f"{', '.join(imperfect) or 'none'}; its weights, to which a deviation is "
-            f"added: {', '.join(weights) or 'none (is the model built?)'}. "
-            f"Received: {name!r}"
-        )
-    return found
+from keras_pnn.layers.context import keeping
+from keras_pnn.layers.lookup import architecture, find, physical_layers, quantities
+from keras_pnn.layers.physical import PhysicalLayer
+from keras_pnn.layers.quantity import Quantity
 
 
 class SimulatedDevice:
@@ -181,14 +68,14 @@ class SimulatedDevice:
                 )
         self.architecture = architecture
 
-    def bind(self, model: keras.layers.Layer) -> list[tuple[Target, np.ndarray]]:
+    def bind(self, model: keras.layers.Layer) -> list[tuple[Quantity, np.ndarray]]:
         """Pairs the model's variables with this device's deviations.
 
         Raises:
             ValueError: the device comes from another architecture, or takes an
                 imperfection to values that do not exist (a scale of 0).
         """
-        known = {(t.name, t.index): t for t in targets(model)}
+        known = {(t.name, t.index): t for t in quantities(model)}
         theirs = architecture(model, self.architecture)
         if theirs != self.architecture:
             raise ValueError(
@@ -413,7 +300,7 @@ def grid(model: keras.layers.Layer, values: dict) -> DeviceSet:
     axes, keys = [], {}
     for name, points in values.items():
         points = _numbers_of(name, points)
-        found = matching(model, name)
+        found = find(model, name, weights=True)
         for key in ((t.name, t.index) for t in found):
             if key in keys:
                 raise ValueError(
@@ -444,7 +331,9 @@ def _numbers_of(name: str, points) -> np.ndarray:
         ) from None
 
 
-def _deviations(name: str, found: list[Target], point: np.ndarray) -> tuple[str, dict]:
+def _deviations(
+    name: str, found: list[Quantity], point: np.ndarray
+) -> tuple[str, dict]:
     """A label, and what each target deviates by at one point of a sweep."""
     deviations = {}
     for target in found:
@@ -467,7 +356,7 @@ def _deviations(name: str, found: list[Target], point: np.ndarray) -> tuple[str,
     return f"{name} = {_text(found, point)}", deviations
 
 
-def _text(found: list[Target], point: np.ndarray) -> str:
+def _text(found: list[Quantity], point: np.ndarray) -> str:
     """A point of a sweep, with what it is added to where that is not 0."""
     text = ", ".join(f"{v:g}" for v in np.ravel(point))
     text = text if point.ndim == 0 else f"({text})"

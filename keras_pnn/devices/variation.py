@@ -10,13 +10,9 @@ import tensorflow as tf
 
 from keras_pnn._checks import as_real
 from keras_pnn.devices.process import count
-from keras_pnn.devices.simulated import (
-    DeviceSet,
-    SimulatedDevice,
-    Target,
-    architecture,
-    matching,
-)
+from keras_pnn.devices.simulated import DeviceSet, SimulatedDevice
+from keras_pnn.layers.lookup import architecture, find
+from keras_pnn.layers.quantity import Quantity
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -127,12 +123,12 @@ class Variation:
         """Raises ValueError if a name matches nothing in the model."""
         self._plan(model)
 
-    def _plan(self, model) -> list[tuple[Target, object]]:
+    def _plan(self, model) -> list[tuple[Quantity, object]]:
         """(target, spread) pairs; a name with a layer wins over one without."""
-        plan: dict[int, tuple[Target, object]] = {}
+        plan: dict[int, tuple[Quantity, object]] = {}
         names: dict[int, str] = {}
         for name in sorted(self.spreads, key=lambda n: "/" in n):
-            for target in matching(model, name):
+            for target in find(model, name, weights=True):
                 key = id(target.variable)
                 if key in names and ("/" in names[key]) == ("/" in name):
                     raise ValueError(
@@ -152,7 +148,7 @@ class Variation:
             seed: two integers, a tensor or a sequence.
 
         Returns:
-            A list of (`Target`, deviation tensor) pairs, a pure function of the
+            A list of (`Quantity`, deviation tensor) pairs, a pure function of the
             seed and of the model's architecture.
         """
         drawn = []
@@ -252,7 +248,7 @@ def _std(name: str, value) -> float:
     return number
 
 
-def _draw(target: Target, spread, seed):
+def _draw(target: Quantity, spread, seed):
     if isinstance(spread, _Scaled):
         return spread.factor * _draw(target, spread.spread, seed)
     shape, dtype = tuple(target.variable.shape), target.variable.dtype

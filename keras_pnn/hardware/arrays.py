@@ -4,7 +4,8 @@ import keras
 import numpy as np
 
 from keras_pnn.hardware.log import plain
-from keras_pnn.layers.physical import PhysicalLayer, substituting
+from keras_pnn.layers.context import substituting
+from keras_pnn.layers.physical import PhysicalLayer
 
 
 def sendable(name: str, array, layer: PhysicalLayer) -> np.ndarray:

@@ -12,7 +12,8 @@ from keras_pnn.devices.process import count, number, short
 from keras_pnn.hardware.acquisition import Acquisition, DeviceError
 from keras_pnn.hardware.arrays import output_spec, sendable
 from keras_pnn.hardware.retracing import check_runs_python, models_around, set_aside
-from keras_pnn.layers.physical import measured_by, measuring_block, physical_layers
+from keras_pnn.layers.context import measured_by, measuring_block
+from keras_pnn.layers.lookup import physical_layers
 
 __all__ = ["DeviceError", "HardwareDevice", "raising"]
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_pnn.layers.bank import RingLayer, pair, whole
-from keras_pnn.layers.physical import stacked_kernels
+from keras_pnn.layers.context import current
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -214,7 +214,7 @@ class MRRConv2D(RingLayer):
         if self.adc_bits is not None:
             images, axes = self._padded(images)
             outputs = self._tiled_product(_patches(images, axes), kernel)
-        elif stacked_kernels():
+        elif current().stacked:
             images, axes = self._padded(images)
             outputs = tf.concat(
                 [

@@ -1,40 +1,15 @@
 """The base of every physical layer, and the ways to find its parts in a model."""
 
-import contextlib
-import dataclasses
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import ClassVar
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-_context = threading.local()
-
-
-@dataclasses.dataclass(frozen=True)
-class Quantity:
-    """What a control or an imperfection is.
-
-    Args:
-        variable: the `keras.Variable` that holds it.
-        unit: its unit, such as `"nm"`; `""` for a pure number.
-        nominal: its value in the design, where the device is ideal.
-        shared: whether one value serves the whole chip (a temperature).
-        mask: which elements the hardware has, broadcast to the variable; `None` for
-            all. The others keep their nominal value: they are never drawn, and not
-            written to files.
-        lower_bound: what its values must be above, as a scale above 0; `None` where any
-            finite value exists.
-    """
-
-    variable: keras.Variable
-    unit: str
-    nominal: float
-    shared: bool = False
-    mask: np.ndarray | None = None
-    lower_bound: float | None = None
+from keras_pnn import _keras
+from keras_pnn.layers import context
+from keras_pnn.layers.quantity import Quantity
 
 
 class PhysicalLayer(keras.layers.Layer):
@@ -108,7 +83,7 @@ class PhysicalLayer(keras.layers.Layer):
             trainable=trainable,
             autocast=False,
         )
-        self._controls[name] = Quantity(variable, unit, nominal, mask=mask)
+        self._controls[name] = Quantity(self, name, variable, unit, nominal, mask=mask)
         return variable
 
     def add_imperfection(
@@ -153,7 +128,14 @@ class PhysicalLayer(keras.layers.Layer):
             autocast=False,
         )
         self._imperfections[name] = Quantity(
-            variable, unit, nominal, shared, mask, lower_bound
+            self,
+            name,
+            variable,
+            unit,
+            nominal,
+            shared=shared,
+            mask=mask,
+            lower_bound=lower_bound,
         )
         return variable
 
@@ -231,7 +213,7 @@ class PhysicalLayer(keras.layers.Layer):
     def call(self, inputs):
         controls, imperfections = self.current_values()
         outputs = self.forward(inputs, controls, imperfections)
-        substitute = active_substitute()
+        substitute = context.current().substitute
         if substitute is None:
             return outputs
         return substitute(self, inputs, controls, outputs)
@@ -249,7 +231,7 @@ class PhysicalLayer(keras.layers.Layer):
 
     def _saved_variables(self) -> list[keras.Variable]:
         imperfect = {id(v) for v in self.imperfections.values()}
-        own = self._trainable_variables + self._non_trainable_variables
+        own = _keras.own_variables(self)
         return [v for v in own if id(v) not in imperfect]
 
     def save_own_variables(self, store):
@@ -267,7 +249,7 @@ class PhysicalLayer(keras.layers.Layer):
         for index, variable in enumerate(variables):
             variable.assign(store[str(index)])
         # A run that is resumed on a device goes on with that device.
-        kept = _kept()
+        kept = context.current().kept
         self._reset(
             q for q in self._imperfections.values() if id(q.variable) not in kept
         )
@@ -279,270 +261,3 @@ def check_built(layer: keras.layers.Layer) -> None:
         raise ValueError(
             f"The layer must be built, by `build` or a first call. Received: {layer!r}"
         )
-
-
-@tf.custom_gradient
-def valued(measured, modelled):
-    """Returns the values of `measured` with the derivatives of `modelled`."""
-    return tf.identity(measured), lambda upstream: (None, upstream)
-
-
-def measure(device, layer: PhysicalLayer, inputs, controls: dict, modelled):
-    """Returns what a device measures for one layer, or `None` if it has none.
-
-    Args:
-        device: an object with `measure(layer, inputs, controls)`, on tensors; or with
-            `measure_in_graph(layer, inputs, controls, modelled)`, which is also given
-            the model's own outputs. Either may return `None`: the layer is not on
-            the device.
-        layer, inputs, controls: what to measure.
-        modelled: the layer's own outputs.
-    """
-    if hasattr(device, "measure_in_graph"):
-        return device.measure_in_graph(layer, inputs, controls, modelled)
-    return device.measure(layer, inputs, controls)
-
-
-def active_substitute() -> Callable | None:
-    """Returns what gives the layers' outputs in the present context, if anything."""
-    return getattr(_context, "substitute", None)
-
-
-@contextlib.contextmanager
-def substituting(substitute: Callable | None) -> Iterator[None]:
-    """Lets a function give the outputs of every physical layer inside.
-
-    Args:
-        substitute: a function of (layer, inputs, controls, the layer's own outputs)
-            that returns outputs of the same shape and dtype; `None` for these.
-    """
-    before = active_substitute()
-    _context.substitute = substitute
-    try:
-        yield
-    finally:
-        _context.substitute = before
-
-
-def measured_by(
-    device, block=None, seen: list | None = None
-) -> contextlib.AbstractContextManager[None]:
-    """Lets a device give the outputs of every physical layer inside.
-
-    Values are the device's; gradients are those of the layers' own `forward`.
-
-    Args:
-        device: as in `measure`.
-        block: the block of code to which the device keeps, see `measuring_block`.
-        seen: a list to which the layers are added that the device measures.
-    """
-
-    def substitute(layer, inputs, controls, modelled):
-        measured = measure(device, layer, inputs, controls, modelled)
-        if measured is None:
-            return modelled
-        if seen is not None:
-            seen.append(layer)
-        return valued(measured, modelled)
-
-    substitute.device, substitute.block = device, block
-    return substituting(substitute)
-
-
-def measuring_device():
-    """Returns the device that measures in the present context, or `None`."""
-    return getattr(active_substitute(), "device", None)
-
-
-def measuring_block():
-    """Returns the block of the present context beyond which nothing may measure.
-
-    `None` where there is none, as in the steps of a trainer with its own device.
-    """
-    return getattr(active_substitute(), "block", None)
-
-
-@contextlib.contextmanager
-def keeping(variables) -> Iterator[None]:
-    """Lets imperfections stay as they are when weights are loaded inside.
-
-    Args:
-        variables: those that a device sets.
-    """
-    before = _kept()
-    _context.kept = before.union(map(id, variables))
-    try:
-        yield
-    finally:
-        _context.kept = before
-
-
-def _kept() -> frozenset[int]:
-    return getattr(_context, "kept", frozenset())
-
-
-@contextlib.contextmanager
-def kernels_per_device() -> Iterator[None]:
-    """Tells layers that a surrounding `tf.vectorized_map` stacks their kernels.
-
-    TensorFlow cannot vectorise a convolution over its filters, so inside this
-    context a convolution is written as patches times kernel.
-    """
-    before = stacked_kernels()
-    _context.stacked = True
-    try:
-        yield
-    finally:
-        _context.stacked = before
-
-
-def stacked_kernels() -> bool:
-    """Whether kernels differ per device in the present `tf.vectorized_map`."""
-    return getattr(_context, "stacked", False)
-
-
-def overriding(model: keras.Model, values) -> keras.StatelessScope:
-    """A scope in which variables have other values and assignments are only noted.
-
-    Args:
-        model: the model whose loss is to be computed inside.
-        values: (variable, tensor) pairs.
-    """
-    values = list(values)
-    given = {id(v) for v, _ in values}
-    # Keras hands a regulariser None for a variable that the scope does not hold.
-    regularized = [
-        (v, tf.convert_to_tensor(v))
-        for v in model.trainable_variables
-        if v.regularizer is not None and id(v) not in given
-    ]
-    return keras.StatelessScope([*values, *regularized], collect_losses=True)
-
-
-def flat_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """Returns the model's layers without the models around them, once each.
-
-    The order is that in which layers were attached, depth first, so that a wrapper
-    and the model inside give the same list.
-    """
-    seen: set[int] = set()
-
-    def walk(layer):
-        if id(layer) in seen:
-            return
-        seen.add(id(layer))
-        if not isinstance(layer, keras.Model):
-            yield layer
-        for inner in layer._layers:
-            yield from walk(inner)
-
-    return list(walk(model))
-
-
-def physical_layers(model: keras.layers.Layer) -> list[PhysicalLayer]:
-    """Returns the physical layers of a model, wrapped or not, in order."""
-    return [la for la in flat_layers(model) if isinstance(la, PhysicalLayer)]
-
-
-def imperfection_names(model: keras.layers.Layer) -> list[str]:
-    """Returns every name that addresses an imperfection of the model."""
-    layers = physical_layers(model)
-    common = dict.fromkeys(n for la in layers for n in la.imperfections)
-    single = [f"{la.name}/{n}" for la in layers for n in la.imperfections]
-    return [*common, *single]
-
-
-def find_quantities(model: keras.layers.Layer, name: str) -> list[Quantity]:
-    """Returns the imperfections that a name addresses.
-
-    Args:
-        model: a model with physical layers, built.
-        name: an imperfection of every layer that has it (`"temperature"`), or of
-            one layer (`"mrr_bank_1/temperature"`).
-
-    Raises:
-        ValueError: nothing has that name; the error lists what there is.
-    """
-    layer_name, _, short = name.rpartition("/")
-    found = [
-        layer.quantity(short)
-        for layer in physical_layers(model)
-        if short in layer.imperfections and layer_name in ("", layer.name)
-    ]
-    if not found:
-        names = imperfection_names(model)
-        raise ValueError(
-            "An imperfection must be one of the model's: "
-            f"{', '.join(names) or 'none (is the model built?)'}. Received: {name!r}"
-        )
-    return found
-
-
-def find_imperfections(model: keras.layers.Layer, name: str) -> list[keras.Variable]:
-    """Returns the variables that a name addresses, as in `find_quantities`."""
-    return [q.variable for q in find_quantities(model, name)]
-
-
-def check_deviation(name: str, deviation, nominal: float, above, dtype: str) -> None:
-    """Raises ValueError if a deviation takes an imperfection to its bound.
-
-    Args:
-        name: of the imperfection, for the message.
-        deviation: from the nominal value, a number or an array.
-        nominal, above: as in `Quantity`.
-        dtype: of the imperfection's variable: what rounds to the bound is refused.
-    """
-    if above is None:
-        return
-    deviation = np.asarray(deviation)
-    beyond = ~((nominal + deviation.astype(dtype)).astype(dtype) > above)
-    if beyond.any():
-        raise ValueError(
-            f"'{name}' must be above {above:g}, so that its deviation from the nominal "
-            f"value {nominal:g} must be above {above - nominal:g}. "
-            f"Received: a deviation of {float(deviation[beyond].min()):g}"
-        )
-
-
-def controls_of(model: keras.layers.Layer) -> list[keras.Variable]:
-    """Returns the trainable controls of a model's physical layers, in order."""
-    return [
-        v for la in physical_layers(model) for v in la.controls.values() if v.trainable
-    ]
-
-
-def select_variables(
-    model: keras.layers.Layer, which: str | Callable[[keras.Variable], bool]
-) -> list[keras.Variable]:
-    """Returns the variables that a search or a Hessian is about.
-
-    Args:
-        model: a built model.
-        which: `"controls"`, the trainable controls of its physical layers; `"all"`,
-            its trainable variables; or a predicate, asked of trainable variables
-            and of imperfections.
-
-    Raises:
-        ValueError: nothing was selected, or `which` is neither.
-    """
-    if which == "controls":
-        selected = controls_of(model)
-        hint = "Pass 'all' for every trainable variable, or a predicate on variables."
-    elif which == "all":
-        selected, hint = model.trainable_variables, "The model has none."
-    elif callable(which):
-        imperfections = [
-            v for la in physical_layers(model) for v in la.imperfections.values()
-        ]
-        candidates = [*model.trainable_variables, *imperfections]
-        selected, hint = [v for v in candidates if which(v)], "The predicate took none."
-    else:
-        raise ValueError(
-            "Variables are 'controls', 'all' or a predicate on variables. "
-            f"Received: {which!r}"
-        )
-    if not selected:
-        raise ValueError(
-            f"No variables were found in model '{model.name}' for {which!r}. {hint}"
-        )
-    return selected

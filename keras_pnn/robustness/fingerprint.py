@@ -8,7 +8,7 @@ import types
 import keras
 import numpy as np
 
-from keras_pnn.layers.physical import flat_layers
+from keras_pnn import _keras
 
 
 def digest(arrays) -> str:
@@ -36,7 +36,7 @@ def computation(model: keras.Model) -> str:
     inner = model
     while isinstance(getattr(inner, "model", None), keras.Model):
         inner = inner.model
-    layers = flat_layers(inner)
+    layers = _keras.flat_layers(inner)
     architecture = [_described(inner), [_described(la) for la in layers]]
     if not type(inner).call.__module__.startswith("keras."):
         # What such a model does with its layers is in its code alone.

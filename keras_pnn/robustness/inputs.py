@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras_pnn.devices.evaluation import DeviceEvaluator
 from keras_pnn.devices.simulated import SimulatedDevice
 from keras_pnn.devices.variation import Variation
-from keras_pnn.layers.physical import physical_layers
+from keras_pnn.layers.lookup import physical_layers
 
 # Keras' metrics that count hits: from 0 to 1.
 ACCURACIES = (

@@ -18,7 +18,7 @@ from keras_pnn.curvature.landscape import (
 )
 from keras_pnn.curvature.operator import HessianOperator
 from keras_pnn.curvature.spectrum import check_positive
-from keras_pnn.layers.physical import controls_of
+from keras_pnn.layers.lookup import controls_of
 from keras_pnn.robustness.inputs import sample_count
 from keras_pnn.robustness.results import Curvature, WorstCase
 from keras_pnn.robustness.study import Study

@@ -8,16 +8,11 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from keras_pnn.devices.simulated import (
-    DeviceSet,
-    SimulatedDevice,
-    Target,
-    architecture,
-    matching,
-    sweep,
-)
+from keras_pnn import _keras
+from keras_pnn.devices.simulated import DeviceSet, SimulatedDevice, sweep
 from keras_pnn.devices.variation import Variation
-from keras_pnn.layers.physical import flat_layers
+from keras_pnn.layers.lookup import architecture, find
+from keras_pnn.layers.quantity import Quantity
 from keras_pnn.robustness.results import Axis
 
 # The index of the design, where devices count from 0.
@@ -146,9 +141,9 @@ class Fabrication:
         joined = {name: np.concatenate(parts) for name, parts in squares.items()}
         return {n: math.sqrt(s.mean()) for n, s in joined.items() if s.any()}
 
-    def _imperfections(self) -> list[Target]:
+    def _imperfections(self) -> list[Quantity]:
         names = {name for name, _ in self.devices[0].deviations} if self.devices else ()
-        found = [t for name in sorted(names) for t in matching(self.model, name)]
+        found = [t for name in sorted(names) for t in find(self.model, name, True)]
         return [t for t in found if t.nominal is not None]
 
 
@@ -200,12 +195,12 @@ class Scanned:
                     f"{where} draws devices: give the `variation` that their other "
                     "imperfections have. Received: none"
                 )
-            found = [t for n in self._names for t in matching(model, n)]
+            found = [t for n in self._names for t in find(model, n, weights=True)]
             self.axis = Axis(name, _unit(found), points)
             # The largest spread must exist, too.
             fabrication.draw(self._variation(points.max()), 0)
         else:
-            found = matching(model, name)
+            found = find(model, name, weights=True)
             self._moved = sweep(model, name, points)
             self.axis = Axis(name, _unit(found), points)
 
@@ -364,10 +359,10 @@ class Plan:
         A number, since names differ between two models of one architecture.
         """
         model, found = self.fabrication.model, {}
-        number = {id(la): i for i, la in enumerate(flat_layers(model))}
+        number = {id(la): i for i, la in enumerate(_keras.flat_layers(model))}
         names = {n: None for n in self.fabrication.spread()}
         for name in names:
-            for target in matching(model, name):
+            for target in find(model, name, weights=True):
                 key = target.name, target.index
                 chips = [
                     {key: self.fabrication.devices[d].deviations[key]}
@@ -385,7 +380,7 @@ class Plan:
                     continue
                 moved = axis.moved(point)
                 kind = f"{_short(name)} = {axis.axis.ticks[point]}"
-                for target in matching(model, name):
+                for target in find(model, name, weights=True):
                     key = target.name, target.index
                     found[f"{number[id(target.layer)]}|{kind}"] = [{key: moved[key]}]
         return found
@@ -415,7 +410,7 @@ def _rank(axis: Scanned) -> int:
     return 1 if axis.axis.random else 2
 
 
-def _unit(found: list[Target]) -> str:
+def _unit(found: list[Quantity]) -> str:
     """The unit that targets have in common, `""` where they have none."""
     units = set()
     for target in found:

@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 
-from keras_pnn.devices.simulated import Target, matching
+from keras_pnn.layers.lookup import find
+from keras_pnn.layers.quantity import Quantity
 from keras_pnn.robustness.points import Plan
 from keras_pnn.robustness.results import Axis
 from keras_pnn.robustness.worst_case import balls_of, existing
@@ -36,20 +37,21 @@ def default_radius(plan: Plan) -> dict[str, float]:
     """
     model = plan.fabrication.model
     radius = plan.fabrication.spread()
-    taken = {id(t.variable) for name in radius for t in matching(model, name)}
+    taken = {id(t.variable) for name in radius for t in find(model, name, weights=True)}
     # (layer, imperfection) → reach; the layer "" stands for all.
     reaches: dict[tuple[str, str], float] = {}
     for scanned in (*plan.sweeps.values(), *plan.grid):
         axis = scanned.axis
         if axis.random:
             continue
-        found = [t for t in matching(model, axis.name) if t.nominal is not None]
+        found = find(model, axis.name, weights=True)
+        found = [t for t in found if t.nominal is not None]
         # A weight is no imperfection.
         if found:
             key = axis.name.rpartition("/")[0], found[0].name
             reaches[key] = max(reaches.get(key, 0.0), reach(axis, found))
     for name in dict.fromkeys(name for _, name in reaches):
-        targets = [t for t in matching(model, name) if t.nominal is not None]
+        targets = [t for t in find(model, name, weights=True) if t.nominal is not None]
         free = [t for t in targets if id(t.variable) not in taken]
         common = reaches.get(("", name), 0.0)
         layers = {
@@ -62,7 +64,7 @@ def default_radius(plan: Plan) -> dict[str, float]:
     return radius
 
 
-def reach(axis: Axis, found: list[Target]) -> float:
+def reach(axis: Axis, found: list[Quantity]) -> float:
     """Returns the largest root mean square over elements of an axis' points.
 
     Args:
@@ -75,7 +77,7 @@ def reach(axis: Axis, found: list[Target]) -> float:
     )
 
 
-def _elements(target: Target, point: np.ndarray) -> np.ndarray:
+def _elements(target: Quantity, point: np.ndarray) -> np.ndarray:
     """What one point of an axis moves the elements of a variable by."""
     amounts = np.broadcast_to(point, tuple(target.variable.shape))
     if target.convert is not None:

@@ -8,9 +8,9 @@ import os
 import keras
 import numpy as np
 
+from keras_pnn import _keras
 from keras_pnn._version import __version__
 from keras_pnn.devices.evaluation import DeviceEvaluator, evaluate_devices
-from keras_pnn.layers.physical import flat_layers
 from keras_pnn.robustness.fingerprint import computation, digest
 from keras_pnn.robustness.inputs import first_samples
 from keras_pnn.robustness.points import DESIGN, Plan, Point
@@ -110,7 +110,7 @@ class Study:
         moved = {id(t.variable) for t, _ in pairs if t.nominal is not None}
         return [
             v
-            for la in flat_layers(self.model)
+            for la in _keras.flat_layers(self.model)
             for v in (*la._trainable_variables, *la._non_trainable_variables)
             if id(v) not in moved
         ]
@@ -287,7 +287,7 @@ def _has_nan(output) -> bool:
 
 def layer_names(model: keras.Model) -> list[str]:
     """Returns the name of each layer; with a number where several have the same."""
-    names = [la.name for la in flat_layers(model)]
+    names = [la.name for la in _keras.flat_layers(model)]
     return [
         name if names.count(name) == 1 else f"{name} ({names[: i + 1].count(name)})"
         for i, name in enumerate(names)

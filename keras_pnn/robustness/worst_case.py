@@ -8,13 +8,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn.curvature.batches import batch_length, batches
-from keras_pnn.devices.simulated import (
-    SimulatedDevice,
-    Target,
-    architecture,
-    matching,
-)
-from keras_pnn.layers.physical import active_substitute, overriding
+from keras_pnn.devices.simulated import SimulatedDevice
+from keras_pnn.layers.context import Overrides, current
+from keras_pnn.layers.lookup import architecture, find
+from keras_pnn.layers.quantity import Quantity
 
 # A step into a wall is tried down to a thousandth of its length.
 HALVINGS = 10
@@ -32,7 +29,7 @@ class Ball:
     """
 
     name: str
-    targets: tuple[Target, ...]
+    targets: tuple[Quantity, ...]
     radius: float
     bound: float
 
@@ -121,7 +118,7 @@ def worst_device(
         raise ValueError(
             f"`model` must be compiled, since its loss climbs. Received: {model}"
         )
-    if active_substitute() is not None:
+    if current().substitute is not None:
         raise ValueError(
             "The worst device is searched with the model's derivatives: call it "
             "outside `device.installed(model)`. Received: layers that a device measures"
@@ -213,7 +210,7 @@ class _Slope:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(deviations)
             values = [(t.variable, t.value(d)) for t, d in pairs]
-            with overriding(self.model, values):
+            with Overrides(values).scope(self.model):
                 outputs = self.model(x, training=False)
                 loss = self.model._compute_loss(
                     x=x,
@@ -261,7 +258,7 @@ def _stepped(slope: _Slope, now: _Place, parts: list[np.ndarray]) -> _Place:
 
 
 def _ball(model, name: str, radius) -> Ball:
-    found = [t for t in matching(model, name) if t.nominal is not None]
+    found = [t for t in find(model, name, weights=True) if t.nominal is not None]
     if not found:
         raise ValueError(
             f"`radius` must name imperfections. Received: {name!r}, a weight"
@@ -294,7 +291,7 @@ def _moved(balls, now, gradients, share: float) -> list[np.ndarray]:
     return moved
 
 
-def existing(target: Target) -> np.ndarray:
+def existing(target: Quantity) -> np.ndarray:
     """Returns which elements of a variable the hardware has, in its shape."""
     shape = tuple(target.variable.shape)
     exists = True if target.mask is None else target.mask

@@ -8,7 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_pnn.layers.physical import Quantity, find_quantities
+from keras_pnn.layers.lookup import find
+from keras_pnn.layers.quantity import Quantity
 from keras_pnn.training.adversary import (
     AdversaryRule,
     Autodiff,
@@ -95,7 +96,7 @@ def parameters(
     taken = {id(v): "`perturb`" for v in perturbed}
     found = []
     for name, rule in rules.items():
-        quantities = find_quantities(model, name)
+        quantities = find(model, name)
         for variable in (q.variable for q in quantities):
             if id(variable) in taken:
                 raise ValueError(
@@ -178,7 +179,7 @@ def _parameter(model, name, rule, quantities, own=False) -> Parameter:
     variables = [q.variable for q in quantities]
     position = 0
     if layer_name or own:
-        ids = [id(q.variable) for q in find_quantities(model, short)]
+        ids = [id(q.variable) for q in find(model, short)]
         position = 1 + ids.index(id(variables[0]))
     shape = tuple(variables[0].shape)
     radius = _shaped(name, "radius", rule.radius, shape)

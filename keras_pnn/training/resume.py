@@ -8,7 +8,7 @@ import warnings
 import keras
 import numpy as np
 
-from keras_pnn.layers.physical import physical_layers
+from keras_pnn.layers.lookup import physical_layers
 
 _POINTER = "latest.json"
 _PART = "part.weights.h5"

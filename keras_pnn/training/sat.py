@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from keras_pnn.devices.variation import Variation
-from keras_pnn.layers.physical import select_variables
+from keras_pnn.layers.lookup import select_variables
 from keras_pnn.training import ascent as ascents
 from keras_pnn.training.adversary import AdversaryRule, check_rules
 from keras_pnn.training.adversary_parameters import (
@@ -176,7 +176,7 @@ class SATModel(Trainer):
         self.ascent.rho = value
 
     @property
-    def aligned(self) -> float:
+    def clean_fraction(self) -> float:
         """The share of the first pass's gradient; fixed, as steps are traced once."""
         return self._clean_fraction
 

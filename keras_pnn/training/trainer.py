@@ -10,7 +10,7 @@ from keras_pnn import _checks
 from keras_pnn.devices.engine import metrics_of_compile
 from keras_pnn.hardware.device import DeviceError, raising
 from keras_pnn.hardware.retracing import add_wrapper
-from keras_pnn.layers.physical import measuring_device, substituting
+from keras_pnn.layers.context import measuring_device, substituting
 from keras_pnn.training.resume import Position, Skipping, save_state
 
 # What a model may override, and nothing would call.

@@ -8,7 +8,7 @@ import tensorflow as tf
 import keras_pnn as pnn
 from keras_pnn.curvature.landscape import find_landscape
 from keras_pnn.curvature.operator import HessianOperator
-from keras_pnn.layers.physical import substituting
+from keras_pnn.layers.context import substituting
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((20, 3))

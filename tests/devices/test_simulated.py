@@ -229,10 +229,10 @@ def test_inconsistent_headers(tmp_path, change):
         arrays = dict(file)
     header = {**json.loads(str(arrays["header"])), **change}
     np.savez(path, **{**arrays, "header": np.array(json.dumps(header))})
-    with pytest.raises(ValueError, match=r"Devices\.save"):
+    with pytest.raises(ValueError, match=r"DeviceSet\.save"):
         DeviceSet.load(path)
     np.savez(path, **{k: v for k, v in arrays.items() if k != "header"})
-    with pytest.raises(ValueError, match=r"Devices\.save"):
+    with pytest.raises(ValueError, match=r"DeviceSet\.save"):
         DeviceSet.load(path)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import keras_pnn as pnn
 from keras_pnn.layers import MRRBank, MRRConv2D, mrr
-from keras_pnn.layers.physical import kernels_per_device
+from keras_pnn.layers.context import kernels_per_device
 
 HALF_WIDTH = 0.15
 

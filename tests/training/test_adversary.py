@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 import keras_pnn as pnn
-from keras_pnn.layers.physical import physical_layers
+from keras_pnn.layers.lookup import physical_layers
 from keras_pnn.training.adversary_parameters import parameters
 
 RNG = np.random.default_rng(0)

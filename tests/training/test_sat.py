@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 import keras_pnn as pnn
-from keras_pnn.layers.physical import physical_layers
+from keras_pnn.layers.lookup import physical_layers
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(12, 4)).astype("float32")

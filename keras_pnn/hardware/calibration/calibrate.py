@@ -10,10 +10,12 @@ import keras
 import numpy as np
 
 from keras_pnn.devices.process import count, number, short
-from keras_pnn.devices.simulated import SimulatedDevice, Target, architecture, targets
+from keras_pnn.devices.simulated import SimulatedDevice
 from keras_pnn.hardware import readings as _readings
 from keras_pnn.hardware.calibration import fitting as _fitting
-from keras_pnn.layers.physical import find_imperfections, measured_by, physical_layers
+from keras_pnn.layers.context import measured_by
+from keras_pnn.layers.lookup import architecture, find, physical_layers, quantities
+from keras_pnn.layers.quantity import Quantity
 
 _PARTS = ("fit_before", "fit_after", "held_out_before", "held_out_after")
 
@@ -235,7 +237,7 @@ def calibrate(
                 "The device must measure a layer that has an imperfection to fit. "
                 "Received: a device that leaves all of them to the model"
             )
-        unknowns = _fitting.unknowns_of(wanted, prior, targets(model))
+        unknowns = _fitting.unknowns_of(wanted, prior, quantities(model))
         layers = [
             (layer, np.random.default_rng([seed, position]))
             for position, layer in enumerate(physical_layers(model))
@@ -301,7 +303,7 @@ def _fitted(model, measured, unknowns, noise: float, search) -> dict:
             deviations.update(unknown.deviations(part))
             summaries[unknown.label] = unknown.summary(part)
     # In the model's order, not in that of the groups.
-    keys = [(t.name, t.index) for t in targets(model)]
+    keys = [(t.name, t.index) for t in quantities(model)]
     deviations = {key: deviations[key] for key in keys if key in deviations}
     shapes = architecture(model, {name for name, _ in deviations})
     return {
@@ -332,9 +334,9 @@ def _checked_inputs(inputs):
     return inputs
 
 
-def _wanted(model, names) -> list[Target]:
+def _wanted(model, names) -> list[Quantity]:
     """The imperfections that names address, of layers with a name of their own."""
-    found = [t for t in targets(model) if t.nominal is not None]
+    found = [t for t in quantities(model) if t.nominal is not None]
     if names is not None:
         given, names = names, [names] if isinstance(names, str) else names
         names = list(names) if isinstance(names, Iterable) else [None]
@@ -343,7 +345,7 @@ def _wanted(model, names) -> list[Target]:
                 "`imperfections` must be a name or several names. "
                 f"Received: {short(given)}"
             )
-        chosen = {id(v) for name in names for v in find_imperfections(model, name)}
+        chosen = {id(q.variable) for name in names for q in find(model, name)}
         found = [t for t in found if id(t.variable) in chosen]
     if not found:
         raise ValueError(

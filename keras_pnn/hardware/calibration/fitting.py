@@ -9,9 +9,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_pnn.devices.simulated import Target
 from keras_pnn.hardware.readings import Readings, of_layer
 from keras_pnn.layers.physical import PhysicalLayer
+from keras_pnn.layers.quantity import Quantity
 
 # A usual size of each kind of imperfection, by its unit.
 _PRIORS = {"rad": 0.1, "nm": 0.1, "K": 2.0, "dB": 0.1, "deg": 1.0, "px": 1.0, "": 0.05}
@@ -33,7 +33,7 @@ _NOISES = (0.3, 0.03)
 class Unknown:
     """One imperfection that is fitted: of a layer, or of all where it is shared."""
 
-    targets: tuple[Target, ...]
+    targets: tuple[Quantity, ...]
     std: float  # of its prior
     slots: np.ndarray  # the elements that exist, in the flat variable
 
@@ -101,7 +101,7 @@ class Unknown:
 
 
 def unknowns_of(
-    found: list[Target], prior: dict[str, float], every: list[Target]
+    found: list[Quantity], prior: dict[str, float], every: list[Quantity]
 ) -> list[Unknown]:
     """Gathers targets into unknowns, one for all targets of a shared imperfection.
 
@@ -110,7 +110,7 @@ def unknowns_of(
         prior: checked numbers.
         every: all targets of the model, also of layers that are not measured.
     """
-    together: dict[tuple, list[Target]] = {}
+    together: dict[tuple, list[Quantity]] = {}
     for target in found:
         key = (target.name, None if target.shared else target.index)
         together.setdefault(key, []).append(target)
@@ -133,7 +133,7 @@ def unknowns_of(
     return unknowns
 
 
-def _prior_of(same: list[Target], prior: dict[str, float]) -> float | None:
+def _prior_of(same: list[Quantity], prior: dict[str, float]) -> float | None:
     """The prior of an imperfection, which may be named by any layer that shares it."""
     found = [of_layer(prior, t.layer, t.name) for t in same]
     given = sorted({std for std in found if std is not None})

@@ -13,8 +13,9 @@ import numpy as np
 from keras_pnn.hardware.device import DeviceError, HardwareDevice
 from keras_pnn.hardware.instrument.scpi import InstrumentError, Session, readings
 from keras_pnn.hardware.instrument.wiring import Bench, Reading, Setting, Wiring
+from keras_pnn.layers.lookup import physical_layers
 from keras_pnn.layers.mrr import MRRConv2D
-from keras_pnn.layers.physical import PhysicalLayer, check_built, physical_layers
+from keras_pnn.layers.physical import PhysicalLayer, check_built
 
 __all__ = ["InstrumentDevice", "InstrumentError"]
 

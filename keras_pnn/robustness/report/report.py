@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_pnn._version import __version__
 from keras_pnn.devices.evaluation import DeviceEvaluator, checked_data
-from keras_pnn.layers.physical import active_substitute
+from keras_pnn.layers.context import current
 from keras_pnn.robustness.inputs import (
     better,
     check_attainable,
@@ -100,7 +100,7 @@ class Report:
             check_whole(argument, value, least)
         check_spec(spec)
         devices, variation = chosen_devices(devices, variation)
-        if active_substitute() is not None:
+        if current().substitute is not None:
             raise ValueError(
                 "A report is one of simulated devices: make it outside "
                 "`device.installed(model)`. Received: layers that a device measures"

@@ -5,13 +5,8 @@ import tensorflow as tf
 
 from keras_pnn.devices.process import count
 from keras_pnn.layers.bank import whole
-from keras_pnn.layers.physical import (
-    measure,
-    overriding,
-    physical_layers,
-    substituting,
-    valued,
-)
+from keras_pnn.layers.context import Overrides, measure, substituting, valued
+from keras_pnn.layers.lookup import physical_layers
 from keras_pnn.training.dat.error_networks import ErrorNetwork
 from keras_pnn.training.gradients.base import (
     Evaluation,
@@ -156,20 +151,20 @@ class DualAdaptive(GradientSource):
             return valued(self._fused(measured, predicted), predicted)
 
         self._attach(trainer)
-        scope = overriding(trainer, overrides)
+        scope = Overrides(overrides).scope(trainer)
         with scope, substituting(substitute):
             y_pred = trainer(batch[0], training=True)
             return loss_of(trainer, batch, y_pred), y_pred, scope, misfits
 
     def _outside(self, trainer, batch, overrides, learning):
         """Only the outputs of the whole network are fused with what was measured."""
-        with overriding(trainer, overrides), self._measuring(trainer):
+        with Overrides(overrides).scope(trainer), self._measuring(trainer):
             measured = trainer(batch[0], training=True)
 
         def substitute(layer, inputs, controls, modelled):
             return self.errors.corrected(layer, modelled, training=learning)
 
-        scope = overriding(trainer, overrides)
+        scope = Overrides(overrides).scope(trainer)
         with scope, substituting(substitute):
             predicted = trainer(batch[0], training=True)
             pairs = list(

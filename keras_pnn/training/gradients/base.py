@@ -8,12 +8,8 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from keras_pnn.layers.physical import (
-    measured_by,
-    overriding,
-    physical_layers,
-    valued,
-)
+from keras_pnn.layers.context import Overrides, measured_by, valued
+from keras_pnn.layers.lookup import physical_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +116,7 @@ class GradientSource:
 
     def _forward(self, trainer, batch, overrides):
         """Loss, outputs, and the scope that holds what would have been assigned."""
-        scope = overriding(trainer, overrides)
+        scope = Overrides(overrides).scope(trainer)
         with scope, self._measuring(trainer):
             y_pred = trainer(batch[0], training=True)
             return loss_of(trainer, batch, y_pred), y_pred, scope
@@ -177,10 +173,10 @@ class DeviceGradient(ModelGradient):
             return super()._forward(trainer, batch, overrides)
         # Statistics are those of the measured pass, losses of layers those of the
         # model's, whose derivatives they have.
-        seen = overriding(trainer, overrides)
+        seen = Overrides(overrides).scope(trainer)
         with seen, self._measuring(trainer):
             measured = trainer(batch[0], training=True)
-        scope = overriding(trainer, overrides)
+        scope = Overrides(overrides).scope(trainer)
         with scope:
             modelled = trainer(batch[0], training=True)
             y_pred = keras.tree.map_structure(valued, measured, modelled)

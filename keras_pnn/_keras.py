@@ -1,0 +1,397 @@
+"""Reach what Keras and TensorFlow keep private, and replace a few of their functions.
+
+No other module of the package names a private attribute of Keras or TensorFlow, or
+puts a function of its own in the place of one of theirs.
+"""
+
+import contextlib
+import functools
+import threading
+import types
+import weakref
+from collections.abc import Callable, Iterator
+
+import keras
+import tensorflow as tf
+
+_KINDS = ("train", "test", "predict")
+
+# Layers and variables.
+
+
+def flat_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """Returns the model's layers without the models around them, once each.
+
+    The order is that in which layers were attached, depth first, so that a wrapper
+    and the model inside give the same list.
+    """
+    return [la for la in parts(model) if not isinstance(la, keras.Model)]
+
+
+def parts(model: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """Returns a model and all models and layers inside, once each, depth first."""
+    found: dict[int, keras.layers.Layer] = {}
+
+    def walk(layer):
+        if id(layer) not in found:
+            found[id(layer)] = layer
+            for inner in layer._layers:
+                walk(inner)
+
+    walk(model)
+    return list(found.values())
+
+
+def own_trainable(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """Returns the trainable variables that the layer itself holds."""
+    return list(layer._trainable_variables)
+
+
+def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """Returns the variables that the layer itself holds, trainable ones first."""
+    return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
+def seed_states(model: keras.layers.Layer) -> list[keras.Variable]:
+    """Returns the states of the random generators of all layers."""
+    return [
+        generator.state
+        for layer in parts(model)
+        for generator in getattr(layer, "_seed_generators", ())
+    ]
+
+
+# Losses and metrics.
+
+
+def compiled_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
+    """Returns what `compile` made: the trackers of losses, and the metrics."""
+    found = [model._loss_tracker, model._compile_metrics, *loss_metrics(model)]
+    return [m for m in found if m is not None]
+
+
+def loss_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
+    """Returns the trackers of the losses of single outputs."""
+    return list(getattr(model._compile_loss, "metrics", ()))
+
+
+def user_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
+    """Returns the metrics that were given to `compile`."""
+    compiled = model._compile_metrics
+    return [] if compiled is None else list(compiled.metrics)
+
+
+def loss_tracker(model: keras.Model) -> keras.metrics.Metric:
+    """Returns the metric that averages the loss over an epoch."""
+    return model._loss_tracker
+
+
+def compute_loss(
+    model: keras.Model, x, y, y_pred, sample_weight, training: bool
+) -> tf.Tensor:
+    """Returns the loss as `fit` and `evaluate` compute it.
+
+    A model's own `compute_loss` that does not take `training` is called without it.
+    """
+    return model._compute_loss(
+        x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training
+    )
+
+
+def count_losses(model: keras.Model, y, y_pred, sample_weight) -> None:
+    """Updates the trackers of the losses of single outputs."""
+    if loss_metrics(model):
+        model._compile_loss(y, y_pred, sample_weight)
+
+
+def build_metrics(model: keras.Model, batch) -> None:
+    """Makes the variables of losses and metrics, as the first batch of `fit` does."""
+    model._symbolic_build(data_batch=batch)
+
+
+def has_metrics(model: keras.Model) -> bool:
+    """Tells whether losses and metrics have their variables, so that they have values.
+
+    Those of a model that trains on several replicas have: `fit` makes them first.
+    """
+    made = model._compile_loss, model._compile_metrics
+    return all(part is None or part.built for part in made)
+
+
+def compile_state(model: keras.Model) -> tuple:
+    """Returns the objects that `compile` made; others after it was called anew."""
+    return model._loss_tracker, model._compile_loss, model._compile_metrics
+
+
+# What a model's `compute_loss` may use of what `compile` sets.
+_LENT = ("_compile_loss", "loss", "optimizer", "compiled")
+
+
+@contextlib.contextmanager
+def lent_compile(model: keras.Model, trainer: keras.Model) -> Iterator[None]:
+    """Gives a model what another is compiled with, until the block ends.
+
+    The model's own, if it is compiled, comes back: it stays what the user made it.
+    """
+    # Past Keras' tracking, or an optimizer would be saved twice.
+    attributes = vars(model)
+    before = {name: attributes[name] for name in _LENT if name in attributes}
+    attributes.update({name: getattr(trainer, name) for name in _LENT})
+    try:
+        yield
+    finally:
+        for name in _LENT:
+            del attributes[name]
+        attributes.update(before)
+
+
+# Attributes that Keras hangs on tensors, and that new tensors lose.
+_ON_TENSORS = ("_keras_mask", "_keras_logits")
+
+
+def tensor_attributes(tensor) -> dict:
+    """Returns what Keras keeps on a tensor: its mask, the logits behind it."""
+    found = {name: getattr(tensor, name, None) for name in _ON_TENSORS}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def set_tensor_attributes(tensor, attributes: dict) -> None:
+    """Hangs what `tensor_attributes` returned on another tensor."""
+    for name, value in attributes.items():
+        setattr(tensor, name, value)
+
+
+# Graphs of nodes.
+
+
+def functional(model: keras.layers.Layer):
+    """Returns the graph of nodes that a model is, or wraps; `None` if there is none.
+
+    A wrapper is a model whose attribute `model` is the model that it calls.
+    """
+    while True:
+        if hasattr(model, "_functional"):
+            model = model._functional
+        if getattr(model, "_nodes_by_depth", None) is not None:
+            # A subclass with a `call` of its own may do anything with its layers.
+            own = type(model).call.__module__.startswith("keras.")
+            return model if own else None
+        model = getattr(model, "model", None)
+        if not isinstance(model, keras.Model):
+            return None
+
+
+def nodes(graph) -> list:
+    """Returns the nodes of a graph in the order in which they run."""
+    depths = sorted(graph._nodes_by_depth, reverse=True)
+    return [node for depth in depths for node in graph._nodes_by_depth[depth]]
+
+
+def calls(layer: keras.layers.Layer) -> list:
+    """Returns the nodes that the calls of a layer on symbolic inputs have made."""
+    return list(layer._inbound_nodes)
+
+
+def cannot_vectorize(error: Exception) -> bool:
+    """Tells whether `tf.vectorized_map` failed for want of a converter."""
+    return "pfor" in str(error) or "onverter" in str(error)
+
+
+# Functions put in the place of Keras' and TensorFlow's.
+
+
+@contextlib.contextmanager
+def replaced_call(layer: keras.layers.Layer, call: Callable) -> Iterator[None]:
+    """Gives one layer another `call` until the block ends."""
+    # In the instance's dictionary, past Keras' tracking of attributes.
+    attributes = vars(layer)
+    before = attributes.get("call")
+    attributes["call"] = call
+    try:
+        yield
+    finally:
+        if before is None:
+            del attributes["call"]
+        else:
+            attributes["call"] = before
+
+
+_patching = threading.RLock()
+
+
+@contextlib.contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Gives normalisation layers that are traced inside exact second derivatives.
+
+    `tf.nn.moments`, which Keras' normalisation layers call, stops the derivative at
+    the mean inside the variance. The first derivative of the variance through its
+    mean is zero, so that gradients are right; the second is not zero, and is lost.
+    While this context lasts, `tf.nn.moments` goes through the mean.
+    """
+    with _patching:
+        before = tf.nn.moments
+        tf.nn.moments = _moments
+        try:
+            yield
+        finally:
+            tf.nn.moments = before
+
+
+def _moments(x, axes, shift=None, keepdims=False, name=None):
+    """Computes mean and variance; takes the arguments of `tf.nn.moments`."""
+    wide = tf.cast(x, tf.float32) if x.dtype == tf.float16 else x
+    mean = tf.reduce_mean(wide, axes, keepdims=True)
+    variance = tf.reduce_mean(tf.square(wide - mean), axes, keepdims=True)
+    if not keepdims:
+        mean, variance = tf.squeeze(mean, axes), tf.squeeze(variance, axes)
+    return tf.cast(mean, x.dtype), tf.cast(variance, x.dtype)
+
+
+# Compiled steps.
+
+
+class StepHandle:
+    """What `wrap_step` returns: `remove()` takes the wrapper out again."""
+
+    def __init__(self, steps: "_Steps", wrapper: Callable):
+        self._steps, self._wrapper = steps, wrapper
+
+    def remove(self) -> None:
+        """Takes the wrapper out; does nothing where it is out already."""
+        self._steps.remove(self._wrapper)
+
+
+def wrap_step(model: keras.Model, kind: str, wrapper: Callable) -> StepHandle:
+    """Puts a function around each step of the present run of a model.
+
+    Call it from `on_train_begin` or `on_test_begin`, and `remove` the handle when
+    the run ends. A run that fails tells no callback so; wrappers that it leaves act in
+    no later run. `train_on_batch` and the like run without wrappers.
+
+    Args:
+        model: any Keras model.
+        kind: `"train"` or `"test"`.
+        wrapper: a function of (function, iterator) that returns the step's logs;
+            `function(iterator)` runs the step. The last wrapper is outermost.
+    """
+    steps = getattr(model, f"{kind}_function")
+    if not isinstance(steps, _Steps):
+        steps = _Steps(model, kind)
+    steps.add(wrapper)
+    return StepHandle(steps, wrapper)
+
+
+def retrace(model: keras.Model, kind: str) -> None:
+    """Makes a step be traced anew, within the wrappers that are around it."""
+    getattr(model, f"make_{kind}_function")(force=True)
+
+
+class _Steps:
+    """Stands in for a model's compiled function, with wrappers around it.
+
+    Keras calls `make_train_function` when a run begins, and `train_function` at each
+    step; both are taken over on the instance while there is a wrapper. Batches that
+    are trained on singly also make the function, but give it a generator.
+    """
+
+    def __init__(self, model: keras.Model, kind: str):
+        self._model = weakref.ref(model)
+        self._attribute, self._maker = f"{kind}_function", f"make_{kind}_function"
+        self._wrappers: list[Callable] = []
+        self._may_begin = False
+        self._function = getattr(model, self._attribute)
+        setattr(model, self._attribute, self)
+        vars(model)[self._maker] = self._make
+
+    def __call__(self, iterator):
+        if isinstance(iterator, types.GeneratorType):
+            self._may_begin = False
+            return self._function(iterator)
+        self._drop_those_of_another_run()
+        function = self._function
+        for wrapper in self._wrappers:
+            function = functools.partial(wrapper, function)
+        return function(iterator)
+
+    def add(self, wrapper: Callable) -> None:
+        self._drop_those_of_another_run()
+        self._wrappers.append(wrapper)
+
+    def remove(self, wrapper: Callable) -> None:
+        self._wrappers = [w for w in self._wrappers if w is not wrapper]
+        model = self._model()
+        if self._wrappers or model is None:
+            return
+        if getattr(model, self._attribute) is self:
+            setattr(model, self._attribute, self._function)
+        if vars(model).get(self._maker) == self._make:
+            del vars(model)[self._maker]
+
+    def _drop_those_of_another_run(self) -> None:
+        if self._may_begin:
+            self._wrappers = []
+        self._may_begin = False
+
+    def _make(self, force: bool = False) -> None:
+        """Makes the function, as Keras asks for when a run may begin."""
+        model = self._model()
+        if getattr(model, self._attribute) is self:
+            setattr(model, self._attribute, self._function)
+        getattr(type(model), self._maker)(model, force=force)
+        self._function = getattr(model, self._attribute)
+        setattr(model, self._attribute, self)
+        self._may_begin = not force
+
+
+# Model → the models around it.
+_wrappers: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()
+
+
+def add_wrapper(wrapper: keras.Model, model: keras.Model) -> None:
+    """Notes that a model traces the layers of another one in functions of its own."""
+    _wrappers.setdefault(model, weakref.WeakSet()).add(wrapper)
+
+
+def models_around(model: keras.layers.Layer) -> list[keras.Model]:
+    """Returns the models inside a model, itself if it is one, and all their wrappers.
+
+    Args:
+        model: a model, or a layer that may contain models.
+    """
+    inside = [m for m in parts(model) if isinstance(m, keras.Model)]
+    around = [w for m in inside for w in _wrappers.get(m, ()) if not _among(w, inside)]
+    return inside + around
+
+
+@contextlib.contextmanager
+def set_aside(model: keras.layers.Layer) -> Iterator[None]:
+    """Makes models trace their functions anew inside, and takes the old ones back.
+
+    Args:
+        model: a model; those inside it and its wrappers are meant too.
+    """
+    names = [f"{kind}_function" for kind in _KINDS]
+    known = models_around(model)
+    before = [
+        (each, name, getattr(each, name), getattr(each, "_compile_config", None))
+        for each in known
+        for name in names
+    ]
+    for each, name, *_ in before:
+        setattr(each, name, None)
+    try:
+        yield
+    finally:
+        for each, name, function, config in before:
+            # Functions of a model that was compiled anew are out of date.
+            same = getattr(each, "_compile_config", None) is config
+            setattr(each, name, function if same else None)
+        for new in models_around(model):
+            # A wrapper that was made in between has nothing from before.
+            if not _among(new, known):
+                for name in names:
+                    setattr(new, name, None)
+
+
+def _among(model, models) -> bool:
+    return any(model is each for each in models)

@@ -1,0 +1,198 @@
+"""Say whose values are in force: overridden variables, a device's measurements."""
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import keras
+import tensorflow as tf
+
+
+class Overrides(Mapping):
+    """An immutable mapping from variables to the values that stand for them.
+
+    Inside `with overrides.scope(model):` the model's variables have these values, and
+    what the pass would assign is only noted.
+
+    Args:
+        pairs: a mapping, or (variable, tensor) pairs.
+    """
+
+    def __init__(self, pairs: Mapping | Iterable[tuple] = ()):
+        items = pairs.items() if isinstance(pairs, Mapping) else pairs
+        # By identity: variables compare by value, and cannot be hashed.
+        self._pairs = {id(variable): (variable, value) for variable, value in items}
+
+    def __getitem__(self, variable: keras.Variable):
+        return self._pairs[id(variable)][1]
+
+    def __contains__(self, variable) -> bool:
+        return id(variable) in self._pairs
+
+    def __iter__(self) -> Iterator[keras.Variable]:
+        return (variable for variable, _ in self._pairs.values())
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def items(self) -> list[tuple]:
+        """Returns the (variable, value) pairs; variables cannot be set members."""
+        return list(self._pairs.values())
+
+    def value(self, variable: keras.Variable) -> tf.Tensor:
+        """Returns what stands for a variable: the override, or the stored value."""
+        if variable in self:
+            return tf.convert_to_tensor(self[variable])
+        return tf.convert_to_tensor(variable)
+
+    def merged(self, other: Mapping | Iterable[tuple]) -> "Overrides":
+        """Returns these overrides with those of `other`, which replace them."""
+        return Overrides([*self.items(), *Overrides(other).items()])
+
+    def watch(self, variables: Iterable[keras.Variable]) -> tuple[list, "Overrides"]:
+        """Returns tensors to differentiate with respect to, and overrides with them."""
+        variables = list(variables)
+        watched = [tf.identity(self.value(v)) for v in variables]
+        return watched, self.merged(zip(variables, watched, strict=True))
+
+    def scope(self, model: keras.Model) -> keras.StatelessScope:
+        """Returns the scope in which these values are in force.
+
+        Args:
+            model: the model whose loss is to be computed inside.
+        """
+        # Keras hands a regulariser None for a variable that the scope does not hold.
+        regularized = [
+            (v, tf.convert_to_tensor(v))
+            for v in model.trainable_variables
+            if v.regularizer is not None and v not in self
+        ]
+        return keras.StatelessScope([*self.items(), *regularized], collect_losses=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What holds for the calls of physical layers in one thread.
+
+    Args:
+        substitute: gives the outputs of physical layers, a function of (layer, inputs,
+            controls, the layer's own outputs); `None` for these.
+        kept: ids of imperfections that stay when weights are loaded.
+        stacked: whether a surrounding `tf.vectorized_map` stacks kernels.
+    """
+
+    substitute: Callable | None = None
+    kept: frozenset[int] = frozenset()
+    stacked: bool = False
+
+
+_thread = threading.local()
+
+
+def current() -> Context:
+    """Returns the context of the present thread."""
+    return getattr(_thread, "context", Context())
+
+
+@contextlib.contextmanager
+def _changed(**changes) -> Iterator[None]:
+    before = current()
+    _thread.context = dataclasses.replace(before, **changes)
+    try:
+        yield
+    finally:
+        _thread.context = before
+
+
+def substituting(
+    substitute: Callable | None,
+) -> contextlib.AbstractContextManager[None]:
+    """Lets a function give the outputs of every physical layer inside.
+
+    Args:
+        substitute: as in `Context`.
+    """
+    return _changed(substitute=substitute)
+
+
+def keeping(
+    variables: Iterable[keras.Variable],
+) -> contextlib.AbstractContextManager[None]:
+    """Lets imperfections stay as they are when weights are loaded inside.
+
+    Args:
+        variables: those that a device sets.
+    """
+    return _changed(kept=current().kept.union(map(id, variables)))
+
+
+def kernels_per_device() -> contextlib.AbstractContextManager[None]:
+    """Tells layers that a surrounding `tf.vectorized_map` stacks their kernels.
+
+    TensorFlow cannot vectorise a convolution over its filters, so inside this
+    context a convolution is written as patches times kernel.
+    """
+    return _changed(stacked=True)
+
+
+@tf.custom_gradient
+def valued(measured, modelled):
+    """Returns the values of `measured` with the derivatives of `modelled`."""
+    return tf.identity(measured), lambda upstream: (None, upstream)
+
+
+def measure(device, layer, inputs, controls: dict, modelled):
+    """Returns what a device measures for one layer, or `None` if it has none.
+
+    Args:
+        device: an object with `measure(layer, inputs, controls)`, on tensors; or with
+            `measure_in_graph(layer, inputs, controls, modelled)`, which is also given
+            the model's own outputs. Either may return `None`: the layer is not on
+            the device.
+        layer: the physical layer.
+        inputs: its inputs.
+        controls: its controls, name to tensor.
+        modelled: its own outputs.
+    """
+    if hasattr(device, "measure_in_graph"):
+        return device.measure_in_graph(layer, inputs, controls, modelled)
+    return device.measure(layer, inputs, controls)
+
+
+def measured_by(
+    device, block=None, seen: list | None = None
+) -> contextlib.AbstractContextManager[None]:
+    """Lets a device give the outputs of every physical layer inside.
+
+    Values are the device's; gradients are those of the layers' own `forward`.
+
+    Args:
+        device: as in `measure`.
+        block: the block of code to which the device keeps, see `measuring_block`.
+        seen: a list to which the layers are added that the device measures.
+    """
+
+    def substitute(layer, inputs, controls, modelled):
+        measured = measure(device, layer, inputs, controls, modelled)
+        if measured is None:
+            return modelled
+        if seen is not None:
+            seen.append(layer)
+        return valued(measured, modelled)
+
+    substitute.device, substitute.block = device, block
+    return substituting(substitute)
+
+
+def measuring_device():
+    """Returns the device that measures in the present context, or `None`."""
+    return getattr(current().substitute, "device", None)
+
+
+def measuring_block():
+    """Returns the block of the present context beyond which nothing may measure.
+
+    `None` where there is none, as in the steps of a trainer with its own device.
+    """
+    return getattr(current().substitute, "block", None)

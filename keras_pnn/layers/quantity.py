@@ -1,0 +1,91 @@
+"""Describe a control, an imperfection or a weight: variable, unit, nominal value."""
+
+import dataclasses
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Quantity:
+    """A variable of a model, what it means, and how it is addressed.
+
+    Args:
+        layer: the layer that has it.
+        name: its name within the layer (`"resonance_shift"`, `"kernel"`).
+        variable: the `keras.Variable` that holds it.
+        unit: its unit, such as `"nm"`; `""` for a pure number.
+        nominal: its value in the design; `None` for a weight, whose design is its
+            present value.
+        index: its place among the model's variables of that name.
+        shared: whether one value serves the whole chip (a temperature).
+        mask: which elements the hardware has, broadcast to the variable; `None` for
+            all. The others keep their nominal value: they are never drawn, and not
+            written to files.
+        lower_bound: a bound that its values must exceed; `None` for no bound.
+        convert: a function from a deviation in the quantity that was named (a power
+            imbalance) to one of the variable (an angle); `None` where they are one.
+    """
+
+    layer: keras.layers.Layer
+    name: str
+    variable: keras.Variable
+    unit: str = ""
+    nominal: float | None = None
+    index: int = 0
+    shared: bool = False
+    mask: np.ndarray | None = None
+    lower_bound: float | None = None
+    convert: Callable | None = None
+
+    @property
+    def path(self) -> str:
+        """The name that addresses this one variable: `"mrr_bank_1/temperature"`."""
+        return f"{self.layer.name}/{self.name}"
+
+    @property
+    def exists(self) -> np.ndarray:
+        """Which elements the hardware has, in the variable's shape."""
+        mask = True if self.mask is None else self.mask
+        return np.broadcast_to(mask, tuple(self.variable.shape))
+
+    def deviation(self, amount) -> tf.Tensor:
+        """Returns the variable's deviation for an amount of the named quantity."""
+        if self.convert is not None:
+            amount = tf.cast(self.convert(amount), self.variable.dtype)
+        if self.mask is None:
+            return amount
+        return tf.where(self.mask, amount, tf.zeros_like(amount))
+
+    def value(self, deviation) -> tf.Tensor:
+        """Returns the variable's value at a deviation from its design."""
+        base = self.nominal
+        if base is None:
+            base = tf.convert_to_tensor(self.variable)
+        return base + tf.cast(deviation, self.variable.dtype)
+
+    def check(self, deviation) -> None:
+        """Checks that a deviation keeps above the bound.
+
+        Args:
+            deviation: a number or an array, in the variable's unit.
+
+        Raises:
+            ValueError: If a value reaches the bound, as rounded to the variable's
+                dtype.
+        """
+        if self.lower_bound is None:
+            return
+        # In the precision in which the sum is taken.
+        deviation = np.asarray(deviation).astype(self.variable.dtype)
+        values = (self.nominal + deviation).astype(self.variable.dtype)
+        beyond = ~(values > self.lower_bound)
+        if beyond.any():
+            raise ValueError(
+                f"'{self.path}' must be above {self.lower_bound:g}, so that its "
+                f"deviation from the nominal value {self.nominal:g} must be above "
+                f"{self.lower_bound - self.nominal:g}. "
+                f"Received: a deviation of {float(deviation[beyond].min()):g}"
+            )

@@ -363,7 +363,7 @@ def test_ends_rounded_to_float32_are_on_the_curve():
 
 def test_overshoot_is_reported():
     x = np.arange(8.0)
-    with pytest.warns(UserWarning, match="exceeds the range"):
+    with pytest.warns(UserWarning, match="leaves the range"):
         tuning = tunings.MeasuredTuning(x, (x > 3).astype(float), "nm")
     grid = tuning.weight(np.linspace(0, 7, 5001)).numpy()
     expected = max(grid.max() - 1, -grid.min())

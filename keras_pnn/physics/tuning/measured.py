@@ -220,7 +220,7 @@ class MeasuredTuning(Tuning):
         overshoot = float(max(heights.max() - high, low - heights.min(), 0.0))
         if overshoot > _OVERSHOOT_WARNING * (high - low):
             warnings.warn(
-                f"The spline exceeds the range of the measured weights by "
+                f"The spline leaves the range of the measured weights by "
                 f"{overshoot:.2g}. Measure more points, or use `smoothing`.",
                 stacklevel=3,
             )

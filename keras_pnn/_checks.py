@@ -121,7 +121,7 @@ def array(
         if found.dtype.kind not in "iufV":
             raise ValueError
         found = found.astype("float64")
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, NotImplementedError):
         raise error(name, expected, short(value)) from None
     if shape is not None and found.shape not in ((), tuple(shape)):
         raise error(
@@ -259,7 +259,10 @@ def inputs(name: str, value) -> None:
     """
     shapes = [tuple(a.shape) for a in keras.tree.flatten(value) if _known(a)]
     if any(shape and shape[0] == 0 for shape in shapes):
-        raise error(name, "at least one sample", f"shapes {shapes}")
+        raise ValueError(
+            f"Argument `{name}` must hold at least one sample. "
+            f"Received: shapes {shapes}"
+        )
     finite(name, value)
 
 

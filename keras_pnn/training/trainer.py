@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import keras
 
 from keras_pnn import _checks
+from keras_pnn._keras import add_wrapper
 from keras_pnn.devices.engine import metrics_of_compile
 from keras_pnn.hardware.device import DeviceError, raising
-from keras_pnn.hardware.retracing import add_wrapper
 from keras_pnn.layers.context import measuring_device, substituting
 from keras_pnn.training.resume import Position, Skipping, save_state
 

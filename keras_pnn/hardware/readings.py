@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow as tf
 
-from keras_pnn.layers.bank import RingLayer
 from keras_pnn.layers.limits import ControlRange
 from keras_pnn.layers.physical import PhysicalLayer
+from keras_pnn.layers.ring_layer import RingLayer
 
 
 def reader(device, model) -> Callable:

@@ -90,6 +90,11 @@ def pair(name: str, value, low: int | None = None) -> tuple[int, int]:
         raise error(name, expected, short(value)) from None
 
 
+def optional(check: Callable, name: str, value, *args, **kwargs):
+    """Returns `None` for `None`, and what a check returns for any other value."""
+    return None if value is None else check(name, value, *args, **kwargs)
+
+
 def choice(name: str, value, options: Collection):
     """Returns a value that is one of the options."""
     if not isinstance(value, (str, int, type(None))) or value not in options:

@@ -110,76 +110,61 @@ def load_controls(model: keras.layers.Layer, path: str | os.PathLike) -> None:
         reader = csv.DictReader(file)
         missing = [c for c in _HEADER if c not in (reader.fieldnames or [])]
         if missing:
-            raise ValueError(
-                f"{path}: expected the columns {', '.join(_HEADER)}. "
-                f"Received: {reader.fieldnames}"
-            )
+            expected = f"the columns {', '.join(_HEADER)}"
+            raise _error(path, expected, reader.fieldnames)
         for row in reader:
             _read(row, values, layers, f"{path}, line {reader.line_num}")
     for (layer, name), array in values.items():
         if np.isnan(array).any():
             given = ~np.isnan(array[layers[layer].quantity(name).exists])
-            raise ValueError(
-                f"{path}: expected {given.size} values of {layer}/{name}. "
-                f"Received: {given.sum()}"
-            )
+            expected = f"{given.size} values of {layer}/{name}"
+            raise _error(path, expected, given.sum())
     for (layer, name), array in values.items():
         layers[layer].controls[name].assign(array)
 
 
 def _read(row: dict, values: dict, layers: dict, where: str) -> None:
+    """Checks one line of a file and stores its value."""
     if None in row or None in row.values():
-        raise ValueError(
-            f"{where}: expected {len(_HEADER)} cells. "
-            "Received: a line of another length"
-        )
+        raise _error(where, f"{len(_HEADER)} cells", "a line of another length")
     key = (row["layer"], row["control"])
     if key not in values:
         known = ", ".join("/".join(k) for k in values)
-        raise ValueError(
-            f"{where}: expected one of the controls {known}. Received: {'/'.join(key)}"
-        )
-    quantity = layers[key[0]].quantity(key[1])
+        raise _error(where, f"one of the controls {known}", "/".join(key))
+    quantity, array = layers[key[0]].quantity(key[1]), values[key]
     if row["unit"] != quantity.unit:
-        raise ValueError(
-            f"{where}: expected the unit {quantity.unit!r} of {quantity.path}. "
-            f"Received: {row['unit']!r}"
-        )
+        expected = f"the unit {quantity.unit!r} of {quantity.path}"
+        raise _error(where, expected, repr(row["unit"]))
     try:
         index = tuple(int(i) for i in row["index"].split(";") if i)
         value = float(row["value"])
     except ValueError:
         index, value = None, math.nan
-    array = values[key]
     inside = (
         index is not None
         and len(index) == array.ndim
         and all(0 <= i < n for i, n in zip(index, array.shape, strict=True))
     )
     if not inside or not abs(value) <= float(np.finfo("float32").max):
-        raise ValueError(
-            f"{where}: expected an index inside {array.shape} and a finite value. "
-            f"Received: index {row['index']!r}, value {row['value']!r}"
-        )
+        expected = f"an index inside {array.shape} and a finite value"
+        raise _error(where, expected, f"index {row['index']!r}, value {row['value']!r}")
     element = f"{quantity.path}[{row['index']}]"
     if not quantity.exists[index]:
-        raise ValueError(
-            f"{where}: expected an element that the hardware has. Received: {element}"
-        )
+        raise _error(where, "an element that the hardware has", element)
     if not np.isnan(array[index]):
-        raise ValueError(
-            f"{where}: expected each control once. Received: {element} again"
-        )
+        raise _error(where, "each control once", f"{element} again")
     if isinstance(quantity.layer, RingLayer):
         _validate(quantity.layer, value, where)
     if isinstance(quantity.variable.constraint, ControlRange):
         low, high = range_of(quantity.variable.constraint)
         # Written from float32, in which a limit of 0.1 is a little more.
         if not np.float32(low) <= np.float32(value) <= np.float32(high):
-            raise ValueError(
-                f"{where}: expected a value from {low} to {high}. Received: {value}"
-            )
+            raise _error(where, f"a value from {low} to {high}", value)
     array[index] = value
+
+
+def _error(where, expected: str, received) -> ValueError:
+    return ValueError(f"{where}: expected {expected}. Received: {received}")
 
 
 def _validate(layer: RingLayer, controls, where: str) -> None:

@@ -17,6 +17,7 @@ _COPIED = (
     "bias_constraint",
     "activity_regularizer",
 )
+_GEOMETRY = ("strides", "padding", "data_format", "dilation_rate", "groups")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,16 +144,8 @@ def _bank(layer, tuning, kwargs):
     if type(layer) is keras.layers.Dense:
         return MRRBank(layer.units, **common)
     if type(layer) is keras.layers.Conv2D:
-        return MRRConv2D(
-            layer.filters,
-            layer.kernel_size,
-            strides=layer.strides,
-            padding=layer.padding,
-            data_format=layer.data_format,
-            dilation_rate=layer.dilation_rate,
-            groups=layer.groups,
-            **common,
-        )
+        geometry = {name: getattr(layer, name) for name in _GEOMETRY}
+        return MRRConv2D(layer.filters, layer.kernel_size, **geometry, **common)
     return layer.__class__.from_config(layer.get_config())
 
 

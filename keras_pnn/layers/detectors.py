@@ -88,9 +88,6 @@ class Photodetector(_OfFields):
     Euclidean norm over *all* ports, including those that are not read. Dark samples
     stay 0, with gradients of 0.
 
-    Outputs are float64 under a float64 policy and float32 under all others, mixed
-    precision included.
-
     Args:
         normalize: `"l2"` or `None`. Default `None`.
         ports: The ports to read, in this order: an integer n for the first n, or
@@ -98,7 +95,7 @@ class Photodetector(_OfFields):
 
     Input shape: `(batch, ..., modes)`, complex or real fields.
 
-    Output shape: `(batch, ..., ports)`, real.
+    Output shape: `(batch, ..., ports)`, float32, or float64 under a float64 policy.
 
     Raises:
         ValueError: If `normalize` is unknown, or if `ports` is empty, or lists a port
@@ -165,9 +162,6 @@ class BalancedDetector(_OfFields):
     arises in each diode: to include it, use `Photodetector` and `ShotNoise` in place
     of this layer, and subtract their outputs.
 
-    Outputs are float64 under a float64 policy and float32 under all others, mixed
-    precision included.
-
     Args:
         plus: Sequence of port indices from 0, those that add. By default ports
             0, 2, 4, ...
@@ -177,7 +171,7 @@ class BalancedDetector(_OfFields):
 
     Input shape: `(batch, ..., modes)`, complex or real fields.
 
-    Output shape: `(batch, ..., pairs)`, real.
+    Output shape: `(batch, ..., pairs)`, float32, or float64 under a float64 policy.
 
     Raises:
         ValueError: If only one of `plus` and `minus` is given, if they differ in
@@ -244,9 +238,7 @@ class ShotNoise(_OfIntensities):
     on `seed` and on the number of calls, and differ in a layer compiled by XLA. Under
     `tf.vectorized_map` with one seed, all elements share them.
 
-    Outputs are float64 under a float64 policy and float32 under all others, mixed
-    precision included. A negative intensity raises eagerly and gives NaN in a
-    graph.
+    A negative intensity raises eagerly and gives NaN in a graph.
 
     Args:
         photons: Float. Mean number of detected photons per unit of intensity.
@@ -255,7 +247,7 @@ class ShotNoise(_OfIntensities):
 
     Input shape: any; real intensities, such as `Photodetector` gives.
 
-    Output shape: that of the inputs.
+    Output shape: that of the inputs, float32, or float64 under a float64 policy.
 
     Raises:
         ValueError: If `photons` is not positive and finite, if `seed` is not an
@@ -291,9 +283,6 @@ class ADC(_OfIntensities):
     inside the range, the ends included, and 0 outside (straight-through). The
     default range is that of `Photodetector(normalize="l2")`.
 
-    Outputs are float64 under a float64 policy and float32 under all others, mixed
-    precision included.
-
     Args:
         bits: Integer from 1 to 24. Resolution.
         low: Float. Lowest level.
@@ -301,7 +290,7 @@ class ADC(_OfIntensities):
 
     Input shape: any, real.
 
-    Output shape: that of the inputs.
+    Output shape: that of the inputs, float32, or float64 under a float64 policy.
 
     Raises:
         ValueError: If `bits` is not from 1 to 24, if `low` is not below `high`,

@@ -32,9 +32,6 @@ class MeshInitializer:
     def from_config(cls, config):
         return cls(**config)
 
-    def _uniform(self, shape, generator):
-        return generator.uniform(-np.pi, np.pi, shape)
-
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class Haar(MeshInitializer):
@@ -54,13 +51,16 @@ class UniformPhases(MeshInitializer):
     def __call__(self, modes, arrangement):
         generator = np.random.default_rng(self.seed)
         exists = cell_mask(modes, arrangement)
-        theta = exists * generator.uniform(0, np.pi, exists.shape)
-        phi = exists * self._uniform(exists.shape, generator)
-        gamma = self._uniform(modes, generator)
+        theta = exists * self._theta(generator, exists.shape)
+        phi = exists * generator.uniform(-np.pi, np.pi, exists.shape)
+        gamma = generator.uniform(-np.pi, np.pi, modes)
         return decompose.MeshPhases(theta, phi, gamma, arrangement)
 
+    def _theta(self, generator, shape):
+        return generator.uniform(0, np.pi, shape)
 
-class _Around(MeshInitializer):
+
+class _Around(UniformPhases):
     """Draws theta around one value, phi and gamma uniformly.
 
     Args:
@@ -77,13 +77,8 @@ class _Around(MeshInitializer):
         super().__init__(seed)
         self.spread = _checks.real("spread", spread, low=0)
 
-    def __call__(self, modes, arrangement):
-        generator = np.random.default_rng(self.seed)
-        exists = cell_mask(modes, arrangement)
-        theta = self.centre + self.spread * generator.standard_normal(exists.shape)
-        phi = exists * self._uniform(exists.shape, generator)
-        gamma = self._uniform(modes, generator)
-        return decompose.MeshPhases(exists * theta, phi, gamma, arrangement)
+    def _theta(self, generator, shape):
+        return self.centre + self.spread * generator.standard_normal(shape)
 
     def get_config(self):
         return {"spread": self.spread, **super().get_config()}

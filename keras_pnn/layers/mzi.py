@@ -143,12 +143,10 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
         self.straight_loss_db = _checks.real(
             "straight_loss_db", straight_loss_db, low=0
         )
-        self.crosstalk = None
-        if crosstalk is not None:
-            shape = (2 * self._exists.size,) * 2
-            self.crosstalk = _checks.array(
-                "crosstalk", crosstalk, shape, broadcast=False
-            )
+        shape = (2 * self._exists.size,) * 2
+        self.crosstalk = _checks.optional(
+            _checks.array, "crosstalk", crosstalk, shape, broadcast=False
+        )
         self.dac = get_dac(dac)
 
     def build(self, input_shape):

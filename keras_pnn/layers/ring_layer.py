@@ -111,25 +111,22 @@ class RingLayer(PhysicalLayer):
             self.crosstalk = _crosstalk(crosstalk)
             if self.bank_size:
                 self._check_crosstalk(self.bank_size[1])
-        self.channel_spacing = None
-        if channel_spacing is not None:
-            self.channel_spacing = _checks.real(
-                "channel_spacing", channel_spacing, above=0
+        self.channel_spacing = _checks.optional(
+            _checks.real, "channel_spacing", channel_spacing, above=0
+        )
+        if channel_spacing is not None and isinstance(
+            self.tuning, tunings.MeasuredTuning
+        ):
+            raise ValueError(
+                "`channel_spacing` models all rings of a row, which a measured curve "
+                f"of one ring cannot. Received: tuning={self.tuning}"
             )
-            if isinstance(self.tuning, tunings.MeasuredTuning):
-                raise ValueError(
-                    "`channel_spacing` models all rings of a row, which a measured "
-                    f"curve of one ring cannot. Received: tuning={self.tuning}"
-                )
-        self.adc_bits = self.adc_range = None
-        if adc_bits is not None:
-            self.adc_bits = _checks.integer("adc_bits", adc_bits, 2, 24)
-        if adc_range is not None:
-            self.adc_range = _checks.real("adc_range", adc_range, above=0)
-            if adc_bits is None:
-                raise ValueError(
-                    f"`adc_range` needs `adc_bits`. Received: adc_range={adc_range}"
-                )
+        self.adc_bits = _checks.optional(_checks.integer, "adc_bits", adc_bits, 2, 24)
+        self.adc_range = _checks.optional(_checks.real, "adc_range", adc_range, above=0)
+        if adc_bits is None and adc_range is not None:
+            raise ValueError(
+                f"`adc_range` needs `adc_bits`. Received: adc_range={adc_range}"
+            )
 
     def _build_kernel(self, shape: tuple[int, ...]) -> None:
         self._kernel_shape = tuple(int(n) for n in shape)

@@ -141,28 +141,24 @@ class MaskedSLM(SLMFrames):
     ):
         super().__init__(**kwargs)
         self.units = _checks.integer("units", units, low=1)
-        self.tile = None if tile is None else _checks.pair("tile", tile, low=1)
+        self.tile = _checks.optional(_checks.pair, "tile", tile, low=1)
         self.grid = _checks.pair("grid", grid, low=1)
         self.margin = _checks.pair("margin", margin, low=0)
         self.pixel_repeat = _checks.pair("pixel_repeat", pixel_repeat, low=1)
         self.activation = keras.activations.get(activation)
         self.use_bias = use_bias
-        self.display_range = self.display_bits = None
-        if display_range is not None:
-            self.display_range = _range(display_range)
-        if display_bits is not None:
-            self.display_bits = _checks.integer("display_bits", display_bits, 1, 24)
+        self.display_range = _checks.optional(_range, "display_range", display_range)
+        self.display_bits = _checks.optional(
+            _checks.integer, "display_bits", display_bits, 1, 24
+        )
         self.dac = get_dac(dac)
         if isinstance(self.dac, DAC) and (self.dac.low, self.dac.high) != (-1, 1):
             raise ValueError(
                 "`dac` must have steps from -1, black, to 1, white. Received: "
                 f"low={self.dac.low}, high={self.dac.high}"
             )
-        self.contrast = self.photons = None
-        if contrast is not None:
-            self.contrast = _checks.real("contrast", contrast, above=1)
-        if photons is not None:
-            self.photons = _checks.real("photons", photons, above=0)
+        self.contrast = _checks.optional(_checks.real, "contrast", contrast, above=1)
+        self.photons = _checks.optional(_checks.real, "photons", photons, above=0)
         self.read_noise = _checks.real("read_noise", read_noise, low=0)
         for name in ("display_bits", "photons", "read_noise"):
             if display_range is None and getattr(self, name):
@@ -358,10 +354,9 @@ def _image_size(shape: tuple, tile: tuple[int, int] | None) -> tuple[int, int]:
     return tuple(int(n) for n in size)
 
 
-def _range(value) -> tuple[float, float]:
+def _range(name: str, value) -> tuple[float, float]:
     """Returns (low, high), both finite and low below high."""
     ends = [_checks.as_real(v) for v in value] if np.iterable(value) else []
     if len(ends) != 2 or not -math.inf < ends[0] < ends[1] < math.inf:
-        expected = "(low, high), both finite and low below high"
-        raise _checks.error("display_range", expected, repr(value))
+        raise _checks.error(name, "(low, high), finite, low below high", repr(value))
     return tuple(ends)

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import keras_pnn as pnn
 from keras_pnn.layers import MRRBank, MRRConv2D
-from keras_pnn.layers.context import kernels_per_device
+from keras_pnn.layers.context import kernels_per_device, measured_by
 
 HALF_WIDTH = 0.15
 
@@ -58,13 +58,13 @@ def values(layer):
 
 def test_all_imperfections_act_as_detuning_and_width(rng):
     x = rng.normal(size=(4, 6))
-    layer = bank(3, 6, temperature_sensitivity=0.1)
+    layer = bank(3, 6, temperature_sensitivity=0.1, bias_initializer="ones")
     control, shift, error, kelvin = set_random(layer, rng)
     weights = lorentz(control + shift + 0.1 * kelvin, HALF_WIDTH * (1 + error))
     np.testing.assert_allclose(
         layer.effective_weights(), weights, rtol=1e-12, atol=1e-12
     )
-    np.testing.assert_allclose(layer(x), x @ weights, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(layer(x), x @ weights + 1, rtol=1e-12, atol=1e-12)
 
 
 def test_heater_currents_and_power(rng):
@@ -96,14 +96,9 @@ def test_crosstalk_couples_the_rings_of_one_tile(rng, columns, heated):
     crosstalk = rng.uniform(0, 0.2, (columns, columns))
     np.fill_diagonal(crosstalk, 1)
     tuning = pnn.HeaterTuning() if heated else pnn.LorentzianTuning()
-    layer = MRRBank(
-        outputs,
-        tuning=tuning,
-        crosstalk=crosstalk,
-        bank_size=(2, columns),
-        dtype="float64",
+    layer = bank(
+        outputs, fan_in, tuning=tuning, crosstalk=crosstalk, bank_size=(2, columns)
     )
-    layer.build((None, fan_in))
     control, shift, error, kelvin = set_random(layer, rng)
     heat = 0.53 * 0.375 * control**2 if heated else control
     total = np.array(heat)
@@ -123,10 +118,7 @@ def test_crosstalk_couples_the_rings_of_one_tile(rng, columns, heated):
 @pytest.mark.parametrize("columns", [2, 3, 5, 7])
 def test_wdm_row_against_a_loop_over_rings_and_channels(rng, columns):
     fan_in, outputs, spacing = 5, 2, 0.8
-    layer = MRRBank(
-        outputs, channel_spacing=spacing, bank_size=(1, columns), dtype="float64"
-    )
-    layer.build((None, fan_in))
+    layer = bank(outputs, fan_in, channel_spacing=spacing, bank_size=(1, columns))
     control, shift, error, kelvin = set_random(layer, rng)
     detuning = control + shift + 0.08 * kelvin
     expected = np.empty((fan_in, outputs))
@@ -147,13 +139,11 @@ def test_wdm_row_against_a_loop_over_rings_and_channels(rng, columns):
 
 def test_rings_that_a_tile_lacks_meet_no_channel_of_a_wide_bank():
     # 1,300 channels of 0.8 nm: a place without a ring must stay away from all.
-    layer = bank(1, 2, channel_spacing=0.8, bank_size=(1, 1300))
-    layer.controls["control"].assign(np.full((2, 1), 0.1))
-    near = MRRBank(1, channel_spacing=0.8, bank_size=(1, 2), dtype="float64")
-    near.build((None, 2))
-    near.controls["control"].assign(np.full((2, 1), 0.1))
+    wide, near = (bank(1, 2, channel_spacing=0.8, bank_size=(1, n)) for n in (1300, 2))
+    for layer in (wide, near):
+        layer.controls["control"].assign(np.full((2, 1), 0.1))
     np.testing.assert_allclose(
-        layer.effective_weights(), near.effective_weights(), atol=1e-9
+        wide.effective_weights(), near.effective_weights(), atol=1e-9
     )
 
 
@@ -176,15 +166,8 @@ def quantized(value, bits, low, high):
 def test_adc_reads_each_tile_before_the_sum(rng, columns, limit):
     bits, fan_in, outputs = 5, 5, 3
     x = rng.normal(size=(4, fan_in))
-    layer = MRRBank(
-        outputs,
-        bank_size=(2, columns),
-        adc_bits=bits,
-        adc_range=limit,
-        use_bias=False,
-        dtype="float64",
-    )
-    layer.build((None, fan_in))
+    adc = {"adc_bits": bits, "adc_range": limit}
+    layer = bank(outputs, fan_in, bank_size=(2, columns), use_bias=False, **adc)
     weights = lorentz(set_random(layer, rng)[0])
     layer.reset_imperfections()
     expected = np.zeros((4, outputs))
@@ -255,28 +238,37 @@ def test_passes_tiles_and_places(bank_size, passes, tiles):
 
 # --- The convolution, against Keras.
 
+SHAPES = (
+    {},
+    {"strides": 2},
+    {"strides": (3, 1)},
+    {"dilation_rate": (1, 3)},
+    {"groups": 2, "strides": (1, 2)},
+    {"kernel_size": (2, 4)},
+    {"kernel_size": (1, 1), "strides": 2},
+    {"filters": 2},
+    {"filters": 14},
+)
 CONVOLUTIONS = [
-    {"padding": p, "data_format": f, **extra}
-    for p in ("valid", "same")
-    for f in ("channels_last", "channels_first")
-    for extra in (
-        {},
-        {"strides": 2},
-        {"strides": (3, 1)},
-        {"dilation_rate": 2},
-        {"dilation_rate": (1, 3)},
-        {"groups": 2},
-        {"groups": 2, "strides": (1, 2)},
-        {"kernel_size": (2, 4)},
-        {"kernel_size": (1, 1), "strides": 2},
-        {"filters": 2},
-        {"filters": 14},
-    )
+    *[{"padding": p, **extra} for p in ("valid", "same") for extra in SHAPES],
+    *[{"data_format": "channels_first", **extra} for extra in SHAPES[:5]],
 ]
 
 
+def all_at_once(function, values):
+    """What a function gives for each of stacked values, and all in one graph."""
+
+    @tf.function
+    def together(values):
+        with kernels_per_device():
+            return tf.vectorized_map(function, values, fallback_to_while_loop=False)
+
+    return np.stack([function(v) for v in values]), together(values)
+
+
 def convolution(options, **kwargs):
-    options = {"filters": 6, "kernel_size": (3, 2), **options}
+    defaults = {"filters": 6, "kernel_size": (3, 2), "data_format": "channels_last"}
+    options = {**defaults, **options}
     return MRRConv2D(**options, **kwargs), options
 
 
@@ -318,13 +310,7 @@ def test_many_kernels_at_once_equal_one_by_one(rng, options):
             {"resonance_shift": shift, "half_width_error": 0.0, "temperature": 0.0},
         )
 
-    @tf.function
-    def together(shifts):
-        with kernels_per_device():
-            return tf.vectorized_map(one, shifts, fallback_to_while_loop=False)
-
-    expected = np.stack([one(s) for s in shifts])
-    np.testing.assert_allclose(together(shifts), expected, atol=1e-5)
+    np.testing.assert_allclose(*all_at_once(one, shifts), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -350,13 +336,7 @@ def test_many_banks_at_once_equal_one_by_one(rng, options):
         with keras.StatelessScope([(layer.controls["control"], control)]):
             return layer(x)
 
-    @tf.function
-    def together(controls):
-        with kernels_per_device():
-            return tf.vectorized_map(one, controls, fallback_to_while_loop=False)
-
-    expected = np.stack([one(c) for c in controls])
-    np.testing.assert_allclose(together(controls), expected, atol=3e-5)
+    np.testing.assert_allclose(*all_at_once(one, controls), atol=3e-5)
 
 
 @pytest.mark.parametrize("shape", [(2, 5), (2, 3, 5), (2, 3, 4, 5), (None, 5)])
@@ -573,7 +553,7 @@ def test_a_device_in_the_loop_does_not_double_the_regulariser():
     layer = MRRBank(2, kernel_regularizer="l2")
     model = keras.Sequential([keras.Input((3,)), layer])
     device = pnn.Variation(resonance_shift=0.1).sample(model, 1, seed=0)[0]
-    with pnn.layers.physical.measured_by(device.attach(model)):
+    with measured_by(device.attach(model)):
         model(np.ones((1, 3), "float32"))
     assert len(model.losses) == 1
 

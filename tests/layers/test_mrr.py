@@ -348,31 +348,6 @@ def test_bank_output_shape(shape):
     assert layer(keras.Input(shape[1:])).shape == (None, *shape[1:-1], 3)
 
 
-# --- Derivatives.
-
-
-def test_an_idle_heater_has_no_slope_but_its_temperature_has():
-    layer = bank(1, 1, tuning=pnn.HeaterTuning(offset=-0.1))
-    layer.controls["control"].assign([[0.0]])
-    current, kelvin = layer.controls["control"], layer.imperfections["temperature"]
-    with tf.GradientTape() as tape:
-        tape.watch([current.value, kelvin.value])
-        weight = layer.effective_weights()[0, 0]
-    slope, heat = tape.gradient(weight, [current.value, kelvin.value])
-    assert float(slope[0, 0]) == 0 and abs(float(heat)) > 0.1
-
-
-def test_training_goes_on_through_the_converters(rng):
-    dac = pnn.layers.DAC(8, 0.0, 3.0)
-    layer = MRRBank(2, dac=dac, adc_bits=6)
-    x = rng.normal(size=(8, 4)).astype("float32")
-    layer.build(x.shape)
-    with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(layer(x) ** 2)
-    gradient = tape.gradient(loss, layer.controls["control"].value)
-    assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
-
-
 # --- Initial weights, programming, training.
 
 INITIAL = {

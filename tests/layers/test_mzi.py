@@ -415,9 +415,7 @@ def test_given_imbalances_and_losses_must_exist(name):
     for value in (2.0, -1.01):
         with pytest.raises(ValueError, match=rf"imbalance` must.*Received: {value:g}"):
             pnn.devices.sweep(model, f"{name}splitter_imbalance", [0.0, value])
-    with pytest.raises(
-        ValueError, match=r"`loss_db`.*in each cell.*Received: -0.1"
-    ):
+    with pytest.raises(ValueError, match=r"`loss_db`.*in each cell.*Received: -0.1"):
         pnn.devices.sweep(model, f"{name}loss_db", [-0.6, 0.0])
     assert len(pnn.devices.sweep(model, f"{name}splitter_imbalance", [-1, 1])) == 2
     (lossless,) = pnn.devices.sweep(model, f"{name}loss_db", [-0.5])
@@ -430,9 +428,7 @@ def test_given_losses_are_added_to_those_of_each_cell():
     loss = np.full((4, 2), 0.5)
     loss[0, 0] = 0.25
     model = keras.Sequential([keras.Input((4,)), MZIMesh(4, loss_db=loss)])
-    with pytest.raises(
-        ValueError, match=r"`loss_db`.*in each cell.*Received: -0.05"
-    ):
+    with pytest.raises(ValueError, match=r"`loss_db`.*in each cell.*Received: -0.05"):
         pnn.devices.sweep(model, "loss_db", [-0.3])
     assert len(pnn.devices.sweep(model, "loss_db", [-0.25])) == 1
 

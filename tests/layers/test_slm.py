@@ -200,14 +200,6 @@ def test_program_gives_the_weights(rng):
 # --- The display and the transmission of the SLM.
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-def test_intensities_give_the_signed_product(rng, dtype):
-    layer = slm(rng, dtype=dtype, display_range=(-0.5, 2.5))
-    x = rng.uniform(-0.5, 2.5, (4, 4, 5))
-    expected = x.reshape(4, 20) @ matrix(layer)
-    np.testing.assert_allclose(layer(x), expected, rtol=0, atol=TOLERANCE[dtype])
-
-
 @pytest.mark.parametrize("contrast", [None, 20.0])
 def test_misaligned_intensities_are_those_of_the_optics(rng, contrast):
     low, high = -0.5, 2.5
@@ -230,13 +222,6 @@ def test_negative_inputs_are_exact_at_any_contrast(rng):
     layer = slm(rng, display_range=(-3, 3), contrast=10.0)
     x = rng.uniform(-3, 3, (4, 20))
     np.testing.assert_allclose(layer(x), x @ layer.effective_weights(), atol=1e-10)
-
-
-def test_inputs_beyond_the_range_are_clipped(rng):
-    layer = slm(rng, display_range=(-1, 2))
-    x = rng.normal(0, 3, (4, 4, 5))
-    np.testing.assert_allclose(layer(x), layer(np.clip(x, -1, 2)), atol=1e-12)
-    assert np.ptp(x) > 6
 
 
 def test_levels_of_the_display():
@@ -366,9 +351,6 @@ LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 NOISY = {"display_range": (0, 1), "photons": 50, "read_noise": 0.1, "seed": 3}
 
 
-# --- Derivatives.
-
-
 # --- What Keras asks of a layer.
 
 
@@ -435,16 +417,6 @@ def test_regularizers_see_the_masks():
     np.testing.assert_allclose(sorted(layer.losses), sorted(expected), rtol=1e-6)
 
 
-def test_noisy_devices_run_in_one_graph(rng):
-    x, y = data(rng)
-    model = single(**NOISY)
-    model.compile("sgd", LOSS)
-    devices = pnn.devices.sweep(model, "rotation", [0, 0, 30])
-    loss = pnn.evaluate_devices(model, x, y, devices, verbose=0)["loss"]
-    # Devices that are alike see the same noise.
-    assert loss[0] == pytest.approx(loss[1], rel=1e-5) != loss[2]
-
-
 # --- Frames and files.
 
 
@@ -497,8 +469,8 @@ def jpeg(path):
     path.write_bytes(tf.io.encode_jpeg(levels).numpy())
 
 
-def png(shape):
-    picture = tf.io.encode_png(np.zeros(shape, "uint8")).numpy()
+def png(shape, dtype="uint8"):
+    picture = tf.io.encode_png(np.full(shape, 9, dtype)).numpy()
     return lambda path: path.write_bytes(picture)
 
 
@@ -512,6 +484,7 @@ BAD_FILES = {
     "turned": png((56, 24, 1)),
     "RGB": png((24, 56, 3)),
     "grey and alpha": png((24, 56, 2)),
+    "16 bits": png((24, 56, 1), "uint16"),
     "jpeg": jpeg,
     "empty": edit(lambda data: b""),
     "text": edit(lambda data: b"rotation,0.5\n"),
@@ -522,31 +495,17 @@ BAD_FILES = {
 }
 
 
-@pytest.mark.parametrize("bad", [0, 1])
 @pytest.mark.parametrize("kind", BAD_FILES)
-def test_a_bad_file_changes_nothing(rng, tmp_path, kind, bad):
+def test_a_bad_file_changes_nothing(rng, tmp_path, kind):
     layer = slm(rng)
-    paths = layer.save_frames(tmp_path)
+    _, path = layer.save_frames(tmp_path)
     layer.controls["mask"].assign(rng.uniform(-1, 1, (13, 4, 5)))
     before = masks(layer)
-    BAD_FILES[kind](paths[bad])
-    if kind == "missing":
-        with pytest.raises(FileNotFoundError, match=paths[bad].name):
-            layer.load_frames(tmp_path)
-    else:
-        with pytest.raises(ValueError, match=rf"{paths[bad].name} must be.*Received"):
-            layer.load_frames(tmp_path)
-    np.testing.assert_array_equal(masks(layer), before)
-
-
-def test_a_picture_of_16_bits_is_refused(rng, tmp_path):
-    layer = slm(rng)
-    path = layer.save_frames(tmp_path)[1]
-    levels = np.full((*layer.frame_shape[1:], 1), 0x8123, "uint16")
-    path.write_bytes(tf.io.encode_png(levels).numpy())
-    before = masks(layer)
-    with pytest.raises(ValueError, match=r"8 bits\. Received: 16"):
+    BAD_FILES[kind](path)
+    error = FileNotFoundError if kind == "missing" else ValueError
+    with pytest.raises(error, match=path.name) as raised:
         layer.load_frames(tmp_path)
+    assert kind == "missing" or "Received" in str(raised.value)
     np.testing.assert_array_equal(masks(layer), before)
 
 

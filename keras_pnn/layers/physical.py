@@ -115,7 +115,9 @@ class PhysicalLayer(keras.layers.Layer):
         Raises:
             ValueError: If the nominal value is not above `lower_bound`.
         """
-        _checks.real("nominal", nominal, above=lower_bound)
+        if lower_bound is not None and not nominal > lower_bound:
+            expected = f"above {lower_bound:g}, the lower bound of '{name}'"
+            raise _checks.error("nominal", expected, f"{nominal:g}")
         variable = self.add_weight(
             name=name,
             shape=shape,

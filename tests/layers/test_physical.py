@@ -74,7 +74,7 @@ def test_a_bound_of_an_imperfection():
     layer.add_imperfection("loss", (), unit="dB", nominal=1.0)
     assert layer.quantity("scale").lower_bound == 0.0
     assert layer.quantity("loss").lower_bound is None
-    with pytest.raises(ValueError, match=r"'size' must be above 1\. Received: .*=1"):
+    with pytest.raises(ValueError, match=r"`nominal`.*above 1,.*'size'\. Received: 1"):
         layer.add_imperfection("size", (), unit="", nominal=1.0, lower_bound=1.0)
     layer.quantity("scale").check(np.array([0.5, -0.999]))
     layer.quantity("loss").check(-5.0)

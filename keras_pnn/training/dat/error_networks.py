@@ -98,7 +98,9 @@ class ErrorNetwork(keras.layers.Layer):
                 f"Received: widths={widths!r}"
             )
         self.widths = tuple(_checks.integer("widths", width, low=1) for width in given)
-        self.grid = None if grid is None else _checks.pair("grid", grid, low=1)
+        if grid is not None and not np.iterable(grid):
+            raise _checks.error("grid", "(rows, columns)", repr(grid))
+        self.grid = _checks.optional(_checks.pair, "grid", grid, low=1)
         self.normalize = bool(normalize)
         self.zero_start = bool(zero_start)
         self.momentum = number("momentum", momentum, minimum=0.0)

@@ -123,6 +123,32 @@ def compile_state(model: keras.Model) -> tuple:
     return model._loss_tracker, model._compile_loss, model._compile_metrics
 
 
+def compile_arguments(model: keras.Model) -> dict:
+    """Returns the arguments that `compile` was called with."""
+    return model._compile_config.config
+
+
+def named_metrics(model: keras.Model) -> dict[str, keras.metrics.Metric]:
+    """Returns name in `evaluate`'s results → metric given to `compile`.
+
+    Of several outputs, the name is that of the output and the metric. Empty before
+    the first step, which makes the metrics.
+    """
+    compiled = model._compile_metrics
+    if compiled is None or not compiled.built:
+        return {}
+    names, metrics = list(compiled.result()), compiled.metrics
+    if len(names) != len(metrics):
+        # A metric with several results: only plain names are known.
+        names = [m.name for m in metrics]
+    return dict(zip(names, metrics, strict=True))
+
+
+def direction(metric: keras.metrics.Metric | None) -> str | None:
+    """Returns `"up"` or `"down"`, where a metric gets better; `None` if it is silent."""
+    return getattr(metric, "_direction", None)
+
+
 # What a model's `compute_loss` may use of what `compile` sets.
 _LENT = ("_compile_loss", "loss", "optimizer", "compiled")
 

@@ -145,7 +145,7 @@ def named_metrics(model: keras.Model) -> dict[str, keras.metrics.Metric]:
 
 
 def direction(metric: keras.metrics.Metric | None) -> str | None:
-    """Returns `"up"` or `"down"`, where a metric gets better; `None` if it is silent."""
+    """Returns `"up"` or `"down"`: where a metric gets better; `None` if unknown."""
     return getattr(metric, "_direction", None)
 
 

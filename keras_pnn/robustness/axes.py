@@ -18,22 +18,17 @@ class Axis:
     """One axis of a scan.
 
     Args:
+        name: the name that sweeps and grid give it.
         unit: the unit of its values, `""` for a pure number.
         values: (points,), or (points, …) for the elements of an imperfection.
     """
 
+    name: str
     unit: str
     values: np.ndarray
 
     # Whether its values are spreads of random deviations.
     random: ClassVar[bool] = False
-    # Spreads replace deviations, so that they come before additions.
-    order: ClassVar[int]
-
-    @property
-    def name(self) -> str:
-        """The name that sweeps and grid give it."""
-        raise NotImplementedError
 
     @property
     def words(self) -> str:
@@ -41,14 +36,14 @@ class Axis:
         return self.name
 
     @property
-    def positions(self) -> np.ndarray | None:
-        """(points,) positions on a line through 0; `None` if they are on none."""
-        return statistics.line_positions(self.values)
-
-    @property
     def label(self) -> str:
         """What it varies, with the unit, for a plot's axis."""
         return f"{self.words} ({self.unit})" if self.unit else self.words
+
+    @property
+    def positions(self) -> np.ndarray | None:
+        """(points,) positions on a line through 0; `None` if they are on none."""
+        return statistics.line_positions(self.values)
 
     @property
     def ticks(self) -> list[str]:
@@ -69,18 +64,7 @@ class Axis:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DeviationAxis(Axis):
-    """Deviations of an imperfection from its nominal value.
-
-    Args:
-        imperfection: its name, `"temperature"` or `"mrr_bank_1/temperature"`.
-    """
-
-    imperfection: str
-    order = 2
-
-    @property
-    def name(self) -> str:
-        return self.imperfection
+    """Deviations from nominal of the imperfection that gives the axis its name."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,16 +72,12 @@ class SpreadAxis(Axis):
     """Standard deviations of random deviations of some imperfections.
 
     Args:
-        imperfections: their names.
+        name, unit, values: as in `Axis`.
+        imperfections: the names of the imperfections.
     """
 
     imperfections: tuple[str, ...]
     random = True
-    order = 1
-
-    @property
-    def name(self) -> str:
-        return _SPREAD + "+".join(self.imperfections)
 
     @property
     def words(self) -> str:
@@ -113,11 +93,6 @@ class FactorAxis(Axis):
     """Factors on all deviations of the devices."""
 
     random = True
-    order = 0
-
-    @property
-    def name(self) -> str:
-        return _FACTOR
 
     @property
     def words(self) -> str:
@@ -145,8 +120,8 @@ def axis_of(argument: str, name: str, values) -> Axis:
     if random and found.ndim != 1:
         raise _checks.error(where, "numbers ≥ 0", _checks.short(values))
     if name == _FACTOR:
-        return FactorAxis("", found)
+        return FactorAxis(name, "", found)
     if random:
-        names = tuple(name.removeprefix(_SPREAD).split("+"))
-        return SpreadAxis("", found, names)
-    return DeviationAxis("", found, name)
+        imperfections = tuple(name.removeprefix(_SPREAD).split("+"))
+        return SpreadAxis(name, "", found, imperfections)
+    return DeviationAxis(name, "", found)

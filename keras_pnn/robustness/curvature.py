@@ -148,17 +148,17 @@ class CurvatureStudy:
         found = {}
         if self._hessian is not None:
             found["curvature"] = {
-                which: self._curvature(which, operator, verbose)
-                for which, operator in self._groups.items()
+                which: self._curvature(which, verbose) for which in self._groups
             }
         if self._landscape is not None:
             known = [c.eigenvalues for c in found.get("curvature", {}).values()]
             found["landscape"] = self._measured_landscape(known, verbose)
         return found
 
-    def _curvature(self, which: str, operator: HessianOperator, verbose: int) -> Curvature:
-        _say(f"Hessian over {which}", verbose)
-        options, seed = self._hessian, self._seed
+    def _curvature(self, which: str, verbose: int) -> Curvature:
+        if verbose:
+            print(f"Hessian over {which}")
+        operator, options, seed = self._groups[which], self._hessian, self._seed
         return Curvature(
             operator.eigenvalues(
                 min(options.k, operator.size),
@@ -177,7 +177,8 @@ class CurvatureStudy:
 
     def _measured_landscape(self, known: list, verbose: int) -> Landscape:
         """Returns the landscape, along eigenvectors that were found already, if any."""
-        _say("loss landscape", verbose)
+        if verbose:
+            print("loss landscape")
         operator, arguments = self._plan
         tolerance = known[0].tolerance if known else HessianOptions.tolerance
         arguments = {"seed": self._seed, "tolerance": tolerance, **arguments}
@@ -221,11 +222,6 @@ class CurvatureStudy:
                 self._model, x, y, which, sample_weight=sample_weight, **others
             )
         return self._operators[key]
-
-
-def _say(text: str, verbose: int) -> None:
-    if verbose:
-        print(text)
 
 
 def _found_already(operator: HessianOperator, arguments: dict, known: list):

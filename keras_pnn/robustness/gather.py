@@ -44,9 +44,7 @@ def _sensitivity(plan: Plan, found: dict) -> Sensitivity:
     layers = sorted({layer for layer, _ in counts})
     kinds = list(dict.fromkeys(kind for _, kind in counts))
     names = layer_names(plan.model)
-    metrics = {
-        n: np.full((len(layers), len(kinds)), np.nan) for n in found[Nominal()]
-    }
+    metrics = {n: np.full((len(layers), len(kinds)), np.nan) for n in found[Nominal()]}
     for (layer, kind), count in counts.items():
         points = [Alone(layer, kind, i) for i in range(count)]
         place = layers.index(layer), kinds.index(kind)

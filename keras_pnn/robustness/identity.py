@@ -56,7 +56,7 @@ def _plain(value):
         return value
     if isinstance(value, dict):
         if value.get("class_name") == "__lambda__":
-            return "lambda"
+            return None
         return {str(k): _plain(v) for k, v in value.items() if k != "shared_object_id"}
     if isinstance(value, list | tuple | set):
         return [_plain(v) for v in value]

@@ -1,6 +1,5 @@
 """Measure all points of a robustness study on one model."""
 
-import dataclasses
 import json
 import math
 import os

@@ -162,13 +162,13 @@ class Plan:
         """
         names = []
         if isinstance(axis, DeviationAxis):
-            names = [axis.imperfection]
+            names = [axis.name]
         elif isinstance(axis, SpreadAxis):
             names = axis.imperfections
         found = [q for name in names for q in find(self.model, name, weights=True)]
         fitted = dataclasses.replace(axis, unit=_unit(found))
         if isinstance(axis, DeviationAxis):
-            devices = sweep(self.model, axis.imperfection, axis.values)
+            devices = sweep(self.model, axis.name, axis.values)
             self._moved[fitted] = [device.deviations for device in devices]
         elif isinstance(axis, SpreadAxis):
             self.fabrication.draw(axis.variation(axis.values.max()), 0)
@@ -186,7 +186,9 @@ class Plan:
                 return self.trained_on[model].deviations
         found = self.fabrication.deviations(point.device)
         steps = zip(self.scans[point.scan], point.place, strict=True)
-        for axis, i in sorted(steps, key=lambda step: step[0].order):
+        # Spreads replace deviations, so that they come before additions.
+        order = (FactorAxis, SpreadAxis, DeviationAxis)
+        for axis, i in sorted(steps, key=lambda step: order.index(type(step[0]))):
             found = self._stepped(axis, i, point.device, found)
         return found
 

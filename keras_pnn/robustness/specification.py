@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from keras_pnn import _checks
 from keras_pnn.devices.simulated import SimulatedDevice
 from keras_pnn.devices.variation import Variation
-from keras_pnn.robustness.axes import Axis, axis_of
+from keras_pnn.robustness.axes import Axis, SpreadAxis, axis_of
 from keras_pnn.robustness.curvature import HessianOptions, landscape_options
 
 
@@ -87,28 +87,21 @@ class Specification:
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
-        self._check_spreads(count)
+        self._check_random_axes(count)
 
-    def _check_spreads(self, count: int) -> None:
-        """Raises ValueError if a spread is swept and there is nothing to spread."""
+    def _check_random_axes(self, count: int) -> None:
+        """Raises ValueError if the study lacks the devices that an axis spreads."""
         for axis in (*self.sweeps.values(), *self.grid.values()):
-            if not axis.random:
-                continue
-            where = f"sweep or grid {axis.name!r}"
-            if not count:
+            drawn = isinstance(axis, SpreadAxis)
+            given = self.variation is not None if drawn else count
+            if axis.random and not (given and self.sweep_devices):
+                lacking = "`devices` or `variation`"
+                if drawn:
+                    lacking = "the `variation` that their other imperfections have"
                 raise ValueError(
-                    f"The {where} scales or draws deviations of devices: give "
-                    "`devices` or `variation`. Received: neither"
-                )
-            if self.variation is None and axis.order:
-                raise ValueError(
-                    f"The {where} draws devices: give the `variation` that their "
-                    "other imperfections have. Received: devices"
-                )
-            if not self.sweep_devices:
-                raise ValueError(
-                    f"Argument `sweep_devices` must be at least 1 for the {where}. "
-                    "Received: 0"
+                    f"Axis {axis.name!r} spreads devices: give {lacking}, and let "
+                    f"`sweep_devices` be at least 1. Received: {count} devices, of "
+                    f"which {self.sweep_devices} take part in sweeps"
                 )
 
     @property

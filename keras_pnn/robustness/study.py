@@ -109,9 +109,7 @@ class Study:
             transfer = Transfer(tuple(models), tuple(trained_on), metrics)
         setting = self._setting(models, time.perf_counter() - start)
         spec = self.specification.spec
-        return RobustnessResult(
-            models, self.metric, self.mode, spec, transfer, setting
-        )
+        return RobustnessResult(models, self.metric, self.mode, spec, transfer, setting)
 
     def points(
         self, cache_dir=None, part: tuple[int, int] = (0, 1), verbose: int | str = 0

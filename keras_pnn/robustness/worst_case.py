@@ -96,7 +96,7 @@ class WorstCaseSearch:
         self._quantities = [q for ball in self._balls for q in ball.quantities]
         if len({id(q.variable) for q in self._quantities}) < len(self._quantities):
             expected = "given once for each imperfection"
-            raise _checks.error("radius", expected, f"{list(radius)}, one of them twice")
+            raise _checks.error("radius", expected, f"one twice in {list(radius)}")
         self._model = model
         self._batches = batches(x, y, sample_weight, batch_size)[0]
         self._step = tf.function(self._batch, autograph=False, reduce_retracing=True)

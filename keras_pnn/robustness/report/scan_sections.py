@@ -41,7 +41,7 @@ def sweep_section(result, name: str, scans: dict) -> Section:
             tables.append(Table(f"loss against {label}", heads, tuple(rows)))
     if axis.random:
         title = f"yield at {specification(result)} (%), 95 % interval against {label}"
-        rows = [r for model, scan in scans.items() for r in _yields(result, model, scan)]
+        rows = [row for one in scans.items() for row in _yields(result, *one)]
         if rows:
             tables.append(Table(title, heads, tuple(rows)))
     if axis.positions is not None:

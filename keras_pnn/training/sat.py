@@ -176,7 +176,7 @@ class SATModel(Trainer):
         self.ascent.rho = value
 
     @property
-    def aligned(self) -> float:
+    def clean_fraction(self) -> float:
         """The share of the first pass's gradient; fixed, as steps are traced once."""
         return self._clean_fraction
 

@@ -230,6 +230,15 @@ class ModelRobustness:
     curvature: dict[str, Curvature] = dataclasses.field(default_factory=dict)
     landscape: Landscape | None = None
 
+    def yield_of(self, metric: str, spec: float, mode: str) -> Yield | None:
+        """The yield over the devices; `None` without devices."""
+        return self.devices and Yield.of(self.devices[metric], spec, mode)
+
+    def summary(self, metric: str) -> dict[str, float] | None:
+        """Statistics of a metric over the devices; `None` without."""
+        values = (self.devices or {}).get(metric)
+        return None if values is None else statistics.summary(values)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RobustnessResult:
@@ -256,15 +265,11 @@ class RobustnessResult:
 
     def yield_of(self, name: str) -> Yield | None:
         """The yield of a model over the devices; `None` without devices."""
-        devices = self.models[name].devices
-        if devices is None:
-            return None
-        return Yield.of(devices[self.metric], self.spec, self.mode)
+        return self.models[name].yield_of(self.metric, self.spec, self.mode)
 
     def summary(self, name: str, metric: str) -> dict[str, float] | None:
         """Statistics of a model's metric over the devices; `None` without devices."""
-        devices = self.models[name].devices
-        return None if devices is None else statistics.summary(devices[metric])
+        return self.models[name].summary(metric)
 
     def to_dict(self) -> dict:
         """Returns what was measured and what follows from it, in JSON's types.

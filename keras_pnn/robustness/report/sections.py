@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from keras_pnn.robustness import statistics
 from keras_pnn.robustness.report.scan_sections import grid_section, sweep_section
 from keras_pnn.robustness.report.tables import Cell, Section, Table, models_table
 from keras_pnn.robustness.report.words import (
@@ -32,17 +31,27 @@ def sections(result) -> list[Section]:
 
 
 def _yield_rows(result, heading: str) -> dict[str, Cell]:
-    names = {id(model): name for name, model in result.models.items()}
+    asked = result.metric, result.spec, result.mode
 
     def share(model):
-        found = result.yield_of(names[id(model)])
+        found = model.yield_of(*asked)
         return found and f"{100 * found.value:.1f} % ({found.passed}/{found.n})"
 
     def bounds(model):
-        found = result.yield_of(names[id(model)])
+        found = model.yield_of(*asked)
         return found and "{:.1f} … {:.1f} %".format(*(100 * v for v in found.interval))
 
     return {heading: share, f"{heading}, 95 % interval": bounds}
+
+
+def _statistic(metric: str, key: str, display: Display, unit: bool = False) -> Cell:
+    """Returns a cell with a statistic of a metric over the devices."""
+
+    def cell(model):
+        found = model.summary(metric)
+        return found and display.number(found[key], unit)
+
+    return cell
 
 
 def _summary(result) -> Section:
@@ -50,11 +59,7 @@ def _summary(result) -> Section:
     tail, worst = ("p05", "min") if result.mode == "max" else ("p95", "max")
 
     def statistic(key: str) -> Cell:
-        def cell(model):
-            found = model.devices and statistics.summary(model.devices[metric])
-            return found and display.number(found[key], unit=True)
-
-        return cell
+        return _statistic(metric, key, display, unit=True)
 
     def tolerance(name: str) -> Cell:
         asked = metric, result.spec, result.mode
@@ -101,14 +106,6 @@ def _devices(result) -> Section | None:
     if not devices:
         return None
 
-    def statistic(metric: str, display: Display, key: str) -> Cell:
-        def cell(model):
-            values = (model.devices or {}).get(metric)
-            if values is not None:
-                return display.number(statistics.summary(values)[key])
-
-        return cell
-
     tables = []
     names = dict.fromkeys(name for values in devices.values() for name in values)
     for metric in sorted(names, key=lambda name: name != result.metric):
@@ -117,7 +114,7 @@ def _devices(result) -> Section | None:
             "nominal": lambda m, d=display: d.number(m.nominal.get(d.metric))
         }
         for key in ("mean", "std", "median", "p05", "p95", "min", "max"):
-            rows[key] = statistic(metric, display, key)
+            rows[key] = _statistic(metric, key, display)
         if metric == result.metric:
             rows |= _yield_rows(result, "yield")
         tables.append(models_table(result, display.label, rows))
@@ -217,18 +214,13 @@ def _curvature(result) -> Section | None:
     """Eigenvalues and trace of the Hessian."""
     tables = []
     for group in _groups(result):
-        cells = {
-            id(model): _curvature_cells(model.curvature[group])
-            for model in result.models.values()
-            if group in model.curvature
-        }
+        parts = [
+            m.curvature[group] for m in result.models.values() if group in m.curvature
+        ]
         last = ("λ_min", "trace", "loss", "variables")
-        names = dict.fromkeys(name for column in cells.values() for name in column)
+        names = dict.fromkeys(name for part in parts for name in _curvature_cells(part))
         names = [n for n in names if n not in last] + [n for n in last if n in names]
-        rows = {
-            name: lambda m, n=name, cells=cells: cells.get(id(m), {}).get(n)
-            for name in names
-        }
+        rows = {name: _curvature_cell(group, name) for name in names}
         tables.append(models_table(result, group_name(group), rows))
     if not tables:
         return None
@@ -246,6 +238,14 @@ def _curvature(result) -> Section | None:
 def _groups(result) -> dict[str, None]:
     """Returns the groups of variables whose curvature any model has."""
     return dict.fromkeys(g for m in result.models.values() for g in m.curvature)
+
+
+def _curvature_cell(group: str, name: str) -> Cell:
+    def cell(model):
+        part = model.curvature.get(group)
+        return part and _curvature_cells(part).get(name)
+
+    return cell
 
 
 def _curvature_cells(part) -> dict[str, str]:

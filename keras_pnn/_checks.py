@@ -121,7 +121,7 @@ def array(
         if found.dtype.kind not in "iufV":
             raise ValueError
         found = found.astype("float64")
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, NotImplementedError):
         raise error(name, expected, short(value)) from None
     if shape is not None and found.shape not in ((), tuple(shape)):
         raise error(
@@ -218,13 +218,15 @@ def concrete(value) -> np.ndarray | None:
     return found
 
 
-def data(x, y=None, sample_weight=None) -> tuple:
+def data(x, y=None, sample_weight=None, finite_targets: bool = True) -> tuple:
     """Returns a data set as structures of NumPy arrays of one length.
 
     Args:
         x: inputs, an array or a list or dictionary of arrays.
         y: targets, likewise, or `None`.
         sample_weight: likewise, or `None`.
+        finite_targets: whether `y` must be finite too. Targets may mark with NaN what
+            a loss ignores.
 
     Raises:
         ValueError: a part is not an array (a list of numbers, a data set), there
@@ -245,7 +247,8 @@ def data(x, y=None, sample_weight=None) -> tuple:
             f"Received: lengths {sorted(lengths)}"
         )
     for name, part in parts.items():
-        finite(name, part)
+        if name != "y" or finite_targets:
+            finite(name, part)
     return tuple(parts.values())
 
 
@@ -256,7 +259,10 @@ def inputs(name: str, value) -> None:
     """
     shapes = [tuple(a.shape) for a in keras.tree.flatten(value) if _known(a)]
     if any(shape and shape[0] == 0 for shape in shapes):
-        raise error(name, "at least one sample", f"shapes {shapes}")
+        raise ValueError(
+            f"Argument `{name}` must hold at least one sample. "
+            f"Received: shapes {shapes}"
+        )
     finite(name, value)
 
 

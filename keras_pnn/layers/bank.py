@@ -8,11 +8,11 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from keras_pnn._checks import as_real
 from keras_pnn.layers.limits import DAC, ControlRange, get_dac
 from keras_pnn.layers.physical import PhysicalLayer, check_built
 from keras_pnn.physics import detection
 from keras_pnn.physics import tuning as tunings
-from keras_pnn.physics._tensors import real_number
 from keras_pnn.physics.tuning.base import WEIGHT_TOLERANCE
 
 
@@ -476,14 +476,14 @@ class RingLayer(PhysicalLayer):
 
 
 def _finite(name: str, value) -> float:
-    number = real_number(value)
+    number = as_real(value)
     if not math.isfinite(number):
         raise ValueError(f"`{name}` must be a finite number. Received: {value!r}")
     return number
 
 
 def _positive(name: str, value) -> float:
-    number = real_number(value)
+    number = as_real(value)
     if not (math.isfinite(number) and number > 0):
         raise ValueError(
             f"`{name}` must be a positive, finite number. Received: {value!r}"

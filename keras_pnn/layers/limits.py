@@ -5,8 +5,8 @@ import numbers
 import keras
 from keras import ops
 
+from keras_pnn._checks import as_real
 from keras_pnn.physics import detection
-from keras_pnn.physics._tensors import real_number
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -22,8 +22,8 @@ class ControlRange(keras.constraints.Constraint):
     """
 
     def __init__(self, low: float = 0.0, high: float | None = None):
-        top = float("inf") if high is None else real_number(high)
-        if not real_number(low) < top:
+        top = float("inf") if high is None else as_real(high)
+        if not as_real(low) < top:
             raise ValueError(
                 "`low` must be a number below `high`, and `high` a number or None. "
                 f"Received: low={low!r}, high={high!r}"
@@ -68,7 +68,7 @@ class DAC:
                 f"`bits` must be a whole number from 1 to 24. Received: {bits!r}"
             )
         self.bits = int(bits)
-        self.low, self.high = real_number(low), real_number(high)
+        self.low, self.high = as_real(low), as_real(high)
         if not -float("inf") < self.low < self.high < float("inf"):
             raise ValueError(
                 "`low` must be below `high`, both finite numbers. "

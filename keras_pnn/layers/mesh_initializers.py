@@ -5,8 +5,8 @@ import random
 import keras
 import numpy as np
 
+from keras_pnn._checks import as_real
 from keras_pnn.physics import decompose
-from keras_pnn.physics._tensors import real_number
 from keras_pnn.physics.mesh import cell_mask
 
 
@@ -75,7 +75,7 @@ class _Around(MeshInitializer):
 
     def __init__(self, spread: float = 0.05, seed: int | None = None):
         super().__init__(seed)
-        if not 0 <= real_number(spread) < np.inf:
+        if not 0 <= as_real(spread) < np.inf:
             raise ValueError(
                 "`spread` must be a finite number >= 0, in rad. "
                 f"Received: spread={spread!r}"

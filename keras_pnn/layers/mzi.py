@@ -6,13 +6,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_pnn import _checks
 from keras_pnn.layers import mesh_initializers
 from keras_pnn.layers.bank import whole
 from keras_pnn.layers.limits import ControlRange, get_dac
 from keras_pnn.layers.physical import PhysicalLayer, check_built
 from keras_pnn.physics import decompose, interferometer, mesh
 from keras_pnn.physics._tensors import as_complex
-from keras_pnn.physics.mesh.lattice import check_modes
 
 
 def _angle(imbalance):
@@ -50,7 +50,7 @@ def _units(value) -> int:
     """The number of modes of a mesh."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return check_modes(value, "units")
+    return _checks.integer("units", value, 2)
 
 
 def _crosstalk(value, slots: int) -> np.ndarray | None:

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from keras_pnn import _checks
 from keras_pnn._png import read_png, write_png
 from keras_pnn.layers.bank import whole
 from keras_pnn.layers.limits import DAC, ControlRange, get_dac
@@ -135,10 +136,10 @@ class MaskedSLM(PhysicalLayer):
     ):
         super().__init__(**kwargs)
         self.units = whole("`units`", units)
-        self.tile = None if tile is None else imaging.pair("tile", tile)
-        self.grid = imaging.pair("grid", grid)
-        self.margin = imaging.pair("margin", margin, least=0)
-        self.pixel_repeat = imaging.pair("pixel_repeat", pixel_repeat)
+        self.tile = None if tile is None else _checks.pair("tile", tile, 1)
+        self.grid = _checks.pair("grid", grid, 1)
+        self.margin = _checks.pair("margin", margin, 0)
+        self.pixel_repeat = _checks.pair("pixel_repeat", pixel_repeat, 1)
         self.activation = keras.activations.get(activation)
         self.use_bias = use_bias
         self.display_range = _range(display_range)

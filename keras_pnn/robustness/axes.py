@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from keras_pnn import _checks
-from keras_pnn.devices.variation import Variation
+from keras_pnn.devices import Variation
 from keras_pnn.robustness import statistics
 
 _SPREAD = "std:"

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 import keras
 
 from keras_pnn import _checks
-from keras_pnn.devices.simulated import SimulatedDevice
-from keras_pnn.devices.variation import Variation
+from keras_pnn.devices import SimulatedDevice, Variation
 from keras_pnn.robustness.gather import layer_names
 from keras_pnn.robustness.points import GRID, Alone, OnDevice, OnScan, OnTrained, Point
 from keras_pnn.robustness.results import RobustnessResult

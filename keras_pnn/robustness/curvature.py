@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import keras
 
 from keras_pnn import _checks
+from keras_pnn.curvature.eigenvalues import check_search
 from keras_pnn.curvature.landscape import (
     Landscape,
     check_plan,
@@ -53,9 +54,8 @@ class HessianOptions:
     variables: tuple[str, ...] = ("controls", "all")
 
     def __post_init__(self):
-        _checks.integer("smallest", self.smallest, 0)
-        _checks.real("tolerance", self.tolerance, above=0, below=1)
-        for name in ("k", "trace_samples", "density_steps", "density_vectors"):
+        check_search(self.k, self.smallest, self.tolerance)
+        for name in ("trace_samples", "density_steps", "density_vectors"):
             _checks.integer(name, getattr(self, name), 1)
         given = self.variables
         chosen = (given,) if isinstance(given, str) else given
@@ -208,10 +208,8 @@ class CurvatureStudy:
         asked = {**_LANDSCAPE, **arguments}
         names = ("directions", "extent", "points", "dimensions")
         check_plan(operator, *(asked[name] for name in names))
-        _checks.integer("seed", asked["seed"], 0)
-        _checks.real("tolerance", asked["tolerance"], above=0, below=1)
-        if asked["max_iterations"] is not None:
-            _checks.real("max_iterations", asked["max_iterations"], low=1)
+        names = ("tolerance", "max_iterations", "seed")
+        check_search(**{name: asked[name] for name in names})
         return operator, arguments
 
     def _operator(self, which, **others) -> HessianOperator:

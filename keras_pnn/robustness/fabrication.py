@@ -5,8 +5,7 @@ import math
 import keras
 import numpy as np
 
-from keras_pnn.devices.simulated import DeviceSet
-from keras_pnn.devices.variation import Variation
+from keras_pnn.devices import DeviceSet, Variation
 from keras_pnn.layers.lookup import find
 from keras_pnn.robustness.specification import Specification
 

@@ -10,8 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks, _keras
-from keras_pnn.devices.evaluation import DeviceEvaluator
-from keras_pnn.devices.simulated import SimulatedDevice
+from keras_pnn.devices import DeviceEvaluator, SimulatedDevice
 from keras_pnn.layers.lookup import physical_layers
 
 # Keras' metrics that count hits: from 0 to 1.

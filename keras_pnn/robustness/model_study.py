@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_pnn import _files, _keras
 from keras_pnn._version import __version__
-from keras_pnn.devices.evaluation import DeviceEvaluator
+from keras_pnn.devices import DeviceEvaluator
 from keras_pnn.robustness.cache import Cache
 from keras_pnn.robustness.curvature import CurvatureStudy
 from keras_pnn.robustness.gather import gathered

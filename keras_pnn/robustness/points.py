@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_pnn import _keras
-from keras_pnn.devices.simulated import SimulatedDevice, sweep
+from keras_pnn.devices import SimulatedDevice, sweep
 from keras_pnn.layers.lookup import architecture, find
 from keras_pnn.layers.quantity import Quantity
 from keras_pnn.robustness.axes import Axis, DeviationAxis, FactorAxis, SpreadAxis

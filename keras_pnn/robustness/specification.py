@@ -4,8 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 from keras_pnn import _checks
-from keras_pnn.devices.simulated import SimulatedDevice
-from keras_pnn.devices.variation import Variation
+from keras_pnn.devices import SimulatedDevice, Variation
 from keras_pnn.robustness.axes import Axis, SpreadAxis, axis_of
 from keras_pnn.robustness.curvature import HessianOptions, landscape_options
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_pnn import _checks, _keras
 from keras_pnn.curvature.batches import batch_length, batches
-from keras_pnn.devices.simulated import SimulatedDevice
+from keras_pnn.devices import SimulatedDevice
 from keras_pnn.layers.context import Overrides, current
 from keras_pnn.layers.lookup import architecture, find
 from keras_pnn.layers.quantity import Quantity

@@ -5,7 +5,7 @@ import math
 import keras
 import tensorflow as tf
 
-from keras_pnn.physics._tensors import real_number
+from keras_pnn._checks import as_real
 
 _SCHEDULE = keras.optimizers.schedules.LearningRateSchedule
 
@@ -157,7 +157,7 @@ def get(ascent, rho=None) -> SAM | None:
 
 def check_radius(name: str, value) -> float:
     """Returns a finite, non-negative number as a float."""
-    number = real_number(value)
+    number = as_real(value)
     if not (math.isfinite(number) and number >= 0):
         raise ValueError(
             f"`{name}` must be a number, finite and >= 0. Received: {value!r}"

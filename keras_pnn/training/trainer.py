@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import keras
 
-from keras_pnn.datasets import check_inputs
+from keras_pnn import _checks
+from keras_pnn._keras import add_wrapper
 from keras_pnn.devices.engine import metrics_of_compile
 from keras_pnn.hardware.device import DeviceError, raising
-from keras_pnn.hardware.retracing import add_wrapper
 from keras_pnn.layers.context import measuring_device, substituting
 from keras_pnn.training.resume import Position, Skipping, save_state
 
@@ -180,10 +180,10 @@ class Trainer(keras.Model):
             )
         bound = _FIT.bind(self, x, y, *args, **kwargs)
         bound.apply_defaults()
-        check_inputs("x", x)
+        _checks.inputs("x", x)
         validation = bound.arguments["validation_data"]
         if isinstance(validation, tuple | list) and validation:
-            check_inputs("validation_data", validation[0])
+            _checks.inputs("validation_data", validation[0])
         given = bound.arguments["callbacks"]
         # First in line: a callback that fails finds the batch counted.
         position, *_ = own = self._own_callbacks()

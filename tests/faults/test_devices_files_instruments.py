@@ -17,9 +17,9 @@ import tomllib
 import keras
 import numpy as np
 import pytest
-import scpi_server
 
 import keras_pnn as pnn
+from keras_pnn.hardware.instrument import simulator
 
 ROOT = pathlib.Path(__file__).parents[2]
 PI = math.pi
@@ -414,8 +414,8 @@ class Acknowledging(socketserver.StreamRequestHandler):
 
 @pytest.fixture
 def server():
-    with scpi_server.Server(("127.0.0.1", 0), Acknowledging) as server:
-        server.bank = scpi_server.Bank(scpi_server.arguments().parse_args([]))
+    with simulator.Server(("127.0.0.1", 0), Acknowledging) as server:
+        server.bank = simulator.Bank(simulator.arguments([]))
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield server
@@ -460,7 +460,7 @@ def test_a_driver_that_acknowledges_every_command_is_read_right(server):
     )
     current, powers = 1e-3 * current.astype("float64"), 1e-3 * X.astype("float64")
     expected = [
-        1250 * scpi_server.photocurrents(current, row, server.bank.shifts)
+        1250 * simulator.photocurrents(current, row, server.bank.shifts)
         for row in powers
     ]
     np.testing.assert_allclose(measured, expected, rtol=1e-5, atol=1e-6)

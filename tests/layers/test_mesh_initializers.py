@@ -160,7 +160,7 @@ def test_bad_spreads(kind, spread):
 
 def test_bad_sizes():
     for name in KINDS:
-        with pytest.raises(ValueError, match="modes >= 2"):
+        with pytest.raises(ValueError, match="an integer ≥ 2"):
             KINDS[name](seed=0)(1, "clements")
         with pytest.raises(ValueError, match="arrangement"):
             KINDS[name](seed=0)(4, "diamond")

@@ -792,7 +792,7 @@ def test_draws_beyond_the_range_count_as_its_ends():
 # --- Arguments that cannot be.
 
 BAD = [
-    *[({"units": u}, "`units`.*>= 2") for u in (1, 0, -4, 2.5, None, "many", True)],
+    *[({"units": u}, "`units`.*≥ 2") for u in (1, 0, -4, 2.5, None, "many", True)],
     ({"arrangement": "diamond"}, "clements.*reck"),
     ({"arrangement": None}, "clements.*reck"),
     *[({"phase_initializer": p}, "haar.*uniform") for p in ("random", 3, None)],

@@ -14,7 +14,7 @@ from keras_pnn import plotting
 from keras_pnn.curvature.eigenvalues import HessianResult
 from keras_pnn.curvature.landscape import Landscape
 from keras_pnn.curvature.spectrum import DensityResult, TraceResult
-from keras_pnn.devices.simulated import SimulatedDevice
+from keras_pnn.devices import SimulatedDevice
 from keras_pnn.robustness.axes import DeviationAxis, SpreadAxis
 from keras_pnn.robustness.report.figures import pictures, spaced
 from keras_pnn.robustness.report.html import html as page

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from keras_pnn.devices.simulated import SimulatedDevice
+from keras_pnn.devices import SimulatedDevice
 from keras_pnn.robustness import statistics
 from keras_pnn.robustness.report.words import open_ends
 

@@ -63,7 +63,7 @@ def _devices(result) -> Drawn:
     if not devices:
         return
     metric = result.metric
-    ax = plotting.strips(
+    ax = plotting.distributions(
         {_text(n): display.scaled(v[metric]) for n, v in devices.items()},
         _text(display.label),
         spec=_spec(result),

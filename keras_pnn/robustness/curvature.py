@@ -102,7 +102,7 @@ def _about(argument: str) -> Iterator[None]:
 class CurvatureStudy:
     """Curvature and loss landscape of one model, measured as often as it changes.
 
-    Operators, and with them their graphs, are built once and kept.
+    Operators are built once and kept.
 
     Args:
         model: a compiled model.
@@ -125,7 +125,6 @@ class CurvatureStudy:
     ):
         self._model, self._few, self._seed = model, few, seed
         self._hessian, self._landscape = hessian, landscape
-        self._operators: dict[tuple, HessianOperator] = {}
         for name, options in (("hessian", hessian), ("landscape", landscape)):
             if options is not None and not model.trainable_variables:
                 raise ValueError(
@@ -214,12 +213,9 @@ class CurvatureStudy:
 
     def _operator(self, which, **others) -> HessianOperator:
         x, y, sample_weight = self._few
-        key = (which, *sorted(others.items()))
-        if key not in self._operators:
-            self._operators[key] = HessianOperator(
-                self._model, x, y, which, sample_weight=sample_weight, **others
-            )
-        return self._operators[key]
+        return HessianOperator(
+            self._model, x, y, which, sample_weight=sample_weight, **others
+        )
 
 
 def _found_already(operator: HessianOperator, arguments: dict, known: list):

@@ -4,8 +4,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn.hardware.calibration.readings import of_layer
-from keras_pnn.layers.bank import RingLayer
 from keras_pnn.layers.limits import ControlRange
+from keras_pnn.layers.ring_layer import RingLayer
 
 
 def probes_like(own: np.ndarray, n: int, rng) -> np.ndarray:

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_pnn.layers.bank import pair, whole
+from keras_pnn import _checks
 
 # Up to this many pixels across, a row counts as one pixel of many channels: a matrix
 # with the zeros written out is faster on a CPU than a convolution of few channels.
@@ -73,10 +73,9 @@ class ComplexConv2D(keras.layers.Layer):
     ):
         # Autocasting would round real inputs to half precision.
         super().__init__(autocast=False, **kwargs)
-        self.filters = whole("`filters`", filters)
-        both = kernel_size if np.iterable(kernel_size) else (kernel_size,) * 2
-        self.kernel_size = pair("kernel_size", both, "one or two")
-        self.strides = whole("`strides`", strides)
+        self.filters = _checks.integer("filters", filters, low=1)
+        self.kernel_size = _checks.pair("kernel_size", kernel_size, low=1)
+        self.strides = _checks.integer("strides", strides, low=1)
         self.transpose = bool(transpose)
         self.use_bias = bool(use_bias)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)

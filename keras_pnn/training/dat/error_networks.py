@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_pnn import _checks
 from keras_pnn.devices.process import number
-from keras_pnn.layers.bank import pair, whole
 from keras_pnn.training.dat.complex_convolution import (
     add_real_weight,
     complex_dtype,
@@ -90,15 +90,17 @@ class ErrorNetwork(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)
-        self.networks = whole("`networks`", networks)
+        self.networks = _checks.integer("networks", networks, low=1)
         given = tuple(widths) if np.iterable(widths) else ()
         if not given:
             raise ValueError(
                 "`widths` must be one or more whole numbers >= 1. "
                 f"Received: widths={widths!r}"
             )
-        self.widths = tuple(whole("`widths`", width) for width in given)
-        self.grid = None if grid is None else pair("grid", grid, "(rows, columns), two")
+        self.widths = tuple(_checks.integer("widths", width, low=1) for width in given)
+        if grid is not None and not np.iterable(grid):
+            raise _checks.error("grid", "(rows, columns)", repr(grid))
+        self.grid = _checks.optional(_checks.pair, "grid", grid, low=1)
         self.normalize = bool(normalize)
         self.zero_start = bool(zero_start)
         self.momentum = number("momentum", momentum, minimum=0.0)

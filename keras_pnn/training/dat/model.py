@@ -3,8 +3,8 @@
 import keras
 import tensorflow as tf
 
+from keras_pnn import _checks
 from keras_pnn.devices.process import count
-from keras_pnn.layers.bank import whole
 from keras_pnn.layers.context import Overrides, measure, substituting, valued
 from keras_pnn.layers.lookup import physical_layers
 from keras_pnn.training.dat.error_networks import ErrorNetwork
@@ -270,7 +270,7 @@ class DATModel(SATModel):
         if error_optimizer is None:
             error_optimizer = keras.optimizers.Adam(1e-3)
         errors = ErrorModels(
-            {"networks": whole("`error_networks`", error_networks)},
+            {"networks": _checks.integer("error_networks", error_networks, low=1)},
             keras.optimizers.get(error_optimizer),
         )
         source = DualAdaptive(errors, internal_states, fields)

@@ -148,6 +148,32 @@ def kept(model: keras.Model) -> dict:
     return found.contents
 
 
+def compile_arguments(model: keras.Model) -> dict:
+    """Returns the arguments that `compile` was called with."""
+    return model._compile_config.config
+
+
+def named_metrics(model: keras.Model) -> dict[str, keras.metrics.Metric]:
+    """Returns name in `evaluate`'s results → metric given to `compile`.
+
+    Of several outputs, the name is that of the output and the metric. Empty before
+    the first step, which makes the metrics.
+    """
+    compiled = model._compile_metrics
+    if compiled is None or not compiled.built:
+        return {}
+    names, metrics = list(compiled.result()), compiled.metrics
+    if len(names) != len(metrics):
+        # A metric with several results: only plain names are known.
+        names = [m.name for m in metrics]
+    return dict(zip(names, metrics, strict=True))
+
+
+def direction(metric: keras.metrics.Metric | None) -> str | None:
+    """Returns `"up"` or `"down"`: where a metric gets better; `None` if unknown."""
+    return getattr(metric, "_direction", None)
+
+
 # What a model's `compute_loss` may use of what `compile` sets.
 _LENT = ("_compile_loss", "loss", "optimizer", "compiled")
 

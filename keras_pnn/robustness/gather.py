@@ -17,36 +17,36 @@ def gathered(plan: Plan, found: dict) -> dict:
     scans = {name: _scan(plan, found, name) for name in plan.scans}
     fields = {"nominal": found[Nominal()], "grid": scans.pop(GRID, None)}
     fields["sweeps"] = scans
-    if count := len(plan.fabrication.devices):
+    if count := len(plan.devices):
         fields["devices"] = _arrays(found, map(OnDevice, range(count)), (count,))
-        fields["labels"] = plan.fabrication.labels
-    if plan.kinds():
+        fields["labels"] = plan.labels
+    if plan.alone:
         fields["sensitivity"] = _sensitivity(plan, found)
     return fields
 
 
 def _scan(plan: Plan, found: dict, name: str | None) -> Scan:
     axes = plan.scans[name]
+    shape = tuple(len(axis) for axis in axes)
     points = [p for p in plan.points if isinstance(p, OnScan) and p.scan == name]
     design = [p for p in points if p.device is None]
     devices = [p for p in points if p.device is not None]
-    shape = tuple(len(axis) for axis in axes)
-    on_devices = None
-    if devices:
-        # Points of one place follow each other.
-        arrays = _arrays(found, devices, (*shape, -1))
-        on_devices = {n: np.moveaxis(values, -1, 0) for n, values in arrays.items()}
-    return Scan(axes, _arrays(found, design, shape) if design else None, on_devices)
+    # Points of one place follow each other.
+    arrays = _arrays(found, devices, (*shape, -1)) if devices else None
+    return Scan(
+        axes,
+        _arrays(found, design, shape) if design else None,
+        arrays and {n: np.moveaxis(values, -1, 0) for n, values in arrays.items()},
+    )
 
 
 def _sensitivity(plan: Plan, found: dict) -> Sensitivity:
-    counts = plan.kinds()
-    layers = sorted({layer for layer, _ in counts})
-    kinds = list(dict.fromkeys(kind for _, kind in counts))
+    layers = sorted({layer for layer, _ in plan.alone})
+    kinds = list(dict.fromkeys(kind for _, kind in plan.alone))
     names = layer_names(plan.model)
     metrics = {n: np.full((len(layers), len(kinds)), np.nan) for n in found[Nominal()]}
-    for (layer, kind), count in counts.items():
-        points = [Alone(layer, kind, i) for i in range(count)]
+    for (layer, kind), devices in plan.alone.items():
+        points = [Alone(layer, kind, i) for i in range(len(devices))]
         place = layers.index(layer), kinds.index(kind)
         for name, values in metrics.items():
             values[place] = np.mean([found[point][name] for point in points])
@@ -54,7 +54,7 @@ def _sensitivity(plan: Plan, found: dict) -> Sensitivity:
         tuple(names[layer] for layer in layers),
         tuple(kinds),
         metrics,
-        max(counts.values()),
+        max(map(len, plan.alone.values())),
     )
 
 

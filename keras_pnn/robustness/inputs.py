@@ -1,9 +1,7 @@
 """Check that models, data and metric of a robustness study fit each other."""
 
-import contextlib
 import re
 import textwrap
-from collections.abc import Iterator
 
 import keras
 import numpy as np
@@ -75,17 +73,6 @@ def check_design(label: str, model: keras.Model) -> None:
                     f"Received: model {label!r}, where '{layer.name}/{name}' is off "
                     "its nominal value"
                 )
-
-
-@contextlib.contextmanager
-def naming(label: str, models: dict) -> Iterator[None]:
-    """Says in a ValueError which of several models it is about."""
-    try:
-        yield
-    except ValueError as error:
-        if len(models) == 1:
-            raise
-        raise ValueError(f"Model {label!r}: {error}") from error
 
 
 def first_step(label: str, model: keras.Model, data: tuple) -> dict[str, np.ndarray]:
@@ -166,23 +153,16 @@ def better(model: keras.Model, metric: str, mode: str) -> str:
 
 
 def first_samples(data: tuple, count: int, extremes: bool = False) -> tuple:
-    """Returns the first samples, and those of extreme labels if `extremes`."""
+    """Returns the first samples, and with `extremes` those of extreme labels."""
     rows = list(range(min(count, sample_count(data[0]))))
-    if extremes:
-        rows += _extremes(data[1])
-    return keras.tree.map_structure(
-        lambda a: None if a is None else np.asarray(a)[rows], data
-    )
-
-
-def _extremes(y) -> list[int]:
-    """Returns the samples with the least and the largest label of each output."""
-    rows = []
-    for labels in (np.asarray(a) for a in keras.tree.flatten(y) if a is not None):
+    for labels in keras.tree.flatten(data[1]) if extremes else ():
+        labels = np.asarray(labels)
         if labels.size and labels.dtype.kind in "biuf":
             each = labels.size // len(labels)
             rows += [int(labels.argmin()) // each, int(labels.argmax()) // each]
-    return rows
+    return keras.tree.map_structure(
+        lambda a: None if a is None else np.asarray(a)[rows], data
+    )
 
 
 def sample_count(x) -> int:

@@ -6,15 +6,8 @@ import numpy as np
 
 from keras_pnn.layers.lookup import find
 from keras_pnn.layers.quantity import Quantity
-from keras_pnn.robustness.axes import DeviationAxis
+from keras_pnn.robustness.axes import Axis, DeviationAxis
 from keras_pnn.robustness.points import Plan
-
-
-def search_radius(plan: Plan, worst_case: bool | dict) -> dict[str, float]:
-    """Returns imperfection → radius of the search; empty for no search."""
-    if isinstance(worst_case, dict):
-        return worst_case
-    return default_radius(plan) if worst_case else {}
 
 
 def default_radius(plan: Plan) -> dict[str, float]:
@@ -24,7 +17,7 @@ def default_radius(plan: Plan) -> dict[str, float]:
     reach of an axis. Names are of one layer ("layer/imperfection") where not all
     layers go as far.
     """
-    radius = plan.fabrication.spread()
+    radius = plan.spread()
     taken = {id(q.variable) for name in radius for q in _imperfections(plan, name)}
     # (layer, imperfection) → reach; the layer "" stands for all.
     reaches: dict[tuple[str, str], float] = {}
@@ -38,8 +31,9 @@ def default_radius(plan: Plan) -> dict[str, float]:
         every = _imperfections(plan, name)
         free = [q for q in every if id(q.variable) not in taken]
         common = reaches.get(("", name), 0.0)
-        own = {q.path: reaches.get((q.layer.name, name), 0.0) for q in free}
-        layers = {path: max(common, reach) for path, reach in own.items()}
+        layers = {
+            q.path: max(common, reaches.get((q.layer.name, name), 0.0)) for q in free
+        }
         if len(free) == len(every) and set(layers.values()) == {common}:
             layers = {name: common}
         radius |= {path: reach for path, reach in layers.items() if reach}
@@ -51,26 +45,23 @@ def _imperfections(plan: Plan, name: str) -> list[Quantity]:
     return [quantity for quantity in found if quantity.nominal is not None]
 
 
-def _reach(axis: DeviationAxis, found: list[Quantity]) -> float:
+def _reach(axis: Axis, found: list[Quantity]) -> float:
     """Returns the largest root mean square over elements of an axis' points.
 
     It is in the unit of the variables, which an alias's values are converted to.
     """
-    return max(
-        _root_mean_square(np.concatenate([_elements(q, point) for q in found]))
-        for point in axis.values
-    )
-
-
-def _elements(quantity: Quantity, point: np.ndarray) -> np.ndarray:
-    """Returns what one point of an axis moves the elements of a variable by."""
-    amounts = np.broadcast_to(point, quantity.exists.shape)
-    if quantity.convert is not None:
-        amounts = np.asarray(quantity.convert(amounts), "float64")
-    return amounts[quantity.exists]
-
-
-def _root_mean_square(values: np.ndarray) -> float:
-    largest = float(np.abs(values).max(initial=0.0))
-    # In units of the largest: where all are alike, the result is that very number.
-    return largest and largest * math.sqrt(np.mean(np.square(values / largest)))
+    reach = 0.0
+    for point in axis.values:
+        elements = []
+        for quantity in found:
+            amounts = np.broadcast_to(point, quantity.exists.shape)
+            if quantity.convert is not None:
+                amounts = np.asarray(quantity.convert(amounts), "float64")
+            elements.append(amounts[quantity.exists])
+        values = np.concatenate(elements)
+        largest = float(np.abs(values).max(initial=0.0))
+        if largest:
+            # In units of the largest: where all are alike, the result is that number.
+            share = math.sqrt(np.mean(np.square(values / largest)))
+            reach = max(reach, largest * share)
+    return reach

@@ -19,7 +19,8 @@ def gathered(plan: Plan, found: dict) -> dict:
     fields["sweeps"] = scans
     if count := len(plan.devices):
         fields["devices"] = _arrays(found, map(OnDevice, range(count)), (count,))
-        fields["labels"] = plan.labels
+        labels = (d.label or f"device {i}" for i, d in enumerate(plan.devices))
+        fields["labels"] = tuple(labels)
     if plan.alone:
         fields["sensitivity"] = _sensitivity(plan, found)
     return fields

@@ -10,7 +10,6 @@ import numpy as np
 from keras_pnn import _keras
 from keras_pnn.devices import DeviceSet, SimulatedDevice, Variation, sweep
 from keras_pnn.layers.lookup import architecture, find
-from keras_pnn.layers.quantity import Quantity
 from keras_pnn.robustness.axes import Axis, DeviationAxis, FactorAxis, SpreadAxis
 from keras_pnn.robustness.results import Kind
 from keras_pnn.robustness.specification import Specification
@@ -37,12 +36,9 @@ class OnDevice:
 
 @dataclasses.dataclass(frozen=True)
 class OnScan:
-    """One place of a sweep or of the grid.
+    """One place, an index on each axis, of a sweep or the `GRID`.
 
-    Args:
-        scan: the sweep's name, or `GRID`.
-        place: the index on each axis.
-        device: the index of the device, `None` for the design.
+    It is measured on a device or, where `device` is `None`, on the design.
     """
 
     scan: str | None
@@ -52,14 +48,9 @@ class OnScan:
 
 @dataclasses.dataclass(frozen=True)
 class Alone:
-    """One kind of imperfection in one layer, with nothing else off.
+    """One kind of imperfection of a device in one layer, with nothing else off."""
 
-    Args:
-        layer: the layer's number: names differ between models of one architecture.
-        kind: what deviates.
-        device: which of the devices that have it.
-    """
-
+    # A number: names differ between models of one architecture.
     layer: int
     kind: Kind
     device: int
@@ -120,11 +111,6 @@ class Plan:
         self._shapes = architecture(model, {name for name, _ in self._zeros})
         self._check_bounds()
 
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The devices' names."""
-        return tuple(d.label or f"device {i}" for i, d in enumerate(self.devices))
-
     def device(self, point: Point) -> SimulatedDevice:
         """Returns the device of one point.
 
@@ -169,19 +155,18 @@ class Plan:
         yield from map(OnTrained, self.trained_on)
 
     def _fitted(self, axis: Axis) -> Axis:
-        """Returns an axis with its unit in the model, and notes what it moves.
-
-        Raises:
-            ValueError: If nothing has its name, a value has another shape, or its
-                largest spread takes an imperfection to what does not exist.
-        """
+        """Returns an axis with its unit in the model, and notes what it moves."""
         names = []
         if isinstance(axis, DeviationAxis):
             names = [axis.name]
         elif isinstance(axis, SpreadAxis):
             names = axis.imperfections
         found = [q for name in names for q in find(self.model, name, weights=True)]
-        fitted = dataclasses.replace(axis, unit=_unit(found))
+        # Another quantity, such as a power imbalance, is not in the variable's unit.
+        plain = all(q.convert is None and q.nominal is not None for q in found)
+        units = {q.unit for q in found}
+        unit = units.pop() if plain and len(units) == 1 else ""
+        fitted = dataclasses.replace(axis, unit=unit)
         if isinstance(axis, DeviationAxis):
             devices = sweep(self.model, axis.name, axis.values)
             self._moved[fitted] = [device.deviations for device in devices]
@@ -226,11 +211,7 @@ class Plan:
         return self._drawn(self._variation.scaled(factor), device)
 
     def _drawn(self, variation: Variation, device: int) -> Deviations:
-        """Draws the deviations of one device from another variation.
-
-        Raises:
-            ValueError: If a draw takes an imperfection to what does not exist.
-        """
+        """Draws the deviations of one device from another variation; checks bounds."""
         drawn = variation.deviations(self.model, (self._seed, device))
         arrays = {(q.name, q.index): d.numpy() for q, d in drawn}
         for quantity, _ in drawn:
@@ -292,12 +273,3 @@ class Plan:
 def _short(name: str) -> str:
     """Returns an imperfection's name without its layer's."""
     return name.rpartition("/")[2]
-
-
-def _unit(found: list[Quantity]) -> str:
-    """Returns the unit that quantities have in common, `""` where they have none."""
-    # Another quantity, such as a power imbalance, is not in the variable's unit.
-    if any(q.convert is not None or q.nominal is None for q in found):
-        return ""
-    units = {q.unit for q in found}
-    return units.pop() if len(units) == 1 else ""

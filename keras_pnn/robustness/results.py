@@ -21,12 +21,7 @@ from keras_pnn.robustness.report.text import text
 
 @dataclasses.dataclass(frozen=True)
 class Yield:
-    """How many devices keep the specification.
-
-    Args:
-        passed: the devices that keep it.
-        n: all devices.
-    """
+    """How many devices keep the specification: `passed` of `n`."""
 
     passed: int
     n: int
@@ -50,7 +45,7 @@ class Yield:
     def to_dict(self) -> dict:
         """Returns the counts, the share and its interval."""
         low, high = self.interval
-        counts = {"passed": self.passed, "n": self.n}
+        counts = dataclasses.asdict(self)
         return {**counts, "yield": self.value, "low": low, "high": high}
 
 
@@ -78,22 +73,21 @@ class Scan:
     def central(self, metric: str) -> np.ndarray:
         """(points, …): the mean over the devices, or the design if there are none."""
         if self.devices is None:
-            return np.asarray(self.design[metric])
+            return self.design[metric]
         return self.devices[metric].mean(0)
 
     def yields(self, metric: str, spec: float, mode: str) -> list[Yield] | None:
         """The yield at each point of a sweep; `None` without devices."""
         if self.devices is None:
             return None
-        columns = self.devices[metric].T
-        return [Yield.of(column, spec, mode) for column in columns]
+        return [Yield.of(column, spec, mode) for column in self.devices[metric].T]
 
     def tolerance(self, metric: str, spec: float, mode: str) -> tuple[float, float]:
         """The interval around 0 in which `central` of a sweep keeps a specification.
 
         The curve is straight between its points. A bound at the end of the range means
         that it keeps the specification as far as it was measured; both are NaN where
-        it breaks it at 0, or where the points lie on no line.
+        it breaks it at 0, or where the points lie on no line through 0.
         """
         curve = self._curve(metric)
         return statistics.tolerance(*curve, spec, mode) if curve else (math.nan,) * 2
@@ -174,13 +168,7 @@ class Sensitivity:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Curvature:
-    """The Hessian of the loss over some variables.
-
-    Args:
-        eigenvalues: the largest and the smallest eigenvalues.
-        trace: its trace.
-        density: its spectral density.
-    """
+    """The Hessian of the loss over some variables."""
 
     eigenvalues: HessianResult
     trace: TraceResult

@@ -25,20 +25,14 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A part of a report.
+    """A part of a report, and what its numbers mean."""
 
-    Args:
-        key: `"devices"`, `"sweep:temperature"`, …; figures have the same keys.
-        title: its heading.
-        meaning: what its numbers mean.
-        tables: its tables.
-        lines: name → text, for settings.
-    """
-
+    # `"devices"`, `"sweep:temperature"`, …; figures have the same keys.
     key: str
     title: str
     meaning: str
     tables: list[Table] = dataclasses.field(default_factory=list)
+    # Name → text, for settings.
     lines: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -105,11 +99,7 @@ def specification(result) -> str:
 
 
 def interval(scan, metric: str, spec: float, mode: str) -> tuple[str, str]:
-    """Returns the interval within which a sweep keeps a specification, and its width.
-
-    Returns:
-        Two texts; a bound that is the end of the measured range has `≤` or `≥`.
-    """
+    """Returns the tolerance of a sweep and its width; ≤ and ≥ mark a range's end."""
     low, high = scan.tolerance(metric, spec, mode)
     if math.isnan(low):
         return ABSENT, ABSENT

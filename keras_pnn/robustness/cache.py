@@ -38,10 +38,6 @@ class Cache:
         loss: of the model on a few samples, which shows a function that was changed
             under the same name.
         part: (i, n): names the file to write.
-
-    Raises:
-        ValueError: If `folder` is a file, or holds points of this study with another
-            loss.
     """
 
     def __init__(

@@ -7,8 +7,15 @@ import keras
 
 from keras_pnn import _checks
 from keras_pnn.devices import SimulatedDevice, Variation
-from keras_pnn.robustness.gather import layer_names
-from keras_pnn.robustness.points import GRID, Alone, OnDevice, OnScan, OnTrained, Point
+from keras_pnn.robustness.points import (
+    GRID,
+    Alone,
+    OnDevice,
+    OnScan,
+    OnTrained,
+    Point,
+    layer_names,
+)
 from keras_pnn.robustness.results import RobustnessResult
 from keras_pnn.robustness.specification import Specification
 from keras_pnn.robustness.study import Study

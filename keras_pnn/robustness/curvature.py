@@ -100,7 +100,7 @@ def _about(argument: str) -> Iterator[None]:
 class CurvatureStudy:
     """Curvature and loss landscape of one model, measured as often as it changes.
 
-    Operators are built once and kept.
+    Operators are built, and options checked against the model, once.
 
     Args:
         model: a compiled model.
@@ -108,9 +108,6 @@ class CurvatureStudy:
         hessian: options of the curvature, or `None`.
         landscape: arguments of `loss_landscape`, or `None`.
         seed: of the searches.
-
-    Raises:
-        ValueError: If the options do not fit the model and its data.
     """
 
     def __init__(

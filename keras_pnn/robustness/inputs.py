@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras_pnn import _checks, _keras
 from keras_pnn.devices import DeviceEvaluator, SimulatedDevice
 from keras_pnn.layers.lookup import physical_layers
+from keras_pnn.robustness.specification import by_name
 
 # Keras' metrics that count hits: from 0 to 1.
 _ACCURACIES = (
@@ -23,18 +24,10 @@ _ACCURACIES = (
 
 
 def named_models(model, name, compare) -> dict[str, keras.Model]:
-    """Returns name → model, the study's own first.
-
-    Raises:
-        ValueError: If one is no model, not compiled, not built, or not at its design,
-            or two have one name.
-    """
+    """Returns name → model, the study's own first; checks that each is ready."""
     if not isinstance(name, str | None):
         raise _checks.error("name", "a string or None", repr(name))
-    compare = {} if compare is None else compare
-    if not isinstance(compare, dict) or not all(isinstance(n, str) for n in compare):
-        expected = "a dictionary of names (strings) and models"
-        raise _checks.error("compare", expected, _checks.short(compare))
+    compare = by_name("compare", compare, object, "models")
     _check_model("model", model)
     models = {name or model.name: model}
     for label, other in compare.items():
@@ -76,13 +69,10 @@ def check_design(label: str, model: keras.Model) -> None:
 
 
 def first_step(label: str, model: keras.Model, data: tuple) -> dict[str, np.ndarray]:
-    """Returns the loss and metrics of a model on a few samples.
+    """Returns the loss and metrics of a model on a few samples, which must be finite.
 
     The first samples, and those of the least and the largest labels: where the model
     has no output for a label, one of these fails.
-
-    Raises:
-        ValueError: If the step fails, or its loss is not finite.
     """
     x, y, sample_weight = first_samples(data, 2, extremes=True)
     try:
@@ -107,10 +97,8 @@ def first_step(label: str, model: keras.Model, data: tuple) -> dict[str, np.ndar
 def reported_metric(models: dict, steps: dict, metric: str | None) -> str:
     """Returns the metric to report, which every model has as one number.
 
-    Args:
-        models: name → model.
-        steps: name → what `first_step` found.
-        metric: the metric asked for; `None` for the first that was compiled.
+    It is the one asked for, or the first compiled one; `steps` has what `first_step`
+    found, by the names of the models.
     """
     for label, found in steps.items():
         if metric is None:

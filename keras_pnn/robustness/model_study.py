@@ -12,14 +12,12 @@ from keras_pnn._version import __version__
 from keras_pnn.devices import DeviceEvaluator
 from keras_pnn.robustness.cache import Cache
 from keras_pnn.robustness.curvature import CurvatureStudy
-from keras_pnn.robustness.gather import gathered
 from keras_pnn.robustness.identity import data_digest, described
 from keras_pnn.robustness.inputs import first_samples, sample_count
-from keras_pnn.robustness.points import GRID, Nominal, OnScan, Plan, Point
-from keras_pnn.robustness.radius import default_radius
+from keras_pnn.robustness.points import GRID, Nominal, OnScan, Plan, Point, gathered
 from keras_pnn.robustness.results import ModelRobustness, WorstCase
 from keras_pnn.robustness.specification import Specification
-from keras_pnn.robustness.worst_case import WorstCaseSearch
+from keras_pnn.robustness.worst_case import WorstCaseSearch, default_radius
 
 # More devices at once are no faster, and more is lost when a run is stopped.
 LARGEST_BLOCK = 128
@@ -37,31 +35,20 @@ class ModelStudy:
     with the same result.
 
     Args:
-        model: a compiled model.
+        model, specification: of the study, whose fit is checked here.
         data: `(x, y, sample_weight)`.
-        specification: of the study.
         loss: of the model on a few samples.
-
-    Raises:
-        ValueError: If the specification does not fit the model.
     """
 
     def __init__(
-        self,
-        model: keras.Model,
-        data: tuple,
-        specification: Specification,
-        loss: float,
+        self, model: keras.Model, data: tuple, specification: Specification, loss: float
     ):
         self.model, self._specification, self._loss = model, specification, loss
         few = first_samples(data, specification.probe)
         self._probe = sample_count(few[0])
+        hessian, landscape = specification.hessian, specification.landscape
         self._curvature = CurvatureStudy(
-            model,
-            few,
-            specification.hessian,
-            specification.landscape,
-            specification.seed,
+            model, few, hessian, landscape, specification.seed
         )
         self._plan = Plan(model, specification)
         self._points = self._plan.points
@@ -95,18 +82,12 @@ class ModelStudy:
             self._frozen = DeviceEvaluator(model, x, y, batch_size, sample_weight, 1)
 
     def measure(
-        self,
-        cache_dir: str | os.PathLike | None,
-        part: tuple[int, int],
-        verbose: int,
+        self, cache_dir: str | os.PathLike | None, part: tuple[int, int], verbose: int
     ) -> dict[Point, Metrics]:
         """Measures the points of one part of the study, with the weights as they are.
 
-        Args:
-            cache_dir: folder that keeps each block as it is done, and has those that
-                are done already; `None` keeps nothing.
-            part: (i, n): the i-th of n parts, from 0. Parts take turns in blocks.
-            verbose: 1 shows a progress bar.
+        Parts take turns in blocks. `cache_dir` keeps each block as it is done, and has
+        those that are done already; `None` keeps nothing.
         """
         points, size = self._points, self._size
         blocks = [
@@ -128,12 +109,9 @@ class ModelStudy:
         return {points[i]: done[i] for block in blocks for i in block}
 
     def robustness(self, found: dict[Point, Metrics], verbose: int) -> ModelRobustness:
-        """Returns all that a report says of the model.
+        """Returns all that a report says of the model, given all points' metrics.
 
-        Args:
-            found: the metrics of all points. The worst case, the curvature and the
-                landscape are measured here.
-            verbose: 1 says what is measured.
+        The worst case, the curvature and the landscape are measured here.
         """
         fields = gathered(self._plan, found)
         if self._search is not None:
@@ -147,11 +125,7 @@ class ModelStudy:
         return ModelRobustness(**fields, **self._curvature.measure(verbose))
 
     def setting(self, worst: WorstCase | None) -> dict:
-        """Returns how the model was measured, for the report.
-
-        Args:
-            worst: the worst case that was found, if any.
-        """
+        """Returns how the model was measured, for the report."""
         specification, count = self._specification, len(self._plan.devices)
         drawn = "as given"
         if specification.variation is not None:

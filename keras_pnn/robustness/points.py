@@ -1,4 +1,4 @@
-"""Lay out what a robustness study measures: one simulated device for each point."""
+"""Lay out the points of a study, one device for each, and gather what they give."""
 
 import dataclasses
 import itertools
@@ -11,7 +11,7 @@ from keras_pnn import _keras
 from keras_pnn.devices import DeviceSet, SimulatedDevice, Variation, sweep
 from keras_pnn.layers.lookup import architecture, find
 from keras_pnn.robustness.axes import Axis, DeviationAxis, FactorAxis, SpreadAxis
-from keras_pnn.robustness.results import Kind
+from keras_pnn.robustness.results import Kind, Scan, Sensitivity
 from keras_pnn.robustness.specification import Specification
 
 # Of so many devices the mean tells layers apart.
@@ -69,10 +69,7 @@ Point = Nominal | OnDevice | OnScan | Alone | OnTrained
 class Plan:
     """All points of a study on one model, in an order that never changes.
 
-    Args:
-        model: a built model.
-        specification: of the study. Device i of a `variation` and a `seed` is the
-            same for every spread and every `n`.
+    Device i of a `variation` and a `seed` is the same for every spread and every `n`.
 
     Attributes:
         points: the points.
@@ -273,3 +270,68 @@ class Plan:
 def _short(name: str) -> str:
     """Returns an imperfection's name without its layer's."""
     return name.rpartition("/")[2]
+
+
+def gathered(plan: Plan, found: dict) -> dict:
+    """Returns the fields of `ModelRobustness` that all points' metrics give."""
+    scans = {name: _scan(plan, found, name) for name in plan.scans}
+    fields = {"nominal": found[Nominal()], "grid": scans.pop(GRID, None)}
+    fields["sweeps"] = scans
+    if count := len(plan.devices):
+        fields["devices"] = _arrays(found, map(OnDevice, range(count)), (count,))
+        labels = (d.label or f"device {i}" for i, d in enumerate(plan.devices))
+        fields["labels"] = tuple(labels)
+    if plan.alone:
+        fields["sensitivity"] = _sensitivity(plan, found)
+    return fields
+
+
+def _scan(plan: Plan, found: dict, name: str | None) -> Scan:
+    axes = plan.scans[name]
+    shape = tuple(len(axis) for axis in axes)
+    points = [p for p in plan.points if isinstance(p, OnScan) and p.scan == name]
+    design = [p for p in points if p.device is None]
+    devices = [p for p in points if p.device is not None]
+    # Points of one place follow each other.
+    arrays = _arrays(found, devices, (*shape, -1)) if devices else None
+    return Scan(
+        axes,
+        _arrays(found, design, shape) if design else None,
+        arrays and {n: np.moveaxis(values, -1, 0) for n, values in arrays.items()},
+    )
+
+
+def _sensitivity(plan: Plan, found: dict) -> Sensitivity:
+    layers = sorted({layer for layer, _ in plan.alone})
+    kinds = list(dict.fromkeys(kind for _, kind in plan.alone))
+    names = layer_names(plan.model)
+    metrics = {n: np.full((len(layers), len(kinds)), np.nan) for n in found[Nominal()]}
+    for (layer, kind), devices in plan.alone.items():
+        points = [Alone(layer, kind, i) for i in range(len(devices))]
+        place = layers.index(layer), kinds.index(kind)
+        for name, values in metrics.items():
+            values[place] = np.mean([found[point][name] for point in points])
+    return Sensitivity(
+        tuple(names[layer] for layer in layers),
+        tuple(kinds),
+        metrics,
+        max(map(len, plan.alone.values())),
+    )
+
+
+def _arrays(found: dict, points, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Returns metric → the values at the points, in a shape."""
+    points = list(points)
+    return {
+        name: np.array([found[point][name] for point in points]).reshape(shape)
+        for name in found[Nominal()]
+    }
+
+
+def layer_names(model) -> list[str]:
+    """Returns the name of each layer; with a number where several have the same."""
+    names = [layer.name for layer in _keras.flat_layers(model)]
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[: i + 1].count(name)})"
+        for i, name in enumerate(names)
+    ]

@@ -71,7 +71,9 @@ class Specification:
             "hessian": HessianOptions.of(self.hessian),
             "landscape": landscape_options(self.landscape),
             "sensitivity": _checks.boolean("sensitivity", self.sensitivity),
-            "trained_on": _trained_on(self.trained_on),
+            "trained_on": by_name(
+                "trained_on", self.trained_on, SimulatedDevice, "simulated devices"
+            ),
             "sweep_devices": _checks.integer("sweep_devices", taking, 0, count),
             "probe": _checks.integer("probe", self.probe, 1),
             "seed": _checks.integer("seed", self.seed, 0),
@@ -119,17 +121,15 @@ def _devices(devices, variation) -> tuple[list[SimulatedDevice] | None, object]:
 
 
 def _axes(argument: str, given: dict | None) -> dict[str, Axis]:
-    given = {} if given is None else given
-    if not isinstance(given, dict) or not all(isinstance(n, str) for n in given):
-        expected = "a dictionary of names (strings) and values"
+    values = by_name(argument, given, object, "values")
+    return {name: axis_of(argument, name, points) for name, points in values.items()}
+
+
+def by_name(argument: str, given: dict | None, kind: type, words: str) -> dict:
+    """Returns a dictionary of names and values of a kind; empty for `None`."""
+    found = {} if given is None else given
+    pairs = found.items() if isinstance(found, dict) else [(None, None)]
+    if not all(isinstance(n, str) and isinstance(v, kind) for n, v in pairs):
+        expected = f"a dictionary of names (strings) and {words}"
         raise _checks.error(argument, expected, _checks.short(given))
-    return {name: axis_of(argument, name, values) for name, values in given.items()}
-
-
-def _trained_on(given) -> dict[str, SimulatedDevice]:
-    given = {} if given is None else given
-    devices = given.values() if isinstance(given, dict) else [None]
-    if not all(isinstance(device, SimulatedDevice) for device in devices):
-        expected = "a dictionary of models' names and simulated devices"
-        raise _checks.error("trained_on", expected, _checks.short(given))
-    return given
+    return found

@@ -46,14 +46,8 @@ def summary(values: np.ndarray) -> dict[str, np.ndarray]:
 def margin(values: np.ndarray, spec: float, mode: str) -> np.ndarray:
     """Returns by how much values keep a specification: below 0 where they break it.
 
-    Args:
-        values: the metric, in any shape.
-        spec: the specification.
-        mode: `"max"`: the metric must be at least `spec`; `"min"`: at most.
-
-    Returns:
-        Float64 array, 0 where a value is the specification but for float32's rounding;
-        NaN stays NaN.
+    It is 0 where a value is the specification but for float32's rounding; NaN stays.
+    Values must be at least `spec` in mode `"max"`, at most in `"min"`.
     """
     over = np.asarray(values, "float64") - spec
     over = over if mode == "max" else -over
@@ -70,8 +64,7 @@ def tolerance(
 
     Args:
         x: (n,) increasing, deviations from the design.
-        values: (n,) the metric.
-        spec, mode: as in `margin`.
+        values: (n,) the metric, kept as in `margin`.
 
     Returns:
         (low, high). A bound at the end of the range means that the curve keeps the
@@ -98,11 +91,9 @@ def _reach(x: np.ndarray, over: np.ndarray) -> float:
 
 
 def area(x: np.ndarray, values: np.ndarray) -> float:
-    """Returns the mean of a curve over its range: its area, over its width.
+    """Returns the mean of a curve over increasing x: its area, over its width.
 
-    Args:
-        x: (n,) increasing.
-        values: (n,); their mean is returned where the range has no width.
+    Where the range has no width, it is the mean of the values.
     """
     from scipy.integrate import trapezoid
 

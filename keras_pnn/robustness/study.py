@@ -92,11 +92,7 @@ class Study:
     def measure(
         self, cache_dir: str | os.PathLike | None = None, verbose: int | str = "auto"
     ) -> RobustnessResult:
-        """Measures with the weights as they are now.
-
-        Args:
-            cache_dir, verbose: as in `robustness_report`.
-        """
+        """Measures with the weights as they are now; see `robustness_report`."""
         start, shown = time.perf_counter(), _shown(verbose)
         trained_on = self.specification.trained_on
         models, on_trained = {}, []
@@ -131,12 +127,7 @@ class Study:
     def points(
         self, cache_dir=None, part: tuple[int, int] = (0, 1), verbose: int | str = 0
     ) -> Iterator[tuple[str, dict[Point, Metrics]]]:
-        """Measures the points of one part, and yields them model by model.
-
-        Args:
-            cache_dir, verbose: as in `robustness_report`.
-            part: (i, n): the i-th of n parts, from 0.
-        """
+        """Measures the points of one part, and yields them model by model."""
         shown = _shown(verbose)
         for label, study in self.studies.items():
             if shown:
@@ -145,15 +136,7 @@ class Study:
 
 
 def joint(settings: dict[str, dict]) -> dict:
-    """Returns one setting for several models.
-
-    Args:
-        settings: name of a model → its setting.
-
-    Returns:
-        What all models have in common by its name, and what differs as
-        `"<name> per model"`: a dictionary of models.
-    """
+    """Returns one setting for several models; what differs is `"<name> per model"`."""
     found = {}
     for key in dict.fromkeys(key for one in settings.values() for key in one):
         values = {label: one.get(key) for label, one in settings.items()}

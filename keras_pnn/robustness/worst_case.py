@@ -1,4 +1,4 @@
-"""Search for the worst device within a radius, by gradient ascent."""
+"""Search for the worst device within a radius; say how far a study searches."""
 
 import math
 from typing import NamedTuple
@@ -12,6 +12,9 @@ from keras_pnn.curvature.batches import batch_length, batches
 from keras_pnn.devices import SimulatedDevice
 from keras_pnn.layers.context import Overrides, current
 from keras_pnn.layers.lookup import architecture, find
+from keras_pnn.layers.quantity import Quantity
+from keras_pnn.robustness.axes import Axis, DeviationAxis
+from keras_pnn.robustness.points import Plan
 
 # A step into a wall is tried down to a thousandth of its length.
 _HALVINGS = 10
@@ -73,14 +76,7 @@ def worst_device(
 
 
 class WorstCaseSearch:
-    """A search for the worst device, made again and again in one graph.
-
-    Args:
-        model, x, y, radius, batch_size, sample_weight: as in `worst_device`.
-
-    Raises:
-        ValueError: As in `worst_device`, but for the loss of the design.
-    """
+    """A search as `worst_device` makes one, made again and again in one graph."""
 
     def __init__(
         self, model, x, y, radius: dict[str, float], batch_size=256, sample_weight=None
@@ -245,3 +241,60 @@ class _Ball:
     def _counted(self, parts: list) -> list:
         # What all layers share counts once.
         return parts[:1] if self._shared else parts
+
+
+def default_radius(plan: Plan) -> dict[str, float]:
+    """Returns imperfection → how far devices, sweeps and grid go in it.
+
+    The devices' spread, and for variables that they do not deviate in the largest
+    reach of an axis. Names are of one layer ("layer/imperfection") where not all
+    layers go as far.
+    """
+    radius = plan.spread()
+    taken = {id(q.variable) for name in radius for q in _imperfections(plan, name)}
+    # (layer, imperfection) → reach; the layer "" stands for all.
+    reaches: dict[tuple[str, str], float] = {}
+    for axis in (axis for axes in plan.scans.values() for axis in axes):
+        # A weight is no imperfection.
+        found = isinstance(axis, DeviationAxis) and _imperfections(plan, axis.name)
+        if found:
+            key = axis.name.rpartition("/")[0], found[0].name
+            reaches[key] = max(reaches.get(key, 0.0), _reach(axis, found))
+    for name in dict.fromkeys(name for _, name in reaches):
+        every = _imperfections(plan, name)
+        free = [q for q in every if id(q.variable) not in taken]
+        common = reaches.get(("", name), 0.0)
+        layers = {
+            q.path: max(common, reaches.get((q.layer.name, name), 0.0)) for q in free
+        }
+        if len(free) == len(every) and set(layers.values()) == {common}:
+            layers = {name: common}
+        radius |= {path: reach for path, reach in layers.items() if reach}
+    return radius
+
+
+def _imperfections(plan: Plan, name: str) -> list[Quantity]:
+    found = find(plan.model, name, weights=True)
+    return [quantity for quantity in found if quantity.nominal is not None]
+
+
+def _reach(axis: Axis, found: list[Quantity]) -> float:
+    """Returns the largest root mean square over elements of an axis' points.
+
+    It is in the unit of the variables, which an alias's values are converted to.
+    """
+    reach = 0.0
+    for point in axis.values:
+        elements = []
+        for quantity in found:
+            amounts = np.broadcast_to(point, quantity.exists.shape)
+            if quantity.convert is not None:
+                amounts = np.asarray(quantity.convert(amounts), "float64")
+            elements.append(amounts[quantity.exists])
+        values = np.concatenate(elements)
+        largest = float(np.abs(values).max(initial=0.0))
+        if largest:
+            # In units of the largest: where all are alike, the result is that number.
+            share = math.sqrt(np.mean(np.square(values / largest)))
+            reach = max(reach, largest * share)
+    return reach

@@ -128,9 +128,7 @@ def _grid(result) -> Drawn:
 def spaced(points: np.ndarray, room: float) -> list[float]:
     """Returns those of ascending points whose labels have room, with both ends.
 
-    Args:
-        points: (n,).
-        room: the least distance of two, as a share of the range.
+    `room` is the least distance of two, as a share of the range.
     """
     few = [float(point) for point in points[chosen(len(points))]]
     least, kept = room * (few[-1] - few[0]), few[:1]

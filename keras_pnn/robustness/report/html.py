@@ -169,12 +169,8 @@ def _text(words: str) -> str:
 def svg(figure, prefix: str, caption: str) -> str:
     """Returns a Matplotlib figure as an SVG element that shares a page with others.
 
-    Its text stays text; prolog, metadata, namespaces and style sheets are gone.
-
-    Args:
-        figure: a Matplotlib figure.
-        prefix: what its ids start with; another for each figure of a page.
-        caption: its text for screen readers.
+    Its text stays text; prolog, metadata, namespaces and style sheets are gone. Its
+    ids start with `prefix`; `caption` is for screen readers.
     """
     import matplotlib
 

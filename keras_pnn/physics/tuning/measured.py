@@ -18,7 +18,7 @@ from keras_pnn.physics.tuning.points import checked_points, read_csv
 # it, and how well a resonance must fit to go beyond the points.
 _OVERSHOOT_WARNING = 0.01
 _LEAST_PROMINENCE = 0.05
-_RESIDUAL_WARNING = 0.02
+_RESIDUAL_WARNING = 0.005
 _MOST_MISFIT = 0.1
 
 

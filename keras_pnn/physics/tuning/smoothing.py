@@ -12,6 +12,8 @@ from keras_pnn.physics.tuning.spline import Spline
 _PROMINENCE = 0.1
 _ROUNDING = 1e-6
 MOST_PIECES = 64
+# The least step between coefficients: a curve is nowhere level.
+_LEAST_STEP = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +166,7 @@ class _ShapedFit:
         count = len(self.knots) - 4
         self.basis = interpolate.BSpline(self.knots, np.eye(count), 3)(x)
         self.penalty = np.diff(np.eye(count), 2, axis=0)
-        centers = [self.knots[i + 1 : i + 4].mean() for i in range(count)]
+        centers = np.array([self.knots[i + 1 : i + 4].mean() for i in range(count)])
         self.turns = [int(np.argmin(np.abs(centers - at))) for at in turns]
         self.first = 1.0 if rises else -1.0
 
@@ -219,7 +221,9 @@ class _ShapedFit:
         steps = np.tril(np.ones((count, count))) * signs
         # The first coefficient has any sign: two columns.
         columns = root @ np.c_[-steps[:, :1], steps]
+        least = steps @ np.append(0.0, np.full(count - 1, _LEAST_STEP))
+        target = target - root @ least
         found, distance = optimize.nnls(columns, target, maxiter=100 * count)
         found = np.append(found[1] - found[0], found[2:])
         free = np.append(True, found[1:] > 0)
-        return distance, steps[:, free], steps @ found
+        return distance, steps[:, free], steps @ found + least

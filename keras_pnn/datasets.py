@@ -9,8 +9,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
-
-from keras_pnn import _checks
+import tensorflow as tf
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
 _DOWNLOAD_TIMEOUT = 10.0
@@ -42,8 +41,8 @@ class Dataset:
         Raises:
             ValueError: a number is no whole number, or is negative.
         """
-        n_train = _checks.integer("n_train", n_train, low=0)
-        n_test = _checks.integer("n_test", n_test, low=0)
+        n_train = _integer("n_train", n_train, 0)
+        n_test = _integer("n_test", n_test, 0)
         return dataclasses.replace(
             self,
             x_train=self.x_train[:n_train],
@@ -252,13 +251,13 @@ class Batches(keras.utils.PyDataset):
 
     Batch `k` of epoch `e` holds the samples
     `np.random.default_rng([seed, e]).permutation(n)[k * batch_size:][:batch_size]`.
-    A sweep over models thus compares them on the same batches, and a resumed run
-    continues with the batches that an uninterrupted one would have seen.
+    A sweep over models thus compares them on the same batches, and with
+    `keras_pnn.callbacks.BatchOrder` a resumed run continues with the batches that an
+    uninterrupted one would have seen.
 
-    `fit` of `SATModel`, `PATModel` and `DATModel` needs nothing else. For a plain Keras
-    model pass `shuffle=False` to `fit`, whose default is to shuffle the batches of a
-    `PyDataset` once more, with Python's global random state (which is noticed, and
-    raises), and `keras_pnn.callbacks.BatchOrder`.
+    Pass `shuffle=False` to `fit`: its default is to shuffle the batches of a
+    `PyDataset` once more, with Python's global random state. That is noticed, and
+    raises.
 
     Args:
         x: Array of shape `(n, ...)`, or a tuple or dict (nested, if need be) of them.
@@ -281,7 +280,6 @@ class Batches(keras.utils.PyDataset):
 
     ```python
     batches = keras_pnn.datasets.Batches(x, y, batch_size=64, seed=0)
-    sat.fit(batches, epochs=10)
     model.fit(batches, epochs=10, shuffle=False,
               callbacks=[keras_pnn.callbacks.BatchOrder(batches)])
     ```
@@ -291,8 +289,8 @@ class Batches(keras.utils.PyDataset):
         self, x, y, batch_size, seed=0, sample_weight=None, drop_remainder=False
     ):
         super().__init__()
-        self.batch_size = _checks.integer("batch_size", batch_size, low=1)
-        self.seed = _checks.integer("seed", seed, low=0)
+        self.batch_size = _integer("batch_size", batch_size, minimum=1)
+        self.seed = _integer("seed", seed, minimum=0)
         self.drop_remainder = bool(drop_remainder)
         if sample_weight is not None and y is None:
             raise ValueError(
@@ -311,7 +309,7 @@ class Batches(keras.utils.PyDataset):
                 "Arguments `x`, `y` and `sample_weight` must hold non-empty arrays "
                 f"of one length. Received: shapes {shapes}"
             )
-        _checks.finite("x", self._data[0])
+        check_finite("x", self._data[0])
         self._samples = lengths.pop()
         rounding = math.floor if self.drop_remainder else math.ceil
         self._steps = rounding(self._samples / self.batch_size)
@@ -390,54 +388,47 @@ class Batches(keras.utils.PyDataset):
             )
 
 
-class BatchOrder(keras.callbacks.Callback):
-    """Ties the order of a `keras_pnn.datasets.Batches` to the epoch of `fit`.
+def check_inputs(name: str, data) -> None:
+    """Raises if inputs that are known hold no sample, or NaN or infinity.
 
-    With it, epoch `e` sees the same batches in the same order in every run, also in
-    one resumed by `keras.callbacks.BackupAndRestore` or `initial_epoch`. Without it
-    the batches count epochs by themselves, from 0. `SATModel`, `PATModel` and
-    `DATModel` use it by themselves; it is for other Keras models.
+    Data sets, generators and tensors of a graph pass: they are not known ahead.
 
     Args:
-        batches: The `keras_pnn.datasets.Batches` given to `fit`.
+        name: the argument's name, for the message.
+        data: an array, an eager tensor, or a structure of them.
 
     Raises:
-        ValueError: If `batches` is something else. When training begins: if
-            `steps_per_epoch` differs from `len(batches)`. During training: if `fit`
-            shuffles the batches, which `shuffle=False` turns off.
-
-    Example:
-
-    ```python
-    batches = keras_pnn.datasets.Batches(x, y, batch_size=64, seed=0)
-    model.fit(batches, epochs=10, shuffle=False, callbacks=[
-        keras_pnn.callbacks.BatchOrder(batches),
-        keras.callbacks.BackupAndRestore("backup"),
-    ])
-    ```
+        ValueError: one has no sample, or holds NaN or infinity.
     """
+    shapes = [a.shape for a in keras.tree.flatten(data) if _known(a)]
+    if any(len(shape) and shape[0] == 0 for shape in shapes):
+        raise ValueError(
+            f"`{name}` must hold at least one sample. Received: shapes "
+            f"{[tuple(shape) for shape in shapes]}"
+        )
+    check_finite(name, data)
 
-    def __init__(self, batches: Batches):
-        super().__init__()
-        if not isinstance(batches, Batches):
-            expected = "a `keras_pnn.datasets.Batches`"
-            raise _checks.error("batches", expected, _checks.short(batches))
-        self.batches = batches
 
-    def on_train_begin(self, logs=None):
-        steps = self.params.get("steps")
-        if steps != len(self.batches):
-            raise ValueError(
-                "The order of a `Batches` is that of whole epochs "
-                f"({len(self.batches)} batches): leave `steps_per_epoch` out, and "
-                f"pass `batches` itself to `fit`. Received: steps_per_epoch={steps}"
-            )
+def check_finite(name: str, data) -> None:
+    """Raises ValueError if arrays or eager tensors hold NaN or infinity."""
+    for array in filter(_known, keras.tree.flatten(data)):
+        if not _all_finite(array):
+            raise ValueError(f"`{name}` must be finite. Received: NaN or infinity")
 
-    def on_epoch_begin(self, epoch, logs=None):
-        self.batches.epoch = epoch
 
-    def on_train_batch_end(self, batch, logs=None):
-        self.batches.check_order()
+def _known(leaf) -> bool:
+    eager = isinstance(leaf, tf.Tensor) and not tf.is_symbolic_tensor(leaf)
+    return isinstance(leaf, np.ndarray) or eager
+
+
+def _all_finite(array) -> bool:
+    if isinstance(array, np.ndarray):
+        return array.dtype.kind not in "fc" or bool(np.isfinite(array).all())
+    if array.dtype.is_complex:
+        array = tf.abs(array)
+    if not array.dtype.is_floating:
+        return True
+    return bool(tf.reduce_all(tf.math.is_finite(array)))
 
 
 def _array(data):
@@ -445,3 +436,16 @@ def _array(data):
     if np.issubdtype(data.dtype, np.floating):
         data = data.astype(keras.config.floatx(), copy=False)
     return np.ascontiguousarray(data) if data.ndim else data
+
+
+def _integer(name, value, minimum):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, np.integer))
+        or value < minimum
+    ):
+        raise ValueError(
+            f"Argument `{name}` must be an integer not less than {minimum}. "
+            f"Received: {name}={value!r}"
+        )
+    return int(value)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from keras_pnn import datasets
-from keras_pnn.datasets import BatchOrder
+from keras_pnn.callbacks import BatchOrder
 
 
 def arrays(**changes):

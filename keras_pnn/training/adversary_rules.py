@@ -129,12 +129,7 @@ class Autodiff(AdversaryRule):
     had been named singly with this rule; the radius is then a number.
 
     Args:
-        radius: r, in the imperfection's unit: a number or an array of its shape,
-            ≥ 0. A component of radius 0 is not moved. From its nominal value it must
-            stay within what exists: below 1 for a scale.
-        normalize: `False` for θ_adv − θ0 = r ⊙ g; the radius is then a gain.
-        sample_radius: whether r is multiplied by a fresh u ~ U(0, 1) at each
-            optimizer step; under gradient accumulation the micro-batches share it.
+        radius, normalize, sample_radius: as in `FiniteDifference`.
 
     Raises:
         ValueError: If an argument is out of its range.

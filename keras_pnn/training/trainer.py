@@ -5,9 +5,10 @@ import inspect
 import keras
 
 from keras_pnn import _checks, _keras
-from keras_pnn.datasets import Batches, BatchOrder
+from keras_pnn.datasets import Batches
 from keras_pnn.layers.context import substituting
 from keras_pnn.training import bench
+from keras_pnn.training.batch_order import BatchOrder
 from keras_pnn.training.gradients.base import Evaluation
 from keras_pnn.training.resume import check_order
 

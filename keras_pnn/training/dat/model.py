@@ -132,8 +132,7 @@ class DualAdaptive(GradientSource):
             if measured is None:
                 return modelled
             predicted = self.errors.corrected(layer, modelled, training=learning)
-            error = self._misfit(predicted, tf.stop_gradient(measured))
-            misfits.append((self.errors.of(layer), error))
+            misfits.append((self.errors.of(layer), self._misfit(predicted, measured)))
             return valued(self._fused(measured, predicted), predicted)
 
         self._attach(trainer)
@@ -153,22 +152,16 @@ class DualAdaptive(GradientSource):
         scope = overrides.scope(trainer)
         with scope, substituting(substitute):
             predicted = trainer(batch[0], training=True)
-            pairs = list(
-                zip(
-                    keras.tree.flatten(predicted),
-                    keras.tree.flatten(measured),
-                    strict=True,
-                )
-            )
-            misfit = tf.add_n([self._misfit(p, tf.stop_gradient(m)) for p, m in pairs])
-            y_pred = keras.tree.pack_sequence_as(
-                predicted, [valued(self._fused(m, p), p) for p, m in pairs]
-            )
+            each = keras.tree.map_structure(self._misfit, predicted, measured)
+            misfit = tf.add_n(keras.tree.flatten(each))
+            fused = keras.tree.map_structure(self._fused, measured, predicted)
+            y_pred = keras.tree.map_structure(valued, fused, predicted)
             loss = loss_of(trainer, batch, y_pred)
         return loss, y_pred, scope, [(n, misfit) for n in self.errors.networks]
 
     def _misfit(self, predicted, measured) -> tf.Tensor:
         """The mean square of what S leaves unexplained."""
+        measured = tf.stop_gradient(measured)
         if predicted.dtype.is_complex and not self.fields:
             predicted, measured = tf.abs(predicted), tf.abs(measured)
         misfit = tf.abs(predicted - measured)
@@ -182,11 +175,8 @@ class DualAdaptive(GradientSource):
         if not measured.dtype.is_complex or self.fields:
             return measured
         length = tf.cast(tf.abs(predicted), predicted.dtype)
-        phase = tf.where(
-            tf.equal(length, 0),
-            tf.ones_like(predicted),
-            tf.math.divide_no_nan(predicted, length),
-        )
+        phase = tf.math.divide_no_nan(predicted, length)
+        phase = tf.where(tf.equal(length, 0), tf.ones_like(phase), phase)
         return tf.cast(tf.abs(measured), predicted.dtype) * phase
 
 

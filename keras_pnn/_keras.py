@@ -286,7 +286,7 @@ def retrace(model: keras.Model, kind: str) -> None:
     getattr(model, f"make_{kind}_function")(force=True)
 
 
-def set_initial_epoch(model: keras.Model, epoch: int | None) -> None:
+def start_at(model: keras.Model, epoch: int | None) -> None:
     """Lets the next `fit`, or the one that begins, start at an epoch.
 
     Args:

@@ -77,7 +77,7 @@ def ring_chip(model, sigma=0.1):
 
 
 class Bench(pnn.HardwareDevice):
-    """A simulated chip behind NumPy, which breaks for good after some calls."""
+    """A simulated chip behind NumPy, which fails from a call on, counted from 1."""
 
     def __init__(self, simulated, breaks=None, **kwargs):
         super().__init__(**{"backoff": 0.0, "retries": 0, **kwargs})

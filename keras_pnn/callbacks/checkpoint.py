@@ -74,7 +74,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._epoch, self._done, self._due = start.epoch, 0, False
         # Those of training, while validation uses the metrics; else `None`.
         self._metrics = None
-        _keras.set_initial_epoch(self.model, start.epoch or None)
+        _keras.start_at(self.model, start.epoch or None)
         self._handle = _keras.wrap_step(self.model, "train", self._step)
 
     def _check_begins(self, batches: int) -> None:
@@ -136,5 +136,5 @@ class Checkpoint(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         self._handle.remove()
         self._start = None
-        _keras.set_initial_epoch(self.model, None)
+        _keras.start_at(self.model, None)
         remove_state(self.folder)

@@ -166,7 +166,7 @@ class Trainer(keras.Model):
             options["callbacks"] = [*own, *callbacks]
         check_order(x, options["shuffle"], callbacks)
         # A run that was resumed and failed may have left one.
-        _keras.set_initial_epoch(self, None)
+        _keras.start_at(self, None)
         with bench.reporting(self, callbacks):
             return super().fit(*bound.args[1:], **bound.kwargs)
 

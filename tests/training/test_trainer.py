@@ -96,7 +96,7 @@ def test_an_installed_device_that_fails_leaves_the_state(eagerly, tmp_path):
 
     # In the second pass of the second batch.
     keeper = pnn.callbacks.Checkpoint(tmp_path / "state")
-    failure, state = trained(3, 2, keeper)
+    failure, state = trained(4, 2, keeper)
     (note,) = failure.__notes__
     assert "after 1 batches of epoch 1" in note
     assert_same(state, trained(batches=1)[1])

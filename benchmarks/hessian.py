@@ -1,4 +1,4 @@
-"""What curvature costs: against PyHessian, and against a gradient.
+"""Compare the cost of curvature with PyHessian's, SciPy's, and that of a gradient.
 
 LeNet-5 (tanh, average pooling) trained for an epoch on MNIST, the loss of its first
 test images in one batch, float32. Three figures, each a median over rounds:
@@ -20,6 +20,14 @@ environment that has them, which then runs beside this one:
     python benchmarks/hessian.py --torch-python torch/bin/python
 
 Without either, the comparison is left out.
+
+    python benchmarks/hessian.py --arpack
+
+counts instead the Hessian-vector products that our Lanczos solver and SciPy's `eigsh`
+(ARPACK) need, for LeNet-5 on microring banks (five epochs on scikit-learn's digits, 100
+of its test images, controls only; two runs of `eigsh` where both ends are asked for),
+and how often each finds all copies of repeated eigenvalues of matrices of order 200.
+Tolerances are relative residuals; medians over seeds.
 """
 
 import argparse
@@ -45,6 +53,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--data", default="auto")
     parser.add_argument("--torch-python", default=None)
+    parser.add_argument("--arpack", action="store_true")
     parser.add_argument("--serve", default=None, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -262,10 +271,146 @@ def product_cost(options, model, operator, x, y) -> None:
     )
 
 
+# Eigenvalues above 194 between 0 and 1, and how many of the largest to find.
+REPEATED = {
+    "double": ([9, 9, 5, 4, 3, 2], 2),
+    "triple": ([9, 9, 9, 5, 4, 3], 3),
+    "triple and double": ([9, 9, 9, 5, 5, 3], 5),
+    "sixfold": ([5, 5, 5, 5, 5, 5], 4),
+    "double, one per cent apart": ([5, 5, 4.95, 4.9, 4.9, 4], 2),
+}
+
+
+class Counted:
+    """A product with a matrix that counts its calls."""
+
+    def __init__(self, product):
+        self.product, self.count = product, 0
+
+    def __call__(self, vector):
+        self.count += 1
+        return self.product(vector)
+
+
+def arpack(product, size, k, which, tolerance, vectors, seed):
+    """Returns eigenvalues by `eigsh`, and the products that it took."""
+    from scipy.sparse.linalg import LinearOperator, eigsh
+
+    counted = Counted(product)
+    operator = LinearOperator((size, size), counted, dtype="float64")
+    start = np.random.default_rng(seed).standard_normal(size)
+    values = eigsh(
+        operator,
+        k,
+        which=which,
+        tol=tolerance,
+        ncv=vectors,
+        v0=start,
+        return_eigenvectors=False,
+    )
+    return np.sort(values)[::-1], counted.count
+
+
+def compare_products(seeds: int) -> None:
+    """Prints the products on LeNet-5 on microring banks."""
+    import keras
+
+    import keras_pnn as pnn
+    from keras_pnn.curvature import lanczos
+
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples"))
+    from networks import lenet5
+
+    data = pnn.datasets.load("digits", verbose=False)
+    model = lenet5()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(0.01), loss, metrics=["accuracy"])
+    model.fit(data.x_train, data.y_train, batch_size=64, epochs=5, verbose=0)
+    x, y = data.x_test[:100], data.y_test[:100]
+    operator = pnn.curvature.HessianOperator(model, x, y, batch_size=100)
+    print(f"LeNet-5 on microring banks, {operator.size} controls: products")
+    print("  k smallest tolerance   ours (no check for copies)   eigsh   ncv=32")
+    limit = lanczos.CHECK_PRODUCTS
+    for k, smallest, tolerance in (
+        *((k, 0, tolerance) for tolerance in (1e-2, 1e-3, 1e-5) for k in (1, 2, 3, 5)),
+        (1, 1, 1e-2),
+    ):
+        counts = []
+        for seed in range(seeds):
+            row = []
+            for lanczos.CHECK_PRODUCTS in (limit, 0):
+                result = operator.eigenvalues(
+                    k, tolerance, 3000, seed, smallest=smallest
+                )
+                # The last product of each vector is that of its residual.
+                row.append(result.iterations - k - smallest)
+            for vectors in (None, 32):
+                count = 0
+                for number, which in ((k, "LA"), (smallest, "SA")):
+                    if number:
+                        count += arpack(
+                            operator.matvec,
+                            operator.size,
+                            number,
+                            which,
+                            tolerance,
+                            vectors,
+                            seed,
+                        )[1]
+                row.append(count)
+            counts.append(row)
+        lanczos.CHECK_PRODUCTS = limit
+        ours, unchecked, default, wide = np.median(counts, axis=0)
+        print(
+            f"{k:>3} {smallest:>8} {tolerance:>9g} {ours:>6.0f} ({unchecked:.0f})"
+            f"{default:>32.0f}{wide:>9.0f}"
+        )
+
+
+def compare_copies(seeds: int) -> None:
+    """Prints how often all copies of repeated eigenvalues are found."""
+    from keras_pnn.curvature.lanczos import extreme_vectors
+
+    print(f"repeated eigenvalues: right of {seeds} (products)")
+    print(f"{'':>28} tolerance   ours       eigsh      ncv=32")
+    for name, (high, k) in REPEATED.items():
+        spectrum = np.r_[np.linspace(0, 1, 194), high]
+        expected = np.sort(high)[::-1][:k]
+        for tolerance in (1e-3, 1e-5):
+            found = {"ours": [], None: [], 32: []}
+            for seed in range(seeds):
+                counted = Counted(spectrum.__mul__)
+                vectors = extreme_vectors(
+                    counted,
+                    200,
+                    k,
+                    0,
+                    lambda v, tolerance=tolerance: tolerance * abs(v),
+                    500,
+                    seed,
+                )
+                values = np.sum(vectors * (spectrum[:, None] * vectors), axis=0)
+                found["ours"].append((values, counted.count))
+                for ncv in (None, 32):
+                    found[ncv].append(
+                        arpack(spectrum.__mul__, 200, k, "LA", tolerance, ncv, seed)
+                    )
+            cells = [
+                f"{sum(np.allclose(v, expected, rtol=1e-3) for v, _ in rows)} "
+                f"({np.median([count for _, count in rows]):.0f})"
+                for rows in found.values()
+            ]
+            print(f"{name:>28} {tolerance:>9g}   " + "".join(f"{c:<11}" for c in cells))
+
+
 def main() -> None:
     options = arguments()
     if options.serve is not None:
         serve(options.serve)
+        return
+    if options.arpack:
+        compare_copies(10)
+        compare_products(3)
         return
     import keras
 

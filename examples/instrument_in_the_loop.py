@@ -17,17 +17,15 @@ commands.
 import argparse
 import contextlib
 import pathlib
-import subprocess
-import sys
 import tomllib
 
 import keras
 import numpy as np
 
 import keras_pnn as pnn
+from keras_pnn.hardware.instrument import simulator
 
-HERE = pathlib.Path(__file__).resolve().parent
-SERVER = HERE.parent / "tests" / "hardware" / "scpi_server.py"
+BENCH = pathlib.Path(__file__).resolve().parent / "instrument.toml"
 
 
 def arguments() -> argparse.Namespace:
@@ -42,34 +40,16 @@ def arguments() -> argparse.Namespace:
 
 
 @contextlib.contextmanager
-def simulated(shift: float, seed: int):
-    """Yields the configuration of an instrument in another process."""
-    command = [sys.executable, SERVER, "--port", "0", "--shift", str(shift)]
-    command += ["--seed", str(seed), "--refuse", "0.001", "--noise", "1e-6"]
-    server = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        port = int(server.stdout.readline())
-        table = tomllib.loads((HERE / "instrument.toml").read_text("utf-8"))
-        resource = f"TCPIP0::127.0.0.1::{port}::SOCKET"
-        table["instruments"]["bench"]["resource"] = resource
-        yield table
-    finally:
-        # The server ends when nobody holds its input any more.
-        server.stdin.close()
-        server.wait()
-        server.stdout.close()
-
-
-@contextlib.contextmanager
 def configuration(args):
     """Yields the configuration of the bench that is asked for."""
-    if args.config is None:
-        with simulated(args.shift, args.seed) as table:
-            yield table
-    else:
-        yield tomllib.loads(args.config.read_text("utf-8"))
+    table = tomllib.loads((args.config or BENCH).read_text("utf-8"))
+    if args.config is not None:
+        yield table
+        return
+    options = {"shift": args.shift, "seed": args.seed, "refuse": 0.001, "noise": 1e-6}
+    with simulator.running(**options) as port:
+        table["instruments"]["bench"]["resource"] = simulator.resource(port)
+        yield table
 
 
 def irises(seed: int):

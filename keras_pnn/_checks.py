@@ -90,6 +90,11 @@ def pair(name: str, value, low: int | None = None) -> tuple[int, int]:
         raise error(name, expected, short(value)) from None
 
 
+def optional(check: Callable, name: str, value, *args, **kwargs):
+    """Returns `None` for `None`, and what a check returns for any other value."""
+    return None if value is None else check(name, value, *args, **kwargs)
+
+
 def choice(name: str, value, options: Collection):
     """Returns a value that is one of the options."""
     if not isinstance(value, (str, int, type(None))) or value not in options:
@@ -104,16 +109,17 @@ def array(
     shape: tuple[int, ...] | None = None,
     low: float | None = None,
     above: float | None = None,
+    broadcast: bool = True,
 ) -> np.ndarray:
     """Returns finite real numbers as a float64 array.
 
     Args:
         name: the argument's name.
         value: a number or an array-like of numbers.
-        shape: the shape that the array must have; a number is broadcast to it.
-            `None` for any shape.
+        shape: the shape that the array must have. `None` for any shape.
         low: the least value allowed.
         above: a bound below which, and at which, no value is allowed.
+        broadcast: whether a number stands for an array of the shape.
     """
     expected = "finite numbers" + _bounds(low, above, None, None)
     try:
@@ -121,14 +127,12 @@ def array(
         if found.dtype.kind not in "iufV":
             raise ValueError
         found = found.astype("float64")
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, NotImplementedError):
         raise error(name, expected, short(value)) from None
-    if shape is not None and found.shape not in ((), tuple(shape)):
-        raise error(
-            name,
-            f"a number or an array of shape {tuple(shape)}",
-            f"shape {found.shape}",
-        )
+    shape = None if shape is None else tuple(shape)
+    if shape is not None and found.shape != shape and (found.ndim or not broadcast):
+        kind = f"{'a number or ' if broadcast else ''}an array of shape {shape}"
+        raise error(name, kind, f"shape {found.shape}")
     good = np.isfinite(found)
     if low is not None:
         good &= found >= low
@@ -218,13 +222,15 @@ def concrete(value) -> np.ndarray | None:
     return found
 
 
-def data(x, y=None, sample_weight=None) -> tuple:
+def data(x, y=None, sample_weight=None, finite_targets: bool = True) -> tuple:
     """Returns a data set as structures of NumPy arrays of one length.
 
     Args:
         x: inputs, an array or a list or dictionary of arrays.
         y: targets, likewise, or `None`.
         sample_weight: likewise, or `None`.
+        finite_targets: whether `y` must be finite too. Targets may mark with NaN what
+            a loss ignores.
 
     Raises:
         ValueError: a part is not an array (a list of numbers, a data set), there
@@ -245,7 +251,8 @@ def data(x, y=None, sample_weight=None) -> tuple:
             f"Received: lengths {sorted(lengths)}"
         )
     for name, part in parts.items():
-        finite(name, part)
+        if name != "y" or finite_targets:
+            finite(name, part)
     return tuple(parts.values())
 
 
@@ -256,7 +263,10 @@ def inputs(name: str, value) -> None:
     """
     shapes = [tuple(a.shape) for a in keras.tree.flatten(value) if _known(a)]
     if any(shape and shape[0] == 0 for shape in shapes):
-        raise error(name, "at least one sample", f"shapes {shapes}")
+        raise ValueError(
+            f"Argument `{name}` must hold at least one sample. "
+            f"Received: shapes {shapes}"
+        )
     finite(name, value)
 
 

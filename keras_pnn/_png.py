@@ -1,4 +1,4 @@
-"""Frames of a spatial light modulator as files: 8-bit greyscale PNG."""
+"""Read and write frames of a spatial light modulator as 8-bit greyscale PNG."""
 
 import os
 import pathlib
@@ -6,20 +6,20 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
+from keras_pnn import _files
+
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def write_png(path: str | os.PathLike, levels: np.ndarray) -> None:
-    """Writes one frame; the file is replaced whole or not at all.
+    """Writes one frame, whole or not at all.
 
     Args:
         path: the file.
         levels: (height, width), uint8, black 0 and white 255.
     """
-    path = pathlib.Path(path)
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(tf.io.encode_png(levels[..., None]).numpy())
-    os.replace(part, path)
+    with _files.atomic(path) as part:
+        part.write_bytes(tf.io.encode_png(levels[..., None]).numpy())
 
 
 def read_png(path: str | os.PathLike, shape: tuple[int, int]) -> np.ndarray:
@@ -33,12 +33,12 @@ def read_png(path: str | os.PathLike, shape: tuple[int, int]) -> np.ndarray:
         uint8 array of that shape.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not a PNG picture, or damaged, or not greyscale of that
-            size.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is not a PNG picture, is damaged, or is not 8-bit greyscale
+            of that size.
     """
     data = pathlib.Path(path).read_bytes()
-    # TensorFlow would decode a JPEG as well, whose levels are not those written.
+    # TensorFlow would also decode a JPEG, whose levels differ from those written.
     if not data.startswith(_SIGNATURE):
         raise ValueError(
             f"{path} must be a PNG picture. Received: a file that starts with "
@@ -50,14 +50,12 @@ def read_png(path: str | os.PathLike, shape: tuple[int, int]) -> np.ndarray:
         raise ValueError(
             f"{path} must be a PNG picture. Received: a damaged one ({error.message})"
         ) from error
-    # The header: TensorFlow would cut 16 bits to 8.
-    depth = data[24]
-    if depth != 8:
-        raise ValueError(f"{path} must have 8 bits. Received: {depth} bits")
     height, width, channels = picture.shape
-    if (height, width, channels) != (*shape, 1):
+    # From the header, since TensorFlow cuts 16 bits to 8.
+    depth = data[24]
+    if (height, width, channels, depth) != (*shape, 1, 8):
         raise ValueError(
-            f"{path} must be greyscale, {shape[0]} × {shape[1]} pixels. Received: "
-            f"{height} × {width} pixels, {channels} channels"
+            f"{path} must be greyscale, {shape[0]} × {shape[1]} pixels of 8 bits. "
+            f"Received: {height} × {width} pixels, {channels} channels of {depth} bits"
         )
     return picture[..., 0]

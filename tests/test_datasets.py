@@ -1,9 +1,11 @@
+import io
+import socket
+
 import keras
 import numpy as np
 import pytest
 
 from keras_pnn import datasets
-from keras_pnn.callbacks import BatchOrder
 
 
 def arrays(**changes):
@@ -18,27 +20,32 @@ def arrays(**changes):
     return {key: value for key, value in data.items() if value is not None}
 
 
+def store(path, **changes):
+    np.savez(path, **arrays(**changes))
+    return path
+
+
 @pytest.fixture
-def nowhere(monkeypatch, tmp_path):
-    """No MNIST on disk, and no network."""
-
-    def fail(*args, **kwargs):
-        raise OSError("no network")
-
-    empty = tmp_path / "a" / "b"
-    empty.mkdir(parents=True)
-    monkeypatch.chdir(empty)
-    monkeypatch.setattr(datasets, "__file__", str(empty / "p" / "datasets.py"))
-    monkeypatch.setenv("KERAS_HOME", str(empty / "keras"))
+def download(monkeypatch):
+    """Sets what Keras' download of MNIST gives: arrays, or an error."""
     monkeypatch.delenv("KERAS_PNN_DATA", raising=False)
-    monkeypatch.setattr(keras.datasets.mnist, "load_data", fail)
-    return empty
+
+    def set_result(error=None):
+        def load_data():
+            if error is not None:
+                raise error
+            a = arrays()
+            assert socket.getdefaulttimeout() == 10.0
+            return (a["x_train"], a["y_train"]), (a["x_test"], a["y_test"])
+
+        monkeypatch.setattr(keras.datasets.mnist, "load_data", load_data)
+
+    return set_result
 
 
 def test_file(tmp_path, capsys):
-    path = tmp_path / "small.npz"
     stored = arrays()
-    np.savez(path, **stored)
+    path = store(tmp_path / "small.npz")
     data = datasets.load(path)
     assert "small" in capsys.readouterr().out
     assert data.x_train.shape == (6, 4, 5, 1) and data.x_train.dtype == np.float32
@@ -47,7 +54,7 @@ def test_file(tmp_path, capsys):
     np.testing.assert_array_equal(
         np.rint(data.x_train[..., 0] * 255), stored["x_train"]
     )
-    np.savez(path, **arrays(x_train=stored["x_train"] / 255.0))
+    store(path, x_train=stored["x_train"] / 255.0)
     again = datasets.load(path, verbose=False)
     np.testing.assert_allclose(again.x_train, data.x_train, rtol=1e-6)
     assert capsys.readouterr().out == ""
@@ -70,8 +77,7 @@ def test_file(tmp_path, capsys):
     ],
 )
 def test_bad_file(tmp_path, changes, message):
-    path = tmp_path / "bad.npz"
-    np.savez(path, **arrays(**changes))
+    path = store(tmp_path / "bad.npz", **changes)
     with pytest.raises(ValueError, match=message) as error:
         datasets.load(path)
     assert "bad.npz" in str(error.value)
@@ -83,23 +89,24 @@ def test_damaged_file(tmp_path, damage):
     np.savez_compressed(path, **arrays())
     whole = path.read_bytes()
     middle = len(whole) // 4
-    if damage == "truncated":
-        path.write_bytes(whole[: len(whole) // 2])
-    elif damage == "flipped":
-        flipped = bytes(b ^ 255 for b in whole[middle - 20 : middle + 20])
-        path.write_bytes(whole[: middle - 20] + flipped + whole[middle + 20 :])
-    elif damage == "npy":
-        with open(path, "wb") as file:
-            np.save(file, np.zeros(3))
-    else:
-        path.write_bytes(b"hello" if damage == "text" else b"")
+    flipped = bytes(b ^ 255 for b in whole[middle - 20 : middle + 20])
+    array = io.BytesIO()
+    np.save(array, np.zeros(3))
+    content = {
+        "truncated": whole[: len(whole) // 2],
+        "flipped": whole[: middle - 20] + flipped + whole[middle + 20 :],
+        "text": b"hello",
+        "empty": b"",
+        "npy": array.getvalue(),
+    }
+    path.write_bytes(content[damage])
     with pytest.raises(ValueError, match=r"bad\.npz"):
         datasets.load(path)
 
 
 @pytest.mark.parametrize("name", ["cifar", "missing.npz", None, 3])
 def test_unknown_name(name):
-    with pytest.raises(ValueError, match=r"Argument `name`.*Received: name="):
+    with pytest.raises(ValueError, match=r"Argument `name`.*Received: "):
         datasets.load(name)
 
 
@@ -121,55 +128,38 @@ def test_digits():
     assert found == sorted(load_digits().data.tolist())
 
 
-def test_auto_falls_back_to_digits(nowhere, capsys):
-    assert datasets.load().name == "digits"
-    assert "no network" in capsys.readouterr().out
-    with pytest.raises(FileNotFoundError, match="no network"):
-        datasets.load("mnist")
-
-
-def test_mnist_is_found(nowhere, monkeypatch, tmp_path):
-    for place in ("data", "../shared/data", "keras/datasets"):
-        folder = nowhere / place
-        folder.mkdir(parents=True)
-        np.savez(folder / "mnist.npz", **arrays())
+def test_mnist_is_read_from_the_variable(download, monkeypatch, tmp_path):
+    download(error=AssertionError("a download"))
+    other, mnist = store(tmp_path / "other.npz"), store(tmp_path / "mnist.npz")
+    for named, path in ((other, other), (tmp_path, mnist)):
+        monkeypatch.setenv("KERAS_PNN_DATA", str(named))
         data = datasets.load("auto", verbose=False)
-        assert data.name == "mnist"
-        assert (folder / "mnist.npz").samefile(data.source)
-        (folder / "mnist.npz").unlink()
-    np.savez(tmp_path / "other.npz", **arrays())
-    np.savez(tmp_path / "mnist.npz", **arrays())
-    for override, name in ((tmp_path / "other.npz", "other"), (tmp_path, "mnist")):
-        monkeypatch.setenv("KERAS_PNN_DATA", str(override))
-        data = datasets.load("mnist", verbose=False)
-        assert data.source == str(tmp_path / f"{name}.npz")
-    monkeypatch.setenv("KERAS_PNN_DATA", str(tmp_path / "gone"))
+        assert data.name == "mnist" and data.source == str(path)
+    mnist.write_bytes(b"PK\x03\x04")
+    with pytest.raises(ValueError, match=r"mnist\.npz"):
+        datasets.load("auto")
+    mnist.unlink()
     with pytest.raises(FileNotFoundError, match="KERAS_PNN_DATA"):
         datasets.load()
 
 
-def test_a_damaged_mnist_is_not_passed_over(nowhere):
-    (nowhere / "data").mkdir()
-    (nowhere / "data" / "mnist.npz").write_bytes(b"PK\x03\x04")
-    with pytest.raises(ValueError, match=r"mnist\.npz"):
-        datasets.load("auto")
-
-
-def test_download_is_the_last_resort(nowhere, monkeypatch):
-    import socket
-
-    seen = []
-
-    def load_data():
-        seen.append(socket.getdefaulttimeout())
-        a = arrays()
-        return (a["x_train"], a["y_train"]), (a["x_test"], a["y_test"])
-
-    monkeypatch.setattr(keras.datasets.mnist, "load_data", load_data)
+def test_mnist_is_downloaded_else_auto_falls_back_to_digits(download, capsys):
     before = socket.getdefaulttimeout()
+    download()
     data = datasets.load("mnist", verbose=False)
     assert data.source == "keras.datasets.mnist" and len(data.x_train) == 6
-    assert seen == [10.0] and socket.getdefaulttimeout() == before
+    download(error=OSError("no network"))
+    assert datasets.load().name == "digits"
+    assert "no network" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match="no network"):
+        datasets.load("mnist")
+    assert socket.getdefaulttimeout() == before
+
+
+@pytest.mark.parametrize("sizes", [(-5, 10), (10, 2.5)])
+def test_head_of_an_impossible_number(sizes):
+    with pytest.raises(ValueError, match=r"`n_(train|test)`.*Received"):
+        datasets.load("digits", verbose=False).head(*sizes)
 
 
 # Batches
@@ -223,87 +213,31 @@ def test_order_is_the_formula():
         batches[3]
 
 
-@pytest.mark.parametrize("with_callback", [True, False])
-def test_fit_sees_each_epoch_in_its_order(with_callback):
+def test_fit_sees_each_epoch_in_its_order():
     # Two batches are asked for before training, and many are prefetched.
     batches = datasets.Batches(numbered(23), numbered(23), 4)
-    callbacks = [BatchOrder(batches)] if with_callback else []
-    model = seen_model()
-    model.fit(batches, epochs=3, shuffle=False, verbose=0, callbacks=callbacks)
-    assert model.order == expected(23, 4, [0, 1, 2])
-
-
-def test_counting_goes_on_in_a_second_fit():
-    batches = datasets.Batches(numbered(8), numbered(8), 4)
     model = seen_model()
     model.fit(batches, epochs=2, shuffle=False, verbose=0)
     model.fit(batches, epochs=1, shuffle=False, verbose=0)
-    assert model.order == expected(8, 4, [0, 1, 2])
+    assert model.order == expected(23, 4, [0, 1, 2])
 
 
-@pytest.mark.parametrize("steps_per_epoch", [None, 3])
-def test_initial_epoch(steps_per_epoch):
-    batches = datasets.Batches(numbered(12), numbered(12), 4)
-    model = seen_model()
-    model.fit(
-        batches,
-        initial_epoch=4,
-        epochs=6,
-        shuffle=False,
-        steps_per_epoch=steps_per_epoch,
-        verbose=0,
-        callbacks=[BatchOrder(batches)],
-    )
-    assert model.order == expected(12, 4, [4, 5])
-
-
-def test_a_resumed_run_sees_the_same_batches(tmp_path):
-    class Crash(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            if len(self.model.order) == 8:
-                raise RuntimeError("power cut")
-
-    def fit(model, *callbacks):
-        batches = datasets.Batches(numbered(12), numbered(12), 4)
-        backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
-        callbacks = [BatchOrder(batches), backup, *callbacks]
-        model.fit(batches, epochs=4, shuffle=False, verbose=0, callbacks=callbacks)
-
-    with pytest.raises(RuntimeError, match="power cut"):
-        fit(seen_model(), Crash())
-    model = seen_model()
-    fit(model)
-    assert model.order == expected(12, 4, [2, 3])
-
-
-@pytest.mark.parametrize("with_callback", [True, False])
-def test_keras_own_shuffle_raises(with_callback):
+def test_keras_own_shuffle_raises():
     batches = datasets.Batches(numbered(80), numbered(80), 4)
-    callbacks = [BatchOrder(batches)] if with_callback else []
     with pytest.raises(ValueError, match="shuffle=False"):
-        seen_model().fit(batches, verbose=0, callbacks=callbacks)
+        seen_model().fit(batches, verbose=0)
 
 
-def test_reading_a_batch_during_fit_is_no_shuffle():
+def test_a_read_during_fit_does_not_count_as_shuffling():
     class Probe(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             batches[5]
+            batches.check_order()
 
     batches = datasets.Batches(numbered(24), numbered(24), 4)
     model = seen_model()
-    callbacks = [BatchOrder(batches), Probe()]
-    model.fit(batches, shuffle=False, verbose=0, callbacks=callbacks)
+    model.fit(batches, shuffle=False, verbose=0, callbacks=[Probe()])
     assert model.order == expected(24, 4, [0])
-
-
-def test_a_part_of_an_epoch_raises():
-    batches = datasets.Batches(numbered(12), numbered(12), 4)
-    with pytest.raises(ValueError, match="steps_per_epoch=2"):
-        seen_model().fit(
-            batches, steps_per_epoch=2, verbose=0, callbacks=[BatchOrder(batches)]
-        )
-    with pytest.raises(ValueError, match="`batches`"):
-        BatchOrder([1, 2])
 
 
 def test_structures_and_dtypes():
@@ -326,24 +260,15 @@ def test_structures_and_dtypes():
         ({"y": numbered(5)}, "one length"),
         ({"x": {"a": numbered(6), "b": numbered(5)}}, "one length"),
         ({"sample_weight": np.ones(5)}, "one length"),
-        ({"x": np.float32(1.0)}, "one length"),
         ({"x": numbered(0), "y": numbered(0)}, "one length"),
         ({"x": numbered(6) * np.nan}, "`x` must be finite.*Received: NaN"),
-        ({"x": {"a": numbered(6) + np.inf}}, "`x` must be finite"),
-        ({"batch_size": 0}, "`batch_size`.*Received: batch_size=0"),
-        ({"batch_size": 2.0}, "`batch_size`"),
-        ({"seed": -1}, "`seed`.*Received: seed=-1"),
+        ({"batch_size": 0}, "`batch_size` must be an integer ≥ 1. Received: 0"),
+        ({"seed": -1}, "`seed` must be an integer ≥ 0. Received: -1"),
         ({"batch_size": 7, "drop_remainder": True}, "`batch_size`.*6 samples"),
-        ({"y": None, "sample_weight": np.ones(6)}, "needs `y`"),
+        ({"y": None, "sample_weight": np.ones(6)}, "`sample_weight`.*without `y`"),
     ],
 )
 def test_bad_batches(kwargs, message):
     good = {"x": numbered(6), "y": numbered(6), "batch_size": 2}
     with pytest.raises(ValueError, match=message):
         datasets.Batches(**{**good, **kwargs})
-
-
-@pytest.mark.parametrize("sizes", [(-5, 10), (10, 2.5), (True, 1)])
-def test_head_of_a_number_that_cannot_be(sizes):
-    with pytest.raises(ValueError, match=r"`n_(train|test)`.*Received"):
-        datasets.load("digits", verbose=False).head(*sizes)

@@ -73,6 +73,10 @@ def test_imports_go_one_way(name):
     assert not wrong
 
 
+# Needs an extra, which `import keras_pnn` must do without.
+LAZY = {"keras_pnn.hardware.instrument.wiring"}
+
+
 def test_no_import_inside_a_function_is_of_the_package():
     wrong = []
     for path in FILES:
@@ -83,6 +87,7 @@ def test_no_import_inside_a_function_is_of_the_package():
                     for node in ast.walk(function)
                     if isinstance(node, ast.ImportFrom)
                     and (node.module or "").startswith("keras_pnn")
+                    and node.module not in LAZY
                 ]
     assert not wrong
 

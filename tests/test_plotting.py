@@ -69,9 +69,9 @@ def test_yields_has_bars_from_low_to_high():
     assert legend(ax) == ["a"]
 
 
-def test_strips_draws_each_device_and_the_percentiles():
+def test_distributions_draws_each_device_and_the_percentiles():
     values = np.arange(21.0)
-    ax = plotting.strips({"a": values}, "loss", spec=3.0, nominal={"a": 1.0})
+    ax = plotting.distributions({"a": values}, "loss", spec=3.0, nominal={"a": 1.0})
     dots = next(line for line in ax.lines if len(line.get_ydata()) == 21)
     np.testing.assert_array_equal(dots.get_ydata(), values)
     rest = [line for line in ax.lines if line is not dots]

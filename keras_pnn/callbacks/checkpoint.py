@@ -53,7 +53,7 @@ class Checkpoint(keras.callbacks.Callback):
     def __init__(self, folder: str | os.PathLike, every: int | None = None):
         super().__init__()
         self.folder = pathlib.Path(folder)
-        self.every = None if every is None else _checks.integer("every", every, low=1)
+        self.every = _checks.optional(_checks.integer, "every", every, low=1)
         # Where the run was taken up; `None` before it begins.
         self._start: Position | None = None
 

@@ -1,19 +1,11 @@
-"""The Hessian's largest eigenvalues during training."""
+"""Log the Hessian's extreme eigenvalues during training."""
 
-import keras
-
-from keras_pnn.callbacks.tensorboard import Summaries
-from keras_pnn.curvature.eigenvalues import (
-    check_counts,
-    check_effort,
-    check_seed,
-    check_wanted,
-    whole,
-)
-from keras_pnn.curvature.hessian import HessianOperator
+from keras_pnn.callbacks.measuring import MeasuringCallback
+from keras_pnn.curvature.eigenvalues import check_search
+from keras_pnn.curvature.operator import HessianOperator
 
 
-class HessianEigenvalues(keras.callbacks.Callback):
+class HessianEigenvalues(MeasuringCallback):
     """Logs the largest eigenvalues of the loss's Hessian at the end of epochs.
 
     It adds `hessian_eig_1`, …, `hessian_eig_k`, the largest first, to the epoch's
@@ -25,7 +17,8 @@ class HessianEigenvalues(keras.callbacks.Callback):
     far start from a number. List this callback before those that read its keys.
 
     Training is the same, to the bit, with and without it. The graph of the
-    Hessian-vector product is built once per `fit`.
+    Hessian-vector product is kept with the model: it is traced once, see
+    `pnn.curvature.HessianOperator`.
 
     Args:
         x, y: a probe set, as in `pnn.hessian_eigenvalues`. A few hundred samples are
@@ -35,7 +28,7 @@ class HessianEigenvalues(keras.callbacks.Callback):
         every: how many epochs from one measurement to the next.
         batch_size, sample_weight, tolerance, max_iterations, seed, batch_norm,
             verbose: as in `pnn.hessian_eigenvalues`.
-        smallest: how many of the smallest eigenvalues besides, logged as
+        smallest: how many of the smallest eigenvalues to find as well, logged as
             `hessian_smallest_1`, …, ascending.
         log_dir: a folder for TensorBoard, which gets the epochs that were measured.
             TensorBoard itself is not needed to write. Default: none.
@@ -45,7 +38,7 @@ class HessianEigenvalues(keras.callbacks.Callback):
         results: their `HessianResult`s, with residuals and eigenvectors.
 
     Raises:
-        ValueError: a number is not as described; or, as training begins, an
+        ValueError: If a number is not as described; or, as training begins, if an
             argument does not suit the model.
 
     Example:
@@ -78,67 +71,30 @@ class HessianEigenvalues(keras.callbacks.Callback):
         smallest=0,
         log_dir=None,
     ):
-        super().__init__()
-        if not whole(every) or every < 1:
-            raise ValueError(f"every must be a positive integer. Received: {every!r}")
-        check_wanted(k, smallest)
-        check_effort(tolerance, max_iterations)
-        check_seed(seed)
-        self.k = k
-        self.smallest = smallest
-        self.log_dir = log_dir
-        self.every = every
-        self.epochs = []
-        self.results = []
-        self._operator = None
-        self._data = {
-            "x": x,
-            "y": y,
-            "variables": variables,
-            "batch_size": batch_size,
-            "sample_weight": sample_weight,
-            "batch_norm": batch_norm,
-        }
+        super().__init__(every, log_dir)
+        check_search(k, smallest, tolerance, max_iterations, seed)
+        self.keys = (
+            *(f"hessian_eig_{i + 1}" for i in range(k)),
+            *(f"hessian_smallest_{i + 1}" for i in range(smallest)),
+        )
+        self._data = x, y, variables, batch_size, sample_weight, batch_norm
         self._search = {
             "k": k,
+            "smallest": smallest,
             "tolerance": tolerance,
             "max_iterations": max_iterations,
             "seed": seed,
-            "verbose": verbose,
-            "smallest": smallest,
         }
+        self._verbose = verbose
 
-    def on_train_begin(self, logs=None):
-        self.epochs, self.results = [], []
-        self._operator = None
-        if self.model.built:
-            self._build()
+    def prepare(self):
+        check_search(**self._search, parameters=self._operator().size)
 
-    def on_epoch_end(self, epoch, logs=None):
-        values = [float("nan")] * (self.k + self.smallest)
-        if self._due(epoch):
-            if self._operator is None:
-                self._build()
-            result = self._operator.eigenvalues(**self._search)
-            self.epochs.append(epoch)
-            self.results.append(result)
-            values = [*result.eigenvalues.tolist(), *result.smallest.tolist()]
-        named = dict(zip(self._keys(), values, strict=True))
-        if logs is not None:
-            logs.update(named)
-        if self.log_dir is not None and self.epochs[-1] == epoch:
-            with Summaries(self.log_dir) as summaries:
-                summaries.scalars(epoch, named)
+    def measure(self):
+        return self._operator().eigenvalues(**self._search, verbose=self._verbose)
 
-    def _keys(self):
-        return [f"hessian_eig_{i + 1}" for i in range(self.k)] + [
-            f"hessian_smallest_{i + 1}" for i in range(self.smallest)
-        ]
+    def values(self, result):
+        return [*result.eigenvalues.tolist(), *result.smallest.tolist()]
 
-    def _due(self, epoch):
-        last = epoch + 1 == self.params.get("epochs") or self.model.stop_training
-        return not self.epochs or (epoch + 1) % self.every == 0 or last
-
-    def _build(self):
-        self._operator = HessianOperator(self.model, **self._data)
-        check_counts(self._operator, self.k, self.smallest)
+    def _operator(self):
+        return HessianOperator(self.model, *self._data)

@@ -1,18 +1,16 @@
-"""The loss landscape during training."""
+"""Log the loss landscape during training."""
 
 import io
 import os
 import pathlib
 
-import keras
-
-from keras_pnn.callbacks.tensorboard import Summaries
-from keras_pnn.curvature.eigenvalues import whole
+from keras_pnn.callbacks.measuring import MeasuringCallback
+from keras_pnn.curvature.eigenvalues import check_search
 from keras_pnn.curvature.landscape import check_plan, find_landscape
 from keras_pnn.curvature.operator import HessianOperator
 
 
-class LossLandscape(keras.callbacks.Callback):
+class LossLandscape(MeasuringCallback):
     """Measures the loss around the weights at the end of epochs.
 
     It adds `landscape_rise` to the epoch's logs: by how much the loss at the edge of
@@ -21,8 +19,8 @@ class LossLandscape(keras.callbacks.Callback):
     one stops training), and NaN between, as with `HessianEigenvalues`. List this
     callback before those that read the key.
 
-    Training is the same, to the bit, with and without it. The graphs are built once
-    per `fit`.
+    Training is the same, to the bit, with and without it. Graphs are kept with the
+    model: they are traced once, see `pnn.curvature.HessianOperator`.
 
     Args:
         x, y: a probe set, as in `pnn.loss_landscape`.
@@ -42,8 +40,8 @@ class LossLandscape(keras.callbacks.Callback):
         results: their `Landscape`s.
 
     Raises:
-        ValueError: `every` is not a positive integer; or, as training begins, an
-            argument does not suit the model.
+        ValueError: If `every` is not a positive integer; or, as training begins, if
+            an argument does not suit the model.
 
     Example:
 
@@ -57,6 +55,8 @@ class LossLandscape(keras.callbacks.Callback):
 
     - [Li et al., 2018](https://arxiv.org/abs/1712.09913)
     """
+
+    keys = ("landscape_rise",)
 
     def __init__(
         self,
@@ -78,23 +78,9 @@ class LossLandscape(keras.callbacks.Callback):
         folder: str | os.PathLike | None = None,
         log_dir: str | os.PathLike | None = None,
     ):
-        super().__init__()
-        if not whole(every) or every < 1:
-            raise ValueError(f"every must be a positive integer. Received: {every!r}")
-        self.every = every
+        super().__init__(every, log_dir)
         self.folder = None if folder is None else pathlib.Path(folder)
-        self.log_dir = log_dir
-        self.epochs = []
-        self.results = []
-        self._operator = None
-        self._data = {
-            "x": x,
-            "y": y,
-            "variables": variables,
-            "batch_size": batch_size,
-            "sample_weight": sample_weight,
-            "batch_norm": batch_norm,
-        }
+        self._data = x, y, variables, batch_size, sample_weight, batch_norm
         self._plan = {
             "directions": directions,
             "extent": extent,
@@ -105,40 +91,28 @@ class LossLandscape(keras.callbacks.Callback):
             "seed": seed,
             "tolerance": tolerance,
             "max_iterations": max_iterations,
-            "verbose": verbose,
         }
+        self._verbose = verbose
 
     def on_train_begin(self, logs=None):
-        self.epochs, self.results = [], []
-        self._operator = None
+        super().on_train_begin(logs)
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-        if self.model.built:
-            self._build()
 
-    def on_epoch_end(self, epoch, logs=None):
-        rise = float("nan")
-        if self._due(epoch):
-            if self._operator is None:
-                self._build()
-            result = find_landscape(self._operator, **self._plan, **self._search)
-            self.epochs.append(epoch)
-            self.results.append(result)
-            rise = result.rise
-            self._write(epoch, result)
-        if logs is not None:
-            logs["landscape_rise"] = rise
+    def prepare(self):
+        check_search(**self._search)
+        check_plan(self._operator(), **self._plan)
 
-    def _due(self, epoch):
-        last = epoch + 1 == self.params.get("epochs") or self.model.stop_training
-        return not self.epochs or (epoch + 1) % self.every == 0 or last
+    def measure(self):
+        return find_landscape(
+            self._operator(), **self._plan, **self._search, verbose=self._verbose
+        )
 
-    def _build(self):
-        self._operator = HessianOperator(self.model, **self._data)
-        check_plan(self._operator, **self._plan)
+    def values(self, result):
+        return [result.rise]
 
-    def _write(self, epoch, result):
-        if self.folder is None and self.log_dir is None:
+    def write(self, epoch, result, summaries):
+        if self.folder is None and summaries is None:
             return
         picture = _picture(result, epoch)
         if self.folder is not None:
@@ -146,11 +120,11 @@ class LossLandscape(keras.callbacks.Callback):
             result.save(path)
             if picture is not None:
                 path.with_suffix(".png").write_bytes(picture[0])
-        if self.log_dir is not None:
-            with Summaries(self.log_dir) as summaries:
-                summaries.scalars(epoch, {"landscape_rise": result.rise})
-                if picture is not None:
-                    summaries.image(epoch, "landscape", *picture)
+        if summaries is not None and picture is not None:
+            summaries.image(epoch, "landscape", *picture)
+
+    def _operator(self):
+        return HessianOperator(self.model, *self._data)
 
 
 def _picture(result, epoch):

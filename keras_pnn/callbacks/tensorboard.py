@@ -1,4 +1,4 @@
-"""Summaries that TensorBoard reads, written without the TensorBoard package."""
+"""Write summaries that TensorBoard reads, without the TensorBoard package."""
 
 import math
 import os
@@ -28,7 +28,7 @@ class Summaries:
         self._writer = None
 
     def __enter__(self):
-        # On a path of its own: a strategy or a graph around `fit` plays no part.
+        # Outside any graph or strategy around `fit`.
         with tf.init_scope():
             self._writer = tf.summary.create_file_writer(self._log_dir)
         return self

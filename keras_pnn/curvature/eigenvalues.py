@@ -1,10 +1,12 @@
-"""Extreme eigenvalues of a Hessian, from products with it."""
+"""Find the extreme eigenvalues of a Hessian from products with it."""
 
 import dataclasses
 
 import numpy as np
 
+from keras_pnn import _checks
 from keras_pnn.curvature.lanczos import extreme_vectors
+from keras_pnn.curvature.result import LossResult
 
 # Up to here n products for the whole matrix cost no more than a search would.
 DENSE_LIMIT = 32
@@ -13,9 +15,9 @@ DENSE_LIMIT = 32
 SMALLEST_SCALE = 0.01
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class HessianResult:
-    """What `hessian_eigenvalues` found, and how.
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class HessianResult(LossResult):
+    """The extreme eigenvalues that `hessian_eigenvalues` found, and how.
 
     Args:
         eigenvalues: (k,) array, the largest first.
@@ -24,55 +26,36 @@ class HessianResult:
         residuals: (k,) array of ‖Hv − λv‖, from one more product per vector.
         converged: (k,) array of bools: the residual is within `tolerance` × |λ|,
             or at the rounding of the model's dtype.
-        iterations: the number of Hessian-vector products, each one pass over the
-            data.
-        variables: the paths of the variables.
-        parameters: how many numbers they hold.
-        loss: the loss at these variables.
-        samples: the number of samples.
-        batch_size: samples per batch; `None` where a data set made the batches.
-        batch_norm: `"frozen"` or `"batch"`.
-        tolerance: as given.
-        seed: as given.
         smallest: (m,) array of the smallest eigenvalues, ascending; empty where none
             was asked for.
         smallest_eigenvectors, smallest_residuals, smallest_converged: theirs.
+        iterations: the number of Hessian-vector products, each one pass over the
+            data.
+        tolerance: as given.
+        loss: the loss at these variables.
+        variables, parameters, samples, batch_size, batch_norm, seed: as in
+            `LossResult`.
     """
 
     eigenvalues: np.ndarray
     eigenvectors: list[list[np.ndarray]]
     residuals: np.ndarray
     converged: np.ndarray
+    smallest: np.ndarray
+    smallest_eigenvectors: list[list[np.ndarray]]
+    smallest_residuals: np.ndarray
+    smallest_converged: np.ndarray
     iterations: int
-    variables: tuple[str, ...]
-    parameters: int
-    loss: float
-    samples: int
-    batch_size: int | None
-    batch_norm: str
     tolerance: float
-    seed: int
-    smallest: np.ndarray = dataclasses.field(default_factory=lambda: np.empty(0))
-    smallest_eigenvectors: list[list[np.ndarray]] = dataclasses.field(
-        default_factory=list
-    )
-    smallest_residuals: np.ndarray = dataclasses.field(
-        default_factory=lambda: np.empty(0)
-    )
-    smallest_converged: np.ndarray = dataclasses.field(
-        default_factory=lambda: np.empty(0, bool)
-    )
+    loss: float
 
-    def to_dict(self) -> dict:
-        """Returns everything but the eigenvectors, ready for JSON."""
-        return plain(self, leave_out=("eigenvectors", "smallest_eigenvectors"))
+    _long = ("eigenvectors", "smallest_eigenvectors")
 
     def table(self) -> str:
         """Returns the eigenvalues as a table of text."""
         lines = [f"{'':>5} {'eigenvalue':>14} {'residual':>10}  converged"]
-        count = len(self.smallest)
         names = [str(index + 1) for index in range(len(self.eigenvalues))]
-        names += [f"n-{index}" if index else "n" for index in range(count)]
+        names += [f"n-{i}" if i else "n" for i in range(len(self.smallest))]
         rows = zip(
             names,
             (*self.eigenvalues, *self.smallest),
@@ -84,9 +67,8 @@ class HessianResult:
             answer = "yes" if converged else "no"
             lines.append(f"{name:>5} {value:>14.6g} {residual:>10.2g}  {answer}")
         lines.append(
-            f"loss {self.loss:.6g}, {self.parameters} parameters, {self.samples} "
-            f"samples, {self.iterations} products, batch norm {self.batch_norm}, "
-            f"tolerance {self.tolerance:g}, seed {self.seed}"
+            f"loss {self.loss:.6g}, {self.iterations} products, tolerance "
+            f"{self.tolerance:g}, {self._made()}"
         )
         return "\n".join(lines)
 
@@ -94,28 +76,21 @@ class HessianResult:
         return self.table()
 
 
-def plain(result, leave_out=()) -> dict:
-    """Returns a result's fields, arrays and tuples as lists, ready for JSON."""
-    values = {}
-    for field in dataclasses.fields(result):
-        if field.name not in leave_out:
-            value = getattr(result, field.name)
-            value = value.tolist() if isinstance(value, np.ndarray) else value
-            values[field.name] = list(value) if isinstance(value, tuple) else value
-    return values
-
-
 def find_eigenvalues(
-    operator, k, tolerance, max_iterations, seed, verbose, smallest
+    operator,
+    k=1,
+    tolerance=1e-3,
+    max_iterations=None,
+    seed=0,
+    verbose=0,
+    smallest=0,
 ) -> HessianResult:
-    """Returns the extreme eigenvalues of a `HessianOperator`.
+    """Finds the extreme eigenvalues of a `HessianOperator`.
 
     Args:
         operator: the operator; the rest as in `hessian_eigenvalues`.
     """
-    check_counts(operator, k, smallest)
-    check_effort(tolerance, max_iterations)
-    check_seed(seed)
+    check_search(k, smallest, tolerance, max_iterations, seed, operator.size)
     if max_iterations is None:
         max_iterations = max(500, 20 * (k + smallest))
     product = operator.products(verbose)
@@ -157,58 +132,33 @@ def find_eigenvalues(
         eigenvectors=parts[:k],
         residuals=residuals[:k],
         converged=converged[:k],
-        iterations=product.count,
-        tolerance=float(tolerance),
-        seed=seed,
         smallest=values[k:],
         smallest_eigenvectors=parts[k:],
         smallest_residuals=residuals[k:],
         smallest_converged=converged[k:],
+        iterations=product.count,
+        tolerance=float(tolerance),
+        seed=seed,
         **operator.made(),
     )
 
 
-def check_counts(operator, k, smallest=0) -> None:
-    """Raises ValueError unless so many eigenvalues can be asked for."""
-    check_wanted(k, smallest)
-    for name, number in (("k", k), ("smallest", smallest)):
-        if number > operator.size:
-            raise ValueError(
-                f"{name} must be at most the number of parameters, {operator.size}. "
-                f"Received: {number}"
-            )
+def check_search(
+    k=1, smallest=0, tolerance=1e-3, max_iterations=None, seed=0, parameters=None
+) -> None:
+    """Checks the arguments of a search for eigenvalues.
 
+    Args:
+        k, smallest, tolerance, max_iterations, seed: as in `hessian_eigenvalues`.
+        parameters: the model's number of parameters, at most which `k` and `smallest`
+            may be; `None` where it is not known yet.
 
-def check_wanted(k, smallest=0) -> None:
-    """Raises ValueError unless these are numbers of eigenvalues, of any model."""
-    if not whole(k) or k < 1:
-        raise ValueError(f"k must be a positive integer. Received: {k!r}")
-    if not whole(smallest) or smallest < 0:
-        raise ValueError(
-            f"smallest must be an integer of at least 0. Received: {smallest!r}"
-        )
-
-
-def check_seed(seed) -> None:
-    """Raises ValueError unless random vectors can be drawn with it."""
-    if not whole(seed) or seed < 0:
-        raise ValueError(f"seed must be an integer of at least 0. Received: {seed!r}")
-
-
-def check_effort(tolerance, max_iterations=None) -> None:
-    """Raises ValueError unless a search for eigenvalues can end by these."""
-    number = isinstance(tolerance, (int, float, np.number))
-    if not number or not 0 < tolerance < 1:
-        raise ValueError(f"tolerance must lie between 0 and 1. Received: {tolerance!r}")
-    if max_iterations is None:
-        return
-    number = isinstance(max_iterations, (int, float, np.number))
-    if not number or not max_iterations >= 1:
-        raise ValueError(
-            f"max_iterations must be positive. Received: {max_iterations!r}"
-        )
-
-
-def whole(number) -> bool:
-    """Whether a number is an integer, Python's or NumPy's, and no bool."""
-    return isinstance(number, (int, np.integer)) and not isinstance(number, bool)
+    Raises:
+        ValueError: If an argument is not as described.
+    """
+    _checks.integer("k", k, 1, parameters)
+    _checks.integer("smallest", smallest, 0, parameters)
+    _checks.real("tolerance", tolerance, above=0, below=1)
+    if max_iterations is not None:
+        _checks.real("max_iterations", max_iterations, low=1)
+    _checks.integer("seed", seed, 0)

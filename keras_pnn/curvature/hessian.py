@@ -1,4 +1,4 @@
-"""The curvature of a model's loss: eigenvalues, trace and density of its Hessian."""
+"""Compute eigenvalues, trace and density of the Hessian of a model's loss."""
 
 from keras_pnn.curvature.eigenvalues import HessianResult as HessianResult
 from keras_pnn.curvature.operator import HessianOperator
@@ -20,7 +20,7 @@ def hessian_eigenvalues(
     verbose=0,
     smallest=0,
 ) -> HessianResult:
-    """The extreme eigenvalues of the Hessian of a model's loss: its sharpness.
+    """Finds the extreme eigenvalues of the Hessian of a model's loss, its sharpness.
 
         H v = λ v,    H = ∂²L/∂Θ²,    λ₁ ≥ λ₂ ≥ … ≥ λₖ ≥ … ≥ λₙ
 
@@ -30,7 +30,8 @@ def hessian_eigenvalues(
     thick restarts asks for products Hv only (up to 32 parameters, all columns of H
     are computed instead). An eigenvalue that occurs m times counts m times: a check
     from a second random vector finds the copies that one Krylov space lacks. The
-    model is left as it was, down to its random seeds.
+    model is left as it was, down to its random seeds. Its graph is kept for further
+    calls, see `pnn.curvature.HessianOperator`.
 
     Args:
         model: a compiled, built Keras model, wrapped (`SATModel`) or not.
@@ -57,16 +58,16 @@ def hessian_eigenvalues(
             (`training=True`): each batch's own statistics, with dropout and noise
             drawn as the next step would, held fixed; nothing is updated.
         verbose: 1 shows a line that counts products.
-        smallest: how many of the smallest eigenvalues besides; −10 in the example.
-            Their residuals are to be within `tolerance` × max(|λ|, ‖H‖/100), since
-            they may be 0. They often lie close together, and then take many more
-            products than the largest.
+        smallest: how many of the smallest eigenvalues to find as well; −10 in the
+            example. Their residuals must be within `tolerance` × max(|λ|, ‖H‖/100),
+            since they may be 0. They often lie close together, and then take many
+            more products than the largest.
 
     Returns:
         A `HessianResult`.
 
     Raises:
-        ValueError: the model is not compiled or built, an argument is not as
+        ValueError: If the model is not compiled or built, an argument is not as
             described, the loss is not finite, or a `HardwareDevice` is installed: a
             measurement has no second derivative.
 
@@ -105,7 +106,7 @@ def hessian_trace(
     batch_norm="frozen",
     verbose=0,
 ) -> TraceResult:
-    """The trace of the Hessian of a model's loss, the sum of its eigenvalues.
+    """Estimates the trace of the Hessian of a model's loss, the sum of eigenvalues.
 
         tr H = E[vᵀHv],    v = ±1, each sign with probability ½
 
@@ -123,7 +124,7 @@ def hessian_trace(
         A `TraceResult`.
 
     Raises:
-        ValueError: as in `pnn.hessian_eigenvalues`, or `vectors` is not a positive
+        ValueError: As in `pnn.hessian_eigenvalues`, or if `vectors` is not a positive
             integer.
 
     Example:
@@ -158,21 +159,20 @@ def hessian_density(
     batch_norm="frozen",
     verbose=0,
 ) -> DensityResult:
-    """The density of the eigenvalues of the Hessian of a model's loss.
+    """Estimates the density of the eigenvalues of the Hessian of a model's loss.
 
         φ(λ) = 1/n Σᵢ δ(λ − λᵢ) ≈ 1/m Σᵥ Σⱼ wᵥⱼ N(λ; θᵥⱼ, σ²)
 
     Stochastic Lanczos quadrature: for each of m random vectors, a Lanczos iteration
     with full orthogonalisation gives nodes θ and weights w, and a Gaussian of standard
-    deviation σ takes the place of each node. Isolated eigenvalues come out as single
-    nodes; how much they weigh is estimated, 1/n on average.
+    deviation σ replaces each node. Isolated eigenvalues come out as single nodes; their
+    weights are estimates, 1/n on average.
 
     Args:
         model, x, y, variables, batch_size, sample_weight, batch_norm, verbose: as in
             `pnn.hessian_eigenvalues`.
-        steps: Lanczos steps for each vector, each one pass over the data. They stop
-            at the number of parameters. The vectors of one iteration are kept, in
-            float64.
+        steps: Lanczos steps for each vector, each one pass over the data, at most the
+            number of parameters. The vectors of one iteration are kept, in float64.
         vectors: how many random vectors. With the same seed they begin with those
             of `hessian_trace`, so that traces from as many vectors agree.
         broadening: σ, in the units of the eigenvalues; by default 1/100 of the range
@@ -183,8 +183,8 @@ def hessian_density(
         A `DensityResult`. Its density integrates to 1.
 
     Raises:
-        ValueError: as in `pnn.hessian_eigenvalues`; `steps` or `vectors` is not a
-            positive integer, or `broadening` not a positive number.
+        ValueError: As in `pnn.hessian_eigenvalues`, or if `steps` or `vectors` is not
+            a positive integer, or `broadening` not a positive number.
 
     Example:
 

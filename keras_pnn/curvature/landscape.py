@@ -1,16 +1,17 @@
-"""The loss around a model's variables, along one or two directions."""
+"""Evaluate the loss along one or two directions through a model's variables."""
 
 import dataclasses
 
 import keras
 import numpy as np
 
-from keras_pnn.curvature.eigenvalues import HessianResult, plain, whole
+from keras_pnn import _checks
 from keras_pnn.curvature.operator import HessianOperator
+from keras_pnn.curvature.result import LossResult
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Landscape:
+class Landscape(LossResult):
     """The loss over a line or a plane through a model's variables Θ.
 
     Args:
@@ -23,12 +24,8 @@ class Landscape:
             eigenvectors.
         residuals, converged: the eigenvalues'; `None` unless the directions are
             eigenvectors.
-        variables: the paths of the variables.
-        parameters: how many numbers they hold.
-        samples: the number of samples.
-        batch_size: samples per batch; `None` where a data set made the batches.
-        batch_norm: `"frozen"` or `"batch"`.
-        seed: of the directions.
+        variables, parameters, samples, batch_size, batch_norm, seed: as in
+            `LossResult`.
     """
 
     alphas: np.ndarray
@@ -39,12 +36,8 @@ class Landscape:
     eigenvalues: np.ndarray | None
     residuals: np.ndarray | None
     converged: np.ndarray | None
-    variables: tuple[str, ...]
-    parameters: int
-    samples: int
-    batch_size: int | None
-    batch_norm: str
-    seed: int
+
+    _long = ("vectors",)
 
     @property
     def center(self) -> float:
@@ -53,14 +46,14 @@ class Landscape:
 
     @property
     def rise(self) -> float:
-        """By how much the loss at the edge lies above `center`, on average."""
+        """The mean loss at the edge, less `center`."""
         inner = np.zeros(self.loss.shape, bool)
         inner[(slice(1, -1),) * self.loss.ndim] = True
         return float(self.loss[~inner].mean()) - self.center
 
     def to_dict(self) -> dict:
         """Returns everything but the directions' vectors, ready for JSON."""
-        return {**plain(self, leave_out=("vectors",)), "rise": self.rise}
+        return {**super().to_dict(), "rise": self.rise}
 
     def save(self, path) -> None:
         """Writes the arrays to an `.npz` file, without pickled objects."""
@@ -87,10 +80,7 @@ class Landscape:
             found = ", ".join(f"{value:.6g}" for value in self.eigenvalues)
             state = "converged" if self.converged.all() else "not converged"
             lines.append(f"eigenvalues {found} ({state})")
-        lines.append(
-            f"directions {self.directions}, {self.parameters} parameters, "
-            f"{self.samples} samples, batch norm {self.batch_norm}, seed {self.seed}"
-        )
+        lines.append(f"directions {self.directions}, {self._made()}")
         return "\n".join(lines)
 
 
@@ -111,7 +101,7 @@ def loss_landscape(
     max_iterations=None,
     verbose=0,
 ) -> Landscape:
-    """The loss along two directions, or one, through a model's variables Θ.
+    """Evaluates the loss along one or two directions through a model's variables Θ.
 
         L(Θ + α d₁ + β d₂),    |α| ≤ extent₁, |β| ≤ extent₂
 
@@ -142,7 +132,7 @@ def loss_landscape(
         beyond the range of a measured tuning curve.
 
     Raises:
-        ValueError: the model is not compiled or built, an argument is not as
+        ValueError: If the model is not compiled or built, an argument is not as
             described, or the loss at the centre is not finite.
 
     Example:
@@ -183,138 +173,92 @@ def find_landscape(
     max_iterations=None,
     verbose=0,
 ) -> Landscape:
-    """Returns the landscape of a `HessianOperator`'s loss; see `loss_landscape`."""
+    """Evaluates the loss of a `HessianOperator`; the rest as in `loss_landscape`."""
     check_plan(operator, directions, extent, points, dimensions)
-    found = None
-    if isinstance(directions, str):
-        if directions == "eigenvectors":
-            found = operator.eigenvalues(
-                dimensions, tolerance, max_iterations, seed, verbose
-            )
-            vectors = found.eigenvectors
-        else:
-            vectors = _random_directions(operator.variables, dimensions, seed)
-        name = directions
-    else:
+    found = {"eigenvalues": None, "residuals": None, "converged": None}
+    if not isinstance(directions, str):
         vectors = [[np.asarray(part) for part in parts] for parts in directions]
-        name = "given"
+    elif directions == "random":
+        vectors = _random_directions(operator.variables, dimensions, seed)
+    else:
+        search = operator.eigenvalues(
+            dimensions, tolerance, max_iterations, seed, verbose
+        )
+        vectors = search.eigenvectors
+        found = {name: getattr(search, name) for name in found}
     count = len(vectors)
     axes = [
         np.linspace(-reach, reach, number)
         for reach, number in zip(
-            _each(extent, count), _each(points, count), strict=True
+            _each("extent", extent, count),
+            _each("points", points, count),
+            strict=True,
         )
     ]
+    loss = _losses(operator, vectors, axes, verbose)
     return Landscape(
         alphas=axes[0],
         betas=axes[1] if count == 2 else None,
-        loss=_losses(operator, vectors, axes, verbose),
-        directions=name,
+        directions=directions if isinstance(directions, str) else "given",
         vectors=vectors,
         seed=seed,
-        **_search(found),
-        **{key: value for key, value in operator.made().items() if key != "loss"},
+        **found,
+        **{**operator.made(), "loss": loss},
     )
 
 
 def check_plan(operator, directions, extent, points, dimensions) -> None:
-    """Raises ValueError unless these arguments of `loss_landscape` fit its model."""
-    count = check_axes(directions, extent, points, dimensions)
-    if not isinstance(directions, str):
-        _check_shapes(operator, directions)
-    elif count > operator.size:
-        raise ValueError(
-            "dimensions must be at most the number of parameters, "
-            f"{operator.size}. Received: {count}"
-        )
-
-
-def check_axes(directions, extent, points, dimensions) -> int:
-    """Returns the number of directions.
+    """Checks arguments of `loss_landscape` for the loss of a `HessianOperator`.
 
     Raises:
-        ValueError: the arguments of `loss_landscape` fit no model.
+        ValueError: If an argument is not as described.
     """
-    if not whole(dimensions) or dimensions not in (1, 2):
-        raise ValueError(f"dimensions must be 1 or 2. Received: {dimensions!r}")
+    count = _checks.integer("dimensions", dimensions, 1, 2)
     if isinstance(directions, str):
-        if directions not in ("eigenvectors", "random"):
-            raise ValueError(
-                "directions must be 'eigenvectors', 'random', or one or two lists of "
-                f"arrays. Received: {directions!r}"
-            )
-        count = dimensions
+        _checks.choice("directions", directions, ("eigenvectors", "random"))
+        _checks.integer("dimensions", count, 1, operator.size)
     else:
-        count = _check_listed(directions)
-    for name, value in (("extent", extent), ("points", points)):
-        if np.ndim(value) and np.shape(value) != (count,):
-            raise ValueError(
-                f"{name} must be one number, or one for each of {count} directions. "
-                f"Received: {value!r}"
-            )
-    reaches = np.asarray(_each(extent, count))
-    if reaches.dtype.kind not in "fiu" or not (
-        np.isfinite(reaches).all() and (reaches > 0).all()
-    ):
-        raise ValueError(f"extent must be positive and finite. Received: {extent!r}")
-    if not all(whole(n) and n >= 3 and n % 2 for n in _each(points, count)):
-        raise ValueError(
-            f"points must be an odd integer of at least 3. Received: {points!r}"
-        )
-    return count
+        count = _check_given(operator, directions)
+    for value in _each("extent", extent, count):
+        _checks.real("extent", value, above=0)
+    for value in _each("points", points, count):
+        if _checks.integer("points", value, 3) % 2 == 0:
+            raise _checks.error("points", "odd, to include the centre", value)
 
 
-def _check_listed(directions) -> int:
-    """Returns the number of directions, one or two lists."""
-    listed = isinstance(directions, (list, tuple))
-    nested = listed and all(isinstance(parts, (list, tuple)) for parts in directions)
-    if not nested or len(directions) not in (1, 2):
-        received = f"{len(directions)} items" if listed else type(directions).__name__
-        raise ValueError(
-            "directions must be 'eigenvectors', 'random', or a list of one or two "
-            f"lists of arrays. Received: {received}"
-        )
-    return len(directions)
-
-
-def _check_shapes(operator, directions) -> None:
-    """Raises ValueError unless directions hold arrays in the variables' shapes."""
+def _check_given(operator, directions) -> int:
+    """Returns the number of directions that are given as arrays."""
     shapes = [tuple(v.shape) for v in operator.variables]
+    listed = isinstance(directions, (list, tuple)) and len(directions) in (1, 2)
+    if not listed or not all(isinstance(d, (list, tuple)) for d in directions):
+        expected = "'eigenvectors', 'random', or a list of one or two lists of arrays"
+        raise _checks.error("directions", expected, _checks.short(directions))
     for parts in directions:
         given = [np.shape(part) for part in parts]
         if given != shapes:
-            raise ValueError(
-                "directions must have the shapes of the variables, "
-                f"{shapes}. Received: {given}"
-            )
-        flat = operator.join(parts)
-        if not (np.isfinite(flat).all() and flat.any()):
-            raise ValueError(
-                "directions must be finite and not all zero. Received: a direction "
-                f"with {np.count_nonzero(~np.isfinite(flat))} values that are not "
-                f"finite and {np.count_nonzero(flat)} that are not zero"
-            )
+            expected = f"lists of arrays in the variables' shapes, {shapes}"
+            raise _checks.error("directions", expected, given)
+        if not _checks.array("directions", operator.join(parts)).any():
+            raise _checks.error("directions", "not all zero", "a direction of zeros")
+    return len(directions)
 
 
 def _random_directions(variables, count, seed):
+    """Draws directions whose units or filters have the norms of the variables'."""
     rng = np.random.default_rng(seed)
-    return [
-        [_filter_normalised(rng.standard_normal(v.shape), v.numpy()) for v in variables]
-        for _ in range(count)
-    ]
 
+    def draw(value):
+        # The last axis counts units; each element of a vector is one.
+        axes = tuple(range(value.ndim - 1))
+        direction = rng.standard_normal(value.shape)
+        own, wanted = (
+            np.sqrt(np.sum(array**2, axis=axes, keepdims=True))
+            for array in (direction, value)
+        )
+        return direction * wanted / own
 
-def _filter_normalised(direction, value):
-    """Returns a direction whose units or filters have the norms of a variable's.
-
-    Args:
-        direction, value: arrays of one shape. The last axis counts units; each element
-            of a vector is one.
-    """
-    axes = tuple(range(direction.ndim - 1))
-    value = np.asarray(value, "float64")
-    own = np.sqrt(np.sum(direction**2, axis=axes, keepdims=True))
-    return direction * np.sqrt(np.sum(value**2, axis=axes, keepdims=True)) / own
+    values = [v.numpy().astype("float64") for v in variables]
+    return [[draw(value) for value in values] for _ in range(count)]
 
 
 def _losses(operator, vectors, axes, verbose):
@@ -322,7 +266,7 @@ def _losses(operator, vectors, axes, verbose):
     shape = tuple(len(axis) for axis in axes)
     middle = tuple(length // 2 for length in shape)
     loss = np.empty(shape)
-    # A loss that is not finite at the centre is found before the long work.
+    # First the centre, so that a loss that is not finite there is found at once.
     loss[middle] = operator.loss_at(np.zeros(operator.size))
     if not np.isfinite(loss[middle]):
         raise ValueError(
@@ -338,10 +282,11 @@ def _losses(operator, vectors, axes, verbose):
     return loss
 
 
-def _search(found: HessianResult | None) -> dict:
-    names = ("eigenvalues", "residuals", "converged")
-    return {name: None if found is None else getattr(found, name) for name in names}
-
-
-def _each(value, count):
-    return list(value) if np.ndim(value) else [value] * count
+def _each(name, value, count) -> list:
+    """Returns one value for each direction, from as many or from one for all."""
+    if np.ndim(value) == 0:
+        return [value] * count
+    if np.shape(value) != (count,):
+        expected = f"one number, or one for each of {count} directions"
+        raise _checks.error(name, expected, _checks.short(value))
+    return list(value)

@@ -1,50 +1,56 @@
-"""The Hessian of a model's loss, as an operator on vectors."""
-
-import inspect
+"""Apply the Hessian of a model's loss to vectors."""
 
 import keras
 import numpy as np
 import tensorflow as tf
+from scipy.sparse.linalg import LinearOperator
 
-from keras_pnn import _keras
+from keras_pnn import _checks, _keras
 from keras_pnn.curvature.batches import batch_length, batches
-from keras_pnn.curvature.eigenvalues import HessianResult, find_eigenvalues
-from keras_pnn.curvature.moments import twice_differentiable
-from keras_pnn.curvature.spectrum import (
-    DensityResult,
-    TraceResult,
-    find_density,
-    find_trace,
-)
-from keras_pnn.layers.context import Overrides, current
+from keras_pnn.curvature.eigenvalues import find_eigenvalues
+from keras_pnn.curvature.graphs import loss_graphs
+from keras_pnn.curvature.spectrum import find_density, find_trace
+from keras_pnn.layers.context import current
 from keras_pnn.layers.lookup import select_variables
 
 
-class HessianOperator:
-    """H of a compiled model's loss, as the map v ↦ Hv.
+class HessianOperator(LinearOperator):
+    """The Hessian H of a compiled model's loss, as a SciPy operator v ↦ Hv.
 
     The loss is that of `model.evaluate`: the compiled loss with its sample weights,
     regularisers and `add_loss`, averaged over batches by their sizes. A product is
     the derivative of vᵀ∇L (Pearlmutter, 1994), by two passes of reverse mode, and
     costs a few times a gradient. The model is only read: weights, statistics, seeds
-    and metrics stay as they are. The graph is built at the first product and follows
-    the weights afterwards, so that one operator serves a whole training.
+    and metrics stay as they are.
+
+    Graphs are kept with the model and follow its weights, and its operators share
+    them. A new graph is traced where the model was compiled anew, for other variables
+    or another `batch_norm`, and for data of another structure, dtype or shape; once
+    batch sizes have differed, one graph serves any batch size. A Python attribute of a
+    layer that has changed takes effect after `compile`, as in Keras' own steps.
 
     Args:
         model: a compiled, built Keras model, wrapped or not.
         x, y, sample_weight, variables, batch_size, batch_norm: as in
             `hessian_eigenvalues`.
 
+    Attributes:
+        variables: the variables that H is about, in the order of vectors.
+        size: how many numbers they hold; `shape` is (size, size).
+        loss, samples: the loss and the number of samples of the last product.
+
     Raises:
-        ValueError: the model is not compiled or not built, or an argument is not
-            as described.
+        ValueError: If the model is not compiled or not built, or an argument is not
+            as described. In a product: if the data is empty, the loss or the product
+            is not finite, or a device gives the outputs of the layers.
 
     Example:
 
     ```python
     hessian = pnn.curvature.HessianOperator(model, x, y)
     direction = np.ones(hessian.size)
-    curvature = direction @ hessian.matvec(direction) / hessian.size
+    curvature = direction @ (hessian @ direction) / hessian.size
+    values, vectors = scipy.sparse.linalg.eigsh(hessian, k=3, which="LA")
     ```
 
     Reference:
@@ -63,39 +69,27 @@ class HessianOperator:
         batch_norm="frozen",
     ):
         if not getattr(model, "compiled", False):
-            raise ValueError(
-                "model must be compiled, since the Hessian is that of its loss: "
-                f"call `model.compile(loss=...)` first. Received: {model}"
+            expected = (
+                "compiled, since the Hessian is that of its loss: call "
+                "`model.compile(loss=...)` first"
             )
+            raise _checks.error("model", expected, model)
         # A wrapper that was never called may hold a model that is built.
         if not (model.built or all(layer.built for layer in _keras.flat_layers(model))):
-            raise ValueError(
-                f"model must be built: call it on a batch first. Received: {model}"
-            )
-        if batch_norm not in ("frozen", "batch"):
-            raise ValueError(
-                f"batch_norm must be 'frozen' or 'batch'. Received: {batch_norm!r}"
-            )
+            raise _checks.error("model", "built: call it on a batch first", model)
         self.model = model
-        self.batch_norm = batch_norm
+        self.batch_norm = _checks.choice("batch_norm", batch_norm, ("frozen", "batch"))
         self.variables = select_variables(model, variables)
         for variable in self.variables:
             if not tf.as_dtype(variable.dtype).is_floating:
-                raise ValueError(
-                    "variables must hold real floating-point numbers. Received: "
-                    f"{variable.path} of dtype {variable.dtype}"
-                )
+                received = f"{variable.path} of dtype {variable.dtype}"
+                raise _checks.error("variables", "real floating-point", received)
         self._sizes = [int(np.prod(v.shape)) for v in self.variables]
         self.size = sum(self._sizes)
         self._batches, self.batch_size = batches(x, y, sample_weight, batch_size)
         self.loss = None
         self.samples = None
-        self._product = tf.function(
-            self._batch_product, autograph=False, reduce_retracing=True
-        )
-        self._moved_loss = tf.function(
-            self._batch_moved_loss, autograph=False, reduce_retracing=True
-        )
+        super().__init__("float64", (self.size, self.size))
 
     @property
     def epsilon(self) -> float:
@@ -104,7 +98,7 @@ class HessianOperator:
         return float(max(np.finfo(dtype).eps for dtype in types))
 
     def made(self) -> dict:
-        """Returns what a result says of the loss that it is about."""
+        """Returns the fields of a `LossResult` without the seed, and the loss."""
         return {
             "variables": tuple(v.path for v in self.variables),
             "parameters": self.size,
@@ -128,31 +122,6 @@ class HessianOperator:
         """Returns `matvec` with a count, and a line of progress with `verbose` 1."""
         return CountedProducts(self, verbose)
 
-    def matvec(self, vector) -> np.ndarray:
-        """Returns Hv, and sets `loss` and `samples` on the way.
-
-        Args:
-            vector: array of length `size`, in the order of `variables`.
-
-        Returns:
-            A float64 array of length `size`.
-
-        Raises:
-            ValueError: the vector's length is another, the data is empty, the
-                loss or the product is not finite, or a device gives the outputs of
-                the layers.
-        """
-        loss, product, samples = self._mean(self._product, vector)
-        if not (np.isfinite(loss) and np.isfinite(product).all()):
-            raise ValueError(
-                "The loss and its second derivatives must be finite on x and y. "
-                f"Received: loss {loss} and "
-                f"{np.count_nonzero(~np.isfinite(product))} of {self.size} entries "
-                "of Hv not finite"
-            )
-        self.loss, self.samples = loss, samples
-        return product
-
     def loss_at(self, vector) -> float:
         """Returns the loss where the variables are moved by a vector.
 
@@ -165,116 +134,61 @@ class HessianOperator:
             The loss, which may be infinite or NaN.
 
         Raises:
-            ValueError: the vector's length is another, the data is empty, or a
+            ValueError: If the vector has another length, the data is empty, or a
                 device gives the outputs of the layers.
         """
-        loss, _, self.samples = self._mean(self._moved_loss, vector)
+        loss, _, self.samples = self._mean("moved_loss", vector)
         return loss
 
-    def eigenvalues(
-        self,
-        k=1,
-        tolerance=1e-3,
-        max_iterations=None,
-        seed=0,
-        verbose=0,
-        smallest=0,
-    ) -> HessianResult:
-        """Returns the extreme eigenvalues; see `hessian_eigenvalues`."""
-        return find_eigenvalues(
-            self, k, tolerance, max_iterations, seed, verbose, smallest
-        )
+    eigenvalues = find_eigenvalues
+    trace = find_trace
+    density = find_density
 
-    def trace(self, vectors=100, seed=0, verbose=0) -> TraceResult:
-        """Returns the trace with its standard error; see `hessian_trace`."""
-        return find_trace(self, vectors, seed, verbose)
+    def _matvec(self, vector):
+        loss, product, samples = self._mean("product", vector)
+        bad = np.count_nonzero(~np.isfinite(product))
+        if bad or not np.isfinite(loss):
+            raise ValueError(
+                "The loss and its second derivatives must be finite on x and y. "
+                f"Received: loss {loss} and {bad} of {self.size} entries of Hv not "
+                "finite"
+            )
+        self.loss, self.samples = loss, samples
+        return product
 
-    def density(
-        self, steps=64, vectors=4, broadening=None, seed=0, verbose=0
-    ) -> DensityResult:
-        """Returns the density of the eigenvalues; see `hessian_density`."""
-        return find_density(self, steps, vectors, broadening, seed, verbose)
+    def _adjoint(self):
+        return self
 
-    def _mean(self, function, vector):
-        """Returns loss, array and samples: a function's mean over the batches."""
-        # The graph would keep a device that is installed when it is built.
+    def _mean(self, name, vector):
+        """Returns loss, array and samples: a graph's mean over the batches."""
+        # The graph would keep a device that is installed when it is traced.
         if current().substitute is not None:
             raise ValueError(
                 "A Hessian is that of a digital model, since a measurement has no "
                 "second derivative: compute it, and the loss around it, outside "
                 "`device.installed(model)`. Received: layers that a device measures"
             )
-        vector = np.ravel(np.asarray(vector, "float64"))
+        vector = np.ravel(_checks.array("vector", vector))
         if vector.size != self.size:
-            raise ValueError(
-                f"vector must have length {self.size}. Received: {vector.size}"
-            )
+            raise _checks.error("vector", f"of length {self.size}", vector.size)
+        graph = getattr(
+            loss_graphs(self.model, self.variables, self.batch_norm), name
+        )
         direction = tf.convert_to_tensor(vector)
         loss, total, samples = 0.0, 0.0, 0
         for x, y, sample_weight in self._batches():
             size = batch_length(x)
-            value, array = function(direction, x, y, sample_weight)
+            value, array = graph(direction, x, y, sample_weight)
             loss += size * float(value)
             total += size * array.numpy()
             samples += size
         if samples == 0:
-            raise ValueError("x must hold at least one sample. Received: no samples")
+            raise _checks.error("x", "at least one sample", "no samples")
         return loss / samples, total / samples, samples
-
-    def _parts(self, vector):
-        pairs = zip(tf.split(vector, self._sizes), self.variables, strict=True)
-        return [tf.cast(tf.reshape(part, v.shape), v.dtype) for part, v in pairs]
-
-    def _batch_moved_loss(self, vector, x, y, sample_weight):
-        pairs = zip(self.variables, self._parts(vector), strict=True)
-        values = [tf.convert_to_tensor(v.value) + part for v, part in pairs]
-        return self._batch_loss(values, x, y, sample_weight), tf.zeros(())
-
-    def _batch_loss(self, values, x, y, sample_weight):
-        model, training = self.model, self.batch_norm == "batch"
-        values = zip(self.variables, values, strict=True)
-        with Overrides(values).scope(model), twice_differentiable():
-            outputs = model(x, **_training_argument(model.call, training))
-            loss = model.compute_loss(
-                x=x,
-                y=y,
-                y_pred=outputs,
-                sample_weight=sample_weight,
-                **_training_argument(model.compute_loss, training),
-            )
-        # Keras divides a loss by the replicas of the strategy it is made under.
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        return loss * replicas if replicas > 1 else loss
-
-    def _batch_product(self, vector, x, y, sample_weight):
-        direction = self._parts(vector)
-        values = [tf.convert_to_tensor(v.value) for v in self.variables]
-        with tf.GradientTape(watch_accessed_variables=False) as outer:
-            outer.watch(values)
-            with tf.GradientTape(watch_accessed_variables=False) as inner:
-                inner.watch(values)
-                loss = self._batch_loss(values, x, y, sample_weight)
-            gradients = inner.gradient(loss, values)
-            pairs = [
-                (tf.convert_to_tensor(gradient), part)
-                for gradient, part in zip(gradients, direction, strict=True)
-                if gradient is not None
-            ]
-        if not pairs:
-            return loss, tf.zeros_like(vector)
-        gradients, parts = zip(*pairs, strict=True)
-        products = outer.gradient(
-            gradients,
-            values,
-            output_gradients=parts,
-            unconnected_gradients=tf.UnconnectedGradients.ZERO,
-        )
-        flat = [tf.reshape(product, [-1]) for product in products]
-        return loss, tf.concat([tf.cast(part, vector.dtype) for part in flat], 0)
 
 
 class CountedProducts:
-    """`HessianOperator.matvec` with a count and the norm of H seen so far.
+    """The products of a `HessianOperator`, counted, and the norm of H seen so far.
 
     Args:
         operator: a `HessianOperator`.
@@ -300,9 +214,3 @@ class CountedProducts:
     def finish(self):
         if self._progress is not None:
             self._progress.update(self.count, finalize=True)
-
-
-def _training_argument(function, training):
-    if "training" in inspect.signature(function).parameters:
-        return {"training": training}
-    return {}

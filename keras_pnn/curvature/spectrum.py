@@ -1,57 +1,45 @@
-"""The whole spectrum of a loss's Hessian: its trace and its density."""
+"""Estimate the trace and the density of a Hessian's eigenvalues."""
 
 import dataclasses
 
 import numpy as np
 
-from keras_pnn.curvature.eigenvalues import check_seed, plain, whole
+from keras_pnn import _checks
 from keras_pnn.curvature.lanczos import tridiagonal
+from keras_pnn.curvature.result import LossResult
 
 # Of a density's grid.
 MAX_POINTS = 100_000
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TraceResult:
+class TraceResult(LossResult):
     """The trace of a Hessian, with its standard error.
 
     Args:
         trace: the sum of all eigenvalues, estimated.
         standard_error: of `trace`, from the spread of `estimates`; NaN with one.
         estimates: (n,) array of vᵀHv, one for each random vector.
-        variables: the paths of the variables.
-        parameters: how many numbers they hold.
         loss: the loss at these variables.
-        samples: the number of samples of the data.
-        batch_size: samples per batch; `None` where a data set made the batches.
-        batch_norm: `"frozen"` or `"batch"`.
-        seed: of the random vectors.
+        variables, parameters, samples, batch_size, batch_norm, seed: as in
+            `LossResult`.
     """
 
     trace: float
     standard_error: float
     estimates: np.ndarray
-    variables: tuple[str, ...]
-    parameters: int
     loss: float
-    samples: int
-    batch_size: int | None
-    batch_norm: str
-    seed: int
-
-    def to_dict(self) -> dict:
-        """Returns the fields, ready for JSON."""
-        return plain(self)
 
     def __str__(self):
         return (
             f"trace {self.trace:.6g} ± {self.standard_error:.2g} (standard error, "
-            f"{len(self.estimates)} random vectors)\n{_made(self)}"
+            f"{len(self.estimates)} random vectors)\n"
+            f"loss {self.loss:.6g}, {self._made()}"
         )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class DensityResult:
+class DensityResult(LossResult):
     """The density of a Hessian's eigenvalues.
 
     Args:
@@ -65,8 +53,9 @@ class DensityResult:
         broadening: the standard deviation of the Gaussian in place of each node.
         vectors: the number of random vectors.
         steps: the number of Lanczos steps with each.
-        variables, parameters, loss, samples, batch_size, batch_norm, seed: as in
-            `TraceResult`.
+        loss: the loss at these variables.
+        variables, parameters, samples, batch_size, batch_norm, seed: as in
+            `LossResult`.
     """
 
     grid: np.ndarray
@@ -77,13 +66,7 @@ class DensityResult:
     broadening: float
     vectors: int
     steps: int
-    variables: tuple[str, ...]
-    parameters: int
     loss: float
-    samples: int
-    batch_size: int | None
-    batch_norm: str
-    seed: int
 
     @property
     def trace(self) -> float:
@@ -102,22 +85,18 @@ class DensityResult:
         inside = (self.nodes >= low) & (self.nodes < high)
         return float(self.weights[inside].sum())
 
-    def to_dict(self) -> dict:
-        """Returns the fields, ready for JSON."""
-        return plain(self)
-
     def __str__(self):
         return (
             f"eigenvalues from {self.nodes.min():.6g} to {self.nodes.max():.6g}, mean "
             f"{self.moment(1):.6g}, {100 * self.share(-np.inf, 0):.3g} % below 0, "
             f"broadening {self.broadening:.3g} ({self.vectors} random vectors, "
-            f"{self.steps} steps)\n{_made(self)}"
+            f"{self.steps} steps)\nloss {self.loss:.6g}, {self._made()}"
         )
 
 
-def find_trace(operator, vectors, seed, verbose) -> TraceResult:
-    """Returns the trace of a `HessianOperator`; the rest as in `hessian_trace`."""
-    check_positive("vectors", vectors)
+def find_trace(operator, vectors=100, seed=0, verbose=0) -> TraceResult:
+    """Estimates the trace of a `HessianOperator`; the rest as in `hessian_trace`."""
+    _checks.integer("vectors", vectors, 1)
     product = operator.products(verbose)
     estimates = np.array(
         [vector @ product(vector) for vector in _signs(vectors, operator.size, seed)]
@@ -132,14 +111,14 @@ def find_trace(operator, vectors, seed, verbose) -> TraceResult:
     )
 
 
-def find_density(operator, steps, vectors, broadening, seed, verbose) -> DensityResult:
-    """Returns the density of a `HessianOperator`, as in `hessian_density`."""
-    check_positive("steps", steps)
-    check_positive("vectors", vectors)
-    if broadening is not None and not (np.isfinite(broadening) and broadening > 0):
-        raise ValueError(
-            f"broadening must be a positive number or None. Received: {broadening!r}"
-        )
+def find_density(
+    operator, steps=64, vectors=4, broadening=None, seed=0, verbose=0
+) -> DensityResult:
+    """Estimates the density of a `HessianOperator`, as in `hessian_density`."""
+    _checks.integer("steps", steps, 1)
+    _checks.integer("vectors", vectors, 1)
+    if broadening is not None:
+        _checks.real("broadening", broadening, above=0)
     product = operator.products(verbose)
     starts = _signs(vectors, operator.size, seed)
     pairs = [tridiagonal(product, start, steps) for start in starts]
@@ -147,12 +126,12 @@ def find_density(operator, steps, vectors, broadening, seed, verbose) -> Density
 
     nodes = np.concatenate([node for node, _ in pairs])
     if broadening is None:
-        # A multiple of 1 has no range; it gets that of its own value.
+        # The nodes of a multiple of the identity have no range: its value instead.
         spread = np.ptp(nodes) if np.ptp(nodes) > 0 else np.abs(nodes).max()
         broadening = spread / 100 if spread > 0 else 1.0
     low, high = nodes.min() - 5 * broadening, nodes.max() + 5 * broadening
-    # Four points per σ: sums over the grid are then integrals. Far fewer would do
-    # where σ is very small; the limit bounds the memory.
+    # Four points per σ: sums over the grid are then integrals. The limit bounds the
+    # memory where σ is very small.
     points = round(min(4 * (high - low) / broadening, MAX_POINTS)) + 1
     grid = np.linspace(low, high, points)
     curves = np.stack([_broadened(grid, *pair, broadening) for pair in pairs])
@@ -171,8 +150,8 @@ def find_density(operator, steps, vectors, broadening, seed, verbose) -> Density
 
 
 def _signs(vectors, size, seed):
-    """Yields Rademacher vectors, the same first ones however many."""
-    check_seed(seed)
+    """Yields Rademacher vectors; fewer of them are the first ones of more."""
+    _checks.integer("seed", seed, 0)
     rng = np.random.default_rng(seed)
     for _ in range(vectors):
         yield rng.choice([-1.0, 1.0], size)
@@ -199,16 +178,3 @@ def _broadened(grid, nodes, weights, width):
         for node, weight in zip(nodes, weights, strict=True)
     )
     return np.diff(total) / (2 * half)
-
-
-def check_positive(name, value) -> None:
-    """Raises ValueError unless a count is a positive integer."""
-    if not whole(value) or value < 1:
-        raise ValueError(f"{name} must be a positive integer. Received: {value!r}")
-
-
-def _made(result):
-    return (
-        f"loss {result.loss:.6g}, {result.parameters} parameters, {result.samples} "
-        f"samples, batch norm {result.batch_norm}, seed {result.seed}"
-    )

@@ -1,4 +1,4 @@
-"""From the model to the files of a laboratory, and back."""
+"""Turn a model into files for the laboratory, and read them back."""
 
 from keras_pnn.deploy.controls import export_controls, load_controls
 from keras_pnn.deploy.convert import Conversion, convert

@@ -1,4 +1,4 @@
-"""Controls as a table for the lab, and back."""
+"""Write controls to a table for the laboratory, and read them back."""
 
 import csv
 import math
@@ -7,10 +7,11 @@ import os
 import keras
 import numpy as np
 
-from keras_pnn.layers.bank import RingLayer
-from keras_pnn.layers.limits import ControlRange
+from keras_pnn import _files
+from keras_pnn.layers.limits import ControlRange, range_of
 from keras_pnn.layers.lookup import physical_layers
 from keras_pnn.layers.physical import PhysicalLayer
+from keras_pnn.layers.ring_layer import RingLayer
 
 _HEADER = [
     "layer",
@@ -42,8 +43,8 @@ def export_controls(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
         weight bank; the power is the sum over its rings, `None` without heaters.
 
     Raises:
-        ValueError: the model has no physical layer, or a control is not finite or
-            out of its tuning's range, as one without a constraint can be.
+        ValueError: If the model has no physical layer, or a control is not finite or,
+            for want of a constraint, out of its tuning's range.
     """
     layers = _named_layers(model)
     summary, rows = {}, []
@@ -66,19 +67,20 @@ def export_controls(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
                     "passes": layer.passes,
                     "heater_power_mW": None if power is None else float(power.sum()),
                 }
-            exists = _exists(layer, name)
+            exists = layer.quantity(name).exists
             for index in (i for i in np.ndindex(values.shape) if exists[i]):
                 place = layer.position(name, index)
                 watts = "" if power is None else f"{power[index]:.9g}"
                 value = np.format_float_scientific(values[index], trim="-")
                 label = ";".join(map(str, index))
                 rows.append([layer.name, name, label, *place, value, unit, watts])
-    temporary = f"{os.fspath(path)}.part"
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
+    with (
+        _files.atomic(path) as part,
+        open(part, "w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(_HEADER)
         writer.writerows(rows)
-    os.replace(temporary, path)
     return summary
 
 
@@ -92,94 +94,77 @@ def load_controls(model: keras.layers.Layer, path: str | os.PathLike) -> None:
         path: the CSV file.
 
     Raises:
-        ValueError: a column is missing, a line is cut short, a value is not a
+        ValueError: If a column is missing, a line is cut short, a value is not a
             number or out of the control's range, a unit differs, or a control is
             missing or given twice. The error names the line.
     """
     layers = _named_layers(model)
+    # NaN marks the values still to be read.
     values = {
-        (layer.name, name): np.where(_exists(layer, name), np.nan, 0.0)
+        (layer.name, name): np.where(layer.quantity(name).exists, np.nan, 0.0)
         for layer in layers.values()
-        for name, v in layer.controls.items()
+        for name in layer.controls
     }
     # Spreadsheets put a byte-order mark in front.
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         missing = [c for c in _HEADER if c not in (reader.fieldnames or [])]
         if missing:
-            raise ValueError(
-                f"{path}: expected the columns {', '.join(_HEADER)}. "
-                f"Received: {reader.fieldnames}"
-            )
+            expected = f"the columns {', '.join(_HEADER)}"
+            raise _error(path, expected, reader.fieldnames)
         for row in reader:
             _read(row, values, layers, f"{path}, line {reader.line_num}")
     for (layer, name), array in values.items():
         if np.isnan(array).any():
-            given = ~np.isnan(array[_exists(layers[layer], name)])
-            raise ValueError(
-                f"{path}: expected {given.size} values of {layer}/{name}. "
-                f"Received: {given.sum()}"
-            )
+            given = ~np.isnan(array[layers[layer].quantity(name).exists])
+            expected = f"{given.size} values of {layer}/{name}"
+            raise _error(path, expected, given.sum())
     for (layer, name), array in values.items():
         layers[layer].controls[name].assign(array)
 
 
 def _read(row: dict, values: dict, layers: dict, where: str) -> None:
+    """Checks one line of a file and stores its value."""
     if None in row or None in row.values():
-        raise ValueError(
-            f"{where}: expected {len(_HEADER)} cells. "
-            "Received: a line of another length"
-        )
+        raise _error(where, f"{len(_HEADER)} cells", "a line of another length")
     key = (row["layer"], row["control"])
     if key not in values:
         known = ", ".join("/".join(k) for k in values)
-        raise ValueError(
-            f"{where}: expected one of the controls {known}. Received: {'/'.join(key)}"
-        )
-    unit = layers[key[0]].quantity(key[1]).unit
-    if row["unit"] != unit:
-        raise ValueError(
-            f"{where}: expected the unit {unit!r} of {'/'.join(key)}. "
-            f"Received: {row['unit']!r}"
-        )
+        raise _error(where, f"one of the controls {known}", "/".join(key))
+    quantity, array = layers[key[0]].quantity(key[1]), values[key]
+    if row["unit"] != quantity.unit:
+        expected = f"the unit {quantity.unit!r} of {quantity.path}"
+        raise _error(where, expected, repr(row["unit"]))
     try:
         index = tuple(int(i) for i in row["index"].split(";") if i)
         value = float(row["value"])
     except ValueError:
         index, value = None, math.nan
-    array = values[key]
     inside = (
         index is not None
         and len(index) == array.ndim
         and all(0 <= i < n for i, n in zip(index, array.shape, strict=True))
     )
     if not inside or not abs(value) <= float(np.finfo("float32").max):
-        raise ValueError(
-            f"{where}: expected an index inside {array.shape} and a finite value. "
-            f"Received: index {row['index']!r}, value {row['value']!r}"
-        )
-    if not _exists(layers[key[0]], key[1])[index]:
-        raise ValueError(
-            f"{where}: expected an element that the hardware has. Received: "
-            f"{'/'.join(key)}[{row['index']}]"
-        )
+        expected = f"an index inside {array.shape} and a finite value"
+        raise _error(where, expected, f"index {row['index']!r}, value {row['value']!r}")
+    element = f"{quantity.path}[{row['index']}]"
+    if not quantity.exists[index]:
+        raise _error(where, "an element that the hardware has", element)
     if not np.isnan(array[index]):
-        raise ValueError(
-            f"{where}: expected each control once. Received: "
-            f"{'/'.join(key)}[{row['index']}] again"
-        )
-    if isinstance(layers[key[0]], RingLayer):
-        _validate(layers[key[0]], value, where)
-    limits = layers[key[0]].controls[key[1]].constraint
-    if isinstance(limits, ControlRange):
-        high = math.inf if limits.high is None else limits.high
+        raise _error(where, "each control once", f"{element} again")
+    if isinstance(quantity.layer, RingLayer):
+        _validate(quantity.layer, value, where)
+    if isinstance(quantity.variable.constraint, ControlRange):
+        low, high = range_of(quantity.variable.constraint)
         # Written from float32, in which a limit of 0.1 is a little more.
-        if not np.float32(limits.low) <= np.float32(value) <= np.float32(high):
-            raise ValueError(
-                f"{where}: expected a value from {limits.low} to {high}. "
-                f"Received: {value}"
-            )
+        if not np.float32(low) <= np.float32(value) <= np.float32(high):
+            raise _error(where, f"a value from {low} to {high}", value)
     array[index] = value
+
+
+def _error(where, expected: str, received) -> ValueError:
+    return ValueError(f"{where}: expected {expected}. Received: {received}")
 
 
 def _validate(layer: RingLayer, controls, where: str) -> None:
@@ -189,17 +174,12 @@ def _validate(layer: RingLayer, controls, where: str) -> None:
         raise ValueError(f"{where}: {error}") from None
 
 
-def _exists(layer: PhysicalLayer, name: str) -> np.ndarray:
-    exists, shape = layer.quantity(name).mask, tuple(layer.controls[name].shape)
-    return np.broadcast_to(True if exists is None else exists, shape)
-
-
 def _named_layers(model) -> dict[str, PhysicalLayer]:
     layers = physical_layers(model)
     named = {layer.name: layer for layer in layers}
     if not layers or len(named) != len(layers):
         raise ValueError(
-            "`model` must have physical layers with names of their own. Received: "
+            "`model` must have physical layers, each with a name of its own. Received: "
             f"{[layer.name for layer in layers]}"
         )
     return named

@@ -1,31 +1,35 @@
-"""From a trained digital network to one of weight banks."""
+"""Convert a trained digital network to one of weight banks."""
 
 import dataclasses
 
 import keras
 import numpy as np
 
+from keras_pnn import _checks, _keras
 from keras_pnn.layers.mrr import MRRBank, MRRConv2D
+from keras_pnn.layers.ring_layer import RingLayer
+from keras_pnn.layers.ring_program import controls_for
 
-# A constraint of the kernel has no counterpart: its controls have their range.
+# Not the kernel's constraint: the controls are limited to their range instead.
 _COPIED = (
     "kernel_regularizer",
     "bias_regularizer",
     "bias_constraint",
     "activity_regularizer",
 )
+_GEOMETRY = ("strides", "padding", "data_format", "dilation_rate", "groups")
 
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """A converted model, and what the conversion lost.
+    """A converted model, and the errors of its weights.
 
     Args:
         model: the model of weight banks.
         layers: one dictionary for each converted layer: `name`, `weights` (their
             number), `clipped` (those out of reach), `max_error` and `rms_error`
             (effective minus digital weight).
-        kept: names of layers with weights that stayed digital.
+        kept: names of layers with weights that stay digital.
     """
 
     model: keras.Model
@@ -52,11 +56,11 @@ class Conversion:
 
 
 def convert(model: keras.Model, tuning=None, **kwargs) -> Conversion:
-    """Turns the `Dense` and `Conv2D` layers of a trained model into weight banks.
+    """Converts the `Dense` and `Conv2D` layers of a trained model to weight banks.
 
-    Each weight becomes the nearest that a ring can reach; biases, regularisers and
-    all other layers are copied. Functional and `Sequential` models inside the model
-    are converted too. The given model is left as it was.
+    Each weight is replaced by the nearest within reach of a ring; biases, regularisers
+    and all other layers are copied. Functional and `Sequential` models inside the
+    model are converted too. The given model stays unchanged.
 
     Args:
         model: a built functional or `Sequential` model.
@@ -65,10 +69,10 @@ def convert(model: keras.Model, tuning=None, **kwargs) -> Conversion:
             `temperature_sensitivity` or `bank_size`.
 
     Returns:
-        A `Conversion`: the new model, not compiled, and what was lost by layer.
+        A `Conversion`: the new model, not compiled, and the errors by layer.
 
     Raises:
-        ValueError: the model is not built, is subclassed, has nothing to convert,
+        ValueError: If the model is not built, is subclassed, has nothing to convert,
             or holds a NaN.
 
     Example:
@@ -78,11 +82,11 @@ def convert(model: keras.Model, tuning=None, **kwargs) -> Conversion:
     >>> conversion.model.compile(loss="mse", metrics=["mae"])
     """
     if not isinstance(model, keras.Sequential | keras.Model) or not model.built:
-        raise ValueError(f"`model` must be a built Keras model. Received: {model!r}")
+        raise _checks.error("model", "a built Keras model", repr(model))
     if not hasattr(model, "operations") and not isinstance(model, keras.Sequential):
         raise ValueError(
-            "`model` must be functional or Sequential, since the inside of a "
-            f"subclassed model is not known. Received: {type(model).__name__}"
+            "`model` must be functional or Sequential, since the layers of a "
+            f"subclassed model may do anything. Received: {type(model).__name__}"
         )
     pairs: list[tuple[keras.layers.Layer, keras.layers.Layer]] = []
 
@@ -96,9 +100,7 @@ def convert(model: keras.Model, tuning=None, **kwargs) -> Conversion:
         clone.build(model.input_shape)
     report, kept = [], []
     for layer, bank in pairs:
-        if isinstance(bank, MRRBank | MRRConv2D) and not isinstance(
-            layer, MRRBank | MRRConv2D
-        ):
+        if isinstance(bank, RingLayer) and not isinstance(layer, RingLayer):
             report.append(_program(layer, bank))
         else:
             _copy_state(layer, bank)
@@ -114,14 +116,14 @@ def convert(model: keras.Model, tuning=None, **kwargs) -> Conversion:
 
 def _copy_state(layer, copy) -> None:
     copy.set_weights(layer.get_weights())
-    for part in copy._flatten_layers():
-        # What `Normalization` applies is derived from its weights, and not by itself.
+    for part in _keras.parts(copy):
+        # `Normalization` applies values derived from its weights.
         if hasattr(part, "finalize_state"):
             part.finalize_state()
 
 
 def _clone(activation):
-    """An activation of its own, where it is a layer, which may have weights."""
+    """Returns a copy of an activation that is a layer, which may have weights."""
     if not isinstance(activation, keras.layers.Layer):
         return activation
     return activation.__class__.from_config(activation.get_config())
@@ -142,23 +144,15 @@ def _bank(layer, tuning, kwargs):
     if type(layer) is keras.layers.Dense:
         return MRRBank(layer.units, **common)
     if type(layer) is keras.layers.Conv2D:
-        return MRRConv2D(
-            layer.filters,
-            layer.kernel_size,
-            strides=layer.strides,
-            padding=layer.padding,
-            data_format=layer.data_format,
-            dilation_rate=layer.dilation_rate,
-            groups=layer.groups,
-            **common,
-        )
+        geometry = {name: getattr(layer, name) for name in _GEOMETRY}
+        return MRRConv2D(layer.filters, layer.kernel_size, **geometry, **common)
     return layer.__class__.from_config(layer.get_config())
 
 
 def _program(layer, bank) -> dict:
     weights = np.asarray(layer.kernel, "float64")
     reached = bank.tuning.clip(weights)
-    controls, missed = bank.controls_for(reached)
+    controls, missed = controls_for(bank, reached)
     bank.controls["control"].assign(controls)
     if bank.use_bias:
         bank.bias.assign(layer.bias)

@@ -8,11 +8,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_pnn._checks import as_real
 from keras_pnn.devices.process import count
 from keras_pnn.devices.simulated import DeviceSet, SimulatedDevice
 from keras_pnn.layers.lookup import architecture, find
 from keras_pnn.layers.quantity import Quantity
-from keras_pnn.physics._tensors import real_number
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -33,7 +33,7 @@ class Correlated:
 
     def __init__(self, std: float, length: float):
         self.std = _std("std", std)
-        self.length = real_number(length)
+        self.length = as_real(length)
         if not (math.isfinite(self.length) and self.length > 0):
             raise ValueError(
                 f"`length` must be a positive, finite number. Received: {length!r}"
@@ -240,7 +240,7 @@ class Variation:
 
 
 def _std(name: str, value) -> float:
-    number = real_number(value)
+    number = as_real(value)
     if not (math.isfinite(number) and number >= 0):
         raise ValueError(
             f"`{name}` must be a number, finite and >= 0. Received: {value!r}"

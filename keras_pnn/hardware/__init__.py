@@ -1,4 +1,4 @@
-"""Devices on the bench: measuring, recording, replaying, calibrating."""
+"""Measure, record, replay and calibrate devices on the bench."""
 
 from keras_pnn.hardware.calibration import Calibration, calibrate
 from keras_pnn.hardware.device import DeviceError, HardwareDevice

@@ -1,4 +1,4 @@
-"""How a device on the bench is measured: parts, repeats, time limits, the log."""
+"""Measure batches on a device: parts, repeats, time limits, the log."""
 
 import threading
 import time
@@ -86,11 +86,9 @@ class Acquisition:
                 outputs = self._obtain(layer, inputs, controls, shape, dtype)
                 self._device.failure = None
                 return outputs
-            except DeviceError as error:
-                self._device.failure = error
-                self._configured.clear()
-                raise
-            except BaseException:
+            except BaseException as error:
+                if isinstance(error, DeviceError):
+                    self._device.failure = error
                 self._configured.clear()
                 raise
 
@@ -127,7 +125,7 @@ class Acquisition:
                 outputs=outputs,
                 seconds=time.perf_counter() - started,
                 attempts=self._device.calls - before,
-                digest=measurement_log.digest(layer.name, inputs, controls),
+                digest=measurement_log.request_digest(layer.name, inputs, controls),
             )
             measurement_log.append(self._log, record)
         return outputs

@@ -1,9 +1,10 @@
-"""What goes to a device on the bench, and what may come back."""
+"""Check the arrays that go to a device, and those that come back."""
 
 import keras
 import numpy as np
 
-from keras_pnn.hardware.log import plain
+from keras_pnn import _checks
+from keras_pnn.hardware.log import storable
 from keras_pnn.layers.context import substituting
 from keras_pnn.layers.physical import PhysicalLayer
 
@@ -17,20 +18,17 @@ def sendable(name: str, array, layer: PhysicalLayer) -> np.ndarray:
         layer: what it is meant for.
 
     Raises:
-        ValueError: it has no numbers, or NaN or infinity, which can harm a device.
+        ValueError: If it holds something else than finite numbers: NaN and infinity
+            can harm a device.
     """
-    array = np.array(plain(array), order="C")
+    array = np.array(storable(array), order="C")
     if array.dtype.kind not in "biufc":
-        raise ValueError(
-            f"Argument `{name}` must be an array of numbers, for layer "
-            f"'{layer.name}'. Received: dtype {array.dtype}"
-        )
+        expected = f"an array of numbers, for layer '{layer.name}'"
+        raise _checks.error(name, expected, f"dtype {array.dtype}")
     if not np.isfinite(array).all():
-        raise ValueError(
-            f"Argument `{name}` must be finite, for layer '{layer.name}'. Received: "
-            f"NaN or infinity in {np.count_nonzero(~np.isfinite(array))} of "
-            f"{array.size}"
-        )
+        bad = np.count_nonzero(~np.isfinite(array))
+        received = f"NaN or infinity in {bad} of {array.size}"
+        raise _checks.error(name, f"finite, for layer '{layer.name}'", received)
     return array
 
 
@@ -50,17 +48,17 @@ def usable(values, shape: tuple, dtype: np.dtype) -> np.ndarray:
         shape, dtype: of the layer's outputs.
 
     Raises:
-        TypeError: it is nothing, or not of the layer's kind of numbers.
-        ValueError: it has another shape.
+        TypeError: If it is `None`, or complex where the layer is real, or the reverse.
+        ValueError: If it has another shape.
     """
     kind = "complex" if dtype.kind == "c" else "real floating-point"
     expected = f"`measure` must return {kind} numbers of shape {shape}."
     if values is None:
         raise TypeError(f"{expected} Received: None")
     if isinstance(values, np.ma.MaskedArray) and values.dtype.kind in "fc":
-        # What is masked is no reading.
+        # A masked element is not a reading.
         values = values.filled(np.nan)
-    array = plain(values)
+    array = storable(values)
     if array.dtype.kind != ("c" if dtype.kind == "c" else "f"):
         raise TypeError(f"{expected} Received: dtype {array.dtype}")
     if array.shape != shape:

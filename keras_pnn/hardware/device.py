@@ -1,4 +1,4 @@
-"""A device on the bench: the lab's code, and all that must go wrong around it."""
+"""Run physical layers on a device in the laboratory."""
 
 import contextlib
 import weakref
@@ -8,10 +8,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_pnn.devices.process import count, number, short
+from keras_pnn import _checks
+from keras_pnn._keras import models_around, set_aside
 from keras_pnn.hardware.acquisition import Acquisition, DeviceError
 from keras_pnn.hardware.arrays import output_spec, sendable
-from keras_pnn.hardware.retracing import check_runs_python, models_around, set_aside
 from keras_pnn.layers.context import measured_by, measuring_block
 from keras_pnn.layers.lookup import physical_layers
 
@@ -19,9 +19,9 @@ __all__ = ["DeviceError", "HardwareDevice", "raising"]
 
 
 class HardwareDevice:
-    """Base of a device on the bench: NumPy in, NumPy out.
+    """Base of devices on the bench: NumPy in, NumPy out.
 
-    The lab overrides `measure`, and where it helps `configure` and `recover`. This
+    A subclass overrides `measure`, and where it helps `configure` and `recover`. This
     class checks what comes back, splits batches, averages readings, limits times,
     repeats failed calls, counts and logs. In training and evaluation the layers'
     outputs are the device's, their gradients those of the model.
@@ -41,12 +41,13 @@ class HardwareDevice:
         retries: how many times a failed call is repeated: an exception, no result
             in time, NaN or infinity. A wrong shape or type is an error at once.
         backoff: seconds before the first repeat; doubles each time, up to a minute.
-        log: path of a file to which each measurement is appended, `None` for none.
-            `pnn.RecordedDevice` replays it. A last record that was cut short by a
-            crash is cut off when the file is opened again.
+        log: path of an SQLite file to which each measurement is appended, `None` for
+            none. `pnn.RecordedDevice` replays it. A record is on the disk before
+            `acquire` returns, which takes some 10 ms; a crash loses at most the record
+            being written. Several processes may append to one log.
 
     Raises:
-        ValueError: an argument is out of its range, or `log` is another file or
+        ValueError: If an argument is out of its range, or `log` is another file or
             damaged.
 
     Example:
@@ -69,7 +70,7 @@ class HardwareDevice:
     ```
     """
 
-    # Also there where a subclass forgets `super().__init__`.
+    # Defined even if a subclass forgets `super().__init__`.
     calls = 0
     failures = 0
     failure: DeviceError | None = None
@@ -87,19 +88,21 @@ class HardwareDevice:
         log=None,
     ):
         self.layers = _layer_names(layers)
-        self.max_batch = (
-            None if max_batch is None else _positive("max_batch", max_batch)
-        )
-        self.repeats = _positive("repeats", repeats)
-        self.settle = number("settle", settle, minimum=0)
-        self.timeout = None if timeout is None else number("timeout", timeout, above=0)
-        self.retries = count("retries", retries)
-        self.backoff = number("backoff", backoff, minimum=0)
+        self.max_batch = max_batch
+        if max_batch is not None:
+            self.max_batch = _checks.integer("max_batch", max_batch, low=1)
+        self.repeats = _checks.integer("repeats", repeats, low=1)
+        self.settle = _checks.real("settle", settle, low=0)
+        self.timeout = timeout
+        if timeout is not None:
+            self.timeout = _checks.real("timeout", timeout, above=0)
+        self.retries = _checks.integer("retries", retries, low=0)
+        self.backoff = _checks.real("backoff", backoff, low=0)
         self.log = log
         self._acquisition = Acquisition(self, log)
 
     def measure(self, layer, inputs: np.ndarray, controls: dict) -> np.ndarray:
-        """Measures one layer. To be overridden.
+        """Measures one layer; a subclass must override it.
 
         Args:
             layer: the `PhysicalLayer`; `layer.name` says which one.
@@ -115,17 +118,17 @@ class HardwareDevice:
         )
 
     def configure(self, layer, controls: dict) -> None:
-        """Sets the controls of one layer, where they differ from the last ones.
+        """Sets the controls of one layer; called when they differ from the last ones.
 
-        May be overridden; `settle` seconds pass afterwards. It is called again after
-        `recover`. Each layer needs channels of its own on the device: what was set for
-        one must stay while another is set. Where layers share them, set the controls
-        in `measure`, which gets them too.
+        `settle` seconds pass afterwards. It is called again after `recover`. Each layer
+        needs channels of its own on the device: what was set for one must stay while
+        another is set. Where layers share channels, set the controls in `measure`,
+        which gets them too.
         """
         return None
 
     def recover(self) -> None:
-        """Called before a failed call is repeated. May be overridden.
+        """Brings the device back to a known state; called before a call is repeated.
 
         It is called too before the first call after one that was given up: after an
         interrupt, or a time-out that ended the last measurement.
@@ -145,17 +148,16 @@ class HardwareDevice:
             The outputs, an array of that shape and dtype.
 
         Raises:
-            DeviceError: the device failed for good; it is in `failure` too.
-            ValueError: the batch is empty, or what is to be sent is not finite.
-            OSError: the log could not be written.
+            DeviceError: If the device fails for good; it is in `failure` too.
+            ValueError: If the batch is empty, or what is to be sent is not finite.
+            OSError: If the log cannot be written.
         """
         _check_initialised(self)
         self._acquisition.check_thread(layer)
         inputs = sendable("inputs", inputs, layer)
         if inputs.ndim == 0 or not len(inputs):
-            raise ValueError(
-                "Argument `inputs` must have at least one sample. "
-                f"Received: shape {inputs.shape}"
+            raise _checks.error(
+                "inputs", "at least one sample", f"shape {inputs.shape}"
             )
         controls = {
             n: sendable(f"controls[{n!r}]", v, layer) for n, v in controls.items()
@@ -218,10 +220,17 @@ class HardwareDevice:
         Training does this by itself, and so do `installed` and `pnn.calibrate`.
 
         Raises:
-            ValueError: one is not, or the model has no physical layers.
+            ValueError: If one is not, or the model has no physical layers.
         """
         _check_initialised(self)
-        _check_layers(self.layers, model)
+        names = [layer.name for layer in physical_layers(model)]
+        unknown = sorted(set(self.layers or ()) - set(names))
+        if unknown or not names:
+            raise ValueError(
+                f"The device's layers must be physical layers of model '{model.name}': "
+                f"{', '.join(names) or 'it has none'}. "
+                f"Received: {', '.join(unknown) or 'every physical layer'}"
+            )
         return self
 
     @contextlib.contextmanager
@@ -235,14 +244,14 @@ class HardwareDevice:
         Call `export` outside: what it writes of a model here is the measurement.
 
         Raises:
-            ValueError: the model has no such layers, is compiled with
+            ValueError: If the model has no such layers, is compiled with
                 `jit_compile=True`, or runs on several replicas.
-            DeviceError: the device failed for good. It comes from the block; inside,
+            DeviceError: If the device fails for good. It comes from the block; inside,
                 compiled steps raise an error of TensorFlow's, and `failure` is set.
         """
-        HardwareDevice.attach(self, model)
+        self.attach(model)
         for each in models_around(model):
-            check_runs_python(each, each is model or each.compiled)
+            _check_runs_python(each, each is model or each.compiled)
         block = _Block()
         with set_aside(model), raising(self), measured_by(self, block):
             try:
@@ -265,7 +274,7 @@ def raising(device) -> Iterator[None]:
         device: any device; of a `HardwareDevice`, `failure` is cleared.
 
     Raises:
-        DeviceError: the device failed for good inside a graph.
+        DeviceError: If the device failed for good inside a graph.
     """
     if not isinstance(device, HardwareDevice):
         yield
@@ -285,10 +294,10 @@ def raising(device) -> Iterator[None]:
 
 
 def _tells_of(error: BaseException | None, raised: BaseException) -> bool:
-    """Whether an exception is, or was caused by, a graph's about another one."""
+    """Whether an exception is, or was caused by, a graph's report of another one."""
     while error is not None:
-        # The graph knows the name and the text. One that was overcome, by whoever
-        # called the graph, has nothing to do with what fails later.
+        # The graph knows name and text alone. A failure that the caller of the graph
+        # handled has nothing to do with a later one.
         if isinstance(error, tf.errors.OpError) and type(raised).__name__ in str(error):
             return True
         error = error.__cause__
@@ -303,36 +312,36 @@ def _check_initialised(device: HardwareDevice) -> None:
         )
 
 
-def _check_layers(layers: tuple[str, ...] | None, model: keras.layers.Layer) -> None:
-    names = [layer.name for layer in physical_layers(model)]
-    unknown = sorted(set(layers or ()) - set(names))
-    if unknown or not names:
-        raise ValueError(
-            f"The device's layers must be physical layers of model '{model.name}': "
-            f"{', '.join(names) or 'it has none'}. "
-            f"Received: {', '.join(unknown) or 'every physical layer'}"
-        )
-
-
 def _layer_names(layers) -> tuple[str, ...] | None:
     if layers is None:
         return None
     names = tuple(layers) if isinstance(layers, (list, tuple, set, frozenset)) else ()
-    if (
-        not names
-        or not all(isinstance(name, str) and name for name in names)
-        or len(set(names)) < len(names)
-    ):
-        raise ValueError(
-            "Argument `layers` must be None or a list of names of layers, each once. "
-            f"Received: layers={short(layers)}"
-        )
+    texts = all(isinstance(name, str) and name for name in names)
+    if not names or not texts or len(set(names)) < len(names):
+        expected = "None or a list of names of layers, each once"
+        raise _checks.error("layers", expected, _checks.short(layers))
     return names
 
 
-def _positive(name: str, value) -> int:
-    if count(name, value) == 0:
+def _check_runs_python(model: keras.Model, compiles: bool) -> None:
+    """Checks that a model can call Python in its steps.
+
+    Args:
+        model: any model.
+        compiles: whether it may run a step of its own, so that XLA matters.
+
+    Raises:
+        ValueError: If it is compiled by XLA, or runs on several replicas.
+    """
+    if compiles and model.jit_compile:
         raise ValueError(
-            f"Argument `{name}` must be 1 or more. Received: {name}={short(value)}"
+            "A device on the bench is Python, which XLA cannot compile: "
+            f"`compile` model '{model.name}' with jit_compile=False. "
+            "Received: jit_compile=True"
         )
-    return int(value)
+    replicas = model.distribute_strategy.num_replicas_in_sync
+    if replicas > 1:
+        raise ValueError(
+            f"One device serves one replica of model '{model.name}'. "
+            f"Received: a strategy with {replicas} replicas"
+        )

@@ -1,8 +1,7 @@
-"""A device that replays what another one measured."""
+"""Replay the measurements of a device from its log."""
 
 import operator
 import os
-import warnings
 from collections import deque
 from collections.abc import Iterator
 
@@ -11,7 +10,7 @@ import numpy as np
 from keras_pnn.hardware import log as measurement_log
 from keras_pnn.hardware.acquisition import Acquisition, DeviceError
 from keras_pnn.hardware.device import HardwareDevice
-from keras_pnn.hardware.log import Record, plain
+from keras_pnn.hardware.log import Record, request_digest, storable
 
 
 class RecordedDevice(HardwareDevice):
@@ -29,13 +28,12 @@ class RecordedDevice(HardwareDevice):
     state that it began with.
 
     Args:
-        path: a file that `HardwareDevice(log=path)` wrote. Where its last record was
-            cut short, a warning says so and the ones before are used.
+        path: a file that `HardwareDevice(log=path)` wrote.
         layers: names of the physical layers that were on the device, `None` for all.
 
     Raises:
-        ValueError: the file is not such a log, or is damaged.
-        FileNotFoundError: there is no such file.
+        ValueError: If the file is not such a log, or is damaged.
+        FileNotFoundError: If the file does not exist.
 
     Example:
 
@@ -48,24 +46,18 @@ class RecordedDevice(HardwareDevice):
     def __init__(self, path: str | os.PathLike, layers=None):
         super().__init__(layers=layers)
         self.path = os.path.abspath(os.fspath(path))
-        self._places, rest = measurement_log.places(self.path)
-        if rest:
-            warnings.warn(
-                f"The last record of {self.path} was cut short: {rest} bytes are left "
-                f"out, {len(self._places)} whole records are used.",
-                stacklevel=2,
-            )
+        self._ids = measurement_log.record_ids(self.path)
         self._acquisition = Replay(self)
 
     def __len__(self):
-        return len(self._places)
+        return len(self._ids)
 
     def __iter__(self) -> Iterator[Record]:
-        return measurement_log.read(self.path, self._places)
+        return measurement_log.read(self.path, self._ids)
 
     def __getitem__(self, index: int) -> Record:
-        place = self._places[operator.index(index)]
-        (record,) = measurement_log.read(self.path, [place])
+        number = self._ids[operator.index(index)]
+        (record,) = measurement_log.read(self.path, [number])
         return record
 
 
@@ -75,11 +67,12 @@ class Replay(Acquisition):
     def __init__(self, device: RecordedDevice):
         super().__init__(device)
         self._path = device.path
+        # What was asked for → the records with its answers.
         self._queues: dict[str, deque[int]] = {}
-        self._layers: set[str] = set()
-        for place, record in zip(device._places, device, strict=True):
-            self._queues.setdefault(record.digest, deque()).append(place)
-            self._layers.add(record.layer)
+        self._known: set[str] = set()
+        for number, record in zip(device._ids, device, strict=True):
+            self._queues.setdefault(record.digest, deque()).append(number)
+            self._known.add(record.layer)
 
     def _obtain(self, layer, inputs, controls, shape, dtype) -> np.ndarray:
         device = self._device
@@ -87,7 +80,7 @@ class Replay(Acquisition):
         try:
             outputs = self._next(layer.name, inputs, controls).outputs
             # The log keeps bfloat16 as float32, which holds all its values.
-            kept = plain(np.empty(0, dtype)).dtype
+            kept = storable(np.empty(0, dtype)).dtype
             if (outputs.shape, outputs.dtype) != (shape, kept):
                 raise ValueError(
                     f"The record must have {dtype} outputs of shape {shape}. "
@@ -99,18 +92,18 @@ class Replay(Acquisition):
         return outputs.astype(dtype)
 
     def _next(self, layer: str, inputs, controls) -> Record:
-        places = self._queues.get(measurement_log.digest(layer, inputs, controls))
-        if places is None:
+        ids = self._queues.get(request_digest(layer, inputs, controls))
+        if ids is None:
             raise LookupError(self._missing(layer))
-        place = places.popleft() if len(places) > 1 else places[0]
-        (record,) = measurement_log.read(self._path, [place])
+        number = ids.popleft() if len(ids) > 1 else ids[0]
+        (record,) = measurement_log.read(self._path, [number])
         return record
 
     def _missing(self, layer: str) -> str:
-        if layer not in self._layers:
+        if layer not in self._known:
             return (
                 f"{self._path} has no measurement of this layer, only of: "
-                f"{', '.join(sorted(self._layers)) or 'none'}. Pass `layers` "
+                f"{', '.join(sorted(self._known)) or 'none'}. Pass `layers` "
                 "if the device had these alone"
             )
         return (

@@ -1,4 +1,4 @@
-"""A thread that runs the lab's code under a time limit."""
+"""Run the lab's code in a thread, under a time limit."""
 
 import concurrent.futures
 import math
@@ -35,8 +35,8 @@ class Worker:
             timeout: seconds, `None` for no limit.
 
         Raises:
-            StillRunning: the function has not returned in time; the worker is of no
-                use before it has.
+            StillRunning: If the function does not return in time; the worker is of no
+                use until it has.
         """
         future = concurrent.futures.Future()
         self._jobs.put((future, function))

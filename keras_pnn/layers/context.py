@@ -1,4 +1,4 @@
-"""Say whose values are in force: overridden variables, a device's measurements."""
+"""Override the values of variables, and layers' outputs by measurements."""
 
 import contextlib
 import dataclasses
@@ -10,10 +10,10 @@ import tensorflow as tf
 
 
 class Overrides(Mapping):
-    """An immutable mapping from variables to the values that stand for them.
+    """An immutable mapping from variables to the values that replace theirs.
 
     Inside `with overrides.scope(model):` the model's variables have these values, and
-    what the pass would assign is only noted.
+    assignments leave the variables as they are.
 
     Args:
         pairs: a mapping, or (variable, tensor) pairs.
@@ -41,7 +41,7 @@ class Overrides(Mapping):
         return list(self._pairs.values())
 
     def value(self, variable: keras.Variable) -> tf.Tensor:
-        """Returns what stands for a variable: the override, or the stored value."""
+        """Returns the value of a variable: its override, or what it stores."""
         if variable in self:
             return tf.convert_to_tensor(self[variable])
         return tf.convert_to_tensor(variable)
@@ -73,12 +73,12 @@ class Overrides(Mapping):
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What holds for the calls of physical layers in one thread.
+    """Options for the calls of physical layers in one thread.
 
     Args:
-        substitute: gives the outputs of physical layers, a function of (layer, inputs,
-            controls, the layer's own outputs); `None` for these.
-        kept: ids of imperfections that stay when weights are loaded.
+        substitute: a function from (layer, inputs, controls, the layer's own outputs)
+            to the outputs to use; `None` for the layer's own.
+        kept: ids of the imperfections that loading weights does not reset.
         stacked: whether a surrounding `tf.vectorized_map` stacks kernels.
     """
 

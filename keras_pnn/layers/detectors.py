@@ -1,22 +1,19 @@
-"""Where light becomes numbers: photodiodes, their noise, and converters."""
-
-import math
-import numbers
+"""Detect light: photodiodes, their shot noise, and the converter behind them."""
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_pnn.layers.bank import whole
+from keras_pnn import _checks
 from keras_pnn.layers.limits import DAC
 from keras_pnn.physics import detection
 
 
 class _Detector(keras.layers.Layer):
-    """What the detectors share: float32 or float64 outputs, fields left as they are.
+    """Base of layers with outputs in float32, or float64 under a float64 policy.
 
-    Inputs are not autocast: the square of an amplitude of 256 overflows float16, and
-    a count of 2049 photons or the levels of 12 bits are not numbers of float16.
+    Inputs are not autocast: float16 cannot hold the square of an amplitude of 256, a
+    count of 2049 photons or the levels of 12 bits.
     """
 
     def __init__(self, **kwargs):
@@ -26,6 +23,44 @@ class _Detector(keras.layers.Layer):
     @property
     def _output_dtype(self):
         return "float64" if self.compute_dtype == "float64" else "float32"
+
+    def compute_output_shape(self, input_shape):
+        return tuple(input_shape)
+
+    def compute_output_spec(self, inputs):
+        # The base class would take the compute dtype, float16 in mixed precision.
+        shape = self.compute_output_shape(inputs.shape)
+        return keras.KerasTensor(shape, dtype=self._output_dtype)
+
+
+class _OfFields(_Detector):
+    """Base of layers that detect the intensities of some ports."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.input_spec = keras.layers.InputSpec(min_ndim=2)
+
+    def _intensity(self, inputs):
+        return ops.cast(detection.intensity(inputs), self._output_dtype)
+
+    def _build_for(self, input_shape, **ports) -> None:
+        """Fixes the number of ports; `ports` are arguments that list some of them."""
+        modes = input_shape[-1]
+        if modes is None:
+            raise ValueError(
+                "The last axis of the inputs must be known. "
+                f"Received: input_shape={tuple(input_shape)}"
+            )
+        for name, listed in ports.items():
+            if max(listed, default=0) >= modes:
+                expected = f"ports of the inputs, 0 to {modes - 1}"
+                raise _checks.error(name, expected, f"port {max(listed)}")
+        self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: modes})
+        self.built = True
+
+
+class _OfIntensities(_Detector):
+    """Base of layers that take real intensities."""
 
     def _real(self, inputs):
         """Returns the inputs in the output's dtype."""
@@ -40,25 +75,18 @@ class _Detector(keras.layers.Layer):
                 f"`Photodetector` layer before it. Received: dtype={dtype}"
             )
 
-    def compute_output_shape(self, input_shape):
-        return tuple(input_shape)
-
     def compute_output_spec(self, inputs):
-        # The base class would take the compute dtype, float16 in mixed precision.
-        shape = self.compute_output_shape(inputs.shape)
-        return keras.KerasTensor(shape, dtype=self._output_dtype)
+        self._refuse_complex(inputs)
+        return super().compute_output_spec(inputs)
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class Photodetector(_Detector):
-    """Photodiodes behind the ports of a circuit: `|field|**2`.
+class Photodetector(_OfFields):
+    """Detects the intensity at the ports of a circuit: `|field|**2`.
 
     With `normalize="l2"`, the intensities of each sample are divided by their
-    Euclidean norm over *all* ports, those that are not read included. The dark
-    stays 0, with gradients that are 0.
-
-    Outputs are float64 under a float64 policy and float32 under all others, mixed
-    precision included.
+    Euclidean norm over *all* ports, including those that are not read. Dark samples
+    stay 0, with gradients of 0.
 
     Args:
         normalize: `"l2"` or `None`. Default `None`.
@@ -67,11 +95,11 @@ class Photodetector(_Detector):
 
     Input shape: `(batch, ..., modes)`, complex or real fields.
 
-    Output shape: `(batch, ..., ports)`, real.
+    Output shape: `(batch, ..., ports)`, float32, or float64 under a float64 policy.
 
     Raises:
-        ValueError: If `normalize` is unknown, or if `ports` has no port, a port
-            twice, or a port that the inputs have not.
+        ValueError: If `normalize` is unknown, or if `ports` is empty, or lists a port
+            twice or one beyond those of the inputs.
 
     Example:
 
@@ -89,29 +117,24 @@ class Photodetector(_Detector):
 
     def __init__(self, normalize: str | None = None, ports=None, **kwargs):
         super().__init__(**kwargs)
-        if normalize not in (None, "l2"):
-            raise ValueError(
-                f"`normalize` must be 'l2' or None. Received: normalize={normalize!r}"
-            )
-        self.normalize = normalize
-        if ports is None:
-            self.ports = None
-        elif np.iterable(ports):
+        self.normalize = _checks.choice("normalize", normalize, (None, "l2"))
+        if np.iterable(ports):
             self.ports = _distinct("ports", ports)
+        elif ports is None:
+            self.ports = None
         else:
-            self.ports = whole("`ports`", ports)
-        self.input_spec = keras.layers.InputSpec(min_ndim=2)
+            self.ports = _checks.integer("ports", ports, low=1)
 
     def build(self, input_shape):
         if self.ports is not None:
-            modes = _modes(input_shape)
-            read = (self.ports - 1,) if isinstance(self.ports, int) else self.ports
-            _check_within("ports", read, modes)
-            self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: modes})
+            first = isinstance(self.ports, int)
+            self._build_for(
+                input_shape, ports=(self.ports - 1,) if first else self.ports
+            )
         self.built = True
 
     def call(self, inputs):
-        outputs = ops.cast(detection.intensity(inputs), self._output_dtype)
+        outputs = self._intensity(inputs)
         if self.normalize == "l2":
             outputs = _normalized(outputs)
         if self.ports is None:
@@ -132,15 +155,12 @@ class Photodetector(_Detector):
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class BalancedDetector(_Detector):
-    """Balanced photodetection: `|field[plus]|**2 - |field[minus]|**2`.
+class BalancedDetector(_OfFields):
+    """Detects balanced pairs of ports: `|field[plus]|**2 - |field[minus]|**2`.
 
-    Two photodiodes in series give one signed number for a pair of ports. For shot
-    noise, which each diode has of its own, put `Photodetector` and `ShotNoise` in the
-    place of this layer, and subtract their outputs.
-
-    Outputs are float64 under a float64 policy and float32 under all others, mixed
-    precision included.
+    Two photodiodes in series give one signed number for a pair of ports. Shot noise
+    arises in each diode: to include it, use `Photodetector` and `ShotNoise` in place
+    of this layer, and subtract their outputs.
 
     Args:
         plus: Sequence of port indices from 0, those that add. By default ports
@@ -151,11 +171,11 @@ class BalancedDetector(_Detector):
 
     Input shape: `(batch, ..., modes)`, complex or real fields.
 
-    Output shape: `(batch, ..., pairs)`, real.
+    Output shape: `(batch, ..., pairs)`, float32, or float64 under a float64 policy.
 
     Raises:
         ValueError: If only one of `plus` and `minus` is given, if they differ in
-            length, list a port twice or one that the inputs have not, or if the
+            length, list a port twice or one beyond those of the inputs, or if the
             inputs have an odd number of ports without them.
 
     Example:
@@ -181,23 +201,17 @@ class BalancedDetector(_Detector):
                     "`plus` and `minus` must list as many ports each, and none in "
                     f"common. Received: plus={plus}, minus={minus}"
                 )
-        self.input_spec = keras.layers.InputSpec(min_ndim=2)
 
     def build(self, input_shape):
-        modes = _modes(input_shape)
-        if self.plus is None and modes % 2:
+        self._build_for(input_shape, plus=self.plus or (), minus=self.minus or ())
+        if self.plus is None and input_shape[-1] % 2:
             raise ValueError(
-                "The number of ports must be even where `plus` and `minus` are not "
-                f"given. Received: input_shape={tuple(input_shape)}"
+                "The number of ports must be even without `plus` and `minus`. "
+                f"Received: input_shape={tuple(input_shape)}"
             )
-        if self.plus is not None:
-            _check_within("plus", self.plus, modes)
-            _check_within("minus", self.minus, modes)
-        self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: modes})
-        self.built = True
 
     def call(self, inputs):
-        light = ops.cast(detection.intensity(inputs), self._output_dtype)
+        light = self._intensity(inputs)
         if self.plus is None:
             return detection.balanced(light[..., ::2], light[..., 1::2])
         plus = ops.take(light, self.plus, axis=-1)
@@ -216,17 +230,15 @@ class BalancedDetector(_Detector):
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class ShotNoise(_Detector):
-    """Photon counting: `k / photons` with `k ~ Poisson(intensity * photons)`.
+class ShotNoise(_OfIntensities):
+    """Counts photons: `k / photons` with `k ~ Poisson(intensity * photons)`.
 
-    The noise is light's own, so it acts in training and in inference, with new
-    draws at each call. The gradient is that of the noiseless layer, 1. Draws
-    depend on `seed` and on how many calls there were; a layer compiled by XLA has
-    other ones. Under `tf.vectorized_map` with one seed, all elements share them.
+    The noise is inherent in light, so it acts in training and in inference, with new
+    draws at each call. The gradient is that of the noiseless layer, 1. Draws depend
+    on `seed` and on the number of calls, and differ in a layer compiled by XLA. Under
+    `tf.vectorized_map` with one seed, all elements share them.
 
-    Outputs are float64 under a float64 policy and float32 under all others, mixed
-    precision included. A negative intensity raises eagerly and gives NaN in a
-    graph.
+    A negative intensity raises eagerly and gives NaN in a graph.
 
     Args:
         photons: Float. Mean number of detected photons per unit of intensity.
@@ -235,7 +247,7 @@ class ShotNoise(_Detector):
 
     Input shape: any; real intensities, such as `Photodetector` gives.
 
-    Output shape: that of the inputs.
+    Output shape: that of the inputs, float32, or float64 under a float64 policy.
 
     Raises:
         ValueError: If `photons` is not positive and finite, if `seed` is not an
@@ -250,12 +262,7 @@ class ShotNoise(_Detector):
 
     def __init__(self, photons: float, seed: int | None = None, **kwargs):
         super().__init__(**kwargs)
-        real = isinstance(photons, numbers.Real) and not isinstance(photons, bool)
-        if not (real and 0 < photons < math.inf):
-            raise ValueError(
-                f"`photons` must be positive and finite. Received: photons={photons!r}"
-            )
-        self.photons = float(photons)
+        self.photons = _checks.real("photons", photons, above=0)
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
@@ -263,25 +270,18 @@ class ShotNoise(_Detector):
         inputs = self._real(inputs)
         return detection.shot_noise(inputs, self.photons, self.seed_generator.next())
 
-    def compute_output_spec(self, inputs):
-        self._refuse_complex(inputs)
-        return super().compute_output_spec(inputs)
-
     def get_config(self):
         own = {"photons": self.photons, "seed": self.seed}
         return {**super().get_config(), **own}
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class ADC(_Detector):
-    """An analogue-to-digital converter with `2**bits` even levels.
+class ADC(_OfIntensities):
+    """Digitizes a readout to `2**bits` even levels.
 
-    Values go to the nearest level and are clipped to the range. The gradient is 1
+    Values are rounded to the nearest level and clipped to the range. The gradient is 1
     inside the range, the ends included, and 0 outside (straight-through). The
     default range is that of `Photodetector(normalize="l2")`.
-
-    Outputs are float64 under a float64 policy and float32 under all others, mixed
-    precision included.
 
     Args:
         bits: Integer from 1 to 24. Resolution.
@@ -290,7 +290,7 @@ class ADC(_Detector):
 
     Input shape: any, real.
 
-    Output shape: that of the inputs.
+    Output shape: that of the inputs, float32, or float64 under a float64 policy.
 
     Raises:
         ValueError: If `bits` is not from 1 to 24, if `low` is not below `high`,
@@ -309,41 +309,19 @@ class ADC(_Detector):
 
     def __init__(self, bits: int, low: float = 0.0, high: float = 1.0, **kwargs):
         super().__init__(**kwargs)
-        for name, value in (("low", low), ("high", high)):
-            if not isinstance(value, numbers.Real) or isinstance(value, bool):
-                raise ValueError(
-                    f"`{name}` must be a number. Received: {name}={value!r}"
-                )
         self._converter = DAC(bits, low, high)
-
-    @property
-    def bits(self) -> int:
-        """The resolution."""
-        return self._converter.bits
-
-    @property
-    def low(self) -> float:
-        """The lowest level."""
-        return self._converter.low
-
-    @property
-    def high(self) -> float:
-        """The highest level."""
-        return self._converter.high
+        self.bits = self._converter.bits
+        self.low, self.high = self._converter.low, self._converter.high
 
     def call(self, inputs):
         return self._converter(self._real(inputs))
-
-    def compute_output_spec(self, inputs):
-        self._refuse_complex(inputs)
-        return super().compute_output_spec(inputs)
 
     def get_config(self):
         return {**super().get_config(), **self._converter.get_config()}
 
 
 def _normalized(light):
-    """light over its norm on the last axis, 0 where all of it is 0."""
+    """Returns light over its norm on the last axis, 0 where all of it is 0."""
     peak = ops.stop_gradient(ops.max(light, axis=-1, keepdims=True))
     bright = peak >= np.finfo(keras.backend.standardize_dtype(light.dtype)).tiny
     # The result does not depend on the scale, so a constant peak leaves the
@@ -353,32 +331,13 @@ def _normalized(light):
     return scaled * ops.rsqrt(ops.where(bright, square, ops.ones_like(square)))
 
 
-def _distinct(name, ports):
+def _distinct(name: str, ports) -> tuple[int, ...]:
+    expected = "distinct port indices, each 0 or more"
     listed = list(ports) if np.iterable(ports) else []
-    valid = all(
-        isinstance(p, numbers.Integral) and not isinstance(p, bool) and p >= 0
-        for p in listed
-    )
-    if not (listed and valid and len(set(listed)) == len(listed)):
-        raise ValueError(
-            f"`{name}` must list distinct port indices, each 0 or more. "
-            f"Received: {name}={ports!r}"
-        )
-    return tuple(int(p) for p in listed)
-
-
-def _modes(input_shape):
-    if input_shape[-1] is None:
-        raise ValueError(
-            "The last axis of the inputs must be known. "
-            f"Received: input_shape={tuple(input_shape)}"
-        )
-    return input_shape[-1]
-
-
-def _check_within(name, ports, modes):
-    if max(ports) >= modes:
-        raise ValueError(
-            f"`{name}` must be ports of the inputs, 0 to {modes - 1}. "
-            f"Received: port {max(ports)}"
-        )
+    try:
+        indices = tuple(_checks.integer(name, port, low=0) for port in listed)
+    except ValueError:
+        raise _checks.error(name, expected, repr(ports)) from None
+    if not indices or len(set(indices)) < len(indices):
+        raise _checks.error(name, expected, repr(ports))
+    return indices

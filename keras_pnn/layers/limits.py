@@ -1,12 +1,14 @@
-"""What a driver can set: limits and steps of a control."""
+"""Limit controls to a range, and round them to the steps of a converter."""
 
-import numbers
+import math
 
 import keras
+import numpy as np
 from keras import ops
 
+from keras_pnn import _checks
 from keras_pnn.physics import detection
-from keras_pnn.physics._tensors import real_number
+from keras_pnn.physics import tuning as tunings
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -18,15 +20,15 @@ class ControlRange(keras.constraints.Constraint):
         high: the largest, `None` for no limit.
 
     Raises:
-        ValueError: `low` is not below `high`.
+        ValueError: If `low` is not below `high`.
     """
 
     def __init__(self, low: float = 0.0, high: float | None = None):
-        top = float("inf") if high is None else real_number(high)
-        if not real_number(low) < top:
+        top = math.inf if high is None else _checks.as_real(high)
+        if not _checks.as_real(low) < top:
             raise ValueError(
-                "`low` must be a number below `high`, and `high` a number or None. "
-                f"Received: low={low!r}, high={high!r}"
+                "Argument `low` must be a number below `high`, and `high` a number or "
+                f"None. Received: low={low!r}, high={high!r}"
             )
         self.low, self.high = low, high
 
@@ -42,10 +44,10 @@ class ControlRange(keras.constraints.Constraint):
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class DAC:
-    """A converter with `2**bits` even steps: a DAC on a control, an ADC on a readout.
+    """Rounds controls to `2**bits` even steps, and clips them to the range.
 
     The derivative is 1 inside the range and 0 outside (straight-through), so that
-    training goes on through the steps.
+    training continues through the steps.
 
     Args:
         bits: the resolution, from 1 to 24.
@@ -53,7 +55,8 @@ class DAC:
         high: the value of the highest.
 
     Raises:
-        ValueError: `bits` is no such number, or `low` is not below `high`.
+        ValueError: If `bits` is not an integer from 1 to 24, or if `low` is not below
+            `high`, both finite.
 
     Example:
 
@@ -62,18 +65,9 @@ class DAC:
     """
 
     def __init__(self, bits: int, low: float, high: float):
-        whole = isinstance(bits, numbers.Real) and not isinstance(bits, bool)
-        if not (whole and 1 <= bits <= 24 and int(bits) == bits):
-            raise ValueError(
-                f"`bits` must be a whole number from 1 to 24. Received: {bits!r}"
-            )
-        self.bits = int(bits)
-        self.low, self.high = real_number(low), real_number(high)
-        if not -float("inf") < self.low < self.high < float("inf"):
-            raise ValueError(
-                "`low` must be below `high`, both finite numbers. "
-                f"Received: low={low!r}, high={high!r}"
-            )
+        self.bits = _checks.integer("bits", bits, 1, 24)
+        self.low = _checks.real("low", low)
+        self.high = _checks.real("high", high, above=self.low)
 
     def __call__(self, value):
         return detection.quantize(value, self.bits, self.low, self.high)
@@ -90,10 +84,50 @@ def get_dac(value):
     """Returns a converter for controls from an object, its configuration or `None`.
 
     Raises:
-        ValueError: it cannot be called.
+        ValueError: If the converter is not callable.
     """
     if isinstance(value, dict):
         value = keras.saving.deserialize_keras_object(value)
     if value is not None and not callable(value):
-        raise ValueError(f"`dac` must be callable. Received: {value!r}")
+        raise _checks.error("dac", "callable", repr(value))
     return value
+
+
+def tuning_constraint(tuning: tunings.Tuning, dac=None) -> ControlRange:
+    """Returns the range of a tuning's control, within the range of its converter.
+
+    A measured curve ends, so its controls keep a tenth of the curve's span in nm, at
+    most 0.1 nm, from both ends: a shift of that size stays on the curve.
+    """
+    low, high = tuning.control_range
+    if isinstance(tuning, tunings.MeasuredTuning):
+        grid = np.linspace(low, high, 4097)
+        shift = np.asarray(tuning.heater_shift(grid))
+        margin = min(0.1, 0.1 * (shift[-1] - shift[0]))
+        inside = grid[(shift >= shift[0] + margin) & (shift <= shift[-1] - margin)]
+        low, high = float(inside[0]), float(inside[-1])
+    low, high = common_range((low, high), range_of(dac))
+    return ControlRange(low, high if math.isfinite(high) else None)
+
+
+def range_of(constraint_or_dac) -> tuple[float, float]:
+    """Returns the range of controls that a constraint or a converter allows."""
+    if not isinstance(constraint_or_dac, ControlRange | DAC):
+        return -math.inf, math.inf
+    high = constraint_or_dac.high
+    return constraint_or_dac.low, math.inf if high is None else high
+
+
+def common_range(*ranges: tuple[float, float]) -> tuple[float, float]:
+    """Returns the intersection of ranges of a control.
+
+    Raises:
+        ValueError: If it is empty.
+    """
+    low, high = max(r[0] for r in ranges), min(r[1] for r in ranges)
+    if not low < high:
+        raise ValueError(
+            "The ranges of the tuning, of `control_constraint` and of `dac` must "
+            f"overlap. Received: {', '.join(f'[{a:g}, {b:g}]' for a, b in ranges)}"
+        )
+    return low, high

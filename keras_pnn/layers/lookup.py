@@ -28,7 +28,7 @@ def imperfections_of(model: keras.layers.Layer) -> list[keras.Variable]:
 
 
 def quantities(model: keras.layers.Layer) -> list[Quantity]:
-    """Returns what a device of a model can set: imperfections and weights."""
+    """Returns what a device of a model may set: imperfections and weights."""
     counts: dict[str, int] = {}
     found = []
     for layer in _keras.flat_layers(model):
@@ -56,10 +56,10 @@ def find(model: keras.layers.Layer, name: str, weights: bool = False) -> list[Qu
         name: an imperfection of every layer that has it (`"temperature"`) or of one
             layer (`"mrr_bank_1/temperature"`), or an alias in which a layer accepts
             deviations (`"splitter_imbalance"`).
-        weights: whether a trainable variable's name (`"kernel"`) counts too.
+        weights: whether names of trainable variables (`"kernel"`) are found too.
 
     Raises:
-        ValueError: If nothing has that name; the error lists what there is.
+        ValueError: If nothing has that name. The error lists the names that exist.
     """
     layer_name, _, short = str(name).rpartition("/")
     candidates = [q for q in quantities(model) if weights or q.nominal is not None]
@@ -96,13 +96,13 @@ def architecture(
 def select_variables(
     model: keras.layers.Layer, which: str | Callable[[keras.Variable], bool]
 ) -> list[keras.Variable]:
-    """Returns the variables that an ascent or a Hessian is about.
+    """Returns the variables for an ascent or a Hessian.
 
     Args:
         model: a built model.
         which: `"controls"`, the trainable controls of its physical layers; `"all"`,
-            its trainable variables; or a predicate, asked of trainable variables
-            and of imperfections.
+            its trainable variables; or a predicate on trainable variables and
+            imperfections.
 
     Raises:
         ValueError: If nothing is selected, or `which` is something else.

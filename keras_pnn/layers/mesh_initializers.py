@@ -1,21 +1,21 @@
-"""Where the phases of an MZI mesh start."""
+"""Initialize the phases of an MZI mesh."""
 
 import random
 
 import keras
 import numpy as np
 
+from keras_pnn import _checks
 from keras_pnn.physics import decompose
-from keras_pnn.physics._tensors import real_number
 from keras_pnn.physics.mesh import cell_mask
 
 
 class MeshInitializer:
-    """The base of all: `initializer(modes, arrangement)` returns `MeshPhases`.
+    """Base of initializers: `initializer(modes, arrangement)` returns `MeshPhases`.
 
     Args:
-        seed: an integer, or `None` for one that follows
-            `keras.utils.set_random_seed`. A seed always gives the same phases.
+        seed: an integer, or `None` for one drawn after
+            `keras.utils.set_random_seed`. One seed always gives the same phases.
     """
 
     def __init__(self, seed: int | None = None):
@@ -32,13 +32,10 @@ class MeshInitializer:
     def from_config(cls, config):
         return cls(**config)
 
-    def _uniform(self, shape, generator):
-        return generator.uniform(-np.pi, np.pi, shape)
-
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class Haar(MeshInitializer):
-    """Phases of a Haar-random unitary, see `physics.decompose.haar_phases`."""
+    """Draws the phases of a Haar-random unitary: `physics.decompose.haar_phases`."""
 
     def __call__(self, modes, arrangement):
         return decompose.haar_phases(modes, self.seed, arrangement)
@@ -46,49 +43,42 @@ class Haar(MeshInitializer):
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class UniformPhases(MeshInitializer):
-    """All phases uniform: theta in [0, π], phi and gamma in [−π, π].
+    """Draws all phases uniformly: theta in [0, π], phi and gamma in [−π, π].
 
-    The unitary is not Haar-random: light stays close to where it enters.
+    The unitary is not Haar-random: light stays near the mode that it enters.
     """
 
     def __call__(self, modes, arrangement):
         generator = np.random.default_rng(self.seed)
         exists = cell_mask(modes, arrangement)
-        theta = exists * generator.uniform(0, np.pi, exists.shape)
-        phi = exists * self._uniform(exists.shape, generator)
-        gamma = self._uniform(modes, generator)
+        theta = exists * self._theta(generator, exists.shape)
+        phi = exists * generator.uniform(-np.pi, np.pi, exists.shape)
+        gamma = generator.uniform(-np.pi, np.pi, modes)
         return decompose.MeshPhases(theta, phi, gamma, arrangement)
 
+    def _theta(self, generator, shape):
+        return generator.uniform(0, np.pi, shape)
 
-class _Around(MeshInitializer):
-    """theta around one value; phi and gamma uniform.
+
+class _Around(UniformPhases):
+    """Draws theta around one value, phi and gamma uniformly.
 
     Args:
         spread: standard deviation of theta, in rad.
         seed: see `MeshInitializer`.
 
     Raises:
-        ValueError: `spread` is negative or not finite.
+        ValueError: If `spread` is negative or not finite.
     """
 
     centre: float
 
     def __init__(self, spread: float = 0.05, seed: int | None = None):
         super().__init__(seed)
-        if not 0 <= real_number(spread) < np.inf:
-            raise ValueError(
-                "`spread` must be a finite number >= 0, in rad. "
-                f"Received: spread={spread!r}"
-            )
-        self.spread = float(spread)
+        self.spread = _checks.real("spread", spread, low=0)
 
-    def __call__(self, modes, arrangement):
-        generator = np.random.default_rng(self.seed)
-        exists = cell_mask(modes, arrangement)
-        theta = self.centre + self.spread * generator.standard_normal(exists.shape)
-        phi = exists * self._uniform(exists.shape, generator)
-        gamma = self._uniform(modes, generator)
-        return decompose.MeshPhases(exists * theta, phi, gamma, arrangement)
+    def _theta(self, generator, shape):
+        return self.centre + self.spread * generator.standard_normal(shape)
 
     def get_config(self):
         return {"spread": self.spread, **super().get_config()}
@@ -96,7 +86,7 @@ class _Around(MeshInitializer):
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class Cross(_Around):
-    """theta near 0: each cell swaps its modes, and the mesh mirrors them.
+    """Draws theta near 0: each cell swaps its modes, and the mesh mirrors them.
 
     Args:
         spread: standard deviation of theta, in rad.
@@ -108,7 +98,7 @@ class Cross(_Around):
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class Bar(_Around):
-    """theta near π: light stays in its mode.
+    """Draws theta near π: light stays in its mode.
 
     Args:
         spread: standard deviation of theta, in rad.
@@ -122,18 +112,16 @@ _NAMES = {"haar": Haar, "uniform": UniformPhases, "cross": Cross, "bar": Bar}
 
 
 def get(identifier) -> MeshInitializer:
-    """Returns the initializer of a name, a configuration or an object.
+    """Returns a mesh initializer from a name, a configuration or an object.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: If `identifier` is anything else.
     """
     if isinstance(identifier, str) and identifier in _NAMES:
         return _NAMES[identifier]()
     if isinstance(identifier, dict):
         identifier = keras.saving.deserialize_keras_object(identifier)
     if not isinstance(identifier, MeshInitializer):
-        raise ValueError(
-            f"A mesh starts from one of {sorted(_NAMES)} or a `MeshInitializer`. "
-            f"Received: {identifier!r}"
-        )
+        expected = f"one of {sorted(_NAMES)} or a `MeshInitializer`"
+        raise _checks.error("phase_initializer", expected, repr(identifier))
     return identifier

@@ -1,14 +1,12 @@
-"""Layers whose weights are microring resonators: `MRRBank` and `MRRConv2D`."""
-
-import numbers
-from typing import NamedTuple
+"""Compute with microring weights: the layers `MRRBank` and `MRRConv2D`."""
 
 import keras
-import tensorflow as tf
 from keras import ops
 
-from keras_pnn.layers.bank import RingLayer, pair, whole
+from keras_pnn import _checks
+from keras_pnn.layers import convolution
 from keras_pnn.layers.context import current
+from keras_pnn.layers.ring_layer import RingLayer
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -32,8 +30,8 @@ class MRRBank(RingLayer):
         activation: as in `Dense`.
         use_bias: whether a digital bias is added.
         tuning: a tuning object: control → weight. Default `LorentzianTuning()`.
-        kernel_initializer: draws the initial *weights*; the controls are those
-            that give them.
+        kernel_initializer: draws the initial *weights*, for which the controls are
+            solved.
         bias_initializer, bias_regularizer, bias_constraint: as in `Dense`.
         kernel_regularizer: acts on the effective weights.
         control_regularizer: acts on the controls.
@@ -43,14 +41,14 @@ class MRRBank(RingLayer):
         temperature_sensitivity: resonance shift per kelvin, nm/K.
         crosstalk: thermal crosstalk between the rings of a row, a matrix
             (columns, columns) with ones on the diagonal, as
-            `physics.heater.crosstalk_matrix` gives it. Default none.
+            `physics.heater.crosstalk_matrix` returns it. Default: no crosstalk.
         channel_spacing: distance of neighbouring channels in nm. When given, each
-            channel passes all rings of its row. Default none: it meets its own.
-        bank_size: rows × columns of the physical bank, on which the matrix is
+            channel passes all rings of its row. Default: only its own ring.
+        bank_size: (rows, columns) of the physical bank, on which the matrix is
             tiled. Default: one bank of the size of the matrix.
         dac: a quantiser of the controls, such as `pnn.layers.DAC`.
-        adc_bits: resolution of the readout, at least 2, applied per tile before the
-            digital sum (two's complement, so that a dark tile reads 0). Default none.
+        adc_bits: resolution of the readout, from 2 to 24, applied per tile before the
+            digital sum (two's complement, so that a dark tile reads 0). Default: exact.
         adc_range: largest readout, plus or minus. Default: for each sample the
             largest of its tiles (an auto-ranging receiver).
 
@@ -59,7 +57,8 @@ class MRRBank(RingLayer):
     Output shape: `(batch, ..., units)`.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: If an argument is out of its range, or the layer's inputs do not
+            fit them.
 
     Example:
 
@@ -74,8 +73,8 @@ class MRRBank(RingLayer):
     """
 
     def __init__(self, units: int, activation=None, use_bias: bool = True, **kwargs):
-        super().__init__(units, activation, use_bias, **kwargs)
-        self.units = self._outputs
+        super().__init__(activation, use_bias, **kwargs)
+        self.units = _checks.integer("units", units, low=1)
         self.input_spec = keras.layers.InputSpec(min_ndim=2)
         self.supports_masking = True
 
@@ -126,7 +125,8 @@ class MRRConv2D(RingLayer):
     Output shape: `(batch, new_height, new_width, filters)`, or channels first.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: If an argument is out of its range, or the layer's inputs do not
+            fit them.
 
     Example:
 
@@ -151,23 +151,19 @@ class MRRConv2D(RingLayer):
         use_bias: bool = True,
         **kwargs,
     ):
-        super().__init__(filters, activation, use_bias, **kwargs)
-        self.filters = self._outputs
-        self.kernel_size = _pair("kernel_size", kernel_size)
-        self.strides = _pair("strides", strides)
-        self.dilation_rate = _pair("dilation_rate", dilation_rate)
+        super().__init__(activation, use_bias, **kwargs)
+        self.filters = _checks.integer("filters", filters, low=1)
+        self.kernel_size = _checks.pair("kernel_size", kernel_size, low=1)
+        self.strides = _checks.pair("strides", strides, low=1)
+        self.dilation_rate = _checks.pair("dilation_rate", dilation_rate, low=1)
         self.padding = str(padding).lower()
-        if self.padding not in ("valid", "same"):
-            raise ValueError(
-                f"`padding` must be 'valid' or 'same'. Received: {padding!r}"
-            )
-        self.data_format = data_format or keras.config.image_data_format()
-        if self.data_format not in ("channels_last", "channels_first"):
-            raise ValueError(
-                "`data_format` must be 'channels_last' or 'channels_first'. "
-                f"Received: {data_format!r}"
-            )
-        self.groups = whole("`groups`", groups)
+        _checks.choice("padding", self.padding, ("valid", "same"))
+        self.data_format = _checks.choice(
+            "data_format",
+            data_format or keras.config.image_data_format(),
+            ("channels_last", "channels_first"),
+        )
+        self.groups = _checks.integer("groups", groups, low=1)
         if self.filters % self.groups:
             raise ValueError(
                 f"`groups` must divide the {self.filters} filters. Received: {groups}"
@@ -213,20 +209,10 @@ class MRRConv2D(RingLayer):
         images = ops.transpose(inputs, (0, 2, 3, 1)) if first else inputs
         if self.adc_bits is not None:
             images, axes = self._padded(images)
-            outputs = self._tiled_product(_patches(images, axes), kernel)
+            outputs = self._tiled_product(convolution.patches(images, axes), kernel)
         elif current().stacked:
             images, axes = self._padded(images)
-            outputs = tf.concat(
-                [
-                    _convolve(*group, axes)
-                    for group in zip(
-                        tf.split(images, self.groups, axis=-1),
-                        tf.split(kernel, self.groups, axis=-1),
-                        strict=True,
-                    )
-                ],
-                axis=-1,
-            )
+            outputs = convolution.convolve(images, kernel, axes, self.groups)
         else:
             outputs = ops.conv(
                 images,
@@ -242,38 +228,21 @@ class MRRConv2D(RingLayer):
         return self.activation(outputs)
 
     def _padded(self, images):
-        """Images with the zeros of `padding`, and the geometry of both axes."""
-        if None in images.shape[1:3]:
-            raise ValueError(
-                "Many devices at once need images of known height and width. "
-                f"Received: shape {images.shape}"
-            )
-        axes = [
-            _Axis(n, _conv_size(n, k, s, d, self.padding), k, s, d)
-            for n, k, s, d in zip(
-                images.shape[1:3],
-                self.kernel_size,
-                self.strides,
-                self.dilation_rate,
-                strict=True,
-            )
-        ]
-        if self.padding == "same":
-            short = [max(a.at(a.taps - 1).stop - a.size, 0) for a in axes]
-            pads = [(n // 2, n - n // 2) for n in short]
-            images = tf.pad(images, [(0, 0), *pads, (0, 0)])
-        return images, axes
+        return convolution.padded(
+            images, self.kernel_size, self.strides, self.dilation_rate, self.padding
+        )
 
     def compute_output_shape(self, input_shape):
         first = self.data_format == "channels_first"
         batch, *rest = input_shape
-        space = rest[1:] if first else rest[:-1]
-        sizes = [
-            _conv_size(n, k, s, d, self.padding)
-            for n, k, s, d in zip(
-                space, self.kernel_size, self.strides, self.dilation_rate, strict=True
-            )
-        ]
+        geometry = zip(
+            rest[1:] if first else rest[:-1],
+            self.kernel_size,
+            self.strides,
+            self.dilation_rate,
+            strict=True,
+        )
+        sizes = [convolution.output_size(*axis, self.padding) for axis in geometry]
         return (batch, self.filters, *sizes) if first else (batch, *sizes, self.filters)
 
     def get_config(self):
@@ -287,80 +256,3 @@ class MRRConv2D(RingLayer):
             "dilation_rate": self.dilation_rate,
             "groups": self.groups,
         }
-
-
-class _Axis(NamedTuple):
-    """One axis of a convolution: sizes before padding and after."""
-
-    size: int
-    outputs: int
-    taps: int
-    stride: int
-    dilation: int
-
-    def at(self, tap: int) -> slice:
-        """The pixels that a tap of the kernel meets."""
-        start = tap * self.dilation
-        return slice(start, start + (self.outputs - 1) * self.stride + 1, self.stride)
-
-
-# The functions below use slices and products: inside `tf.vectorized_map` TensorFlow
-# takes neither a convolution whose kernel differs per device nor
-# `tf.image.extract_patches`.
-
-
-def _width_patches(images, axes):
-    """(batch, height, width, channels) → (batch, height, new width, kw · channels)."""
-    return tf.concat(
-        [images[:, :, axes[1].at(j)] for j in range(axes[1].taps)], axis=-1
-    )
-
-
-def _patches(images, axes):
-    """(batch, height, width, channels) → (batch, new height, new width, fan_in)."""
-    wide = _width_patches(images, axes)
-    return tf.concat([wide[:, axes[0].at(i)] for i in range(axes[0].taps)], axis=-1)
-
-
-def _convolve(images, kernel, axes):
-    """Convolves padded images with the kernel of one group."""
-    *taps, filters = kernel.shape
-    if filters < taps[1] * taps[2]:
-        return _convolve_by_rows(images, kernel, axes)
-    return tf.matmul(_patches(images, axes), tf.reshape(kernel, (-1, filters)))
-
-
-def _convolve_by_rows(images, kernel, axes):
-    """Convolves with one product for all rows of the kernel, which are then added.
-
-    It copies `kw` times the image where patches copy it `kh · kw` times.
-    """
-    kh, kw, channels, filters = kernel.shape
-    matrix = tf.reshape(
-        tf.transpose(kernel, (1, 2, 0, 3)), (kw * channels, kh * filters)
-    )
-    products = tf.matmul(_width_patches(images, axes), matrix)
-    rows = [
-        products[:, axes[0].at(i), :, i * filters : (i + 1) * filters]
-        for i in range(kh)
-    ]
-    return tf.add_n(rows)
-
-
-def _pair(name: str, value) -> tuple[int, int]:
-    both = (value, value) if isinstance(value, numbers.Real) else value
-    return pair(name, both, "one or two")
-
-
-def _conv_size(size, kernel: int, stride: int, dilation: int, padding: str):
-    if size is None:
-        return None
-    if padding == "same":
-        return -(-size // stride)
-    outputs = (size - dilation * (kernel - 1) - 1) // stride + 1
-    if outputs < 1:
-        raise ValueError(
-            "The kernel must fit into the image. "
-            f"Received: size {size}, kernel {kernel}, dilation {dilation}"
-        )
-    return outputs

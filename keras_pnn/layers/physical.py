@@ -1,4 +1,4 @@
-"""The base of every physical layer, and the ways to find its parts in a model."""
+"""Split a layer's values into controls, which training turns, and imperfections."""
 
 from collections.abc import Callable
 from typing import ClassVar
@@ -7,23 +7,23 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_pnn import _keras
+from keras_pnn import _checks, _keras
 from keras_pnn.layers import context
 from keras_pnn.layers.quantity import Quantity
 
 
 class PhysicalLayer(keras.layers.Layer):
-    """A layer with controls, imperfections and one pure `forward`.
+    """Base of layers with controls, imperfections and one pure `forward`.
 
     Controls are what training may turn (currents, phases, masks); they are saved
     with the model. Imperfections are how one device differs from the design; they
-    are not saved, and a loaded model has them at their nominal values. Where weights
-    are loaded while a device is installed, that device's stay.
+    are not saved, and a loaded model has them at their nominal values. Loading
+    weights while a device is installed leaves its imperfections installed.
 
     A subclass calls `add_control` and `add_imperfection` in `build`, and implements
     `forward(inputs, controls, imperfections)` as a pure function of tensors. Values
-    are read through `keras.StatelessScope`, so that perturbed controls, another
-    device's imperfections, or a thousand devices need nothing from the layer.
+    are read through `keras.StatelessScope`, so a layer needs no code of its own for
+    perturbed controls, for another device, or for a thousand devices at once.
 
     Example:
 
@@ -39,7 +39,7 @@ class PhysicalLayer(keras.layers.Layer):
     ```
     """
 
-    # Other quantities in which a deviation may be given: name → (imperfection, the
+    # Other quantities in which deviations are accepted: name → (imperfection,
     # function from a deviation in that quantity to one of the imperfection).
     aliases: ClassVar[dict[str, tuple[str, Callable]]] = {}
 
@@ -60,14 +60,14 @@ class PhysicalLayer(keras.layers.Layer):
         trainable: bool = True,
         mask: np.ndarray | None = None,
     ) -> keras.Variable:
-        """Declares a quantity that training may turn.
+        """Adds a quantity that training may turn.
 
         Args:
             name: its key in `layer.controls`.
             shape: its shape.
             unit: its unit, for tables, files and plots.
             initializer, regularizer, constraint, trainable: as in `add_weight`.
-            nominal: the value at which it does nothing.
+            nominal: the value at which it has no effect.
             mask: which elements the hardware has, `None` for all. `forward` must
                 not depend on the others.
 
@@ -96,7 +96,7 @@ class PhysicalLayer(keras.layers.Layer):
         mask: np.ndarray | None = None,
         lower_bound: float | None = None,
     ) -> keras.Variable:
-        """Declares how one device may differ from the design.
+        """Adds a quantity by which one device may differ from the design.
 
         Args:
             name: its key in `layer.imperfections`.
@@ -106,20 +106,18 @@ class PhysicalLayer(keras.layers.Layer):
             shared: whether one draw serves all layers of a chip.
             mask: which elements the hardware has, `None` for all. `forward` must
                 not depend on the others.
-            lower_bound: what values must be above, `None` for no bound. Devices, sweeps
-                and radii that go beyond are refused where they are known.
+            lower_bound: a bound that values must exceed, `None` for no bound. Devices,
+                sweeps and radii that are known to reach it raise an error.
 
         Returns:
-            The variable: never trained, never saved.
+            The variable. It is never trained and never saved.
 
         Raises:
-            ValueError: the nominal value is not above `lower_bound`.
+            ValueError: If the nominal value is not above `lower_bound`.
         """
         if lower_bound is not None and not nominal > lower_bound:
-            raise ValueError(
-                f"The nominal value of '{name}' must be above {lower_bound:g}. "
-                f"Received: nominal={nominal:g}"
-            )
+            expected = f"above {lower_bound:g}, the lower bound of '{name}'"
+            raise _checks.error("nominal", expected, f"{nominal:g}")
         variable = self.add_weight(
             name=name,
             shape=shape,
@@ -150,40 +148,39 @@ class PhysicalLayer(keras.layers.Layer):
         return {name: q.variable for name, q in self._imperfections.items()}
 
     def quantity(self, name: str) -> Quantity:
-        """Returns unit and nominal value of a control or an imperfection."""
+        """Returns the description of a control or an imperfection."""
         return {**self._imperfections, **self._controls}[name]
 
     def check_given(self, name: str, value: np.ndarray) -> None:
-        """Refuses values of an imperfection that were given, not drawn.
+        """Checks values of an imperfection that a user chose, as in a sweep.
 
-        A Gaussian draw may leave the range that a quantity has, and then counts as
-        its end. Who names such a value, in a sweep, made a mistake. A subclass with
-        such a quantity overrides this.
+        A subclass overrides it for a quantity with a limited range. A Gaussian draw
+        beyond the range is clipped, but a value chosen there is a mistake.
 
         Args:
             name: an imperfection, or a key of `aliases`.
-            value: nominal value and deviation together, in the variable's shape; in
-                another quantity the value itself.
+            value: nominal value plus deviation, in the variable's shape; for an
+                alias, the deviation.
 
         Raises:
-            ValueError: the value does not exist.
+            ValueError: If a value is outside the range of the quantity.
         """
 
     def position(self, name: str, index: tuple[int, ...]) -> tuple:
-        """Returns where on the chip one element of a control is.
+        """Returns the place of one element of a control on the chip.
 
         Args:
             name: a key of `layer.controls`.
             index: the element's index in the variable.
 
         Returns:
-            (tile, row, column), each from 0, or `""` where it means nothing: the
-            tile of a bank or the frame of a modulator, and the place on it.
+            (tile, row, column), each counted from 0, or `""` where it has no meaning.
+            The tile is a pass of a bank, or a frame of a modulator.
         """
         return "", "", ""
 
     def forward(self, inputs, controls: dict, imperfections: dict):
-        """The layer's physics, a pure function of tensors.
+        """Computes the layer's physics, as a pure function of tensors.
 
         Args:
             inputs: the layer's inputs.
@@ -202,7 +199,7 @@ class PhysicalLayer(keras.layers.Layer):
         """Returns controls and imperfections, name to tensor, as `forward` takes them.
 
         Raises:
-            ValueError: the layer is not built.
+            ValueError: If the layer is not built.
         """
         check_built(self)
         return tuple(
@@ -248,7 +245,7 @@ class PhysicalLayer(keras.layers.Layer):
             )
         for index, variable in enumerate(variables):
             variable.assign(store[str(index)])
-        # A run that is resumed on a device goes on with that device.
+        # A run resumed on a device continues on that device.
         kept = context.current().kept
         self._reset(
             q for q in self._imperfections.values() if id(q.variable) not in kept
@@ -256,7 +253,11 @@ class PhysicalLayer(keras.layers.Layer):
 
 
 def check_built(layer: keras.layers.Layer) -> None:
-    """Raises ValueError if the layer has no variables yet."""
+    """Checks that the layer has its variables.
+
+    Raises:
+        ValueError: If the layer is not built.
+    """
     if not layer.built:
         raise ValueError(
             f"The layer must be built, by `build` or a first call. Received: {layer!r}"

@@ -22,11 +22,11 @@ class Quantity:
         index: its place among the model's variables of that name.
         shared: whether one value serves the whole chip (a temperature).
         mask: which elements the hardware has, broadcast to the variable; `None` for
-            all. The others keep their nominal value: they are never drawn, and not
+            all. The others keep their nominal value: they are neither drawn nor
             written to files.
         lower_bound: a bound that its values must exceed; `None` for no bound.
-        convert: a function from a deviation in the quantity that was named (a power
-            imbalance) to one of the variable (an angle); `None` where they are one.
+        convert: a function from a deviation in an alias (a power imbalance) to one
+            of the variable (an angle); `None` if the variable's own name was used.
     """
 
     layer: keras.layers.Layer

@@ -1,24 +1,30 @@
-"""Free-space products with masks on a spatial light modulator: `MaskedSLM`."""
+"""Multiply images by masks on a spatial light modulator: the layer `MaskedSLM`."""
 
 import math
-import numbers
-import os
-import pathlib
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from keras_pnn._png import read_png, write_png
-from keras_pnn.layers.bank import whole
+from keras_pnn import _checks
 from keras_pnn.layers.limits import DAC, ControlRange, get_dac
-from keras_pnn.layers.physical import PhysicalLayer, check_built
-from keras_pnn.physics import detection, imaging
+from keras_pnn.layers.physical import check_built
+from keras_pnn.layers.slm_frames import SLMFrames
+from keras_pnn.physics import detection, frames, imaging
+
+_OBJECTS = (
+    "dac",
+    "mask_initializer",
+    "mask_regularizer",
+    "mask_constraint",
+    "bias_initializer",
+    "bias_regularizer",
+)
 
 
 class _DrawnAsMatrix(keras.initializers.Initializer):
-    """Draws masks as the matrix (pixels, units) that they are, within ±1."""
+    """Draws masks as a matrix (pixels, units), clipped to ±1."""
 
     def __init__(self, initializer):
         self.initializer = initializer
@@ -30,8 +36,8 @@ class _DrawnAsMatrix(keras.initializers.Initializer):
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class MaskedSLM(PhysicalLayer):
-    """A dense layer of light: images times masks, summed by a camera.
+class MaskedSLM(SLMFrames):
+    """A dense layer in free space: images times masks, summed by a camera.
 
         display            SLM frame           camera
         ┌──┬──┬──┬──┐      ┌──┬──┬──┬──┐       ┌──┬──┬──┬──┐
@@ -41,14 +47,14 @@ class MaskedSLM(PhysicalLayer):
 
     `outputs = activation(Σ_pixels x · w)`: the display shows the image once for each
     unit, the spatial light modulator (SLM) attenuates each copy by the unit's mask,
-    and a region of the camera adds up what is left (Xu et al., section 2.3). `w` is
-    what the display's pixels meet: the frame of masks, rotated, shifted and scaled
-    as a whole about its centre, while display and camera stay where they are. Light
-    that misses the frame is lost.
+    and a region of the camera sums the light (Xu et al., section 2.3). `w` is the
+    frame of masks as the display's pixels meet it: rotated, shifted and scaled as a
+    whole about its centre, while display and camera stay in place. Light that misses
+    the frame is lost.
 
     An SLM transmits from 0 to 1. A signed mask m is shown as t = (1 + m)/2, margins
-    and empty tiles at mid-grey; a frame that is white all over measures Σx, and
-    2 Σ x·t − Σ x is the signed sum. Inputs may be negative by the same means: with
+    and empty tiles at mid-grey; an entirely white frame measures Σx, and
+    2 Σ x·t − Σ x is the signed sum. Inputs may be negative in the same way: with
     `display_range=(low, high)` the display shows (x − low)/(high − low), and low · Σw
     of the aligned frame is added digitally. Without a display range, both are taken
     as exact, and the layer is the signed product itself.
@@ -56,7 +62,7 @@ class MaskedSLM(PhysicalLayer):
     Controls: `mask`, of shape (units, height, width), from −1 to 1.
     Imperfections of the frame: `rotation` (degrees, positive counter-clockwise as
     displayed), `shift` (SLM pixels, (y, x), positive down and right) and `scale`
-    (1 where aligned).
+    (nominally 1).
 
     Args:
         units: Integer. Number of outputs.
@@ -77,12 +83,12 @@ class MaskedSLM(PhysicalLayer):
             shows w = m + (1 − m)/contrast. Default infinite.
         photons: Mean number of photons that the camera detects for one product of a
             white display pixel and a white mask pixel, which sets the shot noise
-            of each sum, the reference included. Needs `display_range`.
+            of each sum, including that of the reference. Needs `display_range`.
         read_noise: Standard deviation of each reading of the camera, in the unit of
             one such product. Needs `display_range`.
         seed: Seed of the noise, as in `ShotNoise`.
-        mask_initializer: Draws the masks as the matrix (height · width, units);
-            values beyond ±1 go to ±1.
+        mask_initializer: Draws the masks as a matrix (height · width, units), clipped
+            to ±1.
         mask_regularizer, bias_initializer, bias_regularizer: As in `Dense`.
         mask_constraint: Default keeps masks within ±1.
 
@@ -134,16 +140,16 @@ class MaskedSLM(PhysicalLayer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.units = whole("`units`", units)
-        self.tile = None if tile is None else imaging.pair("tile", tile)
-        self.grid = imaging.pair("grid", grid)
-        self.margin = imaging.pair("margin", margin, least=0)
-        self.pixel_repeat = imaging.pair("pixel_repeat", pixel_repeat)
+        self.units = _checks.integer("units", units, low=1)
+        self.tile = _checks.optional(_checks.pair, "tile", tile, low=1)
+        self.grid = _checks.pair("grid", grid, low=1)
+        self.margin = _checks.pair("margin", margin, low=0)
+        self.pixel_repeat = _checks.pair("pixel_repeat", pixel_repeat, low=1)
         self.activation = keras.activations.get(activation)
         self.use_bias = use_bias
-        self.display_range = _range(display_range)
-        self.display_bits = (
-            None if display_bits is None else whole("`display_bits`", display_bits, 24)
+        self.display_range = _checks.optional(_range, "display_range", display_range)
+        self.display_bits = _checks.optional(
+            _checks.integer, "display_bits", display_bits, 1, 24
         )
         self.dac = get_dac(dac)
         if isinstance(self.dac, DAC) and (self.dac.low, self.dac.high) != (-1, 1):
@@ -151,26 +157,15 @@ class MaskedSLM(PhysicalLayer):
                 "`dac` must have steps from -1, black, to 1, white. Received: "
                 f"low={self.dac.low}, high={self.dac.high}"
             )
-        self.contrast = _above("contrast", contrast, 1.0)
-        self.photons = _above("photons", photons, 0.0)
-        if not (_finite(read_noise) and read_noise >= 0):
-            raise ValueError(
-                "`read_noise` must be finite and >= 0. "
-                f"Received: read_noise={read_noise!r}"
-            )
-        self.read_noise = float(read_noise)
-        if display_range is None:
-            given = {
-                "display_bits": display_bits,
-                "photons": photons,
-                "read_noise": read_noise or None,
-            }
-            for name, value in given.items():
-                if value is not None:
-                    raise ValueError(
-                        f"`{name}` needs `display_range`, what the display shows as "
-                        f"black and as white. Received: {name}={value!r}"
-                    )
+        self.contrast = _checks.optional(_checks.real, "contrast", contrast, above=1)
+        self.photons = _checks.optional(_checks.real, "photons", photons, above=0)
+        self.read_noise = _checks.real("read_noise", read_noise, low=0)
+        for name in ("display_bits", "photons", "read_noise"):
+            if display_range is None and getattr(self, name):
+                raise ValueError(
+                    f"`{name}` needs `display_range`, the inputs shown as black and as "
+                    f"white. Received: {name}={getattr(self, name)}"
+                )
         self.seed = seed
         if self._noisy:
             self.seed_generator = keras.random.SeedGenerator(seed)
@@ -210,47 +205,29 @@ class MaskedSLM(PhysicalLayer):
     def _noisy(self) -> bool:
         return self.photons is not None or self.read_noise > 0
 
-    @property
-    def _layout(self) -> dict:
-        return {
-            "grid": self.grid,
-            "margin": self.margin,
-            "pixel_repeat": self.pixel_repeat,
-        }
-
-    @property
-    def _size(self) -> tuple[int, int]:
-        return tuple(self.controls["mask"].shape[1:])
-
-    @property
-    def frame_shape(self) -> tuple[int, int, int]:
-        """(frames, height, width) in pixels of the SLM."""
-        check_built(self)
-        return imaging.frame_shape(self.units, self._size, **self._layout)
-
     def _set(self, controls: dict):
-        """The masks as the SLM's converter sets them."""
+        """Returns the masks as the SLM's converter sets them."""
         mask = controls["mask"]
         return mask if self.dac is None else self.dac(mask)
 
-    def _met(self, frames, units: int, imperfections: dict):
-        """What display pixels meet of frames, as a matrix (units, pixels)."""
-        warped = imaging.affine(frames, **imperfections)
-        weights = imaging.untile(warped, units, self._size, **self._layout)
+    def _met(self, shown, units: int, imperfections: dict):
+        """Returns frames as the display's pixels meet them: (units, pixels)."""
+        warped = imaging.affine(shown, **imperfections)
+        weights = frames.untile(warped, units, self._size, **self._layout)
         return ops.reshape(weights, (units, -1))
 
     def _weights(self, mask, imperfections: dict):
-        frames = self._leaking(imaging.tile(mask, **self._layout))
-        return self._met(frames, self.units, imperfections)
+        shown = self._leaking(frames.tile(mask, **self._layout))
+        return self._met(shown, self.units, imperfections)
 
     def _leaking(self, values):
-        """What a modulator of finite contrast shows of signed values."""
-        return (
-            values if self.contrast is None else values + (1 - values) / self.contrast
-        )
+        """Returns signed values as a modulator of finite contrast shows them."""
+        if self.contrast is None:
+            return values
+        return values + (1 - values) / self.contrast
 
     def forward(self, inputs, controls, imperfections):
-        # A reshape alone would take the pixels of two small images for one.
+        # A reshape alone would merge the pixels of two small images.
         _image_size(tuple(inputs.shape), self._size)
         mask = self._set(controls)
         weights = self._weights(mask, imperfections)
@@ -271,7 +248,7 @@ class MaskedSLM(PhysicalLayer):
         return ops.cast(self.activation(outputs), self.compute_dtype)
 
     def _read(self, shown, weights, imperfections: dict):
-        """Σ shown · w from the camera's readings: twice the sum less the reference."""
+        """Computes Σ shown · w from readings: twice the sum minus the reference."""
         if not self._noisy:
             return ops.matmul(shown, ops.transpose(weights))
         cells = math.prod(self.grid)
@@ -282,7 +259,7 @@ class MaskedSLM(PhysicalLayer):
         cell = np.arange(self.units) % cells
         signed = ops.matmul(shown, ops.transpose(weights))
         light = (signed + ops.take(reference, cell, axis=1)) / 2
-        # Rounding must not leave a negative intensity, nor a dark sum no slope.
+        # Rounding must not give a negative intensity; a dark sum keeps its slope.
         light = light + ops.stop_gradient(ops.relu(-light))
         return 2 * self._camera(light) - ops.take(self._camera(reference), cell, axis=1)
 
@@ -305,25 +282,20 @@ class MaskedSLM(PhysicalLayer):
 
         Args:
             weights: array of shape (pixels, units), as the kernel of `Dense`.
-            clip: whether weights beyond ±1 go to ±1.
+            clip: whether weights are clipped to ±1.
 
         Raises:
-            ValueError: the shape differs, a weight is NaN or infinite, or one is
-                beyond ±1 and `clip` is false; the masks are then as before.
+            ValueError: If the shape differs, a weight is NaN or infinite, or one is
+                beyond ±1 and `clip` is `False`. The masks are then unchanged.
         """
         check_built(self)
-        weights = np.asarray(weights, "float64")
-        expected = (math.prod(self._size), self.units)
-        if weights.shape != expected:
-            raise ValueError(
-                f"`weights` must have the shape {expected}. "
-                f"Received: shape {weights.shape}"
-            )
+        shape = (math.prod(self._size), self.units)
+        weights = _checks.array("weights", weights, shape, broadcast=False)
         beyond = np.abs(weights).max()
-        if not np.isfinite(beyond) or (beyond > 1 and not clip):
+        if beyond > 1 and not clip:
             raise ValueError(
-                "`weights` must be within ±1, as an SLM has no gain; pass clip=True "
-                f"for the nearest. Received: a magnitude of {beyond}"
+                "`weights` must be within ±1, as an SLM has no gain, or `clip` true. "
+                f"Received: a magnitude of {beyond}"
             )
         mask = np.clip(weights, -1, 1).T.reshape(self.units, *self._size)
         self.controls["mask"].assign(mask)
@@ -333,82 +305,11 @@ class MaskedSLM(PhysicalLayer):
         controls, imperfections = self.current_values()
         return ops.transpose(self._weights(self._set(controls), imperfections))
 
-    def frames(self) -> np.ndarray:
-        """Returns what goes to the SLM: transmissions from 0 to 1, (frames, y, x).
-
-        Raises:
-            ValueError: a mask is NaN or beyond ±1.
-        """
-        controls, _ = self.current_values()
-        mask = np.asarray(self._set(controls))
-        if not (np.abs(mask) <= 1).all():
-            raise ValueError(
-                "Masks must be within ±1 to be shown. Received: values from "
-                f"{mask.min()} to {mask.max()}"
-            )
-        return (1 + np.asarray(imaging.tile(mask, **self._layout))) / 2
-
-    def save_frames(self, folder: str | os.PathLike) -> list[pathlib.Path]:
-        """Writes `frames` as 8-bit greyscale PNG files, black 0 and white 255.
-
-        A signed sum takes one frame more, white all over, as the reference. 8 bits
-        have no middle: a mask of 0, mid-grey, is written as 128 and shows 0.004;
-        `dac=DAC(8, -1, 1)` trains with the same steps.
-
-        Args:
-            folder: where to write; it is made if it does not exist.
-
-        Returns:
-            The paths, `<layer>_000.png` and so on: give the layer a name of its
-            own, since an automatic one differs from run to run.
-        """
-        folder = pathlib.Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        paths = self._frame_paths(folder)
-        levels = np.rint(255 * self.frames()).astype("uint8")
-        for path, level in zip(paths, levels, strict=True):
-            write_png(path, level)
-        return paths
-
-    def load_frames(self, folder: str | os.PathLike) -> None:
-        """Sets the masks from files that `save_frames` wrote, to 8 bits.
-
-        Nothing is set unless all files fit the layer.
-
-        Args:
-            folder: where they are.
-
-        Raises:
-            FileNotFoundError: a frame is missing.
-            ValueError: a file is not a PNG picture, or damaged, or not greyscale of
-                the size of the layer's frames.
-        """
-        shape = self.frame_shape
-        levels = [read_png(p, shape[1:]) for p in self._frame_paths(folder)]
-        frames = 2 * np.stack(levels).astype("float64") / 255 - 1
-        masks = imaging.untile(frames, self.units, self._size, **self._layout)
-        self.controls["mask"].assign(masks)
-
-    def _frame_paths(self, folder) -> list[pathlib.Path]:
-        count, _, _ = self.frame_shape
-        return [pathlib.Path(folder) / f"{self.name}_{i:03d}.png" for i in range(count)]
-
-    def position(self, name, index):
-        """Frame, and the row and column on it of the first SLM pixel of a mask's."""
-        unit, *pixel = index
-        frame, place = divmod(unit, math.prod(self.grid))
-        cell = divmod(place, self.grid[1])
-        return frame, *(
-            r * (c * (n + 2 * m) + m + p)
-            for r, c, n, m, p in zip(
-                self.pixel_repeat, cell, self._size, self.margin, pixel, strict=True
-            )
-        )
-
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
         return {
             **super().get_config(),
+            **{name: serialize(getattr(self, name)) for name in _OBJECTS},
             "units": self.units,
             "tile": self.tile,
             "grid": self.grid,
@@ -418,21 +319,15 @@ class MaskedSLM(PhysicalLayer):
             "use_bias": self.use_bias,
             "display_range": self.display_range,
             "display_bits": self.display_bits,
-            "dac": serialize(self.dac),
             "contrast": self.contrast,
             "photons": self.photons,
             "read_noise": self.read_noise,
             "seed": self.seed,
-            "mask_initializer": keras.initializers.serialize(self.mask_initializer),
-            "mask_regularizer": keras.regularizers.serialize(self.mask_regularizer),
-            "mask_constraint": keras.constraints.serialize(self.mask_constraint),
-            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
-            "bias_regularizer": keras.regularizers.serialize(self.bias_regularizer),
         }
 
 
 def _displayed(pixels, low: float, high: float, bits: int | None):
-    """(x − low)/(high − low) within [0, 1], in the steps of a display."""
+    """Returns (x − low)/(high − low), clipped to [0, 1], in the display's steps."""
     shown = (pixels - low) / (high - low)
     if bits is None:
         return ops.clip(shown, 0.0, 1.0)
@@ -440,7 +335,7 @@ def _displayed(pixels, low: float, high: float, bits: int | None):
 
 
 def _image_size(shape: tuple, tile: tuple[int, int] | None) -> tuple[int, int]:
-    """Height and width of the images in inputs of a shape."""
+    """Returns height and width of the images in inputs of a shape."""
     if len(shape) == 2 and shape[1] is not None:
         side = math.isqrt(shape[1])
         size = tile or (side, side)
@@ -453,34 +348,15 @@ def _image_size(shape: tuple, tile: tuple[int, int] | None) -> tuple[int, int]:
         expected = f"of {tile[0]} × {tile[1]} pixels" if tile else "of one channel"
         raise ValueError(
             f"The inputs must be images {expected}: (batch, height, width), (batch, "
-            "height, width, 1), or flat, where `tile` says which height and width "
-            f"if they differ. Received: input_shape={shape}, tile={tile}"
+            "height, width, 1), or flat, with `tile` for images that are not square. "
+            f"Received: input_shape={shape}, tile={tile}"
         )
     return tuple(int(n) for n in size)
 
 
-def _range(value) -> tuple[float, float] | None:
-    if value is None:
-        return None
-    given = tuple(value) if np.iterable(value) else ()
-    if len(given) != 2 or not (all(map(_finite, given)) and given[0] < given[1]):
-        raise ValueError(
-            "`display_range` must be (low, high), both finite and low below high. "
-            f"Received: display_range={value!r}"
-        )
-    return float(given[0]), float(given[1])
-
-
-def _above(name: str, value, limit: float) -> float | None:
-    if value is None:
-        return None
-    if not (_finite(value) and value > limit):
-        raise ValueError(
-            f"`{name}` must be finite and above {limit:g}. Received: {name}={value!r}"
-        )
-    return float(value)
-
-
-def _finite(value) -> bool:
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return real and math.isfinite(value)
+def _range(name: str, value) -> tuple[float, float]:
+    """Returns (low, high), both finite and low below high."""
+    ends = [_checks.as_real(v) for v in value] if np.iterable(value) else []
+    if len(ends) != 2 or not -math.inf < ends[0] < ends[1] < math.inf:
+        raise _checks.error(name, "(low, high), finite, low below high", repr(value))
+    return tuple(ends)

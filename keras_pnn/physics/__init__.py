@@ -1,8 +1,9 @@
-"""Laws of photonic parts: pure functions on tensors, without layers or state."""
+"""Compute the laws of photonic components: pure functions on tensors."""
 
 from keras_pnn.physics import (
     decompose,
     detection,
+    frames,
     heater,
     imaging,
     interferometer,
@@ -14,6 +15,7 @@ from keras_pnn.physics import (
 __all__ = [
     "decompose",
     "detection",
+    "frames",
     "heater",
     "imaging",
     "interferometer",

@@ -1,4 +1,4 @@
-"""Detection: the square law, shot noise, and quantisation by converters."""
+"""Detect light: the square law, shot noise, and quantisation by converters."""
 
 import math
 
@@ -6,26 +6,21 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_pnn.physics._tensors import (
-    TensorLike,
-    as_tensors,
-    check,
-    check_not_nan,
-    check_positive,
-    concrete,
-)
+from keras_pnn import _checks
+from keras_pnn.physics._tensors import TensorLike, as_tensors
 
-# Mean counts below it are drawn from the exact distribution.
+# Mean counts below this are drawn from the exact distribution.
 _MANY = 10.0
-# Bisection from here reaches 63: a higher count has a probability below 1e-28.
+# Bisection with this first step reaches 63; a higher count has a probability below
+# 1e-28.
 _STEP = 32.0
 
 
 def intensity(field: TensorLike) -> tf.Tensor:
-    """The square law of a photodiode: `re**2 + im**2`.
+    """Applies the square law of a photodiode, `re**2 + im**2`.
 
-    Phase is lost. The gradient is that of the polynomial, so that it is 0, and not
-    NaN as that of `abs`, in the dark.
+    Phase is lost. The gradient is that of the polynomial: 0 in the dark, where that
+    of `abs` is NaN.
 
     Args:
         field: Complex or real tensor of any shape. Amplitudes in the square root
@@ -57,7 +52,7 @@ def intensity(field: TensorLike) -> tf.Tensor:
 
 
 def balanced(plus: TensorLike, minus: TensorLike) -> tf.Tensor:
-    """The current of two photodiodes in series: the difference of intensities.
+    """Subtracts two intensities, as two photodiodes in series do.
 
     Each diode counts its own photons, so shot noise is drawn on `plus` and on
     `minus`, before the difference.
@@ -71,7 +66,7 @@ def balanced(plus: TensorLike, minus: TensorLike) -> tf.Tensor:
         Float tensor of the broadcast shape.
 
     Raises:
-        ValueError: If a value is complex, a field in place of an intensity.
+        ValueError: If a value is complex: a field in place of an intensity.
 
     Example:
 
@@ -83,21 +78,21 @@ def balanced(plus: TensorLike, minus: TensorLike) -> tf.Tensor:
 
 
 def shot_noise(intensity: TensorLike, photons: TensorLike, seed) -> tf.Tensor:
-    """Counts photons: `k / photons` with `k ~ Poisson(intensity * photons)`.
+    """Draws photon counts, `k / photons` with `k ~ Poisson(intensity * photons)`.
 
     Mean and variance are `intensity` and `intensity / photons`. Each count is the
     Poisson quantile of one normal draw: exact for mean counts below 10, and by the
     expansion of the reference from there on, where counts are off by 1 in 0.25 % of
     draws at a mean of 10, and in fewer above (but for rounding).
 
-    The gradient is straight-through: 1 with respect to `intensity`, none with
-    respect to `photons`. The noise that grows with the root of the intensity is
-    in the value only.
+    The gradient is straight-through: 1 with respect to `intensity`, `None` with
+    respect to `photons`. The dependence of the noise on the intensity has no
+    gradient.
 
     A pure function, which runs under `jit_compile` and `tf.vectorized_map`, over
     intensities, seeds or both. Elements that share a seed share their draws: under
-    `tf.vectorized_map` with one seed, all see the same noise. XLA draws other
-    numbers than TensorFlow without it from the same seed.
+    `tf.vectorized_map` with one seed, all see the same noise. From one seed, XLA
+    draws other numbers than TensorFlow without XLA.
 
     Args:
         intensity: Float tensor of any shape, not negative.
@@ -106,12 +101,12 @@ def shot_noise(intensity: TensorLike, photons: TensorLike, seed) -> tf.Tensor:
         seed: Two integers, or an integer tensor of shape (2,).
 
     Returns:
-        Float tensor of the broadcast shape. NaN where the intensity is negative
-        or NaN, if that is not known eagerly.
+        Float tensor of the broadcast shape. In a graph, NaN where the intensity is
+        negative or NaN.
 
     Raises:
-        ValueError: If a value known eagerly is negative or not finite, if
-            `photons` is not positive and finite, or if `seed` is not two integers.
+        ValueError: If a value known eagerly is negative or not finite, if `photons`
+            is not positive, or if `seed` is not two integers.
 
     Example:
 
@@ -124,13 +119,8 @@ def shot_noise(intensity: TensorLike, photons: TensorLike, seed) -> tf.Tensor:
     - Giles, ACM Trans. Math. Softw. 42, 7 (2016), doi:10.1145/2699466: the normal
       expansion of the quantile to second order.
     """
-    check(
-        "intensity",
-        intensity,
-        lambda v: np.isfinite(v) & (v >= 0),
-        "finite and not negative",
-    )
-    check_positive("photons", photons)
+    _checks.not_negative("intensity", intensity)
+    _checks.positive("photons", photons)
     seed = _seed(seed)
     intensity, photons = as_tensors(intensity, photons)
     mean = tf.stop_gradient(intensity * photons)
@@ -146,11 +136,10 @@ def shot_noise(intensity: TensorLike, photons: TensorLike, seed) -> tf.Tensor:
 
 
 def _few(mean, normal):
-    """Poisson quantiles for small means, by bisection of the exact distribution.
+    """Solves for Poisson quantiles of small means by bisection.
 
-    A loop of fixed length: XLA compiles neither `stateless_poisson`, which never
-    returns from a NaN, nor a loop whose end depends on what `tf.vectorized_map`
-    stacks.
+    A loop of fixed length, since XLA compiles neither `stateless_poisson` (which
+    hangs on NaN) nor, under `tf.vectorized_map`, a loop whose end depends on data.
     """
     small = mean < _MANY
     mean = tf.where(small, mean, tf.zeros_like(mean))
@@ -166,7 +155,7 @@ def _few(mean, normal):
 
 
 def _many(mean, normal):
-    """Poisson quantiles for large means (Giles 2016, Q_N2)."""
+    """Expands Poisson quantiles for large means (Giles 2016, Q_N2)."""
     root = tf.sqrt(tf.maximum(mean, tf.cast(_MANY, mean.dtype)))
     square = normal * normal
     shift = (2 + square) / 6 - normal * (2 + square) / (72 * root)
@@ -180,8 +169,8 @@ def _seed(seed):
     except (TypeError, ValueError):
         tensor = None
     if tensor is None or not tensor.dtype.is_integer or tensor.shape != (2,):
-        raise ValueError(f"`seed` must be two integers. Received: seed={seed!r}")
-    # XLA takes no other seeds.
+        raise _checks.error("seed", "two integers", _checks.short(seed))
+    # The only dtype of seeds that XLA takes.
     return tf.cast(tensor, tf.int32)
 
 
@@ -215,26 +204,16 @@ def quantize(x: TensorLike, bits: int, low: TensorLike, high: TensorLike) -> tf.
 
     - Bengio et al., arXiv:1308.3432: the straight-through estimator.
     """
-    _check_converter(x, bits, low, high)
+    bits = _checks.integer("bits", bits, 1, 24)
+    _checks.not_nan("x", x)
+    _checks.tensor("low", low, np.isfinite, "finite")
+    _checks.tensor("high", high, np.isfinite, "finite")
+    bottom, top = _checks.concrete(low), _checks.concrete(high)
+    if bottom is not None and top is not None:
+        _checks.tensor("high - low", top - bottom, lambda v: v > 0, "positive")
     x, low, high = as_tensors(x, low, high)
     inside = tf.minimum(tf.maximum(x, low), high)
-    step = (high - low) / (2 ** int(bits) - 1)
+    step = (high - low) / (2**bits - 1)
     level = tf.minimum(low + step * tf.round((inside - low) / step), high)
     # The difference is exactly 0, so that the output is exactly a level.
     return tf.stop_gradient(level) + (inside - tf.stop_gradient(inside))
-
-
-def _check_converter(x, bits, low, high):
-    whole = isinstance(bits, (int, np.integer)) and not isinstance(bits, bool)
-    if not whole or not 1 <= bits <= 24:
-        raise ValueError(
-            f"`bits` must be an integer from 1 to 24. Received: bits={bits!r}"
-        )
-    check_not_nan("x", x)
-    check("low", low, np.isfinite, "finite")
-    check("high", high, np.isfinite, "finite")
-    bottom, top = concrete(low), concrete(high)
-    if bottom is not None and top is not None and not np.all(bottom < top):
-        raise ValueError(
-            f"`low` must be below `high`. Received: low={low}, high={high}"
-        )

@@ -1,8 +1,8 @@
-"""Masks in tiles on the frames of a spatial light modulator, and cut out of them.
+"""Lay masks out on the frames of a spatial light modulator, and cut them out.
 
         columns (x) →
       ┌───────┬───────┬───────┬───────┐
-rows  │ · · · │ · · · │       │       │   one frame: a grid of tiles, each a mask
+rows  │ · · · │ · · · │       │       │   one frame: a grid of panels, each a mask
 (y)   │ · 0 · │ · 1 · │   2   │   3   │   with a margin around it
  ↓    │ · · · │ · · · │       │       │
       ├───────┼───────┼───────┼───────┤
@@ -11,10 +11,10 @@ rows  │ · · · │ · · · │       │       │   one frame: a grid of t
 """
 
 import math
-import numbers
 
 import tensorflow as tf
 
+from keras_pnn import _checks
 from keras_pnn.physics._tensors import TensorLike, as_tensors
 
 
@@ -28,22 +28,23 @@ def tile(
 ) -> tf.Tensor:
     """Lays masks out on frames, row by row of the grid, frame after frame.
 
-    The default is the layout of the reference: with masks of 28 × 28, tiles of
+    The default is the layout of the reference: with masks of 28 × 28, panels of
     32 × 30 whose columns are doubled, 3 × 4 of them on a frame of 96 × 240.
 
     Args:
         masks: Float tensor of shape (units, height, width).
-        grid: Rows and columns of tiles on a frame.
+        grid: Rows and columns of panels on a frame. Like all pairs, an integer
+            stands for both.
         tile: Height and width of a mask, as a check. Default: those of `masks`.
         margin: Rows and columns of `fill` on each side of a mask, before pixels
             are repeated.
-        pixel_repeat: How many rows and columns of the frame show one row and
-            column of a mask.
-        fill: Value of margins, and of tiles without a mask.
+        pixel_repeat: Number of rows and columns of the frame for one row and column
+            of a mask.
+        fill: Value of margins, and of panels without a mask.
 
     Returns:
-        Float tensor of shape (frames, frame height, frame width); `frame_shape`
-        gives it.
+        Float tensor of the shape that `frame_shape` gives: (frames, frame height,
+        frame width).
 
     Raises:
         ValueError: If a number is out of range, or `masks` has another shape.
@@ -60,43 +61,27 @@ def tile(
     (masks,) = as_tensors(masks)
     if masks.shape.rank != 3 or None in masks.shape:
         raise ValueError(
-            "`masks` must have the shape (units, height, width). "
+            "Argument `masks` must have the shape (units, height, width). "
             f"Received: shape {masks.shape}"
         )
     units, *size = masks.shape
-    if tile is not None and tuple(size) != pair("tile", tile):
+    if tile is not None and tuple(size) != _checks.pair("tile", tile, 1):
         raise ValueError(
-            f"`masks` must be of {pair('tile', tile)} pixels, as `tile` says. "
+            f"Argument `masks` must have masks of {tile} pixels, as `tile` says. "
             f"Received: shape {masks.shape}"
         )
-    frames, height, width = frame_shape(units, tuple(size), grid, margin, pixel_repeat)
-    rows, columns = pair("grid", grid)
-    top, left = pair("margin", margin, least=0)
-    down, across = pair("pixel_repeat", pixel_repeat)
-    empty = frames * rows * columns - units
-    tiles = tf.pad(
+    shape = frame_shape(units, tuple(size), grid, margin, pixel_repeat)
+    (rows, columns), (top, left), (down, across) = _layout(grid, margin, pixel_repeat)
+    empty = shape[0] * rows * columns - units
+    panels = tf.pad(
         masks,
-        [[0, empty], [0, 0], [0, 0]],
+        [[0, empty], [top, top], [left, left]],
         constant_values=tf.cast(fill, masks.dtype),
     )
-    tiles = tf.pad(
-        tiles,
-        [[0, 0], [top, top], [left, left]],
-        constant_values=tf.cast(fill, masks.dtype),
-    )
-    shape = (
-        frames,
-        rows,
-        columns,
-        height // rows // down,
-        1,
-        width // columns // across,
-    )
-    tiles = tf.reshape(tiles, (*shape, 1))
-    tiles = tf.tile(tiles, (1, 1, 1, 1, down, 1, across))
-    return tf.reshape(
-        tf.transpose(tiles, (0, 1, 3, 4, 2, 5, 6)), (frames, height, width)
-    )
+    height, width = panels.shape[1:]
+    panels = tf.reshape(panels, (shape[0], rows, columns, height, 1, width, 1))
+    panels = tf.tile(panels, (1, 1, 1, 1, down, 1, across))
+    return tf.reshape(tf.transpose(panels, (0, 1, 3, 4, 2, 5, 6)), shape)
 
 
 def untile(
@@ -107,10 +92,10 @@ def untile(
     margin: int | tuple[int, int] = (2, 1),
     pixel_repeat: int | tuple[int, int] = (1, 2),
 ) -> tf.Tensor:
-    """Cuts masks out of frames: the inverse of `tile`.
+    """Cuts masks out of frames, the inverse of `tile`.
 
-    Repeated pixels are averaged, so that the masks of a warped frame are the
-    weights with which an image, its pixels repeated alike, is summed.
+    Repeated pixels are averaged. The masks of a warped frame are then the weights of
+    an image whose pixels are repeated in the same way.
 
     Args:
         frames: Float tensor of shape (frames, frame height, frame width).
@@ -124,7 +109,8 @@ def untile(
         Float tensor of shape (units, height, width).
 
     Raises:
-        ValueError: If the frames are not of the shape that `frame_shape` gives.
+        ValueError: If a number is out of range, or `frames` does not have the shape
+            that `frame_shape` gives.
 
     Example:
 
@@ -136,20 +122,17 @@ def untile(
     expected = frame_shape(units, tile, grid, margin, pixel_repeat)
     if tuple(frames.shape) != expected:
         raise ValueError(
-            f"`frames` must have the shape {expected} for {units} masks. "
+            f"Argument `frames` must have the shape {expected} for {units} masks. "
             f"Received: shape {frames.shape}"
         )
-    count, height, width = expected
-    rows, columns = pair("grid", grid)
-    top, left = pair("margin", margin, least=0)
-    down, across = pair("pixel_repeat", pixel_repeat)
-    shape = (count, rows, height // rows // down, down)
-    shape = (*shape, columns, width // columns // across, across)
-    tiles = tf.reduce_mean(tf.reshape(frames, shape), axis=(3, 6))
-    tiles = tf.transpose(tiles, (0, 1, 3, 2, 4))
-    tiles = tf.reshape(tiles, (-1, tiles.shape[3], tiles.shape[4]))
-    tall, wide = pair("tile", tile)
-    return tiles[:units, top : top + tall, left : left + wide]
+    (rows, columns), (top, left), (down, across) = _layout(grid, margin, pixel_repeat)
+    height, width = _checks.pair("tile", tile)
+    shape = (expected[0], rows, height + 2 * top, down)
+    shape = (*shape, columns, width + 2 * left, across)
+    panels = tf.reduce_mean(tf.reshape(frames, shape), axis=(3, 6))
+    panels = tf.transpose(panels, (0, 1, 3, 2, 4))
+    panels = tf.reshape(panels, (-1, *panels.shape[3:]))
+    return panels[:units, top : top + height, left : left + width]
 
 
 def frame_shape(
@@ -159,7 +142,7 @@ def frame_shape(
     margin: int | tuple[int, int] = (2, 1),
     pixel_repeat: int | tuple[int, int] = (1, 2),
 ) -> tuple[int, int, int]:
-    """Returns (frames, height, width) of the frames that hold `units` masks.
+    """Returns the shape (frames, height, width) of the frames for `units` masks.
 
     Args:
         units: Number of masks.
@@ -169,17 +152,16 @@ def frame_shape(
         pixel_repeat: As in `tile`.
 
     Raises:
-        ValueError: If a number is not whole, or too small.
+        ValueError: If a number is not an integer, or too small.
 
     Example:
 
     >>> frame_shape(144, (28, 28))
     (12, 96, 240)
     """
-    if not _whole(units) or units < 1:
-        raise ValueError(f"`units` must be a whole number >= 1. Received: {units!r}")
-    size, grid = pair("tile", tile), pair("grid", grid)
-    margin, repeat = pair("margin", margin, least=0), pair("pixel_repeat", pixel_repeat)
+    units = _checks.integer("units", units, 1)
+    size = _checks.pair("tile", tile, 1)
+    grid, margin, repeat = _layout(grid, margin, pixel_repeat)
     height, width = (
         g * r * (t + 2 * m)
         for g, r, t, m in zip(grid, repeat, size, margin, strict=True)
@@ -187,29 +169,10 @@ def frame_shape(
     return math.ceil(units / math.prod(grid)), height, width
 
 
-def pair(name: str, value, least: int = 1) -> tuple[int, int]:
-    """Returns (rows, columns) from a whole number or two.
-
-    Args:
-        name: The argument's name, for the message.
-        value: An integer, for both, or two integers.
-        least: The smallest that is allowed.
-
-    Raises:
-        ValueError: If they are not whole numbers, or below `least`.
-    """
-    numbers_ = (value, value) if _whole(value) else value
-    try:
-        good = len(numbers_) == 2 and all(_whole(n) and n >= least for n in numbers_)
-    except TypeError:
-        good = False
-    if not good:
-        raise ValueError(
-            f"`{name}` must be one or two whole numbers >= {least}, rows and columns. "
-            f"Received: {name}={value!r}"
-        )
-    return int(numbers_[0]), int(numbers_[1])
-
-
-def _whole(value) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+def _layout(grid, margin, pixel_repeat):
+    """The checked pairs (rows, columns) of a layout."""
+    return (
+        _checks.pair("grid", grid, 1),
+        _checks.pair("margin", margin, 0),
+        _checks.pair("pixel_repeat", pixel_repeat, 1),
+    )

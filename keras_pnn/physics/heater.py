@@ -1,13 +1,14 @@
-"""Thermo-optic heaters: current to power to resonance shift, and crosstalk."""
+"""Compute heater power, resonance shift and thermal crosstalk from currents."""
 
 import numpy as np
 import tensorflow as tf
 
-from keras_pnn.physics._tensors import TensorLike, as_tensors, check, check_positive
+from keras_pnn import _checks
+from keras_pnn.physics._tensors import TensorLike, as_tensors
 
 
 def power(current: TensorLike, resistance: TensorLike = 375.0) -> tf.Tensor:
-    """Electrical power of a heater, `P = I² R`.
+    """Computes the electrical power of a heater, `P = I² R`.
 
     Args:
         current: Float tensor. Current in mA.
@@ -17,8 +18,8 @@ def power(current: TensorLike, resistance: TensorLike = 375.0) -> tf.Tensor:
         Float tensor. Power in mW, in the arguments' broadcast shape.
 
     Raises:
-        ValueError: If a value known eagerly is not finite, or the resistance is
-            not positive.
+        ValueError: If a value known eagerly is not finite, or `resistance` is not
+            positive.
 
     Example:
 
@@ -29,8 +30,8 @@ def power(current: TensorLike, resistance: TensorLike = 375.0) -> tf.Tensor:
 
     - Xu et al., arXiv:2411.12352: 375 Ω on the microring chip.
     """
-    check("current", current, np.isfinite, "finite")
-    check_positive("resistance", resistance)
+    _checks.tensor("current", current, np.isfinite, "finite")
+    _checks.positive("resistance", resistance)
     current, resistance = as_tensors(current, resistance)
     # mA² Ω is µW.
     return tf.square(current) * (resistance / 1000)
@@ -42,24 +43,24 @@ def resonance_shift(
     resistance: TensorLike = 375.0,
     crosstalk: TensorLike | None = None,
 ) -> tf.Tensor:
-    """Resonance shift that heaters make: `shift_i = efficiency Σ_j K_ij P_j`.
+    """Computes the resonance shift by heaters, `shift_i = efficiency Σ_j K_ij P_j`.
 
     Args:
         current: Float tensor. Current in mA; with `crosstalk`, of shape
             `(..., n)`, one value per heater.
         efficiency: Float tensor. Shift per power, in nm/mW.
         resistance: Float tensor. Resistance in Ω.
-        crosstalk: Float tensor of shape `(n, n)`, or None. Entry `(i, j)` is
-            the share of heater j's power that ring i feels; measured, or from
-            `crosstalk_matrix`. None: each ring feels its own heater only.
+        crosstalk: Float tensor of shape `(n, n)`, or `None`. Entry `(i, j)` is
+            the share of heater j's power that reaches ring i; measured, or from
+            `crosstalk_matrix`. `None`: only its own heater reaches a ring.
 
     Returns:
         Float tensor. Shift in nm, in the arguments' broadcast shape.
 
     Raises:
-        ValueError: If a value known eagerly is not finite, if efficiency or
-            resistance are not positive, or if the shape of `crosstalk` does
-            not fit `current`.
+        ValueError: If a value known eagerly is not finite, if `efficiency` or
+            `resistance` is not positive, or if the shape of `crosstalk` does not
+            fit `current`.
 
     Example:
 
@@ -70,35 +71,51 @@ def resonance_shift(
 
     - Xu et al., arXiv:2411.12352: 0.53 nm/mW on the microring chip.
     """
-    check_positive("efficiency", efficiency)
+    _checks.positive("efficiency", efficiency)
     if crosstalk is None:
         heat, efficiency = as_tensors(power(current, resistance), efficiency)
         return efficiency * heat
-    check("crosstalk", crosstalk, np.isfinite, "finite")
+    _checks.tensor("crosstalk", crosstalk, np.isfinite, "finite")
     heat, efficiency, crosstalk = as_tensors(
         power(current, resistance), efficiency, crosstalk
     )
     rings = heat.shape[-1] if heat.shape.rank else None
     if not crosstalk.shape.is_compatible_with((rings, rings)) or not heat.shape.rank:
         raise ValueError(
-            "`crosstalk` must have shape (n, n) for currents of shape (..., n). "
-            f"Received: crosstalk.shape={crosstalk.shape}, "
-            f"current.shape={heat.shape}"
+            "Argument `crosstalk` must have the shape (n, n) for currents of shape "
+            f"(..., n). Received: shape {crosstalk.shape} for currents of shape "
+            f"{heat.shape}"
         )
     return efficiency * tf.tensordot(heat, crosstalk, [[-1], [1]])
+
+
+def current_for_shift(
+    shift: np.ndarray, efficiency: float, resistance: float
+) -> np.ndarray:
+    """Solves for the current whose heater makes a resonance shift.
+
+    Args:
+        shift: Float64 array, 0 or more. Shift in nm.
+        efficiency: Float. Shift per power, in nm/mW.
+        resistance: Float. Resistance in Ω.
+
+    Returns:
+        Float64 array. Current in mA, in the shape of `shift`.
+    """
+    return np.sqrt(shift / (efficiency * resistance / 1000))
 
 
 def crosstalk_matrix(
     positions: TensorLike, coefficient: TensorLike, decay_length: TensorLike
 ) -> tf.Tensor:
-    """Thermal crosstalk that decays with distance.
+    """Models thermal crosstalk that decays with distance.
 
     `K_ii = 1`, `K_ij = coefficient * exp(-d_ij / decay_length)`, where `d_ij` is
     the Euclidean distance of rings i and j.
 
     Args:
         positions: Float tensor of shape `(n,)` or `(n, d)`. Positions of the
-            rings, in any unit of length (µm, say).
+            rings, in any unit of length, such as µm.
         coefficient: Float tensor, 0 or more. Crosstalk at distance zero.
         decay_length: Float tensor. Distance over which the crosstalk falls to
             1/e, in the unit of `positions`.
@@ -108,7 +125,7 @@ def crosstalk_matrix(
 
     Raises:
         ValueError: If a value known eagerly is not finite or out of its range,
-            or if `positions` has neither one nor two axes.
+            or if `positions` does not have one or two axes.
 
     Example:
 
@@ -117,18 +134,12 @@ def crosstalk_matrix(
 
     Reference:
 
-    - Xu et al., arXiv:2411.12352 (thermal crosstalk between rings); the
-      exponential is a common empirical model, and a measured matrix takes its
-      place in `resonance_shift`.
+    - Xu et al., arXiv:2411.12352: thermal crosstalk between rings. The exponential
+      is a common empirical model; `resonance_shift` takes a measured matrix as well.
     """
-    check("positions", positions, np.isfinite, "finite")
-    check(
-        "coefficient",
-        coefficient,
-        lambda v: np.isfinite(v) & (v >= 0),
-        "0 or more, and finite",
-    )
-    check_positive("decay_length", decay_length)
+    _checks.tensor("positions", positions, np.isfinite, "finite")
+    _checks.not_negative("coefficient", coefficient)
+    _checks.positive("decay_length", decay_length)
     positions, coefficient, decay_length = as_tensors(
         positions, coefficient, decay_length
     )
@@ -136,8 +147,8 @@ def crosstalk_matrix(
         positions = positions[:, None]
     if positions.shape.rank != 2:
         raise ValueError(
-            "`positions` must have shape (n,) or (n, d). "
-            f"Received: positions.shape={positions.shape}"
+            "Argument `positions` must have the shape (n,) or (n, d). "
+            f"Received: shape {positions.shape}"
         )
     decay = tf.exp(-_distances(positions) / decay_length)
     own = tf.eye(tf.shape(positions)[0], dtype=positions.dtype)

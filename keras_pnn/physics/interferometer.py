@@ -1,4 +1,6 @@
-"""The Mach–Zehnder interferometer (MZI): two splitters and two phase shifters.
+"""Compute the transfer matrix of a Mach–Zehnder interferometer (MZI).
+
+Two splitters around a phase shifter, and a phase shifter at the upper output:
 
         theta           phi
 top    ──╮ ╭──[θ]──╮ ╭──[φ]──  top
@@ -6,12 +8,11 @@ top    ──╮ ╭──[θ]──╮ ╭──[φ]──  top
 bottom ──╯ ╰───────╯ ╰───────  bottom
 """
 
-import functools
-
 import numpy as np
 import tensorflow as tf
 
-from keras_pnn.physics._tensors import TensorLike, as_tensors, check, check_loss
+from keras_pnn import _checks
+from keras_pnn.physics._tensors import TensorLike, as_tensors, broadcast_shape
 
 
 def transfer_matrix(
@@ -20,7 +21,7 @@ def transfer_matrix(
     splitter_error: TensorLike = (0.0, 0.0),
     loss_db: TensorLike = 0.0,
 ) -> tf.Tensor:
-    """Fields at the two outputs for fields at the two inputs, a 2×2 matrix.
+    """Computes the 2×2 matrix from the input fields to the output fields.
 
     With the splitters' angles ε₁, ε₂, their sum Σ and their difference Δ = ε₁ − ε₂,
 
@@ -59,23 +60,21 @@ def transfer_matrix(
 
     - Bandyopadhyay, Hamerly, Englund, Optica 8:1247 (2021): imperfect splitters.
     """
-    for name, value in (("theta", theta), ("phi", phi)):
-        check(name, value, np.isfinite, "finite")
-    check("splitter_error", splitter_error, np.isfinite, "finite")
-    check_loss("loss_db", loss_db)
+    angles = {"theta": theta, "phi": phi, "splitter_error": splitter_error}
+    for name, value in angles.items():
+        _checks.tensor(name, value, np.isfinite, "finite")
+    _checks.not_negative("loss_db", loss_db)
     theta, phi, splitter_error, loss_db = as_tensors(
         theta, phi, splitter_error, loss_db
     )
     first, second = of_splitters(splitter_error)
     shapes = [theta.shape, phi.shape, first.shape, loss_db.shape]
-    try:
-        functools.reduce(tf.broadcast_static_shape, shapes)
-    except ValueError:
+    if broadcast_shape(*shapes) is None:
         raise ValueError(
             "`theta`, `phi`, `splitter_error` without its last axis and `loss_db` must "
             f"broadcast. Received: shapes {[tuple(s) for s in shapes]}"
-        ) from None
-    # The lower output does not meet phi, but has the common shape all the same.
+        )
+    # The lower output does not depend on phi, but takes the common shape.
     theta = theta + tf.zeros_like(phi)
     t11, t12, t21, t22 = entries(theta, phi, first, second, field_factor(loss_db))
     rows = [tf.stack([t11, t12], axis=-1), tf.stack([t21, t22], axis=-1)]
@@ -83,7 +82,7 @@ def transfer_matrix(
 
 
 def of_splitters(splitter_error: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """The angle errors of the first and of the second splitter.
+    """Returns the angle errors of the first and of the second splitter.
 
     Args:
         splitter_error: tensor of shape (..., 2), or a number for both.
@@ -102,7 +101,7 @@ def of_splitters(splitter_error: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def field_factor(loss_db: tf.Tensor) -> tf.Tensor:
-    """What a field is multiplied by at a loss of power in dB."""
+    """Returns the factor of a field for a loss of power in dB."""
     return 10.0 ** (-loss_db / 20)
 
 
@@ -113,7 +112,9 @@ def entries(
     second: tf.Tensor,
     amplitude: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """T₁₁, T₁₂, T₂₁, T₂₂ of `transfer_matrix`, for tensors of one float dtype.
+    """Computes T₁₁, T₁₂, T₂₁, T₂₂ of `transfer_matrix`.
+
+    All arguments are tensors of one float dtype.
 
     Args:
         theta: phase between the arms, in rad.
@@ -143,27 +144,31 @@ def entries(
 
 
 def angle_from_imbalance(imbalance: TensorLike) -> tf.Tensor:
-    """The angle ε of a splitter whose power splits as (1 + e)/2 to (1 − e)/2.
+    """Converts the power imbalance e of a splitter to its angle error ε.
+
+    The splitter sends (1 + e)/2 of the power straight on and (1 − e)/2 across.
 
     e = −sin 2ε, so that ε = −arcsin(e)/2.
 
     Args:
-        imbalance: Float tensor, from −1 to 1: the power that goes straight on less
-            the power that goes across.
+        imbalance: Float tensor in [−1, 1]: the power straight on less the power
+            across.
 
     Returns:
-        Float tensor of the same shape, in rad, from −π/4 to π/4.
+        Float tensor of the same shape, in rad, in [−π/4, π/4].
 
     Raises:
-        ValueError: If a value known eagerly is outside [−1, 1], or NaN.
+        ValueError: If a value known eagerly is NaN or outside [−1, 1].
     """
-    check("imbalance", imbalance, lambda v: np.abs(v) <= 1, "in [-1, 1]")
+    _checks.tensor("imbalance", imbalance, lambda v: np.abs(v) <= 1, "in [-1, 1]")
     (imbalance,) = as_tensors(imbalance)
     return -0.5 * tf.asin(imbalance)
 
 
 def imbalance_from_angle(angle: TensorLike) -> tf.Tensor:
-    """The power imbalance e = −sin 2ε of a splitter, see `angle_from_imbalance`.
+    """Converts the angle error of a splitter to its power imbalance, e = −sin 2ε.
+
+    The inverse of `angle_from_imbalance`.
 
     Args:
         angle: Float tensor, in rad.
@@ -174,6 +179,6 @@ def imbalance_from_angle(angle: TensorLike) -> tf.Tensor:
     Raises:
         ValueError: If a value known eagerly is NaN or infinite.
     """
-    check("angle", angle, np.isfinite, "finite")
+    _checks.tensor("angle", angle, np.isfinite, "finite")
     (angle,) = as_tensors(angle)
     return -tf.sin(2 * angle)

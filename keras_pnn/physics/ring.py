@@ -1,23 +1,16 @@
-"""Microring resonators: transmission of one ring and of a row of rings."""
+"""Compute the transmission of a microring, and of a row of microrings."""
 
 import numpy as np
 import tensorflow as tf
 
-from keras_pnn.physics._tensors import (
-    TensorLike,
-    as_tensors,
-    check,
-    check_fraction,
-    check_not_nan,
-    check_positive,
-    concrete,
-)
+from keras_pnn import _checks
+from keras_pnn.physics._tensors import TensorLike, as_tensors
 
 
 def add_drop(
     phase: TensorLike, r1: TensorLike, r2: TensorLike, amplitude: TensorLike
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Power transmissions of an add-drop ring.
+    """Computes the power transmissions of an add-drop ring.
 
     ```
     drop  ◄──────── r2 ────────
@@ -29,8 +22,8 @@ def add_drop(
     D       = (1 - r1 r2 a)² + 4 r1 r2 a sin²(phase/2)
     ```
 
-    This is the textbook form with `1 - cos` written as `2 sin²`, which keeps
-    float32 exact near resonance.
+    This is the textbook form with `1 - cos` written as `2 sin²`, which stays
+    accurate in float32 near resonance.
 
     Args:
         phase: Float tensor. Round-trip phase in rad; 0 is resonance.
@@ -57,12 +50,11 @@ def add_drop(
     - Bogaerts et al., "Silicon microring resonators", Laser Photonics Rev. 6:47
       (2012), the add-drop ring.
     """
-    check("phase", phase, np.isfinite, "finite")
-    check_fraction("r1", r1)
-    check_fraction("r2", r2)
-    check_fraction("amplitude", amplitude)
+    _checks.tensor("phase", phase, np.isfinite, "finite")
+    for name, value in (("r1", r1), ("r2", r2), ("amplitude", amplitude)):
+        _checks.fraction(name, value)
     phase, r1, r2, a = as_tensors(phase, r1, r2, amplitude)
-    check("r1 * r2 * amplitude", r1 * r2 * a, lambda v: v < 1, "below 1")
+    _checks.tensor("r1 * r2 * amplitude", r1 * r2 * a, lambda v: v < 1, "below 1")
     wave = 4 * r1 * r2 * a * tf.square(tf.sin(phase / 2))
     denominator = tf.square(1 - r1 * r2 * a) + wave
     through = (tf.square(r1 - r2 * a) + wave) / denominator
@@ -77,7 +69,7 @@ def lorentzian(
     through_min: TensorLike = 0.0,
     drop_max: TensorLike = 1.0,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Power transmissions of a ring near one resonance.
+    """Computes the power transmissions of a ring near one resonance.
 
     ```
     u       = detuning / half_width
@@ -113,7 +105,15 @@ def lorentzian(
     - Tait et al., "Neuromorphic photonic networks using silicon photonic weight
       banks", Sci. Rep. 7:7430 (2017): the weight, through minus drop.
     """
-    _check_lorentzian(detuning, half_width, through_min, drop_max)
+    _checks.not_nan("detuning", detuning)
+    _checks.positive("half_width", half_width)
+    _checks.fraction("through_min", through_min)
+    _checks.fraction("drop_max", drop_max)
+    least, most = _checks.concrete(through_min), _checks.concrete(drop_max)
+    if least is not None and most is not None:
+        # The margin is for float32 sums such as 0.9 + 0.1.
+        total = least.astype("float64") + most
+        _checks.tensor("through_min + drop_max", total, lambda v: v <= 1 + 1e-6, "≤ 1")
     detuning, half_width, through_min, drop_max = as_tensors(
         detuning, half_width, through_min, drop_max
     )
@@ -128,7 +128,7 @@ def wdm_row(
     through_min: TensorLike = 0.0,
     drop_max: TensorLike = 1.0,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Power transmissions of a row of rings that all see all channels.
+    """Computes the power transmissions of a row of rings on one bus.
 
     ```
     channels ──► ring 0 ──► ring 1 ──► … ──► through
@@ -139,8 +139,8 @@ def wdm_row(
     drop_k    = Σ_j drop_j(k) Π_{i<j} T_i(k)
     ```
 
-    Light meets ring 0 first. The products are taken pairwise, so that
-    derivatives of any order stay finite where a ring sits on resonance.
+    Every ring sees every channel, ring 0 first. The products are taken pairwise, so
+    that derivatives of any order stay finite where a ring sits on resonance.
 
     Args:
         detuning: Float tensor of shape `(..., rings, channels)`: each ring's
@@ -177,28 +177,16 @@ def wdm_row(
     through, drop = through + tf.zeros_like(drop), drop + tf.zeros_like(through)
     if through.shape.rank is None or through.shape.rank < 2 or not through.shape[-2]:
         raise ValueError(
-            "`detuning` must have shape (..., rings, channels) with a known number "
-            f"of rings, at least one. Received: detuning.shape={through.shape}"
+            "Argument `detuning` must have the shape (..., rings, channels), with a "
+            f"known number of rings, at least 1. Received: shape {through.shape}"
         )
     while through.shape[-2] > 1:
         through, drop = _halve(through, drop)
     return through[..., 0, :], drop[..., 0, :]
 
 
-def _check_lorentzian(detuning, half_width, through_min, drop_max):
-    check_not_nan("detuning", detuning)
-    check_positive("half_width", half_width)
-    check_fraction("through_min", through_min)
-    check_fraction("drop_max", drop_max)
-    least, most = concrete(through_min), concrete(drop_max)
-    if least is not None and most is not None:
-        # The margin is for float32 sums such as 0.9 + 0.1.
-        total = least.astype(np.float64) + most
-        check("through_min + drop_max", total, lambda v: v <= 1 + 1e-6, "at most 1")
-
-
 def _halve(through, drop):
-    """Joins neighbouring rings into one two-port: half as many remain."""
+    """Joins neighbouring rings into one two-port; half as many remain."""
     even = through.shape[-2] // 2 * 2
     first, second = through[..., 0:even:2, :], through[..., 1:even:2, :]
     joined_drop = drop[..., 0:even:2, :] + first * drop[..., 1:even:2, :]

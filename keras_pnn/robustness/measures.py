@@ -3,21 +3,15 @@
 import dataclasses
 import inspect
 
-from keras_pnn.curvature.eigenvalues import (
-    HessianResult,
-    check_effort,
-    check_seed,
-    check_wanted,
-)
+from keras_pnn import _checks
+from keras_pnn.curvature.eigenvalues import HessianResult, check_search
 from keras_pnn.curvature.landscape import (
     Landscape,
-    check_axes,
     check_plan,
     find_landscape,
     loss_landscape,
 )
 from keras_pnn.curvature.operator import HessianOperator
-from keras_pnn.curvature.spectrum import check_positive
 from keras_pnn.layers.lookup import controls_of
 from keras_pnn.robustness.inputs import sample_count
 from keras_pnn.robustness.results import Curvature, WorstCase
@@ -51,10 +45,9 @@ class HessianOptions:
     variables: tuple[str, ...] = ("controls", "all")
 
     def __post_init__(self):
-        check_wanted(self.k, self.smallest)
-        check_effort(self.tolerance)
+        check_search(self.k, self.smallest, self.tolerance)
         for name in ("trace_samples", "density_steps", "density_vectors"):
-            check_positive(name, getattr(self, name))
+            _checks.integer(name, getattr(self, name), 1)
         given = self.variables
         chosen = (given,) if isinstance(given, str) else given
         listed = isinstance(chosen, (tuple, list)) and len(chosen) > 0
@@ -104,14 +97,12 @@ def landscape_options(landscape) -> dict | None:
             "`landscape` must be True, False or a dictionary of arguments of "
             f"`loss_landscape`: {sorted(known)}. Received: {landscape!r}"
         )
-    seed = given.get("seed", 0)
     try:
-        check_axes(*_axes(given))
-        check_effort(
-            given.get("tolerance", HessianOptions.tolerance),
-            given.get("max_iterations"),
+        check_search(
+            tolerance=given.get("tolerance", HessianOptions.tolerance),
+            max_iterations=given.get("max_iterations"),
+            seed=given.get("seed", 0),
         )
-        check_seed(seed)
     except ValueError as error:
         raise ValueError(f"In `landscape`, {error}") from None
     return dict(given)

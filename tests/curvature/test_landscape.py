@@ -6,8 +6,6 @@ import pytest
 import tensorflow as tf
 
 import keras_pnn as pnn
-from keras_pnn.curvature.landscape import find_landscape
-from keras_pnn.curvature.operator import HessianOperator
 from keras_pnn.layers.context import substituting
 
 RNG = np.random.default_rng(0)
@@ -15,39 +13,8 @@ X = RNG.standard_normal((20, 3))
 Y = RNG.standard_normal((20, 2))
 
 
-@pytest.fixture
-def float64():
-    before, policy = keras.config.floatx(), keras.config.dtype_policy()
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_floatx(before)
-    keras.config.set_dtype_policy(policy)
-
-
-def network(*extra):
-    keras.utils.set_random_seed(3)
-    model = keras.Sequential(
-        [
-            keras.Input((3,)),
-            keras.layers.Dense(6, "tanh", kernel_regularizer="l2"),
-            *extra,
-            keras.layers.Dense(2, activity_regularizer="l2"),
-        ]
-    )
-    model.compile("adam", "mse")
-    return model
-
-
-def state(model):
-    variables = [*model.variables, *model.metrics_variables]
-    variables += [*model.optimizer.variables]
-    variables += [s for la in model.layers for s in la.variables]
-    return [np.array(v.numpy()) for v in variables]
-
-
 @pytest.mark.parametrize("batch_norm", ["frozen", "batch"])
-def test_curvature_along_eigenvectors_is_their_eigenvalue(float64, batch_norm):
+def test_curvature_along_eigenvectors_is_their_eigenvalue(float64, network, batch_norm):
     model = network(keras.layers.BatchNormalization(), keras.layers.Dropout(0.3))
     result = pnn.loss_landscape(
         model,
@@ -71,7 +38,7 @@ def test_curvature_along_eigenvectors_is_their_eigenvalue(float64, batch_norm):
     np.testing.assert_allclose(corners / (4 * step**2), 0, atol=1e-4)
 
 
-def test_loss_is_that_of_evaluate_with_the_weights_moved(float64):
+def test_loss_is_that_of_evaluate_with_the_weights_moved(float64, network):
     model = network(keras.layers.BatchNormalization())
     weights = np.linspace(0, 2, 20)
     directions = [
@@ -142,7 +109,7 @@ def test_random_directions_are_filter_normalised():
 
 
 @pytest.mark.parametrize("directions", ["eigenvectors", "random"])
-def test_one_direction(directions):
+def test_one_direction(network, directions):
     model = network()
     result = pnn.loss_landscape(
         model, X, Y, directions, points=5, variables="all", dimensions=1
@@ -154,54 +121,6 @@ def test_one_direction(directions):
     assert result.rise > 0
     given = pnn.loss_landscape(model, X, Y, result.vectors, points=5, variables="all")
     np.testing.assert_allclose(given.loss, result.loss, rtol=1e-5)
-
-
-@pytest.mark.parametrize("batch_norm", ["frozen", "batch"])
-def test_model_is_left_as_it_was(batch_norm):
-    model = network(keras.layers.BatchNormalization(), keras.layers.Dropout(0.5))
-    model.fit(X, Y, verbose=0)
-    before = state(model)
-    pnn.loss_landscape(
-        model, X, Y, points=3, variables="all", batch_norm=batch_norm, extent=0.1
-    )
-    for old, new in zip(before, state(model), strict=True):
-        np.testing.assert_array_equal(old, new)
-
-
-def test_model_is_left_as_it_was_after_an_exception(monkeypatch):
-    model = network(keras.layers.BatchNormalization())
-    before = state(model)
-    calls = []
-    loss_at = HessianOperator.loss_at
-
-    def broken(self, vector):
-        calls.append(vector)
-        if len(calls) == 4:
-            raise RuntimeError("stopped")
-        return loss_at(self, vector)
-
-    monkeypatch.setattr(HessianOperator, "loss_at", broken)
-    with pytest.raises(RuntimeError, match="stopped"):
-        pnn.loss_landscape(model, X, Y, "random", variables="all", points=3)
-    for old, new in zip(before, state(model), strict=True):
-        np.testing.assert_array_equal(old, new)
-
-
-def test_graph_is_built_once_and_batches_do_not_matter():
-    model = network()
-    # Before 3.13 Keras sums it over the batch.
-    model.layers[-1].activity_regularizer = None
-    operator = HessianOperator(model, X, Y, "all", batch_size=8)
-    parts = find_landscape(operator, "random", points=5)
-    assert operator._moved_loss.experimental_get_tracing_count() <= 2
-    whole = pnn.loss_landscape(model, X, Y, "random", points=5, variables="all")
-    np.testing.assert_allclose(parts.loss, whole.loss, rtol=1e-5)
-    traces = operator._moved_loss.experimental_get_tracing_count()
-    for variable in model.trainable_variables:
-        variable.assign(2 * variable)
-    moved = find_landscape(operator, "random", points=5)
-    assert operator._moved_loss.experimental_get_tracing_count() == traces
-    assert abs(moved.center - parts.center) > 1e-3
 
 
 def test_controls_of_a_physical_model():
@@ -232,7 +151,7 @@ def test_losses_beyond_the_range_stay_in_the_picture():
         pnn.loss_landscape(model, *data, variables="all")
 
 
-def test_result_as_dict_text_and_file(tmp_path, capsys):
+def test_result_as_dict_text_and_file(network, tmp_path, capsys):
     model = network()
     result = pnn.loss_landscape(model, X, Y, points=3, variables="all", verbose=1)
     assert "9/9" in capsys.readouterr().out
@@ -248,7 +167,7 @@ def test_result_as_dict_text_and_file(tmp_path, capsys):
         np.testing.assert_allclose(np.linalg.norm(file["direction_2"]), 1, rtol=1e-6)
 
 
-def test_a_layer_that_a_device_measures_is_refused():
+def test_a_layer_that_a_device_measures_is_refused(network):
     model = network()
     with (
         substituting(lambda layer, inputs, controls, outputs: outputs),
@@ -264,26 +183,25 @@ ONES = [np.ones(shape) for shape in SHAPES]
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"directions": "gradient"}, "directions must .*Received: 'gradient'"),
-        ({"directions": ONES}, "directions must .*Received: 4 items"),
-        ({"directions": [ONES] * 3}, "directions must .*Received: 3 items"),
-        ({"directions": np.ones(38)}, "directions must .*Received: ndarray"),
-        ({"directions": [ONES[:3]]}, "directions must have the shapes .*Received"),
+        ({"directions": "gradient"}, "`directions` must .*Received: 'gradient'"),
+        ({"directions": ONES}, "`directions` must .*Received"),
+        ({"directions": [ONES] * 3}, "`directions` must .*Received: ..array"),
+        ({"directions": np.ones(38)}, "`directions` must .*Received: array"),
+        ({"directions": [ONES[:3]]}, "`directions` .* variables' shapes.*Received"),
         ({"directions": [[0 * part for part in ONES]]}, "not all zero. Received"),
-        ({"directions": [[np.nan * part for part in ONES]]}, "finite .*Received"),
-        ({"extent": 0}, "extent must be positive and finite. Received: 0"),
-        ({"extent": np.inf}, "extent must .*Received: inf"),
-        ({"extent": "far"}, "extent must .*Received: 'far'"),
-        ({"extent": (1, 2, 3)}, "extent must be one number, .* 2 dir.*Received"),
-        ({"points": 4}, "points must be an odd .*Received: 4"),
-        ({"points": 1}, "points must be an odd .*Received: 1"),
-        ({"points": 3.0}, "points must be an odd .*Received: 3.0"),
-        ({"dimensions": 3}, "dimensions must be 1 or 2. Received: 3"),
-        ({"tolerance": 2}, "tolerance must .*Received: 2"),
+        ({"directions": [[np.nan * part for part in ONES]]}, "finite .*Received: nan"),
+        ({"extent": 0}, "`extent` must be .* > 0. Received: 0"),
+        ({"extent": np.inf}, "`extent` must .*Received: inf"),
+        ({"extent": "far"}, "`extent` must .*Received: 'far'"),
+        ({"extent": (1, 2, 3)}, "`extent` must be one number, .* 2 dir.*Received"),
+        ({"points": 4}, "`points` must be odd.*Received: 4"),
+        ({"points": 1}, "`points` must be an integer ≥ 3. Received: 1"),
+        ({"points": 3.0}, "`points` must .*Received: 3.0"),
+        ({"dimensions": 3}, "`dimensions` must .*Received: 3"),
+        ({"tolerance": 2}, "`tolerance` must .*Received: 2"),
         ({"variables": "controls"}, "'all'"),
-        ({"variables": lambda v: False}, "took none"),
     ],
 )
-def test_bad_input_is_named(options, message):
+def test_bad_input_is_named(network, options, message):
     with pytest.raises(ValueError, match=message):
         pnn.loss_landscape(network(), X, Y, **{"variables": "all", **options})

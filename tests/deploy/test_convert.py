@@ -198,10 +198,7 @@ def test_models_that_cannot_be_converted():
     subclassed = Subclassed()
     subclassed(X)
     nan = settle(sequential())
-    nan.get_layer("dense").bias.assign(np.zeros(3))
-    kernel = np.asarray(nan.get_layer("dense").kernel).copy()
-    kernel[0, 0] = np.nan
-    nan.get_layer("dense").kernel.assign(kernel)
+    nan.get_layer("dense").kernel.assign(np.full((196, 3), np.nan))
     nothing = keras.Sequential([keras.Input((4,)), keras.layers.ReLU()])
     unbuilt = keras.Sequential([keras.layers.Dense(3)])
     for model in (subclassed, nan, nothing, unbuilt, "model", None):

@@ -1,4 +1,8 @@
-"""Training through a simulated bench in another process, whatever happens to it."""
+"""Training through a simulated bench in another process, whatever happens to it.
+
+Run as a script, it trains in a process of its own, which a test kills:
+KIND PORT STATE OUT [kill].
+"""
 
 import importlib.util
 import os
@@ -6,20 +10,60 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tomllib
 
+import keras
 import numpy as np
 import pytest
-import scpi_server
-import train_through_instrument as training
 
 import keras_pnn as pnn
+from keras_pnn.hardware.instrument import simulator
 
 ROOT = pathlib.Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "instrument.toml"
 
 
-def bench_with(*arguments):
+def data():
+    """Four classes by the largest of four random mixtures."""
+    rng = np.random.default_rng(0)
+    x = rng.random((20, 4)).astype("float32")
+    return x, np.argmax(x @ rng.normal(size=(4, 4)), axis=1)
+
+
+def bench(port, timeout=10.0):
+    """The example's bench at a port."""
+    table = tomllib.loads(EXAMPLE.read_text("utf-8"))
+    instrument = {"resource": simulator.resource(port), "timeout": timeout}
+    table["instruments"]["bench"] |= instrument
+    table["device"] = {"max_batch": 2, "retries": 6, "backoff": 0.001}
+    return pnn.InstrumentDevice(table)
+
+
+def network():
+    keras.utils.set_random_seed(5)
+    inputs = keras.Input((4,))
+    tuning = pnn.HeaterTuning(max_current=2.5)
+    layer = pnn.layers.MRRBank(4, use_bias=False, tuning=tuning, name="bank")
+    return keras.Model(inputs, layer(inputs))
+
+
+def train(kind, device, *callbacks):
+    """Trains a bank and returns its variables and those of the optimizer."""
+    if kind == "PAT":
+        trainer = pnn.PATModel(network(), device=device)
+    else:
+        trainer = pnn.SATModel(network(), rho=0.05, device=device)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    trainer.compile(keras.optimizers.Adam(0.05), loss)
+    batches = pnn.datasets.Batches(*data(), batch_size=4, seed=3)
+    callbacks = [*callbacks, pnn.callbacks.BatchOrder(batches)]
+    trainer.fit(batches, epochs=3, shuffle=False, verbose=0, callbacks=callbacks)
+    return [v.numpy() for v in [*trainer.weights, *trainer.optimizer.variables]]
+
+
+def noisy_bench(**options):
     """A simulated bench whose readings are noisy."""
-    return scpi_server.running("--noise", 1e-5, *arguments)
+    return simulator.running(noise=1e-5, **options)
 
 
 def same(one, two):
@@ -31,8 +75,8 @@ def same(one, two):
 @pytest.fixture(scope="module", params=["PAT", "SAT"])
 def undisturbed(request):
     """A kind of training, its result without a fault, and the measurements."""
-    with bench_with() as port, training.bench(port) as device:
-        state = training.train(request.param, device)
+    with noisy_bench() as port, bench(port) as device:
+        state = train(request.param, device)
     assert device.failures == 0
     return request.param, state, device.calls
 
@@ -42,40 +86,38 @@ def test_training_sees_the_bench(undisturbed):
     passes = 2 if kind == "SAT" else 1
     # 3 epochs of 5 batches in 2 chunks each.
     assert calls == 3 * 5 * 2 * passes
-    layer = training.network().get_layer("bank").controls["control"]
-    moved = np.abs(state[0] - layer.numpy())
-    assert moved.max() > 0.05
-    with bench_with("--seed", 1) as port, training.bench(port) as device:
-        other = training.train(kind, device)
+    control = network().get_layer("bank").controls["control"]
+    assert np.abs(state[0] - control.numpy()).max() > 0.05
+    with noisy_bench(seed=1) as port, bench(port) as device:
+        other = train(kind, device)
     assert np.abs(other[0] - state[0]).max() > 1e-3
 
 
 def test_refusals_and_a_hang_change_nothing(undisturbed):
     kind, state, calls = undisturbed
     with (
-        bench_with("--refuse", 0.02, "--hang-at", 17) as port,
-        training.bench(port, timeout=0.5) as device,
+        noisy_bench(refuse=0.02, hang_at=17) as port,
+        bench(port, timeout=0.5) as device,
     ):
-        disturbed = training.train(kind, device)
+        disturbed = train(kind, device)
     assert device.failures >= 3 and device.calls > calls
     same(disturbed, state)
 
 
 def test_an_instrument_that_dies_loses_no_step(undisturbed, tmp_path):
-    kind, state, _ = undisturbed
+    kind, state, calls = undisturbed
     keeper = pnn.callbacks.Checkpoint(tmp_path / "state")
-    with bench_with("--dead-after", 45) as port:
-        device = training.bench(port, timeout=0.5)
+    with noisy_bench(dead_after=45) as port:
+        device = bench(port, timeout=0.5)
         device.retries = 1
         with pytest.raises(pnn.DeviceError, match="'bank'") as caught, device:
-            training.train(kind, device, keeper)
+            train(kind, device, keeper)
     assert "Checkpoint" in "".join(caught.value.__notes__)
     again = pnn.callbacks.Checkpoint(tmp_path / "state")
-    with bench_with() as port, training.bench(port) as device:
-        resumed = training.train(kind, device, again)
+    with noisy_bench() as port, bench(port) as device:
+        resumed = train(kind, device, again)
     # What was done is not measured again.
-    passes = 2 if kind == "SAT" else 1
-    assert 0 < device.calls < 3 * 5 * 2 * passes
+    assert 0 < device.calls < calls
     same(resumed, state)
 
 
@@ -109,7 +151,7 @@ def run(kind, port, folder, *kill):
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     arguments = [kind, port, folder / "state", folder / "resumed.npz", *kill]
     return subprocess.run(
-        [sys.executable, training.__file__, *map(str, arguments)],
+        [sys.executable, __file__, *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "-1"},
         capture_output=True,
         text=True,
@@ -121,7 +163,7 @@ def test_a_killed_run_goes_on(undisturbed, tmp_path):
     kind, state, calls = undisturbed
     if kind == "PAT":
         pytest.skip("SAT does all that PAT does, and starting takes long")
-    with bench_with("--refuse", 0.02) as port:
+    with noisy_bench(refuse=0.02) as port:
         killed = run(kind, port, tmp_path, "kill")
         assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
         assert killed.stdout.split() == ["EPOCH", "0", "EPOCH", "1"]
@@ -133,3 +175,31 @@ def test_a_killed_run_goes_on(undisturbed, tmp_path):
     assert calls * 7 / 15 <= int(words[-1]) < calls
     with np.load(tmp_path / "resumed.npz") as resumed:
         same([resumed[name] for name in resumed.files], state)
+
+
+class Watch(keras.callbacks.Callback):
+    """Prints the epochs, and kills the process in the second one."""
+
+    def __init__(self, kill):
+        super().__init__()
+        self.kill = kill
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+        print("EPOCH", epoch, flush=True)
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.kill and (self.epoch, batch) == (1, 3):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main():
+    kind, port, folder, out, *kill = sys.argv[1:]
+    keeper = pnn.callbacks.Checkpoint(folder, every=3)
+    device = bench(port)
+    np.savez(out, *train(kind, device, keeper, Watch(kill)))
+    print("CALLS", device.calls)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,3 @@
-import doctest
-
 import keras
 import numpy as np
 import pytest
@@ -7,7 +5,6 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import keras_pnn as pnn
 from keras_pnn.layers import DAC, ControlRange
 
 
@@ -32,15 +29,6 @@ def test_range_acts_after_each_step():
     model.fit(x, x[:, :2] * 5, batch_size=4, verbose=0)
     kernel = np.asarray(model.layers[0].kernel)
     assert kernel.min() >= 0.25 and kernel.max() <= 0.5
-
-
-@pytest.mark.parametrize(
-    "limits",
-    [(1, 0), (0, 0), (float("nan"), 1), (float("inf"),), ("0", 1.0), (0, "1"), (None,)],
-)
-def test_bad_ranges(limits):
-    with pytest.raises(ValueError, match="Received"):
-        ControlRange(*limits)
 
 
 def levels(bits, low, high):
@@ -74,25 +62,6 @@ def test_quantizer_is_straight_through():
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [
-        *[(b, 0, 1) for b in (0, -1, 1.5, 25, "8", None, True, float("nan"))],
-        (8, 1, 1),
-        (8, 2, 1),
-        (8, 0, float("inf")),
-        (8, float("-inf"), 0),
-        (8, float("nan"), 1),
-        (8, "0", 1.0),
-        (8, 0.0, None),
-    ],
-    ids=str,
-)
-def test_bad_quantizers(arguments):
-    with pytest.raises(ValueError, match="Received"):
-        DAC(*arguments)
-
-
-@pytest.mark.parametrize(
     "thing", [ControlRange(0.1, 2.0), ControlRange(0.5), DAC(7, -1.0, 2.0)]
 )
 def test_config_round_trip(thing):
@@ -101,10 +70,3 @@ def test_config_round_trip(thing):
     packed = keras.saving.serialize_keras_object(thing)
     again = keras.saving.deserialize_keras_object(packed)
     assert type(again) is type(thing) and again.get_config() == config
-
-
-def test_docstring_example_runs():
-    (example,) = doctest.DocTestFinder(recurse=False).find(
-        DAC, "DAC", globs={"pnn": pnn}
-    )
-    assert doctest.DocTestRunner().run(example).failed == 0

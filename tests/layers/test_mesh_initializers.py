@@ -149,23 +149,3 @@ def test_a_seed_that_was_not_given_is_not_written_down():
 def test_unknown_identifiers(identifier):
     with pytest.raises(ValueError, match=r"'bar', 'cross', 'haar'.*Received"):
         initializers.get(identifier)
-
-
-@pytest.mark.parametrize("kind", [initializers.Cross, initializers.Bar])
-@pytest.mark.parametrize("spread", [-0.1, np.nan, np.inf, "a", None, True, [0.1]])
-def test_bad_spreads(kind, spread):
-    with pytest.raises(ValueError, match=r"`spread` must be a finite.*Received"):
-        kind(spread=spread)
-
-
-def test_bad_sizes():
-    for name in KINDS:
-        with pytest.raises(ValueError, match="modes >= 2"):
-            KINDS[name](seed=0)(1, "clements")
-        with pytest.raises(ValueError, match="arrangement"):
-            KINDS[name](seed=0)(4, "diamond")
-
-
-def test_a_subclass_must_say_where():
-    with pytest.raises(NotImplementedError):
-        initializers.MeshInitializer()(4, "clements")

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 import keras_pnn as pnn
-from keras_pnn.layers import MRRBank, MRRConv2D, PhysicalLayer, context, lookup
+from keras_pnn.layers import MRRBank, PhysicalLayer, context, lookup
 
 
 @keras.saving.register_keras_serializable(package="tests")
@@ -21,26 +21,6 @@ class Attenuators(PhysicalLayer):
     def forward(self, inputs, controls, imperfections):
         loss = 10.0 ** (-imperfections["loss_db"] / 20)
         return inputs * controls["amplitude"] * loss * imperfections["gain"]
-
-
-def network():
-    model = keras.Sequential(
-        [
-            keras.Input((6, 6, 2)),
-            MRRConv2D(3, 2, padding="same", kernel_regularizer="l2", name="conv"),
-            keras.layers.BatchNormalization(),
-            keras.layers.Flatten(),
-            MRRBank(4, tuning=pnn.HeaterTuning(), activation="relu", name="bank"),
-            Attenuators(name="attenuators"),
-        ]
-    )
-    rng = np.random.default_rng(1)
-    for variable in model.weights:
-        if "moving_variance" not in variable.path and not variable.path.endswith(
-            ("resonance_shift", "half_width_error", "temperature", "loss_db", "gain")
-        ):
-            variable.assign(variable + rng.uniform(0, 0.1, variable.shape))
-    return model
 
 
 def disturb(model):
@@ -94,7 +74,7 @@ def test_a_bound_of_an_imperfection():
     layer.add_imperfection("loss", (), unit="dB", nominal=1.0)
     assert layer.quantity("scale").lower_bound == 0.0
     assert layer.quantity("loss").lower_bound is None
-    with pytest.raises(ValueError, match=r"'size' must be above 1\. Received: .*=1"):
+    with pytest.raises(ValueError, match=r"`nominal`.*above 1,.*'size'\. Received: 1"):
         layer.add_imperfection("size", (), unit="", nominal=1.0, lower_bound=1.0)
     layer.quantity("scale").check(np.array([0.5, -0.999]))
     layer.quantity("loss").check(-5.0)
@@ -114,36 +94,6 @@ def test_imperfections_begin_and_reset_to_neutral():
     np.testing.assert_array_equal(layer.imperfections["loss_db"], np.zeros(3))
 
 
-def test_imperfections_are_never_trained(tmp_path):
-    model = network()
-    disturb(model)
-    model.trainable = False
-    model.trainable = True
-    model.compile("sgd", loss="mse")
-    model.fit(X, np.ones((3, 4)), verbose=0)
-    for layer in lookup.physical_layers(model):
-        for variable in layer.imperfections.values():
-            np.testing.assert_array_equal(
-                variable, np.full(variable.shape, np.float32(0.05))
-            )
-
-
-def test_a_saved_model_is_the_design(tmp_path):
-    model = network()
-    expected = model.predict(X, verbose=0)
-    disturb(model)
-    assert np.abs(model.predict(X, verbose=0) - expected).max() > 1e-3
-    model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(loaded.predict(X, verbose=0), expected)
-    for layer in lookup.physical_layers(loaded):
-        for name, variable in layer.imperfections.items():
-            nominal = layer.quantity(name).nominal
-            assert np.all(np.asarray(variable) == nominal)
-    # The model that was saved keeps its device.
-    assert float(model.get_layer("bank").imperfections["temperature"]) != 0
-
-
 def test_imperfections_are_not_in_the_file():
     layer = Attenuators()
     layer.build((None, 3))
@@ -153,18 +103,6 @@ def test_imperfections_are_not_in_the_file():
     layer.save_own_variables(store)
     assert list(store) == ["0"]
     np.testing.assert_array_equal(store["0"], [1, 2, 3])
-
-
-def test_weights_file_gives_the_same_predictions(tmp_path):
-    model, other = network(), network()
-    expected = model.predict(X, verbose=0)
-    for variable in other.trainable_variables:
-        variable.assign(variable + 0.3)
-    disturb(model)
-    disturb(other)
-    model.save_weights(tmp_path / "model.weights.h5")
-    other.load_weights(tmp_path / "model.weights.h5")
-    np.testing.assert_array_equal(other.predict(X, verbose=0), expected)
 
 
 def test_a_file_of_another_layer_is_refused(tmp_path):

@@ -134,15 +134,6 @@ def test_controls_of_a_conversion_can_be_exported_and_loaded(tmp_path):
     pnn.load_controls(converted, tmp_path / "controls.csv")
 
 
-@pytest.mark.parametrize("value", ["0.08", None, [0.08], np.nan])
-@pytest.mark.parametrize("name", ["temperature_sensitivity", "channel_spacing"])
-def test_values_that_are_no_numbers(name, value):
-    if (name, value) == ("channel_spacing", None):
-        return
-    with pytest.raises(ValueError, match=f"`{name}` must be a .*number. Received: "):
-        MRRBank(3, **{name: value})
-
-
 def test_a_weight_out_of_reach_spoils_no_other_output(rng):
     layer = bank(3, 6, channel_spacing=1.0)
     weights = np.clip(rng.normal(0, 0.35, (6, 3)), -0.6, 0.6)

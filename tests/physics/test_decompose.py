@@ -8,64 +8,34 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mesh_product import both, cell, errors, neighbours, places, product, shape
 from scipy import stats
 
 from keras_pnn.physics import decompose, mesh
-from keras_pnn.physics.decompose import MeshPhases, correct, haar_phases, phases
-
-both = pytest.mark.parametrize("arrangement", ["clements", "reck"])
-
-
-def places(n, arrangement):
-    """(column, slot, upper mode) of all cells, in the order of light."""
-    if arrangement == "clements":
-        found = [(c, m) for c in range(n) for m in range(c % 2, n - 1, 2)]
-    else:
-        found = sorted((c, m) for m in range(n) for c in range(m, 2 * n - 3 - m, 2))
-    return [(c, m // 2, m) for c, m in found]
+from keras_pnn.physics.decompose import (
+    MeshPhases,
+    compensated,
+    correct,
+    haar_phases,
+    phases,
+)
 
 
-def shape(n, arrangement):
-    return (n if arrangement == "clements" else 2 * n - 3, n // 2)
-
-
-def printed_cell(theta, phi, left=0.0, right=0.0):
-    """The cell as it is written with the power imbalances of its splitters."""
-    p, q = np.exp(0.5j * theta), np.exp(-0.5j * theta)
-    ll, lr = np.sqrt((1 - left) * (1 - right)), np.sqrt((1 - left) * (1 + right))
-    rl, rr = np.sqrt((1 + left) * (1 - right)), np.sqrt((1 + left) * (1 + right))
-    s = [
-        [rr * p - ll * q, 1j * (lr * p + rl * q)],
-        [1j * (rl * p + lr * q), rr * q - ll * p],
-    ]
-    return np.diag([np.exp(1j * phi), 1]) @ np.array(s) / 2
-
-
-def splitter(epsilon):
-    c, s = np.cos(np.pi / 4 + epsilon), np.sin(np.pi / 4 + epsilon)
-    return np.moveaxis(np.array([[c, 1j * s], [1j * s, c]]), (0, 1), (-2, -1))
-
-
-def built_cell(theta, phi, first, second):
-    """The cell from its parts, elementwise over arrays: angles, not imbalances."""
-    arms = np.exp(np.multiply.outer(theta, [0.5j, -0.5j]))
-    product = splitter(second) * arms[..., None, :] @ splitter(first)
-    return np.exp(np.multiply.outer(phi, [1j, 0]))[..., None] * product
-
-
-def rebuild(mesh, theta_error=0.0, phi_error=0.0, splitter_error=0.0):
-    n = len(mesh.gamma)
-    epsilon = np.broadcast_to(splitter_error, (*shape(n, mesh.arrangement), 2))
-    theta, phi = mesh.theta + theta_error, mesh.phi + phi_error
-    cells = built_cell(theta, phi, epsilon[..., 0], epsilon[..., 1])
-    matrix = np.diag(np.exp(1j * mesh.gamma))
-    for c, j, m in places(n, mesh.arrangement):
-        matrix[m : m + 2] = cells[c, j] @ matrix[m : m + 2]
-    return matrix
+def rebuild(mesh, **chip):
+    return product(mesh.theta, mesh.phi, mesh.gamma, mesh.arrangement, **chip)
 
 
 def distance(a, b):
     return np.linalg.norm(a - b) / np.sqrt(len(a))
+
+
+def in_half_open_turn(*angles):
+    return all(((-np.pi < a) & (a <= np.pi)).all() for a in angles)
+
+
+def assert_same_phases(one, other, atol):
+    for name in ("theta", "phi", "gamma"):
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name), atol=atol)
 
 
 def assert_rebuilds(unitary, arrangement):
@@ -74,12 +44,9 @@ def assert_rebuilds(unitary, arrangement):
     assert mesh.arrangement == arrangement
     assert mesh.theta.shape == mesh.phi.shape == shape(n, arrangement)
     assert mesh.gamma.shape == (n,)
-    assert (mesh.theta >= 0).all()
-    assert (mesh.theta <= np.pi).all()
-    for angle in (mesh.phi, mesh.gamma):
-        assert angle.dtype == "float64"
-        assert (angle > -np.pi).all()
-        assert (angle <= np.pi).all()
+    assert ((mesh.theta >= 0) & (mesh.theta <= np.pi)).all()
+    assert mesh.phi.dtype == mesh.gamma.dtype == "float64"
+    assert in_half_open_turn(mesh.phi, mesh.gamma)
     straight = np.ones(mesh.theta.shape, bool)
     for c, j, _ in places(n, arrangement):
         straight[c, j] = False
@@ -101,14 +68,6 @@ def generic(n, arrangement, seed):
     return MeshPhases(theta, phi, rng.uniform(-3.1, 3.1, n), arrangement)
 
 
-def errors(n, arrangement, sigma, seed, draw="normal"):
-    rng = np.random.default_rng(seed)
-    grid = shape(n, arrangement)
-    ends = (0, sigma) if draw == "normal" else (-sigma, sigma)
-    sizes = {"theta_error": grid, "phi_error": grid, "splitter_error": (*grid, 2)}
-    return {name: getattr(rng, draw)(*ends, size) for name, size in sizes.items()}
-
-
 def block_diagonal(n):
     matrix = np.eye(n, dtype="complex128")
     matrix[: n // 2, : n // 2] = haar(n // 2, 1) if n > 3 else 1j
@@ -128,45 +87,26 @@ NAMED = {
 }
 
 
-@pytest.mark.parametrize("theta", [0.0, 0.7, np.pi, 4.0])
-@pytest.mark.parametrize("first", [0.0, 0.2, -0.4])
-@pytest.mark.parametrize("second", [0.0, -0.1, 0.3])
-def test_a_cell_is_two_splitters_around_a_differential_phase(theta, first, second):
-    printed = printed_cell(theta, 0.3, -np.sin(2 * first), -np.sin(2 * second))
-    built = built_cell(theta, 0.3, first, second)
-    np.testing.assert_allclose(built, printed, atol=1e-15)
-
-
-@pytest.mark.parametrize("theta", [0.0, 0.7, np.pi])
-def test_without_errors_a_cell_has_the_bloch_form(theta):
-    sin, cos, phase = np.sin(theta / 2), np.cos(theta / 2), np.exp(0.3j)
-    bloch = 1j * np.array([[phase * sin, phase * cos], [cos, -sin]])
-    np.testing.assert_allclose(printed_cell(theta, 0.3), bloch, atol=1e-15)
-    np.testing.assert_allclose(built_cell(theta, 0.3, 0.0, 0.0), bloch, atol=1e-15)
+# --- Exact decomposition.
 
 
 @both
-@pytest.mark.parametrize("n", [2, 3, 4, 5, 8, 9])
 @pytest.mark.parametrize("name", NAMED)
-def test_named_matrices(name, n, arrangement):
-    assert_rebuilds(NAMED[name](n), arrangement)
+def test_named_matrices(name, arrangement):
+    for n in (2, 3, 4, 5, 8, 9):
+        assert_rebuilds(NAMED[name](n), arrangement)
 
 
 @both
 def test_the_identity_is_all_bars(arrangement):
     mesh = phases(np.eye(6), arrangement)
-    for c, j, _ in places(6, arrangement):
-        assert mesh.theta[c, j] == np.pi
+    assert {mesh.theta[c, j] for c, j, _ in places(6, arrangement)} == {np.pi}
 
 
 @both
-def test_one_hundred_haar_matrices(arrangement):
-    for seed in range(100):
-        assert_rebuilds(haar(2 + seed * 62 // 99, seed), arrangement)
-
-
-@both
-def test_256_modes(arrangement):
+def test_haar_matrices(arrangement):
+    for seed in range(16):
+        assert_rebuilds(haar(2 + 4 * seed, seed), arrangement)
     assert_rebuilds(haar(256, 0), arrangement)
 
 
@@ -174,18 +114,7 @@ def test_256_modes(arrangement):
 @pytest.mark.parametrize("n", [2, 3, 6, 7])
 def test_phases_come_back(n, arrangement):
     mesh = generic(n, arrangement, seed=n)
-    again = phases(rebuild(mesh), arrangement)
-    for name in ("theta", "phi", "gamma"):
-        np.testing.assert_allclose(
-            getattr(again, name), getattr(mesh, name), atol=1e-10
-        )
-
-
-@both
-@settings(max_examples=30, deadline=None)
-@given(n=st.integers(2, 12), seed=st.integers(0, 2**31 - 1))
-def test_any_unitary_round_trip(arrangement, n, seed):
-    assert_rebuilds(haar(n, seed), arrangement)
+    assert_same_phases(phases(rebuild(mesh), arrangement), mesh, 1e-10)
 
 
 @both
@@ -196,7 +125,7 @@ def test_any_sparse_unitary_round_trip(arrangement, data, n):
     angles = data.draw(st.lists(st.floats(-4, 4), min_size=n, max_size=n))
     first = data.draw(st.integers(0, n - 2))
     matrix = np.eye(n, dtype="complex128")
-    matrix[first : first + 2, first : first + 2] = printed_cell(angles[0], angles[1])
+    matrix[first : first + 2, first : first + 2] = cell(angles[0], angles[1])
     assert_rebuilds((matrix * np.exp(1j * np.array(angles)))[order], arrangement)
 
 
@@ -209,26 +138,22 @@ def test_elements_close_to_zero(size, arrangement):
     assert_rebuilds(matrix[[5, 0, 2, 1, 4, 3]], arrangement)
 
 
-def test_a_unitary_of_single_precision():
+def test_a_unitary_of_single_precision_is_left_alone():
     unitary = haar(64, 0).astype("complex64")
-    assert distance(rebuild(phases(unitary)), unitary) < 1e-5
-
-
-def test_the_argument_is_left_alone():
-    unitary = haar(5, 0)
     before = unitary.copy()
-    phases(unitary)
+    assert distance(rebuild(phases(unitary)), unitary) < 1e-5
     np.testing.assert_array_equal(unitary, before)
 
 
+# --- Haar-random phases.
+
+
 @both
-@pytest.mark.parametrize("n", [2, 4, 5])
+@pytest.mark.parametrize("n", [2, 5])
 def test_haar_phases_have_the_law_of_decomposed_haar_matrices(n, arrangement):
     drawn = [haar_phases(n, seed, arrangement) for seed in range(1500)]
-    found = [
-        phases(matrix, arrangement)
-        for matrix in stats.unitary_group.rvs(n, 1500, random_state=n)
-    ]
+    matrices = stats.unitary_group.rvs(n, 1500, random_state=n)
+    found = [phases(matrix, arrangement) for matrix in matrices]
     cells = places(n, arrangement)
     for name in ("theta", "phi"):
         for c, j, _ in cells:
@@ -259,17 +184,14 @@ def test_haar_moments(n, arrangement):
 
 @both
 def test_haar_phases_are_a_function_of_the_seed(arrangement):
-    first, again, other = (haar_phases(7, seed, arrangement) for seed in (3, 3, 4))
-    assert first.to_dict() == again.to_dict()
-    assert first.to_dict() != other.to_dict()
+    first, again, other = (haar_phases(1024, s, arrangement) for s in (3, 3, 4))
+    assert first.theta.shape == shape(1024, arrangement)
+    assert ((first.theta >= 0) & (first.theta <= np.pi)).all()
+    assert (first.theta == again.theta).all() and (first.phi == again.phi).all()
+    assert (first.gamma == again.gamma).all() and (first.gamma != other.gamma).all()
 
 
-@both
-def test_haar_phases_of_a_large_mesh(arrangement):
-    mesh = haar_phases(1024, 0, arrangement)
-    assert mesh.theta.shape == shape(1024, arrangement)
-    assert (mesh.theta >= 0).all()
-    assert (mesh.theta <= np.pi).all()
+# --- Correction of known errors.
 
 
 @both
@@ -304,23 +226,18 @@ def test_the_error_left_is_that_of_the_programmed_mesh(arrangement, n, seed, sig
     corrected = correct(unitary, **chip, arrangement=arrangement)
     left = distance(rebuild(corrected.phases, **chip), unitary)
     np.testing.assert_allclose(corrected.error, left, rtol=1e-9, atol=1e-12)
-    for angle in (corrected.phases.phi, corrected.phases.gamma):
-        assert (angle > -np.pi).all()
-        assert (angle <= np.pi).all()
+    assert in_half_open_turn(corrected.phases.phi, corrected.phases.gamma)
 
 
 @both
 def test_the_error_left_falls_faster_than_the_errors(arrangement):
     unitary = haar(32, 0)
+    mesh = phases(unitary, arrangement)
     left, raw = [], []
     for sigma in (0.05, 0.005):
         chips = [errors(32, arrangement, sigma, seed) for seed in range(6)]
-        left.append(
-            np.mean(
-                [correct(unitary, **c, arrangement=arrangement).error for c in chips]
-            )
-        )
-        mesh = phases(unitary, arrangement)
+        corrected = [correct(unitary, **c, arrangement=arrangement) for c in chips]
+        left.append(np.mean([c.error for c in corrected]))
         raw.append(np.mean([distance(rebuild(mesh, **c), unitary) for c in chips]))
     assert left[0] < raw[0] / 4
     assert left[1] < raw[1] / 20
@@ -344,6 +261,7 @@ def test_a_cell_out_of_reach_comes_as_close_as_it_can(target, epsilon):
     miss = epsilon[0] + epsilon[1] if target[0, 0] == 0 else epsilon[0] - epsilon[1]
     np.testing.assert_allclose(corrected.error, 2 * np.sin(abs(miss) / 2), rtol=1e-9)
     best, rng = corrected.phases, np.random.default_rng(0)
+    chip = {"theta_error": 0.3, "phi_error": -0.2, "splitter_error": epsilon}
     for scale in np.repeat([1e-3, 0.1, 3.0], 100):
         moved = MeshPhases(
             best.theta + rng.normal(0, scale, (1, 1)),
@@ -351,7 +269,7 @@ def test_a_cell_out_of_reach_comes_as_close_as_it_can(target, epsilon):
             best.gamma + rng.normal(0, scale, 2),
             "reck",
         )
-        assert distance(rebuild(moved, 0.3, -0.2, epsilon), target) > corrected.error
+        assert distance(rebuild(moved, **chip), target) > corrected.error
 
 
 @pytest.mark.parametrize("epsilon", [np.pi / 4, [np.pi / 4, -np.pi / 4], 1.2, 7.0])
@@ -363,36 +281,27 @@ def test_splitters_far_from_half(epsilon):
 
 @pytest.mark.parametrize("epsilon", [[1.2, 0.1], [-0.1, 1.2], [1.3, 1.2], [0.1, 4.3]])
 def test_far_splitters_still_reach_an_even_split(epsilon):
-    unitary = printed_cell(np.pi / 2, 0.3)
+    unitary = cell(np.pi / 2, 0.3)
     assert correct(unitary, 0.0, 0.0, epsilon, "reck").error < 1e-12
 
 
 @both
 def test_without_errors_the_correction_is_the_decomposition(arrangement):
-    unitary = haar(6, 0)
-    corrected = correct(unitary, 0, 0, 0, arrangement)
-    expected = phases(unitary, arrangement)
-    for name in ("theta", "phi", "gamma"):
-        np.testing.assert_allclose(
-            getattr(corrected.phases, name), getattr(expected, name), atol=1e-12
-        )
+    corrected = correct(haar(6, 0), 0, 0, 0, arrangement)
+    assert_same_phases(corrected.phases, phases(haar(6, 0), arrangement), 1e-12)
     assert corrected.error < 1e-14
 
 
 def test_errors_broadcast():
-    unitary, grid = haar(5, 0), shape(5, "clements")
+    unitary, grid = haar(5, 0), shape(5)
     one = correct(unitary, 0.1, np.full(2, 0.2), [0.01, 0.02])
-    full = correct(
-        unitary,
-        np.full(grid, 0.1),
-        np.full(grid, 0.2),
-        np.broadcast_to([0.01, 0.02], (*grid, 2)),
-    )
+    splitters = np.broadcast_to([0.01, 0.02], (*grid, 2))
+    full = correct(unitary, np.full(grid, 0.1), np.full(grid, 0.2), splitters)
     assert one.phases.to_dict() == full.phases.to_dict()
     assert one.error == full.error
 
 
-def test_mesh_phases_survive_json_and_drop_what_no_cell_holds():
+def test_mesh_phases_survive_json_and_drop_values_without_a_cell():
     mesh = MeshPhases(np.ones((4, 2)), np.ones((4, 2)), np.zeros(4))
     assert mesh.theta.tolist() == mesh.phi.tolist() == [[1, 1], [1, 0]] * 2
     again = MeshPhases(**json.loads(json.dumps(mesh.to_dict())))
@@ -401,128 +310,28 @@ def test_mesh_phases_survive_json_and_drop_what_no_cell_holds():
         mesh.theta = 0
 
 
-HUGE = np.diag([1e200, 1.0])
-WITH_NAN = np.array([[np.nan, 0], [0, 1]])
+# --- Compensation of thermal crosstalk.
 
 
-@pytest.mark.parametrize("call", [phases, lambda u: correct(u, 0.0, 0.0, 0.0)])
-@pytest.mark.parametrize(
-    ("unitary", "message"),
-    [
-        (np.ones((2, 3)), r"square matrix .* Received: shape \(2, 3\)"),
-        (np.ones((1, 1)), r"2 modes or more. Received: shape \(1, 1\)"),
-        (np.ones(4), r"Received: shape \(4,\)"),
-        (np.zeros((0, 0)), r"Received: shape \(0, 0\)"),
-        (WITH_NAN, "must be finite. Received: 1 of 4 elements"),
-        (np.full((2, 2), np.inf), "must be finite. Received: 4 of 4 elements"),
-        (2 * np.eye(3), r"within 1e-05. Received: .* max \|U†U − 1\| = 3$"),
-        (np.eye(3) * (1 + 1e-4), r"Received: .* = 0.0002$"),
-        (np.zeros((2, 2)), r"Received: .* = 1$"),
-        (HUGE, r"Received: .* = inf$"),
-        ([["a", "b"]], "matrix of numbers. Received: .*'a'"),
-        (None, "matrix of numbers|must be a square"),
-    ],
-)
-def test_matrices_that_are_no_unitary(call, unitary, message):
-    with pytest.raises(ValueError, match=message):
-        call(unitary)
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda a: phases(np.eye(3), a),
-        lambda a: haar_phases(3, 0, a),
-        lambda a: correct(np.eye(3), 0, 0, 0, a),
-        lambda a: MeshPhases(np.ones((3, 1)), np.ones((3, 1)), np.ones(3), a),
-    ],
-)
-def test_unknown_arrangement(call):
-    with pytest.raises(ValueError, match=r"must be one of .* Received: 'square'"):
-        call("square")
-    with pytest.raises(ValueError, match=r"must be one of .* Received: \['x'\]"):
-        call(["x"])
-
-
-@pytest.mark.parametrize("n", [1, 0, -2, 2.0, True, None])
-def test_haar_phases_refuses_modes(n):
-    with pytest.raises(ValueError, match=f"`n` must.*modes >= 2. Received: {n!r}"):
-        haar_phases(n)
-
-
-@pytest.mark.parametrize("seed", [-1, 0.5, None, True])
-def test_haar_phases_refuses_seeds(seed):
-    with pytest.raises(ValueError, match=f"non-negative integer. Received: {seed!r}"):
-        haar_phases(4, seed)
-
-
-@pytest.mark.parametrize("name", ["theta_error", "phi_error", "splitter_error"])
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        (np.zeros((3, 3)), r"broadcast to the shape .* Received: shape \(3, 3\)"),
-        (np.zeros((9, 4, 2, 2)), r"Received: shape \(9, 4, 2, 2\)"),
-        (np.nan, "must be finite.* Received: 1 of 1 values"),
-        ([np.inf, 0.0], "must be finite.* Received: 1 of 2 values"),
-        (1j, "must be real numbers.* Received: 1j"),
-        ("0.1", "must be real numbers.* Received: '0.1'"),
-        ([[0.1], [0.1, 0.2]], r"must be real numbers.* Received: \[\[0.1\]"),
-    ],
-)
-def test_correct_refuses_errors(name, value, message):
-    chip = {"theta_error": 0.0, "phi_error": 0.0, "splitter_error": 0.0, name: value}
-    with pytest.raises(ValueError, match=f"`{name}` {message}|`{name}` .*{message}"):
-        correct(np.eye(4), **chip)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"theta": np.zeros((3, 2))}, r"`theta` must have the shape \(4, 2\) for 4"),
-        ({"phi": 0.0}, r"`phi` must have the shape .* Received: shape \(\)"),
-        ({"gamma": np.zeros((2, 2))}, r"`gamma` .* Received: shape \(2, 2\)"),
-        ({"gamma": [0.0]}, "Received: 1"),
-        ({"gamma": np.zeros(5)}, r"`theta` must have the shape \(5, 2\) for 5"),
-        ({"arrangement": "reck"}, r"`theta` must have the shape \(5, 2\) for 4"),
-        ({"phi": np.full((4, 2), np.nan)}, "`phi` must be finite"),
-    ],
-)
-def test_mesh_phases_refuses(change, message):
-    given = {"theta": np.zeros((4, 2)), "phi": np.zeros((4, 2)), "gamma": np.zeros(4)}
-    with pytest.raises(ValueError, match=message):
-        MeshPhases(**{**given, **change})
-
-
-# --- What must be set where shifters warm each other.
-
-
-def neighbours(modes, arrangement, strength):
-    """Crosstalk that falls off from shifter to shifter."""
-    index = np.arange(2 * mesh.cell_mask(modes, arrangement).size)
-    apart = np.abs(np.subtract.outer(index, index))
-    return np.where(apart == 0, 1.0, strength * np.exp(-1.0 * apart))
-
-
-def given_matrix(to_set, crosstalk):
-    """The matrix at the phases that shifters give for what is set."""
-    mask = mesh.cell_mask(to_set.gamma.size, to_set.arrangement)
+def acquired_matrix(to_set, crosstalk):
+    """The matrix at the phases acquired for those that are set."""
     both = crosstalk @ np.concatenate([to_set.theta.ravel(), to_set.phi.ravel()])
-    theta, phi = both.reshape(2, *mask.shape)
+    theta, phi = both.reshape(2, *to_set.theta.shape)
     return mesh.transfer_matrix(theta, phi, to_set.gamma, to_set.arrangement).numpy()
 
 
 @pytest.mark.parametrize("within_turn", [False, True])
-@pytest.mark.parametrize("modes", [2, 3, 5, 8, 16])
-@pytest.mark.parametrize("arrangement", ["clements", "reck"])
-def test_what_is_set_gives_the_phases(modes, arrangement, within_turn):
+@pytest.mark.parametrize("modes", [2, 3, 8, 16])
+@both
+def test_compensated_phases_give_the_matrix(modes, arrangement, within_turn):
     crosstalk = neighbours(modes, arrangement, 0.03)
     for seed in range(3):
-        wanted = decompose.haar_phases(modes, seed, arrangement)
-        to_set = decompose.compensated(wanted, crosstalk, within_turn)
-        u = mesh.transfer_matrix(wanted.theta, wanted.phi, wanted.gamma, arrangement)
+        wanted = haar_phases(modes, seed, arrangement)
+        to_set = compensated(wanted, crosstalk, within_turn)
         # Of the 480 phases of 16 modes one may be out of reach.
         accuracy = 1e-3 if within_turn and modes == 16 else 1e-12
-        np.testing.assert_allclose(given_matrix(to_set, crosstalk), u, atol=accuracy)
+        found = acquired_matrix(to_set, crosstalk)
+        np.testing.assert_allclose(found, rebuild(wanted), atol=accuracy)
         for phase in (to_set.theta, to_set.phi, to_set.gamma):
             inside = (phase >= 0) & (phase < 2 * np.pi)
             assert inside.all() or not within_turn
@@ -532,51 +341,90 @@ def test_what_is_set_gives_the_phases(modes, arrangement, within_turn):
 
 @pytest.mark.parametrize("seed", [1, 2, 13])
 def test_crosstalk_among_all_shifters_settles(seed):
-    """All phases at once would run in circles here."""
+    """Moving all phases at once would cycle here."""
     size = 2 * mesh.cell_mask(6).size
     crosstalk = np.eye(size) + np.random.default_rng(0).uniform(0, 0.02, (size, size))
-    wanted = decompose.haar_phases(6, seed)
-    to_set = decompose.compensated(wanted, crosstalk, within_turn=True)
-    u = mesh.transfer_matrix(wanted.theta, wanted.phi, wanted.gamma)
-    np.testing.assert_allclose(given_matrix(to_set, crosstalk), u, atol=1e-12)
+    wanted = haar_phases(6, seed)
+    to_set = compensated(wanted, crosstalk, within_turn=True)
+    found = acquired_matrix(to_set, crosstalk)
+    np.testing.assert_allclose(found, rebuild(wanted), atol=1e-12)
 
 
 def test_a_phase_out_of_reach_goes_to_the_nearer_end():
     """Two shifters that give a fifth of their phase to each other.
 
-    What is set for (θ, φ) is (θ − 0.2 φ, φ − 0.2 θ)/0.96. For φ = 0.2 that is −0.04 of
-    φ, or with a turn more 6.50, above 2π by 0.22: 0 is nearer.
+    To set for (θ, φ) is (θ − 0.2 φ, φ − 0.2 θ)/0.96. For φ = 0.2 that is −0.04 of φ,
+    or with a turn more 6.50, above 2π by 0.22: 0 is nearer.
     """
     crosstalk = np.eye(4)
     crosstalk[0, 2] = crosstalk[2, 0] = 0.2
-    wanted = decompose.MeshPhases([[1.2], [0]], [[0.2], [0]], [0, 0])
-    to_set = decompose.compensated(wanted, crosstalk, within_turn=True)
+    wanted = MeshPhases([[1.2], [0]], [[0.2], [0]], [0, 0])
+    to_set = compensated(wanted, crosstalk, within_turn=True)
     assert to_set.phi[0, 0] == 0
     np.testing.assert_allclose(to_set.theta[0, 0], (1.2 - 0.04) / 0.96, atol=1e-12)
-    none = decompose.MeshPhases(np.zeros((2, 1)), np.zeros((2, 1)), [0, 0])
-    for phase in ("theta", "phi", "gamma"):
-        to_set = decompose.compensated(none, crosstalk, within_turn=True)
-        assert not getattr(to_set, phase).any()
+    zero = MeshPhases(np.zeros((2, 1)), np.zeros((2, 1)), [0, 0])
+    to_set = compensated(zero, crosstalk, within_turn=True)
+    assert not any(np.any(v) for v in (to_set.theta, to_set.phi, to_set.gamma))
+
+
+# --- Arguments.
+
+
+@pytest.mark.parametrize("call", [phases, lambda u: correct(u, 0.0, 0.0, 0.0)])
+@pytest.mark.parametrize(
+    ("unitary", "message"),
+    [
+        (np.ones((2, 3)), r"square matrix .* Received: shape \(2, 3\)"),
+        (np.ones((1, 1)), r"2 modes or more. Received: shape \(1, 1\)"),
+        (np.ones(4), r"Received: shape \(4,\)"),
+        (np.array([[np.nan, 0], [0, 1]]), r"Received: .* = nan$"),
+        (2 * np.eye(3), r"within 1e-05. Received: .* max \|U†U − 1\| = 3$"),
+        (np.eye(3) * (1 + 1e-4), r"Received: .* = 0.0002$"),
+        (np.diag([1e200, 1.0]), r"Received: .* = inf$"),
+        ([["a", "b"]], "matrix of numbers. Received: .*'a'"),
+    ],
+)
+def test_matrices_that_are_not_unitary(call, unitary, message):
+    with pytest.raises(ValueError, match=message):
+        call(unitary)
+
+
+ZEROS = {"theta": np.zeros((4, 2)), "phi": np.zeros((4, 2)), "gamma": np.zeros(4)}
 
 
 @pytest.mark.parametrize(
-    "crosstalk, message",
+    "call, message",
     [
-        (np.eye(3), r"`crosstalk` must have the shape \(16, 16\).*Received: shape"),
-        (np.full((16, 16), np.nan), "`crosstalk` must be finite.*Received"),
-        (np.eye(16) * 1j, "`crosstalk` must be real numbers.*Received"),
-        (np.ones((16, 16)), "`crosstalk` must have an inverse.*Received"),
+        (lambda: phases(np.eye(3), "square"), "`arrangement` .*Received: 'square'"),
+        (lambda: haar_phases(3, 0, ["x"]), r"`arrangement` .*Received: \['x'\]"),
+        (lambda: haar_phases(1), "`n` must be an integer ≥ 2. Received: 1"),
+        (lambda: haar_phases(4, -1), "`seed` must be an integer ≥ 0. Received: -1"),
+        (lambda: correct(np.eye(4), np.zeros((3, 3)), 0, 0), r"`theta_error` .*\(4, 2"),
+        (lambda: correct(np.eye(4), 0, np.nan, 0), "`phi_error` must be finite"),
+        (lambda: correct(np.eye(4), 0, 0, np.zeros((4, 2))[:3]), "`splitter_error`"),
+        (lambda: correct(np.eye(4), 0, 0, 1j), "`splitter_error` must be finite num"),
+        (lambda: MeshPhases(**{**ZEROS, "theta": np.zeros((3, 2))}), r"`theta`.*\(3, "),
+        (lambda: MeshPhases(**{**ZEROS, "phi": 0.0}), r"`phi`.*Received: shape \(\)"),
+        (lambda: MeshPhases(**{**ZEROS, "gamma": np.zeros((2, 2))}), "`gamma`.*(2, 2)"),
+        (lambda: MeshPhases(**{**ZEROS, "gamma": np.zeros(5)}), r"`theta`.*\(5, 2\)"),
+        (lambda: MeshPhases(**ZEROS, arrangement="reck"), r"`theta`.*\(5, 2\)"),
+        (lambda: compensated(haar_phases(4), np.eye(3)), r"`crosstalk`.*\(16, 16\)"),
+        (lambda: compensated(haar_phases(4), np.eye(16) * 1j), "`crosstalk`.*numbers"),
+        (lambda: compensated(haar_phases(4), np.ones((16, 16))), "`crosstalk`.*invert"),
+        (
+            lambda: compensated(haar_phases(4), np.ones((16, 16)), within_turn=True),
+            "`crosstalk`.*invert",
+        ),
     ],
-    ids=["shape", "NaN", "complex", "singular"],
 )
-@pytest.mark.parametrize("within_turn", [False, True])
-def test_crosstalk_that_cannot_be_made_up_for(crosstalk, message, within_turn):
+def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
-        decompose.compensated(decompose.haar_phases(4), crosstalk, within_turn)
+        call()
 
 
-@pytest.mark.parametrize("function", [decompose.compensated, correct, phases])
+@pytest.mark.parametrize("function", [compensated, correct, haar_phases, phases])
 def test_examples_run(function):
     finder = doctest.DocTestFinder(recurse=False)
-    (example,) = finder.find(function, globs=dict(vars(decompose)))
+    globs = {"np": np, **vars(decompose)}
+    (example,) = finder.find(function, globs=globs)
     assert doctest.DocTestRunner().run(example).failed == 0

@@ -7,18 +7,14 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from transforms import assert_same_when_transformed, gradients
 
 from keras_pnn.physics import detection
 
 
-def second_derivative(x):
-    with tf.GradientTape() as outer:
-        outer.watch(x)
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            loss = tf.reduce_sum(detection.quantize(x, 3, -1.0, 1.0) ** 3)
-        gradient = tape.gradient(loss, x)
-    return outer.gradient(gradient, x)
+def second_derivative(function, x):
+    (second,) = gradients(lambda x: gradients(function, [x])[0], [x])
+    return second
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -51,32 +47,28 @@ def test_error_is_half_a_step_and_levels_stay(x, bits, low, span):
 
 def test_straight_through_gradient():
     x = tf.constant([-1.5, -1.0, -0.3, 0.4, 1.0, 1.5])
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        y = detection.quantize(x, 4, -1.0, 1.0)
-    np.testing.assert_array_equal(tape.gradient(y, x), [0, 1, 1, 1, 1, 0])
+    (slope,) = gradients(lambda x: detection.quantize(x, 4, -1.0, 1.0), [x])
+    np.testing.assert_array_equal(slope, [0, 1, 1, 1, 1, 0])
 
 
-def test_second_derivative_under_jit_and_vectorized_map():
+def test_second_derivative():
     x = tf.constant(np.linspace(-1.5, 1.5, 6).reshape(3, 2))
-    inside = np.abs(x) <= 1
-    expected = 6 * detection.quantize(x, 3, -1.0, 1.0).numpy() * inside
-    np.testing.assert_allclose(second_derivative(x), expected)
-    jitted = tf.function(second_derivative, jit_compile=True)(x)
-    np.testing.assert_allclose(jitted, expected)
-    mapped = tf.vectorized_map(second_derivative, x, fallback_to_while_loop=False)
-    np.testing.assert_allclose(mapped, expected)
+
+    def second(x):
+        return second_derivative(lambda x: detection.quantize(x, 3, -1.0, 1.0) ** 3, x)
+
+    expected = 6 * detection.quantize(x, 3, -1.0, 1.0).numpy() * (np.abs(x) <= 1)
+    np.testing.assert_allclose(second(x), expected)
+    assert_same_when_transformed(second, x)
 
 
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [
-        ((0.0, 0, 0.0, 1.0), "bits"),
         ((0.0, 25, 0.0, 1.0), "bits"),
         ((0.0, 2.0, 0.0, 1.0), "bits"),
-        ((0.0, True, 0.0, 1.0), "bits"),
         ((np.nan, 2, 0.0, 1.0), "x"),
-        ((0.0, 2, 1.0, 1.0), "low"),
+        ((0.0, 2, 1.0, 1.0), "high - low"),
         ((0.0, 2, -np.inf, 1.0), "low"),
         ((0.0, 2, 0.0, np.nan), "high"),
     ],
@@ -133,15 +125,12 @@ def test_intensity_does_not_see_phase(real, imaginary, phase):
 
 def test_intensity_gradient_in_the_dark_and_elsewhere():
     parts = tf.constant([[0.0, 0.0], [0.3, -1.2]], tf.float64)
-    with tf.GradientTape() as outer:
-        outer.watch(parts)
-        with tf.GradientTape() as tape:
-            tape.watch(parts)
-            light = detection.intensity(tf.complex(parts[:, 0], parts[:, 1]))
-            loss = tf.reduce_sum(light)
-        gradient = tape.gradient(loss, parts)
-    np.testing.assert_array_equal(gradient, 2 * parts)
-    np.testing.assert_array_equal(outer.gradient(gradient, parts), np.full((2, 2), 2.0))
+
+    def light(parts):
+        return detection.intensity(tf.complex(parts[:, 0], parts[:, 1]))
+
+    np.testing.assert_array_equal(gradients(light, [parts])[0], 2 * parts)
+    np.testing.assert_array_equal(second_derivative(light, parts), np.full((2, 2), 2.0))
 
 
 def test_balanced_is_the_difference_of_intensities():
@@ -190,48 +179,39 @@ def test_shot_noise_is_a_pure_function_of_the_seed():
     np.testing.assert_array_equal(detection.shot_noise(x, 10.0, (1, 2)), first)
     as_tensor = detection.shot_noise(x, 10.0, tf.constant([1, 2], tf.int64))
     np.testing.assert_array_equal(as_tensor, first)
+    assert not np.any(detection.shot_noise(np.zeros(1000), 10.0, (1, 2)))
     for other in ((1, 3), (2, 2), (2, 1)):
         draws = detection.shot_noise(x, 10.0, other).numpy()
         assert abs(np.corrcoef(draws, first)[0, 1]) < 4 / np.sqrt(len(x))
     assert abs(np.corrcoef(first[:-1], first[1:])[0, 1]) < 4 / np.sqrt(len(x))
 
 
-def test_darkness_is_silent():
-    assert not np.any(detection.shot_noise(np.zeros(1000), 5.0, (0, 0)))
-
-
 def test_shot_noise_gradient_is_straight_through():
     x = tf.constant([0.0, 0.4, 5.0, 60.0], tf.float64)
     upstream = tf.constant([1.0, -2.0, 3.0, 4.0], tf.float64)
     photons = tf.constant([3.0, 30.0, 1.0, 2.0], tf.float64)
-    with tf.GradientTape() as tape:
-        tape.watch([x, photons])
-        y = detection.shot_noise(x, photons, (1, 2)) * upstream
-    by_x, by_photons = tape.gradient(y, [x, photons])
+
+    def noisy(x, photons):
+        return detection.shot_noise(x, photons, (1, 2)) * upstream
+
+    by_x, by_photons = gradients(noisy, [x, photons])
     np.testing.assert_array_equal(by_x, upstream)
     assert by_photons is None
-
-
-def curvature_of_noisy(x, seed):
-    with tf.GradientTape() as outer:
-        outer.watch(x)
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            noisy = detection.shot_noise(x, 2.0, seed)
-            loss = tf.reduce_sum(noisy**3)
-        gradient = tape.gradient(loss, x)
-    return noisy, outer.gradient(gradient, x)
 
 
 def test_shot_noise_under_jit_and_vectorized_map():
     x = tf.constant([[0.1, 0.7, 4.0, 90.0], [0.3, 2.0, 8.0, 300.0]], tf.float64)
     seeds = tf.constant([[1, 2], [1, 3]])
 
+    def noisy_and_curvature(pair):
+        def noisy(x):
+            return detection.shot_noise(x, 2.0, pair[1])
+
+        return noisy(pair[0]), second_derivative(lambda x: noisy(x) ** 3, pair[0])
+
     def mapped(x, seeds):
         return tf.vectorized_map(
-            lambda pair: curvature_of_noisy(*pair),
-            (x, seeds),
-            fallback_to_while_loop=False,
+            noisy_and_curvature, (x, seeds), fallback_to_while_loop=False
         )
 
     noisy, curvature = mapped(x, seeds)
@@ -257,13 +237,8 @@ def test_what_cannot_be_counted_is_nan_in_a_graph():
     ("arguments", "name"),
     [
         ((-0.1, 1.0, (0, 0)), "intensity"),
-        ((np.nan, 1.0, (0, 0)), "intensity"),
-        ((np.inf, 1.0, (0, 0)), "intensity"),
         ((np.array([1j]), 1.0, (0, 0)), "intensity"),
         ((1.0, 0.0, (0, 0)), "photons"),
-        ((1.0, -1.0, (0, 0)), "photons"),
-        ((1.0, np.nan, (0, 0)), "photons"),
-        ((1.0, np.inf, (0, 0)), "photons"),
         ((1.0, 1.0, 3), "seed"),
         ((1.0, 1.0, (1, 2, 3)), "seed"),
         ((1.0, 1.0, (1.0, 2.0)), "seed"),

@@ -1,4 +1,4 @@
-"""The warp against SciPy's, its derivatives against differences, masks in tiles."""
+"""The warp against SciPy's, and its derivatives against differences."""
 
 import functools
 
@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import tensorflow as tf
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from transforms import gradients
 
-from keras_pnn.physics import imaging
 from keras_pnn.physics.imaging import affine
 
 ALIGNED = (0.0, (0.0, 0.0), 1.0)
@@ -63,13 +61,6 @@ def tensors(values):
     return [tf.constant(value, "float64") for value in values]
 
 
-def gradients(function, values):
-    with tf.GradientTape() as tape:
-        tape.watch(values)
-        value = function(*values)
-    return tape.gradient(value, values)
-
-
 def quotients(function, values, step):
     """One-sided difference quotients by each entry of each value."""
     start, slopes = function(*values), []
@@ -101,18 +92,15 @@ def assert_close(got, expected, **tolerance):
 def test_equals_scipy(dtype):
     rng = np.random.default_rng(0)
     for i in range(40):
-        size = tuple(rng.integers(1, 25, 2))
+        # A large one, too: coordinates are float64 for float32 images.
+        size = tuple(rng.integers(1, 25, 2)) if i else (200, 200)
         image = rng.random(size).astype(dtype)
         parameters = draw(rng)
         center = tuple(rng.uniform(-3, 20, 2)) if i % 2 else None
         warped = affine(image, *parameters, center=center)
         assert warped.dtype == dtype
-        np.testing.assert_allclose(
-            warped,
-            by_scipy(image, *parameters, center=center),
-            rtol=0,
-            atol=TOLERANCE[dtype],
-        )
+        expected = by_scipy(image, *parameters, center=center)
+        assert_close([warped], [expected], rtol=0, atol=TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize(
@@ -120,23 +108,23 @@ def test_equals_scipy(dtype):
 )
 def test_equals_scipy_compiled(dtype, size):
     rng = np.random.default_rng(1)
-    image = rng.random(size).astype(dtype)
-    warp = compiled(affine)
+    image, warp = rng.random(size).astype(dtype), compiled(affine)
     for parameters in [draw(rng) for _ in range(20)] + [ALIGNED]:
-        np.testing.assert_allclose(
-            warp(image, *tensors(parameters)),
-            by_scipy(image, *parameters),
-            rtol=0,
-            atol=TOLERANCE[dtype],
-        )
+        warped = warp(image, *tensors(parameters))
+        expected = by_scipy(image, *parameters)
+        assert_close([warped], [expected], rtol=0, atol=TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-def test_parameters_for_each_image(jit_compile):
+@pytest.mark.parametrize("which", [(0, 1, 2), (0,), (1,), (2,)], ids=str)
+def test_parameters_for_each_image(which, jit_compile):
+    """All of them for each image, or one of them."""
     rng = np.random.default_rng(2)
     images = rng.random((3, 6, 7, 2))
-    each = tensors(draw_batch(rng, (6, 7), 3))
-    warped = tf.function(affine, jit_compile=jit_compile)(images, *each)
+    each = draw_batch(rng, (6, 7), 3)
+    each = tensors(v if i in which else v[[0, 0, 0]] for i, v in enumerate(each))
+    given = [v if i in which else v[0] for i, v in enumerate(each)]
+    warped = tf.function(affine, jit_compile=jit_compile)(images, *given)
     for i, channel in np.ndindex(3, 2):
         np.testing.assert_allclose(
             warped[i, ..., channel],
@@ -144,19 +132,6 @@ def test_parameters_for_each_image(jit_compile):
             rtol=0,
             atol=1e-14,
         )
-
-
-@pytest.mark.parametrize("which", range(4))
-def test_some_parameters_for_each_image(which):
-    rng = np.random.default_rng(2)
-    images = rng.random((3, 6, 7, 2))
-    each = draw_batch(rng, (6, 7), 3)
-    # One of them for each image, or none.
-    given = [v if i == which else v[0] for i, v in enumerate(each)]
-    every = [v if i == which else v[[0, 0, 0]] for i, v in enumerate(each)]
-    np.testing.assert_allclose(
-        affine(images, *given), affine(images, *every), rtol=0, atol=1e-14
-    )
 
 
 def test_ranks():
@@ -171,14 +146,6 @@ def test_ranks():
     assert affine(images[:1], [10.0], [[1.0, 0.0]], [2.0]).shape == (1, 6, 7)
     assert affine(images[:0], 10.0).shape == (0, 6, 7)
     assert affine(images[:0], np.zeros(0)).shape == (0, 6, 7)
-
-
-def test_a_large_image_in_float32_is_as_precise():
-    image = np.random.default_rng(4).random((200, 200)).astype("float32")
-    parameters = (179.9, (30.1, -0.7), 1.1)
-    np.testing.assert_allclose(
-        affine(image, *parameters), by_scipy(image, *parameters), rtol=0, atol=1e-6
-    )
 
 
 # Convention
@@ -212,13 +179,6 @@ DOT = np.array([[0, 0, 0], [0, 0, 1], [0, 0, 0]], "float64")
 )
 def test_convention(parameters, expected):
     np.testing.assert_array_equal(affine(DOT, **parameters), expected)
-
-
-def test_enlarged():
-    image = np.zeros((5, 5))
-    image[2, 2:4] = 1
-    expected = np.outer([0, 0.5, 1, 0.5, 0], [0, 0.5, 1, 1, 1])
-    np.testing.assert_array_equal(affine(image, scale=2.0), expected)
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
@@ -283,15 +243,6 @@ def test_adjoint_in_the_image(dtype, shared, wrap):
     assert forward > 10
     np.testing.assert_allclose(
         np.sum(back.numpy().astype("float64") * x), forward, rtol=TOLERANCE[dtype]
-    )
-
-
-def test_linear_in_the_image():
-    rng = np.random.default_rng(9)
-    x, y = rng.normal(size=(2, 9, 8))
-    warp = functools.partial(affine, rotation=17.0, shift=(0.3, -1.2), scale=1.3)
-    np.testing.assert_allclose(
-        warp(2 * x - 3 * y), 2 * warp(x) - 3 * warp(y), rtol=0, atol=1e-13
     )
 
 
@@ -402,58 +353,6 @@ def test_mixed_second_derivatives_when_aligned():
     )
 
 
-# Properties
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.floats(-180, 180), st.integers(0, 1000))
-def test_there_and_back(rotation, seed):
-    rng = np.random.default_rng(seed)
-    rows, columns = np.indices((33, 32))
-    frequency, phase = rng.uniform(-0.15, 0.15, 2), rng.uniform(0, 7)
-    image = np.sin(frequency[0] * rows + frequency[1] * columns + phase)
-    back = affine(affine(image, rotation), -rotation).numpy()
-    inside = np.hypot(rows - 16, columns - 15.5) < 14
-    np.testing.assert_allclose(back[inside], image[inside], atol=0.015)
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.integers(-3, 3), st.integers(-3, 3), st.integers(0, 1000))
-def test_the_sum_is_kept_inside(down, right, seed):
-    image = np.pad(np.random.default_rng(seed).random((4, 5)), 3)
-    np.testing.assert_allclose(
-        tf.reduce_sum(affine(image, shift=(down, right))), image.sum(), rtol=1e-13
-    )
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 1000))
-def test_dark_stays_dark(seed):
-    parameters = draw(np.random.default_rng(seed))
-    assert not np.any(affine(np.zeros((5, 6)), *parameters))
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    st.floats(-180, 180),
-    st.tuples(st.floats(-3, 3), st.floats(-3, 3)),
-    st.floats(0.7, 1.5),
-    st.tuples(st.floats(-4, 4), st.floats(-4, 4)),
-)
-def test_a_blob_goes_where_it_should(rotation, shift, scale, offset):
-    rows, columns = np.indices((50, 49))
-    middle = np.array([24.5, 24.0])
-    at = middle + offset
-    image = np.exp(-((rows - at[0]) ** 2 + (columns - at[1]) ** 2) / (2 * 1.5**2))
-    warped = affine(image, rotation, shift, scale).numpy()
-    centroid = np.array([(rows * warped).sum(), (columns * warped).sum()])
-    # x to the right, y up.
-    turned = scale * np.exp(1j * np.deg2rad(rotation)) * (offset[1] - 1j * offset[0])
-    expected = middle + shift + [-turned.imag, turned.real]
-    np.testing.assert_allclose(centroid / warped.sum(), expected, atol=0.05)
-    np.testing.assert_allclose(warped.sum(), scale**2 * image.sum(), rtol=0.05)
-
-
 # Graphs and variables
 
 
@@ -493,10 +392,14 @@ def test_vectorized_map():
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-def test_nan_in_a_graph(jit_compile):
-    image = np.ones((4, 5), "float32")
-    warp = tf.function(affine, jit_compile=jit_compile)
-    for rotation, shift, scale in [
+def test_an_invalid_map_is_nan_in_a_graph(jit_compile):
+    """So are its gradients: 0 would silently stop a training."""
+
+    @tf.function(jit_compile=jit_compile)
+    def run(*values):
+        return affine(*values), *gradients(affine, values)
+
+    for parameters in [
         (np.nan, (0.0, 0.0), 1.0),
         (np.inf, (0.0, 0.0), 1.0),
         (10.0, (0.0, 0.0), 0.0),
@@ -504,18 +407,10 @@ def test_nan_in_a_graph(jit_compile):
         (10.0, (0.0, 0.0), np.nan),
         (10.0, (0.0, np.nan), 1.0),
     ]:
-        warped = warp(
-            image, tf.constant(rotation), tf.constant(shift), tf.constant(scale)
-        )
-        assert np.all(np.isnan(warped))
-    warped = warp(
-        image[None].repeat(2, 0),
-        tf.constant([np.nan, 10.0]),
-        tf.constant([0.0, 0.0]),
-        tf.constant(1.0),
-    )
-    assert np.all(np.isnan(warped[0]))
-    assert np.all(np.isfinite(warped[1]))
+        for value in run(tf.ones((4, 5)), *tensors(parameters)):
+            assert np.isnan(value).all()
+    warped, *_ = run(tf.ones((2, 4, 5)), *tensors(([np.nan, 10.0], (0.0, 0.0), 1.0)))
+    assert np.isnan(warped[0]).all() and np.isfinite(warped[1]).all()
 
 
 @pytest.mark.parametrize("kind", [tf.Variable, keras.Variable])
@@ -525,12 +420,10 @@ def test_variables_get_gradients(kind):
     variables = [kind(value, dtype="float64") for value in values]
     with tf.GradientTape() as tape:
         loss = number(*variables)
-    watched = [
-        getattr(v, "value", v) if kind is keras.Variable else v for v in variables
-    ]
-    assert_close(
-        tape.gradient(loss, watched), gradients(number, tensors(values)), rtol=1e-12
-    )
+    if kind is keras.Variable:
+        variables = [v.value for v in variables]
+    expected = gradients(number, tensors(values))
+    assert_close(tape.gradient(loss, variables), expected, rtol=1e-12)
 
 
 def test_shift_of_tensors():
@@ -576,39 +469,16 @@ def test_gradients_have_their_own_dtypes(image_dtype, dtype, wrap):
     assert_close(got, exact, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("bad", [{"scale": -1.0}, {"rotation": np.nan}, {"scale": 0.0}])
-def test_a_map_that_is_none_has_no_gradient_of_zero(bad, jit_compile):
-    """A gradient of 0 would stop a training without a word."""
-
-    @tf.function(jit_compile=jit_compile)
-    def gradients(image, rotation, scale):
-        with tf.GradientTape() as tape:
-            tape.watch([image, rotation, scale])
-            total = tf.reduce_sum(affine(image, rotation, (0.0, 0.0), scale))
-        return tape.gradient(total, [image, rotation, scale])
-
-    values = {"rotation": 0.0, "scale": 1.0, **bad}
-    image, *others = gradients(
-        tf.ones((4, 5)), *(tf.constant(v) for v in values.values())
-    )
-    assert np.isnan(image).all() and np.isnan(others).all()
-
-
 # Errors
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"scale": 0.0}, "`scale` must be positive and finite. Received: scale=0"),
-        ({"scale": -1.0}, "`scale` must be positive and finite. Received: scale=-1"),
-        ({"scale": np.nan}, "`scale` must be positive and finite. Received: scale=nan"),
-        ({"scale": [1.0, 1.0, 0.0]}, "`scale` must be positive.*Received"),
-        ({"rotation": np.nan}, "`rotation` must be finite. Received: rotation=nan"),
-        ({"rotation": np.inf}, "`rotation` must be finite. Received: rotation=inf"),
-        ({"shift": (np.nan, 0.0)}, "`shift` must be finite. Received: shift=nan"),
-        ({"shift": (0.0, -np.inf)}, "`shift` must be finite. Received: shift=-inf"),
+        ({"scale": -1.0}, "`scale` must be finite and > 0. Received: -1"),
+        ({"scale": [1.0, 1.0, 0.0]}, "`scale` must be finite and > 0.*Received"),
+        ({"rotation": np.inf}, "`rotation` must be finite. Received: inf"),
+        ({"shift": (np.nan, 0.0)}, "`shift` must be finite. Received: nan"),
         ({"image": np.ones(3)}, "`image` must have the shape.*Received: shape"),
         ({"image": np.ones((1, 2, 3, 4, 5))}, "`image` must have.*Received: shape"),
         ({"image": np.ones((3, 3), "complex64")}, "`image` must be real.*Received"),
@@ -620,7 +490,6 @@ def test_a_map_that_is_none_has_no_gradient_of_zero(bad, jit_compile):
         ({"scale": np.ones(2)}, r"`scale` must be a scalar.*Received: shape \(2,\)"),
         ({"shift": np.zeros((2, 2))}, r"`shift` must be .*Received: shape \(2, 2\)"),
         ({"shift": (1.0,)}, r"`shift` must be \(y, x\).*Received: shape \(1,\)"),
-        ({"shift": (1.0, 2.0, 3.0)}, r"`shift` must be .*Received: shape \(3,\)"),
         ({"shift": 1.0}, r"`shift` must be .*Received: shape \(\)"),
         (
             {"image": np.ones((3, 3)), "rotation": np.zeros(3)},
@@ -635,171 +504,3 @@ def test_a_map_that_is_none_has_no_gradient_of_zero(bad, jit_compile):
 def test_bad_input(arguments, message):
     with pytest.raises(ValueError, match=message):
         affine(**{"image": np.ones((3, 4, 4)), **arguments})
-
-
-# Tiles
-
-
-def layouts():
-    def pairs(least, most):
-        return st.tuples(st.integers(least, most), st.integers(least, most))
-
-    return st.fixed_dictionaries(
-        {
-            "units": st.integers(1, 7),
-            "tile": pairs(1, 4),
-            "grid": pairs(1, 3),
-            "margin": pairs(0, 2),
-            "pixel_repeat": pairs(1, 3),
-        }
-    )
-
-
-def place(unit, row, column, layout):
-    """Frame, rows and columns that show one pixel of a mask."""
-    frame, unit = divmod(unit, layout["grid"][0] * layout["grid"][1])
-    tile = divmod(unit, layout["grid"][1])
-    slices = []
-    for i, pixel in enumerate((row, column)):
-        side = layout["tile"][i] + 2 * layout["margin"][i]
-        start = tile[i] * side + layout["margin"][i] + pixel
-        repeat = layout["pixel_repeat"][i]
-        slices.append(slice(start * repeat, (start + 1) * repeat))
-    return frame, *slices
-
-
-def split(layout):
-    return {k: v for k, v in layout.items() if k not in ("units", "tile")}
-
-
-def test_layout_of_the_reference():
-    assert imaging.frame_shape(144, (28, 28)) == (12, 96, 240)
-    assert imaging.tile(np.ones((144, 28, 28))).shape == (12, 96, 240)
-    assert imaging.frame_shape(10, (12, 12)) == (1, 48, 112)
-    frame = imaging.tile(np.ones((10, 12, 12)))[0].numpy()
-    assert frame.sum() == 10 * 12 * 12 * 2
-    assert not frame[32:, 56:].any()
-    assert frame[16:32].any(0).sum() == frame[32:, :56].any(0).sum() * 2
-
-
-def test_pixels_by_hand():
-    masks = np.arange(1.0, 31.0, dtype="float32").reshape(5, 2, 3)
-    frames = imaging.tile(masks, (2, 2), (2, 3), (1, 2), (1, 2), fill=-1.0).numpy()
-    assert frames.dtype == "float32"
-    assert frames.shape == (2, 8, 28)
-    assert frames[0, 1, 4] == frames[0, 1, 5] == 1
-    assert frames[0, 2, 9] == 6
-    assert frames[0, 1, 18] == 7
-    assert frames[0, 5, 4] == 13
-    # Unit 3, pixel (1, 2): the last tile of the frame, 14 columns on.
-    np.testing.assert_array_equal(frames[0, 6, 21:25], [23, 24, 24, -1])
-    assert frames[1, 1, 4] == 25
-    # Margins, and three tiles without a mask.
-    assert np.all(frames[0, [0, 3, 4, 7]] == -1)
-    assert np.all(frames[0][:, [0, 3, 10, 13, 14, 17, 24, 27]] == -1)
-    assert np.all(frames[1, :, 14:] == -1)
-    assert np.all(frames[1, 4:] == -1)
-    assert np.sum(frames != -1) == 5 * 2 * 3 * 2
-
-
-@settings(max_examples=30, deadline=None)
-@given(layouts(), st.integers(0, 1000))
-def test_layouts(layout, seed):
-    rng = np.random.default_rng(seed)
-    masks = rng.normal(size=(layout["units"], *layout["tile"]))
-    expected = np.full(imaging.frame_shape(**layout), 0.5)
-    cut, noise = np.zeros_like(masks), rng.normal(size=expected.shape)
-    for index in np.ndindex(masks.shape):
-        there = place(*index, layout)
-        expected[there] = masks[index]
-        cut[index] = noise[there].mean()
-    frames = imaging.tile(masks, fill=0.5, **split(layout))
-    np.testing.assert_array_equal(frames, expected)
-    np.testing.assert_allclose(imaging.untile(frames, **layout), masks, rtol=1e-14)
-    # Repeated pixels are averaged.
-    np.testing.assert_allclose(imaging.untile(noise, **layout), cut, atol=1e-14)
-
-
-def test_gradient_of_tile_is_untile():
-    layout = {
-        "tile": (3, 2),
-        "grid": (2, 2),
-        "margin": (1, 0),
-        "pixel_repeat": (2, 3),
-    }
-    rng = np.random.default_rng(20)
-    weights = rng.normal(size=imaging.frame_shape(5, **layout))
-    (slope,) = gradients(
-        lambda masks: tf.reduce_sum(weights * imaging.tile(masks, **layout)),
-        [tf.constant(rng.normal(size=(5, 3, 2)))],
-    )
-    np.testing.assert_allclose(
-        slope, 6 * imaging.untile(weights, 5, **layout), rtol=1e-13
-    )
-
-
-def test_one_number_for_both_sides():
-    masks = np.random.default_rng(21).random((3, 4, 4))
-    frames = imaging.tile(masks, grid=2, tile=4, margin=1, pixel_repeat=2)
-    np.testing.assert_array_equal(
-        frames, imaging.tile(masks, (2, 2), (4, 4), (1, 1), (2, 2))
-    )
-    np.testing.assert_array_equal(imaging.untile(frames, 3, 4, 2, 1, 2), masks)
-    assert imaging.pair("x", np.int64(3)) == imaging.pair("x", [3, 3]) == (3, 3)
-
-
-def test_masks_of_a_warped_frame():
-    rng = np.random.default_rng(22)
-    masks = rng.random((4, 5, 5))
-
-    def warped(rotation):
-        frames = affine(imaging.tile(masks, (2, 2)), rotation)
-        return imaging.untile(frames, 4, (5, 5), (2, 2)).numpy()
-
-    np.testing.assert_array_equal(warped(0.0), masks)
-    # The last mask is the first one, upside down.
-    np.testing.assert_array_equal(warped(180.0)[3], masks[0, ::-1, ::-1])
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        ({"units": 0}, "`units` must be a whole number >= 1. Received: 0"),
-        ({"units": -1}, "`units` must be .*Received: -1"),
-        ({"units": 1.0}, "`units` must be .*Received: 1.0"),
-        ({"units": True}, "`units` must be .*Received: True"),
-        ({"tile": (0, 3)}, "`tile` must be .*Received: tile=\\(0, 3\\)"),
-        ({"tile": (3, 2.5)}, "`tile` must be .*Received: tile="),
-        ({"tile": (1, 2, 3)}, "`tile` must be .*Received: tile="),
-        ({"tile": None}, "`tile` must be .*Received: tile=None"),
-        ({"grid": (3, 0)}, "`grid` must be .* >= 1.*Received: grid="),
-        ({"grid": 0.5}, "`grid` must be .*Received: grid=0.5"),
-        ({"grid": "ab"}, "`grid` must be .*Received: grid='ab'"),
-        ({"margin": -1}, "`margin` must be .* >= 0.*Received: margin=-1"),
-        ({"margin": (1,)}, "`margin` must be .*Received: margin="),
-        ({"pixel_repeat": 0}, "`pixel_repeat` must be .* >= 1.*Received"),
-        ({"pixel_repeat": (1, True)}, "`pixel_repeat` must be .*Received"),
-    ],
-)
-def test_bad_layout(arguments, message):
-    layout = {"units": 3, "tile": (2, 2), **arguments}
-    with pytest.raises(ValueError, match=message):
-        imaging.frame_shape(**layout)
-    with pytest.raises(ValueError, match=message):
-        imaging.untile(np.ones((1, 18, 32)), **layout)
-    if "units" not in arguments and arguments.get("tile", 0) is not None:
-        with pytest.raises(ValueError, match=message):
-            imaging.tile(np.ones((3, 2, 2)), **split(layout), tile=layout["tile"])
-
-
-def test_wrong_shapes():
-    for masks in (np.ones((2, 2)), np.ones((3, 2, 2, 1))):
-        with pytest.raises(ValueError, match=r"`masks` must have.*Received: shape"):
-            imaging.tile(masks)
-    for tile in ((4, 5), 5):
-        with pytest.raises(ValueError, match=r"`masks` must be of .*Received: shape"):
-            imaging.tile(np.ones((3, 5, 4)), tile=tile)
-    # One unit too many, and a frame of the wrong height.
-    for units, frames in ((13, (1, 18, 32)), (12, (1, 19, 32))):
-        with pytest.raises(ValueError, match=r"`frames` must have.*Received: shape"):
-            imaging.untile(np.ones(frames), units, (2, 2))

@@ -1,10 +1,11 @@
-"""The MZI cell against a product of its parts, written out in NumPy."""
+"""The MZI cell against a product of its parts, and against its printed forms."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mesh_product import cell as by_parts
 
 from keras_pnn.physics import interferometer
 
@@ -12,53 +13,32 @@ ANGLES = st.floats(-10, 10)
 SMALL = st.floats(-0.7, 0.7)
 
 
-def by_parts(theta, phi, first=0.0, second=0.0):
-    """Splitter, arms, splitter, output phase: one matrix after the other."""
-
-    def splitter(angle):
-        cos, sin = np.cos(np.pi / 4 + angle), np.sin(np.pi / 4 + angle)
-        return np.array([[cos, 1j * sin], [1j * sin, cos]])
-
-    arms = np.diag([np.exp(0.5j * theta), np.exp(-0.5j * theta)])
-    out = np.diag([np.exp(1j * phi), 1])
-    return out @ splitter(second) @ arms @ splitter(first)
+def cell(theta, phi, *args, **kwargs):
+    theta, phi = np.float64(theta), np.float64(phi)
+    return interferometer.transfer_matrix(theta, phi, *args, **kwargs).numpy()
 
 
 @settings(max_examples=50, deadline=None)
 @given(ANGLES, ANGLES, SMALL, SMALL)
 def test_cell_is_the_product_of_its_parts(theta, phi, first, second):
-    cell = interferometer.transfer_matrix(
-        np.float64(theta), np.float64(phi), np.array([first, second])
-    ).numpy()
-    np.testing.assert_allclose(cell, by_parts(theta, phi, first, second), atol=1e-14)
-    np.testing.assert_allclose(cell @ cell.conj().T, np.eye(2), atol=1e-14)
-    np.testing.assert_allclose(np.linalg.det(cell), np.exp(1j * phi), atol=1e-13)
+    found = cell(theta, phi, np.array([first, second]))
+    np.testing.assert_allclose(found, by_parts(theta, phi, first, second), atol=1e-14)
+    np.testing.assert_allclose(found @ found.conj().T, np.eye(2), atol=1e-14)
+    np.testing.assert_allclose(np.linalg.det(found), np.exp(1j * phi), atol=1e-13)
 
 
-def test_convention_of_the_ideal_cell():
-    theta, phi = 0.7, 0.3
-    expected = 1j * np.array(
-        [
-            [
-                np.exp(1j * phi) * np.sin(theta / 2),
-                np.exp(1j * phi) * np.cos(theta / 2),
-            ],
-            [np.cos(theta / 2), -np.sin(theta / 2)],
-        ]
-    )
-    cell = interferometer.transfer_matrix(np.float64(theta), np.float64(phi))
-    np.testing.assert_allclose(cell, expected, atol=1e-15)
+@pytest.mark.parametrize("theta", [0.0, 0.7, np.pi])
+def test_convention_of_the_ideal_cell(theta):
+    """Cross at θ = 0, bar at θ = π, φ at the upper output."""
+    sin, cos, phase = np.sin(theta / 2), np.cos(theta / 2), np.exp(0.3j)
+    expected = 1j * np.array([[phase * sin, phase * cos], [cos, -sin]])
+    np.testing.assert_allclose(cell(theta, 0.3), expected, atol=1e-15)
 
 
-@pytest.mark.parametrize("theta, power", [(0.0, [[0, 1], [1, 0]]), (np.pi, np.eye(2))])
-def test_cross_and_bar(theta, power):
-    cell = interferometer.transfer_matrix(np.float64(theta), np.float64(0))
-    np.testing.assert_allclose(np.abs(cell) ** 2, power, atol=1e-15)
-
-
-def test_imbalance_form_of_the_splitters():
+@pytest.mark.parametrize("theta", [0.0, 0.7, 4.0])
+@pytest.mark.parametrize("left, right", [(0.3, -0.2), (0.0, 0.4), (-0.5, 0.0)])
+def test_imbalance_form_of_the_splitters(theta, left, right):
     """The cell as it is written with power imbalances l and r."""
-    left, right, theta = 0.3, -0.2, 1.1
     p, q = np.exp(0.5j * theta), np.exp(-0.5j * theta)
     a, b = np.sqrt((1 + left) * (1 + right)), np.sqrt((1 - left) * (1 - right))
     c, d = np.sqrt((1 - left) * (1 + right)), np.sqrt((1 + left) * (1 - right))
@@ -66,25 +46,22 @@ def test_imbalance_form_of_the_splitters():
         [[a * p - b * q, 1j * (c * p + d * q)], [1j * (d * p + c * q), -b * p + a * q]]
     )
     error = interferometer.angle_from_imbalance(np.array([left, right]))
-    cell = interferometer.transfer_matrix(np.float64(theta), np.float64(0), error)
-    np.testing.assert_allclose(cell, expected, atol=1e-15)
+    np.testing.assert_allclose(cell(theta, 0, error), expected, atol=1e-15)
 
 
 def test_imbalance_and_angle_are_inverse():
     imbalance = np.linspace(-1, 1, 21)
     angle = interferometer.angle_from_imbalance(imbalance)
-    np.testing.assert_allclose(
-        interferometer.imbalance_from_angle(angle), imbalance, atol=1e-15
-    )
+    back = interferometer.imbalance_from_angle(angle)
+    np.testing.assert_allclose(back, imbalance, atol=1e-15)
     np.testing.assert_allclose(angle[0], np.pi / 4)
-    # Power that goes straight on is (1 + e) / 2.
+    # The power that goes straight on is (1 + e) / 2.
     through = np.cos(np.pi / 4 + angle.numpy()) ** 2
     np.testing.assert_allclose(through, (1 + imbalance) / 2, atol=1e-15)
 
 
 def test_loss_is_in_decibels_of_power():
-    cell = interferometer.transfer_matrix(np.float64(1.0), np.float64(0.5), loss_db=3.0)
-    power = np.abs(cell.numpy() @ [1, 0]) ** 2
+    power = np.abs(cell(1.0, 0.5, loss_db=3.0) @ [1, 0]) ** 2
     np.testing.assert_allclose(power.sum(), 10**-0.3, rtol=1e-14)
 
 
@@ -94,12 +71,8 @@ def test_arguments_broadcast():
     assert cells.shape == (5, 3, 4, 2, 2)
     assert cells.dtype == tf.complex128
     assert interferometer.transfer_matrix(1.0, 0.0).dtype == tf.complex64
-
-
-def test_a_number_is_the_error_of_both_splitters():
-    both = interferometer.transfer_matrix(np.float64(1.0), 0.3, [0.1, 0.1])
-    cell = interferometer.transfer_matrix(np.float64(1.0), 0.3, 0.1)
-    np.testing.assert_array_equal(cell, both)
+    # A number is the error of both splitters.
+    np.testing.assert_array_equal(cell(1.0, 0.3, 0.1), cell(1.0, 0.3, [0.1, 0.1]))
 
 
 def test_gradients():
@@ -128,10 +101,7 @@ def test_gradients():
         ({"splitter_error": [0.1, 0.1, 0.1]}, "last axis of `splitter_error`"),
         ({"theta": np.ones(3), "phi": np.ones(4)}, r"`theta`.*Received: shapes \[\(3,"),
         ({"theta": np.ones(3), "splitter_error": np.ones((4, 2))}, "must broadcast"),
-        (
-            {"loss_db": -0.1},
-            "`loss_db` must be finite and >= 0. Received: loss_db=-0.1",
-        ),
+        ({"loss_db": -0.1}, "`loss_db` must be finite and ≥ 0. Received: -0.1"),
     ],
 )
 def test_bad_input(arguments, message):

@@ -1,4 +1,4 @@
-"""The mesh against a product of columns, written out in NumPy."""
+"""The mesh against a product of cells, written out in NumPy."""
 
 import doctest
 
@@ -7,78 +7,61 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mesh_product import both, product
 
-from keras_pnn.physics import mesh
-from keras_pnn.physics.mesh.lattice import tiling
+from keras_pnn.physics import decompose, mesh
+from keras_pnn.physics.mesh.blocks import block_plan
 
-ARRANGEMENTS = ("clements", "reck")
-
-
-def cell(theta, phi, first, second):
-    cos1, sin1 = np.cos(np.pi / 4 + first), np.sin(np.pi / 4 + first)
-    cos2, sin2 = np.cos(np.pi / 4 + second), np.sin(np.pi / 4 + second)
-    arms = np.diag([np.exp(0.5j * theta), np.exp(-0.5j * theta)])
-    one = np.array([[cos1, 1j * sin1], [1j * sin1, cos1]])
-    two = np.array([[cos2, 1j * sin2], [1j * sin2, cos2]])
-    return np.diag([np.exp(1j * phi), 1]) @ two @ arms @ one
+jitted = pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
 
 
-def reference(theta, phi, gamma, mask, errors=None, loss=None, straight_db=0.0):
-    """The matrix, column by column."""
-    errors = np.zeros((*theta.shape, 2)) if errors is None else errors
-    loss = np.zeros(theta.shape) if loss is None else loss
-    matrix = np.diag(np.exp(1j * gamma))
-    for k, j_all in enumerate(mask):
-        column = np.eye(len(gamma), dtype=complex) * 10 ** (-straight_db / 20)
-        for j in np.flatnonzero(j_all):
-            modes = slice(2 * j + k % 2, 2 * j + k % 2 + 2)
-            amplitude = 10 ** (-loss[k, j] / 20)
-            column[modes, modes] = amplitude * cell(
-                theta[k, j], phi[k, j], *errors[k, j]
-            )
-        matrix = column @ matrix
-    return matrix
-
-
-def draw(modes, arrangement, seed=0):
+def draw(modes, arrangement="clements", seed=0):
     generator = np.random.default_rng(seed)
     mask = mesh.cell_mask(modes, arrangement)
     theta, phi = generator.uniform(-4, 4, (2, *mask.shape))
     return theta, phi, generator.uniform(-4, 4, modes), mask, generator
 
 
-@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
-@pytest.mark.parametrize("modes", [2, 3, 4, 5, 7, 8, 15, 16, 17, 30, 33, 64])
-def test_matrix_is_the_product_of_the_columns(modes, arrangement):
-    theta, phi, gamma, mask, generator = draw(modes, arrangement)
-    errors = generator.normal(size=(*mask.shape, 2))
-    loss = generator.uniform(0, 0.2, mask.shape)
-    expected = reference(theta, phi, gamma, mask, errors, loss, 0.1)
-    settings = {
-        "splitter_error": errors,
-        "loss_db": loss,
-        "straight_loss_db": 0.1,
+def parameters(modes, arrangement="clements", seed=0):
+    theta, phi, gamma, mask, generator = draw(modes, arrangement, seed)
+    return {
+        "theta": theta,
+        "phi": phi,
+        "gamma": gamma,
+        "theta_error": 0.1 * generator.normal(size=mask.shape),
+        "phi_error": 0.1 * generator.normal(size=mask.shape),
+        "splitter_error": 0.1 * generator.normal(size=(*mask.shape, 2)),
+        "loss_db": generator.uniform(0.1, 0.5, mask.shape),
+        "straight_loss_db": np.float64(0.2),
     }
-    matrix = mesh.transfer_matrix(theta, phi, gamma, arrangement, **settings)
+
+
+@both
+@pytest.mark.parametrize("modes", [2, 3, 4, 7, 8, 15, 16, 17, 33, 64])
+def test_matrix_is_the_product_of_the_cells(modes, arrangement):
+    values = parameters(modes, arrangement)
+    expected = product(arrangement=arrangement, **values)
+    matrix = mesh.transfer_matrix(arrangement=arrangement, **values)
     np.testing.assert_allclose(matrix, expected, atol=1e-12)
-    # Fewer fields than modes go through the tiles, more meet the matrix.
+    # Batches smaller than the mesh go through the blocks, larger meet the matrix.
     for batch in (1, modes + 1):
-        x = generator.normal(size=(batch, modes)) + 1j
-        behind = mesh.propagate(x, theta, phi, gamma, arrangement, **settings)
+        x = np.random.default_rng(1).normal(size=(batch, modes)) + 1j
+        behind = mesh.propagate(x, arrangement=arrangement, **values)
         np.testing.assert_allclose(behind, x @ expected.T, atol=1e-11)
 
 
-@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
-@pytest.mark.parametrize("modes", range(2, 12))
-def test_any_arrangement_has_the_cells_that_a_unitary_needs(modes, arrangement):
-    assert mesh.cell_mask(modes, arrangement).sum() == modes * (modes - 1) // 2
+@both
+def test_a_mesh_has_the_cells_that_a_unitary_needs(arrangement):
+    for modes in range(2, 12):
+        mask = mesh.cell_mask(modes, arrangement)
+        assert mask.sum() == modes * (modes - 1) // 2
 
 
 @pytest.mark.parametrize(
     "dtype, tolerance", [("float32", 1e-5), ("float64", 1e-12)], ids=str
 )
 def test_unitarity(dtype, tolerance):
-    theta, phi, gamma, mask, generator = draw(64, "clements")
+    theta, phi, gamma, mask, generator = draw(64)
     phases = [v.astype(dtype) for v in (theta, phi, gamma)]
     errors = generator.normal(size=(*mask.shape, 2)).astype(dtype)
     for splitter_error in (0.0, errors):
@@ -86,11 +69,10 @@ def test_unitarity(dtype, tolerance):
         assert np.abs(u @ u.conj().T - np.eye(64)).max() < tolerance
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    st.integers(2, 20), st.sampled_from(ARRANGEMENTS), st.integers(0, 99), st.booleans()
-)
-def test_energy_is_conserved(modes, arrangement, seed, many):
+@both
+@settings(max_examples=15, deadline=None)
+@given(st.integers(2, 20), st.integers(0, 99), st.booleans())
+def test_energy_is_conserved(arrangement, modes, seed, many):
     theta, phi, gamma, _, generator = draw(modes, arrangement, seed)
     x = generator.normal(size=(40 if many else 1, modes))
     y = mesh.propagate(x, theta, phi, gamma, arrangement)
@@ -108,7 +90,7 @@ def test_cross_mirrors_the_modes_and_bar_keeps_them():
 
 def test_determinant():
     """det U = Π e^{i gamma} Π e^{i phi}: each cell has the determinant e^{i phi}."""
-    theta, phi, gamma, mask, _ = draw(9, "clements")
+    theta, phi, gamma, mask, _ = draw(9)
     u = mesh.transfer_matrix(theta, phi, gamma).numpy()
     expected = np.exp(1j * (gamma.sum() + phi[mask].sum()))
     np.testing.assert_allclose(np.linalg.det(u), expected, atol=1e-12)
@@ -118,81 +100,59 @@ def test_reciprocity():
     """Light that goes back meets the transposed matrix.
 
     Without phi each cell is its own transpose, so that the columns in reverse are the
-    transposed mesh; 9 columns begin and end with the same places.
+    transposed mesh; 9 columns begin and end with the same slots.
     """
-    theta = draw(9, "clements")[0]
+    theta = draw(9)[0]
     zero = np.zeros_like(theta)
     u = mesh.transfer_matrix(theta, zero).numpy()
     back = mesh.transfer_matrix(theta[::-1], zero).numpy()
     np.testing.assert_allclose(back, u.T, atol=1e-13)
 
 
-def test_slots_without_a_cell_are_ignored():
-    for arrangement in ARRANGEMENTS:
-        theta, phi, gamma, mask, _ = draw(8, arrangement)
-        u = mesh.transfer_matrix(theta, phi, gamma, arrangement)
-        cut = mesh.transfer_matrix(theta * mask, phi * mask, gamma, arrangement)
-        np.testing.assert_array_equal(u, cut)
-
-
-def test_phase_errors_add_to_the_phases():
-    theta, phi, gamma, mask, generator = draw(6, "clements")
-    more, other = generator.normal(size=(2, *mask.shape))
-    u = mesh.transfer_matrix(theta, phi, gamma, theta_error=more, phi_error=other)
-    expected = mesh.transfer_matrix(theta + more, phi + other, gamma)
-    np.testing.assert_array_equal(u, expected)
+@both
+def test_slots_without_a_cell_are_ignored(arrangement):
+    theta, phi, gamma, mask, _ = draw(8, arrangement)
+    u = mesh.transfer_matrix(theta, phi, gamma, arrangement)
+    cut = mesh.transfer_matrix(theta * mask, phi * mask, gamma, arrangement)
+    np.testing.assert_array_equal(u, cut)
 
 
 def test_crosstalk_spreads_phases():
-    theta, phi, gamma, mask, generator = draw(4, "clements")
+    theta, phi, gamma, mask, generator = draw(4)
     matrix = np.eye(16) + 0.1 * generator.normal(size=(16, 16))
     u = mesh.transfer_matrix(theta, phi, gamma, crosstalk=matrix)
     heated = matrix @ np.concatenate([theta.ravel(), phi.ravel()])
-    theta2, phi2 = heated.reshape(2, *mask.shape)
-    np.testing.assert_allclose(u, mesh.transfer_matrix(theta2, phi2, gamma), atol=1e-14)
+    expected = mesh.transfer_matrix(*heated.reshape(2, *mask.shape), gamma)
+    np.testing.assert_allclose(u, expected, atol=1e-14)
 
 
-def test_many_devices_at_once():
-    modes, devices = 12, (3, 2)
-    generator = np.random.default_rng(1)
-    mask = mesh.cell_mask(modes)
-    theta, phi = generator.normal(size=(2, *devices, *mask.shape))
-    gamma = generator.normal(size=modes)
-    errors = generator.normal(size=(*devices, *mask.shape, 2))
-    u = mesh.transfer_matrix(theta, phi, gamma, splitter_error=errors)
-    assert u.shape == (3, 2, modes, modes)
-    for i in np.ndindex(devices):
-        one = reference(theta[i], phi[i], gamma, mask, errors[i])
-        np.testing.assert_allclose(u[i], one, atol=1e-13)
-    for batch in (5, 50):
-        common = generator.normal(size=(batch, modes))
-        y = mesh.propagate(common, theta, phi, gamma, splitter_error=errors)
-        expected = np.einsum("abij,cj->abci", u, common)
-        np.testing.assert_allclose(y, expected, atol=1e-12)
-        own = generator.normal(size=(*devices, batch, modes))
-        y = mesh.propagate(own, theta, phi, gamma, splitter_error=errors)
-        expected = np.einsum("abij,abcj->abci", u, own)
-        np.testing.assert_allclose(y, expected, atol=1e-12)
+# --- Devices.
 
 
 @pytest.mark.parametrize("devices", [(5,), (2, 3)])
-@pytest.mark.parametrize("own", ["gamma", "theta_error", "loss_db"])
-def test_any_argument_may_be_that_of_devices(own, devices):
-    values = parameters(6, "clements")
+@pytest.mark.parametrize("own", ["gamma", "theta", "splitter_error", "loss_db"])
+def test_any_argument_may_differ_between_devices(own, devices):
+    values = parameters(6)
     generator = np.random.default_rng(10)
     values[own] = generator.uniform(0.1, 2, (*devices, *values[own].shape))
     u = mesh.transfer_matrix(**values)
     assert u.shape == (*devices, 6, 6)
-    x = generator.normal(size=(3, 6))
-    y = mesh.propagate(x, **values)
     for i in np.ndindex(devices):
-        one = mesh.transfer_matrix(**{**values, own: values[own][i]})
-        np.testing.assert_allclose(u[i], one, atol=1e-13)
-        np.testing.assert_allclose(y[i], x @ tf.transpose(one), atol=1e-13)
+        expected = product(**{**values, own: values[own][i]})
+        np.testing.assert_allclose(u[i], expected, atol=1e-13)
+    for batch in (3, 30):
+        common = generator.normal(size=(batch, 6))
+        y = mesh.propagate(common, **values)
+        expected = np.einsum("...ij,cj->...ci", u, common)
+        np.testing.assert_allclose(y, expected, atol=1e-12)
+        each = generator.normal(size=(*devices, batch, 6))
+        y = mesh.propagate(each, **values)
+        expected = np.einsum("...ij,...cj->...ci", u, each)
+        np.testing.assert_allclose(y, expected, atol=1e-12)
 
 
 def test_gamma_of_devices_broadcasts_to_those_of_the_phases():
-    values = parameters(5, "clements")
+    values = parameters(5)
     generator = np.random.default_rng(11)
     values["gamma"] = generator.normal(size=(3, 1, 5))
     values["phi"] = generator.normal(size=(2, 5, 2))
@@ -206,15 +166,15 @@ def test_gamma_of_devices_broadcasts_to_those_of_the_phases():
         assert u.shape == (3, 2, 5, 5)
         for i, j in np.ndindex(3, 2):
             own = {"gamma": values["gamma"][i, 0], "phi": values["phi"][j]}
-            one = mesh.transfer_matrix(**{**values, **own})
-            np.testing.assert_allclose(u[i, j], one, atol=1e-13)
+            expected = product(**{**values, **own})
+            np.testing.assert_allclose(u[i, j], expected, atol=1e-13)
 
 
-@pytest.mark.parametrize("shape", [(3, 2), (6, 1), (1, 6), (2, 2), (1, 1)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 2), (6, 1), (1, 6), (1, 1)], ids=str)
 @pytest.mark.parametrize("own", ["theta", "gamma"])
 def test_fields_of_other_devices_are_refused(shape, own):
     """Also where there are as many of them."""
-    values = parameters(6, "clements")
+    values = parameters(6)
     values[own] = np.zeros((2, 3, *values[own].shape))
     with pytest.raises(ValueError, match=r"`x` must.*\(\*devices.*\(2, 3\)"):
         mesh.propagate(np.ones((*shape, 4, 6)), **values)
@@ -222,11 +182,11 @@ def test_fields_of_other_devices_are_refused(shape, own):
         mesh.propagate(np.ones((2, 4, 6)), **values)
 
 
-@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+@jitted
 @pytest.mark.parametrize("modes", [6, 80])
 def test_unknown_batch_size_and_further_axes(modes, jit):
-    theta, phi, gamma, mask, generator = draw(modes, "clements")
-    expected = reference(theta, phi, gamma, mask)
+    theta, phi, gamma, _, generator = draw(modes)
+    expected = product(theta, phi, gamma)
 
     @tf.function(
         input_signature=[tf.TensorSpec((None, None, modes), tf.float64)],
@@ -240,18 +200,7 @@ def test_unknown_batch_size_and_further_axes(modes, jit):
         np.testing.assert_allclose(behind(x), x @ expected.T, atol=1e-12)
 
 
-def parameters(modes, arrangement, seed=0):
-    theta, phi, gamma, mask, generator = draw(modes, arrangement, seed)
-    return {
-        "theta": theta,
-        "phi": phi,
-        "gamma": gamma,
-        "theta_error": 0.1 * generator.normal(size=mask.shape),
-        "phi_error": 0.1 * generator.normal(size=mask.shape),
-        "splitter_error": 0.1 * generator.normal(size=(*mask.shape, 2)),
-        "loss_db": generator.uniform(0.1, 0.5, mask.shape),
-        "straight_loss_db": np.float64(0.2),
-    }
+# --- Derivatives.
 
 
 def objective(x, weights, arrangement, **values):
@@ -259,43 +208,30 @@ def objective(x, weights, arrangement, **values):
     return tf.reduce_sum(weights * (tf.math.real(y) ** 2 + tf.math.imag(y)))
 
 
-@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+@both
 @pytest.mark.parametrize("modes, batch", [(4, 2), (5, 6)])
-def test_gradients_of_all_parameters(modes, batch, arrangement):
+def test_gradients_of_fields_and_parameters(modes, batch, arrangement):
     values = parameters(modes, arrangement)
-    generator = np.random.default_rng(2)
-    x, weights = generator.normal(size=(2, batch, modes))
-    names = list(values)
+    x, weights = np.random.default_rng(2).normal(size=(2, batch, modes))
+    values = {"x": x, **values}
 
     def f(*tensors):
-        named = dict(zip(names, tensors, strict=True))
-        return objective(x, weights, arrangement, **named)
+        named = dict(zip(values, tensors, strict=True))
+        return objective(weights=weights, arrangement=arrangement, **named)
 
     exact, numeric = tf.test.compute_gradient(
         f, [tf.constant(v) for v in values.values()], delta=1e-5
     )
-    for name, a, b in zip(names, exact, numeric, strict=True):
+    for name, a, b in zip(values, exact, numeric, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6, err_msg=name)
         assert np.abs(a).max() > 1e-3, name
 
 
-def test_gradient_of_the_field():
-    values = parameters(7, "clements")
-    generator = np.random.default_rng(3)
-    weights = generator.normal(size=(3, 7))
-    x = tf.constant(generator.normal(size=(3, 7)))
-    exact, numeric = tf.test.compute_gradient(
-        lambda x: objective(x, weights, "clements", **values), [x], delta=1e-5
-    )
-    np.testing.assert_allclose(exact[0], numeric[0], atol=1e-6)
-
-
 @pytest.mark.parametrize("modes, jit", [(17, False), (5, True)], ids=["graph", "xla"])
 def test_hessian_vector_product(modes, jit):
-    values = parameters(modes, "clements")
+    values = parameters(modes)
     generator = np.random.default_rng(4)
     x, weights = generator.normal(size=(2, 3, modes))
-    names = list(values)
     point = [tf.constant(v) for v in values.values()]
     direction = [tf.constant(generator.normal(size=v.shape)) for v in values.values()]
 
@@ -303,33 +239,31 @@ def test_hessian_vector_product(modes, jit):
     def gradient(*tensors):
         with tf.GradientTape() as tape:
             tape.watch(tensors)
-            named = dict(zip(names, tensors, strict=True))
+            named = dict(zip(values, tensors, strict=True))
             loss = objective(x, weights, "clements", **named)
         return tape.gradient(loss, tensors)
 
     @tf.function(jit_compile=jit)
-    def product(*tensors):
+    def hessian_product(*tensors):
         with tf.GradientTape() as tape:
             tape.watch(tensors)
-            inner = gradient(*tensors)
-            along = tf.add_n(
-                [tf.reduce_sum(g * d) for g, d in zip(inner, direction, strict=True)]
-            )
+            pairs = zip(gradient(*tensors), direction, strict=True)
+            along = tf.add_n([tf.reduce_sum(g * d) for g, d in pairs])
         return tape.gradient(along, tensors)
 
     step = 1e-5
     ahead = gradient(*[p + step * d for p, d in zip(point, direction, strict=True)])
     back = gradient(*[p - step * d for p, d in zip(point, direction, strict=True)])
-    for name, h, a, b in zip(names, product(*point), ahead, back, strict=True):
+    found = hessian_product(*point)
+    for name, h, a, b in zip(values, found, ahead, back, strict=True):
         np.testing.assert_allclose(h, (a - b) / (2 * step), atol=1e-5, err_msg=name)
 
 
 def test_gradients_inside_a_map_over_devices():
-    modes, devices = 10, 4
-    values = parameters(modes, "clements")
+    values = parameters(10)
     generator = np.random.default_rng(5)
-    x, weights = generator.normal(size=(2, 3, modes))
-    errors = generator.normal(size=(devices, *values["splitter_error"].shape))
+    x, weights = generator.normal(size=(2, 3, 10))
+    errors = generator.normal(size=(4, *values["splitter_error"].shape))
     theta = tf.constant(values["theta"])
 
     def gradient(error):
@@ -342,13 +276,15 @@ def test_gradients_inside_a_map_over_devices():
     mapped = tf.vectorized_map(
         gradient, tf.constant(errors), fallback_to_while_loop=False
     )
-    one_by_one = [gradient(e) for e in errors]
-    np.testing.assert_allclose(mapped, one_by_one, atol=1e-12)
+    np.testing.assert_allclose(mapped, [gradient(e) for e in errors], atol=1e-12)
+
+
+# --- Laws.
 
 
 @pytest.mark.parametrize("modes", [16, 64])
 @pytest.mark.parametrize("splitter, phase", [(1, 0), (0, 1), (1, 1)])
-@pytest.mark.parametrize("sigma", [0.02, 0.05, 0.1])
+@pytest.mark.parametrize("sigma", [0.02, 0.1])
 def test_laws_of_random_errors(modes, splitter, phase, sigma):
     """Mean distance and fidelity of 200 chips, see the closed forms below.
 
@@ -357,7 +293,8 @@ def test_laws_of_random_errors(modes, splitter, phase, sigma):
     """
     generator = np.random.default_rng(6)
     mask = mesh.cell_mask(modes)
-    phases = haar(modes)
+    haar = decompose.haar_phases(modes, seed=0)
+    phases = [np.float32(v) for v in (haar.theta, haar.phi, haar.gamma)]
     chips = 200
 
     def noise(size, on):
@@ -383,11 +320,11 @@ def test_laws_of_random_errors(modes, splitter, phase, sigma):
         assert abs(values.mean() - law) < 4 * error
 
 
-def haar(modes):
-    from keras_pnn.physics import decompose
-
-    phases = decompose.haar_phases(modes, seed=0)
-    return [np.float32(v) for v in (phases.theta, phases.phi, phases.gamma)]
+@pytest.mark.parametrize("modes, side", [(64, 8), (256, 32)])
+def test_number_of_stages(modes, side):
+    """As the module says about its cost."""
+    assert block_plan(modes, "clements", side).stages == modes // side + 1
+    assert block_plan(modes, "reck", side).stages == 2 * modes // side + 1
 
 
 @pytest.mark.parametrize(
@@ -401,13 +338,10 @@ def haar(modes):
         ({"theta_error": np.nan}, "`theta_error` must be finite"),
         ({"splitter_error": np.zeros((4, 3, 2))}, "fit the"),
         ({"splitter_error": np.zeros((4, 2, 3))}, "last axis of `splitter_error`"),
-        ({"loss_db": -1.0}, "`loss_db` must be finite and >= 0"),
-        ({"straight_loss_db": -1.0}, "`straight_loss_db` must be finite and >= 0"),
-        ({"arrangement": "rectangle"}, "`arrangement` must be one of"),
+        ({"loss_db": -1.0}, "`loss_db` must be finite and ≥ 0"),
+        ({"straight_loss_db": -1.0}, "`straight_loss_db` must be finite and ≥ 0"),
         ({"straight_loss_db": np.zeros(3)}, r"`straight_loss_db` must.*shape \(3,\)"),
-        ({"straight_loss_db": np.zeros((5, 1, 1))}, "`straight_loss_db` must be one"),
-        ({"crosstalk": np.eye(4)}, r"shape \(16, 16\)"),
-        ({"crosstalk": np.zeros((2, 16, 16))}, r"Received: shape \(2, 16, 16\)"),
+        ({"crosstalk": np.zeros((2, 16, 16))}, r"\(16, 16\).*shape \(2, 16, 16\)"),
         (
             {"gamma": np.zeros((2, 4)), "loss_db": np.zeros((3, 4, 2))},
             r"`gamma` as well.*Received.*gamma of shape \(2, 4\)",
@@ -417,15 +351,9 @@ def haar(modes):
     ],
 )
 def test_bad_input(change, message):
-    arguments = {
-        "x": np.zeros((3, 4)),
-        "theta": np.zeros((4, 2)),
-        "phi": np.zeros((4, 2)),
-        "gamma": np.zeros(4),
-        **change,
-    }
+    phases = {"theta": np.zeros((4, 2)), "phi": np.zeros((4, 2)), "gamma": np.zeros(4)}
     with pytest.raises(ValueError, match=message):
-        mesh.propagate(**arguments)
+        mesh.propagate(**{"x": np.zeros((3, 4)), **phases, **change})
 
 
 # --- Phases within a turn.
@@ -436,7 +364,7 @@ TURN = {"float32": np.float32(2 * np.pi), "float64": 2 * np.pi}
 def signs_carried_to_the_input(theta, phi, gamma, mask):
     """The phases within a turn, one cell after the other from the output.
 
-    `sign` is what is still to be multiplied to each mode behind the cell.
+    `sign` is the factor of each mode behind the cell.
     """
     theta, phi, gamma = theta.copy(), phi.copy(), gamma.copy()
     sign = np.ones(len(gamma))
@@ -452,75 +380,63 @@ def signs_carried_to_the_input(theta, phi, gamma, mask):
     return theta, phi % (2 * np.pi), gamma % (2 * np.pi)
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.integers(2, 20), st.sampled_from(ARRANGEMENTS), st.integers(0, 99))
+@both
+@settings(max_examples=15, deadline=None)
+@given(st.integers(2, 20), st.integers(0, 99))
 def test_wrapped_phases_are_those_of_signs_carried_to_the_input(
-    modes, arrangement, seed
+    arrangement, modes, seed
 ):
-    theta, phi, gamma, mask, generator = draw(modes, arrangement, seed)
-    theta, phi, gamma = 5 * theta, 5 * phi, 5 * gamma
-    within = mesh.wrapped(theta, phi, gamma, arrangement)
-    expected = signs_carried_to_the_input(theta, phi, gamma, mask)
+    values = parameters(modes, arrangement, seed)
+    phases = [5 * values.pop(name) for name in ("theta", "phi", "gamma")]
+    mask = mesh.cell_mask(modes, arrangement)
+    within = mesh.wrapped(*phases, arrangement)
+    expected = signs_carried_to_the_input(*phases, mask)
     for one, other, exists in zip(within, expected, (mask, mask, True), strict=True):
         assert (one.numpy() >= 0).all() and (one.numpy() < 2 * np.pi).all()
         apart = np.where(exists, one - other, 0)
         np.testing.assert_allclose(np.exp(1j * apart), 1, atol=1e-12)
-    chip = {
-        "theta_error": generator.normal(size=mask.shape),
-        "phi_error": generator.normal(size=mask.shape),
-        "splitter_error": generator.normal(size=(*mask.shape, 2)),
-        "loss_db": generator.uniform(0, 0.5, mask.shape),
-        "straight_loss_db": 0.2,
-    }
     np.testing.assert_allclose(
-        mesh.transfer_matrix(*within, arrangement, **chip),
-        mesh.transfer_matrix(theta, phi, gamma, arrangement, **chip),
+        mesh.transfer_matrix(*within, arrangement, **values),
+        mesh.transfer_matrix(*phases, arrangement, **values),
         atol=1e-12,
     )
 
 
 def test_one_cell_that_is_turned_once():
     """θ + 2π is −T, which is π more at both inputs."""
-    u = mesh.transfer_matrix([[0.4 + 2 * np.pi], [0.0]], [[0.3], [0.0]])
-    np.testing.assert_allclose(
-        u, -mesh.transfer_matrix([[0.4], [0.0]], [[0.3], [0.0]]), atol=1e-6
-    )
-    theta, phi, gamma = mesh.wrapped(
-        np.array([[0.4 + 2 * np.pi], [0.0]]), np.array([[0.3], [0.0]])
-    )
-    np.testing.assert_allclose(theta, [[0.4], [0.0]], atol=1e-12)
-    np.testing.assert_allclose(phi, [[0.3], [0.0]], atol=1e-12)
-    np.testing.assert_allclose(gamma, [np.pi, np.pi])
+    turned = np.array([[0.4 + 2 * np.pi], [0.0]]), np.array([[0.3], [0.0]])
+    expected = [[0.4], [0.0]], [[0.3], [0.0]], [np.pi, np.pi]
+    for found, phase in zip(mesh.wrapped(*turned), expected, strict=True):
+        np.testing.assert_allclose(found, phase, atol=1e-12)
+    straight = mesh.transfer_matrix(*expected[:2])
+    np.testing.assert_allclose(mesh.transfer_matrix(*turned), -straight, atol=1e-6)
 
 
-@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+@jitted
 @pytest.mark.parametrize("dtype", TURN)
 def test_no_phase_is_rounded_to_a_whole_turn(dtype, jit):
     """The next number below 0, and its neighbours at every turn."""
     turns = TURN[dtype] * np.arange(-2, 3, dtype=dtype)
     edges = [np.nextafter(turns, turns - 1), turns, np.nextafter(turns, turns + 1)]
     values = np.concatenate([*edges, [-1e-30, 1e-30, -1e-9]]).astype(dtype)
-    # Numbers below the normal ones are 0 to compiled code.
+    # Subnormal numbers are 0 to compiled code.
     values[np.abs(values) < np.finfo(dtype).tiny] = 0
     theta = np.zeros((18, 9), dtype)
     theta.flat[:18] = values
-    phi, gamma = theta[::-1].copy(), values
-    wrapped = tf.function(mesh.wrapped, jit_compile=jit)
-    for value in wrapped(theta, phi, gamma):
+    phases = theta, theta[::-1].copy(), values
+    within = tf.function(mesh.wrapped, jit_compile=jit)(*phases)
+    for value in within:
         assert value.dtype == dtype
         assert (value.numpy() >= 0).all() and (value.numpy() < TURN[dtype]).all()
     tolerance = 1e-12 if dtype == "float64" else 3e-6
     np.testing.assert_allclose(
-        mesh.transfer_matrix(*wrapped(theta, phi, gamma)),
-        mesh.transfer_matrix(theta, phi, gamma),
-        atol=tolerance,
+        mesh.transfer_matrix(*within), mesh.transfer_matrix(*phases), atol=tolerance
     )
 
 
 def test_wrapped_phases_of_devices_in_a_map_and_their_gradients():
     generator = np.random.default_rng(8)
-    mask = mesh.cell_mask(7)
-    theta, phi = 9 * generator.normal(size=(2, 3, *mask.shape))
+    theta, phi = 9 * generator.normal(size=(2, 3, *mesh.cell_mask(7).shape))
     gamma = 9 * generator.normal(size=7)
     together = mesh.wrapped(theta, phi, gamma)
     mapped = tf.vectorized_map(
@@ -544,7 +460,7 @@ def test_wrapped_phases_of_devices_in_a_map_and_their_gradients():
         np.testing.assert_array_equal(gradient, weight)
 
 
-def test_wrapped_refuses_what_a_mesh_cannot_be():
+def test_wrapped_refuses_phases_that_do_not_fit():
     with pytest.raises(ValueError, match=r"`phi` must be finite.*Received"):
         mesh.wrapped(np.zeros((4, 2)), np.full((4, 2), np.inf))
     with pytest.raises(ValueError, match="theta of shape"):
@@ -553,16 +469,9 @@ def test_wrapped_refuses_what_a_mesh_cannot_be():
         mesh.wrapped(np.zeros((2, 4, 2)), np.zeros((3, 4, 2)))
 
 
-def test_the_example_of_wrapped_runs():
+@pytest.mark.parametrize("function", [mesh.wrapped, mesh.transfer_matrix])
+def test_examples_run(function):
+    spots = {"np": np, "tf": tf, "decompose": decompose, **vars(mesh)}
     finder = doctest.DocTestFinder(recurse=False)
-    (example,) = finder.find(mesh.wrapped, globs={"wrapped": mesh.wrapped})
+    (example,) = finder.find(function, globs=spots)
     assert doctest.DocTestRunner().run(example).failed == 0
-
-
-# --- What the module says about its cost.
-
-
-@pytest.mark.parametrize("modes, side", [(64, 8), (256, 32)])
-def test_number_of_stages(modes, side):
-    assert tiling(modes, "clements", side).stages == modes // side + 1
-    assert tiling(modes, "reck", side).stages == 2 * modes // side + 1

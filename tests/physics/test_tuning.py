@@ -7,6 +7,8 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.interpolate import CubicSpline
+from transforms import assert_same_when_transformed, gradients
 
 from keras_pnn.physics import tuning as tunings
 
@@ -94,8 +96,6 @@ def test_heater_takes_the_branch_with_less_current():
 @pytest.mark.parametrize("unit", ["nm", "mA"])
 @pytest.mark.parametrize(("dtype", "atol"), [("float64", 1e-10), ("float32", 2e-5)])
 def test_measured_is_scipys_spline(unit, dtype, atol):
-    from scipy.interpolate import CubicSpline
-
     tuning = measured(unit)
     control = SHIFT if unit == "nm" else CURRENT
     x = control if unit == "nm" else 0.53 * 0.375 * control**2
@@ -177,14 +177,10 @@ def test_clip_is_the_nearest_reachable(tuning):
     np.testing.assert_array_equal(tuning.clip(inside), inside)
     assert tuning.clip(np.float32([[-5], [5]])).shape == (2, 1)
     tuning.control(tuning.clip(np.linspace(-2, 2, 41)))
+    # Also where the ends are rounded to float32.
+    assert np.isfinite(tuning.control(np.float32([low, high]))).all()
     if not np.isfinite(tuning.control_range[1]):
         assert high == 0.999
-
-
-@each
-def test_float32_weights_at_the_ends_are_reachable(tuning):
-    ends = np.float32(tuning.clip([-10, 10]))
-    assert np.isfinite(tuning.control(ends)).all()
 
 
 @each
@@ -197,10 +193,7 @@ def test_gradients_match_finite_differences(tuning):
     x, h = tf.constant(np.stack(point)), 1e-5
 
     def gradient(values):
-        with tf.GradientTape() as tape:
-            tape.watch(values)
-            value = tf.reduce_sum(weight(values))
-        return tape.gradient(value, values)
+        return gradients(weight, [values])[0]
 
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(x)
@@ -214,35 +207,21 @@ def test_gradients_match_finite_differences(tuning):
     assert np.abs(second).max() > 1e-3
 
 
-def slope(tuning, control, shift):
-    with tf.GradientTape() as outer:
-        outer.watch(control)
-        with tf.GradientTape() as tape:
-            tape.watch(control)
-            weight = tuning.weight(control, shift, 0.02)
-        slope = tape.gradient(weight, control)
-    return weight, slope, outer.gradient(slope, control)
-
-
 @pytest.mark.parametrize("name", ["lorentzian", "heater_through", "measured_mA"])
-def test_graph_jit_and_vectorized_map_agree(name):
+def test_transformed(name):
     tuning = TUNINGS[name]
     control = tf.constant(some_controls(tuning))
-    shift = tf.constant([[0.0], [0.005], [0.01]], "float64")
 
     def run(shift):
-        return slope(tuning, control, shift)
+        def weight(control):
+            return tuning.weight(control, shift, 0.02)
 
-    expected = [
-        np.stack(part) for part in zip(*(run(row) for row in shift), strict=True)
-    ]
-    mapped = tf.vectorized_map(run, shift, fallback_to_while_loop=False)
-    for got, exact in zip(mapped, expected, strict=True):
-        np.testing.assert_allclose(got, exact, rtol=1e-9, atol=1e-9)
-    for jit in (False, True):
-        results = tf.function(run, jit_compile=jit)(shift[1])
-        for got, exact in zip(results, expected, strict=True):
-            np.testing.assert_allclose(got, exact[1], rtol=1e-9, atol=1e-9)
+        def slope(control):
+            return gradients(weight, [control])[0]
+
+        return weight(control), slope(control), *gradients(slope, [control])
+
+    assert_same_when_transformed(run, tf.constant([[0.0], [0.005]], "float64"))
 
 
 @each
@@ -332,28 +311,22 @@ def test_half_widths_that_do_not_exist_are_nan_in_a_graph(tuning, jit):
     errors = np.array([-0.2, -1.0, -1.5, 0.0, 0.1], "float32")
     good = errors > -1
 
+    def weight(control, error):
+        return tuning.weight(control, 0.0, error)
+
     def run(error):
         control = tf.fill(errors.shape, 0.7)
-        with tf.GradientTape() as tape:
-            tape.watch([control, error])
-            weight = tuning.weight(control, 0.0, error)
-        return weight, *tape.gradient(weight, [control, error])
+        return weight(control, error), *gradients(weight, [control, error])
 
-    weight, *slopes = tf.function(run, jit_compile=jit)(tf.constant(errors))
-    np.testing.assert_array_equal(np.isnan(weight), ~good)
+    found, *slopes = tf.function(run, jit_compile=jit)(tf.constant(errors))
+    np.testing.assert_array_equal(np.isnan(found), ~good)
     assert np.isfinite(np.array(slopes)[:, good]).all()
-
-    def one(error):
-        return tuning.weight(0.7, 0.0, error)
-
-    mapped = tf.function(
-        lambda e: tf.vectorized_map(one, e, fallback_to_while_loop=False),
-        jit_compile=jit,
-    )(tf.constant(errors))
-    np.testing.assert_allclose(mapped, weight, rtol=1e-5)
-    np.testing.assert_allclose(
-        weight.numpy()[good], tuning.weight(0.7, 0.0, errors[good]), rtol=1e-5
+    mapped = tf.vectorized_map(
+        lambda e: weight(0.7, e), tf.constant(errors), fallback_to_while_loop=False
     )
+    np.testing.assert_allclose(mapped, found, rtol=1e-5)
+    expected = tuning.weight(0.7, 0.0, errors[good])
+    np.testing.assert_allclose(found[good], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("tuning", [TUNINGS["lorentzian"], TUNINGS["heater"]])
@@ -370,10 +343,7 @@ def test_leaving_the_curve_is_nan_in_a_graph(jit):
 
     @tf.function(jit_compile=jit)
     def run(control):
-        with tf.GradientTape() as tape:
-            tape.watch(control)
-            weight = tuning.weight(control)
-        return weight, tape.gradient(weight, control)
+        return tuning.weight(control), *gradients(tuning.weight, [control])
 
     for result in run(tf.constant([-0.01, 0.0, 0.5, 1.0, 1.01])):
         np.testing.assert_array_equal(np.isnan(result), [1, 0, 0, 0, 1])
@@ -425,7 +395,7 @@ def test_falling_controls_are_turned_round():
 
 def write(tmp_path, text):
     path = tmp_path / "ring.csv"
-    path.write_text(text)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return path
 
 
@@ -445,47 +415,38 @@ def test_from_csv(tmp_path, header, unit):
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("", "empty file"),
+        ("", "line 1.*header"),
         ("current,weight\n0,0\n", "line 1.*mA or nm"),
         ("0.0,1.0\n0.1,0.9\n", "line 1.*mA or nm"),
         ("c_mA,weight\n", "at least 4 points"),
-        ("c_mA,weight\n0,0\n1,1\n2,2\n", "line 4.*at least 4 points"),
-        ("c_mA,weight\n0,0\n1,1\n2\n3,3\n", "line 4.*two numbers"),
-        ("c_mA,weight\n0,0\n1,1\n2,2\n3,\n", "line 5.*two numbers"),
-        ("c_mA,weight\n0,0\n1,1\n2,x\n3,3\n", "line 4.*two numbers"),
-        ("c_mA,weight\n0,0\n\n1,nan\n2,2\n3,3\n", "line 4.*finite"),
+        ("c_mA,weight\n0,0\n1,1\n2,2\n", "at least 4 points"),
+        ("c_mA,weight\n0,0\n1,1\n2\n3,3\n", "line 4.*two finite numbers"),
+        ("c_mA,weight\n0,0\n1,1\n2,2\n3,\n", "line 5.*two finite numbers"),
+        ("c_mA,weight\n0,0\n1,1\n2,x\n3,3\n", "line 4.*two finite numbers"),
+        ("c_mA,weight\n0,0\n\n1,nan\n2,2\n3,3\n", "line 4.*two finite numbers"),
         ("c_mA,weight\n0,0\n1,1\n1,2\n3,3\n", "line 4.*monotonic"),
         ("c_mA,weight\n0,0\n2,1\n1,2\n3,3\n", "line 4.*monotonic"),
-        ("c_mA,weight\n-1,0\n1,1\n2,2\n3,3\n", "line 2.*negative"),
+        ("c_mA,weight\n-1,0\n1,1\n2,2\n3,3\n", "line 2.*≥ 0"),
         ("c_mA,weight\n0,1\n1,1\n2,1\n3,1\n", "constant"),
+        (b"\xff\xfe\x00\x81", "must be a CSV file"),
     ],
 )
 def test_bad_csv(tmp_path, text, match):
     path = write(tmp_path, text)
-    with pytest.raises(
-        ValueError, match=f"ring.csv.*{match}|{match}.*ring.csv"
-    ) as error:
-        tunings.MeasuredTuning.from_csv(path)
-    assert "Received: " in str(error.value)
-
-
-def test_binary_file_is_no_csv(tmp_path):
-    path = tmp_path / "ring.csv"
-    path.write_bytes(b"\xff\xfe\x00\x81")
-    with pytest.raises(ValueError, match=r"ring.csv must be a CSV"):
+    with pytest.raises(ValueError, match=f"ring.csv.*{match}.*Received"):
         tunings.MeasuredTuning.from_csv(path)
 
 
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [
-        (([0, 1, 2], [0, 1, 2], "nm"), "control\\[-1\\]"),
+        (([0, 1, 2], [0, 1, 2], "nm"), "control"),
         (([0, 1, 2, 3], [0, 1, 2], "nm"), "control"),
         (([], [], "nm"), "control"),
         (([0, 1, 1, 3], [0, 1, 2, 3], "nm"), "control\\[2\\]"),
         (([-1, 1, 2, 3], [0, 1, 2, 3], "nm"), "control\\[0\\]"),
-        (([0, 1, 2, np.nan], [0, 1, 2, 3], "nm"), "control\\[3\\]"),
-        (([0, 1, 2, 3], [0, np.inf, 2, 3], "nm"), "weight\\[1\\]"),
+        (([0, 1, 2, np.nan], [0, 1, 2, 3], "nm"), "control"),
+        (([0, 1, 2, 3], [0, np.inf, 2, 3], "nm"), "weight"),
         (([0, 1, 2, 3], [0, "a", 2, 3], "nm"), "weight"),
         (([0, 1, 2, 3], [0, 1, 2, 3], "ma"), "unit"),
         (([0, 1, 2, 3], [0, 1, 2, 3], "mA", -1.0), "efficiency"),
@@ -505,8 +466,6 @@ def test_bad_measured_arguments(arguments, name):
     ("build", "name"),
     [
         (lambda: tunings.LorentzianTuning(0.0), "half_width"),
-        (lambda: tunings.LorentzianTuning("wide"), "half_width"),
-        (lambda: tunings.LorentzianTuning([0.1, 0.2]), "half_width"),
         (lambda: tunings.HeaterTuning(offset=np.nan), "offset"),
         (lambda: tunings.HeaterTuning(half_width=-1), "half_width"),
         (lambda: tunings.HeaterTuning(efficiency=0), "efficiency"),

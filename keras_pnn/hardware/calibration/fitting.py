@@ -1,161 +1,18 @@
-"""The search for the imperfections that explain a device's readings."""
+"""Compare a model with a device's readings: the sum that a calibration minimises."""
 
 import contextlib
-import dataclasses
-import math
 from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_pnn.hardware.readings import Readings, of_layer
+from keras_pnn.hardware.calibration.readings import Readings
+from keras_pnn.hardware.calibration.unknowns import Unknown
 from keras_pnn.layers.physical import PhysicalLayer
-from keras_pnn.layers.quantity import Quantity
 
-# A usual size of each kind of imperfection, by its unit.
-_PRIORS = {"rad": 0.1, "nm": 0.1, "K": 2.0, "dB": 0.1, "deg": 1.0, "px": 1.0, "": 0.05}
-# How far from nominal an unknown is looked for, in standard deviations. Without an
-# end, a search may step over into a mirror image, such as a negative half-width.
-_FARTHEST = 10.0
-# What the sum counts as where it is not a number.
-_BEYOND = 1e300
-# The search stops at these relative reductions of the sum to see how much each
-# unknown matters there, before it goes on to the tolerance that was asked for.
-_STAGES = (1e-1, 1e-2, 1e-4)
-# Readings that are farther from the model than so many times their noise are not
-# explained; the search is then repeated with these noises, one after the other.
-_UNEXPLAINED = 3.0
-_NOISES = (0.3, 0.03)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Unknown:
-    """One imperfection that is fitted: of a layer, or of all where it is shared."""
-
-    targets: tuple[Quantity, ...]
-    std: float  # of its prior
-    slots: np.ndarray  # the elements that exist, in the flat variable
-
-    @property
-    def label(self) -> str:
-        target = self.targets[0]
-        return target.name if target.shared else f"{target.layer.name}/{target.name}"
-
-    @property
-    def unit(self) -> str:
-        target = self.targets[0]
-        return target.layer.quantity(target.name).unit
-
-    def start(self) -> np.ndarray:
-        """The present deviations, in units of the prior."""
-        target = self.targets[0]
-        present = np.ravel(np.asarray(target.variable, "float64"))[self.slots]
-        return (present - target.nominal) / self.std
-
-    def bounds(self) -> np.ndarray:
-        """Lowest and highest scaled deviations, (2, slots)."""
-        target = self.targets[0]
-        low, high = self._reach()
-        if target.lower_bound is not None:
-            # Inside, where float32 still tells it from the bound.
-            low = np.maximum(
-                low, 0.999 * (target.lower_bound - target.nominal) / self.std
-            )
-        if self.unit == "dB" and "loss" in target.name:
-            # A mesh counts a negative loss as none, and shows the search no slope.
-            low = np.maximum(low, (0.0 - target.nominal) / self.std)
-        return np.stack([low, high])
-
-    def _reach(self) -> tuple[np.ndarray, np.ndarray]:
-        """How far it is looked for: around nominal, and a start that is farther off."""
-        start = self.start()
-        far = np.where(np.abs(start) > _FARTHEST, start, 0.0)
-        return np.minimum(far, 0.0) - _FARTHEST, np.maximum(far, 0.0) + _FARTHEST
-
-    def _at_limit(self, part: np.ndarray) -> int:
-        """How many stopped as far away as they are looked for."""
-        low, high = self._reach()
-        room = 1e-3 * _FARTHEST
-        return int(np.count_nonzero((part <= low + room) | (part >= high - room)))
-
-    def deviations(self, part: np.ndarray) -> dict[tuple[str, int], np.ndarray]:
-        """What `SimulatedDevice` takes."""
-        found = {}
-        for target in self.targets:
-            shape = tuple(target.variable.shape)
-            flat = np.zeros(math.prod(shape), target.variable.dtype)
-            flat[self.slots] = self.std * part
-            found[target.name, target.index] = flat.reshape(shape)
-        return found
-
-    def summary(self, part: np.ndarray) -> dict:
-        rms = float(np.sqrt(np.mean(np.square(self.std * part)))) if part.size else 0.0
-        return {
-            "unit": self.unit,
-            "prior": self.std,
-            "unknowns": int(part.size),
-            "at_limit": self._at_limit(part),
-            "rms": rms,
-        }
-
-
-def unknowns_of(
-    found: list[Quantity], prior: dict[str, float], every: list[Quantity]
-) -> list[Unknown]:
-    """Gathers targets into unknowns, one for all targets of a shared imperfection.
-
-    Args:
-        found: what is fitted.
-        prior: checked numbers.
-        every: all targets of the model, also of layers that are not measured.
-    """
-    together: dict[tuple, list[Quantity]] = {}
-    for target in found:
-        key = (target.name, None if target.shared else target.index)
-        together.setdefault(key, []).append(target)
-    unknowns = []
-    for same in together.values():
-        target = same[0]
-        exists = True if target.mask is None else target.mask
-        exists = np.broadcast_to(exists, tuple(target.variable.shape))
-        unit = target.layer.quantity(target.name).unit
-        sharing = [t for t in every if target.shared and t.name == target.name]
-        std = _prior_of(sharing or same, prior) or _PRIORS.get(unit)
-        if std is None:
-            known = ", ".join(u for u in _PRIORS if u)
-            raise ValueError(
-                "`prior` must give a standard deviation for an imperfection whose "
-                f"unit is none of {known}. Received: none for "
-                f"'{target.layer.name}/{target.name}' in {unit}"
-            )
-        unknowns.append(Unknown(tuple(same), std, np.flatnonzero(exists)))
-    return unknowns
-
-
-def _prior_of(same: list[Quantity], prior: dict[str, float]) -> float | None:
-    """The prior of an imperfection, which may be named by any layer that shares it."""
-    found = [of_layer(prior, t.layer, t.name) for t in same]
-    given = sorted({std for std in found if std is not None})
-    if len(given) > 1:
-        raise ValueError(
-            f"`prior` must give one number for '{same[0].name}', which the layers "
-            f"share. Received: {', '.join(f'{std:g}' for std in given)}"
-        )
-    return given[0] if given else None
-
-
-def groups_of(measured, unknowns) -> list[tuple[list[Readings], list[Unknown]]]:
-    """Layers that share an unknown, with all their unknowns."""
-    groups: list[tuple[list[Readings], list[Unknown]]] = []
-    for m in measured:
-        mine = [u for u in unknowns if any(t.layer is m.layer for t in u.targets)]
-        linked = [g for g in groups if any(u in g[1] for u in mine)]
-        groups = [g for g in groups if g not in linked]
-        layers = [*(la for g in linked for la in g[0]), m]
-        shared = [*(u for g in linked for u in g[1]), *mine]
-        groups.append((layers, list(dict.fromkeys(shared))))
-    return groups
+# The sum where it is not a number.
+BEYOND = 1e300
 
 
 class Problem:
@@ -186,28 +43,29 @@ class Problem:
         return np.split(z, np.cumsum(self._sizes)[:-1])
 
     def imperfections(self, layer: PhysicalLayer, z: tf.Tensor) -> dict:
-        """All imperfections of a layer, in the dtype of z."""
+        """Returns all imperfections of a layer at a point, in the dtype of z."""
         values = {
             name: tf.cast(tf.convert_to_tensor(v), z.dtype)
             for name, v in layer.imperfections.items()
         }
         parts = tf.split(z, self._sizes)
         for unknown, part in zip(self._unknowns, parts, strict=True):
-            for target in unknown.targets:
-                if target.layer is layer:
-                    shape = tuple(target.variable.shape)
+            for quantity in unknown.quantities:
+                if quantity.layer is layer:
+                    exists = quantity.exists
                     flat = tf.scatter_nd(
-                        unknown.slots[:, None], unknown.std * part, [math.prod(shape)]
+                        unknown.slots[:, None], unknown.std * part, [exists.size]
                     )
-                    values[target.name] = target.nominal + tf.reshape(flat, shape)
+                    deviation = tf.reshape(flat, exists.shape)
+                    values[quantity.name] = quantity.nominal + deviation
         return values
 
     def residuals(self, z: np.ndarray) -> dict[str, dict[str, float]]:
-        """Layer → relative residuals of what was fitted and of what was held out."""
+        """Returns each layer's relative residuals, `"fit"` and `"held_out"`."""
         return {part.measured.layer.name: part.residuals(z) for part in self._parts}
 
     def __call__(self, z: np.ndarray) -> tuple[float, np.ndarray]:
-        """The sum and its gradient."""
+        """Returns the sum and its gradient."""
         misfit, gradient = 0.0, z.copy()
         for part in self._parts:
             value, slope = part(z)
@@ -217,11 +75,11 @@ class Problem:
         loss = float(misfit + z @ z / 2)
         if not (np.isfinite(loss) and np.isfinite(gradient).all()):
             # Beyond what the layer can model: the search turns back.
-            return _BEYOND, np.zeros_like(z)
+            return BEYOND, np.zeros_like(z)
         return loss, gradient
 
     def curvature(self, z: np.ndarray) -> np.ndarray:
-        """About the diagonal of the sum's Hessian at a point (Gauss–Newton)."""
+        """Estimates the diagonal of the sum's Hessian at a point (Gauss–Newton)."""
         return 1.0 + sum(part.curvature(z) for part in self._parts)
 
 
@@ -302,7 +160,7 @@ class _Part:
         return self._errors(tf.constant(z), controls, outputs, weights)
 
     def __call__(self, z: np.ndarray) -> tuple[float, np.ndarray]:
-        """Half the weighted sum of squares over what is fitted, and its gradient."""
+        """Returns half the weighted sum of squares of the fit, and its gradient."""
         square, _, gradient = self._at(z)
         fitted = square.numpy()[self._fit[self._used]]
         return self._weight * float(fitted.sum()) / 2, gradient.numpy()
@@ -316,10 +174,10 @@ class _Part:
         }
 
     def curvature(self, z: np.ndarray, draws: int = 8) -> np.ndarray:
-        """The diagonal of JᵀJ, from random signs v: it is the mean of (Jᵀv)².
+        """Estimates the diagonal of JᵀJ by the mean of (Jᵀv)² over random signs v.
 
-        The gradient of the misfit is Jᵀ times the differences, so that it is asked
-        for at readings that differ from the model by v.
+        The gradient of the misfit is Jᵀ times the differences, so Jᵀv is the gradient
+        at readings that differ from the model by v.
         """
         rng = np.random.default_rng(0)
         readings = tf.gather(self._outputs, self._used)
@@ -334,106 +192,7 @@ class _Part:
         return total / (draws * self._weight)
 
 
-def search(
-    problem: Problem, iterations: int, tolerance: float, verbose
-) -> tuple[np.ndarray, int, bool]:
-    """Minimises the sum, with a progress bar.
-
-    Where the readings are not explained, the search has ended in a valley of its own.
-    It then begins again from the start with readings that count little at first, so
-    that the prior leads it past such valleys, and the better of both ends counts.
-
-    Returns:
-        (point, iterations, whether it converged).
-    """
-    if problem(problem.start)[0] == _BEYOND:
-        raise ValueError(
-            "The model's outputs must be finite at all settings of the controls, with "
-            "its present imperfections; `spread` keeps controls nearer. Received: NaN "
-            f"or infinity in {', '.join(problem.layers)}"
-        )
-    bar = progress_bar(iterations, "iteration", verbose, ["residual"])
-    noise = problem.noise
-    z, done, ended = _descent(problem, problem.start, iterations, tolerance, bar)
-    loss = problem(z)[0]
-    coarser = [n for n in _NOISES if n > 3 * noise]
-    if coarser and problem.residual > _UNEXPLAINED * noise:
-        other = problem.start
-        for coarse in (*coarser, noise):
-            problem.noise = coarse
-            end = tolerance if coarse == noise else max(tolerance, _STAGES[-1])
-            if done < iterations:
-                left = iterations - done
-                other, steps, there = _descent(problem, other, left, end, bar)
-                done += steps
-        problem.noise = noise
-        if problem(other)[0] < loss:
-            z, ended = other, there
-    if done < iterations:
-        bar.update(done, finalize=True)
-    return z, done, ended
-
-
-def _descent(problem: Problem, z, iterations: int, tolerance: float, bar) -> tuple:
-    """Goes down from a point; returns as `search`.
-
-    L-BFGS takes every unknown for equally important, while a ring on its flank may
-    count a thousand times as much as one far away. So it goes by variables that are
-    scaled with the sum's curvature, which is looked up again on the way.
-    """
-    from scipy import optimize
-
-    done = 0
-    for end in (*(s for s in _STAGES if s > tolerance), tolerance):
-        scale = 1 / np.sqrt(problem.curvature(z))
-        result = optimize.minimize(
-            lambda u, scale=scale: _scaled(problem, u, scale),
-            z / scale,
-            jac=True,
-            method="L-BFGS-B",
-            bounds=optimize.Bounds(*(problem.bounds / scale)),
-            callback=lambda _: bar.add(1, [("residual", problem.residual)]),
-            options={
-                "maxiter": iterations - done,
-                # A step takes one evaluation or two.
-                "maxfun": 4 * iterations,
-                "maxcor": 30,
-                "ftol": end,
-                "gtol": 0.0,
-            },
-        )
-        z, done = result.x * scale, done + result.nit
-        if done >= iterations:
-            break
-    return z, done, bool(result.success)
-
-
-def _scaled(problem: Problem, u, scale) -> tuple[float, np.ndarray]:
-    loss, gradient = problem(u * scale)
-    return loss, gradient * scale
-
-
-def progress_bar(total: int, unit: str, verbose, stateful=()) -> keras.utils.Progbar:
-    return keras.utils.Progbar(
-        total,
-        verbose=0 if verbose in (0, "0") else 1,
-        stateful_metrics=stateful,
-        unit_name=unit,
-    )
-
-
-@contextlib.contextmanager
-def unchanged(model) -> Iterator[None]:
-    """Gives the variables of a model, seeds included, back as they were."""
-    before = [(v, v.numpy()) for v in model.variables]
-    try:
-        yield
-    finally:
-        for variable, value in before:
-            variable.assign(value)
-
-
-# Precision: differences of a sum over many readings are lost in float32.
+# In float32 a sum over many readings loses small differences.
 
 
 def _wide(values):
@@ -445,7 +204,7 @@ def _wide(values):
 
 @contextlib.contextmanager
 def in_float64(measured: list[Readings]) -> Iterator[None]:
-    """Has the layers compute in float64, those whose `forward` takes such tensors."""
+    """Lets layers compute in float64, where their `forward` takes such tensors."""
     before = [(m.layer, m.layer.dtype_policy) for m in measured]
     try:
         for m, (layer, policy) in zip(measured, before, strict=True):

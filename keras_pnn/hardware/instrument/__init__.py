@@ -1,4 +1,4 @@
-"""Devices that speak SCPI, described by one file."""
+"""Drive instruments that speak SCPI, described by one file."""
 
 from keras_pnn.hardware.instrument.device import InstrumentDevice, InstrumentError
 

@@ -1,21 +1,23 @@
-"""A device behind laboratory instruments that speak SCPI."""
+"""Drive physical layers on laboratory instruments that speak SCPI."""
 
-import contextlib
 import inspect
 import os
 import time
 import tomllib
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
 
+from keras_pnn import _checks
 from keras_pnn.hardware.device import DeviceError, HardwareDevice
-from keras_pnn.hardware.instrument.scpi import InstrumentError, Session, readings
-from keras_pnn.hardware.instrument.wiring import Bench, Reading, Setting, Wiring
+from keras_pnn.hardware.instrument.scpi import InstrumentError, Session, parse_readings
 from keras_pnn.layers.lookup import physical_layers
 from keras_pnn.layers.mrr import MRRConv2D
 from keras_pnn.layers.physical import PhysicalLayer, check_built
+
+if TYPE_CHECKING:
+    from keras_pnn.hardware.instrument.wiring import Bench, Wire, Wiring
 
 __all__ = ["InstrumentDevice", "InstrumentError"]
 
@@ -90,7 +92,8 @@ class InstrumentDevice(HardwareDevice):
         **options: arguments of `HardwareDevice`, before those in `device`.
 
     Raises:
-        ValueError: a key of the configuration is missing, unknown or wrong.
+        ValueError: If a key of the configuration is missing, unknown or wrong.
+        ImportError: If pydantic is not installed; the extra `[instruments]` has it.
 
     Example:
 
@@ -104,13 +107,15 @@ class InstrumentDevice(HardwareDevice):
     """
 
     def __init__(self, configuration: dict, **options):
-        self.bench = Bench.parsed(configuration)
+        self.bench = _bench(configuration)
         options = {**self.bench.device, **options}
-        known = set(inspect.signature(HardwareDevice).parameters) - {"layers"}
-        if not options.keys() <= known:
-            raise ValueError(
-                f"`device` may have {', '.join(sorted(known))}. "
-                f"Received: {', '.join(sorted(options.keys() - known))}"
+        known = inspect.signature(HardwareDevice).parameters.keys() - {"layers"}
+        unknown = options.keys() - known
+        if unknown:
+            raise _checks.error(
+                "device",
+                f"a table with keys among {', '.join(sorted(known))}",
+                ", ".join(sorted(unknown)),
             )
         super().__init__(layers=list(self.bench.layers), **options)
         self._link = _Link(self.bench)
@@ -124,22 +129,21 @@ class InstrumentDevice(HardwareDevice):
             **options: as in the class.
 
         Raises:
-            ValueError: the file is no TOML, or as in the class.
+            ValueError: If the file is not TOML, or as in the class.
         """
         with open(path, "rb") as file:
             try:
                 configuration = tomllib.load(file)
             except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-                raise ValueError(
-                    f"`path` must be a TOML file ({error}). Received: {os.fspath(path)}"
-                ) from error
+                expected = f"a TOML file ({error})"
+                raise _checks.error("path", expected, os.fspath(path)) from error
         return cls(configuration, **options)
 
     def open(self) -> "InstrumentDevice":
         """Opens all instruments now; else each is opened when it is first needed.
 
         Raises:
-            InstrumentError: one cannot be opened, or is not the one expected.
+            InstrumentError: If one cannot be opened, or is not the one expected.
         """
         for session in self._link.sessions.values():
             session.open()
@@ -149,8 +153,8 @@ class InstrumentDevice(HardwareDevice):
         """Sends the shutdown commands and closes all instruments.
 
         Raises:
-            InstrumentError: an instrument that was in use did not take its shutdown
-                commands: it may still drive the chip.
+            InstrumentError: If an instrument that was in use did not take its
+                shutdown commands: it may still drive the chip.
         """
         if self._acquisition.abandoned:
             # The call that was given up may still talk in the present sessions.
@@ -190,38 +194,22 @@ class InstrumentDevice(HardwareDevice):
         Training does this by itself, and so does `installed`.
 
         Raises:
-            ValueError: the model has no physical layer of a configured name, or one
-                with another number of controls, inputs or outputs than there are
-                channels; a convolution, whose patches nothing would send; or one with a
-                bias or an activation, which light does not do.
+            ValueError: If the model lacks a physical layer of a configured name; if
+                the number of its controls, inputs or outputs is not that of their
+                channels; if it is a convolution, whose patches nothing would send; or
+                if it has a bias or an activation, which the instruments do not apply.
         """
-        known = {layer.name: layer for layer in physical_layers(model)}
-        for name, wiring in self.bench.layers.items():
-            if name not in known:
-                raise ValueError(
-                    f"The configuration must name physical layers of model "
-                    f"'{model.name}': {', '.join(known) or 'it has none'}. "
-                    f"Received: layers.{name}"
-                )
-            _check_layer(known[name], wiring)
+        super().attach(model)
+        for layer in physical_layers(model):
+            if layer.name in self.bench.layers:
+                _check_layer(layer, self.bench.layers[layer.name])
         return self
-
-    @contextlib.contextmanager
-    def installed(self, model: keras.layers.Layer) -> Iterator["InstrumentDevice"]:
-        """Runs the configured layers of a model on the bench until the block ends.
-
-        Raises:
-            ValueError: as in `attach`.
-        """
-        self.attach(model)
-        with super().installed(model):
-            yield self
 
     def acquire(self, layer, inputs, controls: dict, shape=None, dtype=None):
         """See `HardwareDevice.acquire`.
 
         Raises:
-            DeviceError: also, at once and with nothing sent, where a control or an
+            DeviceError: Also, at once and with nothing sent, if a control or an
                 input of any sample is beyond its limits.
         """
         wiring = self.bench.layers.get(layer.name)
@@ -243,8 +231,8 @@ class InstrumentDevice(HardwareDevice):
         """Sets the controls of a layer.
 
         Raises:
-            ValueError: a control is beyond its limits; nothing is sent then.
-            InstrumentError: an instrument refuses, or does not answer.
+            ValueError: If a control is beyond its limits; nothing is sent then.
+            InstrumentError: If an instrument refuses, or does not answer.
         """
         self._link.configure(layer, controls)
 
@@ -263,9 +251,9 @@ class InstrumentDevice(HardwareDevice):
             (..., outputs), float64.
 
         Raises:
-            ValueError: an input is beyond its limits.
-            InstrumentError: an instrument refuses, does not answer, or gives no
-                numbers.
+            ValueError: If an input is beyond its limits.
+            InstrumentError: If an instrument refuses, does not answer, or answers
+                with something else than numbers.
         """
         # Not `self._link` twice: `recover` may replace it while this thread hangs.
         link, wiring = self._link, self.bench.layers[layer.name]
@@ -286,10 +274,21 @@ class InstrumentDevice(HardwareDevice):
             session.retire()
 
 
+def _bench(configuration: dict) -> "Bench":
+    try:
+        # Not at the top: `import keras_pnn` does not need pydantic.
+        from keras_pnn.hardware.instrument.wiring import Bench
+    except ImportError as error:
+        raise ImportError(
+            "`InstrumentDevice` needs pydantic: pip install 'keras-pnn[instruments]'"
+        ) from error
+    return Bench.parsed(configuration)
+
+
 class _Link:
     """The connections to all instruments, and what was set through them."""
 
-    def __init__(self, bench: Bench):
+    def __init__(self, bench: "Bench"):
         self.bench = bench
         self.sessions = {
             name: Session(name, instrument, bench.backend)
@@ -322,7 +321,7 @@ class _Link:
         self.configure(layer, controls)
         return True
 
-    def sample(self, wiring: Wiring, inputs: np.ndarray) -> np.ndarray:
+    def sample(self, wiring: "Wiring", inputs: np.ndarray) -> np.ndarray:
         """Sets the inputs for one sample and reads its outputs."""
         settings = wiring.inputs.commands(inputs)
         reading = wiring.outputs
@@ -335,9 +334,9 @@ class _Link:
             source.exchange(settings)
             time.sleep(reading.delay)
             answers = meter.exchange(questions)
-        return reading.values(readings(answers[-len(reading.commands()) :]))
+        return reading.values(parse_readings(answers[-len(reading.commands()) :]))
 
-    def _openings(self, wiring: Wiring) -> list[int]:
+    def _openings(self, wiring: "Wiring") -> list[int]:
         return [self.sessions[s.instrument].opened for s in wiring.controls.values()]
 
 
@@ -350,7 +349,7 @@ def _existing(layer: PhysicalLayer, name: str, control) -> np.ndarray:
     return control[np.broadcast_to(exists, control.shape)]
 
 
-def _check_layer(layer: PhysicalLayer, wiring: Wiring) -> None:
+def _check_layer(layer: PhysicalLayer, wiring: "Wiring") -> None:
     check_built(layer)
     if isinstance(layer, MRRConv2D):
         raise ValueError(
@@ -372,8 +371,8 @@ def _check_layer(layer: PhysicalLayer, wiring: Wiring) -> None:
         outputs = layer.compute_output_shape(tuple(shape))[-1]
         _check_count(layer, wiring.outputs, "outputs", outputs)
     activation = getattr(layer, "activation", None)
-    plain = activation is None or activation is keras.activations.linear
-    if getattr(layer, "bias", None) is not None or not plain:
+    linear = activation is None or activation is keras.activations.linear
+    if getattr(layer, "bias", None) is not None or not linear:
         raise ValueError(
             f"Layer '{layer.name}' must have no bias and no activation, which the "
             "instruments do not apply: put them in layers of their own. Received: "
@@ -382,11 +381,10 @@ def _check_layer(layer: PhysicalLayer, wiring: Wiring) -> None:
         )
 
 
-def _check_count(
-    layer: PhysicalLayer, part: Setting | Reading, what: str, count: int
-) -> None:
-    if count != len(part.channels):
-        raise ValueError(
-            f"`{part.where}.channels` must be {count}, the number of {what} of layer "
-            f"'{layer.name}'. Received: {len(part.channels)} channels"
+def _check_count(layer: PhysicalLayer, part: "Wire", what: str, count: int) -> None:
+    if count != len(part.numbers):
+        raise _checks.error(
+            f"{part.where}.channels",
+            f"{count}, the number of {what} of layer '{layer.name}'",
+            f"{len(part.numbers)} channels",
         )

@@ -1,18 +1,20 @@
-"""A conversation with one instrument, in SCPI through PyVISA."""
+"""Talk to one instrument in SCPI, through PyVISA."""
 
 import math
 import re
+from typing import TYPE_CHECKING
 
-from keras_pnn.hardware.instrument.wiring import Instrument
+if TYPE_CHECKING:
+    from keras_pnn.hardware.instrument.wiring import Instrument
 
-# SCPI-99, 7.2.1: the numbers that stand for infinity (over range) and for no number.
+# SCPI-99, 7.2.1: 9.9e37 stands for infinity (over range), 9.91e37 for not a number.
 NOT_A_READING = 9.9e37
 # More errors than an instrument keeps.
 LONGEST_QUEUE = 100
 
 
 class InstrumentError(RuntimeError):
-    """An instrument refused a command, did not answer, or gave no sense."""
+    """An instrument refused a command, did not answer, or answered unparseably."""
 
 
 class Session:
@@ -24,7 +26,7 @@ class Session:
         backend: the library behind PyVISA, `"@py"` for pyvisa-py.
     """
 
-    def __init__(self, name: str, instrument: Instrument, backend: str):
+    def __init__(self, name: str, instrument: "Instrument", backend: str):
         self.name, self.instrument, self.backend = name, instrument, backend
         self.opened = 0
         self._resource = None
@@ -34,7 +36,7 @@ class Session:
         """Opens the session if it is not open: identity, then the setup commands.
 
         Raises:
-            InstrumentError: there is no such resource, it does not answer, or is
+            InstrumentError: If the resource cannot be opened, does not answer, or is
                 another instrument.
         """
         if self._resource is not None:
@@ -112,9 +114,9 @@ class Session:
             The answers, in order.
 
         Raises:
-            InstrumentError: a command was refused, or an answer did not come. The
-                session is closed then, as an answer that comes late would be taken
-                for that to the next question.
+            InstrumentError: If a command was refused, or an answer did not come. The
+                session is closed then, as a late answer would be taken for the answer
+                to the next query.
         """
         if not commands:
             return []
@@ -130,16 +132,16 @@ class Session:
         if number == 0:
             return
         self.close()
-        what = "gave no sense when asked for errors after"
-        if number is not None:
-            what = "refused"
+        what = "refused"
+        if number is None:
+            what = "answered unparseably when asked for errors after"
         raise InstrumentError(
             f"{self} {what} {_brief(commands)}. Received: {answer[:200]!r}"
         )
 
     @staticmethod
     def _error(answer: str) -> int | None:
-        """The number of the error that an answer tells; `None` where it tells none."""
+        """The number of the error in an answer; `None` if the answer has none."""
         found = re.match(r"\s*([+-]?\d+)\s*(,|$)", answer)
         return int(found[1]) if found else None
 
@@ -164,11 +166,11 @@ class Session:
         return f"Instrument '{self.name}' ({self.instrument.resource})"
 
 
-def readings(answers: list[str]) -> list[float]:
+def parse_readings(answers: list[str]) -> list[float]:
     """Returns the numbers in some answers.
 
     Raises:
-        InstrumentError: something is not a finite number.
+        InstrumentError: If one is not a finite number.
     """
     words = [w for a in answers for w in re.split(r"[,;\s]+", a.strip())]
     try:

@@ -1,22 +1,22 @@
-"""What every tuning curve offers: control to weight, and back."""
+"""Define the interface of tuning curves: control to weight, and back."""
 
 import numpy as np
 
-from keras_pnn.physics._tensors import TensorLike, check, concrete
+from keras_pnn import _checks
+from keras_pnn.physics._tensors import TensorLike
 
-# Weights that were rounded to float32 still count as reachable.
+# Weights and controls that were rounded to float32 still count as within range.
 WEIGHT_TOLERANCE = 1e-6
-# So do controls that were rounded to float32.
 CONTROL_TOLERANCE = 1e-6
 
 
 class Tuning:
-    """Base class: how the control of a ring sets its weight.
+    """Base class of tuning curves, from the control of a ring to its weight.
 
-    Serialisable in the way of a Keras initializer. A subclass sets `unit`,
-    implements `control_range`, `weight_range`, `heater_shift`, `weight`,
-    `control` and `get_config`, and overrides the rest where it knows more.
-    Controls are never negative.
+    Serialisable like a Keras initializer. A subclass sets `unit`, implements
+    `control_range`, `weight_range`, `heater_shift`, `weight`, `control` and
+    `get_config`, and overrides further methods where it can. Controls are never
+    negative.
 
     Attributes:
         unit: `"nm"` (the control is a detuning) or `"mA"` (a heater current).
@@ -33,13 +33,13 @@ class Tuning:
     def weight_range(self) -> tuple[float, float]:
         """Lowest and highest weight over `control_range`.
 
-        Where the highest control is infinite, the highest weight is a limit
-        that no finite control reaches.
+        Where the highest control is infinite, the highest weight is a limit that no
+        finite control reaches.
         """
         raise NotImplementedError
 
     def heater_shift(self, control: TensorLike):
-        """The resonance shift that the ring's own heater makes.
+        """Computes the resonance shift by the ring's own heater.
 
         Args:
             control: Float tensor, in `unit`.
@@ -50,7 +50,7 @@ class Tuning:
         raise NotImplementedError
 
     def detuning(self, control: TensorLike):
-        """The ring's resonance minus its laser.
+        """Computes the detuning: the ring's resonance minus its laser.
 
         Args:
             control: Float tensor, in `unit`.
@@ -61,14 +61,14 @@ class Tuning:
         return self.heater_shift(control)
 
     def heater_power(self, control: TensorLike):
-        """The electrical power of the heater.
+        """Computes the electrical power of the heater.
 
         Args:
             control: Float tensor, in `unit`.
 
         Returns:
-            Float tensor. Power in mW, in the shape of `control`; None where the
-            tuning knows no heater.
+            Float tensor. Power in mW, in the shape of `control`; `None` for a tuning
+            without a heater.
         """
 
     def weight(
@@ -77,27 +77,27 @@ class Tuning:
         shift: TensorLike = 0.0,
         half_width_error: TensorLike = 0.0,
     ):
-        """The weight at a control, on a ring with the given imperfections.
+        """Computes the weight at a control, with the imperfections of the ring.
 
         Args:
             control: Float tensor, in `unit`.
             shift: Float tensor. Added to the detuning, in nm.
             half_width_error: Float tensor. Relative: the half-width is
-                `(1 + half_width_error)` times the design's.
+                `(1 + half_width_error)` times the nominal one.
 
         Returns:
-            Float tensor in the arguments' broadcast shape, of their widest
-            float dtype. Twice differentiable. In a graph, NaN where
-            `half_width_error` is not above -1.
+            Float tensor in the arguments' broadcast shape, of their widest float
+            dtype. Twice differentiable. In a graph, NaN where `half_width_error` is
+            not above -1.
 
         Raises:
-            ValueError: If a value known eagerly is NaN, or `half_width_error`
-                is not above -1.
+            ValueError: If a value known eagerly is NaN, or `half_width_error` is not
+                above -1.
         """
         raise NotImplementedError
 
     def control(self, weight: TensorLike) -> np.ndarray:
-        """The smallest non-negative control that gives a weight.
+        """Solves for the smallest control that gives a weight.
 
         Args:
             weight: Float array or eager tensor.
@@ -106,13 +106,13 @@ class Tuning:
             Float64 array of the shape of `weight`, in `unit`.
 
         Raises:
-            ValueError: If a weight is NaN or out of reach (by more than 1e-6,
-                which leaves room for weights rounded to float32).
+            ValueError: If a weight is NaN, or outside `weight_range` by more than
+                1e-6, a margin for weights rounded to float32.
         """
         raise NotImplementedError
 
     def clip(self, weight: TensorLike) -> np.ndarray:
-        """The nearest weight for which `control` has an answer.
+        """Clips weights to those that `control` can solve for.
 
         Args:
             weight: Float array or eager tensor.
@@ -123,16 +123,16 @@ class Tuning:
         Raises:
             ValueError: If a weight is NaN.
         """
-        return np.clip(self._known("weight", weight), *self.weight_range)[()]
+        return np.clip(self._known(weight), *self.weight_range)[()]
 
     def row_weight(self, detuning: TensorLike, half_width_error: TensorLike = 0.0):
-        """The weights of a row of rings that all see all channels.
+        """Computes the weights of a row of rings on one bus.
 
         Args:
-            detuning: Float tensor of shape `(..., rings, channels)`: each
-                ring's resonance minus each channel's laser, in nm.
-            half_width_error: Float tensor that broadcasts against `detuning`;
-                a value per ring has shape `(..., rings, 1)`.
+            detuning: Float tensor of shape `(..., rings, channels)`: each ring's
+                resonance minus each channel's laser, in nm.
+            half_width_error: Float tensor that broadcasts against `detuning`; a
+                value per ring has the shape `(..., rings, 1)`.
 
         Returns:
             Float tensor of shape `(..., channels)`.
@@ -141,24 +141,24 @@ class Tuning:
             ValueError: If the tuning cannot model a row.
         """
         raise ValueError(
-            "The row model needs a ring's transmission at any detuning, which "
-            "`LorentzianTuning` and `HeaterTuning` know. "
+            "The row model needs a ring's transmission at any detuning: "
+            "`LorentzianTuning` or `HeaterTuning`. "
             f"Received: {type(self).__name__}, which cannot model a row"
         )
 
     def validate(self, control: TensorLike) -> None:
-        """Checks controls that are about to be programmed or loaded.
+        """Checks controls before they are programmed or loaded.
 
         Args:
             control: Float array or tensor, in `unit`. Tensors of a graph pass.
 
         Raises:
-            ValueError: If a control is NaN, infinite, negative or outside
-                `control_range` (by more than 1e-6 of its size).
+            ValueError: If a control is NaN, infinite or negative, or outside
+                `control_range` by more than 1e-6 of its upper end.
         """
         low, high = self.control_range
         room = CONTROL_TOLERANCE * max(abs(low), high if np.isfinite(high) else 0.0)
-        check(
+        _checks.tensor(
             "control",
             control,
             lambda c: np.isfinite(c) & (c >= max(low - room, 0)) & (c <= high + room),
@@ -166,12 +166,12 @@ class Tuning:
         )
 
     def get_config(self) -> dict:
-        """The arguments of `__init__`, as JSON values."""
+        """Returns the arguments of `__init__` as JSON values."""
         raise NotImplementedError
 
     @classmethod
     def from_config(cls, config: dict):
-        """Builds a tuning from what `get_config` returned."""
+        """Builds a tuning from the result of `get_config`."""
         return cls(**config)
 
     def __eq__(self, other):
@@ -185,27 +185,25 @@ class Tuning:
         return f"{type(self).__name__}({', '.join(arguments)})"
 
     def _reachable(self, weight):
-        """The weights in float64, inside `weight_range`; raises elsewhere."""
-        weight = self._known("weight", weight)
+        """Checks that weights lie in `weight_range`; returns them in float64."""
+        weight = self._known(weight)
         low, high = self.weight_range
         attained = np.isfinite(self.control_range[1])
-        check(
+        _checks.tensor(
             "weight",
             weight,
             lambda w: (
                 (w >= low - WEIGHT_TOLERANCE)
                 & ((w <= high + WEIGHT_TOLERANCE) if attained else (w < high))
             ),
-            f"within reach, in [{low:g}, {high:g}{']' if attained else ')'}",
+            f"in [{low:g}, {high:g}{']' if attained else ')'}",
         )
         return np.clip(weight, low, high)
 
     @staticmethod
-    def _known(name, value):
-        check(name, value, lambda v: ~np.isnan(v), "a number, not NaN")
-        array = concrete(value)
+    def _known(weight):
+        _checks.not_nan("weight", weight)
+        array = _checks.concrete(weight)
         if array is None:
-            raise ValueError(
-                f"`{name}` must be known eagerly. Received: a tensor of a graph"
-            )
+            raise _checks.error("weight", "known eagerly", "a tensor of a graph")
         return np.asarray(array, np.float64)

@@ -1,21 +1,111 @@
-"""Tuning curves: from the control of a ring to its weight."""
+"""Compute weights from the Lorentzian resonance of a ring, and solve for detunings."""
 
 import keras
 import numpy as np
 
-from keras_pnn.physics import heater
-from keras_pnn.physics._tensors import (
-    TensorLike,
-    as_tensors,
-    check,
-    check_fraction,
-    check_positive,
-)
-from keras_pnn.physics.tuning.base import Tuning
-from keras_pnn.physics.tuning.measured import MeasuredTuning
-from keras_pnn.physics.tuning.resonance import ResonanceTuning
+from keras_pnn import _checks
+from keras_pnn.physics import ring
+from keras_pnn.physics._tensors import TensorLike, as_tensors, nan_below
+from keras_pnn.physics.tuning.base import WEIGHT_TOLERANCE, Tuning
 
-__all__ = ["HeaterTuning", "LorentzianTuning", "MeasuredTuning", "Tuning", "get"]
+# A weight of 1 needs an infinite detuning; the authors of arXiv:2411.12352 stop here.
+HIGHEST_CLIPPED_WEIGHT = 0.999
+
+
+class ResonanceTuning(Tuning):
+    """Base class of Lorentzian rings whose control raises the detuning.
+
+    A subclass sets `half_width` and implements `detuning` and `_ends`.
+    """
+
+    offset = 0.0
+    port = "balanced"
+    through_min = 0.0
+    drop_max = 1.0
+
+    @property
+    def weight_range(self):
+        """Lowest and highest weight over `control_range`.
+
+        With an infinite control range the highest is the limit 1.
+        """
+        ends = self._ends()
+        crosses = ends[0] <= 0 <= ends[1]
+        weights = [self._weight_at(end) for end in ends]
+        low = self._weight_at(0.0) if crosses else min(weights)
+        return float(low), float(max(weights))
+
+    def weight(
+        self,
+        control: TensorLike,
+        shift: TensorLike = 0.0,
+        half_width_error: TensorLike = 0.0,
+    ):
+        """See `Tuning.weight`."""
+        _checks.not_nan("control", control)
+        _checks.not_nan("shift", shift)
+        control, shift, error = as_tensors(control, shift, half_width_error)
+        return self._port_weight(ring.lorentzian, self.detuning(control) + shift, error)
+
+    def row_weight(self, detuning: TensorLike, half_width_error: TensorLike = 0.0):
+        """See `Tuning.row_weight`."""
+        return self._port_weight(ring.wdm_row, *as_tensors(detuning, half_width_error))
+
+    def clip(self, weight: TensorLike) -> np.ndarray:
+        """Clips weights to those that `control` can solve for.
+
+        Where no finite control reaches the highest weight, weights are clipped at
+        0.999 (as by the authors of arXiv:2411.12352), or at the weight of control 0
+        if that is higher.
+
+        Args:
+            weight: Float array or eager tensor.
+
+        Returns:
+            Float64 array of the shape of `weight`.
+
+        Raises:
+            ValueError: If a weight is NaN.
+        """
+        low, high = self.weight_range
+        if not np.isfinite(self.control_range[1]):
+            high = max(HIGHEST_CLIPPED_WEIGHT, self._weight_at(self.offset))
+        return np.clip(self._known(weight), low, high)[()]
+
+    def _detuning_for(self, weight):
+        """Solves for the detuning closest above the offset, in float64 nm."""
+        weight = self._reachable(weight)
+        square = (weight - self._lowest()) / (1 - weight)
+        distance = self.half_width * np.sqrt(np.maximum(square, 0))
+        # The idle ring's weight, but for rounding, means an idle ring.
+        idle = (-distance < self.offset) & (
+            np.abs(weight - self._weight_at(self.offset)) <= WEIGHT_TOLERANCE
+        )
+        detuning = np.where(-distance >= self.offset, -distance, distance)
+        detuning = np.where(idle, self.offset, detuning)
+        # Adding 0 turns -0 into 0.
+        return np.clip(detuning, *self._ends()) + 0.0
+
+    def _port_weight(self, law, detuning, error):
+        _checks.tensor("half_width_error", error, lambda e: e > -1, "above -1")
+        # A negative half-width would give the weight of its absolute value.
+        half_width = self.half_width * (1 + nan_below(error, -1.0))
+        through, drop = law(detuning, half_width, self.through_min, self.drop_max)
+        return through - drop if self.port == "balanced" else through
+
+    def _lowest(self):
+        """The weight on resonance."""
+        return self.through_min - (self.drop_max if self.port == "balanced" else 0)
+
+    def _weight_at(self, detuning):
+        if np.isinf(detuning):
+            return 1.0
+        square = (detuning / self.half_width) ** 2
+        return (square + self._lowest()) / (1 + square)
+
+    def _ends(self):
+        """Lowest and highest detuning, in nm."""
+        raise NotImplementedError
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -24,12 +114,12 @@ class LorentzianTuning(ResonanceTuning):
 
     `w = through - drop = 1 - 2 / (1 + u²)`, `u = (control + shift) / half_width`.
 
-    The inverse is `control = half_width * sqrt((1 + w) / (1 - w))`. A weight of
-    1 needs an infinite detuning; `clip` stops at 0.999.
+    The inverse is `control = half_width * sqrt((1 + w) / (1 - w))`. A weight of 1
+    needs an infinite detuning; `clip` stops at 0.999.
 
     Args:
-        half_width: Float. Half the full width at half maximum, in nm. The
-            default is that of the authors' simulation; their chip has 0.077.
+        half_width: Float. Half the full width at half maximum, in nm. The default is
+            that of the authors' simulation; their chip has 0.077.
 
     Raises:
         ValueError: If `half_width` is not positive and finite.
@@ -50,7 +140,7 @@ class LorentzianTuning(ResonanceTuning):
     control_range = (0.0, float("inf"))
 
     def __init__(self, half_width: float = 0.15):
-        self.half_width = _scalar("half_width", half_width, check_positive)
+        self.half_width = _checks.real("half_width", half_width, above=0)
 
     def heater_shift(self, control: TensorLike):
         """See `Tuning.heater_shift`: the control itself."""
@@ -66,174 +156,3 @@ class LorentzianTuning(ResonanceTuning):
 
     def _ends(self):
         return self.control_range
-
-
-@keras.saving.register_keras_serializable(package="keras_pnn")
-class HeaterTuning(ResonanceTuning):
-    """A ring tuned by the current through its heater.
-
-    `detuning = offset + efficiency * I² * resistance / 1000`; the weight is the
-    Lorentzian's, `through - drop` or `through` alone. A weight can lie on both
-    sides of the resonance: `control` takes the side with the smaller current.
-
-    At zero current the weight has no derivative by the current, though heat
-    from elsewhere still moves it.
-
-    Args:
-        offset: Float. Resonance minus laser at zero current, in nm.
-        half_width: Float. Half the full width at half maximum, in nm.
-        efficiency: Float. Shift per heater power, in nm/mW.
-        resistance: Float. Resistance of the heater, in Ω.
-        port: `"balanced"` (weight `through - drop`) or `"through"`.
-        max_current: Float or None. Highest current, in mA. None: no limit, and
-            weights are clipped at 0.999.
-        through_min: Float in [0, 1). Through power on resonance.
-        drop_max: Float in [0, 1]. Drop power on resonance.
-
-    Raises:
-        ValueError: If an argument is out of its range, or
-            `through_min + drop_max` is above 1.
-
-    Example:
-
-    >>> tuning = HeaterTuning(offset=-0.3)
-    >>> round(float(tuning.control(-1.0)), 3)
-    1.229
-
-    Reference:
-
-    - Xu et al., arXiv:2411.12352: the default values are its chip's.
-    - Tait et al., Sci. Rep. 7:7430 (2017): weight banks.
-    """
-
-    unit = "mA"
-
-    def __init__(
-        self,
-        offset: float = -0.3,
-        half_width: float = 0.077,
-        efficiency: float = 0.53,
-        resistance: float = 375.0,
-        port: str = "balanced",
-        max_current: float | None = None,
-        through_min: float = 0.0,
-        drop_max: float = 1.0,
-    ):
-        if port not in ("balanced", "through"):
-            raise ValueError(
-                f"`port` must be 'balanced' or 'through'. Received: port={port!r}"
-            )
-        self.offset = _scalar("offset", offset, _check_finite)
-        self.half_width = _scalar("half_width", half_width, check_positive)
-        self.efficiency = _scalar("efficiency", efficiency, check_positive)
-        self.resistance = _scalar("resistance", resistance, check_positive)
-        self.port = port
-        self.max_current = (
-            None
-            if max_current is None
-            else _scalar("max_current", max_current, check_positive)
-        )
-        self.through_min = _scalar("through_min", through_min, _check_below_one)
-        self.drop_max = _scalar("drop_max", drop_max, check_fraction)
-        if self.through_min + self.drop_max > 1 + 1e-6:
-            raise ValueError(
-                "`through_min + drop_max` must be at most 1. Received: "
-                f"through_min={through_min}, drop_max={drop_max}"
-            )
-
-    @property
-    def control_range(self):
-        """Lowest and highest current, in mA."""
-        limit = float("inf") if self.max_current is None else self.max_current
-        return 0.0, limit
-
-    def heater_shift(self, control: TensorLike):
-        """See `Tuning.heater_shift`."""
-        return heater.resonance_shift(control, self.efficiency, self.resistance)
-
-    def detuning(self, control: TensorLike):
-        """See `Tuning.detuning`."""
-        return self.offset + self.heater_shift(control)
-
-    def heater_power(self, control: TensorLike):
-        """See `Tuning.heater_power`."""
-        return heater.power(control, self.resistance)
-
-    def control(self, weight: TensorLike) -> np.ndarray:
-        """See `Tuning.control`."""
-        shift = self._detuning_for(weight) - self.offset
-        current = np.sqrt(shift / (self.efficiency * self.resistance / 1000))
-        return np.minimum(current, self.control_range[1])[()]
-
-    def get_config(self) -> dict:
-        """See `Tuning.get_config`."""
-        return {
-            "offset": self.offset,
-            "half_width": self.half_width,
-            "efficiency": self.efficiency,
-            "resistance": self.resistance,
-            "port": self.port,
-            "max_current": self.max_current,
-            "through_min": self.through_min,
-            "drop_max": self.drop_max,
-        }
-
-    def _ends(self):
-        most = self.efficiency * self.resistance / 1000 * self.control_range[1] ** 2
-        return self.offset, self.offset + most
-
-
-def get(identifier=None) -> Tuning:
-    """Returns a tuning.
-
-    Args:
-        identifier: None (a `LorentzianTuning()`), a `Tuning`, the config dict of
-            one as `keras.saving.serialize_keras_object` makes it, or a name:
-            `"lorentzian"`, `"heater"` or the class's own.
-
-    Returns:
-        A `Tuning`.
-
-    Raises:
-        ValueError: If `identifier` is none of these.
-
-    Example:
-
-    >>> get("heater").unit
-    'mA'
-    """
-    names = {"lorentzian": LorentzianTuning, "heater": HeaterTuning}
-    names |= {kind.__name__.lower(): kind for kind in list(names.values())}
-    if identifier is None:
-        return LorentzianTuning()
-    if isinstance(identifier, str) and identifier.lower() in names:
-        return names[identifier.lower()]()
-    if isinstance(identifier, dict) and "class_name" in identifier:
-        identifier = keras.saving.deserialize_keras_object(
-            identifier,
-            custom_objects={
-                kind.__name__: kind
-                for kind in (LorentzianTuning, HeaterTuning, MeasuredTuning)
-            },
-        )
-    if isinstance(identifier, Tuning):
-        return identifier
-    raise ValueError(
-        "`tuning` must be None, a Tuning, its config dict, 'lorentzian' or "
-        f"'heater'. Received: tuning={identifier!r}"
-    )
-
-
-def _check_finite(name, value):
-    check(name, value, np.isfinite, "finite")
-
-
-def _check_below_one(name, value):
-    check(name, value, lambda v: (v >= 0) & (v < 1), "in [0, 1)")
-
-
-def _scalar(name, value, check_value):
-    check_value(name, value)
-    if np.ndim(value) != 0:
-        raise ValueError(f"`{name}` must be one number. Received: {name}={value!r}")
-    return float(value)

@@ -1,4 +1,4 @@
-"""Measured tuning curves."""
+"""Compute the weight of a ring from a measured curve, and back."""
 
 import os
 import warnings
@@ -6,20 +6,15 @@ import warnings
 import keras
 import numpy as np
 
+from keras_pnn import _checks
 from keras_pnn.physics import heater
-from keras_pnn.physics._tensors import (
-    TensorLike,
-    as_tensors,
-    check,
-    check_not_nan,
-    check_positive,
-    concrete,
-    nan_below,
-)
+from keras_pnn.physics._tensors import TensorLike, as_tensors, nan_below
 from keras_pnn.physics.tuning.base import Tuning
-from keras_pnn.physics.tuning.points import argument_place, checked_points, read_csv
+from keras_pnn.physics.tuning.points import checked_points, read_csv
 from keras_pnn.physics.tuning.spline import Spline
 
+# Shares of the span of the weights: an overshoot that warns, and the least height of
+# a peak that counts as the resonance.
 _OVERSHOOT_WARNING = 0.01
 _LEAST_PROMINENCE = 0.05
 
@@ -28,16 +23,15 @@ _LEAST_PROMINENCE = 0.05
 class MeasuredTuning(Tuning):
     """A measured curve of weight over control.
 
-    The curve is a cubic spline, so that Hessians see its curvature. It is kept
-    over the shift of the resonance in nm (for currents, `efficiency * I² *
-    resistance / 1000`), so that shifts from elsewhere add. It is not continued
-    beyond the points: there `weight` raises eagerly, and gives NaN in a graph.
+    The curve is a cubic spline, so that Hessians see its curvature. It is a function
+    of the resonance shift in nm (for currents, `efficiency * I² * resistance /
+    1000`), so that shifts from elsewhere add. It is not extrapolated: outside the
+    points `weight` raises eagerly, and gives NaN in a graph.
 
     An error of the half-width stretches the curve about its resonance, `x →
     x0 + (x - x0) / (1 + half_width_error)`, which is exact for a Lorentzian. The
-    resonance is the curve's minimum (as of a through port, or of through minus
-    drop), unless the curve's maximum is a peak between the ends that stands out
-    more (a drop port).
+    resonance is the curve's minimum (of a through port, or of through minus drop),
+    unless the curve has a more prominent maximum between its ends (a drop port).
 
     Args:
         control: Sequence of at least 4 floats, strictly increasing (or
@@ -45,21 +39,21 @@ class MeasuredTuning(Tuning):
             resonance from its resting point in nm.
         weight: Sequence of as many floats. The measured weights.
         unit: `"mA"` or `"nm"`: the unit of `control`.
-        efficiency: Float. Shift per heater power, in nm/mW. Of use with mA only.
-        resistance: Float. Resistance of the heater, in Ω. Of use with mA only.
-        smoothing: Float, 0 or more. Root mean square distance that the curve may
-            keep from the measured weights: about the noise of one measurement. 0:
+        efficiency: Float. Shift per heater power, in nm/mW. Used with mA only.
+        resistance: Float. Resistance of the heater, in Ω. Used with mA only.
+        smoothing: Float, 0 or more. Root mean square distance allowed between the
+            curve and the measured weights: about the noise of one measurement. 0:
             through all points.
 
     Attributes:
-        overshoot: Float. How far the curve leaves the range of the measured
+        overshoot: Float. How far the curve exceeds the range of the measured
             weights, in units of weight.
         resonance: Float. The shift at the curve's resonance, in nm.
 
     Raises:
-        ValueError: If the points are fewer than 4, not finite, not strictly
-            monotonic, of one weight only, or below control 0, or another
-            argument is out of its range.
+        ValueError: If there are fewer than 4 points, a number is not finite, a
+            control is negative, the controls are not strictly monotonic, all weights
+            are equal, or another argument is out of its range.
 
     Warns:
         UserWarning: If `overshoot` is above 1 % of the span of the weights.
@@ -84,22 +78,12 @@ class MeasuredTuning(Tuning):
         resistance: float = 375.0,
         smoothing: float = 0.0,
     ):
-        if unit not in ("mA", "nm"):
-            raise ValueError(f"`unit` must be 'mA' or 'nm'. Received: unit={unit!r}")
-        check_positive("efficiency", efficiency)
-        check_positive("resistance", resistance)
-        check(
-            "smoothing",
-            smoothing,
-            lambda s: np.isfinite(s) & (s >= 0),
-            "0 or more, and finite",
-        )
-        control, weight = checked_points(control, weight, argument_place)
-        self.unit = unit
-        self.efficiency, self.resistance = float(efficiency), float(resistance)
-        self.smoothing = float(smoothing)
-        self._control, self._weight = control, weight
-        self._spline = Spline(self._shift(control), weight, self.smoothing)
+        self.unit = _checks.choice("unit", unit, ("mA", "nm"))
+        self.efficiency = _checks.real("efficiency", efficiency, above=0)
+        self.resistance = _checks.real("resistance", resistance, above=0)
+        self.smoothing = _checks.real("smoothing", smoothing, low=0)
+        self._control, self._weight = checked_points(control, weight)
+        self._spline = Spline(self._shift(), self._weight, self.smoothing)
         self.overshoot = self._find_overshoot()
         self.resonance = self._find_resonance()
 
@@ -111,7 +95,7 @@ class MeasuredTuning(Tuning):
         resistance: float = 375.0,
         smoothing: float = 0.0,
     ) -> "MeasuredTuning":
-        """Reads a measured curve from a file of two columns.
+        """Reads a measured curve from a CSV file of two columns.
 
         ```
         current_mA,weight
@@ -130,17 +114,17 @@ class MeasuredTuning(Tuning):
             A `MeasuredTuning`.
 
         Raises:
-            ValueError: If the file is empty, the header has no unit, a line is
-                truncated or has a cell that is no number, or the points are not
-                what the class asks for. The message names the line.
+            ValueError: If there are fewer than 4 points, the header has no unit, a
+                line does not hold two finite numbers, or the class refuses the
+                points. The message names the file and the line.
             OSError: If the file cannot be read.
         """
-        unit, numbers, points = read_csv(path)
+        unit, control, weight, lines = read_csv(path)
 
         def place(name, i):
-            return f"{path}, line {numbers[i]}: `{name}`" if numbers else f"{path}"
+            return f"{path}, line {lines[i]}: `{name}`"
 
-        control, weight = checked_points(points[:, 0], points[:, 1], place)
+        control, weight = checked_points(control, weight, place)
         return cls(control, weight, unit, efficiency, resistance, smoothing)
 
     @property
@@ -172,30 +156,18 @@ class MeasuredTuning(Tuning):
         shift: TensorLike = 0.0,
         half_width_error: TensorLike = 0.0,
     ):
-        """The weight at a control, on a ring with the given imperfections.
-
-        Args:
-            control: Float tensor, in `unit`.
-            shift: Float tensor. Added to the shift that the control makes, in nm.
-            half_width_error: Float tensor. Relative: stretches the curve about
-                its resonance by `1 + half_width_error`.
-
-        Returns:
-            Float tensor in the arguments' broadcast shape, of their widest
-            float dtype. Twice differentiable. In a graph, NaN where the measured
-            curve is left, or `half_width_error` is not above -1.
-
-        Raises:
-            ValueError: If a value known eagerly is NaN, `half_width_error` is
-                not above -1, or the measured curve is left.
+        """See `Tuning.weight`. Outside the measured curve, raises a ValueError
+        eagerly, and gives NaN in a graph.
         """
-        check_not_nan("control", control)
-        check_not_nan("shift", shift)
-        check("half_width_error", half_width_error, lambda e: e > -1, "above -1")
+        _checks.not_nan("control", control)
+        _checks.not_nan("shift", shift)
+        _checks.tensor(
+            "half_width_error", half_width_error, lambda e: e > -1, "above -1"
+        )
         control, shift, error = as_tensors(control, shift, half_width_error)
         error = nan_below(error, -1.0)
         x = self.heater_shift(control) + shift
-        # As a difference, so that an error of 0 leaves x as it is, to the bit.
+        # Written as a difference, so that an error of 0 leaves x unchanged, to the bit.
         x = x - (x - self.resonance) * (error / (1 + error))
         self._check_measured(x)
         return self._spline(x)
@@ -204,7 +176,7 @@ class MeasuredTuning(Tuning):
         """See `Tuning.control`."""
         shift = self._spline.first(self._reachable(weight))
         if self.unit == "mA":
-            shift = np.sqrt(shift / (self.efficiency * self.resistance / 1000))
+            shift = heater.current_for_shift(shift, self.efficiency, self.resistance)
         return np.clip(shift, *self.control_range)[()]
 
     def get_config(self) -> dict:
@@ -223,13 +195,14 @@ class MeasuredTuning(Tuning):
         points = f"{len(self._control)} points in [{low:g}, {high:g}] {self.unit}"
         return f"MeasuredTuning({points})"
 
-    def _shift(self, control):
+    def _shift(self):
+        """The measured controls as resonance shifts, in nm."""
         if self.unit == "nm":
-            return control
-        return self.efficiency * self.resistance / 1000 * control**2
+            return self._control
+        return self.efficiency * self.resistance / 1000 * self._control**2
 
     def _check_measured(self, x):
-        known = concrete(x)
+        known = _checks.concrete(x)
         if known is None or known.size == 0:
             return
         low, high = self._spline.low, self._spline.high

@@ -1,71 +1,61 @@
-"""The points of a measured curve: reading a file, and checking."""
+"""Read the points of a measured tuning curve from a CSV file, and check them."""
 
 import csv
+import math
 import re
 
 import numpy as np
 
-from keras_pnn.physics._tensors import check, concrete
+from keras_pnn import _checks
 
 LEAST_POINTS = 4
 
 
-def argument_place(name, i):
-    return f"`{name}[{i}]`" if i is not None else f"`{name}`"
+def checked_points(control, weight, place=lambda name, i: f"`{name}[{i}]`"):
+    """Returns the points as float64 arrays with increasing controls.
 
+    Args:
+        control: Sequence of floats, increasing or decreasing.
+        weight: Sequence of as many floats.
+        place: Function from (name, index) to the words for a point in a message.
 
-def checked_points(control, weight, place):
-    """The points as float64 arrays with rising controls.
-
-    `place(name, i)` says where element i came from, for messages.
+    Raises:
+        ValueError: If lengths differ, there are fewer than 4 points, a number is not
+            finite, a control is negative, the controls are not strictly monotonic, or
+            all weights are equal.
     """
-    control, weight = _as_floats("control", control), _as_floats("weight", weight)
+    control = _checks.array("control", control)
+    weight = _checks.array("weight", weight)
     if control.ndim != 1 or control.shape != weight.shape:
         raise ValueError(
-            "`control` and `weight` must be one-dimensional and of one length. "
-            f"Received: control.shape={control.shape}, weight.shape={weight.shape}"
+            "Arguments `control` and `weight` must be one-dimensional and of one "
+            f"length. Received: shapes {control.shape} and {weight.shape}"
         )
-    for name, array in (("control", control), ("weight", weight)):
-        for i in np.flatnonzero(~np.isfinite(array))[:1]:
-            raise ValueError(f"{place(name, i)} must be finite. Received: {array[i]}")
     if len(control) < LEAST_POINTS:
-        where = place("control", -1 if len(control) else None)
         raise ValueError(
-            f"{where} must have at least {LEAST_POINTS} points. "
-            f"Received: {len(control)} points"
+            f"Arguments `control` and `weight` must have at least {LEAST_POINTS} "
+            f"points. Received: {len(control)} points"
         )
-    for i in np.flatnonzero(control < 0)[:1]:
-        raise ValueError(
-            f"{place('control', i)} must not be negative: give shifts from the "
-            f"ring's resting point. Received: {control[i]}"
-        )
-    steps = np.diff(control) * (1 if control[-1] >= control[0] else -1)
-    for i in np.flatnonzero(steps <= 0)[:1]:
-        raise ValueError(
-            f"{place('control', i + 1)} must be strictly monotonic, without "
-            f"duplicates. Received: {control[i + 1]} after {control[i]}"
-        )
+    falling = control[-1] < control[0]
+    steps = np.diff(control) * (-1 if falling else 1)
+    for bad, expected in (
+        (control < 0, "≥ 0: give shifts from the ring's resting point"),
+        (np.append(False, steps <= 0), "strictly monotonic, without duplicates"),
+    ):
+        for i in np.flatnonzero(bad)[:1]:
+            raise ValueError(
+                f"{place('control', i)} must be {expected}. Received: {control[i]}"
+            )
     if weight.min() == weight.max():
         raise ValueError(
             f"{place('weight', 0)} must not be constant. "
             f"Received: {weight[0]} at all points"
         )
-    rising = slice(None) if control[-1] >= control[0] else slice(None, None, -1)
-    return control[rising].copy(), weight[rising].copy()
-
-
-def _as_floats(name, values):
-    check(name, values, np.ones_like, "a sequence of real numbers")
-    array = concrete(values)
-    if array is None:
-        raise ValueError(
-            f"`{name}` must be known eagerly. Received: a tensor of a graph"
-        )
-    return np.asarray(array, np.float64)
+    return (control[::-1].copy(), weight[::-1].copy()) if falling else (control, weight)
 
 
 def read_csv(path):
-    """The unit, the line numbers, and the points as an array of two columns."""
+    """Reads a tuning curve: unit, controls, weights, and the line of each point."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
@@ -74,34 +64,31 @@ def read_csv(path):
         raise ValueError(
             f"{path} must be a CSV file in UTF-8. Received: {error}"
         ) from None
-    if not rows:
-        raise ValueError(
-            f"{path} must have a header, such as 'current_mA,weight', and at least "
-            f"{LEAST_POINTS} lines. Received: an empty file"
-        )
-    unit = _unit_of_header(path, *rows[0])
-    points = [_read_point(path, number, row) for number, row in rows[1:]]
-    numbers = [number for number, _ in rows[1:]]
-    return unit, numbers, np.array(points, np.float64).reshape(-1, 2)
-
-
-def _unit_of_header(path, number, row):
-    match = re.search(r"[_ (\[](mA|nm)[)\]]?$", row[0].strip())
-    if len(row) != 2 or match is None or row[1].strip().lower() != "weight":
+    (number, header), *rows = rows or [(1, [""])]
+    unit = re.search(r"[_ (\[](mA|nm)[)\]]?$", header[0].strip())
+    if len(header) != 2 or unit is None or header[1].strip().lower() != "weight":
         raise ValueError(
             f"{path}, line {number}: the header must name the control with its "
             "unit, mA or nm, and the weight, such as 'current_mA,weight' or "
-            f"'detuning_nm,weight'. Received: {','.join(row)!r}"
+            f"'detuning_nm,weight'. Received: {','.join(header)!r}"
         )
-    return match[1]
+    points = np.array([_read_point(path, *row) for row in rows])
+    if len(points) < LEAST_POINTS:
+        raise ValueError(
+            f"{path} must have at least {LEAST_POINTS} points. "
+            f"Received: {len(points)} points"
+        )
+    return unit[1], points[:, 0], points[:, 1], [number for number, _ in rows]
 
 
 def _read_point(path, number, row):
     try:
-        first, second = row
-        return float(first), float(second)
+        first, second = map(float, row)
     except ValueError:
+        first, second = math.nan, math.nan
+    if not (math.isfinite(first) and math.isfinite(second)):
         raise ValueError(
-            f"{path}, line {number}: expected two numbers, the control and the "
+            f"{path}, line {number}: expected two finite numbers, the control and the "
             f"weight. Received: {','.join(row)!r}"
-        ) from None
+        )
+    return first, second

@@ -1,4 +1,4 @@
-"""A cubic spline: fitted by SciPy, evaluated in TensorFlow, inverted in NumPy."""
+"""Fit a cubic spline in SciPy, evaluate it in TensorFlow, invert it in NumPy."""
 
 import numpy as np
 import tensorflow as tf
@@ -10,7 +10,7 @@ class Spline:
     Args:
         x: Float64 array of shape `(n,)`, strictly increasing, n at least 4.
         y: Float64 array of shape `(n,)`.
-        smoothing: Float. Root mean square distance that the curve may keep from
+        smoothing: Float. Root mean square distance allowed between the curve and
             the points, in the unit of `y`. 0: through all points.
 
     Attributes:
@@ -43,7 +43,7 @@ class Spline:
         flat = tf.reshape(x, [-1])
         piece = tf.searchsorted(starts, flat, side="right") - 1
         piece = tf.reshape(tf.maximum(piece, 0), tf.shape(x))
-        # A factor, not a choice of results: the derivatives are NaN as well.
+        # A factor, not a selection of results, so that derivatives are NaN as well.
         room = self.room(x.dtype.as_numpy_dtype)
         inside = (x >= self.low - room) & (x <= self.high + room)
         valid = tf.where(inside, tf.ones_like(x), float("nan"))
@@ -52,11 +52,11 @@ class Spline:
         return ((c[..., 0] * t + c[..., 1]) * t + c[..., 2]) * t + c[..., 3]
 
     def room(self, dtype):
-        """How far rounding may carry an x beyond the ends."""
+        """Returns how far rounding may carry an x beyond the ends."""
         return float(8 * np.finfo(dtype).eps * max(abs(self.low), abs(self.high)))
 
     def first(self, y):
-        """The smallest x at which the curve has the value y.
+        """Solves for the smallest x at which the curve has the value y.
 
         Args:
             y: Float64 array within the range of `heights`.
@@ -81,11 +81,9 @@ class Spline:
             middle = (left + right) / 2
             value = self.curve(middle)
             beyond = value >= y if rising else value <= y
-            left, right = (
-                np.where(beyond, left, middle),
-                np.where(beyond, middle, right),
-            )
-        # The ends are met exactly, where halving only comes close.
+            left = np.where(beyond, left, middle)
+            right = np.where(beyond, middle, right)
+        # At the ends the answer is exact, where bisection only comes close.
         return np.where(y == self.heights[i], self.turns[i], right)
 
     def _find_turns(self):

@@ -154,7 +154,7 @@ def _device_plans(result):
     }
 
     def draw():
-        return plotting.strips(
+        return plotting.distributions(
             _literal(values),
             _text(display.label),
             spec=_spec(result),

@@ -238,8 +238,6 @@ class DATModel(SATModel):
         **kwargs,
     ):
         kwargs.setdefault("name", f"dat_{getattr(model, 'name', '')}")
-        if error_epochs is not None:
-            error_epochs = _checks.integer("error_epochs", error_epochs, low=0)
         if error_optimizer is None:
             error_optimizer = keras.optimizers.Adam(1e-3)
         errors = ErrorModels(
@@ -252,7 +250,9 @@ class DATModel(SATModel):
             _checks.boolean("fields", fields),
         )
         super().__init__(model, ascent=ascent, device=device, gradient=source, **kwargs)
-        self.error_epochs = error_epochs
+        self.error_epochs = _checks.optional(
+            _checks.integer, "error_epochs", error_epochs, low=0
+        )
         self._error_loss = source.error_loss
         self._build_errors()
 

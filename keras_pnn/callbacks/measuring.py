@@ -1,0 +1,64 @@
+"""Measure a model at the end of some of its epochs, and log the results."""
+
+import keras
+
+from keras_pnn import _checks
+from keras_pnn.callbacks.tensorboard import Summaries
+
+
+class MeasuringCallback(keras.callbacks.Callback):
+    """Measures after the first epoch, every `every`-th, and the last.
+
+    In the epochs between, the logged values are NaN. A subclass defines `keys`, what
+    it logs; `measure()`, which returns a result; and `values(result)`, the numbers to
+    log. It may define `prepare()`, called as training begins on a built model, which
+    raises where arguments do not suit it; and `write(epoch, result, summaries)`, for
+    files and for more than numbers in TensorBoard (`None` without `log_dir`).
+
+    Args:
+        every: how many epochs from one measurement to the next.
+        log_dir: a folder for TensorBoard, or `None`.
+
+    Raises:
+        ValueError: If `every` is not a positive integer.
+    """
+
+    keys: tuple[str, ...] = ()
+
+    def __init__(self, every, log_dir=None):
+        super().__init__()
+        self.every = _checks.integer("every", every, 1)
+        self.log_dir = log_dir
+        self.epochs = []
+        self.results = []
+
+    def prepare(self) -> None:
+        pass
+
+    def write(self, epoch, result, summaries) -> None:
+        pass
+
+    def on_train_begin(self, logs=None):
+        self.epochs, self.results = [], []
+        if self.model.built:
+            self.prepare()
+
+    def on_epoch_end(self, epoch, logs=None):
+        named = dict.fromkeys(self.keys, float("nan"))
+        if self._due(epoch):
+            result = self.measure()
+            self.epochs.append(epoch)
+            self.results.append(result)
+            named = dict(zip(self.keys, self.values(result), strict=True))
+            if self.log_dir is None:
+                self.write(epoch, result, None)
+            else:
+                with Summaries(self.log_dir) as summaries:
+                    summaries.scalars(epoch, named)
+                    self.write(epoch, result, summaries)
+        if logs is not None:
+            logs.update(named)
+
+    def _due(self, epoch):
+        last = epoch + 1 == self.params.get("epochs") or self.model.stop_training
+        return not self.epochs or (epoch + 1) % self.every == 0 or last

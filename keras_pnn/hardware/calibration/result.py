@@ -1,0 +1,96 @@
+"""Record what a calibration found, and how."""
+
+import copy
+import dataclasses
+
+from keras_pnn.devices.simulated import SimulatedDevice
+
+_PARTS = ("fit_before", "fit_after", "held_out_before", "held_out_after")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Calibration:
+    """What `calibrate` found, and how.
+
+    A residual is √(Σ|model − device|² / Σ|device|²) over the readings of a layer.
+
+    Args:
+        device: the digital twin, a `SimulatedDevice` with the deviations that were
+            fitted.
+        residuals: layer → `fit_before`, `fit_after` (the readings that were fitted),
+            `held_out_before` and `held_out_after` (the others). Before: with the
+            imperfections that the model had.
+        imperfections: what was fitted → `unit`, `prior` (standard deviation),
+            `unknowns` (how many numbers), `at_limit` (how many of them went as far as
+            they may, 10 standard deviations) and `rms` (of the deviations found).
+        samples: layer → inputs that were measured at each setting of the controls.
+        settings: settings of the controls, the present ones included.
+        settings_held_out: how many of these were held out.
+        holdout: as given.
+        noise: as given.
+        iterations: of the search, for all layers together.
+        converged: whether the search ended by its tolerance everywhere.
+        tolerance: as given.
+        seed: as given.
+        seconds: how long it took, measurements included.
+    """
+
+    device: SimulatedDevice
+    residuals: dict[str, dict[str, float]]
+    imperfections: dict[str, dict]
+    samples: dict[str, int]
+    settings: int
+    settings_held_out: int
+    holdout: float
+    noise: float
+    iterations: int
+    converged: bool
+    tolerance: float
+    seed: int
+    seconds: float
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The names of the layers that were fitted."""
+        return tuple(self.residuals)
+
+    def to_dict(self) -> dict:
+        """Returns everything but the device, ready for JSON."""
+        values = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name != "device"
+        }
+        return copy.deepcopy(values)
+
+    def table(self) -> str:
+        """Returns residuals and imperfections as tables of text."""
+        width = max(len(n) for n in ("", *self.residuals, *self.imperfections))
+        lines = [
+            f"{'':{width}} {'fitted':^21} {'held out':^21}",
+            f"{'residual':{width}}" + f" {'before':>10} {'after':>10}" * 2,
+        ]
+        for name, values in self.residuals.items():
+            cells = " ".join(f"{values[part]:>10.2e}" for part in _PARTS)
+            lines.append(f"{name:{width}} {cells}")
+        lines.append(
+            f"{'deviation':{width}} {'rms':>10} {'prior':>10} {'unit':>10} "
+            f"{'unknowns':>10} {'at limit':>10}"
+        )
+        for name, row in self.imperfections.items():
+            lines.append(
+                f"{name:{width}} {row['rms']:>10.4g} {row['prior']:>10.4g} "
+                f"{row['unit']:>10} {row['unknowns']:>10} {row['at_limit']:>10}"
+            )
+        samples = ", ".join(str(n) for n in dict.fromkeys(self.samples.values()))
+        lines.append(
+            f"{self.settings} settings ({self.settings_held_out} held out) of "
+            f"{samples} samples ({self.holdout:.0%} held out), noise {self.noise:g}, "
+            f"{self.iterations} iterations, "
+            f"{'converged' if self.converged else 'not converged'}, "
+            f"seed {self.seed}, {self.seconds:.1f} s"
+        )
+        return "\n".join(lines)
+
+    def __str__(self):
+        return self.table()

@@ -1,0 +1,146 @@
+"""Gather the imperfections that a calibration fits, with their priors and bounds."""
+
+import dataclasses
+
+import numpy as np
+
+from keras_pnn.hardware.calibration.readings import Readings, of_layer
+from keras_pnn.layers.quantity import Quantity
+
+# A usual size of each kind of imperfection, by its unit.
+_PRIORS = {"rad": 0.1, "nm": 0.1, "K": 2.0, "dB": 0.1, "deg": 1.0, "px": 1.0, "": 0.05}
+# How far from nominal an unknown is searched, in standard deviations. Without an end, a
+# search may step over into a mirror image, such as a negative half-width.
+_FARTHEST = 10.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Unknown:
+    """One imperfection that is fitted: of a layer, or of all where it is shared.
+
+    Args:
+        quantities: the imperfection, of each layer that has it.
+        std: standard deviation of its prior.
+    """
+
+    quantities: tuple[Quantity, ...]
+    std: float
+
+    @property
+    def first(self) -> Quantity:
+        """The quantity that stands for all."""
+        return self.quantities[0]
+
+    @property
+    def label(self) -> str:
+        """Its name in tables."""
+        return self.first.name if self.first.shared else self.first.path
+
+    @property
+    def slots(self) -> np.ndarray:
+        """The elements that exist, as indices of the flat variable."""
+        return np.flatnonzero(self.first.exists)
+
+    def start(self) -> np.ndarray:
+        """Returns the present deviations, in units of the prior."""
+        present = np.ravel(np.asarray(self.first.variable, "float64"))[self.slots]
+        return (present - self.first.nominal) / self.std
+
+    def bounds(self) -> np.ndarray:
+        """Returns the lowest and highest scaled deviations, (2, slots)."""
+        low, high = self._reach()
+        if self.first.lower_bound is not None:
+            room = self.first.lower_bound - self.first.nominal
+            # Inside, where float32 still tells it from the bound.
+            low = np.maximum(low, 0.999 * room / self.std)
+        if self.first.unit == "dB" and "loss" in self.first.name:
+            # A mesh takes a negative loss for 0, and shows the search no slope there.
+            low = np.maximum(low, -self.first.nominal / self.std)
+        return np.stack([low, high])
+
+    def _reach(self) -> tuple[np.ndarray, np.ndarray]:
+        """Limits of the search: around nominal, and around a start farther away."""
+        start = self.start()
+        far = np.where(np.abs(start) > _FARTHEST, start, 0.0)
+        return np.minimum(far, 0.0) - _FARTHEST, np.maximum(far, 0.0) + _FARTHEST
+
+    def deviations(self, part: np.ndarray) -> dict[tuple[str, int], np.ndarray]:
+        """Returns scaled deviations as `SimulatedDevice` takes them."""
+        found = {}
+        for quantity in self.quantities:
+            deviation = np.zeros(quantity.exists.shape, quantity.variable.dtype)
+            deviation[quantity.exists] = self.std * part
+            found[quantity.name, quantity.index] = deviation
+        return found
+
+    def summary(self, part: np.ndarray) -> dict:
+        """Returns a row of `Calibration.imperfections`."""
+        low, high = self._reach()
+        room = 1e-3 * _FARTHEST
+        at_limit = (part <= low + room) | (part >= high - room)
+        rms = float(np.sqrt(np.mean(np.square(self.std * part)))) if part.size else 0.0
+        return {
+            "unit": self.first.unit,
+            "prior": self.std,
+            "unknowns": int(part.size),
+            "at_limit": int(np.count_nonzero(at_limit)),
+            "rms": rms,
+        }
+
+
+def gather(
+    found: list[Quantity], prior: dict[str, float], every: list[Quantity]
+) -> list[Unknown]:
+    """Gathers imperfections into unknowns, one for all layers that share one.
+
+    Args:
+        found: the imperfections that are fitted.
+        prior: checked numbers.
+        every: all quantities of the model, also of layers that are not measured.
+
+    Raises:
+        ValueError: If a prior is missing or ambiguous.
+    """
+    together: dict[tuple, list[Quantity]] = {}
+    for quantity in found:
+        key = (quantity.name, None if quantity.shared else quantity.index)
+        together.setdefault(key, []).append(quantity)
+    unknowns = []
+    for same in together.values():
+        first = same[0]
+        sharing = [q for q in every if first.shared and q.name == first.name]
+        std = _prior_of(sharing or same, prior) or _PRIORS.get(first.unit)
+        if std is None:
+            known = ", ".join(u for u in _PRIORS if u)
+            raise ValueError(
+                "`prior` must give a standard deviation for an imperfection whose "
+                f"unit is not one of {known}. Received: no prior for '{first.path}' in "
+                f"{first.unit}"
+            )
+        unknowns.append(Unknown(tuple(same), std))
+    return unknowns
+
+
+def _prior_of(same: list[Quantity], prior: dict[str, float]) -> float | None:
+    """The prior of an imperfection, which may be named by any layer that shares it."""
+    found = [of_layer(prior, q.layer, q.name) for q in same]
+    given = sorted({std for std in found if std is not None})
+    if len(given) > 1:
+        raise ValueError(
+            f"`prior` must give one number for '{same[0].name}', which the layers "
+            f"share. Received: {', '.join(f'{std:g}' for std in given)}"
+        )
+    return given[0] if given else None
+
+
+def groups_of(measured, unknowns) -> list[tuple[list[Readings], list[Unknown]]]:
+    """Returns layers that share an unknown, with all their unknowns."""
+    groups: list[tuple[list[Readings], list[Unknown]]] = []
+    for m in measured:
+        mine = [u for u in unknowns if any(q.layer is m.layer for q in u.quantities)]
+        linked = [g for g in groups if any(u in g[1] for u in mine)]
+        groups = [g for g in groups if g not in linked]
+        layers = [*(la for g in linked for la in g[0]), m]
+        shared = [*(u for g in linked for u in g[1]), *mine]
+        groups.append((layers, list(dict.fromkeys(shared))))
+    return groups

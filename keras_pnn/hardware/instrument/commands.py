@@ -1,0 +1,80 @@
+"""Check the templates of SCPI commands, and read lists of channels."""
+
+import math
+import string
+
+# A limit that went through float32 is still the limit.
+ROUNDING = 1e-6
+
+
+def channel_numbers(text: str) -> tuple[int, ...]:
+    """Returns the channels in a list: `"1:4,7"` → (1, 2, 3, 4, 7).
+
+    Raises:
+        ValueError: If a part is not a number or an increasing range, or one repeats.
+    """
+    pairs = [part.partition(":") for part in text.split(",")]
+    spans = [range(int(first), int(last or first) + 1) for first, _, last in pairs]
+    numbers = tuple(number for span in spans for number in span)
+    if not all(spans) or len(set(numbers)) < len(numbers):
+        raise ValueError
+    return numbers
+
+
+def placeholders(command: str) -> list[str]:
+    """Returns the names in the braces of a template."""
+    fields = string.Formatter().parse(command)
+    return [name for _, name, *_ in fields if name is not None]
+
+
+def check_template(command: str, single: set[str], several: set[str]) -> None:
+    """Checks the placeholders of a command for one channel, or for several at once.
+
+    Raises:
+        ValueError: If they are others, or a number does not fit their format.
+    """
+    example = {"value": 0.5, "channel": 1, "values": "0.5", "channels": "1"}
+    try:
+        found = set(placeholders(command))
+        command.format(**{name: example.get(name, "") for name in found})
+    except (ValueError, LookupError, AttributeError) as error:
+        raise ValueError(f"must be a template that numbers fit ({error})") from None
+    everything = several | {"channels"}
+    if found != single and not several <= found <= everything:
+        raise ValueError(
+            f"must hold {_braced(single)} for a command for each channel, or "
+            f"{_braced(everything)} for one for all"
+        )
+
+
+def check_rounding(
+    command: str, minimum: float, maximum: float, scale: float, offset: float
+) -> None:
+    """Checks that the formats of a command take no number beyond a limit.
+
+    Raises:
+        ValueError: If a format writes a limit as a number beyond it.
+    """
+    room = rounding_room(minimum, maximum)
+    fields = [field for field in string.Formatter().parse(command) if field[2]]
+    for _, name, specification, _ in fields:
+        for limit in (minimum, maximum) if name == "value" else ():
+            text = format(scale * limit + offset, specification)
+            try:
+                value = (float(text) - offset) / scale
+            except ValueError:
+                value = math.nan
+            if not minimum - room <= value <= maximum + room:
+                raise ValueError(
+                    "must write its limits as numbers within them; the format "
+                    f"{specification!r} writes {text.strip()!r} for {limit:g}"
+                )
+
+
+def rounding_room(minimum: float, maximum: float) -> float:
+    """Returns how far beyond a limit a number counts as the limit itself."""
+    return ROUNDING * max(abs(minimum), abs(maximum))
+
+
+def _braced(names: set[str]) -> str:
+    return " and ".join(f"{{{name}}}" for name in sorted(names))

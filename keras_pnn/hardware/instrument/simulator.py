@@ -1,0 +1,301 @@
+"""Simulate a microring weight bank behind an instrument that speaks SCPI over TCP.
+
+To try an `InstrumentDevice` without a laboratory, and to see it survive faults. The
+server is a process of its own and knows nothing of the package: it computes its rings
+in NumPy, with resonance shifts that the model does not have.
+
+    *IDN?  *RST  *CLS  *OPC?  SYST:ERR?
+    SOUR:CURR (@1:16),0.001,...     currents of the heaters in A; ring (input i,
+                                    output o) is channel i * outputs + o + 1
+    SOUR3:CURR 0.001                one of them
+    SOUR:CURR? (@1:16)              what they are set to
+    SOUR:POW (@1:4),0.001,...       powers of the channels in W; SOUR2:POW, SOUR:POW?
+    READ? (@1:4)                    photocurrents of the detectors in A; READ2?
+    SIM:DRIFT 0.01                  moves all resonances by so many nm
+    SIM:COUNT?                      settings, readings, connections so far
+
+Run as a script, it prints its port first, and ends when its standard input closes.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import os
+import re
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+HALF_WIDTH, OFFSET = 0.077, -0.3  # nm
+EFFICIENCY, RESISTANCE = 0.53, 375.0  # nm/mW, Ω
+RESPONSIVITY = 0.8  # A/W
+HIGHEST_CURRENT, HIGHEST_POWER = 0.01, 0.01  # A, W
+SLOW = 2.0  # s before a late answer
+
+
+@contextlib.contextmanager
+def running(**options) -> Iterator[int]:
+    """Runs a simulated instrument in another process until the block ends.
+
+    Args:
+        **options: `inputs` and `outputs` (of the bank, 4), `seed` (of shifts, noise and
+            refusals, 0), `shift` (standard deviation of the resonance shifts, 0.03 nm),
+            `noise` (of a reading, 0 A), `drift` (0 nm per reading), `latency` (0 s
+            before an answer), `refuse` (share of commands, 0), `port` (0 for any that
+            is free); `refuse_at`, `hang_at`, `close_at`, `garbage_at`, `half_at`,
+            `slow_at` (counts of readings, from 0, at which the instrument refuses,
+            falls silent, closes the connection, answers garbage, half, or late), and
+            `dead_after` (readings after which it never answers again).
+
+    Yields:
+        The port on 127.0.0.1; `resource` makes a VISA resource of it.
+
+    Example:
+
+    >>> with simulator.running(shift=0.04, noise=1e-6) as port:
+    ...     table["instruments"]["bench"]["resource"] = simulator.resource(port)
+    ...     with pnn.InstrumentDevice(table) as device, device.installed(model):
+    ...         model.evaluate(x_test, y_test)
+    """
+    # By its path, and not as a module of the package, whose import takes seconds.
+    command = [sys.executable, "-P", __file__]
+    for name, value in options.items():
+        value = ",".join(map(str, value)) if isinstance(value, tuple) else value
+        command += [f"--{name.replace('_', '-')}", str(value)]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        yield int(process.stdout.readline())
+    finally:
+        process.stdin.close()
+        process.wait()
+        process.stdout.close()
+
+
+def resource(port: int) -> str:
+    """Returns the VISA resource of a simulated instrument."""
+    return f"TCPIP0::127.0.0.1::{port}::SOCKET"
+
+
+def resonance_shifts(seed: int, inputs: int, outputs: int, std: float) -> np.ndarray:
+    """Returns how far each ring is from its design, (inputs, outputs) in nm."""
+    return std * np.random.default_rng(seed).normal(size=(inputs, outputs))
+
+
+def photocurrents(
+    currents: np.ndarray, powers: np.ndarray, shifts: np.ndarray
+) -> np.ndarray:
+    """Returns what balanced detectors give: through minus drop, over all channels.
+
+    Args:
+        currents: (inputs, outputs) in A.
+        powers: (inputs,) in W.
+        shifts: (inputs, outputs) in nm.
+
+    Returns:
+        (outputs,) in A.
+    """
+    heat = 1e3 * currents**2 * RESISTANCE  # mW
+    detuning = OFFSET + EFFICIENCY * heat + shifts
+    drop = HALF_WIDTH**2 / (HALF_WIDTH**2 + detuning**2)
+    return RESPONSIVITY * (powers @ ((1 - drop) - drop))
+
+
+class Refused(Exception):
+    """A SCPI error: a number and a text."""
+
+
+class Bank:
+    """The instrument and the bank behind it, the same for every connection."""
+
+    def __init__(self, options):
+        self.options, self.lock = options, threading.Lock()
+        self.shape = (options.inputs, options.outputs)
+        self.shifts = resonance_shifts(options.seed, *self.shape, options.shift)
+        self.settings = self.readings = self.connections = self.commands = 0
+        self.drift, self.errors = 0.0, []
+        self.reset()
+
+    def reset(self) -> None:
+        self.currents = np.zeros(self.options.inputs * self.options.outputs)
+        self.powers = np.zeros(self.options.inputs)
+
+    def answer(self, line: str) -> str | None:
+        """Returns the answer to one command, `None` if it has none."""
+        command, _, rest = line.strip().partition(" ")
+        # `SOUR3:CURR` → `SOUR:CURR` of channel 3.
+        found = re.match(r"(SOUR|READ)(?:CE)?(\d*)(.*)$", command.upper())
+        head = found[1] + found[3] if found else command.upper()
+        channel = int(found[2]) if found and found[2] else None
+        sources = {
+            "SOUR:CURR": (self.currents, HIGHEST_CURRENT),
+            "SOUR:POW": (self.powers, HIGHEST_POWER),
+        }
+        try:
+            if head.rstrip("?") in sources:
+                target, highest = sources[head.rstrip("?")]
+                indices, values = addressed(channel, rest, target.size)
+                if head.endswith("?"):
+                    return joined(target[indices])
+                return self.set(target, indices, values, highest)
+            if head == "READ?":
+                indices, _ = addressed(channel, rest, self.shape[1])
+                self.refuse_some()
+                return joined(self.photocurrents()[indices])
+            return self.common(head, rest)
+        except Refused as error:
+            self.errors.append('{},"{}"'.format(*error.args))
+            return "ERR" if head.endswith("?") else None
+
+    def refuse_some(self) -> None:
+        """Draws by a count of its own, so that nothing else depends on it."""
+        self.commands += 1
+        draw = np.random.default_rng([self.options.seed, 1, self.commands]).random()
+        if draw < self.options.refuse:
+            raise Refused(-200, "Execution error; refused to order")
+
+    def set(self, target: np.ndarray, indices, values, highest: float) -> None:
+        self.settings += 1
+        self.refuse_some()
+        if len(indices) != len(values):
+            raise Refused(-220, f"Parameter error; {len(values)} values")
+        if not all(0 <= v <= highest for v in values):
+            raise Refused(-222, f"Data out of range; not in 0 to {highest}")
+        target[indices] = values
+
+    def photocurrents(self) -> np.ndarray:
+        options = self.options
+        shifts = self.shifts + self.drift + options.drift * self.readings
+        values = photocurrents(self.currents.reshape(self.shape), self.powers, shifts)
+        # Noise belongs to a setting: a reading that is repeated has the same.
+        setting = np.concatenate([self.currents, self.powers]).astype("<f8").tobytes()
+        key = hashlib.blake2b(setting, key=str(options.seed).encode(), digest_size=16)
+        rng = np.random.default_rng(int.from_bytes(key.digest(), "little"))
+        return values + options.noise * rng.normal(size=values.size)
+
+    def common(self, head: str, rest: str) -> str | None:
+        if head == "*IDN?":
+            return "Simulated,Weight bank,0,1.0"
+        if head == "*OPC?":
+            return "1"
+        if head == "SYST:ERR?":
+            return self.errors.pop(0) if self.errors else '0,"No error"'
+        if head == "SIM:COUNT?":
+            return f"{self.settings},{self.readings},{self.connections}"
+        if head == "*RST":
+            return self.reset()
+        if head == "*CLS":
+            return self.errors.clear()
+        if head == "SIM:DRIFT":
+            self.drift += float(rest)
+            return None
+        raise Refused(-113, f"Undefined header; {head}")
+
+
+def addressed(
+    channel: int | None, rest: str, count: int
+) -> tuple[list[int], list[float]]:
+    """Returns the indices that a command addresses, and the values that it gives."""
+    found = re.match(r"\s*(?:\(@([\d:,]*)\))?,?(.*)$", rest)
+    channels = [channel] if channel is not None else list(range(1, count + 1))
+    if found[1] is not None:
+        channels = []
+        for part in found[1].split(","):
+            first, _, last = part.partition(":")
+            channels += range(int(first), int(last or first) + 1)
+    if not all(1 <= c <= count for c in channels):
+        raise Refused(-222, f"Data out of range; channels 1 to {count}")
+    try:
+        values = [float(v) for v in found[2].split(",") if v.strip()]
+    except ValueError:
+        raise Refused(-104, "Data type error") from None
+    return [c - 1 for c in channels], values
+
+
+def joined(values) -> str:
+    return ",".join(repr(float(v)) for v in values)
+
+
+class Connection(socketserver.StreamRequestHandler):
+    """One client: a line in, at most a line out, and the faults that were ordered."""
+
+    disable_nagle_algorithm = True
+
+    def handle(self):
+        bank, options = self.server.bank, self.server.bank.options
+        with bank.lock:
+            bank.connections += 1
+        for line in self.rfile:
+            text = line.decode("ascii", "replace")
+            reading = text.upper().startswith("READ")
+            with bank.lock:
+                number = bank.readings if reading else None
+                bank.readings += reading
+                dead = bank.readings > options.dead_after
+                if number in options.refuse_at:
+                    bank.errors.append('-200,"Execution error; refused to order"')
+                    answer = "ERR"
+                else:
+                    answer = None if dead else bank.answer(text)
+            if dead or number in options.hang_at:
+                # Listens, and is silent on this connection from now on.
+                for _ in self.rfile:
+                    pass
+                return
+            if number in options.close_at:
+                return
+            if number in options.garbage_at:
+                answer = "\x1b@#%!,,7.0.1"
+            if answer is None:
+                continue
+            time.sleep(SLOW if number in options.slow_at else options.latency)
+            if number in options.half_at:
+                self.wfile.write(answer[: len(answer) // 2].encode("ascii"))
+                continue
+            self.wfile.write(answer.encode("ascii") + b"\n")
+
+
+class Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        # Clients may go away.
+        pass
+
+
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
+    """Returns the options of a simulated instrument from a command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, default in (("port", 0), ("inputs", 4), ("outputs", 4), ("seed", 0)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    for name in ("noise", "drift", "latency", "refuse"):
+        parser.add_argument(f"--{name}", type=float, default=0.0)
+    parser.add_argument("--shift", type=float, default=0.03)
+    for fault in ("refuse", "hang", "close", "garbage", "half", "slow"):
+        parser.add_argument(f"--{fault}-at", type=_counts, default=())
+    parser.add_argument("--dead-after", type=int, default=sys.maxsize)
+    return parser.parse_args(given)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in text.split(","))
+
+
+def main() -> None:
+    options = arguments()
+    server = Server(("127.0.0.1", options.port), Connection)
+    server.bank = Bank(options)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    print(server.server_address[1], flush=True)
+    sys.stdin.read()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""Multiply fields by any matrix, as two meshes with attenuators between."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_pnn import _checks
+from keras_pnn.layers.limits import ControlRange
+from keras_pnn.layers.mzi import FieldOutputs, MZIMesh, as_matrix
+from keras_pnn.layers.physical import PhysicalLayer, check_built
+from keras_pnn.physics._tensors import as_complex
+
+
+@keras.saving.register_keras_serializable(package="keras_pnn")
+class Attenuators(FieldOutputs, PhysicalLayer):
+    """Attenuates each mode, with one gain for all: the Σ of `MZIDense`.
+
+    outputs = gain · attenuation · inputs on the first modes. Further inputs are
+    dropped, further outputs are dark.
+
+    Controls: `attenuation`, amplitudes from 0 to 1, (min(modes in, units),); and
+    `gain`, a scalar.
+
+    Args:
+        units: number of modes at the outputs.
+
+    Input shape:
+        `(..., modes)`, real or complex.
+
+    Output shape:
+        `(..., units)`, complex.
+
+    Raises:
+        ValueError: If `units` is not an integer of 1 or more.
+    """
+
+    def __init__(self, units: int, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.units = _checks.integer("units", units, low=1)
+
+    def build(self, input_shape):
+        self._modes = min(self.units, input_shape[-1])
+        self.add_control(
+            "attenuation",
+            (self._modes,),
+            unit="",
+            initializer="ones",
+            nominal=1.0,
+            constraint=ControlRange(0.0, 1.0),
+        )
+        self.add_control("gain", (), unit="", initializer="ones", nominal=1.0)
+
+    def forward(self, inputs, controls, imperfections):
+        amplitude = controls["gain"] * controls["attenuation"]
+        dtype = tf.complex128 if amplitude.dtype == tf.float64 else tf.complex64
+        fields = as_complex(inputs[..., : self._modes], dtype)
+        fields *= as_complex(amplitude, dtype)
+        dark = tf.zeros_like(fields[..., :1])
+        dark = tf.repeat(dark, self.units - self._modes, axis=-1)
+        return tf.concat([fields, dark], axis=-1)
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+@keras.saving.register_keras_serializable(package="keras_pnn")
+class MZIDense(FieldOutputs, keras.layers.Layer):
+    """A real or complex matrix of any shape, as two meshes with attenuators between.
+
+    outputs = gain · U Σ V† · inputs, by singular values: `v`, an `MZIMesh` over the
+    inputs, gives V†; `sigma` attenuates each mode, since passive optics cannot
+    amplify, and one gain sets the scale; `u` is an `MZIMesh` over the outputs.
+
+    Controls and imperfections are those of the sublayers `v`, `sigma` and `u`.
+
+    Args:
+        units: number of outputs, 2 or more.
+        arrangement: of both meshes, see `MZIMesh`.
+        phase_initializer: of both meshes; a name, or an object whose seed both share.
+        phase_regularizer: of both meshes.
+        phase_constraint: of both meshes.
+        loss_db: insertion loss of each cell, in dB.
+        straight_loss_db: loss of a mode that passes a column without a cell, in dB.
+        dac: `None`, or a `DAC` of all phases.
+
+    Call arguments:
+        inputs: real or complex fields.
+
+    Input shape:
+        `(..., inputs)`, 2 inputs or more.
+
+    Output shape:
+        `(..., units)`, complex64; complex128 with the dtype policy `"float64"`.
+
+    Raises:
+        ValueError: If an argument is out of range, or there are fewer than 2 inputs.
+
+    Example:
+
+    >>> layer = pnn.layers.MZIDense(10)
+    >>> layer.build((None, 64))
+    >>> layer.program(np.random.default_rng(0).normal(size=(10, 64)))
+
+    Reference:
+
+    - Shen et al., Nat. Photonics 11:441 (2017).
+    """
+
+    def __init__(
+        self,
+        units: int,
+        arrangement: str = "clements",
+        phase_initializer="haar",
+        phase_regularizer=None,
+        phase_constraint=None,
+        loss_db: float = 0.0,
+        straight_loss_db: float = 0.0,
+        dac=None,
+        **kwargs,
+    ):
+        super().__init__(autocast=False, **kwargs)
+        self._mesh = {
+            "arrangement": arrangement,
+            "phase_initializer": phase_initializer,
+            "phase_regularizer": phase_regularizer,
+            "phase_constraint": phase_constraint,
+            "loss_db": _checks.real("loss_db", loss_db, low=0),
+            "straight_loss_db": straight_loss_db,
+            "dac": dac,
+        }
+        self.u = MZIMesh(units, **self._mesh, **self._common("u"))
+        self.units = self.u.units
+        self.sigma = Attenuators(self.units, **self._common("sigma"))
+
+    def _common(self, part: str) -> dict:
+        # Unique if the layer's own name is.
+        return {
+            "name": f"{self.name}_{part}",
+            "dtype": self.dtype_policy,
+            "trainable": self.trainable,
+        }
+
+    def build(self, input_shape):
+        if len(input_shape) < 2 or not input_shape[-1] or input_shape[-1] < 2:
+            raise ValueError(
+                "The inputs of `MZIDense` must have the shape (batch, ..., modes), "
+                f"with 2 modes or more. Received: shape {tuple(input_shape)}"
+            )
+        self.v = MZIMesh(input_shape[-1], **self._mesh, **self._common("v"))
+        self.v.build(input_shape)
+        self.sigma.build(input_shape)
+        self.u.build((*input_shape[:-1], self.units))
+
+    def call(self, inputs):
+        return self.u(self.sigma(self.v(inputs)))
+
+    @property
+    def attenuation(self) -> keras.Variable:
+        """Amplitudes from 0 to 1, (min(inputs, units),)."""
+        return self.sigma.controls["attenuation"]
+
+    @property
+    def gain(self) -> keras.Variable:
+        """The scale of the matrix."""
+        return self.sigma.controls["gain"]
+
+    def program(self, matrix) -> None:
+        """Sets all controls for a matrix on the ideal device.
+
+        Args:
+            matrix: complex or real matrix of shape (units, inputs):
+                outputs = matrix · inputs.
+
+        Raises:
+            ValueError: If the shape differs, or an element is NaN or infinite.
+        """
+        check_built(self)
+        matrix = as_matrix("matrix", matrix, (self.units, self.v.units))
+        if not np.isfinite(matrix).all():
+            raise _checks.error("matrix", "finite", "NaN or infinity")
+        u, singular, vh = np.linalg.svd(matrix)
+        gain = singular[0] if singular[0] > 0 else 1.0
+        self.u.program(u)
+        self.v.program(vh)
+        self.attenuation.assign(singular / gain)
+        self.gain.assign(gain)
+
+    def transfer_matrix(self) -> tf.Tensor:
+        """Returns the matrix (units, inputs), with the present imperfections."""
+        check_built(self)
+        wide = self.compute_dtype == "float64"
+        inputs = tf.eye(self.v.units, dtype="complex128" if wide else "complex64")
+        return tf.transpose(self(inputs))
+
+    def get_config(self):
+        config = self.u.get_config()
+        mesh = {name: config[name] for name in self._mesh}
+        return {**super().get_config(), "units": self.units, **mesh}

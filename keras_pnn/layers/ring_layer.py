@@ -1,0 +1,345 @@
+"""Set, read out and describe a matrix of microring weights, for all its layers."""
+
+import math
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from keras_pnn import _checks
+from keras_pnn.layers import limits
+from keras_pnn.layers.physical import PhysicalLayer, check_built
+from keras_pnn.layers.ring_program import ControlsForWeights, controls_for
+from keras_pnn.physics import detection
+from keras_pnn.physics import tuning as tunings
+
+# Arguments that are objects of Keras' or of this package, for `get_config`.
+_OBJECTS = (
+    "tuning",
+    "kernel_initializer",
+    "bias_initializer",
+    "kernel_regularizer",
+    "control_regularizer",
+    "bias_regularizer",
+    "activity_regularizer",
+    "control_constraint",
+    "bias_constraint",
+    "dac",
+)
+
+
+class WeightPenalty(keras.regularizers.Regularizer):
+    """Applies the kernel's regularizer, as one of the controls that set the kernel.
+
+    Keras evaluates the regularizers of trainable variables once for each loss,
+    however often the layer was called.
+    """
+
+    def __init__(self, layer: "RingLayer"):
+        self.layer = layer
+
+    def __call__(self, control):
+        layer = self.layer
+        _, imperfections = layer.current_values()
+        weights = layer.weights_at(layer.driven(control), imperfections)
+        penalty = layer.kernel_regularizer(weights)
+        if layer.control_regularizer is not None:
+            penalty += layer.control_regularizer(control)
+        return penalty
+
+
+class RingLayer(PhysicalLayer):
+    """Base of layers whose kernel is a matrix of microring weights.
+
+    `MRRBank` and `MRRConv2D` explain the arguments.
+    """
+
+    def __init__(
+        self,
+        activation=None,
+        use_bias: bool = True,
+        tuning=None,
+        kernel_initializer="glorot_uniform",
+        bias_initializer="zeros",
+        kernel_regularizer=None,
+        control_regularizer=None,
+        bias_regularizer=None,
+        activity_regularizer=None,
+        control_constraint="tuning",
+        bias_constraint=None,
+        temperature_sensitivity: float = 0.08,
+        crosstalk=None,
+        channel_spacing: float | None = None,
+        bank_size: tuple[int, int] | None = None,
+        dac=None,
+        adc_bits: int | None = None,
+        adc_range: float | None = None,
+        **kwargs,
+    ):
+        super().__init__(activity_regularizer=activity_regularizer, **kwargs)
+        self.activation = keras.activations.get(activation)
+        self.use_bias = use_bias
+        self.tuning = tunings.get(tuning)
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+        self.control_regularizer = keras.regularizers.get(control_regularizer)
+        self.bias_regularizer = keras.regularizers.get(bias_regularizer)
+        self.dac = limits.get_dac(dac)
+        self.control_constraint = (
+            limits.tuning_constraint(self.tuning, self.dac)
+            if control_constraint == "tuning"
+            else keras.constraints.get(control_constraint)
+        )
+        self.control_limits = limits.common_range(
+            self.tuning.control_range,
+            limits.range_of(self.control_constraint),
+            limits.range_of(self.dac),
+        )
+        self.bias_constraint = keras.constraints.get(bias_constraint)
+        self.temperature_sensitivity = _checks.real(
+            "temperature_sensitivity", temperature_sensitivity
+        )
+        self.bank_size = None
+        if bank_size is not None:
+            if not np.iterable(bank_size):
+                raise _checks.error("bank_size", "(rows, columns)", repr(bank_size))
+            self.bank_size = _checks.pair("bank_size", bank_size, low=1)
+        self.crosstalk = None
+        if crosstalk is not None:
+            self.crosstalk = _crosstalk(crosstalk)
+            if self.bank_size:
+                self._check_crosstalk(self.bank_size[1])
+        self.channel_spacing = _checks.optional(
+            _checks.real, "channel_spacing", channel_spacing, above=0
+        )
+        if channel_spacing is not None and isinstance(
+            self.tuning, tunings.MeasuredTuning
+        ):
+            raise ValueError(
+                "`channel_spacing` models all rings of a row, which a measured curve "
+                f"of one ring cannot. Received: tuning={self.tuning}"
+            )
+        self.adc_bits = _checks.optional(_checks.integer, "adc_bits", adc_bits, 2, 24)
+        self.adc_range = _checks.optional(_checks.real, "adc_range", adc_range, above=0)
+        if adc_bits is None and adc_range is not None:
+            raise ValueError(
+                f"`adc_range` needs `adc_bits`. Received: adc_range={adc_range}"
+            )
+
+    def _build_kernel(self, shape: tuple[int, ...]) -> None:
+        self._kernel_shape = tuple(int(n) for n in shape)
+        self.outputs, self.fan_in = shape[-1], math.prod(shape[:-1])
+        if self.crosstalk is not None:
+            self._check_crosstalk(self.columns)
+        penalty = self.control_regularizer
+        if self.kernel_regularizer is not None:
+            penalty = WeightPenalty(self)
+        self.add_control(
+            "control",
+            self._kernel_shape,
+            unit=self.tuning.unit,
+            initializer=ControlsForWeights(
+                self.kernel_initializer, self.tuning, self.control_limits
+            ),
+            regularizer=penalty,
+            constraint=self.control_constraint,
+        )
+        self.add_imperfection("resonance_shift", self._kernel_shape, unit="nm")
+        # A linewidth is positive.
+        self.add_imperfection(
+            "half_width_error", self._kernel_shape, unit="", lower_bound=-1.0
+        )
+        self.add_imperfection("temperature", (), unit="K", shared=True)
+        self.bias = None
+        if self.use_bias:
+            self.bias = self.add_weight(
+                name="bias",
+                shape=(self.outputs,),
+                initializer=self.bias_initializer,
+                regularizer=self.bias_regularizer,
+                constraint=self.bias_constraint,
+            )
+
+    def _check_crosstalk(self, columns: int) -> None:
+        if len(self.crosstalk) != columns:
+            raise _checks.error(
+                "crosstalk",
+                f"of shape {(columns, columns)}, for the rings of one row",
+                f"shape {self.crosstalk.shape}",
+            )
+
+    @property
+    def columns(self) -> int:
+        """Rings in one row of the bank."""
+        return self.bank_size[1] if self.bank_size else self.fan_in
+
+    @property
+    def tiles(self) -> tuple[int, int]:
+        """Tiles of the matrix on the bank: (over outputs, over inputs)."""
+        rows = self.bank_size[0] if self.bank_size else self.outputs
+        return -(-self.outputs // rows), -(-self.fan_in // self.columns)
+
+    @property
+    def passes(self) -> int:
+        """Number of times that the bank is set and read for one product."""
+        return math.prod(self.tiles)
+
+    def place(self, output: int, fan_in: int) -> tuple[int, int, int]:
+        """Returns (tile, row, column) on the bank of one matrix element."""
+        rows = self.bank_size[0] if self.bank_size else self.outputs
+        tile = output // rows * self.tiles[1] + fan_in // self.columns
+        return tile, output % rows, fan_in % self.columns
+
+    def position(self, name, index):
+        fan_in = int(np.ravel_multi_index(index[:-1], self._kernel_shape[:-1]))
+        return self.place(index[-1], fan_in)
+
+    def by_row(self, matrix, fill: float = 0.0):
+        """Returns a matrix (fan_in, outputs) as bank rows (outputs, tiles, columns)."""
+        tiles = self.tiles[1]
+        padding = tiles * self.columns - self.fan_in
+        rows = ops.transpose(ops.reshape(matrix, (self.fan_in, self.outputs)))
+        # Not `pad`, which ignores its fill value inside `tf.vectorized_map`.
+        filling = ops.full((self.outputs, padding), fill, dtype=rows.dtype)
+        rows = ops.concatenate([rows, filling], axis=1)
+        return ops.reshape(rows, (self.outputs, tiles, self.columns))
+
+    def by_kernel(self, rows):
+        """Inverts `by_row`, and returns the kernel's shape."""
+        rows = ops.reshape(rows, (self.outputs, -1))[:, : self.fan_in]
+        return ops.reshape(ops.transpose(rows), self._kernel_shape)
+
+    def driven(self, control):
+        """Returns what the converter sets for a control."""
+        return control if self.dac is None else self.dac(control)
+
+    def _weights(self, controls: dict, imperfections: dict):
+        return self.weights_at(self.driven(controls["control"]), imperfections)
+
+    def weights_at(self, control, imperfections: dict):
+        """Computes the weights at the controls that the converter has set."""
+        width_error = imperfections["half_width_error"]
+        warming = self.temperature_sensitivity * imperfections["temperature"]
+        shift = imperfections["resonance_shift"] + warming
+        if self.crosstalk is not None:
+            heated = self.by_row(self.tuning.heater_shift(control))
+            others = self.crosstalk - np.eye(len(self.crosstalk))
+            spread = ops.matmul(heated, ops.cast(others.T, heated.dtype))
+            shift = shift + self.by_kernel(spread)
+        if self.channel_spacing is None:
+            return self.tuning.weight(control, shift, width_error)
+        detuning = self.tuning.detuning(control) + shift
+        # Where the matrix does not fill a tile, rings are parked far away.
+        detuning = self.by_row(detuning, fill=1e6)
+        ring = np.arange(self.columns)
+        offset = self.channel_spacing * (ring[:, None] - ring[None, :])
+        detuning = detuning[..., None] + ops.cast(offset, detuning.dtype)
+        return self.by_kernel(
+            self.tuning.row_weight(detuning, self.by_row(width_error)[..., None])
+        )
+
+    def _kernel(self, controls: dict, imperfections: dict):
+        """Computes the weights in the compute dtype."""
+        return ops.cast(self._weights(controls, imperfections), self.compute_dtype)
+
+    def _biased(self, outputs):
+        if self.bias is None:
+            return outputs
+        return outputs + ops.cast(self.bias, outputs.dtype)
+
+    def _tiled_product(self, inputs, kernel):
+        """Multiplies inputs (…, fan_in) by the kernel, reading each tile by the ADC."""
+        tiles = self.tiles[1]
+        padding = tiles * self.columns - self.fan_in
+        lead = [[0, 0]] * (len(inputs.shape) - 1)
+        inputs = ops.pad(inputs, [*lead, [0, padding]])
+        shape = (*ops.shape(inputs)[:-1], tiles, self.columns)
+        inputs = ops.reshape(inputs, shape)
+        partial = ops.einsum("...tc,utc->...tu", inputs, self.by_row(kernel))
+        # The readout has more steps than float16 or bfloat16 has digits.
+        dtype = keras.backend.result_type(partial.dtype, "float32")
+        partial = ops.cast(partial, dtype)
+        if self.adc_range is None:
+            axes = tuple(range(1, len(partial.shape)))
+            peak = ops.max(ops.abs(partial), axis=axes, keepdims=True)
+            peak = tf.stop_gradient(ops.maximum(peak, keras.config.epsilon()))
+            # The largest readout is the highest code.
+            scale = peak / (1 - 2.0 ** (1 - self.adc_bits))
+            partial = scale * self._read_out(partial / scale, 1.0)
+        else:
+            partial = self._read_out(partial, self.adc_range)
+        return ops.cast(ops.sum(partial, axis=-2), inputs.dtype)
+
+    def _read_out(self, value, limit: float):
+        """Rounds to two's complement codes: 0 is one, and `-limit` the lowest."""
+        high = limit * (1 - 2.0 ** (1 - self.adc_bits))
+        return detection.quantize(value, self.adc_bits, -limit, high)
+
+    def program(self, weights, clip: bool = False) -> None:
+        """Sets the controls for target weights on the ideal device.
+
+        Crosstalk between heaters, and between the rings and channels of a row, is
+        compensated; the steps of a `dac` are not.
+
+        Args:
+            weights: effective weights, in the shape of the kernel.
+            clip: whether a weight out of reach is replaced by the nearest in reach.
+                The reach follows from the tuning, from the ranges of
+                `control_constraint` and `dac`, and from the ring's neighbours.
+
+        Raises:
+            ValueError: If the shape differs, a weight is NaN or infinite, or one is
+                out of reach and `clip` is `False`. The controls are then unchanged.
+        """
+        check_built(self)
+        weights = _checks.array("weights", weights, self._kernel_shape, broadcast=False)
+        controls, missed = controls_for(
+            self, self.tuning.clip(weights) if clip else weights
+        )
+        if missed.any() and not clip:
+            low, high = self.control_limits
+            raise ValueError(
+                f"`weights` must be in reach of controls from {low:g} to {high:g} "
+                f"{self.tuning.unit} here, or `clip` true. Received: {missed.sum()} "
+                f"weights out of reach, such as {weights[missed][0]:g}"
+            )
+        self.controls["control"].assign(controls)
+
+    def effective_weights(self):
+        """Returns the effective weights, with the present imperfections.
+
+        Returns:
+            A tensor in the shape of the kernel.
+        """
+        return self._weights(*self.current_values())
+
+    def heater_power(self):
+        """Returns the power of each heater in mW, or `None` without heaters."""
+        controls, _ = self.current_values()
+        return self.tuning.heater_power(self.driven(controls["control"]))
+
+    def get_config(self):
+        serialize = keras.saving.serialize_keras_object
+        return {
+            **super().get_config(),
+            **{name: serialize(getattr(self, name)) for name in _OBJECTS},
+            "activation": keras.activations.serialize(self.activation),
+            "use_bias": self.use_bias,
+            "temperature_sensitivity": self.temperature_sensitivity,
+            "crosstalk": None if self.crosstalk is None else self.crosstalk.tolist(),
+            "channel_spacing": self.channel_spacing,
+            "bank_size": self.bank_size,
+            "adc_bits": self.adc_bits,
+            "adc_range": self.adc_range,
+        }
+
+
+def _crosstalk(matrix) -> np.ndarray:
+    matrix = _checks.array("crosstalk", matrix)
+    square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
+    if not square or np.any(np.diag(matrix) != 1):
+        expected = "a square matrix with ones on its diagonal"
+        raise _checks.error("crosstalk", expected, f"shape {matrix.shape}")
+    return matrix

@@ -1,0 +1,116 @@
+"""Solve controls for target weights, compensating crosstalk between rings."""
+
+import math
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_pnn.physics import tuning as tunings
+from keras_pnn.physics.tuning.base import WEIGHT_TOLERANCE
+
+
+class ControlsForWeights(keras.initializers.Initializer):
+    """Draws weights with a Keras initializer and returns the controls for them.
+
+    If a ring's weights are never negative (a single-ended readout), the magnitude of
+    the draw is taken. Weights out of reach are replaced by the nearest in reach, and
+    controls are clipped to `limits`.
+    """
+
+    def __init__(self, initializer, tuning: tunings.Tuning, limits):
+        self.initializer, self.tuning, self.limits = initializer, tuning, limits
+
+    def __call__(self, shape, dtype=None):
+        # A layer that is first called inside a `tf.function` is built there.
+        with tf.init_scope():
+            weights = np.asarray(self.initializer(shape, dtype=dtype), "float64")
+        if self.tuning.weight_range[0] >= 0:
+            weights = np.abs(weights)
+        controls = self.tuning.control(self.tuning.clip(weights))
+        controls = np.clip(controls, *self.limits)
+        return tf.convert_to_tensor(controls, dtype or keras.config.floatx())
+
+
+def controls_for(layer, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Solves the controls for target weights of a `RingLayer` on the ideal device.
+
+    Args:
+        layer: a built `RingLayer`.
+        weights: float64 array in the shape of the kernel, in reach of the tuning.
+
+    Returns:
+        Controls within all limits, and a boolean array of the same shape: the weights
+        that these controls miss.
+    """
+    tuning, limits = layer.tuning, layer.control_limits
+    if layer.crosstalk is None and layer.channel_spacing is None:
+        alone = tuning.control(weights)
+        controls = np.clip(alone, *limits)
+        error = np.abs(weights - np.asarray(tuning.weight(controls)))
+        return controls, (controls != alone) & (error > WEIGHT_TOLERANCE)
+    ideal = {
+        name: tf.constant(layer.quantity(name).nominal, "float64", v.shape)
+        for name, v in layer.imperfections.items()
+    }
+    # In a graph, beyond the end of a measured curve is NaN, eagerly an error.
+    weights_at = tf.function(layer.weights_at, autograph=False)
+    target, best, least = weights, None, np.full(weights.shape, np.inf)
+    # The tails of other rings are small beside a ring's own weight, so adding the
+    # missing weight to the target converges. Heat is compensated at once.
+    for _ in range(1 if layer.channel_spacing is None else 50):
+        controls = _without_heat(layer, tuning.control(tuning.clip(target)))
+        controls = np.clip(controls, *limits)
+        missing = weights - weights_at(tf.constant(controls), ideal).numpy()
+        target = target + np.nan_to_num(missing)
+        error = np.nan_to_num(np.abs(missing), nan=np.inf)
+        # By output: a weight out of reach does not affect the rows of other outputs.
+        rings = tuple(range(weights.ndim - 1))
+        better = error.sum(axis=rings) < least.sum(axis=rings)
+        best = controls if best is None else np.where(better, controls, best)
+        least = np.where(better, error, least)
+        if least.max() < WEIGHT_TOLERANCE / 10:
+            break
+    return best, least > 1e-4
+
+
+def _without_heat(layer, controls: np.ndarray) -> np.ndarray:
+    """Solves the controls for which rings with crosstalk shift as these would alone.
+
+    Rings that would need less than no heat stay at their limit, and the others are
+    solved again with those fixed.
+    """
+    if layer.crosstalk is None:
+        return controls
+    shift = layer.tuning.heater_shift
+    rows = np.array(layer.by_row(shift(controls)))
+    limits = [
+        float(shift(limit)) if math.isfinite(limit) else limit
+        for limit in layer.control_limits
+    ]
+    for tile in range(layer.tiles[1]):
+        # The last tile may have fewer rings in a row.
+        rings = slice(min(layer.columns, layer.fan_in - tile * layer.columns))
+        crosstalk, wanted = layer.crosstalk[rings, rings], rows[:, tile, rings]
+        own = np.linalg.solve(crosstalk, wanted.T).T
+        if np.any((own < limits[0]) | (own > limits[1])):
+            others = crosstalk - np.eye(len(crosstalk))
+            for _ in range(100):
+                own = wanted - np.clip(own, *limits) @ others.T
+        rows[:, tile, rings] = np.clip(own, *limits)
+    return _control_for_shift(layer.tuning, np.asarray(layer.by_kernel(rows)))
+
+
+def _control_for_shift(tuning: tunings.Tuning, shift: np.ndarray) -> np.ndarray:
+    """Solves the controls at which heaters shift their rings by `shift`, in nm.
+
+    By bisection, as the shift rises with the control. A negative shift gives 0.
+    """
+    low, high = np.zeros_like(shift), np.ones_like(shift)
+    while np.any(np.asarray(tuning.heater_shift(high)) < shift):
+        high *= 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        below = np.asarray(tuning.heater_shift(middle)) < shift
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
+    return np.where(shift <= 0, 0.0, (low + high) / 2)

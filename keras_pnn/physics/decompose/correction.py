@@ -1,0 +1,131 @@
+"""Correct the phases of a mesh for the known errors of a chip."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from keras_pnn import _checks
+from keras_pnn.physics import interferometer, mesh
+from keras_pnn.physics.decompose.mesh_phases import MeshPhases, wrap
+from keras_pnn.physics.decompose.nulling import phases
+from keras_pnn.physics.mesh.lattice import cell_mask
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Correction:
+    """Phases that correct a chip's known errors.
+
+    Args:
+        phases: `MeshPhases` to program.
+        error: Float. The remaining error ‖U − Û‖_F / √N, with Û the matrix of the
+            imperfect mesh at these phases.
+    """
+
+    phases: MeshPhases
+    error: float
+
+
+def correct(
+    unitary, theta_error, phi_error, splitter_error, arrangement="clements"
+) -> Correction:
+    """Decomposes a unitary for a mesh with known errors, cell by cell.
+
+    With splitters at the angles π/4 + ε₁ and π/4 + ε₂, the bar power of a cell,
+    sin² θ/2, is limited to [sin²(ε₁ + ε₂), cos²(ε₁ − ε₂)]. Each cell is programmed to
+    the power of the exact decomposition, or to the nearest within its limits. The
+    phases that it adds at its ports are compensated by its own φ, by the cells before
+    it and finally by γ. If every power is within the limits, the imperfect mesh is
+    the unitary to rounding; phase errors alone do not narrow them.
+
+    A large Haar-random unitary needs many cells close to the cross state, some of them
+    beyond the limits. The remaining error then falls with the square of the splitter
+    errors; without correction it falls in proportion to them.
+
+    Args:
+        unitary: As in `phases`.
+        theta_error: Array that broadcasts to (columns, modes // 2), in rad, added
+            by the chip to θ.
+        phi_error: As `theta_error`, added to φ.
+        splitter_error: Array that broadcasts to (columns, modes // 2, 2): the angles
+            ε in rad, first that of the splitter at the input. For a power imbalance e,
+            ε = −arcsin(e) / 2. Errors at slots without a cell are ignored.
+        arrangement: `"clements"` or `"reck"`.
+
+    Returns:
+        A `Correction`. θ lies in [0, π] with the errors added, φ and γ in (−π, π].
+
+    Raises:
+        ValueError: As `phases`, and if an error does not broadcast or is not a finite
+            real number.
+
+    Example:
+
+    >>> fourier = np.fft.fft(np.eye(4), norm="ortho")
+    >>> chip = {"theta_error": 0.1, "phi_error": -0.2, "splitter_error": 0.0}
+    >>> correct(fourier, **chip).error < 1e-14
+    True
+
+    Reference:
+
+    - Bandyopadhyay et al., Optica 8:1247 (2021).
+    """
+    ideal = phases(unitary, arrangement)
+    shape = ideal.theta.shape
+    theta_error = _broadcast("theta_error", theta_error, shape)
+    phi_error = _broadcast("phi_error", phi_error, shape)
+    splitters = _broadcast("splitter_error", splitter_error, (*shape, 2))
+    theta = _reachable_theta(ideal.theta, splitters)
+    # Two elements determine a cell: S22 = conj(S11), S21 = −conj(S12).
+    cells = interferometer.transfer_matrix(theta, 0.0, splitters).numpy()
+    alpha, beta = np.angle(cells[..., 0, 0]), np.angle(cells[..., 0, 1])
+    phi, gamma = np.zeros(shape), np.zeros(ideal.gamma.size)
+    mask = cell_mask(gamma.size, arrangement)
+    # From the output, `gamma` collects the phases in front of the columns passed.
+    for column in reversed(range(shape[0])):
+        slots = np.flatnonzero(mask[column])
+        top = 2 * slots + column % 2
+        a, b = alpha[column, slots], beta[column, slots]
+        upper, lower = gamma[top], gamma[top + 1]
+        phi[column, slots] = ideal.phi[column, slots] + upper - lower + np.pi - a - b
+        gamma[top], gamma[top + 1] = lower + b - np.pi / 2, lower + a - np.pi / 2
+    programmed = MeshPhases(
+        theta - theta_error,
+        wrap(phi - phi_error),
+        wrap(gamma + ideal.gamma),
+        arrangement,
+    )
+    rebuilt = mesh.transfer_matrix(
+        programmed.theta,
+        programmed.phi,
+        programmed.gamma,
+        arrangement,
+        theta_error=theta_error,
+        phi_error=phi_error,
+        splitter_error=splitters,
+    )
+    distance = np.linalg.norm(rebuilt - np.asarray(unitary, "complex128"))
+    return Correction(programmed, float(distance / math.sqrt(gamma.size)))
+
+
+def _reachable_theta(theta, splitters):
+    """The θ at which an imperfect cell is closest to the powers of an ideal one."""
+    half = theta / 2
+    total = splitters[..., 0] + splitters[..., 1]
+    difference = splitters[..., 0] - splitters[..., 1]
+    # sin² a − sin² b and cos² a − sin² b as products, free of cancellation. Their sum
+    # is the width of the limits, negative if the angle of one splitter is beyond π/2.
+    width = np.cos(2 * splitters[..., 0]) * np.cos(2 * splitters[..., 1])
+    above = np.sin(half + total) * np.sin(half - total) * np.sign(width)
+    below = np.cos(half + difference) * np.cos(half - difference) * np.sign(width)
+    return 2 * np.arctan2(np.sqrt(np.maximum(above, 0)), np.sqrt(np.maximum(below, 0)))
+
+
+def _broadcast(name, value, shape):
+    """The value as a finite float64 array of this shape."""
+    array = _checks.array(name, value)
+    try:
+        return np.broadcast_to(array, shape)
+    except ValueError:
+        expected = f"an array that broadcasts to the shape {shape}"
+        raise _checks.error(name, expected, f"shape {array.shape}") from None

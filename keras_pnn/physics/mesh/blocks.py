@@ -1,0 +1,282 @@
+"""Multiply the cells of a lattice in blocks, by few large batched products."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from keras_pnn.physics._tensors import sizes
+from keras_pnn.physics.mesh.lattice import cell_mask
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BlockPlan:
+    """The square blocks into which the cells of a lattice combine.
+
+    The modes are closed to a ring, on which the brick pattern has no ends: the pair
+    that closes the ring passes straight. A block of side s holds s by s cells, a
+    diamond in the drawing of the mesh, and acts on 2 s neighbouring modes. Blocks form
+    a brick pattern again, with s modes in place of one, so that four of them make one
+    of twice the side: A, then B and C beside each other, then D.
+
+    Args:
+        modes: modes with padding, a multiple of `2 * side`.
+        side: side of a block in cells, a power of two.
+        stages: columns of the pattern of blocks.
+        count: blocks in each stage.
+        sources: for each leaf of each block the slot of its cell, or the number of
+            slots for a leaf without a cell. The leaves are ordered by their place in
+            the block of two, of four, …, then by block.
+        places: for each slot the leaf that its cell fills, or the number of leaves
+            for a slot without a cell.
+        straight: for each leaf 1 where two modes pass straight inside the mesh, else
+            0.
+        beyond: for each leaf 1 where it lies before or behind the mesh, else 0.
+    """
+
+    modes: int
+    side: int
+    stages: int
+    count: int
+    sources: np.ndarray
+    places: np.ndarray
+    straight: np.ndarray
+    beyond: np.ndarray
+
+
+_BEYOND, _STRAIGHT = -1, -2
+
+
+@functools.lru_cache
+def block_plan(modes: int, arrangement: str, side: int) -> BlockPlan:
+    """Returns the blocks of a mesh, of a given side; see `cell_mask` for the rest."""
+    mask = cell_mask(modes, arrangement)
+    columns, own = mask.shape
+    padded = -(-modes // (2 * side)) * 2 * side
+    leaves = np.full((columns, padded // 2, 1), _STRAIGHT)
+    slots = np.arange(mask.size).reshape(mask.shape)
+    leaves[:, :own, 0] = np.where(mask, slots, _STRAIGHT)
+    size = 1
+    while size < side:
+        leaves, size = _doubled(leaves), 2 * size
+    stages, count = leaves.shape[:2]
+    levels = side.bit_length() - 1
+    leaves = leaves.reshape(stages * count, *[4] * levels).T.reshape(-1)
+    places = np.full(mask.size, leaves.size, "int32")
+    filled = np.flatnonzero(leaves >= 0)
+    places[leaves[filled]] = filled
+    return BlockPlan(
+        modes=padded,
+        side=side,
+        stages=stages,
+        count=count,
+        sources=np.where(leaves < 0, mask.size, leaves).astype("int32"),
+        places=places,
+        straight=(leaves == _STRAIGHT).astype("float32"),
+        beyond=(leaves == _BEYOND).astype("float32"),
+    )
+
+
+def _doubled(leaves: np.ndarray) -> np.ndarray:
+    """(stages, count, n) → blocks of twice the side, (…, count / 2, 4 n).
+
+    The new stage t has B and C in the old stage 2 t, A in the one before and D in the
+    one behind. Odd stages, old and new, begin half a block further on.
+    """
+    old, count, inside = leaves.shape
+    stages = old // 2 + 1
+    empty = np.full((2 * stages + 1 - old, count, inside), _BEYOND)
+    padded = np.concatenate([empty[:1], leaves, empty[1:]])
+    before, middle, behind = padded[0::2], padded[1::2], padded[2::2]
+    blocks = []
+    for t in range(stages):
+        odd = t % 2
+        pairs = np.roll(middle[t], -odd, axis=0)
+        parts = [before[t][odd::2], pairs[0::2], pairs[1::2], behind[t][odd::2]]
+        blocks.append(np.stack(parts, 1).reshape(count // 2, 4 * inside))
+    return np.stack(blocks)
+
+
+def combined(entries: tf.Tensor, straight: tf.Tensor, plan: BlockPlan) -> tf.Tensor:
+    """Multiplies the cells of each block.
+
+    Args:
+        entries: T₁₁, T₁₂, T₂₁, T₂₂ of all slots, a complex tensor of shape
+            (4, devices or 1, slots); entries of slots without a cell are ignored.
+        straight: float scalar, the amplitude of a mode that passes a column of the
+            mesh without a cell.
+        plan: the blocks.
+
+    Returns:
+        Complex tensor of shape (devices or 1, stages, count, 2 side, 2 side).
+    """
+    devices = sizes(entries)[1]
+    leaves = _placed(entries, plan.sources, plan.places)
+    count = plan.stages * plan.count
+    leaves = tf.reshape(leaves, [4, devices, plan.side**2, count])
+    t11, t12, t21, t22 = tf.unstack(tf.transpose(leaves, [0, 2, 1, 3]))
+    # A leaf without a cell is the identity outside the mesh, and two straight modes
+    # inside.
+    passing = plan.beyond + straight * plan.straight
+    passing = tf.reshape(passing, [plan.side**2, 1, -1])
+    passing = tf.complex(passing, tf.zeros_like(passing))
+    entries = t11 + passing, t12, t21, t22 + passing
+    if plan.side == 1:
+        blocks = tf.reshape(tf.stack(entries), [2, 2, -1])
+    else:
+        # For sides of two, products are faster with the blocks along the last axis.
+        quarters = [tf.unstack(tf.reshape(t, [4, -1])) for t in entries]
+        quarters = [
+            tf.reshape(tf.stack(q), [2, 2, -1]) for q in zip(*quarters, strict=True)
+        ]
+        blocks = _four(_LEADING, *quarters)
+    blocks = tf.transpose(blocks, [2, 0, 1])
+    side = 2
+    while side < plan.side:
+        blocks = tf.reshape(blocks, [4, -1, 2 * side, 2 * side])
+        blocks = _four(_TRAILING, *tf.unstack(blocks))
+        side *= 2
+    width = 2 * plan.side
+    return tf.reshape(blocks, [-1, plan.stages, plan.count, width, width])
+
+
+def through(blocks: tf.Tensor, fields: tf.Tensor) -> tf.Tensor:
+    """Sends fields through the stages of blocks.
+
+    Args:
+        blocks: the result of `combined`.
+        fields: complex tensor of shape (devices or 1, modes, batch).
+
+    Returns:
+        Complex tensor of shape (devices, modes, batch).
+    """
+    stages, count, width = blocks.shape[1:4]
+    side = width // 2
+    devices, modes, batch = sizes(fields)
+    padding = count * width - modes
+    if padding:
+        zeros = tf.zeros([devices, padding, batch], fields.dtype)
+        fields = tf.concat([fields, zeros], axis=1)
+    if blocks.shape[0] != 1:
+        devices = sizes(blocks)[0]
+    by_stage = tf.unstack(blocks, axis=1)
+    for stage in range(stages):
+        if stage % 2:
+            fields = _rolled(fields, [side, count * width - side])
+        fields = tf.reshape(fields, [-1, count, width, batch])
+        fields = tf.matmul(by_stage[stage], fields)
+        fields = tf.reshape(fields, [devices, count * width, batch])
+        if stage % 2:
+            fields = _rolled(fields, [count * width - side, side])
+    return fields[:, :modes]
+
+
+def _rolled(fields, parts):
+    # `tf.roll` has no rule in `tf.vectorized_map`.
+    first, rest = tf.split(fields, parts, axis=1)
+    return tf.concat([rest, first], axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _MatrixAxes:
+    """Axes of rows and columns in an array of matrices, and the matching product.
+
+    `product(x, y, left, right)` takes the adjoint of `x` if `left` is true, and that
+    of `y` if `right` is.
+    """
+
+    rows: int
+    columns: int
+    product: Callable[..., tf.Tensor]
+
+
+def _product_along(x, y, left: bool = False, right: bool = False):
+    if left:
+        return tf.reduce_sum(tf.math.conj(x)[:, :, None] * y[:, None], axis=0)
+    if right:
+        return tf.reduce_sum(x[:, None] * tf.math.conj(y)[None], axis=2)
+    return tf.reduce_sum(x[:, :, None] * y[None], axis=1)
+
+
+def _product(x, y, left: bool = False, right: bool = False):
+    return tf.matmul(x, y, adjoint_a=left, adjoint_b=right)
+
+
+_LEADING = _MatrixAxes(0, 1, _product_along)
+_TRAILING = _MatrixAxes(-2, -1, _product)
+
+
+def _four(axes: _MatrixAxes, a, b, c, d):
+    """Multiplies four blocks to one: d (b ⊕ c) a.
+
+    The blocks act on 2 s modes each: b and c beside each other, a before and d behind
+    them, on the lower half of the modes of b and the upper half of those of c. The
+    result acts on 4 s modes. Its derivative is written out, since TensorFlow's takes
+    three times as many operations.
+    """
+    rows, columns, product = axes.rows, axes.columns, axes.product
+    size = a.shape[rows]
+    thirds = [size // 2, size, size // 2]
+
+    def parts(a, b, c):
+        b_left, b_right = tf.split(b, 2, columns)
+        c_left, c_right = tf.split(c, 2, columns)
+        a_upper, a_lower = tf.split(a, 2, rows)
+        return b_left, b_right, c_left, c_right, a_upper, a_lower
+
+    def between(a, b, c):
+        b_left, b_right, c_left, c_right, a_upper, a_lower = parts(a, b, c)
+        zeros = tf.zeros_like(b_left)
+        upper = tf.concat([b_left, product(b_right, a_upper), zeros], columns)
+        lower = tf.concat([zeros, product(c_left, a_lower), c_right], columns)
+        top, middle_upper = tf.split(upper, 2, rows)
+        middle_lower, bottom = tf.split(lower, 2, rows)
+        return top, tf.concat([middle_upper, middle_lower], rows), bottom
+
+    @tf.custom_gradient
+    def combine(a, b, c, d):
+        top, middle, bottom = between(a, b, c)
+
+        def gradient(upstream):
+            _, b_right, c_left, _, a_upper, a_lower = parts(a, b, c)
+            to_top, to_middle, to_bottom = tf.split(upstream, thirds, rows)
+            to_d = product(to_middle, middle, right=True)
+            through_d = product(d, to_middle, left=True)
+            middle_upper, middle_lower = tf.split(through_d, 2, rows)
+            to_upper = tf.concat([to_top, middle_upper], rows)
+            to_lower = tf.concat([middle_lower, to_bottom], rows)
+            to_b_left, to_ba, _ = tf.split(to_upper, thirds, columns)
+            _, to_ca, to_c_right = tf.split(to_lower, thirds, columns)
+            to_b_right = product(to_ba, a_upper, right=True)
+            to_c_left = product(to_ca, a_lower, right=True)
+            to_a_upper = product(b_right, to_ba, left=True)
+            to_a_lower = product(c_left, to_ca, left=True)
+            return (
+                tf.concat([to_a_upper, to_a_lower], rows),
+                tf.concat([to_b_left, to_b_right], columns),
+                tf.concat([to_c_left, to_c_right], columns),
+                to_d,
+            )
+
+        return tf.concat([top, product(d, middle), bottom], rows), gradient
+
+    return combine(a, b, c, d)
+
+
+def _placed(values, sources: np.ndarray, places: np.ndarray):
+    """Gathers along the last axis; an index equal to its length gives 0.
+
+    Each cell fills one leaf, so that the gradient is a gather too, by `places`.
+    TensorFlow's own is a sum over segments, which for small meshes costs more than
+    everything else together.
+    """
+
+    @tf.custom_gradient
+    def place(x):
+        padded = tf.concat([x, tf.zeros_like(x[..., :1])], axis=-1)
+        placed = tf.gather(padded, sources, axis=-1)
+        return placed, lambda upstream: _placed(upstream, places, sources)
+
+    return place(values)

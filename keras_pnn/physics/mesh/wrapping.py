@@ -1,0 +1,105 @@
+"""Wrap the phases of a mesh to [0, 2π) without changing its matrix."""
+
+import numpy as np
+import tensorflow as tf
+
+from keras_pnn import _checks
+from keras_pnn.physics._tensors import TensorLike, as_tensors, broadcast_shape, sizes
+from keras_pnn.physics.mesh.lattice import cell_mask, followers
+from keras_pnn.physics.mesh.transfer import modes_of
+
+
+def wrapped(
+    theta: TensorLike,
+    phi: TensorLike,
+    gamma: TensorLike = 0.0,
+    arrangement: str = "clements",
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Wraps phases to [0, 2π) without changing the matrix.
+
+    phi and gamma have the period 2π, theta does not: a cell depends on θ/2, so that
+    one turn flips the sign of both of its outputs. These signs are moved towards the
+    input. Of diag(±1, ±1) behind a cell, the sign of the lower output moves to both
+    of its inputs, and if the signs differ π is added to its phi. A sign that arrives
+    at the input adds π to gamma.
+
+    The matrix stays the same for all phase errors, splitter errors and losses, but
+    not with crosstalk, by which a shifter heats its neighbours in proportion to the
+    phase that is set.
+
+    Args:
+        theta: Float tensor of shape (columns, modes // 2), in rad. All arguments may
+            have further leading axes.
+        phi: Float tensor of the same shape, in rad.
+        gamma: Float tensor of shape (modes,), in rad.
+        arrangement: `"clements"` or `"reck"`.
+
+    Returns:
+        theta, phi and gamma, each in [0, 2π). The derivative of each with respect to
+        the argument of its name is 1.
+
+    Raises:
+        ValueError: If shapes do not fit each other or the arrangement, or a value
+            known eagerly is NaN or infinite.
+
+    Example:
+
+    >>> theta, phi, gamma = wrapped([[-0.5], [0.0]], [[1.0], [0.0]])
+    >>> gamma.numpy().round(3)
+    array([3.142, 3.142], dtype=float32)
+    """
+    for name, value in (("theta", theta), ("phi", phi), ("gamma", gamma)):
+        _checks.tensor(name, value, np.isfinite, "finite")
+    theta, phi, gamma = as_tensors(theta, phi, gamma)
+    modes = modes_of(theta, phi, gamma, arrangement)
+    leading = [theta.shape[:-2], phi.shape[:-2], gamma.shape[:-1]]
+    if broadcast_shape(*leading) is None:
+        raise ValueError(
+            "The leading axes of `theta`, `phi` and `gamma` must broadcast. "
+            f"Received: {[tuple(s) for s in leading]}"
+        )
+    theta, turns = _within_a_turn(theta)
+    of_phi, of_gamma = half_turns(turns, modes, arrangement)
+    phi, _ = _within_a_turn(phi + np.pi * of_phi)
+    gamma, _ = _within_a_turn(gamma + np.pi * of_gamma)
+    return theta, phi, gamma
+
+
+def half_turns(
+    turns: tf.Tensor, modes: int, arrangement: str
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the half turns of phi and gamma that compensate turns of theta.
+
+    Args:
+        turns: Float tensor of shape (..., columns, modes // 2): the number of turns
+            subtracted from each theta. Slots without a cell are ignored.
+        modes: Integer, the number of modes.
+        arrangement: `"clements"` or `"reck"`.
+
+    Returns:
+        Float tensors of 0 and 1, of the shape of `turns` and of shape (..., modes).
+    """
+    mask, next_cells = cell_mask(modes, arrangement), followers(modes, arrangement)
+    shape = sizes(turns)
+    odd = tf.math.floormod(turns, 2) * tf.cast(mask, turns.dtype)
+    flat = tf.reshape(odd, [*shape[:-2], mask.size])
+    # The sign at both inputs of a cell is the product over the cells on the path by
+    # lower outputs, itself included: a sum of exponents over 1, 2, 4, … cells.
+    signs = tf.concat([flat, tf.zeros_like(flat[..., :1])], axis=-1)
+    for ahead in next_cells.bottom:
+        signs += tf.gather(signs, ahead, axis=-1)
+    upper = tf.gather(signs, next_cells.top, axis=-1)
+    # At its lower output, its own factor is missing.
+    of_phi = tf.math.floormod(upper + signs[..., :-1] - flat, 2)
+    of_gamma = tf.math.floormod(tf.gather(signs, next_cells.first, axis=-1), 2)
+    return tf.reshape(of_phi, shape), of_gamma
+
+
+def _within_a_turn(phase):
+    """(phases in [0, 2π), the turns subtracted); the derivative is 1."""
+    within = tf.math.floormod(phase, 2 * np.pi)
+    # A phase slightly below 0 may have been rounded up to a whole turn.
+    turn = tf.constant(2 * np.pi, within.dtype)
+    within -= tf.stop_gradient(tf.where(within < turn, tf.zeros_like(within), within))
+    turns = tf.round((phase - within) / (2 * np.pi))
+    return within, tf.stop_gradient(turns)

@@ -1,0 +1,109 @@
+"""Compute the weight of a ring from the current through its heater, and back."""
+
+import keras
+import numpy as np
+
+from keras_pnn import _checks
+from keras_pnn.physics import heater
+from keras_pnn.physics._tensors import TensorLike
+from keras_pnn.physics.tuning.lorentzian import ResonanceTuning
+
+
+@keras.saving.register_keras_serializable(package="keras_pnn")
+class HeaterTuning(ResonanceTuning):
+    """A ring tuned by the current through its heater.
+
+    `detuning = offset + efficiency * I² * resistance / 1000`; the weight is the
+    Lorentzian's, `through - drop` or `through` alone. A weight can lie on both sides
+    of the resonance: `control` takes the side with the smaller current.
+
+    At zero current the derivative of the weight by the current is 0, although heat
+    from elsewhere still moves the weight.
+
+    Args:
+        offset: Float. Resonance minus laser at zero current, in nm.
+        half_width: Float. Half the full width at half maximum, in nm.
+        efficiency: Float. Shift per heater power, in nm/mW.
+        resistance: Float. Resistance of the heater, in Ω.
+        port: `"balanced"` (weight `through - drop`) or `"through"`.
+        max_current: Float or `None`. Highest current, in mA. `None`: no limit, and
+            weights are clipped at 0.999.
+        through_min: Float in [0, 1). Through power on resonance.
+        drop_max: Float in [0, 1]. Drop power on resonance.
+
+    Raises:
+        ValueError: If an argument is out of its range, or `through_min + drop_max` is
+            above 1.
+
+    Example:
+
+    >>> tuning = HeaterTuning(offset=-0.3)
+    >>> round(float(tuning.control(-1.0)), 3)
+    1.229
+
+    Reference:
+
+    - Xu et al., arXiv:2411.12352: the default values are its chip's.
+    - Tait et al., Sci. Rep. 7:7430 (2017): weight banks.
+    """
+
+    unit = "mA"
+
+    def __init__(
+        self,
+        offset: float = -0.3,
+        half_width: float = 0.077,
+        efficiency: float = 0.53,
+        resistance: float = 375.0,
+        port: str = "balanced",
+        max_current: float | None = None,
+        through_min: float = 0.0,
+        drop_max: float = 1.0,
+    ):
+        self.offset = _checks.real("offset", offset)
+        self.half_width = _checks.real("half_width", half_width, above=0)
+        self.efficiency = _checks.real("efficiency", efficiency, above=0)
+        self.resistance = _checks.real("resistance", resistance, above=0)
+        self.port = _checks.choice("port", port, ("balanced", "through"))
+        if max_current is not None:
+            max_current = _checks.real("max_current", max_current, above=0)
+        self.max_current = max_current
+        self.through_min = _checks.real("through_min", through_min, low=0, below=1)
+        self.drop_max = _checks.real("drop_max", drop_max, 0, 1)
+        # The margin is for float32 sums such as 0.9 + 0.1.
+        total = self.through_min + self.drop_max
+        _checks.real("through_min + drop_max", total, high=1 + 1e-6)
+
+    @property
+    def control_range(self):
+        """Lowest and highest current, in mA."""
+        limit = float("inf") if self.max_current is None else self.max_current
+        return 0.0, limit
+
+    def heater_shift(self, control: TensorLike):
+        """See `Tuning.heater_shift`."""
+        return heater.resonance_shift(control, self.efficiency, self.resistance)
+
+    def detuning(self, control: TensorLike):
+        """See `Tuning.detuning`."""
+        return self.offset + self.heater_shift(control)
+
+    def heater_power(self, control: TensorLike):
+        """See `Tuning.heater_power`."""
+        return heater.power(control, self.resistance)
+
+    def control(self, weight: TensorLike) -> np.ndarray:
+        """See `Tuning.control`."""
+        shift = self._detuning_for(weight) - self.offset
+        current = heater.current_for_shift(shift, self.efficiency, self.resistance)
+        return np.minimum(current, self.control_range[1])[()]
+
+    def get_config(self) -> dict:
+        """See `Tuning.get_config`."""
+        names = ("offset", "half_width", "efficiency", "resistance")
+        names += ("port", "max_current", "through_min", "drop_max")
+        return {name: getattr(self, name) for name in names}
+
+    def _ends(self):
+        most = self.efficiency * self.resistance / 1000 * self.control_range[1] ** 2
+        return self.offset, self.offset + most

@@ -1,0 +1,75 @@
+"""Make figures and axes, and share styles and legends between plots."""
+
+import os
+
+# The colours of Okabe and Ito, which colour-blind readers tell apart; each with a
+# marker, so that they stay apart in grey.
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+def new_figure(width: float = 6.0, height: float = 4.0):
+    """Returns an empty Matplotlib figure without a window.
+
+    Args:
+        width, height: inches.
+
+    Raises:
+        ImportError: If Matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "Plots need Matplotlib: pip install 'keras-pnn[plot]'"
+        ) from error
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    # A canvas of its own, without a window system or the global state of pyplot.
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(ax, path: str | os.PathLike) -> None:
+    """Writes the figure that an axis belongs to."""
+    ax.figure.savefig(path)
+
+
+def axis_of(ax):
+    """Returns an axis: the given one, or that of a new figure."""
+    return new_figure().subplots() if ax is None else ax
+
+
+def styles(items: dict):
+    """Yields (colour, marker, (name, value)) for each item."""
+    for index, item in enumerate(items.items()):
+        yield _COLORS[index % len(_COLORS)], _MARKERS[index % len(_MARKERS)], item
+
+
+def specification(ax, spec) -> None:
+    """Draws a line across at the specification; `None` draws none."""
+    if spec is not None:
+        ax.axhline(spec, color="black", linewidth=1.0, label=f"specification {spec:g}")
+
+
+def legend_below(ax):
+    """Puts the legend below the axes, and returns the axis."""
+    handles, labels = ax.get_legend_handles_labels()
+    if handles:
+        # Outside the axes, where it cannot hide data.
+        ax.figure.legend(
+            handles,
+            labels,
+            loc="outside lower center",
+            # About 90 letters of this size are as wide as the figure.
+            ncols=max(1, min(4, len(labels), 90 // (max(map(len, labels)) + 7))),
+            fontsize="small",
+            frameon=False,
+        )
+    return ax
+
+
+def slanted(ax) -> None:
+    """Slants the labels of the ticks along x."""
+    for tick in ax.get_xticklabels():
+        tick.set(rotation=30, ha="right", rotation_mode="anchor")

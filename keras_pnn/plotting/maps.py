@@ -1,0 +1,193 @@
+"""Draw maps in colours or grey: images, matrices, heat maps, loss landscapes."""
+
+import numpy as np
+
+from keras_pnn.plotting.axes import axis_of, new_figure, slanted
+
+
+def images(pictures: dict, ax=None):
+    """Draws greyscale pictures below each other, 0 is black and 1 white.
+
+    Args:
+        pictures: name → (height, width), values from 0 to 1, all of one width.
+        ax: a Matplotlib axis. Default: a new figure.
+
+    Returns:
+        The axis.
+    """
+    ax = axis_of(ax)
+    arrays = [np.asarray(p) for p in pictures.values()]
+    gap = np.full((max(2, arrays[0].shape[0] // 12), arrays[0].shape[1]), np.nan)
+    stack, ticks, row = [], [], 0
+    for array in arrays:
+        ticks.append(row + array.shape[0] / 2)
+        stack += [array, gap]
+        row += len(array) + len(gap)
+    ax.imshow(np.concatenate(stack[:-1]), cmap="gray", vmin=0, vmax=1)
+    ax.set_yticks(ticks, list(pictures))
+    ax.set(xlabel="column (pixels)")
+    return ax
+
+
+def matrices(
+    values: dict,
+    xlabel: str,
+    ylabel: str,
+    unit: str = "%",
+    rows=None,
+    columns=None,
+    cmap: str = "viridis",
+):
+    """Draws matrices beside each other in one colour scale, with their values.
+
+    Args:
+        values: name → (rows, columns), all of one shape; NaN is left empty.
+        xlabel: label of the columns.
+        ylabel: label of the rows.
+        unit: unit of the elements.
+        rows, columns: their names. Default: 0, 1, …
+        cmap: a Matplotlib colour map.
+
+    Returns:
+        The last axis.
+    """
+    arrays = [np.asarray(v, "float64") for v in values.values()]
+    height, width = arrays[0].shape
+    # Widths of names and titles, in inches.
+    beside = 0.085 * max((len(str(name)) for name in rows or ()), default=0)
+    above = 0.11 * max(len(str(name)) for name in values)
+    figure = new_figure(
+        1.0 + len(values) * max(3.2, 0.7 * width + beside, above + beside),
+        max(3.4, 1.2 + 0.4 * height),
+    )
+    axes = figure.subplots(1, len(values), squeeze=False)[0]
+    finite = np.concatenate([a[np.isfinite(a)] for a in arrays])
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
+    for ax, name, array in zip(axes, values, arrays, strict=True):
+        picture = ax.imshow(array, vmin=low, vmax=high, cmap=cmap, aspect="auto")
+        for (row, column), value in np.ndenumerate(array):
+            if not np.isfinite(value):
+                continue
+            red, green, blue, _ = picture.to_rgba(value)
+            light = 0.299 * red + 0.587 * green + 0.114 * blue > 0.5
+            ax.text(
+                column,
+                row,
+                # Percentages to a tenth; losses are often far below 1.
+                f"{value:.1f}" if high >= 10 else f"{value:.2g}",
+                ha="center",
+                va="center",
+                color="black" if light else "white",
+            )
+        ax.set(title=name, xlabel=xlabel, ylabel=ylabel)
+        ax.set_xticks(range(width), columns)
+        ax.set_yticks(range(height), rows)
+        if columns is not None and max(len(str(name)) for name in columns) > 6:
+            slanted(ax)
+    figure.colorbar(picture, ax=list(axes), label=unit)
+    return axes[-1]
+
+
+def heat_map(
+    x, y, values, xlabel: str, ylabel: str, unit: str, level=None, limits=None, ax=None
+):
+    """Draws a metric over two imperfections.
+
+    Args:
+        x: (columns,) ascending.
+        y: (rows,) ascending.
+        values: (rows, columns).
+        xlabel: label with unit.
+        ylabel: label with unit.
+        unit: label of the colours, with unit.
+        level: value of a contour, a specification; or `None`.
+        limits: smallest and largest value of the colours. Default: those of `values`.
+        ax: a Matplotlib axis. Default: a new figure.
+
+    Returns:
+        The axis.
+    """
+    ax = axis_of(ax)
+    values = np.asarray(values, "float64")
+    low, high = limits if limits is not None else (None, None)
+    # Edges of the colour of their cell hide the seams between cells.
+    mesh = ax.pcolormesh(
+        _edges(x),
+        _edges(y),
+        values,
+        cmap="viridis",
+        vmin=low,
+        vmax=high,
+        edgecolors="face",
+        linewidth=0.4,
+    )
+    bar = ax.figure.colorbar(mesh, ax=ax, label=unit)
+    inside = level is not None and np.nanmin(values) < level < np.nanmax(values)
+    if inside and min(values.shape) > 1:
+        ax.contour(x, y, values, [level], colors="white", linewidths=3)
+        ax.contour(x, y, values, [level], colors="black", linewidths=1.4)
+        bar.ax.axhline(level, color="black", linewidth=1.4)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    return ax
+
+
+def landscapes(values: dict, xlabel: str, ylabel: str):
+    """Draws losses over two directions: a contour map and a surface for each.
+
+    Args:
+        values: name → (alphas (n,), betas (m,), loss (n, m)); the maps share one
+            scale of colours and heights.
+        xlabel: the first direction.
+        ylabel: the second.
+
+    Returns:
+        The last axis.
+    """
+    figure = new_figure(4.4 * len(values) + 0.8, 7.6)
+    from matplotlib.ticker import MaxNLocator
+
+    losses = [np.asarray(loss, "float64") for _, _, loss in values.values()]
+    finite = np.concatenate([loss[np.isfinite(loss)] for loss in losses])
+    low, high = finite.min(), finite.max()
+    high = high if high > low else low + 1.0
+    levels = np.linspace(low, high, 17)
+    maps = []
+    for index, (name, (alphas, betas, loss)) in enumerate(values.items(), start=1):
+        ax = figure.add_subplot(2, len(values), index)
+        masked = np.ma.masked_invalid(np.transpose(loss))
+        filled = ax.contourf(alphas, betas, masked, levels, cmap="viridis")
+        ax.contour(alphas, betas, masked, levels, colors="black", linewidths=0.3)
+        ax.plot(0, 0, "w+", markersize=9, markeredgewidth=1.6)
+        ax.set(title=name, xlabel=xlabel, ylabel=ylabel)
+        maps.append(ax)
+        ax = figure.add_subplot(2, len(values), len(values) + index, projection="3d")
+        ax.plot_surface(
+            *np.meshgrid(alphas, betas),
+            np.transpose(np.where(np.isfinite(loss), loss, np.nan)),
+            cmap="viridis",
+            vmin=low,
+            vmax=high,
+            rcount=31,
+            ccount=31,
+            linewidth=0.15,
+            edgecolor="black",
+        )
+        ax.set_xlabel(xlabel, labelpad=6)
+        ax.set_ylabel(ylabel, labelpad=8)
+        ax.set_zlabel("loss", labelpad=9)
+        ax.set_zlim(low, high)
+        for axis, count in ((ax.xaxis, 2), (ax.yaxis, 2), (ax.zaxis, 4)):
+            axis.set_major_locator(MaxNLocator(count))
+        ax.set_box_aspect(None, zoom=0.8)
+    figure.colorbar(filled, ax=maps, label="loss", format="%.3g")
+    return ax
+
+
+def _edges(points) -> np.ndarray:
+    """The edges, (n + 1,), of cells whose centres are (n,) ascending points."""
+    points = np.asarray(points, "float64")
+    if len(points) == 1:
+        return points[0] + np.array([-0.5, 0.5])
+    middle = (points[1:] + points[:-1]) / 2
+    first, last = 2 * points[0] - middle[0], 2 * points[-1] - middle[-1]
+    return np.concatenate([[first], middle, [last]])

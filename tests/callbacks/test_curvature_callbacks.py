@@ -1,0 +1,273 @@
+import csv
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.core.util import event_pb2
+
+import keras_pnn as pnn
+from keras_pnn.callbacks import HessianEigenvalues, LossLandscape
+from keras_pnn.callbacks.tensorboard import Summaries
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((20, 3)).astype("float32")
+Y = RNG.standard_normal((20, 2)).astype("float32")
+
+
+def network(*layers):
+    keras.utils.set_random_seed(5)
+    model = keras.Sequential(
+        [
+            keras.Input((3,)),
+            keras.layers.Dense(4, activation="tanh"),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dropout(0.3),
+            *layers,
+            keras.layers.Dense(2),
+        ]
+    )
+    model.compile("adam", loss="mse")
+    return model
+
+
+def fit(model, *callbacks, epochs=3, **options):
+    return model.fit(
+        X,
+        Y,
+        batch_size=10,
+        epochs=epochs,
+        callbacks=list(callbacks),
+        verbose=0,
+        **options,
+    )
+
+
+def eigenvalues(**options):
+    return HessianEigenvalues(X, Y, **{"variables": "all", **options})
+
+
+def landscape(**options):
+    options = {"points": 3, "variables": "all", "directions": "random", **options}
+    return LossLandscape(X, Y, **options)
+
+
+BOTH = pytest.mark.parametrize(
+    "make, key",
+    [(eigenvalues, "hessian_eig_1"), (landscape, "landscape_rise")],
+    ids=["eigenvalues", "landscape"],
+)
+
+
+def events(folder):
+    """Returns (step, tag) → (plugin, array) of all that was written."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        for record in tf.data.TFRecordDataset(str(path)):
+            event = event_pb2.Event.FromString(record.numpy())
+            for value in event.summary.value:
+                plugin = value.metadata.plugin_data.plugin_name
+                array = tf.make_ndarray(value.tensor)
+                found[event.step, value.tag] = (plugin, array)
+    return found
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """A network that was trained without callbacks, and its history."""
+    model = network()
+    return model, fit(model, validation_data=(X, Y)).history
+
+
+@pytest.mark.parametrize("batch_norm", ["frozen", "batch"])
+@pytest.mark.parametrize(
+    "make, options",
+    [(eigenvalues, {"k": 2}), (landscape, {"directions": "eigenvectors"})],
+    ids=["eigenvalues", "landscape"],
+)
+def test_training_is_bit_identical(plain, tmp_path, make, options, batch_norm):
+    callback = make(
+        **options, batch_size=8, batch_norm=batch_norm, log_dir=tmp_path / "logs"
+    )
+    model, (unwatched, expected) = network(), plain
+    history = fit(model, callback, validation_data=(X, Y)).history
+    for name, values in expected.items():
+        assert history[name] == values
+    state = zip(
+        [*unwatched.variables, *unwatched.optimizer.variables],
+        [*model.variables, *model.optimizer.variables],
+        strict=True,
+    )
+    for a, b in state:
+        np.testing.assert_array_equal(a, b)
+
+
+def test_logs_hold_the_results_for_the_weights_of_the_epoch():
+    model = network()
+    found = eigenvalues(k=2, smallest=2, tolerance=1e-3, every=2)
+    rise = landscape(seed=2)
+    history = fit(model, found, rise, epochs=4).history
+    result = pnn.hessian_eigenvalues(model, X, Y, k=2, variables="all", smallest=2)
+    for i in range(2):
+        for name, values in (("eig", "eigenvalues"), ("smallest", "smallest")):
+            last = history[f"hessian_{name}_{i + 1}"][-1]
+            np.testing.assert_allclose(last, getattr(result, values)[i], atol=1e-5)
+    assert "hessian_eig_3" not in history
+    assert np.isnan(history["hessian_smallest_1"][2])
+    expected = pnn.loss_landscape(
+        model, X, Y, "random", points=3, variables="all", seed=2
+    )
+    np.testing.assert_allclose(history["landscape_rise"][-1], expected.rise, rtol=1e-6)
+    np.testing.assert_allclose(rise.results[-1].loss, expected.loss, rtol=1e-6)
+    assert (found.epochs, rise.epochs) == ([0, 1, 3], [0, 1, 2, 3])
+    assert len(found.results) == 3
+
+
+@BOTH
+def test_epochs_between_are_nan_and_can_be_watched(tmp_path, make, key):
+    path = tmp_path / "log.csv"
+    best = keras.callbacks.ModelCheckpoint(
+        str(tmp_path / "best.weights.h5"),
+        monitor=key,
+        mode="min",
+        save_best_only=True,
+        save_weights_only=True,
+    )
+    callback = make(every=3)
+    logger = keras.callbacks.CSVLogger(str(path))
+    values = fit(network(), callback, logger, best, epochs=8).history[key]
+    assert callback.epochs == list(np.flatnonzero(np.isfinite(values))) == [0, 2, 5, 7]
+    with path.open() as file:
+        column = [float(row[key]) for row in csv.DictReader(file)]
+    np.testing.assert_allclose(column, values)
+    np.testing.assert_allclose(best.best, np.nanmin(values))
+
+
+class Counting(keras.layers.Layer):
+    """Counts how often Python runs through it while it is not trained."""
+
+    traces = 0
+
+    def call(self, inputs, training=None):
+        self.traces += not training
+        return inputs
+
+
+@BOTH
+def test_thirty_epochs_and_a_second_fit_trace_once(make, key):
+    model = network(Counting())
+    callback = make()
+    counter = model.layers[3]
+    counter.traces = 0
+    fit(model, callback, epochs=30)
+    assert callback.epochs == list(range(30))
+    fit(model, callback, epochs=2)
+    assert callback.epochs == [0, 1]
+    assert counter.traces == 1
+
+
+@BOTH
+def test_epoch_at_which_training_stops_is_measured(make, key):
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = epoch == 1
+
+    callback = make(every=10)
+    fit(network(), Stop(), callback, epochs=9)
+    assert callback.epochs == [0, 1]
+
+
+@BOTH
+def test_model_built_by_fit(make, key):
+    model = keras.Sequential([keras.layers.Dense(2)])
+    model.compile("sgd", loss="mse")
+    callback = make()
+    fit(model, callback)
+    assert len(callback.results) == 3
+
+
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_files_and_pictures(tmp_path, dimensions):
+    pytest.importorskip("matplotlib")
+    folder = tmp_path / "new" / "files"
+    callback = landscape(dimensions=dimensions, folder=folder, every=2)
+    fit(network(), callback, epochs=2)
+    names = ["landscape_0001", "landscape_0002"]
+    assert sorted(p.stem for p in folder.glob("*.npz")) == names
+    with np.load(folder / "landscape_0002.npz") as file:
+        np.testing.assert_array_equal(file["loss"], callback.results[1].loss)
+    picture = tf.io.decode_png((folder / "landscape_0001.png").read_bytes()).numpy()
+    assert picture.shape[:2] == (400, 500)
+    assert picture.std() > 1
+
+
+def test_without_matplotlib_arrays_are_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    fit(network(), landscape(folder=tmp_path, log_dir=tmp_path / "logs"), epochs=1)
+    assert [p.name for p in tmp_path.glob("*.*")] == ["landscape_0001.npz"]
+    assert {tag for _, tag in events(tmp_path / "logs")} == {"landscape_rise"}
+
+
+def test_tensorboard_gets_what_was_measured(tmp_path):
+    rise = landscape(every=2, log_dir=tmp_path / "rise")
+    found = eigenvalues(k=2, every=2, smallest=1, log_dir=tmp_path / "eig")
+    history = fit(network(), rise, found, epochs=3).history
+    for folder, keys in (
+        ("rise", ["landscape_rise"]),
+        ("eig", ["hessian_eig_1", "hessian_eig_2", "hessian_smallest_1"]),
+    ):
+        written = events(tmp_path / folder)
+        for key in keys:
+            assert written[0, key][0] == "scalars"
+            values = [float(written[epoch, key][1]) for epoch in (0, 1, 2)]
+            np.testing.assert_allclose(values, history[key], rtol=1e-6)
+    plugin, picture = events(tmp_path / "rise")[0, "landscape"]
+    assert plugin == "images" and picture[:2].tolist() == [b"500", b"400"]
+    assert tf.io.decode_png(picture[2]).shape[:2] == (400, 500)
+    # TensorFlow may have TensorBoard in reach; the writer does without.
+    assert "tensorboard" not in sys.modules
+
+
+def test_summaries_leave_out_what_was_not_measured(tmp_path):
+    with Summaries(tmp_path) as summaries:
+        summaries.scalars(3, {"a": 1.5, "b": float("nan")})
+    found = events(tmp_path)
+    assert list(found) == [(3, "a")]
+    assert float(found[3, "a"][1]) == 1.5
+
+
+@pytest.mark.parametrize(
+    "make, options, message",
+    [
+        (eigenvalues, {"k": 0}, "`k` must be an integer ≥ 1. Received: 0"),
+        (eigenvalues, {"every": 1.5}, "`every` must .*Received: 1.5"),
+        (eigenvalues, {"tolerance": -1}, "`tolerance` must .*Received: -1"),
+        (eigenvalues, {"smallest": -1}, "`smallest` must .*Received: -1"),
+        (landscape, {"every": True}, "`every` must .*Received: True"),
+    ],
+)
+def test_bad_numbers_are_named_at_once(make, options, message):
+    with pytest.raises(ValueError, match=message):
+        make(**options)
+
+
+@pytest.mark.parametrize(
+    "callback, message",
+    [
+        (eigenvalues(variables="controls"), "'all'"),
+        (eigenvalues(k=99), "`k` must .*Received: 99"),
+        (eigenvalues(smallest=99), "`smallest` must .*Received: 99"),
+        (HessianEigenvalues(X, Y[:3], variables="all"), "one length"),
+        (landscape(variables="controls"), "'all'"),
+        (landscape(points=4), "`points` must be odd"),
+        (landscape(seed=-1), "`seed` must"),
+    ],
+)
+def test_bad_settings_fail_before_training(callback, message):
+    model = network()
+    before = [np.array(v.numpy()) for v in model.trainable_variables]
+    with pytest.raises(ValueError, match=message):
+        fit(model, callback)
+    for old, new in zip(before, model.trainable_variables, strict=True):
+        np.testing.assert_array_equal(old, new)

@@ -1,0 +1,743 @@
+"""Known faults of training and curvature: tests that fail until they are corrected.
+
+Every test states what is right; the line below its name says what is wrong. Where an
+error is as good as the right value, `right_or_refused` takes either.
+"""
+
+import contextlib
+import functools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import keras_pnn as pnn
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(8, 4)).astype("float32")
+Y = RNG.integers(0, 3, 8)
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+FIT = {"batch_size": 4, "shuffle": False, "verbose": 0}
+
+
+def fault(reason, raises=AssertionError):
+    return pytest.mark.xfail(strict=True, raises=raises, reason=reason)
+
+
+@contextlib.contextmanager
+def right_or_refused(name):
+    """Passes if the block does, or if a ValueError of it names the layer."""
+    try:
+        yield
+    except ValueError as error:
+        assert name in str(error)
+
+
+def seeded(build):
+    """Gives what a function builds the same weights at each call."""
+
+    @functools.wraps(build)
+    def run(*args, **kwargs):
+        keras.utils.set_random_seed(0)
+        return build(*args, **kwargs)
+
+    return run
+
+
+def network(*stack, shape=(4,), **kwargs):
+    """A functional model of layers."""
+    inputs = outputs = keras.Input(shape, **kwargs)
+    for layer in stack:
+        outputs = layer(outputs)
+    return keras.Model(inputs, outputs)
+
+
+@seeded
+def bank(units=3, **kwargs):
+    return network(pnn.layers.MRRBank(units, name="bank", **kwargs))
+
+
+def compiled(model, rate=0.1, loss=LOSS, **kwargs):
+    # The graph of the error networks takes 10 s to make.
+    kwargs.setdefault("run_eagerly", isinstance(model, pnn.DATModel))
+    model.compile(keras.optimizers.SGD(rate), loss, **kwargs)
+    return model
+
+
+def first_loss(model, x=X, y=Y, **kwargs):
+    """The loss of one training step on all samples."""
+    fit = {**FIT, "batch_size": len(x), **kwargs}
+    return model.fit(x, y, **fit).history["loss"][0]
+
+
+def deviating(model, name, *values):
+    """Simulated devices that deviate from nominal in one imperfection."""
+    return pnn.devices.sweep(model, name, values)
+
+
+def nominal(model):
+    return deviating(model, "temperature", 0.0)[0]
+
+
+def loss_on(device, model, x=X, y=Y):
+    with device.installed(model):
+        return model.evaluate(x, y, verbose=0)
+
+
+# Weights that are read behind a nested function.
+
+
+class Decorated(layers.Dense):
+    """Dense, in a graph of its own."""
+
+    @tf.function
+    def call(self, inputs):
+        return tf.matmul(inputs, self.kernel)
+
+
+class Recomputed(layers.Dense):
+    """Dense, whose outputs are computed again in the backward pass."""
+
+    def call(self, inputs):
+        return tf.recompute_grad(lambda x: tf.matmul(x, self.kernel))(inputs)
+
+
+class Custom(layers.Dense):
+    """Dense, with its gradient written out."""
+
+    def call(self, inputs):
+        @tf.custom_gradient
+        def product(x):
+            def gradient(upstream, variables=()):
+                own = [tf.matmul(x, upstream, transpose_a=True) for _ in variables]
+                back = tf.matmul(upstream, self.kernel, transpose_b=True)
+                return (back, own) if own else back
+
+            return tf.matmul(x, self.kernel), gradient
+
+        return product(inputs)
+
+
+class DecoratedBank(pnn.layers.MRRBank):
+    """A bank, in a graph of its own."""
+
+    @tf.function
+    def call(self, inputs):
+        return super().call(inputs)
+
+
+NESTED = [Decorated, Recomputed, Custom]
+
+
+@seeded
+def nested(kind, **kwargs):
+    """A model with such a layer and a plain one, which was called before."""
+    stack = kind(3, name="nested", **kwargs), layers.Dense(3, name="last")
+    model = compiled(network(*stack))
+    model(X)
+    return model
+
+
+def dense(kind):
+    return nested(kind, use_bias=False)
+
+
+@fault("The kernel behind a nested function does not move")
+@pytest.mark.parametrize("kind", NESTED)
+def test_sat_without_radius_trains_nested_functions_as_keras_does(kind):
+    """The stateless values do not reach what captured the variable."""
+    plain = dense(kind)
+    plain.fit(X, Y, **FIT)
+    with right_or_refused("nested"):
+        sat = compiled(pnn.SATModel(dense(kind), rho=0.0, perturb="all"))
+        sat.fit(X, Y, **FIT)
+        for found, expected in zip(sat.weights, plain.weights, strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@fault("The Hessian lacks what is behind a nested function")
+@pytest.mark.parametrize("kind", NESTED)
+def test_the_hessian_sees_nested_functions(kind):
+    """Eigenvalues differ from those of the same network without the function."""
+    expected = pnn.hessian_eigenvalues(dense(layers.Dense), X, Y, variables="all")
+    with right_or_refused("nested"):
+        found = pnn.hessian_eigenvalues(dense(kind), X, Y, variables="all")
+        np.testing.assert_allclose(found.eigenvalues, expected.eigenvalues, rtol=1e-3)
+
+
+@fault("A nested function keeps the tensors of the Hessian's graph", TypeError)
+def test_the_hessian_leaves_nested_functions_usable():
+    """A layer that is first traced in there fails whenever it is called later."""
+    model = network(Decorated(3, name="nested"))
+    with right_or_refused("nested"):
+        pnn.hessian_eigenvalues(compiled(model), X, Y, variables="all")
+    model(X)
+
+
+@fault("The landscape is flat behind a nested function")
+def test_the_landscape_sees_nested_functions():
+    """The loss does not follow the displaced kernel."""
+    along = {
+        "directions": [[np.ones((4, 3), "float32")]],
+        "variables": lambda v: "nested" in v.path,
+        "points": 3,
+    }
+    expected = pnn.loss_landscape(dense(layers.Dense), X, Y, **along).loss
+    with right_or_refused("nested"):
+        found = pnn.loss_landscape(dense(Decorated), X, Y, **along).loss
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@fault("Simulated devices do not reach a bank behind a nested function")
+def test_devices_reach_nested_functions():
+    """Every device gets the loss of the nominal one."""
+    model = nested(DecoratedBank)
+    devices = deviating(model, "resonance_shift", 0.0, 0.1)
+    with right_or_refused("nested"):
+        found = pnn.evaluate_devices(model, X, Y, devices, verbose=0)["loss"]
+        expected = [loss_on(device, model) for device in devices]
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+# Second derivatives that TensorFlow drops.
+
+
+def resizing(interpolation):
+    return pytest.param(
+        layers.Resizing, {"height": 5, "width": 5, "interpolation": interpolation}
+    )
+
+
+@fault("The Hessian is 0, or TensorFlow's LookupError", (AssertionError, LookupError))
+@pytest.mark.parametrize(
+    "kind, options",
+    [
+        (layers.UpSampling2D, {"size": 2, "interpolation": "bilinear"}),
+        (layers.MaxPooling2D, {"pool_size": 3, "strides": 1, "padding": "same"}),
+        *map(resizing, ["bilinear", "nearest", "area", "bicubic"]),
+    ],
+)
+def test_the_hessian_is_the_second_difference_of_the_loss(kind, options):
+    """TensorFlow drops the second derivative of these layers, without a word."""
+    convolution = layers.Conv2D(1, 1, use_bias=False, kernel_initializer="ones")
+    model = network(convolution, kind(name="dropping", **options), shape=(4, 4, 1))
+    compiled(model, loss="mse")
+    x = np.random.default_rng(1).uniform(size=(3, 4, 4, 1)).astype("float32")
+    y = np.zeros((3, *model.output_shape[1:]), "float32")
+    losses = []
+    for weight in (0.5, 1.0, 1.5):
+        convolution.kernel.assign([[[[weight]]]])
+        losses.append(model.evaluate(x, y, verbose=0))
+    convolution.kernel.assign([[[[1.0]]]])
+    # The loss is quadratic in the weight, so that any step is exact.
+    expected = np.diff(losses, 2) / 0.5**2
+    with right_or_refused("dropping"):
+        found = pnn.hessian_eigenvalues(model, x, y, variables="all").eigenvalues
+        np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
+# Several sources for one imperfection.
+
+
+class Sum(pnn.layers.PhysicalLayer):
+    """Adds its imperfections to the inputs."""
+
+    def build(self, input_shape):
+        self.add_control("gain", (), unit="", initializer="ones")
+        self.add_imperfection("temperature", (), unit="K", shared=True)
+        self.add_imperfection("scale", (), unit="", nominal=1.0, lower_bound=0.0)
+
+    def forward(self, inputs, controls, imperfections):
+        added = imperfections["temperature"] + imperfections["scale"] - 1
+        return controls["gain"] * inputs + added
+
+
+ZEROS = np.zeros((4, 1), "float32")
+
+
+@seeded
+def sums(*names):
+    """A model whose loss on zeros is the square of what its imperfections add up to."""
+    model = network(*(Sum(name=n) for n in names or ("b1",)), shape=(1,))
+    return compiled(model, loss="mse")
+
+
+def drift(name, value, during="training"):
+    process = pnn.drift.Linear(rate=0.0, start=value)
+    return pnn.callbacks.DriftInjection(name, process, during=during)
+
+
+def noisy(model, device=None, **spreads):
+    sat = pnn.SATModel(
+        model, ascent=None, device=device, variation=pnn.Variation(**spreads)
+    )
+    return compiled(sat, loss=model.loss)
+
+
+@fault("Noise takes the place of drift")
+def test_drift_and_noise_add():
+    """The loss is that without drift, while the log says 3.0."""
+    logs = noisy(sums(), temperature=1e-6).fit(
+        ZEROS, ZEROS, callbacks=[drift("temperature", 3.0)], **FIT
+    )
+    np.testing.assert_allclose(logs.history["drift_temperature"], [3.0], rtol=1e-4)
+    np.testing.assert_allclose(logs.history["loss"], [9.0], rtol=1e-4)
+
+
+@seeded
+def mesh():
+    return network(pnn.layers.MZIMesh(4), pnn.layers.Photodetector())
+
+
+@seeded
+def slm():
+    return network(pnn.layers.MaskedSLM(3), shape=(16,))
+
+
+@fault("Noise takes the place of the chip that is installed")
+@pytest.mark.parametrize(
+    "build, imperfection, value, noise",
+    [
+        (bank, "resonance_shift", 0.1, "resonance_shift"),
+        (mesh, "splitter_error", 0.3, "splitter_imbalance"),
+        (slm, "scale", 0.3, "scale"),
+    ],
+)
+def test_noise_is_added_to_the_installed_chip(build, imperfection, value, noise):
+    """The design is trained, not the chip."""
+    model = compiled(build())
+    x = np.random.default_rng(2).normal(size=(8, *model.input_shape[1:]))
+    x = x.astype("float32")
+    chip = deviating(model, imperfection, value)[0]
+    expected = loss_on(chip, model, x)
+    with chip.installed(model):
+        found = first_loss(noisy(model, **{noise: 1e-7}), x)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@fault("One of two drifts is lost")
+@pytest.mark.parametrize("order", [1, -1])
+def test_drifts_of_the_chip_and_of_one_layer_add(order):
+    """Whichever is listed first wins."""
+    drifts = [drift("temperature", 3.0), drift("b1/temperature", 1.0)][::order]
+    found = first_loss(sums("b1", "b2"), ZEROS, ZEROS, callbacks=drifts)
+    np.testing.assert_allclose(found, (3.0 + 3.0 + 1.0) ** 2, rtol=1e-5)
+
+
+@fault("Drift takes the place of the chip that is installed")
+@pytest.mark.parametrize("imperfection", ["temperature", "scale"])
+def test_drift_is_added_to_the_installed_chip_in_training(imperfection):
+    """The chip's own deviation is lost while it drifts."""
+    model = sums()
+    with deviating(model, imperfection, 2.0)[0].installed(model):
+        found = first_loss(model, ZEROS, ZEROS, callbacks=[drift(imperfection, 3.0)])
+    np.testing.assert_allclose(found, 25.0, rtol=1e-5)
+
+
+@fault("Drift takes the place of the chip that is installed")
+def test_drift_is_added_to_the_installed_chip_in_evaluation():
+    """The chip's own deviation is lost while it drifts."""
+    model = sums()
+    drifting = drift("temperature", 3.0, during="validation")
+    with deviating(model, "temperature", 2.0)[0].installed(model):
+        found = model.evaluate(ZEROS, ZEROS, verbose=0, callbacks=[drifting])
+    np.testing.assert_allclose(found, 25.0, rtol=1e-5)
+
+
+@fault("Drift does not reach the simulated device of online training")
+def test_drift_is_added_to_the_simulated_device():
+    """The log says 3.0, and the device stays as it is."""
+    model = sums()
+    pat = compiled(pnn.PATModel(model, deviating(model, "temperature", 2.0)[0]))
+    compiled(pat, loss="mse")
+    found = first_loss(pat, ZEROS, ZEROS, callbacks=[drift("temperature", 3.0)])
+    np.testing.assert_allclose(found, 25.0, rtol=1e-5)
+
+
+@fault("Noise does not reach the simulated device of online training")
+def test_noise_is_added_to_the_simulated_device():
+    """The device's own deviation hides the draw."""
+    model = sums()
+    drawn = np.sqrt(first_loss(noisy(model, temperature=0.5), ZEROS, ZEROS))
+    device = deviating(model, "temperature", 2.0)[0]
+    found = np.sqrt(first_loss(noisy(model, device, temperature=0.5), ZEROS, ZEROS))
+    # The loss does not tell the sign of the draw.
+    np.testing.assert_allclose(abs(found - 2.0), drawn, rtol=1e-4)
+
+
+@fault("Eq. 5 starts from the noise alone")
+def test_the_worst_case_starts_from_the_sum():
+    """The chip that is installed is lost in the second pass too."""
+    model = sums()
+    sat = pnn.SATModel(
+        model,
+        ascent=None,
+        adversarial={"temperature": pnn.Autodiff(radius=0.5)},
+        variation=pnn.Variation(temperature=1e-6),
+    )
+    compiled(sat, loss="mse")
+    with deviating(model, "temperature", 3.0)[0].installed(model):
+        logs = sat.fit(ZEROS, ZEROS, **FIT).history
+    np.testing.assert_allclose(logs["sharpness"], [3.5**2 - 3.0**2], rtol=1e-4)
+
+
+# Masks and logits.
+
+
+ONLINE = {
+    "pat": lambda model, device: pnn.PATModel(model, device),
+    "pat output": lambda model, device: pnn.PATModel(model, device, "output"),
+    "sat output": lambda model, device: pnn.SATModel(
+        model, rho=0.0, device=device, gradient=pnn.training.DeviceGradient("output")
+    ),
+    "dat": lambda model, device: pnn.DATModel(model, device, error_networks=1),
+    "dat output": lambda model, device: pnn.DATModel(
+        model, device, error_networks=1, internal_states=False
+    ),
+}
+
+
+@fault("The mask is lost")
+@pytest.mark.parametrize("kind", ["pat output", "sat output", "dat output"])
+def test_masks_survive_a_measurement(kind):
+    """Padded steps count in the loss."""
+    model = network(layers.Masking(), pnn.layers.MRRBank(2), shape=(3, 4))
+    compiled(model, loss="mse")
+    x = np.random.default_rng(3).normal(size=(4, 3, 4)).astype("float32")
+    x[1:, 1:] = 0
+    y = np.ones((4, 3, 2), "float32")
+    expected = model.evaluate(x, y, verbose=0)
+    online = compiled(ONLINE[kind](model, nominal(model)), loss="mse")
+    np.testing.assert_allclose(first_loss(online, x, y), expected, rtol=1e-5)
+
+
+LOGITS = {
+    "softmax": ("sparse_categorical_crossentropy", Y),
+    "sigmoid": ("binary_crossentropy", np.eye(3, dtype="float32")[Y]),
+}
+
+
+def saturated(activation):
+    """A bank whose logits are far beyond what a clipped probability can tell."""
+    loss, y = LOGITS[activation]
+    return compiled(bank(activation=activation), loss=loss), loss, 200 * X, y
+
+
+@fault("The logits behind softmax or sigmoid are lost")
+@pytest.mark.parametrize(
+    "kind, activation",
+    [
+        ("pat", "softmax"),
+        ("pat", "sigmoid"),
+        ("pat output", "softmax"),
+        ("dat", "softmax"),
+        ("dat output", "softmax"),
+    ],
+)
+def test_logits_survive_a_measurement(kind, activation):
+    """The cross-entropy is clipped, and saturated samples have no gradient."""
+    model, loss, x, y = saturated(activation)
+    expected = model.evaluate(x, y, verbose=0)
+    online = compiled(ONLINE[kind](model, nominal(model)), loss=loss)
+    np.testing.assert_allclose(first_loss(online, x, y), expected, rtol=1e-5)
+
+
+@fault("A saturated bank does not learn online")
+def test_a_saturated_bank_learns_online_as_it_does_digitally():
+    """On a nominal device, PAT is plain training."""
+    plain, loss, x, y = saturated("softmax")
+    first_loss(plain, x, y)
+    model, *_ = saturated("softmax")
+    first_loss(compiled(ONLINE["pat"](model, nominal(model)), loss=loss), x, y)
+    for found, expected in zip(model.weights, plain.weights, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@fault("The logits behind softmax or sigmoid are lost")
+@pytest.mark.parametrize("activation", LOGITS)
+def test_logits_survive_the_evaluation_of_devices(activation):
+    """A cross-entropy among the metrics is clipped, where that of `evaluate` is not."""
+    model, loss, x, y = saturated(activation)
+    compiled(model, loss=loss, metrics=[loss])
+    devices = deviating(model, "temperature", 0.0, 0.0)
+    found = pnn.evaluate_devices(model, x, y, devices, verbose=0)
+    expected = model.evaluate(x, y, verbose=0, return_dict=True)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], [value] * 2, rtol=1e-5, err_msg=name)
+
+
+# Overflow, resuming, state.
+
+
+class Overflow(keras.callbacks.Callback):
+    """Sets a loss scale that overflows in the first of several batches."""
+
+    def on_train_batch_begin(self, batch, logs=None):
+        first = batch == 0 and self.params["steps"] > 1
+        self.model.optimizer.dynamic_scale.assign(1e38 if first else 1024.0)
+
+
+@fault("Sharpness is NaN for the whole epoch")
+def test_a_step_that_overflows_does_not_count_in_sharpness():
+    """Keras skips the step, and its NaN stays in the mean."""
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        sat = pnn.SATModel(network(layers.Dense(3)), rho=0.1, perturb="all")
+        compiled(sat, rate=0.0)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    sat.optimizer.build(sat.trainable_variables)
+    expected = sat.fit(X[4:], Y[4:], **FIT, callbacks=[Overflow()]).history
+    logs = sat.fit(X, Y, **FIT, callbacks=[Overflow()]).history
+    assert int(sat.optimizer.iterations.numpy()) == 2
+    assert np.isfinite(expected["sharpness"]).all()
+    np.testing.assert_allclose(logs["sharpness"], expected["sharpness"], rtol=1e-3)
+
+
+class Doubling(keras.callbacks.Callback):
+    """Doubles ρ after each epoch, and is killed at the beginning of one."""
+
+    def __init__(self, killed_at=None):
+        super().__init__()
+        self.killed_at = killed_at
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.killed_at:
+            raise InterruptedError
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.rho *= 2
+
+
+@fault("ρ that was changed in training is lost on resuming")
+@pytest.mark.parametrize(
+    "keeper", [keras.callbacks.BackupAndRestore, pnn.callbacks.Checkpoint]
+)
+def test_a_resumed_run_goes_on_with_its_radius(keeper, tmp_path):
+    """The resumed run begins with the ρ of the first epoch."""
+
+    def run(killed_at=None):
+        sat = compiled(pnn.SATModel(bank(), rho=0.01))
+        callbacks = [Doubling(killed_at), keeper(str(tmp_path / "state"))]
+        sat.fit(X, Y, **FIT, epochs=4, callbacks=callbacks)
+        return sat.rho
+
+    with pytest.raises(InterruptedError):
+        run(killed_at=2)
+    np.testing.assert_allclose(run(), 0.16, rtol=1e-5)
+
+
+@seeded
+def recurrent():
+    rnn = layers.SimpleRNN(3, stateful=True, name="rnn")
+    model = network(rnn, pnn.layers.MRRBank(1), shape=None, batch_shape=(2, 3, 2))
+    return compiled(model, loss="mse"), rnn
+
+
+SERIES = RNG.normal(size=(4, 3, 2)).astype("float32")
+AIMS = np.ones((4, 1), "float32")
+
+
+@fault("The state of a stateful RNN is not stored")
+@pytest.mark.parametrize("kind", ["sat", "pat"])
+def test_trainers_store_the_state_of_an_rnn(kind):
+    """The state stays 0 after a batch."""
+    plain, expected = recurrent()
+    plain.fit(SERIES, AIMS, **{**FIT, "batch_size": 2})
+    model, rnn = recurrent()
+    with right_or_refused("rnn"):
+        if kind == "sat":
+            trainer = pnn.SATModel(model, rho=0.0)
+        else:
+            trainer = ONLINE[kind](model, nominal(model))
+        compiled(trainer, loss="mse").fit(SERIES, AIMS, **{**FIT, "batch_size": 2})
+        np.testing.assert_allclose(rnn.states[0], expected.states[0], atol=1e-3)
+
+
+def evaluated(model, rnn):
+    rnn.reset_state()
+    loss = model.evaluate(SERIES, AIMS, batch_size=2, verbose=0)
+    rnn.reset_state()
+    return loss
+
+
+@fault("Devices are evaluated without the state of an RNN")
+def test_devices_are_evaluated_with_the_state_of_an_rnn():
+    """Each batch begins with the state from before the evaluation."""
+    model, rnn = recurrent()
+    expected = evaluated(model, rnn)
+    with right_or_refused("rnn"):
+        devices = deviating(model, "temperature", 0.0, 0.0)
+        found = pnn.evaluate_devices(
+            model, SERIES, AIMS, devices, batch_size=2, verbose=0
+        )
+        np.testing.assert_allclose(found["loss"], [expected] * 2, rtol=1e-5)
+
+
+@fault("The Hessian is that of a loss without the state of an RNN")
+def test_the_hessian_has_the_state_of_an_rnn():
+    """Each batch begins with the state from before the call."""
+    model, rnn = recurrent()
+    expected = evaluated(model, rnn)
+    with right_or_refused("rnn"):
+        found = pnn.hessian_eigenvalues(model, SERIES, AIMS, batch_size=2).loss
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+class Bench(pnn.HardwareDevice):
+    """A bench that measures what a simulated device gives."""
+
+    def __init__(self, chip):
+        super().__init__(retries=0)
+        self.chip, self.broken = chip, False
+
+    def measure(self, layer, inputs, controls):
+        if self.broken:
+            raise OSError("no light")
+        return self.chip.measure(layer, tf.constant(inputs), controls).numpy()
+
+    def attach(self, model):
+        self.chip.attach(model)
+        return super().attach(model)
+
+
+@fault("Averaged weights are saved as the run's state")
+def test_a_run_that_failed_in_validation_resumes_with_its_weights(tmp_path):
+    """`SwapEMAWeights` has the averages in the model when the device fails."""
+
+    def run(folder, fails=False):
+        model = bank()
+        bench = Bench(nominal(model)).attach(model)
+        sat = pnn.SATModel(model, rho=0.0)
+        sat.compile(keras.optimizers.SGD(1.0, use_ema=True, ema_momentum=0.5), LOSS)
+
+        def fail(logs=None):
+            bench.broken = fails
+
+        callbacks = [
+            keras.callbacks.SwapEMAWeights(),
+            pnn.callbacks.Checkpoint(tmp_path / folder),
+            keras.callbacks.LambdaCallback(on_test_begin=fail),
+        ]
+        fit = {**FIT, "epochs": 2, "validation_data": (X, Y), "callbacks": callbacks}
+        with bench.installed(model):
+            sat.fit(X, Y, **fit)
+        return model.get_weights()
+
+    with pytest.raises(pnn.DeviceError):
+        run("killed", fails=True)
+    for found, expected in zip(run("killed"), run("whole"), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+# Noise, saving, validation, warm-up.
+
+
+@fault("Noise differs between XLA and graph mode")
+@pytest.mark.parametrize("spread", [0.1, pnn.Correlated(0.1, length=2.0)])
+def test_noise_is_the_same_under_xla(spread):
+    """The draws' algorithm is left to the device that compiles them."""
+    losses = []
+    for jit_compile in (False, True):
+        noise = pnn.Variation(resonance_shift=spread)
+        sat = pnn.SATModel(bank(), ascent=None, variation=noise)
+        losses.append(first_loss(compiled(sat, jit_compile=jit_compile)))
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+
+
+@fault("A predicate is saved that cannot be loaded", (TypeError, ValueError))
+@pytest.mark.filterwarnings("ignore:The object being serialized includes a `lambda`")
+def test_a_lambda_in_perturb_is_loaded_or_refused_when_saving(tmp_path):
+    """`save` warns, and `load_model` refuses the file."""
+    sat = compiled(pnn.SATModel(bank(), perturb=lambda v: v.name == "control"))
+    try:
+        sat.save(tmp_path / "sat.keras")
+    except ValueError as error:
+        assert "perturb" in str(error)
+        return
+    loaded = keras.saving.load_model(tmp_path / "sat.keras")
+    np.testing.assert_array_equal(loaded.predict(X, verbose=0), sat.predict(X))
+
+
+VALIDATED = {
+    "pat": lambda model, chip: pnn.PATModel(model, chip),
+    "dat": ONLINE["dat"],
+    "sat": lambda model, chip: pnn.SATModel(model, rho=0.0, device=chip),
+    "bench": lambda model, chip: pnn.PATModel(model, Bench(chip)),
+}
+
+
+def validated(kind):
+    """Logs of a fit on a chip, and the losses of the chip and of the model."""
+    model = compiled(bank(), rate=0.0)
+    chip = deviating(model, "resonance_shift", 0.2)[0]
+    expected = loss_on(chip, model), model.evaluate(X, Y, verbose=0)
+    online = compiled(VALIDATED[kind](model, chip), rate=0.0)
+    return online.fit(X, Y, **FIT, validation_data=(X, Y)).history, *expected
+
+
+@fault("Validation during a fit on a device is digital")
+@pytest.mark.parametrize("kind", VALIDATED)
+def test_validation_is_on_the_device(kind):
+    """`val_loss` is that of the digital model, by which callbacks then choose."""
+    logs, on_chip, _ = validated(kind)
+    np.testing.assert_allclose(logs["val_loss"], [on_chip], rtol=1e-5)
+
+
+@fault("The digital model's figures have no name of their own", KeyError)
+@pytest.mark.parametrize("kind", ["pat", "bench"])
+def test_the_digital_model_is_validated_beside_the_device(kind):
+    """There is no `val_model_loss`."""
+    logs, _, digital = validated(kind)
+    np.testing.assert_allclose(logs["val_model_loss"], [digital], rtol=1e-5)
+
+
+RAMP = [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+@fault("There is no warm-up", (TypeError, ValueError))
+def test_warmup_ramps_the_radius():
+    """The ramp of ρ has to be written as a schedule of one's own."""
+    # The loss is linear in the gain, so that sharpness goes as the radius.
+    model = network(Sum(name="b1"), shape=(1,))
+    sat = pnn.SATModel(model, rho=0.2, warmup=4)
+    compiled(sat, rate=0.0, loss=lambda y, y_pred: y_pred)
+    logs = sat.fit(ZEROS + 1, ZEROS, **FIT, epochs=6).history
+    np.testing.assert_allclose(logs["sharpness"], 0.2 * np.array(RAMP), atol=1e-6)
+
+
+@fault("There is no warm-up", (TypeError, ValueError))
+def test_warmup_ramps_the_noise():
+    """Noise acts in full from the first step."""
+    losses = []
+    for warmup in ({}, {"warmup": 4}):
+        noise = pnn.Variation(temperature=1.0)
+        sat = pnn.SATModel(sums(), ascent=None, variation=noise, **warmup)
+        compiled(sat, rate=0.0, loss=lambda y, y_pred: y_pred)
+        losses.append(sat.fit(ZEROS, ZEROS, **FIT, epochs=6).history["loss"])
+    np.testing.assert_allclose(losses[1], np.multiply(RAMP, losses[0]), atol=1e-6)
+
+
+@seeded
+def two_banks():
+    return network(pnn.layers.MRRBank(8, activation="relu"), pnn.layers.MRRBank(4))
+
+
+@fault("Training that collapsed says nothing", pytest.fail.Exception)
+@pytest.mark.parametrize(
+    "name, value",
+    [("rho", 2.0), ("variation", pnn.Variation(resonance_shift=30.0))],
+)
+def test_a_collapse_is_told_once(name, value):
+    """Accuracy stays at chance, where plain training has 1 from the second epoch."""
+    y = np.random.default_rng(0).permutation(np.repeat(np.arange(4), 8))
+    x = np.eye(4, dtype="float32")[y]
+    sat = pnn.SATModel(two_banks(), **{name: value})
+    compiled(sat, rate=0.5, metrics=["accuracy"])
+    with pytest.warns(UserWarning, match="warmup") as told:
+        logs = sat.fit(x, y, batch_size=8, epochs=6, verbose=0).history
+    assert max(logs["accuracy"]) <= 0.25
+    messages = [str(w.message) for w in told if "warmup" in str(w.message)]
+    assert len(messages) == 1 and name in messages[0]

@@ -1,0 +1,434 @@
+"""Check all layers alike: configuration, saving, graphs, XLA, devices, derivatives."""
+
+import doctest
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_pnn as pnn
+from keras_pnn.layers import (
+    ADC,
+    DAC,
+    Attenuators,
+    BalancedDetector,
+    ControlRange,
+    MaskedSLM,
+    MRRBank,
+    MRRConv2D,
+    MZIDense,
+    MZIMesh,
+    Photodetector,
+    ShotNoise,
+    mesh_initializers,
+)
+
+L1, L2 = keras.regularizers.L1, keras.regularizers.L2
+
+
+def measured():
+    current = np.linspace(0, 2.2, 60)
+    detuning = 0.53 * 0.375 * current**2 - 0.4
+    return pnn.MeasuredTuning(current, 1 - 2 / (1 + (detuning / 0.1) ** 2), "mA")
+
+
+# Every argument, with a value of its own.
+RINGS = dict(
+    activation="tanh",
+    use_bias=True,
+    tuning=pnn.HeaterTuning(offset=-0.2, max_current=2.0),
+    kernel_initializer=keras.initializers.HeNormal(seed=3),
+    bias_initializer="ones",
+    kernel_regularizer=L2(0.1),
+    control_regularizer=L1(0.2),
+    bias_regularizer=L2(0.3),
+    activity_regularizer=L2(0.4),
+    control_constraint=ControlRange(0.1, 1.5),
+    bias_constraint=keras.constraints.NonNeg(),
+    temperature_sensitivity=0.07,
+    crosstalk=0.9 * np.eye(3) + 0.1,
+    channel_spacing=0.9,
+    bank_size=(2, 3),
+    dac=DAC(7, 0.0, 2.0),
+    adc_bits=9,
+    adc_range=4.0,
+    dtype="float32",
+    trainable=False,
+    name="every_argument",
+)
+CONVOLUTION = dict(
+    filters=4,
+    kernel_size=(2, 3),
+    strides=(2, 1),
+    padding="same",
+    data_format="channels_first",
+)
+MESH = dict(
+    arrangement="reck",
+    phase_initializer=mesh_initializers.Cross(0.2, seed=3),
+    phase_regularizer=L2(0.1),
+    phase_constraint=ControlRange(-7.0, 7.0),
+    loss_db=0.2,
+    straight_loss_db=0.1,
+    dac=DAC(9, 0.0, 6.2),
+    dtype="float64",
+    trainable=False,
+    name="every_argument",
+)
+COUPLED = {"crosstalk": np.eye(20) + 0.01}
+MASKS = dict(
+    tile=(4, 5),
+    grid=(2, 3),
+    margin=(1, 3),
+    pixel_repeat=(3, 1),
+    activation="tanh",
+    use_bias=True,
+    display_range=(-0.5, 1.5),
+    display_bits=7,
+    dac=DAC(6, -1, 1),
+    contrast=30.0,
+    photons=100.0,
+    read_noise=0.2,
+    seed=5,
+    mask_initializer=keras.initializers.HeNormal(seed=3),
+    mask_regularizer=L1(0.2),
+    mask_constraint=ControlRange(-0.5, 0.5),
+    bias_initializer="ones",
+    bias_regularizer=L2(0.3),
+    activity_regularizer=L2(0.4),
+    trainable=False,
+    name="every_argument",
+)
+PLAIN = {
+    "bank": (lambda: MRRBank(4), (2, 5)),
+    "conv": (lambda: MRRConv2D(4, 2, dilation_rate=(1, 2), groups=2), (2, 4, 5, 2)),
+    "mesh": (lambda: MZIMesh(4), (3, 4)),
+    "dense": (lambda: MZIDense(3), (3, 4)),
+    "masks": (lambda: MaskedSLM(3), (3, 4, 5)),
+}
+LAYERS = {
+    **PLAIN,
+    "measured": (lambda: MRRBank(3, use_bias=False, tuning=measured()), (2, 5)),
+    "full bank": (lambda: MRRBank(4, **RINGS), (2, 5)),
+    "full conv": (lambda: MRRConv2D(**CONVOLUTION, **RINGS), (2, 2, 5, 4)),
+    "full mesh": (lambda: MZIMesh(4, **COUPLED, **MESH), (3, 4)),
+    "full dense": (lambda: MZIDense(3, **MESH), (3, 4)),
+    "attenuators": (lambda: Attenuators(3, dtype="float64"), (3, 4)),
+    "full masks": (lambda: MaskedSLM(5, **MASKS), (3, 4, 5)),
+    "photodetector": (lambda: Photodetector("l2", ports=[5, 0, 3]), (3, 6)),
+    "balanced": (lambda: BalancedDetector(plus=[5, 1], minus=[0, 2]), (3, 6)),
+    "noise": (lambda: ShotNoise(photons=100, seed=1), (3, 6)),
+    "converter": (lambda: ADC(bits=3, low=0.2, high=0.7), (3, 6)),
+}
+
+
+def case(name):
+    """A layer that is not built, and inputs."""
+    make, shape = LAYERS[name]
+    x = np.linspace(0.1, 0.9, np.prod(shape)).reshape(shape).astype("float32")
+    return make(), x
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_config_round_trip(name):
+    layer, x = case(name)
+    config = json.loads(json.dumps(layer.get_config()))
+    packed = json.loads(json.dumps(keras.saving.serialize_keras_object(layer)))
+    outputs = layer(x)
+    for again in (
+        type(layer).from_config(config),
+        keras.saving.deserialize_keras_object(packed),
+    ):
+        assert json.loads(json.dumps(again.get_config())) == config
+        again.build(x.shape)
+        if "full" in name:  # Their initializers have seeds.
+            for ours, theirs in zip(layer.weights, again.weights, strict=True):
+                np.testing.assert_array_equal(ours, theirs)
+        again.set_weights(layer.get_weights())
+        np.testing.assert_array_equal(again(x), outputs)
+
+
+@pytest.mark.parametrize(
+    "full, plain, alike",
+    [
+        ("full bank", MRRBank(3), {"use_bias", "dtype"}),
+        (
+            "full conv",
+            MRRConv2D(3, 1),
+            {"use_bias", "dtype", "dilation_rate", "groups"},
+        ),
+        ("full mesh", MZIMesh(3), set()),
+        ("full dense", MZIDense(4), set()),
+        ("full masks", MaskedSLM(3), {"dtype"}),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "",
+)
+def test_full_layers_have_a_value_of_their_own_for_every_argument(full, plain, alike):
+    ours, theirs = case(full)[0].get_config(), plain.get_config()
+    assert ours.keys() >= theirs.keys()
+    assert {k for k in ours if ours[k] == theirs.get(k)} <= alike
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_saved_model_is_the_design(name, tmp_path):
+    layer, x = case(name)
+    model = keras.Sequential([keras.Input(x.shape[1:]), layer])
+    design = model(x)
+    imperfect = [
+        variable
+        for part in pnn.layers.physical_layers(model)
+        for variable in part.imperfections.values()
+    ]
+    for variable in imperfect:
+        variable.assign(variable + np.full(variable.shape, 0.1))
+    if imperfect:
+        assert np.abs(model(x) - design).max() > 1e-4
+    model.save(tmp_path / "model.keras")
+    model.save_weights(tmp_path / "model.weights.h5")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.layers[-1].get_config() == layer.get_config()
+    np.testing.assert_array_equal(loaded(x), design)
+    for part in pnn.layers.physical_layers(loaded):
+        for quantity in map(part.quantity, part.imperfections):
+            np.testing.assert_array_equal(
+                quantity.variable, np.float32(quantity.nominal)
+            )
+    other = keras.Sequential([keras.Input(x.shape[1:]), case(name)[0]])
+    other.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(other(x), design)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_layer_may_be_built_inside_a_graph(name):
+    layer, x = case(name)
+    outputs = tf.function(lambda x: layer(x))(x)
+    np.testing.assert_allclose(outputs, layer(x), atol=1e-6)
+    assert np.std(np.asarray(layer.trainable_variables[0])) > 0.01
+
+
+FITTED = {
+    "rings": (
+        (6, 6, 2),
+        1e-3,
+        lambda: [
+            MRRConv2D(2, 2, strides=2, kernel_regularizer="l2"),
+            keras.layers.Flatten(),
+            MRRBank(
+                2,
+                bank_size=(2, 4),
+                crosstalk=0.95 * np.eye(4) + 0.05,
+                channel_spacing=0.8,
+            ),
+        ],
+    ),
+    "mesh": ((4,), 0.1, lambda: [MZIDense(3), Photodetector()]),
+    "masks": (
+        (4, 5),
+        0.1,
+        lambda: [MaskedSLM(3, display_range=(0, 1), display_bits=8, contrast=20.0)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_jit_compiled_fit_equals_the_plain_one(rng, name):
+    shape, rate, layers = FITTED[name]
+    x = rng.uniform(size=(8, *shape)).astype("float32")
+    losses, weights = [], []
+    for jit in (False, True):
+        keras.utils.set_random_seed(7)
+        model = keras.Sequential([keras.Input(shape), *layers()])
+        model.compile(keras.optimizers.SGD(rate), loss="mse", jit_compile=jit)
+        y = np.linspace(0, 1, 8 * model.output_shape[-1]).reshape(8, -1)
+        fitted = model.fit(x, y, epochs=3, batch_size=4, shuffle=False, verbose=0)
+        losses.append(fitted.history["loss"])
+        weights.append([np.asarray(w) for w in model.trainable_weights])
+    assert losses[0][-1] < losses[0][0]
+    for plain, compiled in zip(*weights, strict=True):
+        np.testing.assert_allclose(plain, compiled, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "shape, layers, spread",
+    [
+        (
+            (6,),
+            lambda: [MZIMesh(6), Photodetector(), MZIDense(3), Photodetector()],
+            {"theta_error": 0.1, "splitter_imbalance": 0.15, "loss_db": 0.2},
+        ),
+        (
+            (4, 5),
+            lambda: [MaskedSLM(3, display_range=(0, 1), mask_initializer="he_normal")],
+            {"rotation": 3.0, "shift": 0.5, "scale": 0.05},
+        ),
+    ],
+    ids=["mesh", "masks"],
+)
+def test_many_devices_equal_one_after_the_other(rng, shape, layers, spread):
+    model = keras.Sequential([keras.Input(shape), *layers()])
+    x = rng.uniform(size=(12, *shape)).astype("float32")
+    y = rng.uniform(size=(12, 3)).astype("float32")
+    model.compile("sgd", loss="mse", metrics=["mae"])
+    devices = pnn.Variation(**spread).sample(model, 3, seed=2)
+    together = pnn.evaluate_devices(model, x, y, devices, batch_size=6, verbose=0)
+    assert together.vectorized
+    for i, device in enumerate(devices):
+        with device.installed(model):
+            loss, mae = model.evaluate(x, y, verbose=0)
+        assert together["loss"][i] == pytest.approx(loss, rel=1e-4)
+        assert together["mae"][i] == pytest.approx(mae, rel=1e-4)
+    assert np.ptp(together["loss"]) > 1e-4
+
+
+UNITARY = np.eye(4)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: MRRBank(3).effective_weights(),
+        lambda: MRRBank(3).heater_power(),
+        lambda: MRRBank(3).program(np.zeros((4, 3))),
+        lambda: MZIMesh(4).program(UNITARY),
+        lambda: MZIMesh(4).transfer_matrix(),
+        lambda: MZIMesh(4).correct(UNITARY),
+        lambda: MZIMesh(4).wrap(),
+        lambda: MZIDense(4).program(UNITARY),
+        lambda: MZIDense(4).transfer_matrix(),
+        lambda: MaskedSLM(3).frame_shape,
+        lambda: MaskedSLM(3).frames(),
+        lambda: MaskedSLM(3).effective_weights(),
+        lambda: MaskedSLM(3).program(np.zeros((4, 3))),
+        lambda: MaskedSLM(3).load_frames("frames"),
+    ],
+)
+def test_a_layer_that_is_not_built_says_so(call):
+    with pytest.raises(ValueError, match=r"built.*Received"):
+        call()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(MRRBank, MRRConv2D, MZIMesh, MZIDense, MaskedSLM, DAC),
+        *(Photodetector, BalancedDetector, ShotNoise, ADC),
+    ],
+)
+def test_docstring_examples_run(kind):
+    names = {"pnn": pnn, "np": np, "keras": keras}
+    finder = doctest.DocTestFinder(recurse=False)
+    (example,) = finder.find(kind, kind.__name__, globs=names)
+    assert doctest.DocTestRunner().run(example).failed == 0
+
+
+# Derivatives, in float64.
+
+TILED = {"bank_size": (2, 3), "crosstalk": 0.95 * np.eye(3) + 0.05}
+DIFFERENTIABLE = {
+    "bank": (lambda **k: MRRBank(3, activation="tanh", **k), (4, 5)),
+    "row": (lambda **k: MRRBank(3, channel_spacing=0.8, **TILED, **k), (4, 5)),
+    "heater": (lambda **k: MRRBank(3, tuning="heater", **TILED, **k), (4, 5)),
+    "measured": (lambda **k: MRRBank(2, tuning=measured(), **k), (4, 3)),
+    "conv": (lambda **k: MRRConv2D(2, 2, activation="tanh", **k), (2, 4, 3, 2)),
+    "mesh": (lambda **k: MZIMesh(4, **k), (3, 4)),
+    "triangle": (
+        lambda **k: MZIMesh(4, "reck", crosstalk=np.eye(20) + 0.02, **k),
+        (3, 4),
+    ),
+    "dense": (lambda **k: MZIDense(3, **k), (3, 4)),
+    "masks": (
+        lambda **k: MaskedSLM(3, grid=(1, 2), activation="tanh", **k),
+        (2, 3, 4),
+    ),
+    "intensities": (
+        lambda **k: MaskedSLM(3, grid=(1, 2), display_range=(-4, 4), contrast=8.0, **k),
+        (2, 3, 4),
+    ),
+}
+RANGES = {
+    "control": (0.05, 0.5),
+    "theta": (0.2, 2.9),
+    "phi": (-3, 3),
+    "gamma": (-3, 3),
+    "mask": (-1, 1),
+    "attenuation": (0.1, 0.9),
+    "resonance_shift": (-0.01, 0.01),
+    "temperature": (0.1, 0.2),
+    "loss_db": (0.1, 0.5),
+    "rotation": (2, 4),
+    "shift": (-1.6, -1.3),
+    "scale": (0.95, 1.05),
+}
+
+
+def real_sum(outputs, weights):
+    """A real number that depends on every output's amplitude and phase."""
+    if outputs.dtype.is_complex:
+        mixed = outputs * tf.cast(tf.complex(1.0, 0.5), outputs.dtype)
+        mixed += outputs[..., ::-1]
+        outputs = tf.math.real(mixed) ** 2 + tf.math.imag(mixed) ** 2
+    return tf.reduce_sum(outputs * weights + 0.1 * outputs**2)
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_gradients_and_hessian_products_against_differences(rng, name):
+    make, shape = DIFFERENTIABLE[name]
+    layer = make(dtype="float64")
+    x = tf.constant(rng.normal(size=shape))
+    weights = rng.normal(size=layer(x).shape)
+    quantities = [
+        part.quantity(n)
+        for part in pnn.layers.physical_layers(layer)
+        for n in (*part.controls, *part.imperfections)
+    ]
+    for quantity in quantities:
+        low, high = RANGES.get(quantity.name, (-0.1, 0.1))
+        if quantity.unit == "mA":
+            low, high = 1.2, 1.7
+        variable = quantity.variable
+        variable.assign(rng.uniform(low, high, variable.shape))
+    variables = [q.variable for q in quantities]
+    start = [tf.convert_to_tensor(v) for v in variables] + [x]
+    bumps = [tf.constant(rng.normal(size=v.shape)) for v in start]
+    step = 1e-6
+
+    def loss(point):
+        with keras.StatelessScope(list(zip(variables, point[:-1], strict=True))):
+            return real_sum(layer(point[-1]), weights)
+
+    @tf.function
+    def gradient(point):
+        with tf.GradientTape() as tape:
+            tape.watch(point)
+            value = loss(point)
+        return tape.gradient(value, point)
+
+    @tf.function
+    def product(point):
+        with tf.GradientTape() as tape:
+            tape.watch(point)
+            value = along(gradient(point))
+        return along(tape.gradient(value, point))
+
+    def along(parts):
+        return sum(tf.reduce_sum(p * b) for p, b in zip(parts, bumps, strict=True))
+
+    def moved(amounts):
+        return [p + a * b for p, a, b in zip(start, amounts, bumps, strict=True)]
+
+    exact = gradient(start)
+    for i, slope in enumerate(exact):
+        one = step * np.eye(len(start))[i]
+        expected = float(loss(moved(one)) - loss(moved(-one))) / (2 * step)
+        along_one = float(tf.reduce_sum(slope * bumps[i]))
+        assert along_one != 0
+        assert along_one == pytest.approx(expected, rel=2e-5, abs=1e-5)
+    all_of_them = np.full(len(start), step)
+    above, below = (along(gradient(moved(s * all_of_them))) for s in (1, -1))
+    expected = float(above - below) / (2 * step)
+    assert float(product(start)) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    for quantity, slope in zip(quantities, exact[:-1], strict=True):
+        if quantity.mask is not None:
+            np.testing.assert_array_equal(slope != 0, quantity.exists)

@@ -338,6 +338,16 @@ def retrace(model: keras.Model, kind: str) -> None:
     getattr(model, f"make_{kind}_function")(force=True)
 
 
+def start_at(model: keras.Model, epoch: int | None) -> None:
+    """Lets the next `fit`, or the one that begins, start at an epoch.
+
+    Args:
+        model: the model that trains.
+        epoch: the epoch, or `None` for the one that is passed to `fit`.
+    """
+    model._initial_epoch = epoch
+
+
 class _Steps:
     """Stands in for a model's compiled function, with wrappers around it.
 

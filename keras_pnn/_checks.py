@@ -237,10 +237,7 @@ def data(x, y=None, sample_weight=None, finite_targets: bool = True) -> tuple:
             are no inputs, lengths differ or are 0, or NaN or infinity is among them.
     """
     parts = {"x": x, "y": y, "sample_weight": sample_weight}
-    parts = {
-        name: keras.tree.map_structure(lambda a, name=name: _samples(name, a), part)
-        for name, part in parts.items()
-    }
+    parts = {name: samples(name, part) for name, part in parts.items()}
     if all(a is None for a in keras.tree.flatten(parts["x"])):
         raise error("x", "at least one array", short(x))
     leaves = keras.tree.flatten(list(parts.values()))
@@ -254,6 +251,11 @@ def data(x, y=None, sample_weight=None, finite_targets: bool = True) -> tuple:
         if name != "y" or finite_targets:
             finite(name, part)
     return tuple(parts.values())
+
+
+def samples(name: str, value):
+    """Returns an array, or a structure of arrays, as NumPy arrays; `None` stays."""
+    return keras.tree.map_structure(lambda a: _samples(name, a), value)
 
 
 def inputs(name: str, value) -> None:

@@ -1,5 +1,5 @@
+from keras_pnn.callbacks.batch_order import BatchOrder as BatchOrder
 from keras_pnn.callbacks.checkpoint import Checkpoint as Checkpoint
-from keras_pnn.callbacks.drift import BatchOrder as BatchOrder
 from keras_pnn.callbacks.drift import DriftInjection as DriftInjection
 from keras_pnn.callbacks.hessian import HessianEigenvalues as HessianEigenvalues
 from keras_pnn.callbacks.landscape import LossLandscape as LossLandscape

@@ -1,7 +1,7 @@
-"""How one number of a device moves in time: temperature, wavelength, alignment.
+"""Model how one quantity of a device drifts: temperature, wavelength, alignment.
 
 A process is a pure function of (seed, step). A run that was interrupted and resumed
-meets the same values as one that was not, and any part of a path can be computed
+has the same values as one that was not, and any part of a path can be computed
 alone. Steps are whatever the caller counts (training batches, epochs, seconds);
 values are in the unit of the quantity that the process drives.
 """
@@ -12,16 +12,9 @@ import itertools
 import math
 
 import keras
-import numpy as np
 
-from keras_pnn.devices.process import (
-    BLOCK,
-    BlockProcess,
-    Process,
-    generator_of,
-    number,
-    short,
-)
+from keras_pnn import _checks
+from keras_pnn.devices.process import BLOCK, BlockProcess, Process, generator_of
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -46,7 +39,10 @@ class Linear(Process):
     start: float = 0.0
 
     def __post_init__(self):
-        self._set(rate=number("rate", self.rate), start=number("start", self.start))
+        self._set(
+            rate=_checks.real("rate", self.rate),
+            start=_checks.real("start", self.start),
+        )
 
     def _value(self, step, seed):
         return self.start + self.rate * step
@@ -62,28 +58,23 @@ class Uniform(BlockProcess):
         high: Upper end, not less than `low`.
 
     Raises:
-        ValueError: If an argument is not a finite number, or `low > high`.
+        ValueError: If an argument or the range is not finite, or `low > high`.
     """
 
     low: float
     high: float
 
     def __post_init__(self):
-        low, high = number("low", self.low), number("high", self.high)
-        if low > high:
+        low, high = _checks.real("low", self.low), _checks.real("high", self.high)
+        if not 0 <= high - low < math.inf:
             raise ValueError(
-                "Argument `low` must not be greater than `high`. "
-                f"Received: low={low}, high={high}"
-            )
-        if not math.isfinite(high - low):
-            raise ValueError(
-                "Arguments `low` and `high` must span a finite range. "
+                "Arguments `low` and `high` must span a finite range, with low ≤ high. "
                 f"Received: low={low}, high={high}"
             )
         self._set(low=low, high=high)
 
-    def _draw(self, generator, state):
-        return generator.uniform(self.low, self.high, BLOCK).tolist(), state
+    def _draw(self, generator, start):
+        return generator.uniform(self.low, self.high, BLOCK).tolist()
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -112,23 +103,23 @@ class RandomWalk(BlockProcess):
 
     def __post_init__(self):
         self._set(
-            std=number("std", self.std, minimum=0.0),
-            start=number("start", self.start),
+            std=_checks.real("std", self.std, low=0.0),
+            start=_checks.real("start", self.start),
         )
 
     def _initial(self, seed):
         return self.start
 
-    def _draw(self, generator, state):
-        return _autoregression(generator, state, 1.0, self.std)
+    def _draw(self, generator, start):
+        return _autoregression(generator, start, 1.0, self.std)
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 @dataclasses.dataclass(frozen=True)
 class OrnsteinUhlenbeck(BlockProcess):
-    """A stationary drift that forgets: a temperature held by a controller.
+    """A stationary Gaussian drift: a temperature held by a controller.
 
-    Gaussian, with mean `mean`, standard deviation `std` at every step (the first one
+    It has the mean `mean`, standard deviation `std` at every step (the first one
     included) and correlation `exp(-n / relaxation)` between values `n` steps apart.
     The discretisation is exact:
     `x[k+1] - mean = a (x[k] - mean) + std sqrt(1 - a**2) z[k]`,
@@ -154,21 +145,21 @@ class OrnsteinUhlenbeck(BlockProcess):
 
     def __post_init__(self):
         self._set(
-            std=number("std", self.std, minimum=0.0),
-            relaxation=number("relaxation", self.relaxation, above=0.0),
-            mean=number("mean", self.mean),
+            std=_checks.real("std", self.std, low=0.0),
+            relaxation=_checks.real("relaxation", self.relaxation, above=0.0),
+            mean=_checks.real("mean", self.mean),
         )
 
     def _value(self, step, seed):
         return self.mean + super()._value(step, seed)
 
     def _initial(self, seed):
-        return self.std * float(generator_of(self, seed, "initial").standard_normal())
+        return self.std * float(generator_of(self, seed, 0).standard_normal())
 
-    def _draw(self, generator, state):
+    def _draw(self, generator, start):
         decay = math.exp(-1.0 / self.relaxation)
         noise = self.std * math.sqrt(-math.expm1(-2.0 / self.relaxation))
-        return _autoregression(generator, state, decay, noise)
+        return _autoregression(generator, start, decay, noise)
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -192,9 +183,9 @@ class Sinusoid(Process):
 
     def __post_init__(self):
         self._set(
-            amplitude=number("amplitude", self.amplitude),
-            period=number("period", self.period, above=0.0),
-            phase=number("phase", self.phase),
+            amplitude=_checks.real("amplitude", self.amplitude),
+            period=_checks.real("period", self.period, above=0.0),
+            phase=_checks.real("phase", self.phase),
         )
 
     def _value(self, step, seed):
@@ -209,12 +200,12 @@ class Recorded(Process):
 
     Args:
         values: Sequence of finite numbers, in the unit of the quantity.
-        past_end: What a step beyond the record gives: `"raise"` a ValueError,
-            `"hold"` the last value, `"repeat"` the record from its beginning.
+        past_end: What a step beyond the record gives: `"raise"` raises a ValueError,
+            `"hold"` gives the last value, `"repeat"` starts the record again.
 
     Raises:
         ValueError: If `values` is empty, not one-dimensional or not finite, or
-            `past_end` is none of the three.
+            `past_end` is not one of the three.
 
     Example:
 
@@ -228,25 +219,11 @@ class Recorded(Process):
     past_end: str = "raise"
 
     def __post_init__(self):
-        try:
-            values = np.asarray(self.values, dtype="float64")
-        except (TypeError, ValueError):
-            values = None
-        if (
-            values is None
-            or values.ndim != 1
-            or not len(values)
-            or not np.isfinite(values).all()
-        ):
-            raise ValueError(
-                "Argument `values` must be a non-empty, one-dimensional sequence of "
-                f"finite numbers. Received: values={short(self.values)}"
-            )
-        if self.past_end not in ("raise", "hold", "repeat"):
-            raise ValueError(
-                "Argument `past_end` must be 'raise', 'hold' or 'repeat'. "
-                f"Received: past_end={self.past_end!r}"
-            )
+        values = _checks.array("values", self.values)
+        if values.ndim != 1 or not len(values):
+            expected = "a one-dimensional sequence of at least one number"
+            raise _checks.error("values", expected, _checks.short(self.values))
+        _checks.choice("past_end", self.past_end, ("raise", "hold", "repeat"))
         self._set(values=tuple(values.tolist()))
 
     @classmethod
@@ -270,51 +247,28 @@ class Recorded(Process):
                 finite number. The message names the file, and the line of a cell.
             OSError: If the file cannot be read.
         """
-        try:
-            with open(path, encoding="utf-8-sig", newline="") as file:
-                reader = csv.reader(file)
-                rows = [
-                    (reader.line_num, row)
-                    for row in reader
-                    if any(cell.strip() for cell in row)
-                ]
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(
-                "Argument `path` must be a CSV file in UTF-8. "
-                f"Received: path={str(path)!r} ({error})"
-            ) from error
-        if not rows:
-            raise ValueError(
-                "Argument `path` must be a CSV file with a header line and at least "
-                f"one row. Received: path={str(path)!r}, which is empty"
-            )
-        header = [cell.strip() for cell in rows[0][1]]
-        if all(_parse(cell) is not None for cell in header):
-            raise ValueError(
-                "Argument `path` must be a CSV file whose first line names its "
-                f"columns. Received: path={str(path)!r}, which begins with {header}"
+        lines = _lines(path)
+        header = [cell.strip() for cell in lines[0][1]] if lines else []
+        if len(lines) < 2 or all(_parse(cell) is not None for cell in header):
+            raise _checks.error(
+                "path",
+                "a CSV file with a line that names its columns and at least one row",
+                f"{str(path)!r}, which begins with {header}",
             )
         if column is None and len(header) == 1:
             column = header[0]
         if header.count(column) != 1:
-            raise ValueError(
-                f"Argument `column` must name exactly one of the columns {header} of "
-                f"{str(path)!r}. Received: column={column!r}"
-            )
-        if len(rows) == 1:
-            raise ValueError(
-                "Argument `path` must be a CSV file with at least one row below its "
-                f"header. Received: path={str(path)!r}"
-            )
+            expected = f"the name of exactly one of the columns {header} of {path}"
+            raise _checks.error("column", expected, repr(column))
         index = header.index(column)
         values = []
-        for line, row in rows[1:]:
-            cell = row[index] if index < len(row) else ""
+        for number, cells in lines[1:]:
+            cell = cells[index] if index < len(cells) else ""
             value = _parse(cell)
             if value is None or not math.isfinite(value):
                 raise ValueError(
                     f"Column {column!r} of {str(path)!r} must hold finite numbers. "
-                    f"Received: {cell!r} at line {line}"
+                    f"Received: {cell!r} at line {number}"
                 )
             values.append(value)
         return cls(values, past_end=past_end)
@@ -336,13 +290,27 @@ class Recorded(Process):
         return {"values": list(self.values), "past_end": self.past_end}
 
 
-def _autoregression(generator, state, decay, noise):
-    """A block of `x[k+1] = decay x[k] + noise z[k]`, and the state after it."""
+def _autoregression(generator, start, decay, noise):
+    """A block of `x[k+1] = decay x[k] + noise z[k]`, and the start of the next."""
     draws = generator.standard_normal(BLOCK).tolist()
-    values = list(
-        itertools.accumulate(draws, lambda x, z: decay * x + noise * z, initial=state)
+    return list(
+        itertools.accumulate(draws, lambda x, z: decay * x + noise * z, initial=start)
     )
-    return values[:-1], values[-1]
+
+
+def _lines(path) -> list[tuple[int, list[str]]]:
+    """(line number, cells) of the lines of a CSV file that are not blank."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            return [
+                (reader.line_num, cells)
+                for cells in reader
+                if any(cell.strip() for cell in cells)
+            ]
+    except (UnicodeDecodeError, csv.Error) as error:
+        received = f"{str(path)!r} ({error})"
+        raise _checks.error("path", "a CSV file in UTF-8", received) from error
 
 
 def _parse(cell):

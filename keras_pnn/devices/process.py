@@ -1,14 +1,13 @@
-"""What all drift processes share: access by (seed, step), blocks, checks."""
+"""Define a drift process: the value at a step, a function of seed and step."""
 
 import dataclasses
-import math
-import numbers
-from collections import OrderedDict
+import functools
 
 import numpy as np
 
+from keras_pnn import _checks
+
 BLOCK = 1024
-_CACHED_SEEDS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +19,7 @@ class Process:
     """
 
     def at(self, step, seed=0):
-        """The value at one step.
+        """Returns the value at one step.
 
         Args:
             step: Non-negative integer.
@@ -33,10 +32,10 @@ class Process:
         Raises:
             ValueError: If `step` or `seed` is not a non-negative integer.
         """
-        return self._value(count("step", step), seeds(seed))
+        return self._value(_checks.integer("step", step, 0), _seed(seed))
 
     def path(self, steps, seed=0):
-        """The values at steps 0 to `steps - 1`; `path(n)[i] == at(i)`.
+        """Returns the values at steps 0 to `steps - 1`; `path(n)[i] == at(i)`.
 
         Args:
             steps: Non-negative integer, the number of values.
@@ -48,9 +47,8 @@ class Process:
         Raises:
             ValueError: If `steps` or `seed` is not a non-negative integer.
         """
-        seed = seeds(seed)
-        values = (self._value(i, seed) for i in range(count("steps", steps)))
-        return np.fromiter(values, dtype="float64")
+        steps, seed = _checks.integer("steps", steps, 0), _seed(seed)
+        return np.fromiter((self._value(i, seed) for i in range(steps)), "float64")
 
     def _value(self, step, seed):
         raise NotImplementedError
@@ -68,96 +66,54 @@ class Process:
 
 
 class BlockProcess(Process):
-    """A random process that is drawn block by block.
+    """Base of the random processes, which are drawn block by block.
 
-    A block is a function of (seed, block number, state at its start), and the state
-    is carried from block to block in one fixed order, so that what happens to be
-    cached cannot change a value.
+    A block is a function of the seed, its number, and the value at which the block
+    before it ends. A subclass implements `_draw(generator, start)`, which returns
+    `BLOCK` values, and after them the start of the next block if that depends on it.
     """
 
     def _value(self, step, seed):
         index, offset = divmod(step, BLOCK)
-        cache = self.__dict__.get("_cache")
-        if cache is None:
-            cache = OrderedDict()
-            self._set(_cache=cache)
-        entry = cache.get(seed)
-        if entry is None:
-            while len(cache) >= _CACHED_SEEDS:
-                cache.popitem(last=False)
-            entry = cache[seed] = {
-                "states": [self._initial(seed)],
-                "index": None,
-                "values": None,
-            }
-        else:
-            cache.move_to_end(seed)
-        if entry["index"] != index:
-            states = entry["states"]
-            for block in range(min(index, len(states) - 1), index + 1):
-                values, state = self._draw(
-                    generator_of(self, seed, block), states[block]
-                )
-                if len(states) == block + 1:
-                    states.append(state)
-            entry["index"], entry["values"] = index, values
-        return entry["values"][offset]
+        blocks = _blocks(self, seed)
+        for i in range(len(blocks), index + 1):
+            start = float(blocks[i - 1][-1]) if i else self._initial(seed)
+            blocks[i] = np.array(self._draw(generator_of(self, seed, i + 1), start))
+        return float(blocks[index][offset])
 
     def _initial(self, seed):
         return 0.0
 
-    def _draw(self, generator, state):
+    def _draw(self, generator, start):
         raise NotImplementedError
 
-    def __getstate__(self):
-        return self.get_config()
 
-    def __setstate__(self, state):
-        self._set(**state)
+@functools.lru_cache(maxsize=8)
+def _blocks(process, seed) -> dict[int, np.ndarray]:
+    """The blocks of one path that have been drawn so far, by number."""
+    return {}
 
 
-def generator_of(process, seed, block):
+def generator_of(process, seed, position):
+    """Returns the generator of one block, or of the initial value (position 0)."""
     # NumPy pads a seed with zeros, so the length is part of it; the class name keeps
     # two kinds of process with one seed independent.
     kind = int.from_bytes(type(process).__name__.encode(), "little")
-    position = 0 if block == "initial" else block + 1
     return np.random.default_rng([len(seed), *seed, kind, position])
 
 
-def short(value):
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+def _seed(seed):
+    parts = seed if isinstance(seed, (tuple, list)) and seed else (seed,)
+    return tuple(_checks.integer("seed", part, 0) for part in parts)
+
+
+# Until the rooms that import these checks use `_checks` themselves.
+short = _checks.short
 
 
 def number(name, value, minimum=None, above=None):
-    limit = ""
-    if minimum is not None:
-        limit = f" not less than {minimum:g}"
-    if above is not None:
-        limit = f" greater than {above:g}"
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, numbers.Real)
-        or not math.isfinite(value)
-        or (minimum is not None and value < minimum)
-        or (above is not None and value <= above)
-    ):
-        raise ValueError(
-            f"Argument `{name}` must be a finite number{limit}. "
-            f"Received: {name}={short(value)}"
-        )
-    return float(value)
+    return _checks.real(name, value, low=minimum, above=above)
 
 
 def count(name, value):
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
-        raise ValueError(
-            f"Argument `{name}` must be a non-negative integer. "
-            f"Received: {name}={short(value)}"
-        )
-    return int(value)
-
-
-def seeds(seed):
-    parts = seed if isinstance(seed, (tuple, list)) and seed else (seed,)
-    return tuple(count("seed", part) for part in parts)
+    return _checks.integer(name, value, 0)

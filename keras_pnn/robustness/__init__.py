@@ -1,5 +1,6 @@
-"""Robustness of a trained model: one study, and the report on it."""
+"""Study the robustness of a trained model, and report on it."""
 
+from keras_pnn.robustness.cache import merge_rows
 from keras_pnn.robustness.call import robustness_report, robustness_rows
 from keras_pnn.robustness.results import (
     Curvature,
@@ -11,7 +12,8 @@ from keras_pnn.robustness.results import (
     WorstCase,
     Yield,
 )
-from keras_pnn.robustness.rows import merge_rows
+from keras_pnn.robustness.specification import Specification
+from keras_pnn.robustness.study import Study
 from keras_pnn.robustness.worst_case import worst_device
 
 __all__ = [
@@ -20,6 +22,8 @@ __all__ = [
     "RobustnessResult",
     "Scan",
     "Sensitivity",
+    "Specification",
+    "Study",
     "Transfer",
     "WorstCase",
     "Yield",

@@ -131,33 +131,25 @@ def test_it_leaves_the_model_and_is_the_same_again():
 
 
 @pytest.mark.parametrize(
-    "radius,message",
+    "arguments, message",
     [
-        ({}, "at least one imperfection"),
-        ({"nothing": 1.0}, "nothing called 'nothing'"),
-        ({"offset": 0.0}, "positive number"),
-        ({"offset": float("nan")}, "positive number"),
-        ({"offset": "far"}, "positive number"),
-        ({"gain": 0.1}, "must name imperfections"),
-        ({"offset": 0.1, "stage_0/offset": 0.1}, "twice"),
+        ({"radius": {}}, "at least one imperfection"),
+        ({"radius": {"nothing": 1.0}}, "Received: 'nothing'"),
+        ({"radius": {"offset": 0.0}}, r"`radius\['offset'\]` must be .*> 0"),
+        ({"radius": {"offset": float("nan")}}, r"`radius\['offset'\]`"),
+        ({"radius": {"offset": "far"}}, r"`radius\['offset'\]`"),
+        ({"radius": {"gain": 0.1}}, "An imperfection must be .*Received: 'gain'"),
+        ({"radius": {"offset": 0.1, "stage_0/offset": 0.1}}, "given once"),
+        ({"steps": 0}, "`steps` must be an integer ≥ 1. Received: 0"),
+        ({"restarts": 0}, "`restarts` must be an integer ≥ 1. Received: 0"),
+        ({"model": keras.Sequential()}, "`model` must be compiled"),
     ],
-    ids=["none", "unknown", "zero", "nan", "text", "weight", "twice"],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_radii_that_are_none(radius, message):
+def test_bad_arguments(arguments, message):
+    given = {"model": linear(), "radius": {"offset": 0.1}, **arguments}
     with pytest.raises(ValueError, match=message):
-        worst_device(linear(), X, X, radius)
-
-
-@pytest.mark.parametrize("argument", ["steps", "restarts"])
-def test_numbers_that_are_none(argument):
-    with pytest.raises(ValueError, match=f"`{argument}` must be a positive integer"):
-        worst_device(linear(), X, X, {"offset": 0.1}, **{argument: 0})
-
-
-def test_a_model_must_be_compiled():
-    inputs = keras.Input((4,))
-    with pytest.raises(ValueError, match="must be compiled"):
-        worst_device(keras.Model(inputs, Offset()(inputs)), X, X, {"offset": 0.1})
+        worst_device(x=X, y=X, **given)
 
 
 def walled(end):

@@ -1,4 +1,4 @@
-"""A robustness report as one HTML file that needs nothing else."""
+"""Write a robustness result as one HTML file that needs nothing else."""
 
 import re
 from html import escape
@@ -69,16 +69,12 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 
 
 def html(result) -> str:
-    """Returns a report as an HTML page with its plots inside.
+    """Returns a `RobustnessResult` as an HTML page with its plots inside.
 
-    Args:
-        result: a `RobustnessResult`.
-
-    Returns:
-        The page: no script, and nothing that would be loaded from elsewhere.
+    The page has no script, and loads nothing from elsewhere.
 
     Raises:
-        ImportError: Matplotlib is not installed.
+        ImportError: If Matplotlib is not installed.
     """
     figures: dict[str, list] = {}
     for picture in pictures(result):

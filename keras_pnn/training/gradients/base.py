@@ -168,7 +168,7 @@ class DeviceGradient(ModelGradient):
             then belong to different phases, and their product is not a gradient.
 
     Raises:
-        ValueError: If `readout` is another string.
+        ValueError: If `readout` is unknown.
 
     Reference:
         - Wright et al., Nature 601:549 (2022)

@@ -1,4 +1,4 @@
-"""What a step costs, as ratios in one run.
+"""Time training steps, as ratios in one run.
 
     pip install -e ".[benchmark]" && python benchmarks/steps.py
 

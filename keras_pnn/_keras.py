@@ -75,12 +75,6 @@ def loss_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
     return list(getattr(model._compile_loss, "metrics", ()))
 
 
-def user_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
-    """Returns the metrics that were given to `compile`."""
-    compiled = model._compile_metrics
-    return [] if compiled is None else list(compiled.metrics)
-
-
 def loss_tracker(model: keras.Model) -> keras.metrics.Metric:
     """Returns the metric that averages the loss over an epoch."""
     return model._loss_tracker
@@ -157,7 +151,7 @@ def named_metrics(model: keras.Model) -> dict[str, keras.metrics.Metric]:
     """Returns name in `evaluate`'s results → metric given to `compile`.
 
     Of several outputs, the name is that of the output and the metric. Empty before
-    the first step, which makes the metrics.
+    the metrics are built.
     """
     compiled = model._compile_metrics
     if compiled is None or not compiled.built:
@@ -336,6 +330,16 @@ def wrap_step(model: keras.Model, kind: str, wrapper: Callable) -> StepHandle:
 def retrace(model: keras.Model, kind: str) -> None:
     """Makes a step be traced anew, within the wrappers that are around it."""
     getattr(model, f"make_{kind}_function")(force=True)
+
+
+def start_at(model: keras.Model, epoch: int | None) -> None:
+    """Lets the next `fit`, or the one that begins, start at an epoch.
+
+    Args:
+        model: the model that trains.
+        epoch: the epoch, or `None` for the one that is passed to `fit`.
+    """
+    model._initial_epoch = epoch
 
 
 class _Steps:

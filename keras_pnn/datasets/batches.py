@@ -14,12 +14,13 @@ class Batches(keras.utils.PyDataset):
 
     Batch `k` of epoch `e` holds the samples
     `np.random.default_rng([seed, e]).permutation(n)[k * batch_size:][:batch_size]`.
-    A sweep over models thus compares them on the same batches, and with
-    `keras_pnn.callbacks.BatchOrder` a resumed run continues with the batches of an
-    uninterrupted one.
+    A sweep over models thus compares them on the same batches, and a resumed run
+    continues with the batches of an uninterrupted one.
 
-    Pass `shuffle=False` to `fit`: by default it shuffles the batches of a `PyDataset`
-    again, with Python's global random state, which raises an error here.
+    `fit` of `SATModel`, `PATModel` and `DATModel` needs nothing else. For other Keras
+    models pass `keras_pnn.callbacks.BatchOrder`, and `shuffle=False`: by default `fit`
+    shuffles the batches of a `PyDataset` again, with Python's global random state,
+    which raises an error here.
 
     Args:
         x: Array of shape `(n, ...)`, or a tuple or dict of them, which may be nested.
@@ -30,8 +31,8 @@ class Batches(keras.utils.PyDataset):
         drop_remainder: Whether to omit a last batch that is not full.
 
     Attributes:
-        epoch: The epoch that indexing refers to. `BatchOrder` sets it; without it,
-            each pass of `fit` (or of `evaluate`) adds 1.
+        epoch: The epoch that indexing refers to. `BatchOrder` and our trainers set it;
+            without them, each pass of `fit` (or of `evaluate`) adds 1.
 
     Raises:
         ValueError: If lengths differ or are 0, `batch_size` is less than 1, there is
@@ -42,6 +43,7 @@ class Batches(keras.utils.PyDataset):
 
     ```python
     batches = keras_pnn.datasets.Batches(x, y, batch_size=64, seed=0)
+    sat.fit(batches, epochs=10)
     model.fit(batches, epochs=10, shuffle=False,
               callbacks=[keras_pnn.callbacks.BatchOrder(batches)])
     ```

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from keras_pnn import datasets
-from keras_pnn.callbacks.drift import BatchOrder
+from keras_pnn.callbacks import BatchOrder
 
 
 class Seen(keras.Model):

@@ -1,6 +1,9 @@
-"""Keep the order of the data the same in every run of `fit`."""
+"""Tie the order of batches to the epoch of `fit`."""
 
 import keras
+
+from keras_pnn import _checks
+from keras_pnn.datasets import Batches
 
 
 class BatchOrder(keras.callbacks.Callback):
@@ -8,7 +11,8 @@ class BatchOrder(keras.callbacks.Callback):
 
     With it, epoch `e` sees the same batches in the same order in every run, also in
     one resumed by `keras.callbacks.BackupAndRestore` or `initial_epoch`. Without it
-    the batches count epochs by themselves, from 0.
+    the batches count epochs by themselves, from 0. `SATModel`, `PATModel` and
+    `DATModel` use it by themselves; it is for other Keras models.
 
     Args:
         batches: The `keras_pnn.datasets.Batches` given to `fit`.
@@ -29,20 +33,18 @@ class BatchOrder(keras.callbacks.Callback):
     ```
     """
 
-    def __init__(self, batches):
+    def __init__(self, batches: Batches):
         super().__init__()
-        if not callable(getattr(batches, "check_order", None)):
-            raise ValueError(
-                "Argument `batches` must be a `keras_pnn.datasets.Batches`. "
-                f"Received: batches={batches!r}"
-            )
+        if not isinstance(batches, Batches):
+            expected = "a `keras_pnn.datasets.Batches`"
+            raise _checks.error("batches", expected, _checks.short(batches))
         self.batches = batches
 
     def on_train_begin(self, logs=None):
         steps = self.params.get("steps")
         if steps != len(self.batches):
             raise ValueError(
-                "BatchOrder needs epochs of the whole data set "
+                "The order of a `Batches` is that of whole epochs "
                 f"({len(self.batches)} batches): leave `steps_per_epoch` out, and "
                 f"pass `batches` itself to `fit`. Received: steps_per_epoch={steps}"
             )

@@ -17,6 +17,10 @@ from keras_pnn import _checks
 from keras_pnn.devices.process import BLOCK, BlockProcess, Process, generator_of
 
 
+def _bounded(**bounds):
+    return dataclasses.field(metadata=bounds)
+
+
 @keras.saving.register_keras_serializable(package="keras_pnn")
 @dataclasses.dataclass(frozen=True)
 class Linear(Process):
@@ -37,12 +41,6 @@ class Linear(Process):
 
     rate: float
     start: float = 0.0
-
-    def __post_init__(self):
-        self._set(
-            rate=_checks.real("rate", self.rate),
-            start=_checks.real("start", self.start),
-        )
 
     def _value(self, step, seed):
         return self.start + self.rate * step
@@ -65,13 +63,12 @@ class Uniform(BlockProcess):
     high: float
 
     def __post_init__(self):
-        low, high = _checks.real("low", self.low), _checks.real("high", self.high)
-        if not 0 <= high - low < math.inf:
+        super().__post_init__()
+        if not 0 <= self.high - self.low < math.inf:
             raise ValueError(
                 "Arguments `low` and `high` must span a finite range, with low ≤ high. "
-                f"Received: low={low}, high={high}"
+                f"Received: low={self.low}, high={self.high}"
             )
-        self._set(low=low, high=high)
 
     def _draw(self, generator, start):
         return generator.uniform(self.low, self.high, BLOCK).tolist()
@@ -98,14 +95,8 @@ class RandomWalk(BlockProcess):
     ```
     """
 
-    std: float
+    std: float = _bounded(low=0.0)
     start: float = 0.0
-
-    def __post_init__(self):
-        self._set(
-            std=_checks.real("std", self.std, low=0.0),
-            start=_checks.real("start", self.start),
-        )
 
     def _initial(self, seed):
         return self.start
@@ -139,16 +130,9 @@ class OrnsteinUhlenbeck(BlockProcess):
     - [Gillespie, 1996](https://doi.org/10.1103/PhysRevE.54.2084)
     """
 
-    std: float
-    relaxation: float
+    std: float = _bounded(low=0.0)
+    relaxation: float = _bounded(above=0.0)
     mean: float = 0.0
-
-    def __post_init__(self):
-        self._set(
-            std=_checks.real("std", self.std, low=0.0),
-            relaxation=_checks.real("relaxation", self.relaxation, above=0.0),
-            mean=_checks.real("mean", self.mean),
-        )
 
     def _value(self, step, seed):
         return self.mean + super()._value(step, seed)
@@ -178,15 +162,8 @@ class Sinusoid(Process):
     """
 
     amplitude: float
-    period: float
+    period: float = _bounded(above=0.0)
     phase: float = 0.0
-
-    def __post_init__(self):
-        self._set(
-            amplitude=_checks.real("amplitude", self.amplitude),
-            period=_checks.real("period", self.period, above=0.0),
-            phase=_checks.real("phase", self.phase),
-        )
 
     def _value(self, step, seed):
         cycles = math.fmod(step, self.period) / self.period
@@ -224,7 +201,7 @@ class Recorded(Process):
             expected = "a one-dimensional sequence of at least one number"
             raise _checks.error("values", expected, _checks.short(self.values))
         _checks.choice("past_end", self.past_end, ("raise", "hold", "repeat"))
-        self._set(values=tuple(values.tolist()))
+        object.__setattr__(self, "values", tuple(values.tolist()))
 
     @classmethod
     def from_csv(cls, path, column=None, past_end="raise"):
@@ -274,20 +251,16 @@ class Recorded(Process):
         return cls(values, past_end=past_end)
 
     def _value(self, step, seed):
-        if step >= len(self.values):
-            if self.past_end == "hold":
-                return self.values[-1]
-            if self.past_end == "repeat":
-                return self.values[step % len(self.values)]
+        count = len(self.values)
+        if step >= count and self.past_end == "raise":
             raise ValueError(
-                f"The record has {len(self.values)} values (steps 0 to "
-                f"{len(self.values) - 1}); past_end='hold' or 'repeat' goes on beyond "
-                f"its end. Received: step={step}"
+                f"The record has {count} values (steps 0 to {count - 1}); "
+                "past_end='hold' or 'repeat' goes on beyond its end. "
+                f"Received: step={step}"
             )
-        return self.values[step]
-
-    def get_config(self):
-        return {"values": list(self.values), "past_end": self.past_end}
+        if self.past_end == "repeat":
+            return self.values[step % count]
+        return self.values[min(step, count - 1)]
 
 
 def _autoregression(generator, start, decay, noise):

@@ -15,19 +15,23 @@ class Process:
     """Base of the drift processes: a number for each step.
 
     A subclass is a frozen dataclass and implements `_value(step, seed)`, where `step`
-    is a non-negative int and `seed` a tuple of ints, both already checked.
+    is a non-negative int and `seed` a tuple of ints, both already checked. Its fields
+    are finite numbers, within the bounds of `_checks.real` that their metadata give.
     """
 
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            number = _checks.real(field.name, value, **field.metadata)
+            object.__setattr__(self, field.name, number)
+
     def at(self, step, seed=0):
-        """Returns the value at one step.
+        """Returns the value at one step, a float in the unit of what drifts.
 
         Args:
             step: Non-negative integer.
             seed: Non-negative integer, or a tuple of them. Processes without
                 randomness ignore it.
-
-        Returns:
-            A float, in the unit of the quantity that drifts.
 
         Raises:
             ValueError: If `step` or `seed` is not a non-negative integer.
@@ -50,19 +54,12 @@ class Process:
         steps, seed = _checks.integer("steps", steps, 0), _seed(seed)
         return np.fromiter((self._value(i, seed) for i in range(steps)), "float64")
 
-    def _value(self, step, seed):
-        raise NotImplementedError
-
     def get_config(self):
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
     @classmethod
     def from_config(cls, config):
         return cls(**config)
-
-    def _set(self, **values):
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
 
 
 class BlockProcess(Process):
@@ -84,9 +81,6 @@ class BlockProcess(Process):
     def _initial(self, seed):
         return 0.0
 
-    def _draw(self, generator, start):
-        raise NotImplementedError
-
 
 @functools.lru_cache(maxsize=8)
 def _blocks(process, seed) -> dict[int, np.ndarray]:
@@ -105,15 +99,3 @@ def generator_of(process, seed, position):
 def _seed(seed):
     parts = seed if isinstance(seed, (tuple, list)) and seed else (seed,)
     return tuple(_checks.integer("seed", part, 0) for part in parts)
-
-
-# Until the rooms that import these checks use `_checks` themselves.
-short = _checks.short
-
-
-def number(name, value, minimum=None, above=None):
-    return _checks.real(name, value, low=minimum, above=above)
-
-
-def count(name, value):
-    return _checks.integer(name, value, 0)

@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from keras_pnn import _checks, _keras
-from keras_pnn.devices.process import Process
+from keras_pnn.devices.drift import Process
 from keras_pnn.layers.lookup import find
 
 

@@ -3,18 +3,89 @@
 A process is a pure function of (seed, step). A run that was interrupted and resumed
 has the same values as one that was not, and any part of a path can be computed
 alone. Steps are whatever the caller counts (training batches, epochs, seconds);
-values are in the unit of the quantity that the process drives.
+values are in the unit of the quantity that the process drives. An argument that is
+not a finite number, or lies outside the range that is given for it, raises a
+`ValueError`.
 """
 
 import csv
 import dataclasses
+import functools
 import itertools
 import math
 
 import keras
+import numpy as np
 
 from keras_pnn import _checks
-from keras_pnn.devices.process import BLOCK, BlockProcess, Process, generator_of
+
+_BLOCK = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Process:
+    """Base of the drift processes: a number for each step.
+
+    A subclass is a frozen dataclass and implements `_value(step, seed)`, where `step`
+    is a non-negative int and `seed` a tuple of ints, both already checked. Its fields
+    are finite numbers, within the bounds of `_checks.real` that their metadata give.
+    """
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            number = _checks.real(field.name, value, **field.metadata)
+            object.__setattr__(self, field.name, number)
+
+    def at(self, step, seed=0):
+        """Returns the value at one step, a float in the unit of what drifts.
+
+        Args:
+            step: Non-negative integer.
+            seed: Non-negative integer, or a tuple of them. Processes without
+                randomness ignore it.
+        """
+        return self._value(_checks.integer("step", step, 0), _seed(seed))
+
+    def path(self, steps, seed=0):
+        """Returns the values at steps 0 to `steps - 1`; `path(n)[i] == at(i)`.
+
+        Args:
+            steps: Non-negative integer, the number of values.
+            seed: As in `at`.
+
+        Returns:
+            A float64 array of shape `(steps,)`.
+        """
+        steps, seed = _checks.integer("steps", steps, 0), _seed(seed)
+        return np.fromiter((self._value(i, seed) for i in range(steps)), "float64")
+
+    def get_config(self):
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+class BlockProcess(Process):
+    """Base of the random processes, which are drawn block by block.
+
+    A block is a function of the seed, its number, and the value at which the block
+    before it ends. A subclass implements `_draw(generator, start)`, which returns
+    `_BLOCK` values, and after them the start of the next block if that depends on it.
+    """
+
+    def _value(self, step, seed):
+        index, offset = divmod(step, _BLOCK)
+        blocks = _blocks(self, seed)
+        for i in range(len(blocks), index + 1):
+            start = float(blocks[i - 1][-1]) if i else self._initial(seed)
+            blocks[i] = np.array(self._draw(_generator(self, seed, i + 1), start))
+        return float(blocks[index][offset])
+
+    def _initial(self, seed):
+        return 0.0
 
 
 def _bounded(**bounds):
@@ -29,9 +100,6 @@ class Linear(Process):
     Args:
         rate: Change per step, in the unit of the quantity.
         start: Value at step 0.
-
-    Raises:
-        ValueError: If an argument is not a finite number.
 
     Example:
 
@@ -53,10 +121,7 @@ class Uniform(BlockProcess):
 
     Args:
         low: Lower end, in the unit of the quantity.
-        high: Upper end, not less than `low`.
-
-    Raises:
-        ValueError: If an argument or the range is not finite, or `low > high`.
+        high: Upper end, not less than `low`, and a finite distance from it.
     """
 
     low: float
@@ -71,7 +136,7 @@ class Uniform(BlockProcess):
             )
 
     def _draw(self, generator, start):
-        return generator.uniform(self.low, self.high, BLOCK).tolist()
+        return generator.uniform(self.low, self.high, _BLOCK).tolist()
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -80,11 +145,8 @@ class RandomWalk(BlockProcess):
     """A Gaussian random walk: the variance after `n` steps is `n * std**2`.
 
     Args:
-        std: Standard deviation of one step, in the unit of the quantity.
+        std: Standard deviation of one step, in the unit of the quantity; 0 or more.
         start: Value at step 0.
-
-    Raises:
-        ValueError: If an argument is not a finite number, or `std` is negative.
 
     Example:
 
@@ -117,13 +179,9 @@ class OrnsteinUhlenbeck(BlockProcess):
     `a = exp(-1 / relaxation)`, `z` standard normal.
 
     Args:
-        std: Stationary standard deviation, in the unit of the quantity.
+        std: Stationary standard deviation, in the unit of the quantity; 0 or more.
         relaxation: Relaxation time, in steps; greater than 0.
         mean: Stationary mean, in the unit of the quantity.
-
-    Raises:
-        ValueError: If an argument is not a finite number, `std` is negative or
-            `relaxation` is not greater than 0.
 
     Reference:
 
@@ -138,7 +196,7 @@ class OrnsteinUhlenbeck(BlockProcess):
         return self.mean + super()._value(step, seed)
 
     def _initial(self, seed):
-        return self.std * float(generator_of(self, seed, 0).standard_normal())
+        return self.std * float(_generator(self, seed, 0).standard_normal())
 
     def _draw(self, generator, start):
         decay = math.exp(-1.0 / self.relaxation)
@@ -155,10 +213,6 @@ class Sinusoid(Process):
         amplitude: Half the peak-to-peak swing, in the unit of the quantity.
         period: Steps per cycle; greater than 0.
         phase: Phase at step 0, in rad.
-
-    Raises:
-        ValueError: If an argument is not a finite number, or `period` is not greater
-            than 0.
     """
 
     amplitude: float
@@ -176,13 +230,9 @@ class Recorded(Process):
     """A measured drift, one value per step.
 
     Args:
-        values: Sequence of finite numbers, in the unit of the quantity.
+        values: Sequence of at least one finite number, in the unit of the quantity.
         past_end: What a step beyond the record gives: `"raise"` raises a ValueError,
             `"hold"` gives the last value, `"repeat"` starts the record again.
-
-    Raises:
-        ValueError: If `values` is empty, not one-dimensional or not finite, or
-            `past_end` is not one of the three.
 
     Example:
 
@@ -263,9 +313,28 @@ class Recorded(Process):
         return self.values[min(step, count - 1)]
 
 
+@functools.lru_cache(maxsize=8)
+def _blocks(process, seed) -> dict[int, np.ndarray]:
+    """The blocks of one path that have been drawn so far, by number."""
+    return {}
+
+
+def _generator(process, seed, position):
+    """Returns the generator of one block, or of the initial value (position 0)."""
+    # NumPy pads a seed with zeros, so the length is part of it; the class name keeps
+    # two kinds of process with one seed independent.
+    kind = int.from_bytes(type(process).__name__.encode(), "little")
+    return np.random.default_rng([len(seed), *seed, kind, position])
+
+
+def _seed(seed):
+    parts = seed if isinstance(seed, (tuple, list)) and seed else (seed,)
+    return tuple(_checks.integer("seed", part, 0) for part in parts)
+
+
 def _autoregression(generator, start, decay, noise):
     """A block of `x[k+1] = decay x[k] + noise z[k]`, and the start of the next."""
-    draws = generator.standard_normal(BLOCK).tolist()
+    draws = generator.standard_normal(_BLOCK).tolist()
     return list(
         itertools.accumulate(draws, lambda x, z: decay * x + noise * z, initial=start)
     )

@@ -107,14 +107,10 @@ class Engine:
         return [tf.stack([tf.convert_to_tensor(v)] * self.rows) for v in zero]
 
     def _statistics(self, parts: list) -> tuple[list, list]:
-        """Pools the statistics of batch normalisation over batches and calls.
+        """Pools what `_moments` found for each batch, stacked over devices.
 
-        Args:
-            parts: what `_moments` found for each batch, stacked over devices.
-
-        Returns:
-            Stacks of those that differ between devices, and those that do not: means
-            and variances of the layers in order.
+        Returns stacks of the statistics that differ between devices, and those that
+        do not: means and variances of the layers in order.
         """
         found = []
         for i, layer in enumerate(self._norms):

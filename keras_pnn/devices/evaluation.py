@@ -12,7 +12,7 @@ from keras_pnn.devices.engine import Engine
 from keras_pnn.devices.footprint import footprint
 from keras_pnn.devices.normalization import check_mode, even_parts
 from keras_pnn.devices.result import DeviceEvaluation
-from keras_pnn.devices.simulated import SimulatedDevice
+from keras_pnn.devices.simulated import DeviceSet, SimulatedDevice
 from keras_pnn.layers.context import current
 
 
@@ -92,10 +92,9 @@ class DeviceEvaluator:
             )
         self._data = _checks.data(x, y, sample_weight)
         self.samples = _length(self._data[0])
-        self.batch_size = min(
-            _checks.integer("batch_size", batch_size, 1), self.samples
-        )
-        self.chunk = None if chunk is None else _checks.integer("chunk", chunk, 1)
+        batch_size = _checks.integer("batch_size", batch_size, 1)
+        self.batch_size = min(batch_size, self.samples)
+        self.chunk = _checks.optional(_checks.integer, "chunk", chunk, 1)
         self.memory_limit = _checks.real("memory_limit", memory_limit, above=0)
         self.model, self.batch_norm = model, batch_norm
         self._calibration = check_mode(batch_norm, calibration, self._data[0])
@@ -114,7 +113,7 @@ class DeviceEvaluator:
 
         Raises:
             ValueError: If there is no device, or something else than a simulated
-                device, if they deviate in different variables, or if they come from
+                device, or if they deviate in different variables or come from
                 another architecture.
         """
         engine, bound = self._bound(devices)
@@ -298,17 +297,8 @@ def _check_devices(devices) -> None:
             "bench needs `with device.installed(model): model.evaluate(...)`",
             received,
         )
-    for device in devices:
-        if device.deviations.keys() != devices[0].deviations.keys():
-            raise ValueError(
-                "Argument `devices` must all deviate in the same variables, "
-                f"{_names(devices[0])}. Received: device {device.label!r} with "
-                f"{_names(device)}"
-            )
-
-
-def _names(device: SimulatedDevice) -> str:
-    return ", ".join(f"{n}[{i}]" for n, i in sorted(device.deviations)) or "none"
+    # Which checks that they deviate in the same variables.
+    DeviceSet(devices)
 
 
 def _rows(data, start: int, stop: int):

@@ -46,7 +46,6 @@ class Mapped:
             stacks: the values of the devices, (rows, ...) each; empty for devices that
                 set nothing, which are all the model as it is.
             devices: how many of them count. The others are copies of the last.
-            *shared: what all devices share.
         """
         if not stacks:
             results = [self._single([], *shared)]

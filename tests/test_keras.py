@@ -76,7 +76,6 @@ def test_losses_and_metrics():
     assert names == ["loss", "compile_metrics", "a_loss", "b_loss"]
     assert _keras.loss_tracker(model).name == "loss"
     assert [m.name for m in _keras.loss_metrics(model)] == ["a_loss", "b_loss"]
-    assert len(_keras.user_metrics(model)) == 1
     y_pred = model(X)
     loss = _keras.compute_loss(model, X, batch[1], y_pred, None, training=False)
     squares, distances = np.mean((y_pred["a"] - Y) ** 2), np.mean(abs(y_pred["b"] - Y))

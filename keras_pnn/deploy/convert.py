@@ -122,17 +122,14 @@ def _copy_state(layer, copy) -> None:
             part.finalize_state()
 
 
-def _clone(activation):
-    """Returns a copy of an activation that is a layer, which may have weights."""
-    if not isinstance(activation, keras.layers.Layer):
-        return activation
-    return activation.__class__.from_config(activation.get_config())
-
-
 def _bank(layer, tuning, kwargs):
+    activation = getattr(layer, "activation", None)
+    # A layer as activation may have weights, which are not to be shared.
+    if isinstance(activation, keras.layers.Layer):
+        activation = activation.__class__.from_config(activation.get_config())
     common = {
         "name": layer.name,
-        "activation": _clone(getattr(layer, "activation", None)),
+        "activation": activation,
         "use_bias": getattr(layer, "use_bias", True),
         **{name: getattr(layer, name, None) for name in _COPIED},
         "trainable": layer.trainable,

@@ -52,10 +52,6 @@ def affine(
         float32. In a graph, NaN, and its gradients too, where a parameter is not
         finite or a scale not positive.
 
-    Raises:
-        ValueError: If shapes do not fit, or a parameter known eagerly is not finite,
-            or a scale not positive.
-
     Example:
 
     >>> image = np.array([[0.0, 1.0], [0.0, 0.0]])

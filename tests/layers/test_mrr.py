@@ -228,7 +228,7 @@ def test_passes_tiles_and_places(bank_size, passes, tiles):
     places = set()
     for out in range(4):
         for i in range(7):
-            tile, row, column = layer.place(out, i)
+            tile, row, column = layer.position("control", (i, out))
             assert 0 <= row < rows and 0 <= column < columns
             assert (tile // tiles[1] * rows + row) == out
             assert (tile % tiles[1] * columns + column) == i

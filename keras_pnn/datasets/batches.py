@@ -75,10 +75,7 @@ class Batches(keras.utils.PyDataset):
             raise _checks.error("batch_size", expected, self.batch_size)
         self.epoch = 0
         self._order = (None, None)
-        self._running = False
-        self._thread = None
-        self._highest = -1
-        self._skipped = False
+        self._running = self._skipped = False
 
     def __len__(self):
         return self._steps
@@ -114,10 +111,9 @@ class Batches(keras.utils.PyDataset):
         return self.batch(index, self.epoch)
 
     def on_epoch_begin(self):
-        self._running = True
+        self._running, self._skipped = True, False
         self._thread = threading.get_ident()
         self._highest = -1
-        self._skipped = False
 
     def on_epoch_end(self):
         # Keras also calls this before the first epoch.

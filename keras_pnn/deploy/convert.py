@@ -38,15 +38,11 @@ class Conversion:
 
     def table(self) -> str:
         """Returns one line for each layer."""
-        rows = [
-            f"{'layer':<20} {'weights':>9} {'clipped':>9} {'max error':>10} "
-            f"{'rms error':>10}"
-        ]
-        rows += [
-            f"{r['name']:<20} {r['weights']:>9} {r['clipped']:>9} "
-            f"{r['max_error']:>10.4g} {r['rms_error']:>10.4g}"
-            for r in self.layers
-        ]
+        title = f"{'layer':<20} {'weights':>9} {'clipped':>9}"
+        rows = [f"{title} {'max error':>10} {'rms error':>10}"]
+        line = "{name:<20} {weights:>9} {clipped:>9} "
+        line += "{max_error:>10.4g} {rms_error:>10.4g}"
+        rows += [line.format(**row) for row in self.layers]
         if self.kept:
             rows.append(f"kept digital: {', '.join(self.kept)}")
         return "\n".join(rows)

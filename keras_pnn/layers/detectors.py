@@ -217,11 +217,8 @@ class ShotNoise(_OfIntensities):
     """Counts photons: `k / photons` with `k ~ Poisson(intensity * photons)`.
 
     The noise is inherent in light, so it acts in training and in inference, with new
-    draws at each call. The gradient is that of the noiseless layer, 1. Draws depend
-    on `seed` and on the number of calls, and differ in a layer compiled by XLA. Under
-    `tf.vectorized_map` with one seed, all elements share them.
-
-    A negative intensity raises eagerly and gives NaN in a graph.
+    draws at each call. Draws depend on `seed` and on the number of calls; see
+    `physics.detection.shot_noise` for the gradient, XLA and negative intensities.
 
     Args:
         photons: Float. Mean number of detected photons per unit of intensity.
@@ -259,11 +256,9 @@ class ShotNoise(_OfIntensities):
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class ADC(_OfIntensities):
-    """Digitizes a readout to `2**bits` even levels.
+    """Digitizes a readout to `2**bits` even levels, see `physics.detection.quantize`.
 
-    Values are rounded to the nearest level and clipped to the range. The gradient is 1
-    inside the range, the ends included, and 0 outside (straight-through). The
-    default range is that of `Photodetector(normalize="l2")`.
+    The default range is that of `Photodetector(normalize="l2")`.
 
     Args:
         bits: Integer from 1 to 24. Resolution.
@@ -283,10 +278,6 @@ class ADC(_OfIntensities):
     >>> adc = pnn.layers.ADC(bits=2, high=3.0)
     >>> adc(np.array([[0.4, 1.6, 9.0]], "float32")).numpy()
     array([[0., 2., 3.]], dtype=float32)
-
-    Reference:
-
-    - Bengio et al., arXiv:1308.3432: the straight-through estimator.
     """
 
     def __init__(self, bits: int, low: float = 0.0, high: float = 1.0, **kwargs):

@@ -85,8 +85,7 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
             to it. A cell's total loss is clipped at 0.
         straight_loss_db: loss of a mode that passes a column without a cell, in dB.
         crosstalk: `None`, or a real matrix from the phases that are set to those that
-            the shifters produce, of shape (2 n, 2 n), n the number of slots: first
-            `theta`, then `phi`, column by column.
+            the shifters produce, see `physics.mesh.transfer_matrix`.
         dac: `None`, or a `DAC` for the phases of all shifters. They are first brought
             into [0, 2π), which leaves the matrix unchanged without crosstalk (see
             `physics.mesh.wrapped`). With crosstalk the matrix jumps where a phase
@@ -275,9 +274,8 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
     def wrap(self) -> None:
         """Brings all phases into [0, 2π), the range of heaters, for the same matrix.
 
-        Phases cannot be taken modulo 2π one by one: a turn of `theta` flips the sign
-        of its cell, which `phi` and `gamma` compensate; see `physics.mesh.wrapped`.
-        The matrix stays the same to rounding for all imperfections.
+        The matrix stays the same to rounding for all imperfections; see
+        `physics.mesh.wrapped`.
 
         With crosstalk, the phases that the shifters produce stay the same up to whole
         turns. A few phases may be out of reach and miss a little, see

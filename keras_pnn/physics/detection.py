@@ -35,18 +35,15 @@ def intensity(field: TensorLike) -> tf.Tensor:
     >>> intensity(np.array([3 + 4j, 1j, 0])).numpy()
     array([25.,  1.,  0.])
     """
-    if not hasattr(field, "dtype"):
-        # Python numbers have no precision of their own.
-        wide = keras.config.floatx() == "float64"
-        field = np.asarray(field)
-        if field.dtype.kind == "c":
-            field = field.astype("complex128" if wide else "complex64")
-        elif field.dtype.kind == "f":
-            field = field.astype("float64" if wide else "float32")
-    if "complex" not in keras.backend.standardize_dtype(field.dtype):
+    given = field if hasattr(field, "dtype") else np.asarray(field)
+    if "complex" not in keras.backend.standardize_dtype(given.dtype):
         (field,) = as_tensors(field)
         return field * field
-    field = tf.convert_to_tensor(field)
+    if given is not field:
+        # Python numbers have no precision of their own.
+        wide = keras.config.floatx() == "float64"
+        given = given.astype("complex128" if wide else "complex64")
+    field = tf.convert_to_tensor(given)
     real, imaginary = tf.math.real(field), tf.math.imag(field)
     return real * real + imaginary * imaginary
 

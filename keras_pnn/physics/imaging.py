@@ -9,9 +9,6 @@ import tensorflow as tf
 from keras_pnn import _checks
 from keras_pnn.physics._tensors import TensorLike, as_tensors, sizes
 from keras_pnn.physics.bilinear import interpolated
-from keras_pnn.physics.frames import frame_shape, tile, untile
-
-__all__ = ["affine", "frame_shape", "tile", "untile"]
 
 
 def affine(

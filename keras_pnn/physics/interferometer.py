@@ -121,7 +121,7 @@ def entries(theta, phi, first, second, amplitude) -> tuple[tf.Tensor, ...]:
 
 
 def angle_from_imbalance(imbalance: TensorLike) -> tf.Tensor:
-    """Converts the power imbalance e of a splitter to its angle error ε.
+    """Converts the power imbalance e of a splitter to its angle error ε in rad.
 
     The splitter sends (1 + e)/2 of the power straight on and (1 − e)/2 across.
     e = −sin 2ε, so that ε = −arcsin(e)/2.

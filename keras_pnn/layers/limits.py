@@ -3,7 +3,6 @@
 import math
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_pnn import _checks
@@ -91,17 +90,9 @@ def get_dac(value):
 def tuning_constraint(tuning: tunings.Tuning, dac=None) -> ControlRange:
     """Returns the range of a tuning's control, within the range of its converter.
 
-    A measured curve ends, so its controls keep a tenth of the curve's span in nm, at
-    most 0.1 nm, from both ends: a shift of that size stays on the curve.
+    A measured curve ends, so its controls keep its `margin` from both ends.
     """
-    low, high = tuning.control_range
-    if isinstance(tuning, tunings.MeasuredTuning):
-        grid = np.linspace(low, high, 4097)
-        shift = np.asarray(tuning.heater_shift(grid))
-        margin = min(0.1, 0.1 * (shift[-1] - shift[0]))
-        inside = grid[(shift >= shift[0] + margin) & (shift <= shift[-1] - margin)]
-        low, high = float(inside[0]), float(inside[-1])
-    low, high = common_range((low, high), range_of(dac))
+    low, high = common_range(tuning.training_range, range_of(dac))
     return ControlRange(low, high if math.isfinite(high) else None)
 
 

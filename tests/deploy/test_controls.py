@@ -5,6 +5,7 @@ import keras
 import numpy as np
 import pytest
 from models import assert_same
+from written import FORMS, written
 
 import keras_pnn as pnn
 from keras_pnn.layers import MRRBank, MRRConv2D, MZIDense, MZIMesh, PhysicalLayer
@@ -131,6 +132,27 @@ def cell(name, value, line=3):
         rows[line][rows[0].index(name)] = value
 
     return change
+
+
+@FORMS
+def test_a_file_that_a_spreadsheet_saved(tmp_path, exported, form):
+    text, model = exported
+    rows = list(csv.reader(io.StringIO(text)))
+    pnn.load_controls(model, written(tmp_path / "controls.csv", rows, form))
+    assert_same(controls(network(0)), controls(model))
+
+
+@pytest.mark.parametrize("damage", ["encoding", "open quote"])
+def test_an_unreadable_file_is_named(tmp_path, exported, damage):
+    text, model = exported
+    path = tmp_path / "damaged.csv"
+    if damage == "encoding":
+        path.write_bytes(text.replace("bank", "bänk").encode("latin-1"))
+    else:
+        # Longer than the csv module lets a cell be.
+        path.write_text(text.replace("bank", '"bank', 1) + "x" * 140_000, "utf-8")
+    with pytest.raises(ValueError, match=r"damaged\.csv"):
+        pnn.load_controls(model, path)
 
 
 BAD = {

@@ -295,7 +295,7 @@ def test_no_drift_waits_for_a_later_run():
     def fails(run, during, **kwargs):
         processes = hot, NoNumber()
         callbacks = [DriftInjection("temperature", p, during) for p in processes]
-        with pytest.raises(ValueError, match="finite numbers.*nan at step 1"):
+        with pytest.raises(ValueError, match=r"finite numbers.*nan at step 1"):
             run(X, X, batch_size=2, verbose=0, callbacks=callbacks, **kwargs)
         rest(model)
 

@@ -151,7 +151,7 @@ def named_metrics(model: keras.Model) -> dict[str, keras.metrics.Metric]:
     """Returns name in `evaluate`'s results → metric given to `compile`.
 
     Of several outputs, the name is that of the output and the metric. Empty before
-    the first step, which makes the metrics.
+    the metrics are built.
     """
     compiled = model._compile_metrics
     if compiled is None or not compiled.built:

@@ -70,12 +70,19 @@ def test_losses_and_metrics():
     model.compile("sgd", {"a": "mse", "b": "mae"}, metrics={"a": ["mae"]})
     batch = X, {"a": Y, "b": Y}, None
     assert not _keras.has_metrics(model)
+    assert _keras.named_metrics(model) == {}
     _keras.build_metrics(model, batch)
     assert _keras.has_metrics(model)
     names = [m.name for m in _keras.compiled_metrics(model)]
     assert names == ["loss", "compile_metrics", "a_loss", "b_loss"]
     assert _keras.loss_tracker(model).name == "loss"
     assert [m.name for m in _keras.loss_metrics(model)] == ["a_loss", "b_loss"]
+    ((name, metric),) = _keras.named_metrics(model).items()
+    assert name == "a_mae"
+    assert name in model.evaluate(*batch[:2], verbose=0, return_dict=True)
+    directions = [_keras.direction(m) for m in (metric, keras.metrics.Accuracy(), None)]
+    assert directions == ["down", "up", None]
+    assert _keras.compile_arguments(model)["loss"] == {"a": "mse", "b": "mae"}
     y_pred = model(X)
     loss = _keras.compute_loss(model, X, batch[1], y_pred, None, training=False)
     squares, distances = np.mean((y_pred["a"] - Y) ** 2), np.mean(abs(y_pred["b"] - Y))

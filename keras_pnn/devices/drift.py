@@ -8,7 +8,6 @@ not a finite number, or lies outside the range that is given for it, raises a
 `ValueError`.
 """
 
-import csv
 import dataclasses
 import functools
 import itertools
@@ -17,7 +16,7 @@ import math
 import keras
 import numpy as np
 
-from keras_pnn import _checks
+from keras_pnn import _checks, _tables
 
 _BLOCK = 1024
 
@@ -261,7 +260,9 @@ class Recorded(Process):
         is for the reader and must be the unit of the imperfection.
 
         Args:
-            path: Path of a comma-separated file, UTF-8. Blank lines are skipped.
+            path: Path of a file in UTF-8. Cells may be separated by commas, semicolons
+                or tabs, with decimal commas in the latter two; blank lines and lines
+                that begin with `#` are skipped.
             column: Header of the column. May be left out if there is one column.
             past_end: As in `Recorded`.
 
@@ -270,35 +271,21 @@ class Recorded(Process):
 
         Raises:
             ValueError: If the file is empty or has no header or no rows, if the
-                column is missing, ambiguous or named twice, or if a cell is not a
-                finite number. The message names the file, and the line of a cell.
+                column is missing, ambiguous or named twice, if a line has more cells
+                than the header, or if a cell is not a finite number. The message
+                names the file, and the line of a cell.
             OSError: If the file cannot be read.
         """
-        lines = _lines(path)
-        header = [cell.strip() for cell in lines[0][1]] if lines else []
-        if len(lines) < 2 or all(_parse(cell) is not None for cell in header):
-            raise _checks.error(
-                "path",
-                "a CSV file with a line that names its columns and at least one row",
-                f"{str(path)!r}, which begins with {header}",
-            )
-        if column is None and len(header) == 1:
-            column = header[0]
-        if header.count(column) != 1:
-            expected = f"the name of exactly one of the columns {header} of {path}"
-            raise _checks.error("column", expected, repr(column))
-        index = header.index(column)
-        values = []
-        for number, cells in lines[1:]:
-            cell = cells[index] if index < len(cells) else ""
-            value = _parse(cell)
-            if value is None or not math.isfinite(value):
-                raise ValueError(
-                    f"Column {column!r} of {str(path)!r} must hold finite numbers. "
-                    f"Received: {cell!r} at line {number}"
-                )
-            values.append(value)
-        return cls(values, past_end=past_end)
+        table = _tables.read(path)
+        if column is None and len(table.headings) == 1:
+            column = table.headings[0]
+        if table.headings.count(column) != 1:
+            expected = f"the name of exactly one of the columns {table.headings}"
+            raise _checks.error("column", f"{expected} of {path}", repr(column))
+        if not table.rows:
+            expected = f"a CSV file with at least one row below {table.headings}"
+            raise _checks.error("path", expected, repr(table.path))
+        return cls(table.numbers(table.headings.index(column)), past_end=past_end)
 
     def _value(self, step, seed):
         count = len(self.values)
@@ -338,25 +325,3 @@ def _autoregression(generator, start, decay, noise):
     return list(
         itertools.accumulate(draws, lambda x, z: decay * x + noise * z, initial=start)
     )
-
-
-def _lines(path) -> list[tuple[int, list[str]]]:
-    """(line number, cells) of the lines of a CSV file that are not blank."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            return [
-                (reader.line_num, cells)
-                for cells in reader
-                if any(cell.strip() for cell in cells)
-            ]
-    except (UnicodeDecodeError, csv.Error) as error:
-        received = f"{str(path)!r} ({error})"
-        raise _checks.error("path", "a CSV file in UTF-8", received) from error
-
-
-def _parse(cell):
-    try:
-        return float(cell)
-    except ValueError:
-        return None

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from keras_pnn import _checks
 from keras_pnn.layers.limits import ControlRange
-from keras_pnn.layers.mzi import FieldOutputs, MZIMesh, as_matrix
+from keras_pnn.layers.mzi import FieldOutputs, MZIMesh, as_matrix, relative_distance
 from keras_pnn.layers.physical import PhysicalLayer, check_built
 from keras_pnn.physics._tensors import as_complex
 
@@ -164,15 +164,23 @@ class MZIDense(FieldOutputs, keras.layers.Layer):
         """The scale of the matrix."""
         return self.sigma.controls["gain"]
 
-    def program(self, matrix) -> None:
+    def program(self, matrix) -> float:
         """Sets all controls for a matrix on the ideal device.
 
         Args:
             matrix: complex or real matrix of shape (units, inputs):
                 outputs = matrix · inputs.
 
+        Returns:
+            The distance left, ‖M − M̂‖_F / ‖M‖_F, with M̂ the matrix of the ideal
+            device at the controls as they are stored and as the `dac` sets them,
+            without losses.
+
         Raises:
             ValueError: If the shape differs, or an element is NaN or infinite.
+
+        Warns:
+            UserWarning: As `MZIMesh.program` does.
         """
         check_built(self)
         matrix = as_matrix("matrix", matrix, (self.units, self.v.units))
@@ -184,6 +192,10 @@ class MZIDense(FieldOutputs, keras.layers.Layer):
         self.v.program(vh)
         self.attenuation.assign(singular / gain)
         self.gain.assign(gain)
+        stored = float(self.gain) * np.asarray(self.attenuation, "float64")
+        modes = len(stored)
+        u, vh = self.u.lossless_matrix(), self.v.lossless_matrix()
+        return relative_distance((u[:, :modes] * stored) @ vh[:modes], matrix)
 
     def transfer_matrix(self) -> tf.Tensor:
         """Returns the matrix (units, inputs), with the present imperfections."""

@@ -195,6 +195,14 @@ class PhysicalLayer(keras.layers.Layer):
             "`forward(inputs, controls, imperfections)`."
         )
 
+    def as_set(self, controls: dict) -> dict:
+        """Returns controls as the layer's converter, if any, sets them.
+
+        Args:
+            controls: name to tensor, one entry for each of `layer.controls`.
+        """
+        return dict(controls)
+
     def current_values(self) -> tuple[dict, dict]:
         """Returns controls and imperfections, name to tensor, as `forward` takes them.
 

@@ -10,7 +10,11 @@ from keras import ops
 from keras_pnn import _checks
 from keras_pnn.layers import limits
 from keras_pnn.layers.physical import PhysicalLayer, check_built
-from keras_pnn.layers.ring_program import ControlsForWeights, controls_for
+from keras_pnn.layers.ring_program import (
+    ControlsForWeights,
+    controls_for,
+    ideal_weights,
+)
 from keras_pnn.physics import detection
 from keras_pnn.physics import tuning as tunings
 
@@ -211,6 +215,9 @@ class RingLayer(PhysicalLayer):
         rows = ops.reshape(rows, (self.outputs, -1))[:, : self.fan_in]
         return ops.reshape(ops.transpose(rows), self._kernel_shape)
 
+    def as_set(self, controls):
+        return {"control": self.driven(controls["control"])}
+
     def driven(self, control):
         """Returns what the converter sets for a control."""
         return control if self.dac is None else self.dac(control)
@@ -277,7 +284,7 @@ class RingLayer(PhysicalLayer):
         high = limit * (1 - 2.0 ** (1 - self.adc_bits))
         return detection.quantize(value, self.adc_bits, -limit, high)
 
-    def program(self, weights, clip: bool = False) -> None:
+    def program(self, weights, clip: bool = False) -> float:
         """Sets the controls for target weights on the ideal device.
 
         Crosstalk between heaters, and between the rings and channels of a row, is
@@ -288,6 +295,11 @@ class RingLayer(PhysicalLayer):
             clip: whether a weight out of reach is replaced by the nearest in reach.
                 The reach follows from the tuning, from the ranges of
                 `control_constraint` and `dac`, and from the ring's neighbours.
+
+        Returns:
+            The distance left: the root mean square of effective minus target weight,
+            on the ideal device at the controls as they are stored and as the `dac`
+            sets them.
 
         Raises:
             ValueError: If the shape differs, a weight is NaN or infinite, or one is
@@ -306,6 +318,9 @@ class RingLayer(PhysicalLayer):
                 f"weights out of reach, such as {weights[missed][0]:g}"
             )
         self.controls["control"].assign(controls)
+        stored = self.as_set(self.current_values()[0])["control"]
+        missed = ideal_weights(self)(np.asarray(stored, "float64")) - weights
+        return float(np.sqrt(np.mean(missed**2)))
 
     def effective_weights(self):
         """Returns the effective weights, with the present imperfections.

@@ -205,10 +205,9 @@ class MaskedSLM(SLMFrames):
     def _noisy(self) -> bool:
         return self.photons is not None or self.read_noise > 0
 
-    def _set(self, controls: dict):
-        """Returns the masks as the SLM's converter sets them."""
+    def as_set(self, controls):
         mask = controls["mask"]
-        return mask if self.dac is None else self.dac(mask)
+        return {"mask": mask if self.dac is None else self.dac(mask)}
 
     def _met(self, shown, units: int, imperfections: dict):
         """Returns frames as the display's pixels meet them: (units, pixels)."""
@@ -229,7 +228,7 @@ class MaskedSLM(SLMFrames):
     def forward(self, inputs, controls, imperfections):
         # A reshape alone would merge the pixels of two small images.
         _image_size(tuple(inputs.shape), self._size)
-        mask = self._set(controls)
+        mask = self.as_set(controls)["mask"]
         weights = self._weights(mask, imperfections)
         pixels = ops.reshape(inputs, (-1, math.prod(self._size)))
         # The camera's sum has more digits than float16.
@@ -277,12 +276,16 @@ class MaskedSLM(SLMFrames):
     def compute_output_shape(self, input_shape):
         return (input_shape[0], self.units)
 
-    def program(self, weights, clip: bool = False) -> None:
+    def program(self, weights, clip: bool = False) -> float:
         """Sets the masks to a signed matrix.
 
         Args:
             weights: array of shape (pixels, units), as the kernel of `Dense`.
             clip: whether weights are clipped to ±1.
+
+        Returns:
+            The distance left: the root mean square of shown minus given weight, in
+            the aligned frame, with the steps of the `dac` and the contrast.
 
         Raises:
             ValueError: If the shape differs, a weight is NaN or infinite, or one is
@@ -299,11 +302,15 @@ class MaskedSLM(SLMFrames):
             )
         mask = np.clip(weights, -1, 1).T.reshape(self.units, *self._size)
         self.controls["mask"].assign(mask)
+        shown = self._leaking(self.as_set(self.current_values()[0])["mask"])
+        shown = np.asarray(shown, "float64").reshape(self.units, -1).T
+        return float(np.sqrt(np.mean((shown - weights) ** 2)))
 
     def effective_weights(self) -> tf.Tensor:
         """Returns the signed matrix (pixels, units), with the present misalignment."""
         controls, imperfections = self.current_values()
-        return ops.transpose(self._weights(self._set(controls), imperfections))
+        mask = self.as_set(controls)["mask"]
+        return ops.transpose(self._weights(mask, imperfections))
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object

@@ -15,8 +15,8 @@ class SLMFrames(PhysicalLayer):
     """Base of layers whose control `mask` is shown on a spatial light modulator.
 
     A subclass sets `units`, `grid`, `margin` and `pixel_repeat`, adds the control
-    `mask`, of shape (units, height, width) from −1 to 1, and implements
-    `_set(controls)`, the masks as the modulator's converter sets them.
+    `mask`, of shape (units, height, width) from −1 to 1, and implements `as_set`, the
+    masks as the modulator's converter sets them.
     """
 
     @property
@@ -44,7 +44,7 @@ class SLMFrames(PhysicalLayer):
             ValueError: If a mask is NaN or beyond ±1.
         """
         controls, _ = self.current_values()
-        mask = np.asarray(self._set(controls))
+        mask = np.asarray(self.as_set(controls)["mask"])
         if not (np.abs(mask) <= 1).all():
             raise ValueError(
                 "Masks must be within ±1 to be shown. Received: values from "

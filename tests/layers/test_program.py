@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 
 import keras_pnn as pnn
-from keras_pnn.layers import DAC, ControlRange, MRRBank, MRRConv2D
+from keras_pnn.layers import (
+    DAC,
+    ControlRange,
+    MaskedSLM,
+    MRRBank,
+    MRRConv2D,
+    MZIDense,
+)
 
 
 def measured():
@@ -158,3 +165,39 @@ def test_rings_at_their_limit_are_made_up_for_by_a_hotter_one():
     heated = crosstalk @ shift
     np.testing.assert_allclose(heated[2], 1.0, rtol=0, atol=1e-6)
     np.testing.assert_allclose(np.delete(shift, 2), 0.5, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "layer, shape, target, clip",
+    [
+        (MRRBank(3, dac=DAC(6, 0.0, 1.0)), (4,), (4, 3), {}),
+        (MRRBank(3, channel_spacing=0.8), (4,), (4, 3), {"clip": True}),
+        (MRRConv2D(3, 2, dac=DAC(6, 0.0, 1.0)), (4, 4, 1), (2, 2, 1, 3), {}),
+        (MaskedSLM(3, dac=DAC(6, -1, 1)), (2, 2), (4, 3), {}),
+        (MaskedSLM(3, contrast=50.0), (2, 2), (4, 3), {}),
+    ],
+)
+def test_programming_returns_the_distance_that_is_left(rng, layer, shape, target, clip):
+    layer.build((None, *shape))
+    weights = rng.uniform(-0.99, 0.99, target)
+    left = layer.program(weights, **clip)
+    missed = np.asarray(layer.effective_weights(), "float64") - weights
+    assert isinstance(left, float)
+    assert left == pytest.approx(np.sqrt(np.mean(missed**2)), rel=1e-3, abs=1e-6)
+    assert clip or left > 1e-3
+    # The device at hand does not count.
+    for variable in layer.imperfections.values():
+        variable.assign(variable + 0.1)
+    assert layer.program(weights, **clip) == left
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3)])
+def test_programming_a_matrix_returns_the_distance_that_is_left(rng, shape):
+    layer = MZIDense(shape[0], dac=DAC(6, 0.0, 2 * np.pi))
+    layer.build((None, shape[1]))
+    matrix = 100 * rng.normal(size=shape)
+    left = layer.program(matrix)
+    missed = np.linalg.norm(layer.transfer_matrix() - matrix)
+    assert left == pytest.approx(missed / np.linalg.norm(matrix), rel=1e-3)
+    assert 0.01 < left < 0.5
+    assert layer.program(np.zeros(shape)) == 0

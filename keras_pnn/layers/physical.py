@@ -260,6 +260,32 @@ class PhysicalLayer(keras.layers.Layer):
         )
 
 
+class RealInputs:
+    """Refuses complex inputs, for layers of powers, which would drop a part."""
+
+    def call(self, inputs):
+        refuse_complex(self, inputs)
+        return super().call(inputs)
+
+    def compute_output_spec(self, inputs):
+        refuse_complex(self, inputs)
+        return super().compute_output_spec(inputs)
+
+
+def refuse_complex(layer: keras.layers.Layer, inputs) -> None:
+    """Checks that the inputs of a layer are real.
+
+    Raises:
+        ValueError: If they are complex.
+    """
+    dtype = keras.backend.standardize_dtype(inputs.dtype)
+    if "complex" in dtype:
+        raise ValueError(
+            f"`inputs` of {type(layer).__name__} '{layer.name}' must be real: put a "
+            f"`Photodetector` layer before it. Received: dtype={dtype}"
+        )
+
+
 def check_built(layer: keras.layers.Layer) -> None:
     """Checks that the layer has its variables.
 

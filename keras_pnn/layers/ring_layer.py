@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_pnn import _checks
 from keras_pnn.layers import limits
-from keras_pnn.layers.physical import PhysicalLayer, check_built
+from keras_pnn.layers.physical import PhysicalLayer, RealInputs, check_built
 from keras_pnn.layers.ring_program import (
     ControlsForWeights,
     controls_for,
@@ -53,7 +53,7 @@ class WeightPenalty(keras.regularizers.Regularizer):
         return penalty
 
 
-class RingLayer(PhysicalLayer):
+class RingLayer(RealInputs, PhysicalLayer):
     """Base of layers whose kernel is a matrix of microring weights.
 
     `MRRBank` and `MRRConv2D` explain the arguments.

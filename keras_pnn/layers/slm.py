@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_pnn import _checks
 from keras_pnn.layers.limits import DAC, ControlRange, get_dac
-from keras_pnn.layers.physical import check_built
+from keras_pnn.layers.physical import RealInputs, check_built
 from keras_pnn.layers.slm_frames import SLMFrames
 from keras_pnn.physics import detection, frames, imaging
 
@@ -36,7 +36,7 @@ class _DrawnAsMatrix(keras.initializers.Initializer):
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class MaskedSLM(SLMFrames):
+class MaskedSLM(RealInputs, SLMFrames):
     """A dense layer in free space: images times masks, summed by a camera.
 
         display            SLM frame           camera
@@ -98,8 +98,8 @@ class MaskedSLM(SLMFrames):
     Output shape: `(batch, units)`.
 
     Raises:
-        ValueError: If the inputs do not have the pixels of `tile`, if an option of
-            the display or the camera is out of range or lacks `display_range`, or
+        ValueError: If the inputs are complex or lack the pixels of `tile`, if an option
+            of the display or the camera is out of range or lacks `display_range`, or
             (eagerly) if a rotation or shift is NaN or a scale not positive.
 
     Example:

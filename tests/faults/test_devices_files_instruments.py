@@ -97,25 +97,6 @@ def test_a_matrix_beyond_the_range_of_the_gain_is_refused(scale):
 # --- Layers --------------------------------------------------------------------------
 
 
-@xfail(raises=SILENT, reason="The imaginary part of a field is dropped")
-@pytest.mark.parametrize("symbolic", [False, True], ids=["eager", "symbolic"])
-@pytest.mark.parametrize(
-    "layer,shape",
-    [
-        (pnn.layers.MRRBank, (4,)),
-        (CONVOLUTION, (3, 3, 1)),
-        (pnn.layers.MaskedSLM, (4, 4)),
-    ],
-    ids=["MRRBank", "MRRConv2D", "MaskedSLM"],
-)
-def test_a_layer_of_powers_refuses_complex_fields(layer, shape, symbolic):
-    fields = np.full((1, *shape), 1 + 1j, "complex64")
-    if symbolic:
-        fields = keras.Input(shape, dtype="complex64")
-    with pytest.raises(ValueError, match="real"):
-        layer(2)(fields)
-
-
 class Twice(pnn.layers.PhysicalLayer):
     """A layer that declares two quantities of one name."""
 

@@ -198,6 +198,9 @@ class PhysicalLayer(keras.layers.Layer):
     def as_set(self, controls: dict) -> dict:
         """Returns controls as the layer's converter, if any, sets them.
 
+        A subclass with a converter overrides it, and computes with what it returns;
+        `export_controls` writes that to the file.
+
         Args:
             controls: name to tensor, one entry for each of `layer.controls`.
         """

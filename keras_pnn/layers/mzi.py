@@ -40,8 +40,10 @@ def as_matrix(name: str, value, shape: tuple[int, int]) -> np.ndarray:
 
 def relative_distance(reached: np.ndarray, target: np.ndarray) -> float:
     """Returns ‖reached − target‖_F / ‖target‖_F; a unitary's norm is √units."""
-    apart = np.linalg.norm(reached - target)
-    return float(apart and apart / np.linalg.norm(target))
+    # In units of the largest, as squares of 1e200 overflow.
+    scale = np.abs(target).max() or 1.0
+    apart = np.linalg.norm((reached - target) / scale)
+    return float(apart and apart / np.linalg.norm(target / scale))
 
 
 class FieldOutputs:

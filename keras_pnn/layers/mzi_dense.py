@@ -177,7 +177,9 @@ class MZIDense(FieldOutputs, keras.layers.Layer):
             without losses.
 
         Raises:
-            ValueError: If the shape differs, or an element is NaN or infinite.
+            ValueError: If the shape differs, an element is NaN or infinite, or the
+                largest singular value is beyond the range of the gain's dtype. The
+                controls are then unchanged.
 
         Warns:
             UserWarning: As `MZIMesh.program` does.
@@ -188,6 +190,14 @@ class MZIDense(FieldOutputs, keras.layers.Layer):
             raise _checks.error("matrix", "finite", "NaN or infinity")
         u, singular, vh = np.linalg.svd(matrix)
         gain = singular[0] if singular[0] > 0 else 1.0
+        kind = tf.as_dtype(self.gain.dtype)
+        if not np.isclose(float(tf.cast(gain, kind)), gain, rtol=0.01, atol=0):
+            expected = (
+                f"in the range of {kind.name}, the dtype of the gain of layer "
+                f"'{self.name}': scale it, or give the layer dtype='float64'"
+            )
+            received = f"a largest singular value of {gain:g}"
+            raise _checks.error("matrix", expected, received)
         self.u.program(u)
         self.v.program(vh)
         self.attenuation.assign(singular / gain)

@@ -73,7 +73,11 @@ class PhysicalLayer(keras.layers.Layer):
 
         Returns:
             The variable. It keeps its dtype under mixed precision.
+
+        Raises:
+            ValueError: If the layer has a quantity of that name.
         """
+        self._check_new(name)
         variable = self.add_weight(
             name=name,
             shape=shape,
@@ -113,8 +117,10 @@ class PhysicalLayer(keras.layers.Layer):
             The variable. It is never trained and never saved.
 
         Raises:
-            ValueError: If the nominal value is not above `lower_bound`.
+            ValueError: If the nominal value is not above `lower_bound`, or the layer
+                has a quantity of that name.
         """
+        self._check_new(name)
         if lower_bound is not None and not nominal > lower_bound:
             expected = f"above {lower_bound:g}, the lower bound of '{name}'"
             raise _checks.error("nominal", expected, f"{nominal:g}")
@@ -136,6 +142,13 @@ class PhysicalLayer(keras.layers.Layer):
             lower_bound=lower_bound,
         )
         return variable
+
+    def _check_new(self, name: str) -> None:
+        """Checks that a name means one control or imperfection, and no alias."""
+        taken = [*self._controls, *self._imperfections, *self.aliases]
+        if name in taken:
+            expected = f"a name that layer '{self.name}' does not have, {taken}"
+            raise _checks.error("name", expected, repr(name))
 
     @property
     def controls(self) -> dict[str, keras.Variable]:

@@ -66,11 +66,12 @@ class Quantity:
             base = tf.convert_to_tensor(self.variable)
         return base + tf.cast(deviation, self.variable.dtype)
 
-    def check(self, deviation) -> None:
+    def check(self, deviation, way_out: str = "") -> None:
         """Checks that a deviation keeps above the bound.
 
         Args:
             deviation: a number or an array, in the variable's unit.
+            way_out: a sentence for the message.
 
         Raises:
             ValueError: If a value reaches the bound, as rounded to the variable's
@@ -86,6 +87,6 @@ class Quantity:
             raise ValueError(
                 f"'{self.path}' must be above {self.lower_bound:g}, so that its "
                 f"deviation from the nominal value {self.nominal:g} must be above "
-                f"{self.lower_bound - self.nominal:g}. "
+                f"{self.lower_bound - self.nominal:g}. {way_out}"
                 f"Received: a deviation of {float(deviation[beyond].min()):g}"
             )

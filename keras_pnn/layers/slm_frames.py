@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 
 from keras_pnn._png import read_png, write_png
+from keras_pnn.layers.limits import DAC
 from keras_pnn.layers.physical import PhysicalLayer, check_built
 from keras_pnn.physics import frames
 
@@ -14,9 +15,9 @@ from keras_pnn.physics import frames
 class SLMFrames(PhysicalLayer):
     """Base of layers whose control `mask` is shown on a spatial light modulator.
 
-    A subclass sets `units`, `grid`, `margin` and `pixel_repeat`, adds the control
-    `mask`, of shape (units, height, width) from −1 to 1, and implements `as_set`, the
-    masks as the modulator's converter sets them.
+    A subclass sets `units`, `grid`, `margin`, `pixel_repeat` and `dac`, adds the
+    control `mask`, of shape (units, height, width) from −1 to 1, and implements
+    `as_set`, the masks as the modulator's converter sets them.
     """
 
     @property
@@ -53,10 +54,11 @@ class SLMFrames(PhysicalLayer):
         return (1 + np.asarray(frames.tile(mask, **self._layout))) / 2
 
     def save_frames(self, folder: str | os.PathLike) -> list[pathlib.Path]:
-        """Writes `frames` as 8-bit greyscale PNG files, black 0 and white 255.
+        """Writes `frames` as greyscale PNG files, black 0 and white 255.
 
-        A signed sum takes one more frame, entirely white, as the reference. 8 bits
-        have no middle: a mask of 0, mid-grey, is written as 128 and shows 0.004;
+        With a `DAC` of more than 8 bits the files have 16, and white is 65535. A
+        signed sum takes one more frame, entirely white, as the reference. 8 bits have
+        no middle: a mask of 0, mid-grey, is written as 128 and shows 0.004;
         `dac=DAC(8, -1, 1)` trains with the same steps.
 
         Args:
@@ -69,13 +71,14 @@ class SLMFrames(PhysicalLayer):
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         paths = self._frame_paths(folder)
-        levels = np.rint(255 * self.frames()).astype("uint8")
+        bits = 16 if isinstance(self.dac, DAC) and self.dac.bits > 8 else 8
+        levels = np.rint((2**bits - 1) * self.frames()).astype(f"uint{bits}")
         for path, level in zip(paths, levels, strict=True):
             write_png(path, level)
         return paths
 
     def load_frames(self, folder: str | os.PathLike) -> None:
-        """Sets the masks from files that `save_frames` wrote, to 8 bits.
+        """Sets the masks from files that `save_frames` wrote, to their 8 or 16 bits.
 
         Nothing is set unless all files fit the layer.
 
@@ -89,7 +92,7 @@ class SLMFrames(PhysicalLayer):
         """
         shape = self.frame_shape
         levels = [read_png(p, shape[1:]) for p in self._frame_paths(folder)]
-        signed = 2 * np.stack(levels).astype("float64") / 255 - 1
+        signed = 2 * np.stack([n / np.iinfo(n.dtype).max for n in levels]) - 1
         masks = frames.untile(signed, self.units, self._size, **self._layout)
         self.controls["mask"].assign(masks)
 

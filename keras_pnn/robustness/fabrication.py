@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from keras_pnn.devices import DeviceSet, Variation
+from keras_pnn.devices.variation import WAY_OUT
 from keras_pnn.layers.lookup import find
 from keras_pnn.robustness.specification import Specification
 
@@ -68,7 +69,7 @@ class Fabrication:
         drawn = variation.deviations(self.model, (self.seed, device))
         arrays = {(q.name, q.index): d.numpy() for q, d in drawn}
         for quantity, _ in drawn:
-            quantity.check(arrays[quantity.name, quantity.index])
+            quantity.check(arrays[quantity.name, quantity.index], WAY_OUT)
         return arrays
 
     def spread(self) -> dict[str, float]:

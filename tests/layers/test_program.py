@@ -201,3 +201,18 @@ def test_programming_a_matrix_returns_the_distance_that_is_left(rng, shape):
     assert left == pytest.approx(missed / np.linalg.norm(matrix), rel=1e-3)
     assert 0.01 < left < 0.5
     assert layer.program(np.zeros(shape)) == 0
+
+
+@pytest.mark.parametrize("scale", [1e200, 1e-200, 1e39, 1e-39])
+def test_a_matrix_beyond_the_range_of_the_gain_is_refused(rng, scale):
+    matrix = scale * rng.normal(size=(3, 3))
+    layer = MZIDense(3, name="dense")
+    layer.build((None, 3))
+    before = layer.transfer_matrix().numpy()
+    message = r"`matrix` must be in the range of float32"
+    with np.errstate(over="ignore"), pytest.raises(ValueError, match=message):
+        layer.program(matrix)
+    np.testing.assert_array_equal(layer.transfer_matrix(), before)
+    wide = MZIDense(3, dtype="float64")
+    wide.build((None, 3))
+    assert wide.program(matrix) < 1e-12

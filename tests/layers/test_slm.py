@@ -464,6 +464,18 @@ def test_files_are_greyscale_of_8_bits_the_right_way_up(rng, tmp_path):
         np.testing.assert_allclose(picture, frame, atol=0.5 / 255 + 1e-6)
 
 
+@pytest.mark.parametrize("bits, depth", [(6, 8), (8, 8), (9, 16), (10, 16), (16, 16)])
+def test_frames_keep_the_bits_of_the_converter(rng, tmp_path, bits, depth):
+    layer = MaskedSLM(2, dac=pnn.layers.DAC(bits, -1, 1), name="slm")
+    layer.build((None, 4, 4))
+    layer.program(rng.uniform(-1, 1, (16, 2)))
+    before = layer.effective_weights().numpy()
+    (path,) = layer.save_frames(tmp_path)
+    assert path.read_bytes()[24] == depth
+    layer.load_frames(tmp_path)
+    np.testing.assert_allclose(layer.effective_weights(), before, atol=1e-6)
+
+
 def jpeg(path):
     levels = np.zeros((24, 56, 1), "uint8")
     path.write_bytes(tf.io.encode_jpeg(levels).numpy())
@@ -484,7 +496,7 @@ BAD_FILES = {
     "turned": png((56, 24, 1)),
     "RGB": png((24, 56, 3)),
     "grey and alpha": png((24, 56, 2)),
-    "16 bits": png((24, 56, 1), "uint16"),
+    "16 bits, RGB": png((24, 56, 3), "uint16"),
     "jpeg": jpeg,
     "empty": edit(lambda data: b""),
     "text": edit(lambda data: b"rotation,0.5\n"),

@@ -214,3 +214,17 @@ def test_docstring_example_runs():
     skip = [e for e in example.examples if not e.source.startswith("print")]
     example.examples = skip
     assert doctest.DocTestRunner().run(example).failed == 0
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
+def test_a_quantised_layer_is_refused(mode):
+    """Of a layer that stays digital too: its copy would need quantising first."""
+    for names in (["dense"], ["part"]):
+        part = keras.layers.EinsumDense("ab,bc->ac", 4, name="part")
+        model = keras.Sequential(
+            [keras.Input((6,)), part, keras.layers.Dense(4, name="dense")]
+        )
+        for name in names:
+            model.get_layer(name).quantize(mode)
+        with pytest.raises(ValueError, match=f"quantised layers .*'{names[0]}'"):
+            pnn.convert(model)

@@ -23,7 +23,7 @@ def robustness_report(
     n: int = Specification.n,
     sweeps: dict | None = None,
     grid: dict | None = None,
-    spec: float = Specification.spec,
+    spec: float | None = Specification.spec,
     metric: str | None = None,
     hessian: bool | dict = Specification.hessian,
     landscape: bool | dict = Specification.landscape,
@@ -67,7 +67,8 @@ def robustness_report(
             deviations of the standard deviation that is swept. `"variation"` is a
             factor on all deviations of the devices.
         grid: two names → values, as in `sweeps`: all their combinations.
-        spec: the specification: what `metric` must keep; from 0 to 1 for an accuracy.
+        spec: the specification: what `metric` must keep; from 0 to 1 for an accuracy,
+            by default 0.95. For any other metric it must be given.
         metric: the name of a compiled metric, or `"loss"`. Default: the first
             compiled metric.
         hessian: whether to measure the curvature; or a dictionary of `HessianOptions`.
@@ -83,8 +84,8 @@ def robustness_report(
             alone: with up to eight of the devices, and at the ends of sweeps.
         worst_case: whether to search for the worst device: within the root mean
             square of the devices' deviations and, for what they do not deviate in,
-            the largest value of a sweep's or the grid's axis; or a dictionary
-            imperfection → radius, see `worst_device`.
+            the point nearest to the design on a sweep's or the grid's axis; or a
+            dictionary imperfection → radius, see `worst_device`.
         trained_on: name of a model → the device that it was trained on: every model
             is tested on all of these, see `Transfer`.
         sweep_devices: how many of the devices take part in sweeps and grid. Default:
@@ -170,8 +171,8 @@ def robustness_rows(
         cache_dir: folder to write to. What is there already is not measured again.
         part: (i, n): the i-th of n parts, from 0.
         model, x, y, …: as in `robustness_report`, whose further arguments it takes.
-            `metric`, `hessian`, `landscape` and `worst_case`, which points do not
-            depend on, are ignored.
+            `metric`, `spec`, `hessian`, `landscape` and `worst_case`, which points do
+            not depend on, are ignored.
 
     Returns:
         One dictionary for each point of the part: `model`, `section`, `name` of the
@@ -192,7 +193,7 @@ def robustness_rows(
     if not 0 <= index < parts:
         raise _checks.error("part", "(i, n) with 0 ≤ i < n", part)
     # All metrics are measured; which of them a report is about does not matter here.
-    ignored = {"metric": "loss", "mode": "auto"}
+    ignored = {"metric": "loss", "mode": "auto", "spec": 0.0}
     ignored |= dict.fromkeys(("hessian", "landscape", "worst_case"), False)
     study = Study(
         Specification(**{**specification, **ignored}),

@@ -18,11 +18,12 @@ def search_radius(plan: Plan, worst_case: bool | dict) -> dict[str, float]:
 
 
 def default_radius(plan: Plan) -> dict[str, float]:
-    """Returns imperfection → how far devices, sweeps and grid go in it.
+    """Returns imperfection → how far the search goes in it.
 
-    The devices' spread, and for variables that they do not deviate in the largest
-    reach of an axis. Names are of one layer ("layer/imperfection") where not all
-    layers go as far.
+    The devices' spread, and for variables that they do not deviate in the first step
+    of an axis away from the design: a sweep often ends where every model fails. Of
+    several axes the largest counts. Names are of one layer ("layer/imperfection")
+    where not all layers go as far.
     """
     radius = plan.fabrication.spread()
     taken = {id(q.variable) for name in radius for q in _imperfections(plan, name)}
@@ -52,14 +53,15 @@ def _imperfections(plan: Plan, name: str) -> list[Quantity]:
 
 
 def _reach(axis: DeviationAxis, found: list[Quantity]) -> float:
-    """Returns the largest root mean square over elements of an axis' points.
+    """Returns the least root mean square over elements of an axis' points, but 0.
 
     It is in the unit of the variables, which an alias's values are converted to.
     """
-    return max(
+    sizes = [
         _root_mean_square(np.concatenate([_elements(q, point) for q in found]))
         for point in axis.values
-    )
+    ]
+    return min((size for size in sizes if size), default=0.0)
 
 
 def _elements(quantity: Quantity, point: np.ndarray) -> np.ndarray:

@@ -82,9 +82,10 @@ def tolerance(
         spec, mode: as in `margin`.
 
     Returns:
-        (low, high), each a position or 0. A bound at the end of the range means that the curve keeps the
-        specification as far as it was measured. Both are NaN where it breaks it at 0,
-        (between points, on a straight line), or where 0 is not within the range.
+        (low, high), each a position or 0. A bound at the end of the range means that
+        the curve keeps the specification as far as it was measured. Both are NaN where
+        it breaks it at 0 (between points, on a straight line), or where 0 is not
+        within the range.
     """
     x = np.asarray(positions, "float64")
     over = margin(values, spec, mode)

@@ -14,7 +14,6 @@ from keras_pnn._version import __version__
 from keras_pnn.layers.context import current
 from keras_pnn.robustness.inputs import (
     better,
-    check_attainable,
     first_samples,
     first_step,
     named_models,
@@ -22,6 +21,7 @@ from keras_pnn.robustness.inputs import (
     reported_metric,
     sample_count,
     shapes,
+    specified,
 )
 from keras_pnn.robustness.model_study import Metrics, ModelStudy
 from keras_pnn.robustness.points import OnTrained, Point
@@ -41,7 +41,8 @@ class Study:
 
     Attributes:
         studies: name of a model → its `ModelStudy`.
-        metric, mode: what the specification is about.
+        metric, mode, spec: the metric, which of its values are better, and the value
+            that it must keep.
 
     Raises:
         ValueError: As in `robustness_report`.
@@ -72,7 +73,7 @@ class Study:
         steps = {label: first_step(label, m, everything) for label, m in models.items()}
         self.metric = reported_metric(models, steps, specification.metric)
         self.mode = better(model, self.metric, specification.mode)
-        check_attainable(specification.spec, self.metric, models, steps)
+        self.spec = specified(specification.spec, self.metric, models, steps)
         self.specification = specification
         self.studies: dict[str, ModelStudy] = {}
         for label, one in models.items():
@@ -108,8 +109,8 @@ class Study:
             metrics = {self.metric: np.array(on_trained)}
             transfer = Transfer(tuple(models), tuple(trained_on), metrics)
         setting = self._setting(models, time.perf_counter() - start)
-        spec = self.specification.spec
-        return RobustnessResult(models, self.metric, self.mode, spec, transfer, setting)
+        asked = self.metric, self.mode, self.spec
+        return RobustnessResult(models, *asked, transfer, setting)
 
     def points(
         self, cache_dir=None, part: tuple[int, int] = (0, 1), verbose: int | str = 0
@@ -136,7 +137,7 @@ class Study:
             **self._described,
             **joint(settings),
             "metric": self.metric,
-            "specification": self.specification.spec,
+            "specification": self.spec,
             "mode": self.mode,
             "probe samples": self._probe,
             "versions": {

@@ -89,10 +89,10 @@ def test_elements_that_do_not_exist_do_not_count(moved):
 
 
 @pytest.mark.parametrize("argument", ["sweeps", "grid"])
-def test_axes_are_reaches(net, argument):
+def test_the_first_step_of_an_axis_is_a_reach(net, argument):
     axes = {"temperature": [-2.0, 0.0, 1.0], "half_width_error": [0.0, 0.2]}
     found = radius(net, **{argument: axes})
-    assert found == {"temperature": 2.0, "half_width_error": 0.2}
+    assert found == {"temperature": 1.0, "half_width_error": 0.2}
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_what_sweeps_reach(net, sweeps, expected):
 
 
 def test_an_array_reaches_as_far_as_its_root_mean_square(moved):
-    points = [(3, 0, 0, 0), (2, 2, 2, 0), (0, 0, 0, 0)]
+    points = [(6, 0, 0, 0), (2, 2, 2, 0), (0, 0, 0, 0)]
     assert radius(moved, sweeps={"shift": points}) == {"shift": 2.0}
 
 

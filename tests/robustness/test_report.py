@@ -214,9 +214,9 @@ def test_at_most_nine_points_are_shown_with_both_ends(n):
 @pytest.mark.parametrize(
     "values, expected",
     [
-        # Straight between points: from 0.96 at 0 down to 0.90 at 1 it is 0.95 at 1/6.
-        ([0.9, 0.96, 0.90], ("-0.1667 … 0.1667", "0.3333")),
-        ([0.96, 0.96, 0.90], ("≤ -1 … 0.1667", "≥ 1.167")),
+        # No finer than the points.
+        ([0.9, 0.96, 0.90], ("0 … 0", "0")),
+        ([0.96, 0.96, 0.90], ("≤ -1 … 0", "≥ 1")),
         ([0.96, 0.96, 0.95], ("≤ -1 … ≥ 1", "≥ 2")),
         ([0.99, 0.90, 0.99], ("-", "-")),
         ([0.90, np.nan, 0.99], ("-", "-")),
@@ -229,7 +229,7 @@ def test_interval_marks_the_ends_of_the_range(values, expected):
 
 def test_interval_of_a_spread_starts_at_zero_itself():
     scan = Scan((spread([0.0, 0.1, 0.2]),), None, both([[0.99, 0.97, 0.91]]))
-    assert interval(scan, "accuracy", 0.95, "max") == ("0 … 0.1333", "0.1333")
+    assert interval(scan, "accuracy", 0.95, "max") == ("0 … 0.1", "0.1")
 
 
 # Text.

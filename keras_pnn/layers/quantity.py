@@ -67,15 +67,11 @@ class Quantity:
         return base + tf.cast(deviation, self.variable.dtype)
 
     def check(self, deviation, way_out: str = "") -> None:
-        """Checks that a deviation keeps above the bound.
+        """Raises an error where a deviation reaches the bound, in the variable's dtype.
 
         Args:
             deviation: a number or an array, in the variable's unit.
             way_out: a sentence for the message.
-
-        Raises:
-            ValueError: If a value reaches the bound, as rounded to the variable's
-                dtype.
         """
         if self.lower_bound is None:
             return

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from keras_pnn import _checks, _keras
-from keras_pnn.hardware.arrays import output_spec
+from  import output_spec
 from keras_pnn.layers.physical import PhysicalLayer, check_built
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from keras_pnn import _checks, _keras
-from  import output_spec
+from keras_pnn.layers.context import substituting
 from keras_pnn.layers.physical import PhysicalLayer, check_built
 
 if TYPE_CHECKING:
@@ -76,13 +76,19 @@ def _vector_outputs(layer: PhysicalLayer, inputs: int, shape) -> int:
             "detectors into a physical layer together with it. "
             f"Received: {type(layer).__name__} with {received}"
         )
-    return output_spec(layer, np.zeros((1, inputs), "float32")).shape[-1]
+    return _output_spec(layer, (1, inputs)).shape[-1]
+
+
+def _output_spec(layer: PhysicalLayer, shape: tuple) -> keras.KerasTensor:
+    """Returns shape and dtype of a layer's own outputs."""
+    with substituting(None):
+        return layer.compute_output_spec(keras.KerasTensor(shape, "float32"))
 
 
 def _misfit(layer: PhysicalLayer, shape: tuple[int, ...]) -> str | None:
     """What the outputs for inputs of a shape are, if no real vectors."""
     try:
-        outputs = output_spec(layer, np.zeros((1, *shape), "float32"))
+        outputs = _output_spec(layer, (1, *shape))
     # Whatever a layer raises, it does not take such inputs.
     except Exception as error:
         return f"an error for inputs of shape {shape}: {_checks.short(str(error))}"

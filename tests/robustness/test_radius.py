@@ -86,7 +86,7 @@ def test_elements_that_do_not_exist_do_not_count(moved):
     rms = {"shift": pytest.approx(0.3 / np.sqrt(3))}
     assert radius(moved, devices=chips) == rms
     assert radius(moved, sweeps={"shift": [(0.3, 0, 0, 0), (0, 0, 0, 9)]}) == rms
-    points = [(3, 0, 0, 0), (2, 2, 2, 0), (0, 0, 0, 0)]
+    points = [(6, 0, 0, 0), (2, 2, 2, 0), (0, 0, 0, 0)]
     assert radius(moved, sweeps={"shift": points}) == {"shift": 2.0}
 
 

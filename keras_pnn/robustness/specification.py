@@ -36,7 +36,7 @@ class Specification:
     n: int = 32
     sweeps: dict | None = None
     grid: dict | None = None
-    spec: float = 0.95
+    spec: float | None = None
     metric: str | None = None
     mode: str = "auto"
     hessian: bool | dict | None = True
@@ -66,7 +66,7 @@ class Specification:
             "n": n,
             "sweeps": _axes("sweeps", self.sweeps),
             "grid": _axes("grid", self.grid),
-            "spec": _checks.real("spec", self.spec),
+            "spec": _checks.optional(_checks.real, "spec", self.spec),
             "mode": _checks.choice("mode", self.mode, ("auto", "max", "min")),
             "hessian": HessianOptions.of(self.hessian),
             "landscape": landscape_options(self.landscape),

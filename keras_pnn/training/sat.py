@@ -84,7 +84,7 @@ class SATModel(Trainer):
         ValueError: If `model` overrides a step that would not be called; `rho` is
             negative; both `rho` and an ascent object are given; `perturb="controls"`
             and the model has no physical layer; `clean_fraction` is outside [0, 1];
-            `seed` is no integer of 32 bits; or `adversarial` names what the model does
+            `seed` is not a 32-bit integer; or `adversarial` names what the model does
             not have, one variable twice, or one that `perturb` moves.
 
     Example:
@@ -231,7 +231,7 @@ class SATModel(Trainer):
         return adversary.moved(
             present,
             loss=lambda moved: model.loss(self, batch, present.merged(moved)),
-            # A difference between a device and its model is no slope of either.
+            # The difference between a device's loss and its model's is not a slope.
             origin=None if self.device is not None else first.loss,
             gradient=lambda v: first.dense(v) / tf.cast(scale, v.dtype),
             seed=seed,

@@ -36,6 +36,7 @@ EFFICIENCY, RESISTANCE = 0.53, 375.0  # nm/mW, Ω
 RESPONSIVITY = 0.8  # A/W
 HIGHEST = 0.01  # A of a heater, W of a channel
 SLOW = 2.0  # s before a late answer
+FAULTS = ("refuse", "hang", "close", "garbage", "half", "slow", "twice", "empty")
 
 
 @contextlib.contextmanager
@@ -48,9 +49,11 @@ def running(**options) -> Iterator[int]:
             `noise` (of a reading, 0 A), `drift` (0 nm per reading), `latency` (0 s
             before an answer), `refuse` (share of commands, 0), `port` (0 for any that
             is free); `refuse_at`, `hang_at`, `close_at`, `garbage_at`, `half_at`,
-            `slow_at` (counts of readings, from 0, at which the instrument refuses,
-            falls silent, closes the connection, answers garbage, half, or late), and
-            `dead_after` (readings after which it never answers again).
+            `slow_at`, `twice_at`, `empty_at` (counts of readings, from 0, at which the
+            instrument refuses, falls silent, closes the connection, answers garbage,
+            half, late, twice, or with an empty line first), `dead_after` (readings
+            after which it never answers again), and `acknowledge` (what it says to
+            each command that is no query; to one that it refuses it says ERR).
 
     Yields:
         The port on 127.0.0.1; `resource` makes a VISA resource of it.
@@ -144,7 +147,8 @@ class Bank:
             return self.set(target, indices, values)
         except Refused as error:
             self.errors.append('{},"{}"'.format(*error.args))
-            return "ERR" if head.endswith("?") else None
+            silent = self.options.acknowledge is None and not head.endswith("?")
+            return None if silent else "ERR"
 
     def refuse_some(self) -> None:
         """Draws by a count of its own, so that nothing else depends on it."""
@@ -245,11 +249,18 @@ class Connection(socketserver.StreamRequestHandler):
             if number in options.garbage_at:
                 answer = "\x1b@#%!,,7.0.1"
             if answer is None:
+                answer = options.acknowledge
+            if answer is None:
                 continue
             time.sleep(SLOW if number in options.slow_at else options.latency)
-            whole = answer.encode("ascii") + b"\n"
-            half = number in options.half_at
-            self.wfile.write(whole[: len(whole) // 2] if half else whole)
+            if number in options.half_at:
+                self.wfile.write(answer[: len(answer) // 2].encode("ascii"))
+                continue
+            if number in options.empty_at:
+                answer = "\n" + answer
+            if number in options.twice_at:
+                answer += "\n" + answer
+            self.wfile.write(answer.encode("ascii") + b"\n")
 
 
 class Server(socketserver.ThreadingTCPServer):
@@ -267,7 +278,8 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     for name in ("noise", "drift", "latency", "refuse"):
         parser.add_argument(f"--{name}", type=float, default=0.0)
     parser.add_argument("--shift", type=float, default=0.03)
-    for fault in ("refuse", "hang", "close", "garbage", "half", "slow"):
+    parser.add_argument("--acknowledge")
+    for fault in FAULTS:
         parser.add_argument(f"--{fault}-at", type=int, nargs="*", default=())
     parser.add_argument("--dead-after", type=int, default=sys.maxsize)
     return parser.parse_args(given)

@@ -11,6 +11,7 @@ from tensorflow.core.util import event_pb2
 
 import keras_pnn as pnn
 from keras_pnn.callbacks import HessianEigenvalues, LossLandscape
+from keras_pnn.callbacks.tensorboard import Summaries
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((20, 3)).astype("float32")
@@ -193,6 +194,12 @@ def test_tensorboard_gets_what_was_measured(tmp_path):
     assert tf.io.decode_png(picture[2]).shape[:2] == (480, 600)
     # TensorFlow may have TensorBoard in reach; the writer does without.
     assert "tensorboard" not in sys.modules
+
+
+def test_summaries_leave_out_nan(tmp_path):
+    with Summaries(tmp_path) as summaries:
+        summaries.scalars(3, {"a": 1.5, "b": float("nan")})
+    assert events(tmp_path) == {(3, "a"): ("scalars", 1.5)}
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,11 @@ from keras_pnn.robustness.points import (
     layer_names,
 )
 from keras_pnn.robustness.results import RobustnessResult
-from keras_pnn.robustness.specification import Specification
+from keras_pnn.robustness.specification import Specification, with_specification
 from keras_pnn.robustness.study import Study
 
 
+@with_specification
 def robustness_report(
     model: keras.Model,
     x,
@@ -128,6 +129,7 @@ def robustness_report(
     return study.measure(cache_dir, verbose)
 
 
+@with_specification
 def robustness_rows(
     model: keras.Model,
     x,

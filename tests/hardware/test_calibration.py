@@ -161,7 +161,7 @@ def test_shifts_widths_and_temperature_together():
     model = bank_network(activation="relu")
     spread = {"resonance_shift": 0.08, "half_width_error": 0.03, "temperature": 1.0}
     (device,) = pnn.Variation(spread).sample(model, 1, seed=3)
-    result = calibrate(model, device, settings=6)
+    result = calibrate(model, device)
     # Without a scale for each unknown it takes about 2000 iterations.
     assert result.converged and result.iterations < 1000
     found, true = result.device.deviations, device.deviations
@@ -513,7 +513,7 @@ class Noisy(Modulators):
 
     def forward(self, inputs, controls, imperfections):
         outputs = super().forward(inputs, controls, imperfections)
-        return outputs + keras.random.normal(outputs.shape, seed=self.generator)
+        return outputs + keras.random.normal(tf.shape(outputs), seed=self.generator)
 
 
 def test_noise_of_the_model_is_frozen_and_its_seed_comes_back():
@@ -526,7 +526,7 @@ def test_noise_of_the_model_is_frozen_and_its_seed_comes_back():
     controls = [{"voltage": layer.controls["voltage"].numpy()}] * 2
     fit = np.ones((2, len(X)), bool)
     readings = Readings(layer, X, controls, np.stack([X, X]), fit)
-    found = quantities(model)
+    found = find(model, "half_wave_error")
     problem = Problem([readings], gather(found, prior, found), noise=1e-3)
     assert problem(problem.start)[0] == problem(problem.start)[0]
     assert state(model) == before

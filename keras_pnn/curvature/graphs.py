@@ -76,7 +76,8 @@ class LossGraphs:
 
     def _loss(self, overrides, x, y, sample_weight):
         model = self._model()
-        with overrides.scope(model), _keras.twice_differentiable():
+        scope = overrides.scope(model, rematerialize=False)
+        with scope, _keras.twice_differentiable():
             outputs = model(x, **_training_argument(model.call, self._training))
             loss = model.compute_loss(
                 x=x,

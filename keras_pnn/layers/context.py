@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import keras
 import tensorflow as tf
 
+from keras_pnn import _keras
+
 
 class Overrides(Mapping):
     """An immutable mapping from variables to the values that replace theirs.
@@ -56,11 +58,24 @@ class Overrides(Mapping):
         watched = [tf.identity(self.value(v)) for v in variables]
         return watched, self.merged(zip(variables, watched, strict=True))
 
-    def scope(self, model: keras.Model) -> keras.StatelessScope:
+    def scope(
+        self, model: keras.Model, rematerialize: bool = True
+    ) -> keras.StatelessScope:
         """Returns the scope in which these values are in force.
+
+        They are in force in all that the model calls inside, and in the gradients of
+        it: in functions under `tf.function`, which run as the Python functions that
+        they decorate, under `tf.recompute_grad` and `tf.custom_gradient`. Code that
+        gets at a variable otherwise is refused when it reads one of these.
 
         Args:
             model: the model whose loss is to be computed inside.
+            rematerialize: whether `tf.recompute_grad`, and with it
+                `keras.RematScope`, acts. It has no second derivative.
+
+        Raises:
+            ValueError: Inside, if a layer reads the `tf.Variable` behind one of these
+                variables. The message names the layer.
         """
         # Keras hands a regulariser None for a variable that the scope does not hold.
         regularized = [
@@ -68,7 +83,7 @@ class Overrides(Mapping):
             for v in model.trainable_variables
             if v.regularizer is not None and v not in self
         ]
-        return keras.StatelessScope([*self.items(), *regularized], collect_losses=True)
+        return _keras.overriding(model, self.items(), regularized, rematerialize)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,15 +120,17 @@ def _changed(**changes) -> Iterator[None]:
         _thread.context = before
 
 
-def substituting(
-    substitute: Callable | None,
-) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def substituting(substitute: Callable | None) -> Iterator[None]:
     """Lets a function give the outputs of every physical layer inside.
+
+    It also does where a layer's `call` is under `tf.function`, and was traced before.
 
     Args:
         substitute: as in `Context`.
     """
-    return _changed(substitute=substitute)
+    with _changed(substitute=substitute), _keras.inlining():
+        yield
 
 
 def keeping(

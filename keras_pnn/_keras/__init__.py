@@ -14,6 +14,9 @@ from collections.abc import Callable, Iterator
 import keras
 import tensorflow as tf
 
+from keras_pnn._keras.overriding import OverridingScope, owners
+from keras_pnn._keras.overriding import inlining as inlining
+
 _KINDS = ("train", "test", "predict")
 
 # Layers and variables.
@@ -59,6 +62,23 @@ def seed_states(model: keras.layers.Layer) -> list[keras.Variable]:
         for layer in parts(model)
         for generator in getattr(layer, "_seed_generators", ())
     ]
+
+
+# Values in the place of variables.
+
+
+def overriding(
+    model: keras.layers.Layer, pairs: list, others: list, rematerialize: bool
+) -> OverridingScope:
+    """Returns a scope in which values stand for variables, see `OverridingScope`.
+
+    Args:
+        model: the model that is called inside; it is not kept alive.
+        pairs: (variable, value) pairs.
+        others: pairs whose values are those of the variables.
+        rematerialize: whether `tf.recompute_grad` acts.
+    """
+    return OverridingScope(pairs, others, owners(model, parts), rematerialize)
 
 
 # Losses and metrics.

@@ -6,7 +6,6 @@ puts a function of its own in the place of one of theirs.
 
 import contextlib
 import functools
-import threading
 import types
 import weakref
 from collections.abc import Callable, Iterator
@@ -16,6 +15,9 @@ import tensorflow as tf
 
 from keras_pnn._keras.overriding import OverridingScope, owners
 from keras_pnn._keras.overriding import inlining as inlining
+from keras_pnn._keras.second_derivatives import (
+    twice_differentiable as twice_differentiable,
+)
 
 _KINDS = ("train", "test", "predict")
 
@@ -234,37 +236,6 @@ def replaced_call(layer: keras.layers.Layer, call: Callable) -> Iterator[None]:
             del attributes["call"]
         else:
             attributes["call"] = before
-
-
-_patching = threading.RLock()
-
-
-@contextlib.contextmanager
-def twice_differentiable() -> Iterator[None]:
-    """Gives normalisation layers that are traced inside exact second derivatives.
-
-    `tf.nn.moments`, which Keras' normalisation layers call, stops the derivative at
-    the mean inside the variance. The first derivative of the variance through its
-    mean is zero, so that gradients are right; the second is not zero, and is lost.
-    While this context lasts, `tf.nn.moments` goes through the mean.
-    """
-    with _patching:
-        before = tf.nn.moments
-        tf.nn.moments = _moments
-        try:
-            yield
-        finally:
-            tf.nn.moments = before
-
-
-def _moments(x, axes, shift=None, keepdims=False, name=None):
-    """Computes mean and variance; takes the arguments of `tf.nn.moments`."""
-    wide = tf.cast(x, tf.float32) if x.dtype == tf.float16 else x
-    mean = tf.reduce_mean(wide, axes, keepdims=True)
-    variance = tf.reduce_mean(tf.square(wide - mean), axes, keepdims=True)
-    if not keepdims:
-        mean, variance = tf.squeeze(mean, axes), tf.squeeze(variance, axes)
-    return tf.cast(mean, x.dtype), tf.cast(variance, x.dtype)
 
 
 # Compiled steps.

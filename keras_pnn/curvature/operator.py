@@ -7,6 +7,7 @@ from scipy.sparse.linalg import LinearOperator
 
 from keras_pnn import _checks, _keras
 from keras_pnn.curvature.batches import batch_length, batches
+from keras_pnn.curvature.dropped import check_second_derivatives
 from keras_pnn.curvature.eigenvalues import find_eigenvalues
 from keras_pnn.curvature.graphs import loss_graphs
 from keras_pnn.curvature.spectrum import find_density, find_trace
@@ -145,7 +146,7 @@ class HessianOperator(LinearOperator):
     density = find_density
 
     def _matvec(self, vector):
-        loss, product, samples = self._mean("product", vector)
+        loss, product, samples = self._mean("product", vector, np.zeros(self.size))
         bad = np.count_nonzero(~np.isfinite(product))
         if bad or not np.isfinite(loss):
             raise ValueError(
@@ -159,7 +160,7 @@ class HessianOperator(LinearOperator):
     def _adjoint(self):
         return self
 
-    def _mean(self, name, vector):
+    def _mean(self, name, vector, *more):
         """Returns loss, array and samples: a graph's mean over the batches."""
         # The graph would keep a device that is installed when it is traced.
         if current().substitute is not None:
@@ -171,14 +172,16 @@ class HessianOperator(LinearOperator):
         vector = np.ravel(_checks.array("vector", vector))
         if vector.size != self.size:
             raise _checks.error("vector", f"of length {self.size}", vector.size)
-        graph = getattr(
-            loss_graphs(self.model, self.variables, self.batch_norm), name
-        )
-        direction = tf.convert_to_tensor(vector)
+        graphs = loss_graphs(self.model, self.variables, self.batch_norm)
+        graph = getattr(graphs, name)
+        vectors = list(map(tf.convert_to_tensor, (vector, *more)))
         loss, total, samples = 0.0, 0.0, 0
-        for x, y, sample_weight in self._batches():
-            size = batch_length(x)
-            value, array = graph(direction, x, y, sample_weight)
+        for batch in self._batches():
+            size = batch_length(batch[0])
+            if name == "product" and not graphs.checked:
+                check_second_derivatives(graphs, batch)
+                graphs.checked = True
+            value, array, *_ = graph(*vectors, *batch)
             loss += size * float(value)
             total += size * array.numpy()
             samples += size

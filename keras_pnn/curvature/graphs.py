@@ -87,13 +87,13 @@ class LossGraphs:
         model = self.model
         scope = overrides.scope(model, rematerialize=False)
         with scope, _keras.twice_differentiable():
-            outputs = model(x, **_training_argument(model.call, self.training))
+            outputs = model(x, **training_argument(model.call, self.training))
             loss = model.compute_loss(
                 x=x,
                 y=y,
                 y_pred=outputs,
                 sample_weight=sample_weight,
-                **_training_argument(model.compute_loss, self.training),
+                **training_argument(model.compute_loss, self.training),
             )
         # Keras divides a loss by the replicas of the strategy it is made under.
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
@@ -136,7 +136,8 @@ def _joined(parts):
     return tf.concat([tf.cast(tf.reshape(p, [-1]), tf.float64) for p in parts], 0)
 
 
-def _training_argument(function, training):
+def training_argument(function, training: bool) -> dict:
+    """Returns `training` as keyword, for a function that takes it."""
     if "training" in inspect.signature(function).parameters:
         return {"training": training}
     return {}

@@ -10,13 +10,14 @@ and 10,000 images. In turn, round by round,
   `jit_compile` as Keras sets it and with `jit_compile=True`, in batches of 100 and of
   1,000. What it compiles is not counted. A few devices are timed, and the time is
   scaled to all.
-- `evaluate_devices`, in the same batches. Each call compiles, which is counted.
-- a `DeviceEvaluator` that is kept, whose calls after the first do not compile.
+- `evaluate_devices`, in the same batches. The first call compiles; the graph is kept
+  with the model, and later calls use it again.
 
 Ratios are of medians over the rounds, each against the fastest loop. Then, for one
 pass over all images: the front end, and the matrices of the meshes, by themselves.
-`--memory` adds the peak memory for several limits, each in a process of its own
-(Linux). The network is not trained; times do not depend on it.
+`--memory` adds the peak memory for several limits, and by how much the process grows
+in 50 calls of `evaluate_devices`, each in a process of its own (Linux). The network
+is not trained; times do not depend on it.
 """
 
 import argparse
@@ -55,6 +56,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--in-loop", type=int, default=10, help="devices in the loop")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--growth", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results"))
     return parser.parse_args()
 
@@ -110,16 +112,15 @@ def ways(args, data):
             found[name] = run, args.devices / count
     model = models["default"]
     for batch in args.batches:
-        found[f"evaluate_devices, batch {batch}"] = (
-            lambda b=batch: pnn.evaluate_devices(
-                model, **data, devices=devices, batch_size=b, verbose=0
-            ),
-            1.0,
-        )
-        kept = pnn.devices.DeviceEvaluator(model, **data, batch_size=batch)
-        name = f"DeviceEvaluator, batch {batch}"
-        first[name] = seconds(lambda k=kept: k.evaluate(devices, verbose=0))
-        found[name] = (lambda k=kept: k.evaluate(devices, verbose=0)), 1.0
+
+        def at_once(batch=batch):
+            pnn.evaluate_devices(
+                model, **data, devices=devices, batch_size=batch, verbose=0
+            )
+
+        name = f"evaluate_devices, batch {batch}"
+        first[name] = seconds(at_once)
+        found[name] = at_once, 1.0
     return found, first
 
 
@@ -193,17 +194,38 @@ def peak(name: str, limit: float, batch: int) -> None:
     print(json.dumps(figures))
 
 
+def growth(name: str, calls: int = 50) -> None:
+    """Prints by how much the process grows in calls for ever other devices."""
+    network, spreads = NETWORKS[name]
+    model = compiled(network())
+    images = np.random.default_rng(0).random((250, 28, 28, 1), dtype="float32")
+    labels = np.arange(250) % 10
+
+    def call(seed):
+        variation = pnn.Variation(**spreads).scaled(1 + seed % 5)
+        devices = variation.sample(model, 8, seed)
+        pnn.evaluate_devices(model, images, labels, devices, verbose=0)
+
+    call(0)
+    before = memory_now("VmRSS")
+    for seed in range(1, calls + 1):
+        call(seed)
+    print(json.dumps({"growth_MiB": 1024 * (memory_now("VmRSS") - before)}))
+
+
+def alone(*given: str) -> dict:
+    """Returns what this script prints in a process of its own."""
+    command = [sys.executable, __file__, *given]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(run.stdout.splitlines()[-1])
+
+
 def memory():
     """Yields (name, figures), each from a process of its own."""
     for name in NETWORKS:
         for batch in (100, 1000):
             for limit in LIMITS:
-                given = [name, str(limit), str(batch)]
-                command = [sys.executable, __file__, "--peak", *given]
-                run = subprocess.run(
-                    command, capture_output=True, text=True, check=True
-                )
-                figures = json.loads(run.stdout.splitlines()[-1])
+                figures = alone("--peak", name, str(limit), str(batch))
                 title = f"memory, {name}, limit {limit} GiB, batch {batch}"
                 print(
                     f"{title}: {figures['devices_at_once']} devices at once, "
@@ -211,6 +233,10 @@ def memory():
                     flush=True,
                 )
                 yield title, figures
+        figures = alone("--growth", name)
+        title = f"memory, {name}, growth in 50 calls"
+        print(f"{title}: {figures['growth_MiB']:.1f} MiB", flush=True)
+        yield title, figures
 
 
 def main() -> None:
@@ -218,6 +244,9 @@ def main() -> None:
     if args.peak:
         name, limit, batch = args.peak
         peak(name, float(limit), int(batch))
+        return
+    if args.growth:
+        growth(args.growth)
         return
     x, y = images_and_labels(args.images)
     data = {"x": x, "y": y}

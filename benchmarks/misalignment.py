@@ -1,4 +1,4 @@
-"""What eq. 5 costs, and whether finite differences climb where the loss does.
+"""Time steps with eq. 5, and test whether finite differences climb as the loss does.
 
 The free-space network 784–144–10 of the paper, batch 64. First the time of training
 steps, in turn, as ratios to the plain step: SAT on the masks, and SAT with a shared
@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 import keras_pnn as pnn
+from keras_pnn.layers.context import Overrides
 from keras_pnn.layers.lookup import find
 from keras_pnn.training.gradients.base import ModelGradient
 
@@ -32,8 +33,6 @@ RULES = {
     "shift": pnn.FiniteDifference(radius=(1.0, 0.0), step=0.5),
     "scale": pnn.FiniteDifference(radius=0.05, step=0.01),
 }
-
-
 # Degrees.
 DIFFERENCES = (0.05, 0.1, 0.25, 0.5, 1.0)
 
@@ -109,10 +108,11 @@ def agreement(x, y, args) -> None:
     @tf.function(jit_compile=True)
     def slopes(images, labels):
         batch = (images, labels, None)
-        exact = source(trainer, batch, [], rotations).gradients
+        exact = source(trainer, batch, Overrides(), rotations).gradients
 
         def loss(angle):
-            return source.loss(trainer, batch, [(v, v + angle) for v in rotations])
+            moved = Overrides((v, v + angle) for v in rotations)
+            return source.loss(trainer, batch, moved)
 
         central = [(loss(d) - loss(-d)) / (2 * d) for d in DIFFERENCES]
         return [tf.add_n(exact), *central]

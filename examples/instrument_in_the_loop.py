@@ -108,11 +108,7 @@ def online(name: str, model: keras.Model, device, train, args) -> None:
     compiled(trainer, 0.01).fit(
         batches,
         epochs=args.epochs,
-        shuffle=False,
-        callbacks=[
-            pnn.callbacks.BatchOrder(batches),
-            pnn.callbacks.Checkpoint(state_folder(name, args), every=5),
-        ],
+        callbacks=[pnn.callbacks.Checkpoint(state_folder(name, args), every=5)],
     )
 
 

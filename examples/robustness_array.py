@@ -115,7 +115,7 @@ def main() -> None:
         "seed": args.seed,
         # As many devices at once on every machine.
         "memory_limit": 1.0,
-        "rows": args.out / "rows",
+        "cache_dir": args.out / "points",
     }
     if not args.report:
         rows = pnn.robustness_rows(model, x, y, part=tuple(args.part), **study)

@@ -253,7 +253,7 @@ def main() -> None:
         spec=system.spec,
         compare={system.label: robust},
         seed=args.seed + 1,
-        rows=folder / "rows",
+        cache_dir=folder / "points",
         data=f"{data.name}, test set",
         name="BP",
         **options,

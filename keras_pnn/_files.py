@@ -20,12 +20,14 @@ def atomic(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         path: the file to write. Its folder is made where it does not exist.
 
     Yields:
-        A path in the same folder, with the same suffix.
+        A path in the same folder, with the same suffixes.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # By process: two that write one file do not write into each other's.
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    suffix = "".join(path.suffixes)
+    stem = path.name.removesuffix(suffix)
+    part = path.with_name(f".{stem}.{os.getpid()}.part{suffix}")
     try:
         yield part
         os.replace(part, path)

@@ -20,7 +20,16 @@ ROOMS = (
     "robustness",
     "callbacks",
 )
-LEAVES = ("_checks", "_files", "_keras", "_png", "_version", "datasets", "plotting")
+LEAVES = (
+    "_checks",
+    "_files",
+    "_keras",
+    "_png",
+    "_tables",
+    "_version",
+    "datasets",
+    "plotting",
+)
 FILES = sorted(ROOT.rglob("*.py"))
 # What Keras and TensorFlow do not promise: modules of theirs, and attributes that
 # start with an underscore and that are not this package's own.

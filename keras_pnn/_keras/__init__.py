@@ -97,12 +97,6 @@ def loss_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
     return list(getattr(model._compile_loss, "metrics", ()))
 
 
-def user_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
-    """Returns the metrics that were given to `compile`."""
-    compiled = model._compile_metrics
-    return [] if compiled is None else list(compiled.metrics)
-
-
 def loss_tracker(model: keras.Model) -> keras.metrics.Metric:
     """Returns the metric that averages the loss over an epoch."""
     return model._loss_tracker
@@ -145,26 +139,89 @@ def compile_state(model: keras.Model) -> tuple:
     return model._loss_tracker, model._compile_loss, model._compile_metrics
 
 
-# What a model's `compute_loss` may use of what `compile` sets.
-_LENT = ("_compile_loss", "loss", "optimizer", "compiled")
+_KEPT = "_keras_pnn_kept"
+
+
+class _Kept:
+    """What `kept` has put aside; not a container, or Keras would save its contents."""
+
+    def __init__(self, state: tuple):
+        self.state, self.contents = state, {}
+
+
+def kept(model: keras.Model) -> dict:
+    """Returns a dictionary that is kept with a model, such as for graphs of it.
+
+    It is freed with the model, also where its contents refer to the model, and is
+    empty again after `compile`. Nothing of it is saved or copied with the model.
+    """
+    # Past Keras' tracking of attributes.
+    attributes, state = vars(model), compile_state(model)
+    found = attributes.get(_KEPT)
+    # By identity: some of them compare by value.
+    if found is None or list(map(id, found.state)) != list(map(id, state)):
+        found = attributes[_KEPT] = _Kept(state)
+    return found.contents
+
+
+def compile_arguments(model: keras.Model) -> dict:
+    """Returns the arguments that `compile` was called with."""
+    return model._compile_config.config
+
+
+def named_metrics(model: keras.Model) -> dict[str, keras.metrics.Metric]:
+    """Returns name in `evaluate`'s results → metric given to `compile`.
+
+    Of several outputs, the name is that of the output and the metric. Empty before
+    the metrics are built.
+    """
+    compiled = model._compile_metrics
+    if compiled is None or not compiled.built:
+        return {}
+    names, metrics = list(compiled.result()), compiled.metrics
+    if len(names) != len(metrics):
+        # A metric with several results: only plain names are known.
+        names = [m.name for m in metrics]
+    return dict(zip(names, metrics, strict=True))
+
+
+def direction(metric: keras.metrics.Metric | None) -> str | None:
+    """Returns `"up"` or `"down"`: where a metric gets better; `None` if unknown."""
+    return getattr(metric, "_direction", None)
 
 
 @contextlib.contextmanager
-def lent_compile(model: keras.Model, trainer: keras.Model) -> Iterator[None]:
+def _lent(owner, lent: dict) -> Iterator[None]:
+    """Gives an object other attributes until the block ends."""
+    # Past Keras' tracking, or an optimizer would be saved twice.
+    attributes = vars(owner)
+    before = {name: attributes[name] for name in lent if name in attributes}
+    attributes.update(lent)
+    try:
+        yield
+    finally:
+        for name in lent:
+            del attributes[name]
+        attributes.update(before)
+
+
+def lent_compile(
+    model: keras.Model, trainer: keras.Model
+) -> contextlib.AbstractContextManager[None]:
     """Gives a model what another is compiled with, until the block ends.
 
     The model's own, if it is compiled, comes back: it stays what the user made it.
     """
-    # Past Keras' tracking, or an optimizer would be saved twice.
-    attributes = vars(model)
-    before = {name: attributes[name] for name in _LENT if name in attributes}
-    attributes.update({name: getattr(trainer, name) for name in _LENT})
-    try:
-        yield
-    finally:
-        for name in _LENT:
-            del attributes[name]
-        attributes.update(before)
+    # What a model's `compute_loss` may use of what `compile` sets.
+    names = ("_compile_loss", "loss", "optimizer", "compiled")
+    return _lent(model, {name: getattr(trainer, name) for name in names})
+
+
+def replaced_call(
+    layer: keras.layers.Layer, call: Callable
+) -> contextlib.AbstractContextManager[None]:
+    """Gives one layer another `call` until the block ends."""
+    return _lent(layer, {"call": call})
 
 
 # Attributes that Keras hangs on tensors, and that new tensors lose.
@@ -219,51 +276,28 @@ def cannot_vectorize(error: Exception) -> bool:
     return "pfor" in str(error) or "onverter" in str(error)
 
 
-# Functions put in the place of Keras' and TensorFlow's.
-
-
-@contextlib.contextmanager
-def replaced_call(layer: keras.layers.Layer, call: Callable) -> Iterator[None]:
-    """Gives one layer another `call` until the block ends."""
-    # In the instance's dictionary, past Keras' tracking of attributes.
-    attributes = vars(layer)
-    before = attributes.get("call")
-    attributes["call"] = call
-    try:
-        yield
-    finally:
-        if before is None:
-            del attributes["call"]
-        else:
-            attributes["call"] = before
-
-
 # Compiled steps.
 
 
 class StepHandle:
-    """What `wrap_step` returns: `remove()` takes the wrapper out again."""
+    """Takes the wrapper of one `wrap_step` out again, unless it is out already."""
 
     def __init__(self, steps: "_Steps", wrapper: Callable):
-        self._steps, self._wrapper = steps, wrapper
-
-    def remove(self) -> None:
-        """Takes the wrapper out; does nothing where it is out already."""
-        self._steps.remove(self._wrapper)
+        self.remove = functools.partial(steps.remove, wrapper)
 
 
 def wrap_step(model: keras.Model, kind: str, wrapper: Callable) -> StepHandle:
     """Puts a function around each step of the present run of a model.
 
     Call it from `on_train_begin` or `on_test_begin`, and `remove` the handle when
-    the run ends. A run that fails tells no callback so; wrappers that it leaves act in
-    no later run. `train_on_batch` and the like run without wrappers.
+    the run ends. Keras does not tell callbacks that a run has failed; a wrapper that a
+    failed run leaves behind acts in no later run. `train_on_batch` and `test_on_batch`
+    run without wrappers.
 
     Args:
-        model: any Keras model.
         kind: `"train"` or `"test"`.
-        wrapper: a function of (function, iterator) that returns the step's logs;
-            `function(iterator)` runs the step. The last wrapper is outermost.
+        wrapper: a function of (function, iterator) that returns the step's logs, where
+            `function(iterator)` runs the step. The last wrapper is the outermost.
     """
     steps = getattr(model, f"{kind}_function")
     if not isinstance(steps, _Steps):
@@ -277,22 +311,30 @@ def retrace(model: keras.Model, kind: str) -> None:
     getattr(model, f"make_{kind}_function")(force=True)
 
 
+def start_at(model: keras.Model, epoch: int | None) -> None:
+    """Lets the next `fit`, or the one that begins, start at an epoch.
+
+    `None` stands for the one that is passed to `fit`.
+    """
+    model._initial_epoch = epoch
+
+
 class _Steps:
     """Stands in for a model's compiled function, with wrappers around it.
 
     Keras calls `make_train_function` when a run begins, and `train_function` at each
-    step; both are taken over on the instance while there is a wrapper. Batches that
-    are trained on singly also make the function, but give it a generator.
+    step; both are replaced on the instance while there is a wrapper. `train_on_batch`
+    calls both, too, but passes a generator to the function.
     """
 
     def __init__(self, model: keras.Model, kind: str):
         self._model = weakref.ref(model)
         self._attribute, self._maker = f"{kind}_function", f"make_{kind}_function"
         self._wrappers: list[Callable] = []
+        # Whether Keras has asked for the function since the last step.
         self._may_begin = False
         self._function = getattr(model, self._attribute)
-        setattr(model, self._attribute, self)
-        vars(model)[self._maker] = self._make
+        self.attach()
 
     def __call__(self, iterator):
         if isinstance(iterator, types.GeneratorType):
@@ -316,7 +358,17 @@ class _Steps:
         if getattr(model, self._attribute) is self:
             setattr(model, self._attribute, self._function)
         if vars(model).get(self._maker) == self._make:
-            del vars(model)[self._maker]
+            self.detach()
+
+    def attach(self) -> None:
+        """Takes the place of the model's function and of what makes it."""
+        model = self._model()
+        setattr(model, self._attribute, self)
+        vars(model)[self._maker] = self._make
+
+    def detach(self) -> None:
+        """Gives the model back what makes its function."""
+        vars(self._model()).pop(self._maker, None)
 
     def _drop_those_of_another_run(self) -> None:
         if self._may_begin:
@@ -331,7 +383,7 @@ class _Steps:
         getattr(type(model), self._maker)(model, force=force)
         self._function = getattr(model, self._attribute)
         setattr(model, self._attribute, self)
-        self._may_begin = not force
+        self._may_begin = self._may_begin or not force
 
 
 # Model → the models around it.
@@ -344,45 +396,45 @@ def add_wrapper(wrapper: keras.Model, model: keras.Model) -> None:
 
 
 def models_around(model: keras.layers.Layer) -> list[keras.Model]:
-    """Returns the models inside a model, itself if it is one, and all their wrappers.
-
-    Args:
-        model: a model, or a layer that may contain models.
-    """
+    """Returns the models inside a model or layer, itself if one, and their wrappers."""
     inside = [m for m in parts(model) if isinstance(m, keras.Model)]
-    around = [w for m in inside for w in _wrappers.get(m, ()) if not _among(w, inside)]
-    return inside + around
+    return inside + [w for m in inside for w in _wrappers.get(m, ()) if w not in inside]
 
 
 @contextlib.contextmanager
 def set_aside(model: keras.layers.Layer) -> Iterator[None]:
-    """Makes models trace their functions anew inside, and takes the old ones back.
+    """Makes a model, those inside and its wrappers trace their functions anew inside.
 
-    Args:
-        model: a model; those inside it and its wrappers are meant too.
+    The functions from before come back.
     """
-    names = [f"{kind}_function" for kind in _KINDS]
     known = models_around(model)
     before = [
-        (each, name, getattr(each, name), getattr(each, "_compile_config", None))
+        (each, kind, getattr(each, f"{kind}_function"), _compiled_as(each))
         for each in known
-        for name in names
+        for kind in _KINDS
     ]
-    for each, name, *_ in before:
-        setattr(each, name, None)
+    for each, kind, function, _ in before:
+        if isinstance(function, _Steps):
+            function.detach()
+        setattr(each, f"{kind}_function", None)
     try:
         yield
     finally:
-        for each, name, function, config in before:
+        for each, kind, function, compiled in before:
+            # A run that failed inside may have left its wrappers.
+            vars(each).pop(f"make_{kind}_function", None)
             # Functions of a model that was compiled anew are out of date.
-            same = getattr(each, "_compile_config", None) is config
-            setattr(each, name, function if same else None)
+            same = _compiled_as(each) is compiled
+            setattr(each, f"{kind}_function", function if same else None)
+            if same and isinstance(function, _Steps):
+                function.attach()
         for new in models_around(model):
             # A wrapper that was made in between has nothing from before.
-            if not _among(new, known):
-                for name in names:
-                    setattr(new, name, None)
+            if new not in known:
+                for kind in _KINDS:
+                    setattr(new, f"{kind}_function", None)
 
 
-def _among(model, models) -> bool:
-    return any(model is each for each in models)
+def _compiled_as(model: keras.Model):
+    return getattr(model, "_compile_config", None)
+

@@ -1,13 +1,17 @@
-"""A training run that can be killed at any moment and goes on where it was."""
+"""Keep the state of a training run, so that it can be killed and resumed anywhere."""
 
+import math
 import os
 import pathlib
 
 import keras
 
+from keras_pnn import _checks, _keras
 from keras_pnn.training.resume import (
-    batches_done,
+    Position,
     load_state,
+    metrics_of,
+    pass_over,
     remove_state,
     save_state,
 )
@@ -20,52 +24,42 @@ class Checkpoint(keras.callbacks.Callback):
     Unlike `keras.callbacks.BackupAndRestore` it also keeps states in the middle of an
     epoch: the batches that are done are passed over, no update is lost or applied
     twice, and the metrics of the epoch go on. Give `fit` batches in a known order:
-    `pnn.datasets.Batches` with `pnn.callbacks.BatchOrder`, or arrays with
-    `shuffle=False`.
+    a `pnn.datasets.Batches`, or arrays with `shuffle=False`.
 
     Args:
-        folder: where the state is kept; removed when `fit` ends as it should.
+        folder: where the state is kept, in one file; removed when `fit` ends as it
+            should.
         every: batches between two states, or `None` for the ends of epochs alone.
             With `steps_per_execution` above 1, after the execution in which the next
             one is due.
 
     Raises:
-        ValueError: `every` is not a whole number of 1 or more. When training begins:
-            the model is not one of this package's trainers (`SATModel`, `PATModel`,
-            `DATModel`), or the folder holds no whole state of such a model, or one
-            behind which no execution of `steps_per_execution` batches begins.
+        ValueError: If `every` is not an integer ≥ 1. When training begins: if the model
+            is not one of this package's trainers (`SATModel`, `PATModel`, `DATModel`),
+            or the folder holds a damaged state or one of another model, or one behind
+            which no execution of `steps_per_execution` batches begins.
 
     Example:
 
     ```python
     batches = pnn.datasets.Batches(x, y, batch_size=64, seed=0)
     online = pnn.SATModel(model, rho=0.3, device=bench)
-    online.compile("adam", loss="mse")
-    online.fit(batches, epochs=10, shuffle=False, callbacks=[
-        pnn.callbacks.BatchOrder(batches),
-        pnn.callbacks.Checkpoint("state", every=20),
-    ])
+    online.compile(keras.optimizers.Adam(0.01), loss="mse")
+    online.fit(batches, epochs=10,
+               callbacks=[pnn.callbacks.Checkpoint("state", every=20)])
     ```
     """
 
     def __init__(self, folder: str | os.PathLike, every: int | None = None):
         super().__init__()
-        whole = isinstance(every, int) and not isinstance(every, bool)
-        if every is not None and not (whole and every >= 1):
-            raise ValueError(
-                f"`every` must be a whole number of 1 or more. Received: {every!r}"
-            )
         self.folder = pathlib.Path(folder)
-        self.every = every
-        self._first, self._metrics = (0, 0), []
-        self._epoch = self._done = 0
+        self.every = _checks.optional(_checks.integer, "every", every, low=1)
+        # Where the run was taken up; `None` before it begins.
+        self._start: Position | None = None
 
-    def save_state(self, epoch: int, batches: int, metrics: list | None = None):
-        """Writes the present state, for that position; returns the folder."""
-        if (epoch, batches) <= self._first:
-            # What was passed over was done before.
-            (epoch, batches), metrics = self._first, self._metrics
-        return save_state(self.model, self.folder, epoch, batches, metrics)
+    def set_model(self, model):
+        super().set_model(model)
+        self._start = None
 
     def on_train_begin(self, logs=None):
         if not isinstance(self.model, Trainer):
@@ -74,12 +68,14 @@ class Checkpoint(keras.callbacks.Callback):
                 "there is keras.callbacks.BackupAndRestore. Received: "
                 f"{type(self.model).__name__}"
             )
-        *first, self._metrics = load_state(self.model, self.folder) or (0, 0, [])
-        self._first = tuple(first)
-        if self._first != (0, 0):
-            self._check_begins(self._first[1])
-            self.model._initial_epoch = self._first[0]
-            self.model.skip(self._first[1], self._metrics)
+        start = load_state(self.model, self.folder) or Position()
+        self._check_begins(start.batches)
+        self._start = start
+        self._epoch, self._done, self._due = start.epoch, 0, False
+        # Those of training, while validation uses the metrics; else `None`.
+        self._metrics = None
+        _keras.start_at(self.model, start.epoch or None)
+        self._handle = _keras.wrap_step(self.model, "train", self._step)
 
     def _check_begins(self, batches: int) -> None:
         together = self.model.steps_per_execution
@@ -90,19 +86,55 @@ class Checkpoint(keras.callbacks.Callback):
                 f"steps_per_execution={together} after {batches} batches"
             )
 
+    def _step(self, function, iterator):
+        """Trains on the next batches, or passes over those that are done."""
+        start, together = self._start, self.model.steps_per_execution
+        # Keras counts an execution of several steps in full, also where the epoch's
+        # last one has fewer.
+        done = min(self._done + together, self.params.get("steps") or math.inf)
+        if self._epoch == start.epoch and self._done < start.batches:
+            logs = pass_over(self.model, iterator, together, start.metrics)
+        else:
+            logs = function(iterator)
+            self._due = self.every and done // self.every > self._done // self.every
+        self._done, self._metrics = done, None
+        return logs
+
+    def save_state(self) -> str:
+        """Writes the present state; returns a note that says which it is."""
+        if self._start is None:
+            return f"The state in {str(self.folder)!r} is as it was."
+        metrics = self._metrics or metrics_of(self.model)
+        position = Position(self._epoch, self._done, metrics)
+        if (self._epoch, self._done) <= (self._start.epoch, self._start.batches):
+            # What was passed over was done before.
+            position = self._start
+        save_state(self.model, self.folder, position)
+        return (
+            f"The model is saved as it was after {position.batches} batches of epoch "
+            f"{position.epoch + 1}. To go on, pass "
+            f"callbacks=[pnn.callbacks.Checkpoint({str(self.folder)!r})] and the same "
+            "batches in the same order."
+        )
+
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch, self._done = epoch, 0
 
     def on_train_batch_end(self, batch, logs=None):
-        before, self._done = self._done, batches_done(self, batch)
-        passed_over = self._epoch == self._first[0] and self._done <= self._first[1]
-        due = self.every and self._done // self.every > before // self.every
-        if due and not passed_over:
-            self.save_state(self._epoch, self._done)
+        if self._due:
+            self._due = False
+            self.save_state()
+
+    def on_test_begin(self, logs=None):
+        if self._start is not None:
+            self._metrics = metrics_of(self.model)
 
     def on_epoch_end(self, epoch, logs=None):
-        save_state(self.model, self.folder, epoch + 1, 0)
+        self._epoch, self._done = epoch + 1, 0
+        self.save_state()
 
     def on_train_end(self, logs=None):
-        self.model._initial_epoch = None
+        self._handle.remove()
+        self._start = None
+        _keras.start_at(self.model, None)
         remove_state(self.folder)

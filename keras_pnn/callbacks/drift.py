@@ -1,13 +1,11 @@
-"""Callbacks that move a device, and keep the order of the data, during `fit`."""
+"""Let an imperfection drift during `fit` and `evaluate`."""
 
 import math
-import types
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from keras_pnn.devices.process import Process
+from keras_pnn import _checks, _keras
 from keras_pnn.layers.lookup import find
 
 
@@ -21,7 +19,8 @@ class DriftInjection(keras.callbacks.Callback):
 
     The process gives the deviation from the nominal value: 0.05 is a temperature of
     0.05 K, and a scale of 1.05. An imperfection with elements (`"shift"` in y and x,
-    a resonance shift for each ring) moves in all of them alike.
+    a resonance shift for each ring) moves in all of them alike. The power imbalance of
+    splitters (`"splitter_imbalance"`) sets their angles; beyond ±1 it counts as ±1.
 
     The deviation is `process.at(index, seed)`, where the index is
 
@@ -36,9 +35,9 @@ class DriftInjection(keras.callbacks.Callback):
     of one kind move together.
 
     Logs at the end of an epoch: `drift_<imperfection>`, the last deviation that was
-    used, with "/" written as "_"; NaN in an epoch without validation, where that is
-    what drifts. With `during="validation"` the `val_` metrics are those of the drifting
-    device.
+    used, with "/" written as "_"; NaN in an epoch without validation, if the device
+    drifts in validation. With `during="validation"` the `val_` metrics are those of
+    the drifting device.
 
     Args:
         imperfection: Name of an imperfection: `"temperature"` for all layers that
@@ -55,7 +54,7 @@ class DriftInjection(keras.callbacks.Callback):
         ValueError: If an argument is not as above. When training begins: if the model
             has no such imperfection, or if the number of batches per epoch is unknown
             and the index depends on it. Before a step: if the process would take the
-            imperfection to what does not exist (a scale of 0), or gives no finite
+            imperfection beyond its bound (a scale of 0), or does not give a finite
             number.
 
     Example:
@@ -70,55 +69,26 @@ class DriftInjection(keras.callbacks.Callback):
     """
 
     def __init__(
-        self,
-        imperfection,
-        process,
-        during="training",
-        every="batch",
-        seed=0,
-        verbose=0,
+        self, imperfection, process, during="training", every="batch", seed=0, verbose=0
     ):
         super().__init__()
         if not isinstance(imperfection, str) or not imperfection:
-            raise ValueError(
-                "Argument `imperfection` must be the name of an imperfection. "
-                f"Received: imperfection={imperfection!r}"
-            )
-        a_class = isinstance(process, type) and issubclass(process, Process)
-        if a_class or not callable(getattr(process, "at", None)):
-            raise ValueError(
-                "Argument `process` must have a method `at(step, seed)`, as the "
-                f"processes of `keras_pnn.drift` do. Received: process={process!r}"
-            )
-        if during not in ("training", "validation"):
-            raise ValueError(
-                "Argument `during` must be 'training' or 'validation'. "
-                f"Received: during={during!r}"
-            )
-        if every not in ("batch", "epoch"):
-            raise ValueError(
-                "Argument `every` must be 'batch' or 'epoch'. "
-                f"Received: every={every!r}"
-            )
-        if (
-            isinstance(seed, bool)
-            or not isinstance(seed, (int, np.integer))
-            or seed < 0
-        ):
-            raise ValueError(
-                "Argument `seed` must be a non-negative integer. "
-                f"Received: seed={seed!r}"
+            expected = "the name of an imperfection"
+            raise _checks.error("imperfection", expected, repr(imperfection))
+        if isinstance(process, type) or not callable(getattr(process, "at", None)):
+            raise _checks.error(
+                "process",
+                "an object with a method `at(step, seed)`, as in `keras_pnn.drift`",
+                repr(process),
             )
         self.imperfection = imperfection
         self.process = process
-        self.during = during
-        self.every = every
-        self.seed = int(seed)
+        self.during = _checks.choice("during", during, ("training", "validation"))
+        self.every = _checks.choice("every", every, ("batch", "epoch"))
+        self.seed = _checks.integer("seed", seed, 0)
         self.verbose = verbose
         self.log_name = "drift_" + imperfection.replace("/", "_")
-        self._quantities = []
-        self._epoch = 0
-        self._last = None
+        self._epoch, self._last = 0, None
 
     def set_params(self, params):
         # `fit` and a plain `evaluate` begin with this call, and validation within
@@ -127,37 +97,42 @@ class DriftInjection(keras.callbacks.Callback):
         self._epoch = 0
 
     def on_train_begin(self, logs=None):
-        _remove_injections(self.model)
         self._find()
-        if (
-            self.during == "training"
-            and self.every == "batch"
-            and self.params.get("steps") is None
-            and self.params.get("epochs") != 1
-        ):
+        if self.during != "training":
+            return
+        steps, epochs = self.params.get("steps"), self.params.get("epochs")
+        if self.every == "batch" and steps is None and epochs != 1:
             raise ValueError(
-                "DriftInjection(every='batch') needs the number of batches per epoch, "
-                "which this data does not tell: pass `steps_per_epoch` to `fit`. "
-                f"Received: params={self.params}"
+                "DriftInjection(every='batch') needs the number of batches per epoch: "
+                "pass `steps_per_epoch` to `fit`. Received: data of unknown length and "
+                f"epochs={epochs}"
             )
+        self._handle = _keras.wrap_step(self.model, "train", self._step)
+
+    def on_train_end(self, logs=None):
+        if self.during == "training":
+            self._handle.remove()
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._epoch = epoch
-        self._last = None
+        self._epoch, self._last = epoch, None
 
     def on_train_batch_begin(self, batch, logs=None):
         if self.during == "training":
             steps = self.params.get("steps") or 0
-            self._inject("train_function", self._epoch * steps + batch, self.seed)
+            self._move(self._epoch * steps + batch, self.seed)
 
     def on_test_begin(self, logs=None):
         if self.during == "validation":
-            _remove_injections(self.model)
             self._find()
+            self._handle = _keras.wrap_step(self.model, "test", self._step)
+
+    def on_test_end(self, logs=None):
+        if self.during == "validation":
+            self._handle.remove()
 
     def on_test_batch_begin(self, batch, logs=None):
         if self.during == "validation":
-            self._inject("test_function", batch, (self.seed, self._epoch))
+            self._move(batch, (self.seed, self._epoch))
 
     def on_epoch_end(self, epoch, logs=None):
         if logs is not None:
@@ -177,128 +152,34 @@ class DriftInjection(keras.callbacks.Callback):
                 "it on a batch before `fit`."
             ) from error
 
-    def _inject(self, attribute, step, seed):
+    def _move(self, step, seed):
+        """Computes the deviations of the step that is about to run."""
         if self.every == "epoch":
             step, seed = self._epoch, self.seed
-        injection = _Injection(self, attribute, self._deviation(step, seed))
-        setattr(self.model, attribute, injection)
-        if attribute == "test_function" and self.model.stop_evaluating is False:
-            self.model.stop_evaluating = _ARMED
-
-    def _deviation(self, step, seed) -> float:
-        deviation = float(self.process.at(step, seed))
-        if not math.isfinite(deviation):
+        amount = float(self.process.at(step, seed))
+        if not math.isfinite(amount):
             raise ValueError(
                 "Argument `process` must give finite numbers. "
-                f"Received: {deviation} at step {step} from {self.process!r}"
+                f"Received: {amount} at step {step} from {self.process!r}"
             )
-        for q in self._quantities:
-            q.check(deviation)
-        return deviation
+        self._amount, self._values = amount, []
+        for quantity in self._quantities:
+            variable = quantity.variable
+            filled = tf.fill(variable.shape, tf.constant(amount, variable.dtype))
+            deviation = quantity.deviation(filled)
+            quantity.check(deviation)
+            self._values.append(quantity.value(deviation))
 
-
-# In `model.stop_evaluating` while a step waits; as false as `False`, which Keras puts
-# there when another evaluation begins.
-_ARMED = 0
-
-
-class _Injection:
-    """Stands in for the model's train or test function for one call.
-
-    Keras tells callbacks when a step begins and when it has ended well, but not when
-    it has failed. It looks its step function up anew for each step, so a stand-in can
-    wrap the step in `try/finally`. Where another callback, or another drift, has
-    failed before the step began, the stand-in is left to a later run, and steps aside
-    there.
-    """
-
-    def __init__(self, callback, attribute, deviation):
-        self.callback = callback
-        self.model = callback.model
-        self.attribute = attribute
-        self.deviation = deviation
-        self.function = getattr(self.model, attribute)
-        self.history = getattr(self.model, "history", None)
-
-    def __call__(self, iterator):
-        setattr(self.model, self.attribute, self.function)
-        if self._is_of_another_run(iterator):
-            return self.function(iterator)
-        quantities = self.callback._quantities
-        saved = [tf.convert_to_tensor(q.variable.value) for q in quantities]
+    def _step(self, function, iterator):
+        """Runs one step on the drifted device."""
+        variables = [q.variable for q in self._quantities]
+        before = [tf.convert_to_tensor(v.value) for v in variables]
         try:
-            for q in quantities:
-                value, variable = q.nominal + self.deviation, q.variable
-                shape, dtype = variable.shape, variable.dtype
-                variable.assign(tf.constant(value, dtype=dtype, shape=shape))
-            outputs = self.function(iterator)
+            for variable, value in zip(variables, self._values, strict=True):
+                variable.assign(value)
+            logs = function(iterator)
         finally:
-            for q, value in zip(quantities, saved, strict=True):
-                q.variable.assign(value)
-        self.callback._last = self.deviation
-        return outputs
-
-    def _is_of_another_run(self, iterator) -> bool:
-        if isinstance(iterator, types.GeneratorType):
-            # `train_on_batch` or `test_on_batch`, which begin no step.
-            return True
-        if self.attribute == "test_function":
-            return self.model.stop_evaluating is False
-        return getattr(self.model, "history", None) is not self.history
-
-
-def _remove_injections(model):
-    for attribute in ("train_function", "test_function"):
-        while isinstance(function := getattr(model, attribute, None), _Injection):
-            setattr(model, attribute, function.function)
-
-
-class BatchOrder(keras.callbacks.Callback):
-    """Ties the order of a `keras_pnn.datasets.Batches` to the epoch of `fit`.
-
-    With it, epoch `e` sees the same batches in the same order in every run, also in
-    one resumed by `keras.callbacks.BackupAndRestore` or `initial_epoch`. Without it
-    the batches count epochs by themselves, from 0.
-
-    Args:
-        batches: The `keras_pnn.datasets.Batches` given to `fit`.
-
-    Raises:
-        ValueError: If `batches` is something else. When training begins: if
-            `steps_per_epoch` differs from `len(batches)`. During training: if `fit`
-            shuffles the batches, which `shuffle=False` turns off.
-
-    Example:
-
-    ```python
-    batches = keras_pnn.datasets.Batches(x, y, batch_size=64, seed=0)
-    model.fit(batches, epochs=10, shuffle=False, callbacks=[
-        keras_pnn.callbacks.BatchOrder(batches),
-        keras.callbacks.BackupAndRestore("backup"),
-    ])
-    ```
-    """
-
-    def __init__(self, batches):
-        super().__init__()
-        if not callable(getattr(batches, "check_order", None)):
-            raise ValueError(
-                "Argument `batches` must be a `keras_pnn.datasets.Batches`. "
-                f"Received: batches={batches!r}"
-            )
-        self.batches = batches
-
-    def on_train_begin(self, logs=None):
-        steps = self.params.get("steps")
-        if steps != len(self.batches):
-            raise ValueError(
-                "BatchOrder needs epochs of the whole data set "
-                f"({len(self.batches)} batches): leave `steps_per_epoch` out, and "
-                f"pass `batches` itself to `fit`. Received: steps_per_epoch={steps}"
-            )
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.batches.epoch = epoch
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.batches.check_order()
+            for variable, value in zip(variables, before, strict=True):
+                variable.assign(value)
+        self._last = self._amount
+        return logs

@@ -1,29 +1,23 @@
-"""A robustness report during training."""
+"""Measure a model's robustness during training."""
 
-import inspect
+import contextlib
 import os
 import pathlib
 
 import keras
 
+from keras_pnn import _checks
 from keras_pnn.callbacks.tensorboard import Summaries
-from keras_pnn.robustness.call import robustness_report
-from keras_pnn.robustness.inputs import chosen_devices, is_whole
-from keras_pnn.robustness.report.report import Report
 from keras_pnn.robustness.results import RobustnessResult
+from keras_pnn.robustness.specification import Specification
+from keras_pnn.robustness.study import Study
 
 # Both tails: a low accuracy is bad, and so is a high loss.
-STATISTICS = ("mean", "p05", "p95", "min", "max")
-# Something to measure, besides the design itself.
-_MEASURED = (
-    "devices",
-    "variation",
-    "sweeps",
-    "grid",
-    "hessian",
-    "landscape",
-    "worst_case",
-)
+_STATISTICS = ("mean", "p05", "p95", "min", "max")
+# What a training measures only if it is asked for.
+_LEFT_OUT = ("hessian", "landscape", "sensitivity", "worst_case")
+# Of these there must be one.
+_PARTS = ("devices", "variation", "sweeps", "grid", "hessian", "worst_case")
 
 
 class RobustnessReport(keras.callbacks.Callback):
@@ -50,25 +44,27 @@ class RobustnessReport(keras.callbacks.Callback):
     second report. To wait for three reports without improvement, give `3 * every`.
 
     Args:
-        x, y: data to measure on.
+        x, y, sample_weight: data to measure on.
         every: how many epochs from one report to the next.
         folder: where to save each report, as `report_<epoch>.json` and, with
             Matplotlib, `.html`; `None` for nowhere.
         log_dir: where to write the logged values for TensorBoard, or `None`.
-        **arguments: of `pnn.robustness_report`, among them devices, a variation or
-            sweeps, from which the keys come. Curvature, landscape, sensitivity and
-            the worst case are left out unless they are asked for.
+        data, name: as in `pnn.robustness_report`.
+        verbose: 1 shows progress.
+        **specification: further arguments of `pnn.robustness_report`, but for
+            `compare` and `cache_dir`: devices, a variation or sweeps, from which the
+            keys come. Curvature, landscape, sensitivity and the worst case are left
+            out unless they are asked for.
 
     Attributes:
         epochs: the epochs that were measured in the last `fit`, from 0.
         results: their `RobustnessResult`s.
 
     Raises:
-        TypeError: `pnn.robustness_report` has no such argument.
-        ValueError: `every` is not a positive integer, there is nothing to measure, or
-            an argument is of `pnn.robustness_report` alone; or, as training begins, an
-            argument does not suit the model, or an imperfection of the model is off
-            its nominal value.
+        TypeError: If `pnn.robustness_report` has no such argument for one model.
+        ValueError: If an argument is not as described, or there is nothing to
+            measure; or, as training begins, if an argument does not fit the model, or
+            an imperfection of the model is off its nominal value.
 
     Example:
 
@@ -90,96 +86,75 @@ class RobustnessReport(keras.callbacks.Callback):
         every: int = 1,
         folder: str | os.PathLike | None = None,
         log_dir: str | os.PathLike | None = None,
-        **arguments,
+        *,
+        sample_weight=None,
+        data: str = "",
+        name: str | None = None,
+        verbose: int | str = 0,
+        **specification,
     ):
         super().__init__()
-        if not is_whole(every, 1):
-            raise ValueError(f"every must be a positive integer. Received: {every!r}")
-        known = inspect.signature(robustness_report).parameters
-        for name in arguments:
-            if name not in known or name == "model":
-                raise TypeError(
-                    "RobustnessReport takes the arguments of `pnn.robustness_report`, "
-                    f"without its model. Received: {name}={arguments[name]!r}"
-                )
-        for name in ("rows", "compare", "trained_on"):
-            if name in arguments:
-                raise ValueError(
-                    f"{name} is of `pnn.robustness_report` alone: a training changes "
-                    f"one model. Received: {name}={arguments[name]!r}"
-                )
-        if not any(_given(name, arguments.get(name)) for name in _MEASURED):
+        self.every = _checks.integer("every", every, 1)
+        left_out = dict.fromkeys(_LEFT_OUT, False)
+        asked = Specification(**{**left_out, **specification})
+        parts = any(getattr(asked, part) for part in _PARTS)
+        if not parts and asked.landscape is None:
             raise ValueError(
                 "RobustnessReport would log nothing: give it `devices`, `variation` or "
-                f"`sweeps`. Received: {sorted(arguments) or 'none of its arguments'}"
+                f"`sweeps`. Received: {sorted(specification) or 'no arguments'}"
             )
-        # Of an iterator, the second `fit` would find nothing left.
-        arguments["devices"], arguments["variation"] = chosen_devices(
-            arguments.get("devices"), arguments.get("variation")
-        )
-        self.every, self.folder, self.log_dir = every, folder, log_dir
-        self.verbose = arguments.pop("verbose", 0)
-        left_out = dict.fromkeys(
-            ("hessian", "landscape", "sensitivity", "worst_case"), False
-        )
-        self._arguments = {"x": x, "y": y, **left_out, **arguments}
+        self.folder, self.log_dir, self.verbose = folder, log_dir, verbose
+        self.specification = asked
+        self._data = {"x": x, "y": y, "sample_weight": sample_weight}
+        self._data |= {"data": data, "name": name}
         self.epochs: list[int] = []
         self.results: list[RobustnessResult] = []
-        self._report = None
-        self._keys: list[str] = []
+        self._study: Study | None = None
+        self._values: dict[str, float] = {}
 
     def on_train_begin(self, logs=None):
-        self.epochs, self.results, self._keys = [], [], []
-        self._report = None
+        self.epochs, self.results, self._values, self._study = [], [], {}, None
         if self.model.built:
-            self._report = Report(self.model, **self._arguments)
+            self._prepare()
 
     def on_epoch_end(self, epoch, logs=None):
-        values = dict.fromkeys(self._keys, float("nan"))
-        if self._due(epoch):
-            if self._report is None:
-                self._report = Report(self.model, **self._arguments)
-            result = self._report.measure(verbose=self.verbose)
-            self.epochs.append(epoch)
-            self.results.append(result)
-            values = logged(result)
-            self._keys = list(values)
-            self._save(epoch, result)
-            if self.log_dir is not None:
-                with Summaries(self.log_dir) as summaries:
-                    summaries.scalars(epoch, values)
-        if logs is not None:
-            logs.update(values)
-
-    def _due(self, epoch):
         last = epoch + 1 == self.params.get("epochs") or self.model.stop_training
-        return not self.epochs or (epoch + 1) % self.every == 0 or last
+        if not self.epochs or (epoch + 1) % self.every == 0 or last:
+            self._measure(epoch)
+        else:
+            self._values = dict.fromkeys(self._values, float("nan"))
+        if logs is not None:
+            logs.update(self._values)
 
-    def _save(self, epoch, result):
-        if self.folder is None:
-            return
-        path = pathlib.Path(self.folder) / f"report_{epoch + 1:04d}"
-        result.save(path.with_suffix(".json"))
-        try:
-            result.save(path.with_suffix(".html"))
-        except ImportError:
+    def _prepare(self):
+        # Once for a training: what it compiles serves every epoch.
+        self._study = Study(self.specification, self.model, **self._data)
+
+    def _measure(self, epoch):
+        if self._study is None:
+            self._prepare()
+        result = self._study.measure(verbose=self.verbose)
+        self.epochs.append(epoch)
+        self.results.append(result)
+        self._values = _logged(result)
+        if self.folder is not None:
+            path = pathlib.Path(self.folder) / f"report_{epoch + 1:04d}"
+            result.save(path.with_suffix(".json"))
             # Without Matplotlib the figures are in the JSON file.
-            return
+            with contextlib.suppress(ImportError):
+                result.save(path.with_suffix(".html"))
+        if self.log_dir is not None:
+            with Summaries(self.log_dir) as summaries:
+                summaries.scalars(epoch, self._values)
 
 
-def _given(name: str, argument) -> bool:
-    # Of options, an empty dictionary means the defaults.
-    empty = name in ("sweeps", "grid") and isinstance(argument, dict) and not argument
-    return not (argument is None or argument is False or empty)
-
-
-def logged(result: RobustnessResult) -> dict[str, float]:
+def _logged(result: RobustnessResult) -> dict[str, float]:
     """Returns what a report says of its first model, as keys of Keras' logs."""
     label, found = next(iter(result.models.items()))
     values = {}
     for metric in found.devices or ():
         summary = result.summary(label, metric)
-        for statistic in STATISTICS:
+        for statistic in _STATISTICS:
             values[f"val_{metric}_{statistic}"] = float(summary[statistic])
     if found.devices is not None:
         values["val_yield"] = result.yield_of(label).value

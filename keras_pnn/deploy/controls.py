@@ -1,13 +1,12 @@
 """Write controls to a table for the laboratory, and read them back."""
 
 import csv
-import math
 import os
 
 import keras
 import numpy as np
 
-from keras_pnn import _files
+from keras_pnn import _files, _tables
 from keras_pnn.layers.limits import ControlRange, range_of
 from keras_pnn.layers.lookup import physical_layers
 from keras_pnn.layers.physical import PhysicalLayer
@@ -56,10 +55,9 @@ def export_controls(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
                     f"Controls must be finite. Received: NaN or infinity in "
                     f"{layer.name}/{name}"
                 )
-            unit = layer.quantity(name).unit
-            power = None
+            quantity, power = layer.quantity(name), None
             if isinstance(layer, RingLayer):
-                _validate(layer, values, f"{layer.name}/{name}")
+                _validate(layer, values, quantity.path)
                 power = layer.heater_power()
                 power = None if power is None else np.asarray(power)
                 summary[layer.name] = {
@@ -67,13 +65,13 @@ def export_controls(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
                     "passes": layer.passes,
                     "heater_power_mW": None if power is None else float(power.sum()),
                 }
-            exists = layer.quantity(name).exists
-            for index in (i for i in np.ndindex(values.shape) if exists[i]):
+            for index in map(tuple, np.argwhere(quantity.exists).tolist()):
                 place = layer.position(name, index)
                 watts = "" if power is None else f"{power[index]:.9g}"
                 value = np.format_float_scientific(values[index], trim="-")
                 label = ";".join(map(str, index))
-                rows.append([layer.name, name, label, *place, value, unit, watts])
+                cells = (label, *place, value, quantity.unit, watts)
+                rows.append([layer.name, name, *cells])
     with (
         _files.atomic(path) as part,
         open(part, "w", newline="", encoding="utf-8") as file,
@@ -87,16 +85,19 @@ def export_controls(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
 def load_controls(model: keras.layers.Layer, path: str | os.PathLike) -> None:
     """Sets the controls of a model from a file that `export_controls` wrote.
 
-    Nothing is set unless the whole file fits the model.
+    Nothing is set unless the whole file fits the model. A spreadsheet may have saved
+    it: with semicolons or tabs between cells, with decimal commas, or with comment
+    lines that begin with `#`.
 
     Args:
         model: a built model with the same physical layers, by name.
         path: the CSV file.
 
     Raises:
-        ValueError: If a column is missing, a line is cut short, a value is not a
-            number or out of the control's range, a unit differs, or a control is
-            missing or given twice. The error names the line.
+        ValueError: If the file is not a table in UTF-8, a column is missing, a line
+            is cut short or too long, a value is not a number or out of the control's
+            range, a unit differs, or a control is missing or given twice. The error
+            names the file and the line.
     """
     layers = _named_layers(model)
     # NaN marks the values still to be read.
@@ -105,15 +106,14 @@ def load_controls(model: keras.layers.Layer, path: str | os.PathLike) -> None:
         for layer in layers.values()
         for name in layer.controls
     }
-    # Spreadsheets put a byte-order mark in front.
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        missing = [c for c in _HEADER if c not in (reader.fieldnames or [])]
-        if missing:
-            expected = f"the columns {', '.join(_HEADER)}"
-            raise _error(path, expected, reader.fieldnames)
-        for row in reader:
-            _read(row, values, layers, f"{path}, line {reader.line_num}")
+    table = _tables.read(path)
+    if missing := [c for c in _HEADER if c not in table.headings]:
+        expected = f"the columns {', '.join(_HEADER)}"
+        raise _error(path, expected, f"{table.headings}, without {missing}")
+    numbers = table.numbers(table.headings.index("value"))
+    for i, (cells, value) in enumerate(zip(table.rows, numbers, strict=True)):
+        row = dict(zip(table.headings, cells, strict=True))
+        _read(row, float(value), values, layers, table.place(i))
     for (layer, name), array in values.items():
         if np.isnan(array).any():
             given = ~np.isnan(array[layers[layer].quantity(name).exists])
@@ -123,10 +123,8 @@ def load_controls(model: keras.layers.Layer, path: str | os.PathLike) -> None:
         layers[layer].controls[name].assign(array)
 
 
-def _read(row: dict, values: dict, layers: dict, where: str) -> None:
+def _read(row: dict, value: float, values: dict, layers: dict, where: str) -> None:
     """Checks one line of a file and stores its value."""
-    if None in row or None in row.values():
-        raise _error(where, f"{len(_HEADER)} cells", "a line of another length")
     key = (row["layer"], row["control"])
     if key not in values:
         known = ", ".join("/".join(k) for k in values)
@@ -135,19 +133,16 @@ def _read(row: dict, values: dict, layers: dict, where: str) -> None:
     if row["unit"] != quantity.unit:
         expected = f"the unit {quantity.unit!r} of {quantity.path}"
         raise _error(where, expected, repr(row["unit"]))
-    try:
-        index = tuple(int(i) for i in row["index"].split(";") if i)
-        value = float(row["value"])
-    except ValueError:
-        index, value = None, math.nan
+    parts = [part for part in row["index"].split(";") if part]
     inside = (
-        index is not None
-        and len(index) == array.ndim
-        and all(0 <= i < n for i, n in zip(index, array.shape, strict=True))
+        all(part.isdecimal() for part in parts)
+        and len(parts) == array.ndim
+        and all(int(i) < n for i, n in zip(parts, array.shape, strict=True))
     )
-    if not inside or not abs(value) <= float(np.finfo("float32").max):
+    if not inside or abs(value) > float(np.finfo("float32").max):
         expected = f"an index inside {array.shape} and a finite value"
         raise _error(where, expected, f"index {row['index']!r}, value {row['value']!r}")
+    index = tuple(map(int, parts))
     element = f"{quantity.path}[{row['index']}]"
     if not quantity.exists[index]:
         raise _error(where, "an element that the hardware has", element)

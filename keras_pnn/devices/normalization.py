@@ -1,4 +1,4 @@
-"""Batch normalisation of a device: with which statistics it normalises."""
+"""Choose the statistics with which batch normalisation normalises on a device."""
 
 import contextlib
 import inspect
@@ -9,64 +9,39 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_pnn import _keras
-
-MODES = ("frozen", "batch", "reestimated")
+from keras_pnn import _checks, _keras
 
 
-def check_mode(mode: str, calibration) -> None:
-    """Raises ValueError for an unknown mode, or calibration data that do not fit it."""
-    if mode not in MODES:
-        raise ValueError(
-            f"`batch_norm` must be one of {', '.join(map(repr, MODES))}. "
-            f"Received: {mode!r}"
-        )
+def check_mode(mode: str, calibration, x):
+    """Checks `batch_norm` and `calibration` of a `DeviceEvaluator` for inputs `x`.
+
+    Returns:
+        The calibration inputs as arrays, `None` for a mode without.
+    """
+    _checks.choice("batch_norm", mode, ("frozen", "batch", "reestimated"))
     if (mode == "reestimated") != (calibration is not None):
         given = "none" if calibration is None else "calibration inputs"
         raise ValueError(
-            "`calibration` must be given with batch_norm='reestimated', and with that "
-            f"alone. Received: batch_norm={mode!r} and {given}"
+            "Argument `calibration` must be given with batch_norm='reestimated', and "
+            f"only then. Received: batch_norm={mode!r} and {given}"
         )
-
-
-def checked_calibration(calibration, x):
-    """Returns calibration inputs as arrays like those of `x`, in any number.
-
-    Raises:
-        ValueError: there is none, they are built otherwise than `x`, have samples of
-            other shapes, differ in length, or hold NaN or infinity.
-    """
-    arrays = keras.tree.map_structure(np.asarray, calibration)
-    try:
-        keras.tree.assert_same_structure(arrays, x)
-        shapes = [(a.shape, b.shape) for a, b in _pairs(arrays, x)]
-        fits = all(len(a) and a[1:] == b[1:] for a, b in shapes)
-    except ValueError:
-        fits = False
-    if not fits:
-        expected = keras.tree.map_structure(lambda a: ("samples", *a.shape[1:]), x)
-        raise ValueError(
-            f"`calibration` must be inputs like `x`, of shape {_text(expected)}. "
-            f"Received: {_text(keras.tree.map_structure(np.shape, arrays))}"
-        )
+    if calibration is None:
+        return None
+    arrays = _checks.samples("calibration", calibration)
+    shapes, expected = (
+        keras.tree.map_structure(lambda a: ("samples", *a.shape[1:]), part)
+        for part in (arrays, x)
+    )
     lengths = {len(a) for a in keras.tree.flatten(arrays)}
-    if len(lengths) != 1 or 0 in lengths:
-        raise ValueError(
-            "`calibration` must hold at least one sample, as many in all inputs. "
-            f"Received: lengths {sorted(lengths)}"
+    if shapes != expected or len(lengths) != 1 or 0 in lengths:
+        received = keras.tree.map_structure(lambda a: a.shape, arrays)
+        raise _checks.error(
+            "calibration",
+            f"inputs like `x`, of shape {expected} with at least one sample",
+            received,
         )
-    for array in keras.tree.flatten(arrays):
-        if array.dtype.kind in "fc" and not np.isfinite(array).all():
-            raise ValueError("`calibration` must be finite. Received: NaN or infinity")
+    _checks.finite("calibration", arrays)
     return arrays
-
-
-def _pairs(a, b):
-    return zip(keras.tree.flatten(a), keras.tree.flatten(b), strict=True)
-
-
-def _text(shapes) -> str:
-    return str(shapes).replace("'", "")
 
 
 def even_parts(samples: int, batch_size: int) -> list[tuple[int, int]]:
@@ -86,16 +61,10 @@ def batch_norm_layers(model) -> list[keras.layers.BatchNormalization]:
 
 
 def moments(layer, inputs, mask=None):
-    """(count, mean, variance) of a batch, over all axes but the layer's own.
+    """Returns (count, mean, variance) of a batch, over all axes but the layer's own.
 
-    Args:
-        layer: a `BatchNormalization` layer.
-        inputs: its inputs.
-        mask: booleans in the inputs' shape without the last axis, or `None`.
-
-    Returns:
-        The number of values that each channel has, a scalar; mean and variance
-        (channels,), of the values themselves (not corrected for their number).
+    A mask has the inputs' shape without the last axis. The count is a scalar, mean
+    and variance are (channels,); the variance is not corrected for the count.
     """
     dtype = keras.backend.result_type(inputs.dtype, "float32")
     inputs = tf.cast(inputs, dtype)
@@ -118,31 +87,21 @@ def moments(layer, inputs, mask=None):
 
 @contextlib.contextmanager
 def own_statistics(layers: Sequence) -> Iterator[list[list]]:
-    """Lets layers normalise each batch with its own mean and variance.
+    """Lets `BatchNormalization` layers normalise each batch with its own statistics.
 
     Only inside a `keras.StatelessScope`, which notes what is assigned to the layers'
-    moving statistics. Nothing else of the layers is in training: their momentum,
-    `trainable` and renormalisation play no part, and other layers are as they were.
-
-    Args:
-        layers: `BatchNormalization` layers.
+    moving statistics. Everything else in the layers stays in inference: momentum,
+    `trainable` and renormalisation do not count. Other layers do not change.
 
     Yields:
         A list for each layer, to which each call adds what `moments` returns.
     """
     found: list[list] = [[] for _ in layers]
-    before = [vars(layer).get("call") for layer in layers]
-    try:
+    with contextlib.ExitStack() as stack:
         for layer, calls in zip(layers, found, strict=True):
-            # In the instance's dictionary, past Keras' tracking of attributes.
-            vars(layer)["call"] = _normalizing(layer, calls)
+            call = _normalizing(layer, calls)
+            stack.enter_context(_keras.replaced_call(layer, call))
         yield found
-    finally:
-        for layer, call in zip(layers, before, strict=True):
-            if call is None:
-                del vars(layer)["call"]
-            else:
-                vars(layer)["call"] = call
 
 
 def _normalizing(layer, calls):
@@ -152,8 +111,8 @@ def _normalizing(layer, calls):
     def call(*args, **kwargs):
         bound = signature.bind(*args, **kwargs)
         inputs, mask = bound.args[0], bound.arguments.get("mask")
-        count, mean, variance = moments(layer, inputs, mask)
-        calls.append((count, mean, variance))
+        calls.append(moments(layer, inputs, mask))
+        _, mean, variance = calls[-1]
         layer.moving_mean.assign(mean)
         layer.moving_variance.assign(variance)
         if "training" in signature.parameters:
@@ -164,16 +123,11 @@ def _normalizing(layer, calls):
 
 
 def pooled(counts, means, variances) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of all values, from those of their parts.
+    """Returns mean and variance of all values, from those of their parts.
 
-    Args:
-        counts: numbers of values, (parts, devices).
-        means: (parts, devices, channels).
-        variances: (parts, devices, channels).
-
-    Returns:
-        Mean and variance, (devices, channels): the variance inside the parts and
-        that between them.
+    Counts are (parts, devices), means and variances (parts, devices, channels), and
+    the results (devices, channels). The variance is that inside the parts and that
+    between them.
     """
     counts, means, variances = (
         np.asarray(a, "float64") for a in (counts, means, variances)

@@ -1,4 +1,4 @@
-"""How the devices of a fabrication run differ from each other."""
+"""Draw devices from the statistics of a fabrication run."""
 
 import dataclasses
 import math
@@ -8,8 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_pnn._checks import as_real
-from keras_pnn.devices.process import count
+from keras_pnn import _checks
 from keras_pnn.devices.simulated import DeviceSet, SimulatedDevice
 from keras_pnn.layers.lookup import architecture, find
 from keras_pnn.layers.quantity import Quantity
@@ -28,16 +27,12 @@ class Correlated:
         length: correlation length, in ring pitches.
 
     Raises:
-        ValueError: `std` is negative or `length` is not positive.
+        ValueError: If `std` is negative or `length` is not positive.
     """
 
     def __init__(self, std: float, length: float):
-        self.std = _std("std", std)
-        self.length = as_real(length)
-        if not (math.isfinite(self.length) and self.length > 0):
-            raise ValueError(
-                f"`length` must be a positive, finite number. Received: {length!r}"
-            )
+        self.std = _checks.real("std", std, low=0)
+        self.length = _checks.real("length", length, above=0)
 
     def draw(self, shape: tuple[int, ...], seed, dtype):
         """Returns one draw in the given shape, a pure function of the seed."""
@@ -84,12 +79,12 @@ class Variation:
             and sets their angles. One layer alone is addressed by a dictionary:
             `Variation({"mrr_bank_1/resonance_shift": 0.08})`.
 
-    `sample` refuses a draw of an imperfection beyond what exists (a scale below 0).
-    Training with noise draws inside a graph, where a draw beyond what exists gives
-    NaN.
+    `sample` raises if a draw lies beyond an imperfection's bound (a scale below 0).
+    Training with noise draws inside a graph, where such a draw gives NaN.
 
     Raises:
-        ValueError: a standard deviation is negative or not finite.
+        ValueError: If there is no imperfection, or a standard deviation is negative or
+            not finite.
 
     Example:
 
@@ -108,61 +103,48 @@ class Variation:
             )
         for name, spread in self.spreads.items():
             if isinstance(spread, int | float | np.number):
-                self.spreads[name] = _std(name, spread)
+                self.spreads[name] = _checks.real(name, spread, low=0)
             elif not (
                 isinstance(spread, _Scaled)
                 or hasattr(spread, "draw")
                 or hasattr(spread, "sample")
             ):
-                raise ValueError(
-                    f"`{name}` must be a standard deviation, a TFP distribution or "
-                    f"`Correlated`. Received: {spread!r}"
-                )
-
-    def check(self, model: keras.layers.Layer) -> None:
-        """Raises ValueError if a name matches nothing in the model."""
-        self._plan(model)
+                expected = "a standard deviation, a TFP distribution or `Correlated`"
+                raise _checks.error(name, expected, repr(spread))
 
     def _plan(self, model) -> list[tuple[Quantity, object]]:
-        """(target, spread) pairs; a name with a layer wins over one without."""
-        plan: dict[int, tuple[Quantity, object]] = {}
-        names: dict[int, str] = {}
+        """(quantity, spread) pairs; a name with a layer wins over one without."""
+        plan: dict[int, tuple[Quantity, str]] = {}
         for name in sorted(self.spreads, key=lambda n: "/" in n):
-            for target in find(model, name, weights=True):
-                key = id(target.variable)
-                if key in names and ("/" in names[key]) == ("/" in name):
+            for quantity in find(model, name, weights=True):
+                _, other = plan.get(id(quantity.variable), (None, None))
+                if other is not None and ("/" in other) == ("/" in name):
                     raise ValueError(
                         "An imperfection must be given once. Received: "
-                        f"{names[key]!r} and {name!r}, which both set it in layer "
-                        f"'{target.layer.name}'"
+                        f"{other!r} and {name!r}, which both set it in layer "
+                        f"'{quantity.layer.name}'"
                     )
-                names[key] = name
-                plan[key] = (target, self.spreads[name])
-        return list(plan.values())
+                plan[id(quantity.variable)] = quantity, name
+        return [(quantity, self.spreads[name]) for quantity, name in plan.values()]
 
     def deviations(self, model: keras.layers.Layer, seed):
         """Draws one device, inside or outside a graph.
 
-        Args:
-            model: a built model.
-            seed: two integers, a tensor or a sequence.
-
-        Returns:
-            A list of (`Quantity`, deviation tensor) pairs, a pure function of the
-            seed and of the model's architecture.
+        Returns a list of (`Quantity`, deviation tensor) pairs, a pure function of the
+        seed (two integers, a tensor or a sequence) and of the model's architecture.
         """
         drawn = []
-        for target, spread in self._plan(model):
-            index = 0 if target.shared else target.index
-            key = zlib.crc32(target.name.encode()) & 0x7FFFFFFF
+        for quantity, spread in self._plan(model):
+            index = 0 if quantity.shared else quantity.index
+            key = zlib.crc32(quantity.name.encode()) & 0x7FFFFFFF
             own = tf.random.experimental.stateless_fold_in(seed, key)
             own = tf.random.experimental.stateless_fold_in(own, index)
-            drawn.append((target, target.deviation(_draw(target, spread, own))))
+            drawn.append((quantity, quantity.deviation(_draw(quantity, spread, own))))
         return drawn
 
     def values(self, model: keras.layers.Layer, seed):
-        """As `deviations`, with (variable, value) pairs for a `StatelessScope`."""
-        return [(t.variable, t.value(d)) for t, d in self.deviations(model, seed)]
+        """Returns (variable, value) pairs of one device, drawn as in `deviations`."""
+        return [(q.variable, q.value(d)) for q, d in self.deviations(model, seed)]
 
     def sample(self, model: keras.layers.Layer, n: int, seed: int = 0) -> DeviceSet:
         """Draws devices.
@@ -174,23 +156,20 @@ class Variation:
                 model of this architecture.
 
         Returns:
-            A sequence of `SimulatedDevice`.
+            A `DeviceSet`.
 
         Raises:
-            ValueError: a name matches nothing in the model, `n` is below 1, or a draw
-                takes an imperfection to what does not exist (a scale below 0).
+            ValueError: If a name matches nothing in the model, if `n` is below 1, or
+                if a draw lies beyond an imperfection's bound (a scale below 0).
         """
-        if count("n", n) < 1:
-            raise ValueError(f"`n` must be a whole number >= 1. Received: {n}")
-        seed = count("seed", seed)
-        self.check(model)
-        shapes = architecture(model, {t.name for t, _ in self._plan(model)})
+        n, seed = _checks.integer("n", n, 1), _checks.integer("seed", seed, 0)
+        shapes = architecture(model, {q.name for q, _ in self._plan(model)})
         devices = []
         for i in range(n):
             drawn = self.deviations(model, (seed, i))
-            arrays = {(t.name, t.index): d.numpy() for t, d in drawn}
-            for target, _ in drawn:
-                target.check(arrays[target.name, target.index])
+            arrays = {(q.name, q.index): d.numpy() for q, d in drawn}
+            for quantity, _ in drawn:
+                quantity.check(arrays[quantity.name, quantity.index])
             label = f"seed {seed}, device {i}"
             devices.append(SimulatedDevice(arrays, shapes, label))
         return DeviceSet(devices)
@@ -201,13 +180,10 @@ class Variation:
         The same seed gives the same devices but for the factor, so that a sweep over
         it shows the factor and not other draws.
 
-        Args:
-            factor: a number, 0 or more.
-
         Raises:
-            ValueError: the factor is negative or not finite.
+            ValueError: If the factor is negative or not finite.
         """
-        factor = _std("factor", factor)
+        factor = _checks.real("factor", factor, low=0)
 
         def times(spread):
             if isinstance(spread, float):
@@ -239,19 +215,10 @@ class Variation:
         return f"Variation({inner})"
 
 
-def _std(name: str, value) -> float:
-    number = as_real(value)
-    if not (math.isfinite(number) and number >= 0):
-        raise ValueError(
-            f"`{name}` must be a number, finite and >= 0. Received: {value!r}"
-        )
-    return number
-
-
-def _draw(target: Quantity, spread, seed):
+def _draw(quantity: Quantity, spread, seed):
     if isinstance(spread, _Scaled):
-        return spread.factor * _draw(target, spread.spread, seed)
-    shape, dtype = tuple(target.variable.shape), target.variable.dtype
+        return spread.factor * _draw(quantity, spread.spread, seed)
+    shape, dtype = tuple(quantity.variable.shape), quantity.variable.dtype
     if isinstance(spread, float):
         return spread * tf.random.stateless_normal(shape, seed, dtype=dtype)
     if hasattr(spread, "draw"):
@@ -261,7 +228,7 @@ def _draw(target: Quantity, spread, seed):
     sample = tf.cast(spread.sample(extra, seed=seed), dtype)
     if tuple(sample.shape) != shape:
         raise ValueError(
-            f"The distribution of `{target.name}` must have a shape that ends that of "
-            f"the variable, {shape}. Received: {own}"
+            f"The distribution of `{quantity.name}` must have a shape that ends the "
+            f"variable's shape {shape}. Received: {own}"
         )
     return sample

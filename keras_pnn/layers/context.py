@@ -61,21 +61,20 @@ class Overrides(Mapping):
     def scope(
         self, model: keras.Model, rematerialize: bool = True
     ) -> keras.StatelessScope:
-        """Returns the scope in which these values are in force.
+        """Returns the scope in which these values are in force for a model's loss.
 
-        They are in force in all that the model calls inside, and in the gradients of
-        it: in functions under `tf.function`, which run as the Python functions that
-        they decorate, under `tf.recompute_grad` and `tf.custom_gradient`. Code that
-        gets at a variable otherwise is refused when it reads one of these.
+        They also are in functions under `tf.function`, which run as the functions
+        that they decorate, and under `tf.recompute_grad` and `tf.custom_gradient`, as
+        well as in their gradients. A read past the scope is refused.
 
         Args:
-            model: the model whose loss is to be computed inside.
+            model: the model that is called inside.
             rematerialize: whether `tf.recompute_grad`, and with it
                 `keras.RematScope`, acts. It has no second derivative.
 
         Raises:
             ValueError: Inside, if a layer reads the `tf.Variable` behind one of these
-                variables. The message names the layer.
+                variables.
         """
         # Keras hands a regulariser None for a variable that the scope does not hold.
         regularized = [
@@ -122,12 +121,9 @@ def _changed(**changes) -> Iterator[None]:
 
 @contextlib.contextmanager
 def substituting(substitute: Callable | None) -> Iterator[None]:
-    """Lets a function give the outputs of every physical layer inside.
+    """Lets a function give the outputs of every physical layer, see `Context`.
 
-    It also does where a layer's `call` is under `tf.function`, and was traced before.
-
-    Args:
-        substitute: as in `Context`.
+    Layers under `tf.function` are reached too, traced before or not.
     """
     with _changed(substitute=substitute), _keras.inlining():
         yield
@@ -136,11 +132,7 @@ def substituting(substitute: Callable | None) -> Iterator[None]:
 def keeping(
     variables: Iterable[keras.Variable],
 ) -> contextlib.AbstractContextManager[None]:
-    """Lets imperfections stay as they are when weights are loaded inside.
-
-    Args:
-        variables: those that a device sets.
-    """
+    """Lets imperfections stay as they are when weights are loaded inside."""
     return _changed(kept=current().kept.union(map(id, variables)))
 
 

@@ -3,7 +3,6 @@
 import math
 
 import keras
-import numpy as np
 from keras import ops
 
 from keras_pnn import _checks
@@ -46,8 +45,7 @@ class ControlRange(keras.constraints.Constraint):
 class DAC:
     """Rounds controls to `2**bits` even steps, and clips them to the range.
 
-    The derivative is 1 inside the range and 0 outside (straight-through), so that
-    training continues through the steps.
+    Training continues through the steps; see `physics.detection.quantize`.
 
     Args:
         bits: the resolution, from 1 to 24.
@@ -81,11 +79,7 @@ class DAC:
 
 
 def get_dac(value):
-    """Returns a converter for controls from an object, its configuration or `None`.
-
-    Raises:
-        ValueError: If the converter is not callable.
-    """
+    """Returns a converter for controls from an object, its configuration or `None`."""
     if isinstance(value, dict):
         value = keras.saving.deserialize_keras_object(value)
     if value is not None and not callable(value):
@@ -96,17 +90,9 @@ def get_dac(value):
 def tuning_constraint(tuning: tunings.Tuning, dac=None) -> ControlRange:
     """Returns the range of a tuning's control, within the range of its converter.
 
-    A measured curve ends, so its controls keep a tenth of the curve's span in nm, at
-    most 0.1 nm, from both ends: a shift of that size stays on the curve.
+    A measured curve ends, so its controls keep its `margin` from both ends.
     """
-    low, high = tuning.control_range
-    if isinstance(tuning, tunings.MeasuredTuning):
-        grid = np.linspace(low, high, 4097)
-        shift = np.asarray(tuning.heater_shift(grid))
-        margin = min(0.1, 0.1 * (shift[-1] - shift[0]))
-        inside = grid[(shift >= shift[0] + margin) & (shift <= shift[-1] - margin)]
-        low, high = float(inside[0]), float(inside[-1])
-    low, high = common_range((low, high), range_of(dac))
+    low, high = common_range(tuning.training_range, range_of(dac))
     return ControlRange(low, high if math.isfinite(high) else None)
 
 
@@ -119,11 +105,7 @@ def range_of(constraint_or_dac) -> tuple[float, float]:
 
 
 def common_range(*ranges: tuple[float, float]) -> tuple[float, float]:
-    """Returns the intersection of ranges of a control.
-
-    Raises:
-        ValueError: If it is empty.
-    """
+    """Returns the intersection of ranges of a control; raises if it is empty."""
     low, high = max(r[0] for r in ranges), min(r[1] for r in ranges)
     if not low < high:
         raise ValueError(

@@ -67,14 +67,10 @@ class Quantity:
         return base + tf.cast(deviation, self.variable.dtype)
 
     def check(self, deviation) -> None:
-        """Checks that a deviation keeps above the bound.
+        """Raises an error where a deviation reaches the bound, in the variable's dtype.
 
         Args:
             deviation: a number or an array, in the variable's unit.
-
-        Raises:
-            ValueError: If a value reaches the bound, as rounded to the variable's
-                dtype.
         """
         if self.lower_bound is None:
             return

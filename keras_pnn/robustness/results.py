@@ -1,26 +1,27 @@
-"""What a robustness report holds, as frozen records; statistics are derived."""
+"""Hold what a robustness study measured; statistics are derived."""
 
 import dataclasses
 import math
+import os
+import pathlib
 
 import numpy as np
 
+from keras_pnn import _checks, _files
 from keras_pnn.curvature.eigenvalues import HessianResult
 from keras_pnn.curvature.landscape import Landscape
 from keras_pnn.curvature.spectrum import DensityResult, TraceResult
-from keras_pnn.devices.simulated import SimulatedDevice
+from keras_pnn.devices import SimulatedDevice
 from keras_pnn.robustness import statistics
-from keras_pnn.robustness.report.as_dict import as_dict
+from keras_pnn.robustness.axes import Axis
+from keras_pnn.robustness.report.data import as_csv, as_dict, as_json, rows
+from keras_pnn.robustness.report.html import html
+from keras_pnn.robustness.report.text import text
 
 
 @dataclasses.dataclass(frozen=True)
 class Yield:
-    """How many devices keep the specification.
-
-    Args:
-        passed: the devices that keep it.
-        n: all devices.
-    """
+    """How many devices keep the specification: `passed` of `n`."""
 
     passed: int
     n: int
@@ -37,74 +38,15 @@ class Yield:
 
     @classmethod
     def of(cls, values: np.ndarray, spec: float, mode: str) -> "Yield":
-        """Counts the values that keep a specification; NaN breaks it.
-
-        Args:
-            values: (devices,).
-            spec: the specification.
-            mode: `"max"`: at least `spec`; `"min"`: at most.
-        """
+        """Counts which of (devices,) values keep a specification; NaN breaks it."""
         kept = statistics.margin(values, spec, mode) >= 0
         return cls(int(kept.sum()), len(kept))
 
     def to_dict(self) -> dict:
+        """Returns the counts, the share and its interval."""
         low, high = self.interval
-        return {
-            "passed": self.passed,
-            "n": self.n,
-            "yield": self.value,
-            "low": low,
-            "high": high,
-        }
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Axis:
-    """One axis of a scan.
-
-    Args:
-        name: what is varied: an imperfection (`"temperature"`), the spread of some
-            (`"std:theta_error+phi_error"`), or `"variation"`, a factor on all
-            deviations of the devices.
-        unit: its unit, `""` for a pure number.
-        values: (points,), or (points, elements): deviations from nominal, or
-            standard deviations, or factors.
-    """
-
-    name: str
-    unit: str
-    values: np.ndarray
-
-    def __len__(self):
-        return len(self.values)
-
-    @property
-    def random(self) -> bool:
-        """Whether its values are spreads of random deviations."""
-        return self.name == "variation" or self.name.startswith("std:")
-
-    @property
-    def positions(self) -> np.ndarray | None:
-        """(points,) where the points lie on a line through 0; `None` if on none."""
-        return statistics.line_positions(self.values)
-
-    @property
-    def label(self) -> str:
-        """The name with its unit, for a plot's axis."""
-        name = self.name
-        if name == "variation":
-            name = "factor on the deviations"
-        elif name.startswith("std:"):
-            name = "σ of " + ", ".join(name[4:].split("+"))
-        return f"{name} ({self.unit})" if self.unit else name
-
-    @property
-    def ticks(self) -> list[str]:
-        """The points as texts."""
-        return [
-            f"{v:g}" if np.ndim(v) == 0 else f"({', '.join(f'{e:g}' for e in v)})"
-            for v in self.values
-        ]
+        counts = dataclasses.asdict(self)
+        return {**counts, "yield": self.value, "low": low, "high": high}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -126,45 +68,42 @@ class Scan:
 
     def summary(self, metric: str) -> dict[str, np.ndarray] | None:
         """Statistics over the devices at each point; `None` without devices."""
-        if self.devices is None:
-            return None
-        return statistics.summary(self.devices[metric])
+        return self.devices and statistics.summary(self.devices[metric])
 
     def central(self, metric: str) -> np.ndarray:
         """(points, …): the mean over the devices, or the design if there are none."""
         if self.devices is None:
-            return np.asarray(self.design[metric])
+            return self.design[metric]
         return self.devices[metric].mean(0)
 
     def yields(self, metric: str, spec: float, mode: str) -> list[Yield] | None:
         """The yield at each point of a sweep; `None` without devices."""
         if self.devices is None:
             return None
-        columns = self.devices[metric].T
-        return [Yield.of(column, spec, mode) for column in columns]
+        return [Yield.of(column, spec, mode) for column in self.devices[metric].T]
 
     def tolerance(self, metric: str, spec: float, mode: str) -> tuple[float, float]:
-        """The interval around 0 in which `central` keeps a specification; see
-        `statistics.tolerance`. NaN where the points lie on no line."""
-        order = self._order()
-        if order is None:
-            return math.nan, math.nan
-        x = self.axes[0].positions[order]
-        return statistics.tolerance(x, self.central(metric)[order], spec, mode)
+        """The interval around 0 in which `central` of a sweep keeps a specification.
+
+        The curve is straight between its points. A bound at the end of the range means
+        that it keeps the specification as far as it was measured; both are NaN where
+        it breaks it at 0, or where the points lie on no line through 0.
+        """
+        curve = self._curve(metric)
+        return statistics.tolerance(*curve, spec, mode) if curve else (math.nan,) * 2
 
     def area(self, metric: str) -> float:
-        """The mean of `central` over the range; NaN where it has none."""
-        order = self._order()
-        if order is None:
-            return math.nan
-        return statistics.area(
-            self.axes[0].positions[order], self.central(metric)[order]
-        )
+        """The mean of `central` of a sweep over its range; NaN where it has none."""
+        curve = self._curve(metric)
+        return statistics.area(*curve) if curve else math.nan
 
-    def _order(self):
-        if len(self.axes) != 1 or self.axes[0].positions is None:
+    def _curve(self, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """Returns increasing positions along a sweep, and `central` there."""
+        x = self.axes[0].positions
+        if x is None:
             return None
-        return np.argsort(self.axes[0].positions, kind="stable")
+        order = np.argsort(x, kind="stable")
+        return x[order], self.central(metric)[order]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -187,14 +126,34 @@ class WorstCase:
     device: SimulatedDevice
 
 
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What deviates alone: an imperfection as in the devices, or an end of a sweep.
+
+    Args:
+        imperfection: its name, without a layer's.
+        end: the value at the end of the sweep, as text; `""` as in the devices.
+    """
+
+    imperfection: str
+    end: str = ""
+
+    def __str__(self):
+        return f"{self.imperfection} = {self.end}" if self.end else self.imperfection
+
+    def to_dict(self) -> str:
+        """Returns the text that stands for it in JSON."""
+        return str(self)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sensitivity:
     """What one kind of imperfection in one layer does alone.
 
     Args:
         layers: names of the layers.
-        kinds: what deviated: `"resonance_shift"`, as in the devices, or
-            `"temperature = 2"`, an end of a sweep.
+        kinds: what deviated: as text, `"resonance_shift"` for the devices, and
+            `"temperature = 2"` for the end of a sweep.
         metrics: metric → (layers, kinds): means over the devices that were used, and
             for an end of a sweep the design's; NaN where a layer has no such
             imperfection.
@@ -202,20 +161,14 @@ class Sensitivity:
     """
 
     layers: tuple[str, ...]
-    kinds: tuple[str, ...]
+    kinds: tuple[Kind, ...]
     metrics: dict[str, np.ndarray]
     devices: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Curvature:
-    """The Hessian of the loss over some variables.
-
-    Args:
-        eigenvalues: the largest and the smallest eigenvalues.
-        trace: its trace.
-        density: its spectral density.
-    """
+    """The Hessian of the loss over some variables."""
 
     eigenvalues: HessianResult
     trace: TraceResult
@@ -264,6 +217,15 @@ class ModelRobustness:
     curvature: dict[str, Curvature] = dataclasses.field(default_factory=dict)
     landscape: Landscape | None = None
 
+    def yield_of(self, metric: str, spec: float, mode: str) -> Yield | None:
+        """The yield over the devices; `None` without devices."""
+        return self.devices and Yield.of(self.devices[metric], spec, mode)
+
+    def summary(self, metric: str) -> dict[str, float] | None:
+        """Statistics of a metric over the devices; `None` without."""
+        values = (self.devices or {}).get(metric)
+        return None if values is None else statistics.summary(values)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RobustnessResult:
@@ -290,56 +252,74 @@ class RobustnessResult:
 
     def yield_of(self, name: str) -> Yield | None:
         """The yield of a model over the devices; `None` without devices."""
-        devices = self.models[name].devices
-        if devices is None:
-            return None
-        return Yield.of(devices[self.metric], self.spec, self.mode)
+        return self.models[name].yield_of(self.metric, self.spec, self.mode)
 
     def summary(self, name: str, metric: str) -> dict[str, float] | None:
         """Statistics of a model's metric over the devices; `None` without devices."""
-        devices = self.models[name].devices
-        return None if devices is None else statistics.summary(devices[metric])
+        return self.models[name].summary(metric)
 
     def to_dict(self) -> dict:
-        """Returns what was measured and what follows from it, in JSON's types.
+        """Returns the report in JSON's types; NaN and infinities become `None`.
 
-        Statistics of the devices, yields, tolerances and means over a range stand
-        beside the values that they are worked out from; NaN and infinities become
-        `None`.
+        Beside the fields, by name, stand the figures that follow from them:
+
+        - of each model: `statistics`, metric → mean, std, median, p05, p95, min and
+          max over the devices, and `yield`, with `low` and `high` of its interval;
+          both `None` without devices;
+        - of each sweep and of the grid: the same `statistics` at each point;
+        - of each sweep: `tolerance` at the specification, with `low`, `high`, `width`
+          and whether these ends are those of the range (`low_is_end`, `high_is_end`);
+          `mean_over_range`, metric → the area under the curve over the width of the
+          range; and `yields`, one for each point of a spread, `None` for others;
+        - of each axis: `positions`, its points along the line that they lie on.
         """
         return as_dict(self)
 
     def table(self) -> str:
         """Returns the report as tables of text."""
-        from keras_pnn.robustness.report.text import text
-
         return text(self)
 
     def to_dataframe(self):
-        """Returns one row for each measured point, as a pandas DataFrame."""
+        """Returns one row for each measured point, as a pandas DataFrame.
+
+        Its columns, which are those of the CSV file:
+
+        - `model`: the model's name;
+        - `section`: `"nominal"`, `"device"`, `"sweep"`, `"grid"`, `"worst"`,
+          `"sensitivity"` or `"transfer"`;
+        - `name`: of the sweep, the grid's two axes, the radii of the worst case, or
+          the layer;
+        - `value`, `value_2`: the point along the axes, a number, or a text such as
+          `"(0, 0.5)"` for a point of several elements; the kind of imperfection of a
+          sensitivity;
+        - `device`: the device's label, `"design"`, or `""` for a mean over devices;
+        - each metric in a column of its name, in its own unit (0 … 1 for accuracy).
+        """
         try:
             import pandas
         except ImportError as error:
             raise ImportError(
                 "to_dataframe needs pandas: pip install 'keras-pnn[dataframe]'"
             ) from error
-        from keras_pnn.robustness.report.text import long_rows
+        return pandas.DataFrame(rows(self))
 
-        return pandas.DataFrame(long_rows(self))
-
-    def save(self, path) -> None:
-        """Writes the report: `.html` (one file, plots inside), `.json` or `.csv`.
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the report; an older file is replaced only once all is written.
 
         Args:
-            path: where to; its suffix says what.
+            path: where to; missing folders are made. Its suffix says what: `.html` is
+                one file with the plots inside, `.json` is `to_dict()`, `.csv` has one
+                row for each measured point.
 
         Raises:
-            ValueError: another suffix.
-            ImportError: HTML without Matplotlib.
+            ValueError: If the suffix is another.
+            ImportError: If it is HTML and Matplotlib is not installed.
         """
-        from keras_pnn.robustness.report.files import write
-
-        write(self, path)
+        writers = {".html": html, ".json": as_json, ".csv": as_csv}
+        suffix = pathlib.Path(path).suffix.lower()
+        if suffix not in writers:
+            raise _checks.error("path", "a file in .html, .json or .csv", path)
+        _files.write_text(path, writers[suffix](self))
 
     def __str__(self):
         return self.table()

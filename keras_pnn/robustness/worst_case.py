@@ -1,66 +1,23 @@
-"""The worst device inside a radius, by gradient ascent over its imperfections."""
+"""Search for the worst device within a radius; say how far a study searches."""
 
-import dataclasses
 import math
+from typing import NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_pnn import _checks, _keras
 from keras_pnn.curvature.batches import batch_length, batches
-from keras_pnn.devices.simulated import SimulatedDevice
+from keras_pnn.devices import SimulatedDevice
 from keras_pnn.layers.context import Overrides, current
 from keras_pnn.layers.lookup import architecture, find
 from keras_pnn.layers.quantity import Quantity
+from keras_pnn.robustness.axes import Axis, DeviationAxis
+from keras_pnn.robustness.points import Plan
 
 # A step into a wall is tried down to a thousandth of its length.
-HALVINGS = 10
-
-
-@dataclasses.dataclass(frozen=True)
-class Ball:
-    """The deviations of one imperfection whose root mean square is at most a radius.
-
-    Args:
-        name: the imperfection, as the user named it.
-        targets: the variables it addresses.
-        radius: in the variables' unit.
-        bound: the largest length of all deviations together, radius × √elements.
-    """
-
-    name: str
-    targets: tuple[Quantity, ...]
-    radius: float
-    bound: float
-
-    def length(self, parts: list[np.ndarray]) -> float:
-        """The length of the deviations; one that all layers share counts once."""
-        parts = parts[:1] if self.targets[0].shared else parts
-        return math.sqrt(sum(float(np.sum(np.square(p))) for p in parts))
-
-    def direction(self, gradients: list[np.ndarray]) -> list[np.ndarray]:
-        """The unit vector along the gradients; zero where they are."""
-        parts = [
-            np.where(existing(t), g, 0.0)
-            for t, g in zip(self.targets, gradients, strict=True)
-        ]
-        if self.targets[0].shared:
-            # One value for the chip: its slope is the sum of those of the layers.
-            parts = [np.sum(parts, axis=0)] * len(parts)
-        length = self.length(parts)
-        return [p / length if length else p for p in parts]
-
-    def inside(self, parts: list[np.ndarray]) -> list[np.ndarray]:
-        """The nearest deviations within the radius, and within what exists."""
-        length = self.length(parts)
-        if length > self.bound:
-            parts = [p * (self.bound / length) for p in parts]
-        return [
-            p
-            if t.lower_bound is None
-            else np.maximum(p, 0.999 * (t.lower_bound - t.nominal))
-            for t, p in zip(self.targets, parts, strict=True)
-        ]
+_HALVINGS = 10
 
 
 def worst_device(
@@ -102,9 +59,9 @@ def worst_device(
         The device, and the losses (restarts, steps + 1) along the ascents.
 
     Raises:
-        ValueError: a radius is not positive, or its name matches no imperfection; the
-            model is not compiled; a device measures the layers; the loss of the design
-            is not finite.
+        ValueError: If a radius is not positive, or its name matches no imperfection;
+            the model is not compiled; a device measures the layers; or the loss of
+            the design is not finite.
 
     Example:
 
@@ -114,190 +71,230 @@ def worst_device(
     >>> with device.installed(model):
     ...     model.evaluate(x_test, y_test)
     """
-    if not getattr(model, "compiled", False):
-        raise ValueError(
-            f"`model` must be compiled, since its loss climbs. Received: {model}"
-        )
-    if current().substitute is not None:
-        raise ValueError(
-            "The worst device is searched with the model's derivatives: call it "
-            "outside `device.installed(model)`. Received: layers that a device measures"
-        )
-    for name, value in (("steps", steps), ("restarts", restarts)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(
-                f"`{name}` must be a positive integer. Received: {value!r}"
-            )
-    balls = balls_of(model, radius or {})
-    if not balls:
-        raise ValueError(
-            "`radius` must name at least one imperfection, such as "
-            f"{{'temperature': 1.0}}. Received: {radius!r}"
-        )
-    targets = [t for ball in balls for t in ball.targets]
-    slope = _Slope(model, targets, batches(x, y, sample_weight, batch_size)[0])
-    generator = np.random.default_rng(seed)
-    design = _Place.of(slope, [np.zeros(tuple(t.variable.shape)) for t in targets])
-    if not math.isfinite(design.loss):
-        raise ValueError(
-            "The loss of `model` must be finite on `x` and `y`, without imperfections "
-            f"in {list(radius)}. Received: {design.loss}"
-        )
-    worst = design
-    losses = np.empty((restarts, steps + 1))
-    for restart in range(restarts):
-        now = design
-        # A network that fits its data has no slope at its design.
-        if restart or not any(np.any(part) for part in design.gradients):
-            drawn = [generator.standard_normal(part.shape) for part in now.parts]
-            now = _stepped(slope, now, _moved(balls, now.parts, drawn, 1.0))
-        for step, place in enumerate(_ascent(slope, balls, now, steps)):
-            losses[restart, step] = place.loss
-            worst = place if place.loss > worst.loss else worst
-    keys = [(t.name, t.index) for t in targets]
-    arrays = {
-        key: part.astype(_numpy_dtype(t.variable))
-        for key, part, t in zip(keys, worst.parts, targets, strict=True)
-    }
-    shapes = architecture(model, {name for name, _ in keys})
-    return SimulatedDevice(arrays, shapes, "worst within the radius"), losses
+    search = WorstCaseSearch(model, x, y, radius or {}, batch_size, sample_weight)
+    return search.run(steps, restarts, seed)
 
 
-def balls_of(model: keras.layers.Layer, radius: dict[str, float]) -> list[Ball]:
-    """Returns what the search may move, as in `worst_device`.
+class WorstCaseSearch:
+    """A search as `worst_device` makes one, made again and again in one graph."""
 
-    Raises:
-        ValueError: a radius is not positive, a name matches no imperfection, or two
-            names match the same.
-    """
-    balls = [_ball(model, name, r) for name, r in radius.items()]
-    seen = set()
-    for target in (t for ball in balls for t in ball.targets):
-        if id(target.variable) in seen:
-            raise ValueError(
-                "A radius must be given once for each imperfection. Received: "
-                f"{list(radius)}, which name {target.layer.name}/{target.name} twice"
-            )
-        seen.add(id(target.variable))
-    return balls
-
-
-class _Slope:
-    """Loss and its derivatives in the deviations, over all batches."""
-
-    def __init__(self, model, targets, passes):
-        self.model, self.targets, self.passes = model, targets, passes
+    def __init__(
+        self, model, x, y, radius: dict[str, float], batch_size=256, sample_weight=None
+    ):
+        if not getattr(model, "compiled", False):
+            raise _checks.error("model", "compiled, since its loss climbs", model)
+        if not radius:
+            expected = "a dictionary of at least one imperfection and its radius"
+            raise _checks.error("radius", expected, radius)
+        self.radius = radius
+        self._balls = [_Ball(model, name, size) for name, size in radius.items()]
+        self._quantities = [q for ball in self._balls for q in ball.quantities]
+        if len({id(q.variable) for q in self._quantities}) < len(self._quantities):
+            expected = "given once for each imperfection"
+            raise _checks.error("radius", expected, f"one twice in {list(radius)}")
+        self._model = model
+        self._batches = batches(x, y, sample_weight, batch_size)[0]
         self._step = tf.function(self._batch, autograph=False, reduce_retracing=True)
 
-    def __call__(self, deviations) -> tuple[float, list[np.ndarray]]:
+    def run(
+        self, steps: int = 20, restarts: int = 3, seed: int = 0
+    ) -> tuple[SimulatedDevice, np.ndarray]:
+        """Returns the worst device and the losses; see `worst_device`."""
+        steps = _checks.integer("steps", steps, 1)
+        restarts = _checks.integer("restarts", restarts, 1)
+        if current().substitute is not None:
+            raise ValueError(
+                "The worst device is searched with the model's derivatives: call it "
+                "outside `device.installed(model)`. Received: layers that a device "
+                "measures"
+            )
+        generator = np.random.default_rng(seed)
+        design = self._at([np.zeros(tuple(q.variable.shape)) for q in self._quantities])
+        if not math.isfinite(design.loss):
+            raise ValueError(
+                "The loss of `model` must be finite on `x` and `y`, without "
+                f"imperfections in {list(self.radius)}. Received: {design.loss}"
+            )
+        worst, losses = design, np.empty((restarts, steps + 1))
+        for restart in range(restarts):
+            now = design
+            # A network that fits its data has no slope at its design.
+            if restart or not any(np.any(part) for part in design.slope):
+                drawn = [generator.standard_normal(part.shape) for part in now.parts]
+                now = self._stepped(now, drawn, 1.0)
+            for step in range(steps + 1):
+                losses[restart, step] = now.loss
+                worst = now if now.loss > worst.loss else worst
+                if step < steps:
+                    now = self._stepped(now, now.slope, 0.5 * (1 - step / steps))
+        return self._device(worst.parts), losses
+
+    def _stepped(self, now: "_Place", direction: list, share: float) -> "_Place":
+        """Returns the place after a step of a share of each radius.
+
+        Where the loss is not finite there, it is one on the way back.
+        """
+        parts = []
+        for ball in self._balls:
+            mine = slice(len(parts), len(parts) + len(ball.quantities))
+            parts += ball.moved(now.parts[mine], direction[mine], share)
+        for _ in range(_HALVINGS):
+            place = self._at(parts)
+            if math.isfinite(place.loss):
+                return place
+            # Between two places within the radius, and so within it.
+            parts = [(p + q) / 2 for p, q in zip(now.parts, parts, strict=True)]
+        return now
+
+    def _at(self, parts: list[np.ndarray]) -> "_Place":
+        """Returns the loss and its slope at some deviations, over all batches."""
         tensors = [
-            tf.constant(d, t.variable.dtype)
-            for d, t in zip(deviations, self.targets, strict=True)
+            tf.constant(part, q.variable.dtype)
+            for part, q in zip(parts, self._quantities, strict=True)
         ]
         loss, samples = 0.0, 0
-        gradients = [np.zeros(d.shape) for d in deviations]
-        for x, y, sample_weight in self.passes():
+        slope = [np.zeros(part.shape) for part in parts]
+        for x, y, sample_weight in self._batches():
             size = batch_length(x)
-            value, parts = self._step(tensors, x, y, sample_weight)
+            value, gradients = self._step(tensors, x, y, sample_weight)
             loss, samples = loss + size * float(value), samples + size
-            for total, part in zip(gradients, parts, strict=True):
-                total += size * part.numpy().astype("float64")
+            for total, gradient in zip(slope, gradients, strict=True):
+                total += size * gradient.numpy().astype("float64")
         # A slope that is not finite, as that of a square root at 0, has no direction.
-        return loss / samples, [np.where(np.isfinite(g), g, 0.0) for g in gradients]
+        slope = [np.where(np.isfinite(part), part, 0.0) for part in slope]
+        return _Place(parts, loss / samples, slope)
 
     def _batch(self, deviations, x, y, sample_weight):
-        pairs = list(zip(self.targets, deviations, strict=True))
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(deviations)
-            values = [(t.variable, t.value(d)) for t, d in pairs]
-            with Overrides(values).scope(self.model):
-                outputs = self.model(x, training=False)
-                loss = self.model._compute_loss(
-                    x=x,
-                    y=y,
-                    y_pred=outputs,
-                    sample_weight=sample_weight,
-                    training=False,
+            pairs = zip(self._quantities, deviations, strict=True)
+            values = Overrides((q.variable, q.value(d)) for q, d in pairs)
+            with values.scope(self._model):
+                outputs = self._model(x, training=False)
+                loss = _keras.compute_loss(
+                    self._model, x, y, outputs, sample_weight, training=False
                 )
         zero = tf.UnconnectedGradients.ZERO
         return loss, tape.gradient(loss, deviations, unconnected_gradients=zero)
 
+    def _device(self, parts: list[np.ndarray]) -> SimulatedDevice:
+        # NumPy has no bfloat16.
+        arrays = {
+            (q.name, q.index): part.astype(
+                "float64" if q.variable.dtype == "float64" else "float32"
+            )
+            for q, part in zip(self._quantities, parts, strict=True)
+        }
+        shapes = architecture(self._model, {q.name for q in self._quantities})
+        return SimulatedDevice(arrays, shapes, "worst within the radius")
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Place:
+
+class _Place(NamedTuple):
     """Deviations, and the loss with its slope there."""
 
     parts: list[np.ndarray]
     loss: float
-    gradients: list[np.ndarray]
-
-    @classmethod
-    def of(cls, slope: _Slope, parts: list[np.ndarray]) -> "_Place":
-        return cls(parts, *slope(parts))
+    slope: list[np.ndarray]
 
 
-def _ascent(slope: _Slope, balls: list[Ball], start: _Place, steps: int):
-    """Yields the places of one ascent, `steps` after its start."""
-    now = start
-    yield now
-    for step in range(steps):
-        share = 0.5 * (1 - step / steps)
-        now = _stepped(slope, now, _moved(balls, now.parts, now.gradients, share))
-        yield now
+class _Ball:
+    """The deviations of one imperfection whose root mean square is within a radius."""
+
+    def __init__(self, model: keras.Model, name: str, radius: float):
+        self.quantities = find(model, name)
+        first = self.quantities[0]
+        value = _checks.real(f"radius[{name!r}]", radius, above=0)
+        if first.convert is not None:
+            # A power imbalance, as the angle that makes it.
+            value = abs(float(np.asarray(first.convert(value))))
+        self._shared = first.shared
+        elements = sum(int(np.sum(q.exists)) for q in self._counted(self.quantities))
+        # The largest length of all deviations together.
+        self._bound = value * math.sqrt(elements)
+
+    def moved(self, parts: list, gradients: list, share: float) -> list[np.ndarray]:
+        """Returns deviations after a step along the gradients, within the ball."""
+        pairs = zip(self.quantities, gradients, strict=True)
+        steps = [np.where(q.exists, gradient, 0.0) for q, gradient in pairs]
+        if self._shared:
+            # One value for the chip: its slope is the sum of those of the layers.
+            steps = [np.sum(steps, axis=0)] * len(steps)
+        length = self._length(steps)
+        if length:
+            steps = [step / length for step in steps]
+        far = share * self._bound
+        parts = [part + far * step for part, step in zip(parts, steps, strict=True)]
+        length = self._length(parts)
+        if length > self._bound:
+            parts = [part * (self._bound / length) for part in parts]
+        return [
+            part
+            if q.lower_bound is None
+            else np.maximum(part, 0.999 * (q.lower_bound - q.nominal))
+            for q, part in zip(self.quantities, parts, strict=True)
+        ]
+
+    def _length(self, parts: list[np.ndarray]) -> float:
+        squares = (float(np.sum(np.square(p))) for p in self._counted(parts))
+        return math.sqrt(sum(squares))
+
+    def _counted(self, parts: list) -> list:
+        # What all layers share counts once.
+        return parts[:1] if self._shared else parts
 
 
-def _stepped(slope: _Slope, now: _Place, parts: list[np.ndarray]) -> _Place:
-    """The place at `parts`, or on the way back from there where the loss is finite."""
-    for _ in range(HALVINGS):
-        place = _Place.of(slope, parts)
-        if math.isfinite(place.loss):
-            return place
-        # Between two places within the radius, and so within it.
-        parts = [(p + q) / 2 for p, q in zip(now.parts, parts, strict=True)]
-    return now
+def default_radius(plan: Plan) -> dict[str, float]:
+    """Returns imperfection → how far devices, sweeps and grid go in it.
+
+    The devices' spread, and for variables that they do not deviate in the largest
+    reach of an axis. Names are of one layer ("layer/imperfection") where not all
+    layers go as far.
+    """
+    radius = plan.spread()
+    taken = {id(q.variable) for name in radius for q in _imperfections(plan, name)}
+    # (layer, imperfection) → reach; the layer "" stands for all.
+    reaches: dict[tuple[str, str], float] = {}
+    for axis in (axis for axes in plan.scans.values() for axis in axes):
+        # A weight is no imperfection.
+        found = isinstance(axis, DeviationAxis) and _imperfections(plan, axis.name)
+        if found:
+            key = axis.name.rpartition("/")[0], found[0].name
+            reaches[key] = max(reaches.get(key, 0.0), _reach(axis, found))
+    for name in dict.fromkeys(name for _, name in reaches):
+        every = _imperfections(plan, name)
+        free = [q for q in every if id(q.variable) not in taken]
+        common = reaches.get(("", name), 0.0)
+        layers = {
+            q.path: max(common, reaches.get((q.layer.name, name), 0.0)) for q in free
+        }
+        if len(free) == len(every) and set(layers.values()) == {common}:
+            layers = {name: common}
+        radius |= {path: reach for path, reach in layers.items() if reach}
+    return radius
 
 
-def _ball(model, name: str, radius) -> Ball:
-    found = [t for t in find(model, name, weights=True) if t.nominal is not None]
-    if not found:
-        raise ValueError(
-            f"`radius` must name imperfections. Received: {name!r}, a weight"
-        )
-    number = isinstance(radius, int | float | np.number) and not isinstance(
-        radius, bool
-    )
-    if not (number and math.isfinite(radius) and radius > 0):
-        raise ValueError(
-            f"`radius[{name!r}]` must be a positive number. Received: {radius!r}"
-        )
-    value = float(radius)
-    if found[0].convert is not None:
-        # A power imbalance, as the angle that makes it.
-        value = abs(float(np.asarray(found[0].convert(value))))
-    counted = found[:1] if found[0].shared else found
-    elements = sum(int(np.sum(existing(t))) for t in counted)
-    return Ball(name, tuple(found), value, value * math.sqrt(elements))
+def _imperfections(plan: Plan, name: str) -> list[Quantity]:
+    found = find(plan.model, name, weights=True)
+    return [quantity for quantity in found if quantity.nominal is not None]
 
 
-def _moved(balls, now, gradients, share: float) -> list[np.ndarray]:
-    """Each ball's deviations after a step of `share` of its radius."""
-    moved, start = [], 0
-    for ball in balls:
-        mine = slice(start, start + len(ball.targets))
-        start = mine.stop
-        steps = ball.direction(gradients[mine])
-        pairs = zip(now[mine], steps, strict=True)
-        moved += ball.inside([d + share * ball.bound * u for d, u in pairs])
-    return moved
+def _reach(axis: Axis, found: list[Quantity]) -> float:
+    """Returns the largest root mean square over elements of an axis' points.
 
-
-def existing(target: Quantity) -> np.ndarray:
-    """Returns which elements of a variable the hardware has, in its shape."""
-    shape = tuple(target.variable.shape)
-    exists = True if target.mask is None else target.mask
-    return np.broadcast_to(exists, shape)
-
-
-def _numpy_dtype(variable) -> str:
-    # NumPy has no bfloat16.
-    return "float64" if variable.dtype == "float64" else "float32"
+    It is in the unit of the variables, which an alias's values are converted to.
+    """
+    reach = 0.0
+    for point in axis.values:
+        elements = []
+        for quantity in found:
+            amounts = np.broadcast_to(point, quantity.exists.shape)
+            if quantity.convert is not None:
+                amounts = np.asarray(quantity.convert(amounts), "float64")
+            elements.append(amounts[quantity.exists])
+        values = np.concatenate(elements)
+        largest = float(np.abs(values).max(initial=0.0))
+        if largest:
+            # In units of the largest: where all are alike, the result is that number.
+            share = math.sqrt(np.mean(np.square(values / largest)))
+            reach = max(reach, largest * share)
+    return reach

@@ -1,6 +1,6 @@
-"""Models with a train step of their own."""
+"""Train models by steps of their own: sharpness-aware, physics-aware, dual adaptive."""
 
-from keras_pnn.training.adversary import Autodiff, FiniteDifference
+from keras_pnn.training.adversary_rules import Autodiff, FiniteDifference
 from keras_pnn.training.ascent import ASAM, SAM
 from keras_pnn.training.dat.model import DATModel
 from keras_pnn.training.gradients.base import DeviceGradient, ModelGradient

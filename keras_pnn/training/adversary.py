@@ -1,193 +1,272 @@
-"""Where an imperfection is moved, and by which derivative: the rules of eq. 5."""
+"""Move the imperfections of a model to where the loss is worse: eq. 5."""
 
 import dataclasses
+import zlib
+from collections.abc import Callable
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_pnn import _checks
+from keras_pnn.layers.context import Overrides
+from keras_pnn.layers.lookup import find
+from keras_pnn.layers.quantity import Quantity
+from keras_pnn.training.adversary_rules import (
+    AdversaryRule,
+    Autodiff,
+    FiniteDifference,
+)
+from keras_pnn.training.gradients.base import summed
 
-class AdversaryRule:
-    """The step rule of eq. 5: from dL/dθ to θ_adv − θ0.
-
-    The base of `FiniteDifference` and `Autodiff`, dataclasses with the fields
-    `radius`, `normalize` and `sample_radius`, which say where dL/dθ comes from.
-    """
-
-    # How many forward passes one component of θ costs.
-    passes_per_component = 0
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(field.default, bool) and not isinstance(value, bool):
-                raise ValueError(
-                    f"`{field.name}` must be True or False. Received: {value!r}"
-                )
-        object.__setattr__(self, "radius", _numbers("radius", self.radius))
-
-    def move(self, gradient, radius):
-        """Returns θ_adv − θ0 = r ⊙ (r ⊙ g) / ‖r ⊙ g‖₂, or r ⊙ g unnormalised.
-
-        Args:
-            gradient: g = dL/dθ, a tensor.
-            radius: r, a tensor of the same shape and dtype.
-
-        Returns:
-            A tensor of the same shape, zero where the whole of r ⊙ g is.
-        """
-        scaled = radius * gradient
-        if not self.normalize:
-            return scaled
-        # Dividing by the largest entry first, so that no square overflows.
-        peak = tf.reduce_max(tf.abs(scaled))
-        unit = scaled / tf.where(tf.equal(peak, 0), tf.ones_like(peak), peak)
-        return tf.math.divide_no_nan(radius * unit, tf.norm(unit))
-
-    def get_config(self):
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        # Lists: Keras does not undo what it makes of a tuple.
-        return {
-            n: np.asarray(v).tolist() if isinstance(v, tuple) else v
-            for n, v in fields.items()
-        }
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
+# Above this many components a training step would be passes and little else.
+MOST_COMPONENTS = 16
 
 
-@keras.saving.register_keras_serializable(package="keras_pnn")
 @dataclasses.dataclass(frozen=True)
-class FiniteDifference(AdversaryRule):
-    """Moves an imperfection to where the loss is worse, by finite differences.
-
-    θ_adv = θ0 + r ⊙ (r ⊙ g) / ‖r ⊙ g‖₂ with g ≈ dL/dθ: ±r for a scalar, r g/‖g‖
-    for equal radii. For imperfections without a useful derivative. A central
-    difference costs two forward passes per component of θ and training step, a
-    forward difference one; a forward difference is biased in sign by the curvature
-    of the loss, as large as its slope near the aligned case.
-
-    A common name, such as `"temperature"`, is one θ that all layers share: g is the
-    sum over the layers, which must agree in its shape, and all move by one offset.
-    `"<layer>/temperature"` is that of one layer.
-
-    The authors' own rule, θ += 0.8 ΔL/δ with δ ~ U(0, 1)°, is
-
-    >>> pnn.FiniteDifference(
-    ...     radius=0.8, step=1.0, scheme="forward", normalize=False, sample_step=True
-    ... )
+class Parameter:
+    """One θ of eq. 5: an imperfection of a layer, or a value that layers share.
 
     Args:
-        radius: r, in the imperfection's unit: a number or an array of its shape,
-            ≥ 0. A component of radius 0 is not moved, and costs nothing. From its
-            nominal value it must stay within what exists: below 1 for a scale.
-        step: δ of the difference, > 0, likewise. Too small, it measures the rounding
-            of the loss; too large, not the slope here: where the frame's edges move
-            by a pixel, one difference in five has the other sign.
-        scheme: `"central"`, (L(θ0 + δ) − L(θ0 − δ)) / 2δ, or `"forward"`,
-            (L(θ0 + δ) − L(θ0)) / δ.
-        normalize: `False` for θ_adv − θ0 = r ⊙ g; the radius is then a gain.
-        sample_radius: whether r is multiplied by a fresh u ~ U(0, 1) at each
-            optimizer step; under gradient accumulation the micro-batches share it.
-        sample_step: whether δ is multiplied by a fresh u ~ U(0, 1] at each optimizer
-            step, likewise.
-
-    Raises:
-        ValueError: an argument is out of its range.
-
-    Reference:
-        - Xu et al., arXiv:2411.12352, eq. 5
+        name: the imperfection's name without the layer.
+        place: 0 where all layers share it, else 1 + the layer's place among those
+            that have it. Draws go by name and place: a layer's automatic name differs
+            from run to run.
+        rule: where dL/dθ comes from, and how far θ goes.
+        quantities: what moves, all of one shape, by one offset.
+        radius: in the shape of the variables, 0 where nothing moves.
+        step: δ of finite differences, in that shape; `None` for `Autodiff`.
     """
 
-    radius: float | tuple
-    step: float | tuple
-    scheme: str = "central"
-    normalize: bool = True
-    sample_radius: bool = False
-    sample_step: bool = False
-
-    def __post_init__(self):
-        super().__post_init__()
-        object.__setattr__(self, "step", _numbers("step", self.step, positive=True))
-        if self.scheme not in ("central", "forward"):
-            raise ValueError(
-                f"`scheme` must be 'central' or 'forward'. Received: {self.scheme!r}"
-            )
+    name: str
+    place: int
+    rule: AdversaryRule
+    quantities: list[Quantity]
+    radius: np.ndarray
+    step: np.ndarray | None = None
 
     @property
-    def passes_per_component(self) -> int:
-        return 2 if self.scheme == "central" else 1
+    def variables(self) -> list[keras.Variable]:
+        """The variables that hold it."""
+        return [q.variable for q in self.quantities]
+
+    @property
+    def components(self) -> list[tuple[int, ...]]:
+        """Indices of what moves."""
+        return [tuple(index) for index in np.argwhere(self.radius > 0)]
+
+    @property
+    def passes(self) -> int:
+        """Extra forward passes per training step."""
+        return self.rule.passes_per_component * len(self.components)
+
+    @property
+    def dtype(self) -> str:
+        """The dtype in which losses are subtracted."""
+        return keras.backend.result_type("float32", self.variables[0].dtype)
+
+    def moved(self, offset, present: Overrides) -> Overrides:
+        """Returns the variables' values at θ0 + offset."""
+        return Overrides(
+            (q.variable, present.value(q.variable) + _deviation(q, offset))
+            for q in self.quantities
+        )
+
+    def offset(self, slope, seed) -> tf.Tensor:
+        """Returns θ_adv − θ0 for dL/dθ."""
+        radius = tf.constant(self.radius, self.dtype)
+        if self.rule.sample_radius:
+            radius *= self._fraction(seed, "radius")
+        return self.rule.move(slope, radius)
+
+    def difference(self, present: Overrides, loss: Callable, origin, seed):
+        """Returns dL/dθ by finite differences, component by component."""
+        # U(0, 1], never 0.
+        sampled = self.rule.sample_step
+        fraction = 1.0 - self._fraction(seed, "step") if sampled else 1.0
+
+        def loss_at(offset):
+            return tf.cast(loss(self.moved(offset, present)), self.dtype)
+
+        terms = []
+        for index in self.components:
+            direction = np.zeros(self.radius.shape)
+            direction[index] = 1.0
+            direction = tf.constant(direction, self.dtype)
+            step = tf.constant(self.step[index], self.dtype) * fraction
+            ahead = loss_at(step * direction)
+            if self.rule.scheme == "central":
+                slope = (ahead - loss_at(-step * direction)) / (2 * step)
+            else:
+                slope = (ahead - tf.cast(origin, self.dtype)) / step
+            terms.append(slope * direction)
+        return tf.add_n(terms)
+
+    def derivative(self, gradient: Callable):
+        """Returns dL/dθ of the first pass: the sum over the layers that share θ."""
+        slopes = [_by_name(q, gradient(q.variable)) for q in self.quantities]
+        zero = tf.zeros(self.radius.shape, self.dtype)
+        return tf.add_n([zero, *(tf.cast(slope, zero.dtype) for slope in slopes)])
+
+    def _fraction(self, seed, purpose: str):
+        """Returns u of [0, 1), a pure function of seed, name, place and purpose."""
+        # The text is part of the draw: another one gives other numbers.
+        code = zlib.crc32(f"misalignment/{self.name}/{purpose}".encode()) & 0x7FFFFFFF
+        fold_in = tf.random.experimental.stateless_fold_in
+        own = fold_in(fold_in(seed, code, alg="philox"), self.place, alg="philox")
+        # From whole numbers: XLA draws other floats than TensorFlow does.
+        bits = tf.random.stateless_uniform(
+            (), own, minval=None, maxval=None, dtype="uint32", alg="philox"
+        )
+        return tf.cast(tf.bitwise.right_shift(bits, 8), self.dtype) * 2.0**-24
 
 
-@keras.saving.register_keras_serializable(package="keras_pnn")
-@dataclasses.dataclass(frozen=True)
-class Autodiff(AdversaryRule):
-    """Moves an imperfection to where the loss is worse, by automatic differentiation.
-
-    As `FiniteDifference`, with dL/dθ from the first pass: no extra pass, however
-    many components θ has. A common name is one θ that all layers share, likewise,
-    where they agree in its shape. Where they do not (`"resonance_shift"` of two
-    banks), each layer has a θ of its own, with its own norm and its own u, as if all
-    had been named singly with this rule; the radius is then a number.
+class Adversary:
+    """The imperfections of a model that eq. 5 moves, and the rules by which.
 
     Args:
-        radius: r, in the imperfection's unit: a number or an array of its shape,
-            ≥ 0. A component of radius 0 is not moved. From its nominal value it must
-            stay within what exists: below 1 for a scale.
-        normalize: `False` for θ_adv − θ0 = r ⊙ g; the radius is then a gain.
-        sample_radius: whether r is multiplied by a fresh u ~ U(0, 1) at each
-            optimizer step; under gradient accumulation the micro-batches share it.
+        model: a built model.
+        rules: name of an imperfection → rule, as `find` takes names.
+        perturbed: variables that the ascent moves.
+
+    Attributes:
+        parameters: one `Parameter` for each name of which a component moves, or one
+            for each layer where `Autodiff` moves layers of different shapes.
 
     Raises:
-        ValueError: an argument is out of its range.
-
-    Reference:
-        - Xu et al., arXiv:2411.12352, eq. 5
+        ValueError: If a name is unknown, or addresses a variable that is moved
+            otherwise too, or variables of different shapes that cannot be moved by
+            the rule; if a radius or a step has another shape, or reaches values that
+            do not exist; or if finite differences would take too many passes.
     """
 
-    radius: float | tuple
-    normalize: bool = True
-    sample_radius: bool = False
+    def __init__(self, model, rules: dict[str, AdversaryRule], perturbed=()):
+        self.parameters: list[Parameter] = []
+        movers = Overrides((v, "`perturb`") for v in perturbed)
+        for name, rule in rules.items():
+            quantities = find(model, name)
+            mover = f"adversarial[{name!r}]"
+            for q in quantities:
+                if q.variable in movers:
+                    raise ValueError(
+                        "An imperfection must be moved once. Received: "
+                        f"{movers[q.variable]} and {mover}, which both move {q.path}"
+                    )
+            movers = movers.merged((q.variable, mover) for q in quantities)
+            shapes = {tuple(q.variable.shape) for q in quantities}
+            singly = len(shapes) > 1
+            if singly and (not isinstance(rule, Autodiff) or np.ndim(rule.radius)):
+                raise ValueError(
+                    f"Layers that differ in the shape of {name!r} cannot be moved by "
+                    f"one value: name each, '<layer>/{name}', or use Autodiff with a "
+                    "number as radius, which moves each by its own. "
+                    f"Received: {rule!r} for the shapes {sorted(shapes)}"
+                )
+            for group in [[q] for q in quantities] if singly else [quantities]:
+                self.parameters.append(_parameter(name, rule, group, singly))
+        self.parameters = [p for p in self.parameters if p.components]
+
+    def __bool__(self) -> bool:
+        return bool(self.parameters)
+
+    @property
+    def differentiated(self) -> list[keras.Variable]:
+        """The variables whose derivative the first pass must give."""
+        by_autodiff = (p for p in self.parameters if isinstance(p.rule, Autodiff))
+        return [v for p in by_autodiff for v in p.variables]
+
+    @property
+    def needs_origin(self) -> bool:
+        """Whether a forward difference needs the loss at θ0."""
+        rules = (p.rule for p in self.parameters)
+        return any(getattr(rule, "scheme", "") == "forward" for rule in rules)
+
+    @property
+    def passes(self) -> int:
+        """The forward passes that finite differences add, without one at θ0."""
+        return sum(p.passes for p in self.parameters)
+
+    def moved(
+        self, present: Overrides, loss: Callable, origin, gradient: Callable, seed
+    ) -> Overrides:
+        """Returns the imperfections at θ_adv.
+
+        Args:
+            present: the values that the first pass saw, θ0 among them.
+            loss: `Overrides` → the loss with them in place of θ0.
+            origin: the loss at θ0, or `None` to take it from `loss` where it is
+                needed.
+            gradient: variable → dL/dθ of the first pass, for `differentiated`.
+            seed: two integers, a tensor; draws are a pure function of it.
+        """
+        if origin is None and self.needs_origin:
+            origin = loss(Overrides())
+        slopes = [
+            p.difference(present, loss, origin, seed)
+            if isinstance(p.rule, FiniteDifference)
+            else p.derivative(gradient)
+            for p in self.parameters
+        ]
+        found = Overrides()
+        # Added over replicas, so that all of them go to one θ_adv.
+        for parameter, slope in zip(self.parameters, summed(slopes), strict=True):
+            offset = parameter.offset(slope, seed)
+            found = found.merged(parameter.moved(offset, present))
+        return found
 
 
-def check_rules(rules) -> dict[str, AdversaryRule]:
-    """Returns `adversarial` as a dictionary.
-
-    Raises:
-        ValueError: it is not one from names to `FiniteDifference` or `Autodiff`.
-    """
-    if rules is None:
-        return {}
-    if not isinstance(rules, dict) or not all(
-        isinstance(name, str) and isinstance(rule, AdversaryRule)
-        for name, rule in rules.items()
-    ):
+def _parameter(name, rule, quantities: list[Quantity], singly: bool) -> Parameter:
+    layer_name, _, short = name.rpartition("/")
+    place = 1 + quantities[0].index if layer_name or singly else 0
+    shape = tuple(quantities[0].variable.shape)
+    argument = f"adversarial[{name!r}].radius"
+    radius = _checks.array(argument, rule.radius, shape)
+    radius = np.where(np.any([q.exists for q in quantities], axis=0), radius, 0.0)
+    if rule.normalize:
+        _check_reach(argument, quantities, radius)
+    if isinstance(rule, Autodiff):
+        return Parameter(short, place, rule, quantities, radius)
+    argument = f"adversarial[{name!r}].step"
+    step = _checks.array(argument, rule.step, shape)
+    if rule.scheme == "central":
+        _check_reach(argument, quantities, np.where(radius > 0, step, 0.0))
+    parameter = Parameter(short, place, rule, quantities, radius, step)
+    if len(parameter.components) > MOST_COMPONENTS:
         raise ValueError(
-            "`adversarial` must be a dictionary from names of imperfections to "
-            f"FiniteDifference or Autodiff. Received: {rules!r}"
+            f"Finite differences of {name!r} would take {parameter.passes} extra "
+            f"passes in each training step; at most {MOST_COMPONENTS} components "
+            "can be differentiated so. Use pnn.Autodiff, which takes none, or "
+            "set radii of 0. Received: a radius above 0 for "
+            f"{len(parameter.components)} components"
         )
-    return dict(rules)
+    return parameter
 
 
-def _numbers(name: str, value, positive: bool = False):
-    """Returns a finite number, or tuples of them, that float32 can hold."""
-    bound = "> 0" if positive else ">= 0"
-    try:
-        array = np.asarray(value)
-        real = array.dtype.kind in "iuf"
-        with np.errstate(over="ignore"):
-            single = array.astype("float32") if real else np.float32("nan")
-    except (TypeError, ValueError):
-        single = np.float32("nan")
-    enough = single > 0 if positive else single >= 0
-    if not (np.isfinite(single) & enough).all():
-        raise ValueError(
-            f"`{name}` must be a finite number {bound} or an array of such. "
-            f"Received: {value!r}"
-        )
-    return _tuples(array.astype("float64").tolist())
+def _check_reach(argument: str, quantities: list[Quantity], reach: np.ndarray) -> None:
+    """Raises ValueError if going down from nominal by `reach` leaves what exists."""
+    for quantity in quantities:
+        if quantity.convert is not None:
+            # An alias keeps to its range itself.
+            continue
+        try:
+            quantity.check(-reach)
+        except ValueError as error:
+            message = f"Argument `{argument}` reaches too far: {error}"
+            raise ValueError(message) from None
 
 
-def _tuples(values):
-    return tuple(map(_tuples, values)) if isinstance(values, list) else values
+def _deviation(quantity: Quantity, amount) -> tf.Tensor:
+    """The variable's deviation for an amount of the quantity that was named."""
+    dtype = quantity.variable.dtype
+    return tf.cast(quantity.deviation(tf.cast(amount, dtype)), dtype)
+
+
+def _by_name(quantity: Quantity, gradient) -> tf.Tensor:
+    """dL/dθ in the quantity that was named, from that in the variable's unit."""
+    if quantity.convert is None:
+        return gradient
+    zero = tf.zeros_like(gradient)
+    with tf.GradientTape() as tape:
+        tape.watch(zero)
+        deviation = _deviation(quantity, zero)
+    return tape.gradient(deviation, zero, output_gradients=gradient)

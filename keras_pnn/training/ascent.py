@@ -1,11 +1,9 @@
-"""Where the loss around the present controls is worst: eq. 3 and its adaptive form."""
-
-import math
+"""Move variables to where the loss around them is worst: eq. 3, and adaptively."""
 
 import keras
 import tensorflow as tf
 
-from keras_pnn._checks import as_real
+from keras_pnn import _checks
 
 _SCHEDULE = keras.optimizers.schedules.LearningRateSchedule
 
@@ -20,7 +18,7 @@ class SAM:
             can be changed during training: `sat.rho = 0.1`.
 
     Raises:
-        ValueError: `rho` is negative or not finite.
+        ValueError: If `rho` is negative or not finite.
 
     Reference:
         - Xu et al., arXiv:2411.12352, eq. 3
@@ -32,7 +30,7 @@ class SAM:
         # A variable, so that a new value reaches a step that is already traced.
         self._rho = None
         if self.schedule is None:
-            value = check_radius("rho", rho)
+            value = _checks.real("rho", rho, low=0)
             self._rho = keras.Variable(value, trainable=False, name="rho")
 
     @property
@@ -47,7 +45,7 @@ class SAM:
                 "`rho` follows a schedule and cannot be set. Received: "
                 f"rho={value!r} for {self.schedule!r}"
             )
-        self._rho.assign(check_radius("rho", value))
+        self._rho.assign(_checks.real("rho", value, low=0))
 
     def scale(self, value):
         """Returns the elementwise scale T of the ascent: here 1."""
@@ -108,7 +106,7 @@ class ASAM(SAM):
         eta: η, how far a control at zero is moved, in the unit of the variables.
 
     Raises:
-        ValueError: `rho` or `eta` is negative or not finite.
+        ValueError: If `rho` or `eta` is negative or not finite.
 
     Reference:
         - Kwon et al., ICML 2021, arXiv:2102.11600
@@ -116,7 +114,7 @@ class ASAM(SAM):
 
     def __init__(self, rho=0.05, eta: float = 0.01):
         super().__init__(rho)
-        self.eta = check_radius("eta", eta)
+        self.eta = _checks.real("eta", eta, low=0)
 
     def scale(self, value):
         """Returns T = |Θ| + η."""
@@ -134,18 +132,14 @@ def get(ascent, rho=None) -> SAM | None:
         rho: radius for a name, default 0.05; an object has its own.
 
     Raises:
-        ValueError: the name is unknown, or both an object and `rho` are given.
+        ValueError: If the name is unknown, or both an object and `rho` are given.
     """
-    if isinstance(ascent, str):
-        kinds = {"sam": SAM, "asam": ASAM}
-        if ascent not in kinds:
-            raise ValueError(
-                f"`ascent` must be 'sam', 'asam' or an object. Received: {ascent!r}"
-            )
+    kinds = {"sam": SAM, "asam": ASAM}
+    if isinstance(ascent, str) and ascent in kinds:
         return kinds[ascent](0.05 if rho is None else rho)
     if ascent is not None and not callable(ascent):
-        raise ValueError(
-            f"`ascent` must be 'sam', 'asam' or an object. Received: {ascent!r}"
+        raise _checks.error(
+            "ascent", "'sam', 'asam', None or an object like SAM", _checks.short(ascent)
         )
     if rho is not None:
         raise ValueError(
@@ -153,16 +147,6 @@ def get(ascent, rho=None) -> SAM | None:
             f"Received: rho={rho!r}, ascent={ascent!r}"
         )
     return ascent
-
-
-def check_radius(name: str, value) -> float:
-    """Returns a finite, non-negative number as a float."""
-    number = as_real(value)
-    if not (math.isfinite(number) and number >= 0):
-        raise ValueError(
-            f"`{name}` must be a number, finite and >= 0. Received: {value!r}"
-        )
-    return number
 
 
 def _wide(value):

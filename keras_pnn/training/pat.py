@@ -1,4 +1,4 @@
-"""Physics-aware training: forward on the device, backward through the model."""
+"""Train forward on the device, backward through the model: physics-aware training."""
 
 import keras
 
@@ -23,7 +23,7 @@ class PATModel(SATModel):
         **kwargs: further arguments of `SATModel`.
 
     Raises:
-        ValueError: `device` is `None` or cannot measure; `readout` is neither.
+        ValueError: If `device` is `None` or cannot measure, or `readout` is unknown.
 
     Example:
 

@@ -1,24 +1,24 @@
-"""Optical pruning: a penalty on how steeply weights depend on their controls."""
+"""Penalise how steeply weights depend on their controls: optical pruning."""
 
 import keras
 import tensorflow as tf
 
+from keras_pnn import _checks
 from keras_pnn.physics import tuning as tunings
-from keras_pnn.training.ascent import check_radius
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class OpticalPruning(keras.regularizers.Regularizer):
     """Regulariser α ‖∂w/∂c‖₂ of a layer's controls c.
 
-    It drives rings to the flat parts of their tuning curve.
+    It drives rings to the flat parts of their tuning curves.
 
     Args:
         alpha: weight α of the penalty, ≥ 0.
         tuning: the tuning of the layer that it regularises.
 
     Raises:
-        ValueError: `alpha` is negative or not finite.
+        ValueError: If `alpha` is negative or not finite.
 
     Example:
 
@@ -30,7 +30,7 @@ class OpticalPruning(keras.regularizers.Regularizer):
     """
 
     def __init__(self, alpha: float, tuning=None):
-        self.alpha = check_radius("alpha", alpha)
+        self.alpha = _checks.real("alpha", alpha, low=0)
         self.tuning = tunings.get(tuning)
 
     def __call__(self, control):

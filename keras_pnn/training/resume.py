@@ -1,95 +1,65 @@
-"""The state of an interrupted training run: written whole, and taken up mid-epoch."""
+"""Write the state of a training run to one file, and go on from it in mid-epoch."""
 
-import json
-import os
+import dataclasses
+import inspect
 import pathlib
 import warnings
+from collections.abc import Iterator
 
+import h5py
 import keras
 import numpy as np
 
-from keras_pnn.layers.lookup import physical_layers
+from keras_pnn import _files, _keras
+from keras_pnn.layers.context import keeping
+from keras_pnn.layers.lookup import imperfections_of
 
-_POINTER = "latest.json"
-_PART = "part.weights.h5"
-
-
-class Position(keras.callbacks.Callback):
-    """How far `fit` has come: the epoch, and how many of its batches are done."""
-
-    def __init__(self):
-        super().__init__()
-        self.epoch = 0
-        self.batches = 0
-        # Those of training, while validation uses the metrics; else `None`.
-        self.metrics: list | None = None
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epoch, self.batches = epoch, 0
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.batches, self.metrics = batches_done(self, batch), None
-
-    def on_test_begin(self, logs=None):
-        self.metrics = metrics_of(self.model)
+_FILE = "state.weights.h5"
+# Beside the weights, in the same file.
+_POSITION = "keras_pnn_position"
 
 
-def batches_done(callback: keras.callbacks.Callback, batch: int) -> int:
-    """How many batches of an epoch are done when `batch` has ended.
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """How far a training run has come.
 
-    Keras counts an execution of several steps in full, also where the epoch's last
-    one has fewer.
+    Args:
+        epoch: the epoch in which it goes on, from 0.
+        batches: how many batches of that epoch are done.
+        metrics: the values of the metrics' variables after them.
     """
-    steps = (callback.params or {}).get("steps")
-    return batch + 1 if steps is None else min(batch + 1, steps)
+
+    epoch: int = 0
+    batches: int = 0
+    metrics: tuple[np.ndarray, ...] = ()
 
 
-def metrics_of(model: keras.Model) -> list:
-    """The values of the metrics' variables."""
-    return [np.array(v) for v in model.metrics_variables]
+def metrics_of(model: keras.Model) -> tuple[np.ndarray, ...]:
+    """Returns the values of the metrics' variables."""
+    return tuple(np.array(v) for v in model.metrics_variables)
 
 
-def save_state(
-    model: keras.Model, folder, epoch: int, batches: int, metrics: list | None = None
-) -> pathlib.Path:
+def save_state(model: keras.Model, folder, position: Position) -> None:
     """Writes weights, optimizer, position and metrics to a folder.
 
     A run that is killed while it writes leaves the state from before.
 
     Args:
         model: a compiled model.
-        folder: where to; it is made if it is not there.
-        epoch: the epoch in which training goes on.
-        batches: how many of that epoch's batches are done.
-        metrics: what `metrics_of` gave after them. Default: the present ones.
+        folder: the folder, which is made where it does not exist.
+        position: how far the run has come.
     """
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     _build_optimizer(model)
-    name = f"state_{epoch}_{batches}.weights.h5"
-    part = folder / _PART
-    model.save_weights(part, overwrite=True)
-    os.replace(part, folder / name)
-    pointer = folder / f"{_POINTER}.part"
-    content = {
-        "weights": name,
-        "epoch": int(epoch),
-        "batches": int(batches),
-        "metrics": [],
-    }
-    for value in metrics_of(model) if metrics is None else metrics:
-        # JSON has no complex numbers: real and imaginary parts side by side.
-        parts = np.stack([np.real(value), np.imag(value)], axis=-1)
-        content["metrics"].append(parts.astype("float64").tolist())
-    pointer.write_text(json.dumps(content), "utf-8")
-    os.replace(pointer, folder / _POINTER)
-    for old in folder.glob("state_*.weights.h5"):
-        if old.name != name:
-            old.unlink()
-    return folder
+    with _files.atomic(pathlib.Path(folder) / _FILE) as part:
+        model.save_weights(part, overwrite=True)
+        with h5py.File(part, "a") as file:
+            group = file.create_group(_POSITION)
+            group.attrs.update(epoch=position.epoch, batches=position.batches)
+            for index, value in enumerate(position.metrics):
+                group[str(index)] = value
 
 
-def load_state(model: keras.Model, folder) -> tuple[int, int, list] | None:
+def load_state(model: keras.Model, folder) -> Position | None:
     """Gives a model the state in a folder.
 
     Imperfections that are installed stay as they are: a state is that of training.
@@ -99,107 +69,81 @@ def load_state(model: keras.Model, folder) -> tuple[int, int, list] | None:
         folder: as in `save_state`.
 
     Returns:
-        (epoch, batches of it that are done, metrics after them), or `None` where
-        there is no state.
+        How far the run had come, or `None` where there is no state.
 
     Raises:
-        ValueError: the state is not one, is cut short, or is of another model.
+        ValueError: If the state is damaged, or of another model.
     """
-    folder = pathlib.Path(folder)
-    if not (folder / _POINTER).exists():
+    path = pathlib.Path(folder) / _FILE
+    if not path.exists():
         return None
     _build_optimizer(model)
-    installed = [
-        (v, np.array(v)) for la in physical_layers(model) for v in _imperfect(la)
-    ]
     try:
-        content = json.loads((folder / _POINTER).read_text("utf-8"))
-        with warnings.catch_warnings():
+        with h5py.File(path) as file:
+            group = file[_POSITION]
+            metrics = tuple(group[str(index)][()] for index in range(len(group)))
+            epoch, batches = (int(group.attrs[n]) for n in ("epoch", "batches"))
+        with warnings.catch_warnings(), keeping(imperfections_of(model)):
             # Keras passes over what does not fit, such as another optimizer's state.
             warnings.filterwarnings("error", message="Skipping")
-            model.load_weights(folder / content["weights"])
-        position = int(content["epoch"]), int(content["batches"])
-        metrics = [_joined(parts) for parts in content.get("metrics", [])]
+            model.load_weights(path)
     except Exception as error:
         raise ValueError(
-            f"`folder` must hold the state of a run of model '{model.name}'. Received: "
-            f"{folder} ({type(error).__name__}: {error})"
+            f"Argument `folder` must hold the state of a run of model '{model.name}'. "
+            f"Received: {folder} ({type(error).__name__}: {error})"
         ) from error
-    finally:
-        for variable, value in installed:
-            variable.assign(value)
-    return *position, metrics
-
-
-def _joined(parts: list) -> np.ndarray:
-    real, imaginary = np.moveaxis(np.asarray(parts, "float64"), -1, 0)
-    return real + 1j * imaginary
+    return Position(epoch, batches, metrics)
 
 
 def remove_state(folder) -> None:
     """Removes what `save_state` wrote, and the folder if it is empty then."""
     folder = pathlib.Path(folder)
-    # By name: the folder may hold files of the user's.
-    names = (_POINTER, f"{_POINTER}.part", _PART)
-    for path in [*folder.glob("state_*.weights.h5"), *(folder / n for n in names)]:
+    # By name, the part of a run that was killed too: the folder may hold other files.
+    parts = folder.glob(f".state.*.part{_FILE.removeprefix('state')}")
+    for path in [folder / _FILE, *parts]:
         path.unlink(missing_ok=True)
     if folder.exists() and not any(folder.iterdir()):
         folder.rmdir()
+
+
+def pass_over(model: keras.Model, iterator: Iterator, batches: int, metrics) -> dict:
+    """Takes batches that are done already from an epoch, without training on them.
+
+    Args:
+        model: the model that trains.
+        iterator: over the batches; it may end sooner.
+        batches: how many to take.
+        metrics: as in `Position`, which the model takes up.
+
+    Returns:
+        The logs with these metrics.
+    """
+    for _ in range(batches):
+        batch = next(iterator, None)
+        if batch is not None and not _keras.has_metrics(model):
+            # Callbacks are told the metrics, which the first step would make.
+            _keras.build_metrics(model, batch)
+    variables = model.metrics_variables
+    # Other metrics may have been compiled since.
+    if [v.shape for v in variables] == [value.shape for value in metrics]:
+        for variable, value in zip(variables, metrics, strict=True):
+            variable.assign(value)
+    return model.get_metrics_result()
+
+
+def check_order(x, shuffle, callbacks: list) -> None:
+    """Raises ValueError if a resumed epoch would see other batches than before."""
+    resumable = any(hasattr(callback, "save_state") for callback in callbacks)
+    if resumable and (shuffle or inspect.isgenerator(x)):
+        raise ValueError(
+            "A `Checkpoint` goes on in the middle of an epoch, so the order of the "
+            "batches must be known: pass a `pnn.datasets.Batches`, or arrays or a data "
+            f"set of fixed order with shuffle=False. Received: {type(x).__name__}, "
+            f"shuffle={shuffle!r}"
+        )
 
 
 def _build_optimizer(model: keras.Model) -> None:
     optimizer = model.optimizer
     if optimizer is not None and not optimizer.built:
         optimizer.build(model.trainable_variables)
-
-
-def _imperfect(layer) -> list[keras.Variable]:
-    return list(layer.imperfections.values())
-
-
-class Skipping:
-    """A train function that passes over batches that are done already.
-
-    Args:
-        model: the model that trains.
-        function: what Keras calls with an iterator over the batches.
-    """
-
-    def __init__(self, model: keras.Model, function):
-        self.model = model
-        self.function = function
-        self.left = 0
-        # What the batches that are passed over had given.
-        self.metrics: list = []
-
-    def __call__(self, iterator):
-        if self.left <= 0:
-            return self.function(iterator)
-        self.left -= self.model.steps_per_execution
-        for _ in range(self.model.steps_per_execution):
-            # The last execution of an epoch may have fewer batches.
-            batch = next(iterator, None)
-            if batch is not None and not _has_metrics(self.model):
-                # Callbacks are told the metrics, which the first step would make.
-                self.model._symbolic_build(data_batch=batch)
-        self._take_up_metrics()
-        return self.model.get_metrics_result()
-
-    def _take_up_metrics(self) -> None:
-        variables = self.model.metrics_variables
-        values, self.metrics = self.metrics, []
-        # Other metrics may have been compiled since.
-        if [v.shape for v in values] == [tuple(v.shape) for v in variables]:
-            for variable, value in zip(variables, values, strict=True):
-                if not variable.dtype.startswith("complex"):
-                    value = value.real
-                variable.assign(value.astype(variable.dtype))
-
-
-def _has_metrics(model: keras.Model) -> bool:
-    """Whether the metrics of `compile` have their variables, so that they have values.
-
-    Those of a model that trains on several replicas have: `fit` makes them first.
-    """
-    parts = model._compile_loss, model._compile_metrics
-    return all(part is None or part.built for part in parts)

@@ -1,27 +1,21 @@
-"""Sharpness-aware training of Keras models."""
-
-import numbers
+"""Train Keras models so that their loss stays flat: sharpness-aware training."""
 
 import keras
 import tensorflow as tf
 
+from keras_pnn import _checks, _keras
 from keras_pnn.devices.variation import Variation
+from keras_pnn.layers.context import Overrides
 from keras_pnn.layers.lookup import select_variables
 from keras_pnn.training import ascent as ascents
-from keras_pnn.training.adversary import AdversaryRule, check_rules
-from keras_pnn.training.adversary_parameters import (
-    by_autodiff,
-    extra_passes,
-    misaligned,
-    parameters,
-)
+from keras_pnn.training import bench
+from keras_pnn.training.adversary import Adversary
+from keras_pnn.training.adversary_rules import AdversaryRule, check_rules
 from keras_pnn.training.gradients.base import (
     DeviceGradient,
+    Evaluation,
     GradientSource,
     ModelGradient,
-    dense,
-    mixed,
-    replaced,
     summed,
 )
 from keras_pnn.training.trainer import Trainer
@@ -31,21 +25,22 @@ from keras_pnn.training.trainer import Trainer
 class SATModel(Trainer):
     """Trains a model so that its loss stays flat around its controls.
 
-    Each step takes two gradients. The first, at the controls Θ, gives the direction
-    in which the loss rises most, ΔΘ = ρ g / ‖g‖ (eq. 3). The second, at Θ + ΔΘ, is
-    what the optimizer steps with (eq. 4). Metrics, batch normalisation statistics
-    and the reported loss are those of the first pass; both passes draw the same
-    dropout masks and noise, so that ρ = 0 is plain training to the last bit
-    (under XLA, which orders sums as it likes, to rounding).
-    `sharpness`, the mean of L(Θ + ΔΘ) − L(Θ), is logged beside the loss.
+    With controls Θ, imperfections θ (θ0 as they are) and a loss L, each step takes
 
-    With `adversarial` the second pass is at (Θ + ΔΘ, θ_adv) (eq. 6), where named
-    imperfections θ have gone to where the loss is worse too (eq. 5); L(Θ + ΔΘ) is
-    then the loss there. θ itself is never assigned. Each θ has a radius of its own:
-    under one norm for all, the one with the largest unit would move alone. Slopes
-    are taken at (Θ, θ0), with the statistics, masks and noise of the first pass;
-    finite differences add `sat.extra_passes` forward passes to each step, all
-    through the model, since a device on the bench cannot be turned.
+        ΔΘ = ρ g / ‖g‖₂, g = ∂L/∂Θ at (Θ, θ0)                          (eq. 3)
+        θ_adv = θ0 + r ⊙ (r ⊙ h) / ‖r ⊙ h‖₂, h = dL/dθ at (Θ, θ0)       (eq. 5)
+        Θ ← optimizer step with ∂L/∂Θ at (Θ + ΔΘ, θ_adv)            (eqs. 4, 6)
+
+    Eq. 5 is for the imperfections that `adversarial` names, and θ itself is never
+    assigned. Each θ has a radius r of its own: under one norm for all, the one with the
+    largest unit would move alone. Finite differences add `sat.extra_passes` forward
+    passes to each step, all through the model, since a device on the bench cannot be
+    turned.
+
+    Metrics, batch normalisation statistics and the reported loss are those of the
+    first pass; all passes draw the same dropout masks and noise, so that ρ = 0 is plain
+    training to the last bit (under XLA, which orders sums as it likes, to rounding).
+    `sharpness`, the mean of L(Θ + ΔΘ, θ_adv) − L(Θ, θ0), is logged beside the loss.
 
     `evaluate`, `predict` and saving behave as those of the model inside, which is
     `sat.model`. With a device, `save` gives that digital model, and eigenvalues of
@@ -57,19 +52,20 @@ class SATModel(Trainer):
     Args:
         model: any Keras model, but one with a `train_step`, `test_step`,
             `predict_step`, `compute_metrics` or `get_metrics_result` of its own.
-        rho: radius of the ascent, a number ≥ 0 or a Keras learning-rate schedule.
-            Default 0.05. A number can be set during training, `sat.rho = 0.1`.
+        rho: radius ρ of the ascent, in the unit of what it moves: a number ≥ 0 or a
+            Keras learning-rate schedule. Default 0.05. A number can be set during
+            training, `sat.rho = 0.1`.
         ascent: `"sam"`, `"asam"`, or an object such as `pnn.ASAM(0.5, eta=0.01)`,
             which has its own rho. `None` leaves the ascent out: one pass, plain
             training with the noise or the device that is given.
         perturb: what the ascent moves: `"controls"`, `"all"` trainable variables,
             or a predicate on variables, which is also asked of imperfections.
-        misalignment: name of an imperfection → `pnn.FiniteDifference` or
+        adversarial: name of an imperfection → `pnn.FiniteDifference` or
             `pnn.Autodiff`. `"rotation"` is one value for all layers that have it
             (with `Autodiff`, one for each where their shapes differ),
             `"slm/rotation"` that of one layer.
-        noise_aware: a `Variation`. A fresh device is drawn each step, the same in
-            both passes, a pure function of `seed` and the step.
+        variation: a `Variation`. A fresh device is drawn each step, the same in
+            all passes, a pure function of `seed` and the step.
         device: a device whose measurements replace the layers' outputs in both
             passes, while gradients go through the model: SAT online. The ascent is
             then by these proxy gradients too. An imperfection that a
@@ -79,17 +75,17 @@ class SATModel(Trainer):
             gradient of the second pass plus a times that of the first. With a large
             adversarial radius and a = 0, a network can forget the nominal case.
         seed: seed of the noise, of sampled radii and steps, and of what the gradient
-            source draws.
+            source draws; an integer of 32 bits.
         gradient: where gradients come from, such as `pnn.SPSA(...)`. Default: the
             model, or with a device `pnn.training.DeviceGradient()`; for an imperfect
             mesh `pnn.training.DeviceGradient("output")`, see there.
 
     Raises:
-        ValueError: `model` overrides what would not be called; `rho` is negative;
-            both `rho` and an ascent object are given; `perturb="controls"` and the
-            model has no physical layer; `clean_fraction` is outside [0, 1]; `seed` is
-            not a whole number; or `adversarial` names what the model does not have, one
-            variable twice, or one that `perturb` moves.
+        ValueError: If `model` overrides a step that would not be called; `rho` is
+            negative; both `rho` and an ascent object are given; `perturb="controls"`
+            and the model has no physical layer; `clean_fraction` is outside [0, 1];
+            `seed` is not a 32-bit integer; or `adversarial` names what the model does
+            not have, one variable twice, or one that `perturb` moves.
 
     Example:
 
@@ -125,41 +121,25 @@ class SATModel(Trainer):
         kwargs.setdefault("name", f"sat_{getattr(model, 'name', '')}")
         super().__init__(model, **kwargs)
         self.ascent = ascents.get(ascent, rho)
-        if perturb not in ("controls", "all") and not callable(perturb):
-            raise ValueError(
-                "`perturb` must be 'controls', 'all' or a predicate on variables. "
-                f"Received: {perturb!r}"
-            )
+        if not callable(perturb):
+            _checks.choice("perturb", perturb, ("controls", "all"))
         self.perturb = perturb
         self.adversarial = check_rules(adversarial)
         if model.built:
             self._perturbed()
         if variation is not None and not hasattr(variation, "values"):
-            raise ValueError(
-                f"`variation` must be a Variation. Received: {variation!r}"
-            )
+            raise _checks.error("variation", "a Variation", _checks.short(variation))
         self.variation = variation
         if gradient is None:
             gradient = ModelGradient() if device is None else DeviceGradient()
         elif not isinstance(gradient, GradientSource):
-            raise ValueError(
-                f"`gradient` must be a gradient source. Received: {gradient!r}"
-            )
+            expected = "a gradient source such as pnn.SPSA"
+            raise _checks.error("gradient", expected, _checks.short(gradient))
         self.gradient = gradient.on(device)
-        real = isinstance(clean_fraction, numbers.Real) and not isinstance(
-            clean_fraction, bool
+        self._clean_fraction = _checks.real(
+            "clean_fraction", clean_fraction, low=0, high=1
         )
-        if not (real and 0 <= clean_fraction <= 1):
-            raise ValueError(
-                f"`clean_fraction` must be in [0, 1]. Received: {clean_fraction!r}"
-            )
-        self._clean_fraction = float(clean_fraction)
-        whole = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
-        if not (whole and -(2**31) <= seed < 2**31):
-            raise ValueError(
-                f"`seed` must be a whole number of 32 bits. Received: {seed!r}"
-            )
-        self.seed = int(seed)
+        self.seed = _checks.integer("seed", seed, -(2**31), 2**31 - 1)
         self._sharpness = keras.metrics.Mean(name="sharpness")
 
     @property
@@ -188,101 +168,97 @@ class SATModel(Trainer):
         one; with a device, forward differences need one pass more, at θ0.
 
         Raises:
-            ValueError: the model inside is not built, and there is `adversarial`.
+            ValueError: If the model inside is not built, and there is `adversarial`.
         """
-        return extra_passes(self._perturbed()[1], self.device is not None)
+        _, adversary = self._perturbed()
+        at_origin = self.device is not None and adversary.needs_origin
+        return adversary.passes + int(at_origin)
 
     def train_step(self, data):
         batch = keras.utils.unpack_x_y_sample_weight(data)
         self._build_inner(batch[0])
         step = tf.cast(tf.convert_to_tensor(self.optimizer.iterations), "int32")
         seed = tf.stack([self.seed, step])
-        noise = []
-        if self.variation is not None:
-            noise = self.variation.values(self.model, seed)
         trainable = self.trainable_variables
-        moved, thetas = self._perturbed()
-        one_pass = not moved and not thetas
-        wrt = [*moved, *by_autodiff(thetas)]
-        if one_pass or self.clean_fraction:
-            wrt = list({id(v): v for v in [*wrt, *trainable]}.values())
-        first = self.gradient(self, batch, noise, wrt)
-        slopes = _by_id(zip(wrt, first.gradients, strict=True))
-        clean = [slopes.get(id(v)) for v in trainable]
-        if one_pass:
-            second, gradients = first, clean
-        else:
-            worst = self._worst(moved, _by_id(noise), slopes)
-            worst += self._misaligned(thetas, noise, slopes, first.loss, batch, seed)
-            second = self.gradient(self, batch, replaced(noise, worst), trainable, 1)
-            gradients = mixed(second.gradients, clean, self.clean_fraction)
-        # A device that fails in either pass leaves the state from before the step.
-        measured = []
-        if self.on_bench:
-            # A gradient may come from measurements of its own.
-            taken = [g for g in (*first.gradients, *second.gradients) if g is not None]
-            measured = [first.loss, second.loss, *taken]
-        with tf.control_dependencies(measured):
-            self._commit(first.scope, [*(v for v, _ in noise), *wrt])
-            first.commit()
-            return self._apply(batch, first, second, gradients, trainable)
+        controls, adversary = self._perturbed()
+        one_pass = not controls and not adversary
 
-    def _apply(self, batch, first, second, gradients, trainable) -> dict:
+        # (Θ, θ0), and what eqs. 3 and 5 need of the gradient there.
+        present = Overrides()
+        if self.variation is not None:
+            present = Overrides(self.variation.values(self.model, seed))
+        wrt = [*controls, *adversary.differentiated]
+        if one_pass or self.clean_fraction:
+            wrt = list(Overrides((v, None) for v in [*wrt, *trainable]))
+        first = self.gradient(self, batch, present, wrt)
+        gradients = [first.gradient(v) for v in trainable]
+        second = first
+        if not one_pass:
+            worst = present.merged(self._ascended(controls, present, first))
+            worst = worst.merged(
+                self._adversarial(adversary, present, first, batch, seed)
+            )
+            # Eqs. 4 and 6: the gradient at (Θ + ΔΘ, θ_adv).
+            second = self.gradient(self, batch, worst, trainable, index=1)
+            gradients = _mixed(second.gradients, gradients, self.clean_fraction)
+        with tf.control_dependencies(bench.measurements(self, first, second)):
+            self._commit(first)
+            return self._apply(batch, first, second, gradients)
+
+    def _perturbed(self) -> tuple[list[keras.Variable], Adversary]:
+        """What the second pass moves: by the ascent, and by eq. 5."""
+        controls = []
+        if self.ascent is not None:
+            controls = select_variables(self.model, self.perturb)
+        return controls, Adversary(self.model, self.adversarial, controls)
+
+    def _ascended(self, controls: list, present: Overrides, first: Evaluation):
+        """Θ + ΔΘ, eq. 3."""
+        if not controls:
+            return Overrides()
+        values = [present.value(v) for v in controls]
+        gradients = summed([first.dense(v) for v in controls])
+        steps = self.ascent(values, gradients, self.optimizer.iterations)
+        return Overrides(
+            (variable, value + step)
+            for variable, value, step in zip(controls, values, steps, strict=True)
+        )
+
+    def _adversarial(self, adversary, present, first: Evaluation, batch, seed):
+        """θ_adv, eq. 5."""
+        scale = self.optimizer.scale_loss(tf.constant(1.0))
+        model = ModelGradient()
+        return adversary.moved(
+            present,
+            loss=lambda moved: model.loss(self, batch, present.merged(moved)),
+            # The difference between a device's loss and its model's is not a slope.
+            origin=None if self.device is not None else first.loss,
+            gradient=lambda v: first.dense(v) / tf.cast(scale, v.dtype),
+            seed=seed,
+        )
+
+    def _apply(self, batch, first: Evaluation, second: Evaluation, gradients) -> dict:
         """Steps the optimizer and the metrics; returns the logs."""
         x, y, sample_weight = batch
         size = tf.shape(next(a for a in keras.tree.flatten(x) if a is not None))[0]
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        self._loss_tracker.update_state(first.loss * replicas, sample_weight=size)
-        self._sharpness.update_state(
-            (second.loss - first.loss) * replicas, sample_weight=size
-        )
-        self.optimizer.apply_gradients(zip(gradients, trainable, strict=True))
+        for metric, value in (
+            (_keras.loss_tracker(self), first.loss),
+            (self._sharpness, second.loss - first.loss),
+        ):
+            metric.update_state(value * replicas, sample_weight=size)
+        pairs = zip(gradients, self.trainable_variables, strict=True)
+        self.optimizer.apply_gradients(pairs)
         return self.compute_metrics(x, y, first.y_pred, sample_weight=sample_weight)
-
-    def _perturbed(self) -> tuple[list, list]:
-        """What the second pass moves: variables by the ascent, and imperfections."""
-        moved = []
-        if self.ascent is not None:
-            moved = select_variables(self.model, self.perturb)
-        return moved, parameters(self.model, self.adversarial, moved)
-
-    def _worst(self, moved, noise, slopes) -> list:
-        """(variable, Θ + ΔΘ), from the values that the first pass saw."""
-        if not moved:
-            return []
-        values = [noise.get(id(v), tf.convert_to_tensor(v)) for v in moved]
-        gradients = summed([dense(slopes[id(v)], v) for v in moved])
-        steps = self.ascent(values, gradients, self.optimizer.iterations)
-        worst = [v + s for v, s in zip(values, steps, strict=True)]
-        return list(zip(moved, worst, strict=True))
-
-    def _misaligned(self, thetas, noise, slopes, origin, batch, seed) -> list:
-        """(variable, θ_adv), from the values that the first pass saw."""
-        drawn = _by_id(noise)
-        scale = self.optimizer.scale_loss(tf.constant(1.0))
-        model = ModelGradient()
-        return misaligned(
-            thetas,
-            present=lambda v: drawn.get(id(v), tf.convert_to_tensor(v)),
-            loss=lambda pairs: model.loss(self, batch, replaced(noise, pairs)),
-            # A difference between a device and its model is no slope of either.
-            origin=None if self.device is not None else origin,
-            gradients={
-                id(v): dense(slopes[id(v)], v) / tf.cast(scale, v.dtype)
-                for v in by_autodiff(thetas)
-            },
-            seed=seed,
-        )
 
     @property
     def train_metrics(self):
         return [self._sharpness]
 
     def get_config(self):
-        config = super().get_config()
         serialize = keras.saving.serialize_keras_object
         return {
-            **config,
+            **super().get_config(),
             "ascent": serialize(self.ascent),
             "perturb": serialize(self.perturb),
             "adversarial": {n: serialize(r) for n, r in self.adversarial.items()},
@@ -295,22 +271,21 @@ class SATModel(Trainer):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         load = keras.saving.deserialize_keras_object
-        parts = (
-            "model",
-            "ascent",
-            "perturb",
-            "adversarial",
-            "variation",
-            "gradient",
+        return cls(
+            **{
+                name: load(value, custom_objects=custom_objects)
+                for name, value in config.items()
+            }
         )
-        loaded = {
-            p: load(config[p], custom_objects=custom_objects)
-            for p in parts
-            if p in config
-        }
-        return cls(**{**config, **loaded})
 
 
-def _by_id(pairs) -> dict:
-    """{id of the variable: value}; Keras variables cannot be dictionary keys."""
-    return {id(variable): value for variable, value in pairs}
+def _mixed(gradients: list, others: list, share: float) -> list:
+    """Returns (1 − share) gradients + share others; `None` stays `None`."""
+    if not share:
+        return gradients
+    return [
+        None
+        if g is None
+        else (1 - share) * tf.convert_to_tensor(g) + share * tf.convert_to_tensor(o)
+        for g, o in zip(gradients, others, strict=True)
+    ]

@@ -3,25 +3,16 @@
 Every test fails today, for the `reason` on its mark; mending the fault takes it off.
 """
 
-import contextlib
 import csv
 import functools
-import io
 import math
-import pathlib
-import re
-import socketserver
-import threading
-import tomllib
 
 import keras
 import numpy as np
 import pytest
 
 import keras_pnn as pnn
-from keras_pnn.hardware.instrument import simulator
 
-ROOT = pathlib.Path(__file__).parents[2]
 PI = math.pi
 # What `pytest.raises` and `pytest.warns` raise where nothing came.
 SILENT = pytest.fail.Exception
@@ -45,59 +36,7 @@ def dac(bits, low, high):
     return pnn.layers.DAC(bits, low, high)
 
 
-def written(path, rows, form="commas"):
-    """Writes a table in one of the forms that laboratories and spreadsheets use."""
-    stream = io.StringIO()
-    delimiter = {"semicolons": ";", "tabs": "\t"}.get(form, ",")
-    if form == "semicolons":
-        rows = [[str(cell).replace(".", ",") for cell in row] for row in rows]
-    csv.writer(stream, delimiter=delimiter).writerows(rows)
-    text = stream.getvalue()
-    if form == "comments":
-        first, rest = text.split("\n", 1)
-        text = f"# bench 3\n{first}\n# lights off\n{rest}"
-    path.write_text(text, "utf-8")
-    return path
-
-
 # --- Files that are read -------------------------------------------------------------
-
-FORMS = pytest.mark.parametrize("form", ["semicolons", "tabs", "comments"])
-CURRENT, WEIGHT = (0.0, 0.5, 1.0, 1.5), (-0.9, -0.5, 0.1, 0.6)
-CURVE = [("I (mA)", "weight"), *zip(CURRENT, WEIGHT, strict=True)]
-
-
-@xfail(
-    raises=SILENT,
-    reason="Cells beyond the headings are dropped: '0,05' is read as 0.0",
-)
-@pytest.mark.parametrize(
-    "text",
-    ["temperature_K\n0,05\n0,07\n", "time_s,temperature_K\n0,5,0,10\n1,0,0,20\n"],
-    ids=["one heading", "two headings"],
-)
-def test_a_drift_file_with_more_cells_than_headings_is_refused(tmp_path, text):
-    path = tmp_path / "drift.csv"
-    path.write_text(text, "utf-8")
-    with pytest.raises(ValueError, match="line 2"):
-        pnn.drift.Recorded.from_csv(path, column="temperature_K")
-
-
-@xfail(raises=ValueError, reason="Only bare files with commas are read")
-@FORMS
-def test_a_drift_is_read_from_a_real_file(tmp_path, form):
-    path = written(tmp_path / "drift.csv", CURVE, form)
-    assert pnn.drift.Recorded.from_csv(path, column="weight").values == WEIGHT
-    assert pnn.drift.Recorded.from_csv(path, column="I (mA)").values == CURRENT
-
-
-@xfail(raises=ValueError, reason="Only bare files with commas are read")
-@FORMS
-def test_a_measured_curve_is_read_from_a_real_file(tmp_path, form):
-    path = written(tmp_path / "curve.csv", CURVE, form)
-    config = pnn.MeasuredTuning.from_csv(path).get_config()
-    read = tuple(config["control"]), tuple(config["weight"]), config["unit"]
-    assert read == (CURRENT, WEIGHT, "mA")
 
 
 def exported(tmp_path, **kwargs):
@@ -108,37 +47,6 @@ def exported(tmp_path, **kwargs):
     pnn.export_controls(model, path)
     with open(path, newline="", encoding="utf-8") as file:
         return model, path, list(csv.reader(file))
-
-
-@xfail(raises=ValueError, reason="Only bare files with commas are read")
-@FORMS
-def test_controls_are_read_from_a_file_that_a_spreadsheet_saved(tmp_path, form):
-    model, path, rows = exported(tmp_path)
-    control = model.layers[0].controls["control"]
-    before = control.numpy()
-    control.assign(np.ones_like(before))
-    pnn.load_controls(model, written(path, rows, form))
-    np.testing.assert_allclose(control.numpy(), before, rtol=1e-6)
-
-
-@xfail(
-    raises=(AssertionError, csv.Error),
-    reason="Errors of the codec and of the csv module come without the file's name",
-)
-@pytest.mark.parametrize("damage", ["encoding", "open quote"])
-def test_an_unreadable_table_of_controls_is_named(tmp_path, damage):
-    model, path, _ = exported(tmp_path)
-    text = path.read_text("utf-8")
-    if damage == "encoding":
-        path.write_bytes(text.replace("bank", "bänk").encode("latin-1"))
-    else:
-        # Longer than the csv module lets a cell be.
-        path.write_text(text.replace("bank", '"bank', 1) + "x" * 140_000, "utf-8")
-    with pytest.raises(ValueError, match=re.escape(path.name)):
-        pnn.load_controls(model, path)
-
-
-# --- Files that are written ----------------------------------------------------------
 
 
 @xfail(
@@ -321,164 +229,6 @@ def test_a_quantised_layer_is_converted_or_refused(mode):
     assert conversion.layers[0]["max_error"] < 0.1
     x = np.random.default_rng(0).uniform(-1, 1, (3, 6)).astype("float32")
     np.testing.assert_allclose(conversion.model(x), model(x), atol=0.2)
-
-
-# --- Measured curves -----------------------------------------------------------------
-
-# The noise of one reading of a weight.
-NOISE = 0.004
-HEATED = pnn.HeaterTuning(max_current=4.0)
-
-
-def lorentzian(shift):
-    """The weight of a ring whose resonance is reached at 0.25 nm."""
-    return 1 - 2 / (1 + ((shift - 0.25) / 0.077) ** 2)
-
-
-def heated(current):
-    return np.asarray(HEATED.weight(np.asarray(current)))
-
-
-def noisy(curve, control):
-    return curve(control) + NOISE * np.random.default_rng(0).normal(size=len(control))
-
-
-def turning_points(weights):
-    return int(np.sum(np.diff(np.sign(np.diff(weights))) != 0))
-
-
-@xfail(
-    raises=AssertionError,
-    reason="The spline follows the noise: dw/dI changes its sign some thirty times",
-)
-@pytest.mark.filterwarnings("ignore:The spline leaves the range")
-@pytest.mark.parametrize(
-    "unit,curve,end", [("mA", heated, 4.0), ("nm", lorentzian, 0.6)], ids=["mA", "nm"]
-)
-def test_a_noisy_curve_turns_at_its_resonance_alone(unit, curve, end):
-    control = np.linspace(0, end, 81)
-    tuning = pnn.MeasuredTuning(control, noisy(curve, control), unit)
-    fine = np.linspace(0, end, 4001)
-    assert turning_points(curve(fine)) == 1
-    assert turning_points(np.asarray(tuning.weight(fine))) == 1
-
-
-@xfail(raises=SILENT, reason="A curve through all the noise is made without a word")
-def test_a_noisy_curve_without_smoothing_is_told():
-    control = np.linspace(0, 0.6, 81)
-    with pytest.warns(UserWarning, match=r"nois|turn"):
-        pnn.MeasuredTuning(control, noisy(lorentzian, control), "nm", smoothing=0.0)
-
-
-@xfail(
-    raises=AssertionError,
-    reason="Wavelengths of a laser are taken for shifts of the resonance",
-)
-def test_a_scan_over_the_wavelength_moves_with_the_resonance_or_is_refused(tmp_path):
-    shift = np.linspace(0, 0.6, 61)
-    rows = zip(1550 + shift, lorentzian(shift), strict=True)
-    path = written(tmp_path / "scan.csv", [("Wavelength (nm)", "weight"), *rows])
-    try:
-        tuning = pnn.MeasuredTuning.from_csv(path)
-    except ValueError:
-        return
-    # The laser at a fixed wavelength sees what was 0.05 nm below it.
-    seen = float(tuning.weight(np.float64(1550.3), 0.05))
-    assert seen == pytest.approx(lorentzian(0.25), abs=0.01)
-
-
-@xfail(raises=TypeError, reason="A tenth of a measured curve is out of reach, unsaid")
-def test_the_margin_inside_a_measured_curve_is_an_argument():
-    control = np.linspace(0, 4, 81)
-    tuning = pnn.MeasuredTuning(control, heated(control), "mA", margin=0.0)
-    limits = pnn.layers.MRRBank(2, tuning=tuning).control_constraint
-    assert (limits.low, limits.high) == (0.0, 4.0)
-
-
-# --- Instruments ---------------------------------------------------------------------
-
-X = np.random.default_rng(0).random((3, 4)).astype("float32")
-
-
-class Acknowledging(socketserver.StreamRequestHandler):
-    """Answers commands too, as some drivers do: with a 0, which is a number."""
-
-    disable_nagle_algorithm = True
-
-    def handle(self):
-        for line in self.rfile:
-            answer = self.server.bank.answer(line.decode("ascii"))
-            answer = "0" if answer is None else answer
-            self.wfile.write(answer.encode("ascii") + b"\n")
-
-
-@pytest.fixture
-def server():
-    with simulator.Server(("127.0.0.1", 0), Acknowledging) as server:
-        server.bank = simulator.Bank(simulator.arguments([]))
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-def configuration(port=1, **instrument):
-    """One query for each detector, so that any answer fits any query."""
-    table = tomllib.loads((ROOT / "examples" / "instrument.toml").read_text("utf-8"))
-    table["instruments"]["bench"] |= {
-        "resource": f"TCPIP0::127.0.0.1::{port}::SOCKET",
-        **instrument,
-    }
-    table["device"] = {"retries": 0, "backoff": 0.0}
-    table["layers"]["bank"]["outputs"]["command"] = "READ{channel}?"
-    return table
-
-
-def acquired(table):
-    """The controls of a bank, and what is measured with them."""
-    tuning = pnn.HeaterTuning(max_current=2.5)
-    bank = pnn.layers.MRRBank(4, tuning=tuning, use_bias=False, name="bank")
-    built(bank, 4)
-    controls = {"control": bank.controls["control"].numpy()}
-    with contextlib.closing(pnn.InstrumentDevice(table)) as device:
-        return controls["control"], device.acquire(bank, X, controls)
-
-
-@xfail(raises=SILENT, reason="Answers to commands are taken for readings")
-def test_an_answer_that_is_left_over_is_an_error(server):
-    table = configuration(server.server_address[1], errors="")
-    with pytest.raises(pnn.DeviceError, match="bank"):
-        acquired(table)
-
-
-@xfail(raises=ValueError, reason="`answers_per_command` is not known")
-def test_a_driver_that_acknowledges_every_command_is_read_right(server):
-    port = server.server_address[1]
-    current, measured = acquired(
-        configuration(port, errors="", answers_per_command=1),
-    )
-    current, powers = 1e-3 * current.astype("float64"), 1e-3 * X.astype("float64")
-    expected = [
-        1250 * simulator.photocurrents(current, row, server.bank.shifts)
-        for row in powers
-    ]
-    np.testing.assert_allclose(measured, expected, rtol=1e-5, atol=1e-6)
-
-
-@xfail(raises=SILENT, reason="A mesh, whose fields no meter reads, is accepted")
-def test_a_mesh_is_refused_when_it_is_attached():
-    mesh = pnn.layers.MZIMesh(4, name="mesh")
-    table = configuration()
-    parts = table["layers"].pop("bank")
-    control = parts["controls"]["control"]
-    parts["controls"] = {
-        name: control | {"channels": channels}
-        for name, channels in (("theta", "1:6"), ("phi", "7:12"), ("gamma", "13:16"))
-    }
-    table["layers"]["mesh"] = parts
-    with pytest.raises(ValueError, match="mesh"):
-        pnn.InstrumentDevice(table).attach(network(mesh, 4))
 
 
 # --- Reports -------------------------------------------------------------------------

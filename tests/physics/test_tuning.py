@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.interpolate import CubicSpline
 from transforms import assert_same_when_transformed, gradients
+from written import FORMS, written
 
 from keras_pnn.physics import tuning as tunings
 
@@ -36,6 +37,14 @@ TUNINGS = {
     "measured_nm": measured("nm"),
     "measured_mA": measured("mA"),
     "measured_smooth": measured("mA", smoothing=1e-3),
+    "measured_noisy": tunings.MeasuredTuning(
+        CURRENT[10:],
+        dip(0.19875 * CURRENT[10:] ** 2)
+        + 0.004 * np.random.default_rng(0).normal(size=50),
+        "mA",
+        margin=0.05,
+        extend_below=True,
+    ),
 }
 each = pytest.mark.parametrize("tuning", TUNINGS.values(), ids=TUNINGS.keys())
 
@@ -207,7 +216,9 @@ def test_gradients_match_finite_differences(tuning):
     assert np.abs(second).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["lorentzian", "heater_through", "measured_mA"])
+@pytest.mark.parametrize(
+    "name", ["lorentzian", "heater_through", "measured_mA", "measured_noisy"]
+)
 def test_transformed(name):
     tuning = TUNINGS[name]
     control = tf.constant(some_controls(tuning))
@@ -363,8 +374,8 @@ def test_ends_rounded_to_float32_are_on_the_curve():
 
 def test_overshoot_is_reported():
     x = np.arange(8.0)
-    with pytest.warns(UserWarning, match="leaves the range"):
-        tuning = tunings.MeasuredTuning(x, (x > 3).astype(float), "nm")
+    with pytest.warns(UserWarning, match="leaves the range|turns at"):
+        tuning = tunings.MeasuredTuning(x, (x > 3) * 1.0, "nm", smoothing=0)
     grid = tuning.weight(np.linspace(0, 7, 5001)).numpy()
     expected = max(grid.max() - 1, -grid.min())
     np.testing.assert_allclose(tuning.overshoot, expected, rtol=1e-4)
@@ -373,19 +384,127 @@ def test_overshoot_is_reported():
         assert tunings.MeasuredTuning(x, x, "nm").overshoot < 1e-9
 
 
-def test_smoothing_takes_noise_away():
-    x, at = np.linspace(0, 1, 100), np.linspace(0.02, 0.98, 200)
-    errors = {0.0: [], 0.02: []}
-    for seed in range(3):
-        noise = np.random.default_rng(seed).normal(scale=0.02, size=100)
-        for smoothing, found in errors.items():
-            tuning = tunings.MeasuredTuning(
-                x, dip(x) + noise, "nm", smoothing=smoothing
-            )
-            found.append(np.std(tuning.weight(at) - dip(at)))
-            residual = tuning.weight(x) - (dip(x) + noise)
-            assert np.sqrt(np.mean(residual**2)) <= 1.01 * smoothing + 1e-9
-    assert np.mean(errors[0.02]) < 0.8 * np.mean(errors[0.0])
+# --- Noise
+
+NOISE = 0.004
+CURVES = {
+    "mA": ("mA", lambda i: np.asarray(tunings.HeaterTuning().weight(i)), 4.0, 1),
+    "nm": ("nm", lambda x: dip(x, 0.25, 0.077), 0.6, 1),
+    "drop port": ("nm", lambda x: -dip(x, 0.25, 0.077), 0.6, 1),
+    "resonance near the end": ("nm", lambda x: dip(x, 0.55, 0.2), 0.6, 1),
+    "one flank": ("nm", lambda x: dip(x, 0.7, 0.2), 0.6, 0),
+    "two resonances": ("nm", lambda x: dip(x, 0.1, 0.03) + dip(x, 0.4, 0.05), 0.6, 3),
+}
+
+
+def noisy(control, curve, noise=NOISE, seed=0):
+    return curve(control) + noise * np.random.default_rng(seed).normal(
+        size=len(control)
+    )
+
+
+def turning_points(weights):
+    return int(np.sum(np.diff(np.sign(np.diff(weights))) != 0))
+
+
+@pytest.mark.parametrize("points", [81, 200])
+@pytest.mark.parametrize(("unit", "curve", "end", "turns"), CURVES.values(), ids=CURVES)
+def test_a_noisy_curve_turns_at_its_resonance_alone(unit, curve, end, turns, points):
+    control = np.linspace(0, end, points)
+    weight = noisy(control, curve)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # The bottom of a dip may lie between two points.
+        warnings.filterwarnings("ignore", "The spline leaves the range")
+        tuning = tunings.MeasuredTuning(control, weight, unit)
+    fine = np.linspace(0, end, 4001)
+    assert turning_points(curve(fine)) == turns
+    found = np.asarray(tuning.weight(fine))
+    assert turning_points(found) == turns
+    assert len(tuning.turning_points) == turns
+    assert np.std(found - curve(fine)) < NOISE
+    assert 0.4 * NOISE < tuning.residual < 1.2 * NOISE
+    on_points = np.asarray(tuning.weight(control)) - weight
+    np.testing.assert_allclose(np.sqrt(np.mean(on_points**2)), tuning.residual)
+    assert f"residual {tuning.residual:.2g}, {turns} turning" in repr(tuning)
+
+
+def test_a_clean_curve_passes_through_its_points():
+    for tuning in (measured("nm"), measured("mA")):
+        assert tuning.residual < 1e-12 and len(tuning.turning_points) == 1
+        np.testing.assert_allclose(tuning.weight_range[0], -1, atol=2e-3)
+    # Rounding makes no turning points that count.
+    rounded = tunings.MeasuredTuning(SHIFT, np.round(dip(SHIFT), 4), "nm")
+    assert rounded.residual < 1e-4 and len(rounded.turning_points) == 1
+
+
+def test_a_noisy_curve_through_all_points_is_told():
+    control = np.linspace(0, 0.6, 81)
+    weight = noisy(control, CURVES["nm"][1])
+    with pytest.warns(UserWarning, match=r"turns at \d+ controls.*smoothing") as told:
+        tuning = tunings.MeasuredTuning(control, weight, "nm", smoothing=0.0)
+    assert len(told) == 1
+    assert f"turns at {len(tuning.turning_points)} controls" in str(told[0].message)
+    assert len(tuning.turning_points) > 5
+    np.testing.assert_allclose(tuning.weight(control), weight, atol=1e-9)
+
+
+def test_smoothing_is_the_distance_allowed():
+    x = np.linspace(0, 1, 100)
+    weight = noisy(x, dip, 0.02)
+    for smoothing in (0.015, 0.02, 0.03):
+        tuning = tunings.MeasuredTuning(x, weight, "nm", smoothing=smoothing)
+        assert 0.8 * smoothing < tuning.residual <= smoothing
+        assert len(tuning.turning_points) == 1
+    with pytest.warns(UserWarning, match="more than smoothing=0.001 allows"):
+        tunings.MeasuredTuning(x, weight, "nm", smoothing=0.001)
+
+
+def test_what_no_resonance_explains_is_told():
+    x = np.linspace(0, 0.6, 121)
+    steps = dip(x, 0.3, 0.2) + 0.12 * np.sin(60 * x)
+    with pytest.warns(UserWarning, match=r"stays 0\.\d+ \(rms\) away.*`smoothing`"):
+        tunings.MeasuredTuning(x, steps, "nm")
+
+
+# --- Ends of a measured curve
+
+
+@pytest.mark.parametrize("unit", ["mA", "nm"])
+def test_margin_in_nm_from_both_ends(unit):
+    for margin, nm in ((None, 0.1), (0.0, 0.0), (0.25, 0.25)):
+        tuning = measured(unit, margin=margin)
+        low, high = (np.float64(end) for end in tuning.training_range)
+        span = float(tuning.heater_shift(np.float64(tuning.control_range[1])))
+        np.testing.assert_allclose(tuning.heater_shift(low), nm, atol=1e-12)
+        np.testing.assert_allclose(tuning.heater_shift(high), span - nm)
+    assert tunings.LorentzianTuning().training_range == (0, np.inf)
+    for bad in (-0.1, 0.7, "wide"):
+        with pytest.raises(ValueError, match=r"`margin`.*Received"):
+            measured(unit, margin=bad)
+
+
+@pytest.mark.parametrize("noise", [0.0, NOISE])
+def test_a_curve_is_continued_below_its_first_point(noise):
+    current = np.linspace(0.8, 2.5, 60)
+
+    def curve(i):
+        return 1.1 * dip(0.53 * 0.375 * np.square(i), 0.3, 0.1) - 0.05
+
+    weight = noisy(current, curve, noise)
+    assert tunings.MeasuredTuning(current, weight, "mA").control_range[0] == 0.8
+    tuning = tunings.MeasuredTuning(current, weight, "mA", extend_below=True)
+    assert tuning.control_range == (0.0, 2.5)
+    below = np.linspace(0, 0.8, 30)
+    np.testing.assert_allclose(
+        tuning.weight(below), curve(below), atol=1e-3 + 3 * noise
+    )
+    assert len(tuning.turning_points) == 1
+    joint = tuning.weight(0.8 + 1e-6 * np.array([-3.0, -1.0, 1.0, 3.0]))
+    np.testing.assert_allclose(np.diff(joint, 2), 0, atol=1e-9)
+    with pytest.raises(ValueError, match=r"`extend_below` must be False.*Lorentzian"):
+        two = dip(current, 1.0, 0.1) + dip(current, 2.0, 0.2)
+        tunings.MeasuredTuning(current, two, "mA", extend_below=True)
 
 
 def test_falling_controls_are_turned_round():
@@ -401,7 +520,12 @@ def write(tmp_path, text):
 
 @pytest.mark.parametrize(
     ("header", "unit"),
-    [("current_mA,weight", "mA"), ("detuning_nm, weight", "nm")],
+    [
+        ("current_mA,weight", "mA"),
+        ("detuning_nm, weight", "nm"),
+        ("Resonance shift (nm),Weight (a.u.)", "nm"),
+        ("Δλ / nm,w", "nm"),
+    ],
 )
 def test_from_csv(tmp_path, header, unit):
     lines = [f"{c:.17g},{w:.17g}" for c, w in zip(SHIFT, dip(SHIFT), strict=True)]
@@ -412,23 +536,58 @@ def test_from_csv(tmp_path, header, unit):
     assert tuning == expected
 
 
+@FORMS
+def test_from_a_real_file(tmp_path, form):
+    current, weight = (0.0, 0.5, 1.0, 1.5), (-0.9, -0.5, 0.1, 0.6)
+    rows = [("I (mA)", "weight"), *zip(current, weight, strict=True)]
+    path = written(tmp_path / "curve.csv", rows, form)
+    config = tunings.MeasuredTuning.from_csv(path).get_config()
+    read = tuple(config["control"]), tuple(config["weight"]), config["unit"]
+    assert read == (current, weight, "mA")
+
+
+@pytest.mark.parametrize(
+    ("heading", "parts"), [("I (A)", 1e-3), ("I (µA)", 1e3), ("shift_pm", 1e3)]
+)
+def test_units_are_converted(tmp_path, heading, parts):
+    control = np.array([0.0, 0.5, 1.0, 1.5])
+    rows = [("weight", "t (s)", heading)]
+    rows += [(w, 7, c) for w, c in zip((-0.9, -0.5, 0.1, 0.6), control, strict=True)]
+    path = written(tmp_path / "curve.csv", rows)
+    config = tunings.MeasuredTuning.from_csv(path).get_config()
+    np.testing.assert_allclose(config["control"], control / parts)
+
+
+@pytest.mark.parametrize("heading", ["Wavelength (nm)", "λ (nm)", "laser_nm", "x_nm"])
+def test_a_sweep_of_the_laser_is_refused(tmp_path, heading):
+    rows = zip(1550 + SHIFT, dip(SHIFT), strict=True)
+    path = written(tmp_path / "scan.csv", [(heading, "weight"), *rows])
+    with pytest.raises(ValueError, match=r"scan\.csv, line 1.*laser.*Received"):
+        tunings.MeasuredTuning.from_csv(path)
+    # However it is named: no resonance shifts so far.
+    with pytest.raises(ValueError, match=r"control.*laser.*Received: 1550"):
+        tunings.MeasuredTuning(1550 + SHIFT, dip(SHIFT), "nm")
+
+
 @pytest.mark.parametrize(
     ("text", "match"),
     [
         ("", "line 1.*header"),
         ("current,weight\n0,0\n", "line 1.*mA or nm"),
-        ("0.0,1.0\n0.1,0.9\n", "line 1.*mA or nm"),
+        ("0.0,1.0\n0.1,0.9\n", "line 1.*header"),
+        ("a_mA,b_nm,weight\n0,0,0\n", "line 1.*one control"),
+        ("c_mA;weight\n0;0\n1;1;1\n", "line 3.*2 cells"),
         ("c_mA,weight\n", "at least 4 points"),
         ("c_mA,weight\n0,0\n1,1\n2,2\n", "at least 4 points"),
-        ("c_mA,weight\n0,0\n1,1\n2\n3,3\n", "line 4.*two finite numbers"),
-        ("c_mA,weight\n0,0\n1,1\n2,2\n3,\n", "line 5.*two finite numbers"),
-        ("c_mA,weight\n0,0\n1,1\n2,x\n3,3\n", "line 4.*two finite numbers"),
-        ("c_mA,weight\n0,0\n\n1,nan\n2,2\n3,3\n", "line 4.*two finite numbers"),
+        ("c_mA,weight\n0,0\n1,1\n2\n3,3\n", "line 4.*finite number"),
+        ("c_mA,weight\n0,0\n1,1\n2,2\n3,\n", "line 5.*finite number"),
+        ("c_mA,weight\n0,0\n1,1\n2,x\n3,3\n", "line 4.*finite number"),
+        ("c_mA,weight\n0,0\n\n1,nan\n2,2\n3,3\n", "line 4.*finite number"),
         ("c_mA,weight\n0,0\n1,1\n1,2\n3,3\n", "line 4.*monotonic"),
         ("c_mA,weight\n0,0\n2,1\n1,2\n3,3\n", "line 4.*monotonic"),
         ("c_mA,weight\n-1,0\n1,1\n2,2\n3,3\n", "line 2.*≥ 0"),
         ("c_mA,weight\n0,1\n1,1\n2,1\n3,1\n", "constant"),
-        (b"\xff\xfe\x00\x81", "must be a CSV file"),
+        (b"c_mA,weight\n\xe4", "must be a CSV file"),
     ],
 )
 def test_bad_csv(tmp_path, text, match):

@@ -16,6 +16,13 @@ def slope(control, half_width):
     return 4 * u / (1 + u**2) ** 2 / half_width
 
 
+def gradient(pruning, control):
+    with tf.GradientTape() as tape:
+        tape.watch(control)
+        value = pruning(control)
+    return tape.gradient(value, control)
+
+
 @pytest.mark.parametrize("half_width", [0.15, 0.077])
 def test_value_is_the_norm_of_the_slopes(half_width):
     pruning = pnn.OpticalPruning(0.3, pnn.LorentzianTuning(half_width))
@@ -29,62 +36,36 @@ def test_default_tuning_and_zero():
         pnn.OpticalPruning(1.0, pnn.LorentzianTuning())(CONTROL),
     )
     assert float(pnn.OpticalPruning(0.0)(CONTROL)) == 0
-
-
-def test_gradient_against_differences_and_at_flat_points():
-    pruning = pnn.OpticalPruning(0.5)
-    control = tf.constant(CONTROL, "float64")
-    with tf.GradientTape() as tape:
-        tape.watch(control)
-        value = pruning(control)
-    gradient = tape.gradient(value, control).numpy()
-    for index in np.ndindex(CONTROL.shape):
-        moved = np.zeros(CONTROL.shape)
-        moved[index] = 1e-6
-        difference = pruning(control + moved) - pruning(control - moved)
-        np.testing.assert_allclose(gradient[index], difference / 2e-6, atol=1e-6)
-    flat = tf.zeros((3,), "float64")
-    with tf.GradientTape() as tape:
-        tape.watch(flat)
-        value = pruning(flat)
-    np.testing.assert_allclose(tape.gradient(value, flat), np.zeros(3), atol=1e-12)
+    flat = gradient(pnn.OpticalPruning(0.5), tf.zeros((3,), "float64"))
+    np.testing.assert_allclose(flat, np.zeros(3), atol=1e-12)
 
 
 @pytest.mark.parametrize("tuning", [pnn.LorentzianTuning(), pnn.HeaterTuning()])
-def test_curvature_against_differences_and_on_resonance(tuning):
+def test_derivatives_against_differences_and_on_resonance(tuning):
     """A control of 0 is where non-negative controls end up."""
     pruning = pnn.OpticalPruning(0.5, tuning)
     control = tf.constant(CONTROL, "float64")
     direction = tf.constant([[1.0, -0.5, 0.3], [0.2, 0.7, -1.0]], "float64")
-
-    def gradient(control):
-        with tf.GradientTape() as tape:
-            tape.watch(control)
-            value = pruning(control)
-        return tape.gradient(value, control)
-
     with tf.autodiff.ForwardAccumulator(control, direction) as accumulator:
-        slopes = gradient(control)
-    found = accumulator.jvp(slopes)
-    step = 1e-6 * direction
-    expected = (gradient(control + step) - gradient(control - step)) / 2e-6
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+        slopes = gradient(pruning, control)
+    ends = [control + 1e-6 * direction, control - 1e-6 * direction]
+    rise = (pruning(ends[0]) - pruning(ends[1])) / 2e-6
+    bend = (gradient(pruning, ends[0]) - gradient(pruning, ends[1])) / 2e-6
+    np.testing.assert_allclose(np.sum(slopes * direction), rise, rtol=1e-6)
+    np.testing.assert_allclose(accumulator.jvp(slopes), bend, rtol=1e-6, atol=1e-7)
 
 
 def test_in_training_it_lowers_the_slopes_and_is_in_the_loss():
     keras.utils.set_random_seed(0)
     layer = pnn.layers.MRRBank(3, control_regularizer=pnn.OpticalPruning(0.1))
     model = keras.Sequential([keras.Input((4,)), layer])
-    model.compile(keras.optimizers.SGD(1e-3), "mse")
-    x = np.zeros((4, 4), "float32")
-    y = np.zeros((4, 3), "float32")
+    model.compile(keras.optimizers.SGD(1e-3), "mse", run_eagerly=True)
+    x, y = np.zeros((4, 4), "float32"), np.zeros((4, 3), "float32")
     before = model.evaluate(x, y, verbose=0)
     expected = 0.1 * np.linalg.norm(slope(layer.controls["control"].numpy(), 0.15))
     np.testing.assert_allclose(before, expected, rtol=1e-5)
     model.fit(x, y, epochs=5, verbose=0)
     assert model.evaluate(x, y, verbose=0) < before
-    again = keras.models.clone_model(model).layers[-1].control_regularizer
-    np.testing.assert_allclose(again(CONTROL), pnn.OpticalPruning(0.1)(CONTROL))
 
 
 def test_config_round_trip():
@@ -94,7 +75,6 @@ def test_config_round_trip():
     np.testing.assert_array_equal(again(CONTROL), pruning(CONTROL))
 
 
-@pytest.mark.parametrize("bad", [-1, float("nan"), float("inf"), "a", None, [1]])
-def test_bad_alpha(bad):
-    with pytest.raises(ValueError, match=r"`alpha` must be .*Received: "):
-        pnn.OpticalPruning(bad)
+def test_bad_alpha():
+    with pytest.raises(ValueError, match=r"`alpha` must be .*Received: -1"):
+        pnn.OpticalPruning(-1)

@@ -30,6 +30,11 @@ class Tuning:
         raise NotImplementedError
 
     @property
+    def training_range(self) -> tuple[float, float]:
+        """Lowest and highest control that layers train within, in `unit`."""
+        return self.control_range
+
+    @property
     def weight_range(self) -> tuple[float, float]:
         """Lowest and highest weight over `control_range`.
 

@@ -9,14 +9,17 @@ import numpy as np
 from keras_pnn import _checks
 from keras_pnn.physics import heater
 from keras_pnn.physics._tensors import TensorLike, as_tensors, nan_below
+from keras_pnn.physics.tuning import smoothing as fits
 from keras_pnn.physics.tuning.base import Tuning
 from keras_pnn.physics.tuning.points import checked_points, read_csv
-from keras_pnn.physics.tuning.spline import Spline
 
-# Shares of the span of the weights: an overshoot that warns, and the least height of
-# a peak that counts as the resonance.
+# Shares of the span of the weights: an overshoot that warns, the least height of a
+# peak that counts as the resonance, a residual that warns where noise does not explain
+# it, and how well a resonance must fit to go beyond the points.
 _OVERSHOOT_WARNING = 0.01
 _LEAST_PROMINENCE = 0.05
+_RESIDUAL_WARNING = 0.005
+_MOST_MISFIT = 0.1
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -27,6 +30,11 @@ class MeasuredTuning(Tuning):
     of the resonance shift in nm (for currents, `efficiency * I² * resistance /
     1000`), so that shifts from elsewhere add. It is not extrapolated: outside the
     points `weight` raises eagerly, and gives NaN in a graph.
+
+    A curve without noise passes through all points. Where noise makes that spline turn
+    more often than a resonance does, its derivative would have the wrong sign there:
+    then a smooth curve is fitted that turns at the resonance alone. Points that go
+    back by a tenth of their span, as between two resonances, turn the curve too.
 
     An error of the half-width stretches the curve about its resonance, `x →
     x0 + (x - x0) / (1 + half_width_error)`, which is exact for a Lorentzian. The
@@ -41,22 +49,37 @@ class MeasuredTuning(Tuning):
         unit: `"mA"` or `"nm"`: the unit of `control`.
         efficiency: Float. Shift per heater power, in nm/mW. Used with mA only.
         resistance: Float. Resistance of the heater, in Ω. Used with mA only.
-        smoothing: Float, 0 or more. Root mean square distance allowed between the
-            curve and the measured weights: about the noise of one measurement. 0:
-            through all points.
+        smoothing: `None`: through all points if noise does not turn that curve, else
+            as smooth as generalised cross-validation asks for. A float above 0: the
+            root mean square distance allowed between the curve and the measured
+            weights, about the noise of one measurement; the smoothest such curve that
+            turns at the resonance alone. 0: through all points.
+        margin: Float, or `None`. How far, in nm of resonance shift, training keeps
+            controls away from both ends, so that shifts of that size by drift or
+            fabrication stay on the curve. `None`: a tenth of the curve's span, but at
+            most 0.1 nm.
+        extend_below: Boolean. Whether to continue the curve from its first point
+            down to a control of 0, by a Lorentzian fitted to the points.
 
     Attributes:
         overshoot: Float. How far the curve exceeds the range of the measured
             weights, in units of weight.
+        residual: Float. Root mean square distance between the curve and the measured
+            weights.
         resonance: Float. The shift at the curve's resonance, in nm.
+        turning_points: Tuple of floats. The controls at which the derivative of the
+            weight changes its sign.
 
     Raises:
         ValueError: If there are fewer than 4 points, a number is not finite, a
-            control is negative, the controls are not strictly monotonic, all weights
-            are equal, or another argument is out of its range.
+            control is negative or a laser's wavelength, the controls are not strictly
+            monotonic, all weights are equal, no Lorentzian fits a curve to extend, or
+            another argument is out of its range.
 
     Warns:
-        UserWarning: If `overshoot` is above 1 % of the span of the weights.
+        UserWarning: If the curve passes through all points and noise turns it, if
+            `overshoot` is above 1 % of the span of the weights, or if `residual` is
+            above `smoothing`, or far above the noise between neighbouring points.
 
     Example:
 
@@ -76,16 +99,35 @@ class MeasuredTuning(Tuning):
         unit: str,
         efficiency: float = 0.53,
         resistance: float = 375.0,
-        smoothing: float = 0.0,
+        smoothing: float | None = None,
+        margin: float | None = None,
+        extend_below: bool = False,
     ):
         self.unit = _checks.choice("unit", unit, ("mA", "nm"))
         self.efficiency = _checks.real("efficiency", efficiency, above=0)
         self.resistance = _checks.real("resistance", resistance, above=0)
-        self.smoothing = _checks.real("smoothing", smoothing, low=0)
-        self._control, self._weight = checked_points(control, weight)
-        self._spline = Spline(self._shift(), self._weight, self.smoothing)
+        if smoothing is not None:
+            smoothing = _checks.real("smoothing", smoothing, low=0)
+        self.smoothing = smoothing
+        self.extend_below = _checks.boolean("extend_below", extend_below)
+        self._control, self._weight = checked_points(control, weight, unit)
+        x, y = self._shift(), self._weight
+        if self.extend_below:
+            x, y = _extended(x, y)
+        self.margin = margin
+        if margin is not None:
+            half = (x[-1] - x[0]) / 2
+            self.margin = _checks.real("margin", margin, low=0, below=half)
+        self._spline, needless = fits.through_points(x, y)
+        if self.smoothing or (smoothing is None and needless):
+            self._spline = fits.smooth(x, y, smoothing)
+        residual = self._spline.curve(self._shift()) - self._weight
+        self.residual = float(np.sqrt(np.mean(residual**2)))
         self.overshoot = self._find_overshoot()
         self.resonance = self._find_resonance()
+        turns = self._spline.turning_points(1e-6)
+        self.turning_points = tuple(self._control_for(turns).tolist())
+        self._warn(needless if smoothing == 0 else 0)
 
     @classmethod
     def from_csv(
@@ -93,9 +135,11 @@ class MeasuredTuning(Tuning):
         path: str | os.PathLike,
         efficiency: float = 0.53,
         resistance: float = 375.0,
-        smoothing: float = 0.0,
+        smoothing: float | None = None,
+        margin: float | None = None,
+        extend_below: bool = False,
     ) -> "MeasuredTuning":
-        """Reads a measured curve from a CSV file of two columns.
+        """Reads a measured curve from a CSV file.
 
         ```
         current_mA,weight
@@ -104,19 +148,27 @@ class MeasuredTuning(Tuning):
         ```
 
         Args:
-            path: String or path. A CSV file. The header names the control, with
-                its unit at the end (`current_mA`, `detuning_nm`), and the weight.
+            path: String or path. Cells may be separated by commas, semicolons or
+                tabs, with decimal commas in the latter two; lines that begin with
+                `#` are skipped. One heading names the control, with its unit at the
+                end (`current_mA`, `I (mA)`, `shift_nm`; A, µA and pm are converted),
+                one is `weight`; other columns are left out. A control in nm must be
+                named `shift` or `detuning`, as the wavelength of a swept laser runs
+                the other way.
             efficiency: See the class.
             resistance: See the class.
             smoothing: See the class.
+            margin: See the class.
+            extend_below: See the class.
 
         Returns:
             A `MeasuredTuning`.
 
         Raises:
-            ValueError: If there are fewer than 4 points, the header has no unit, a
-                line does not hold two finite numbers, or the class refuses the
-                points. The message names the file and the line.
+            ValueError: If there are fewer than 4 points, the header names no control
+                with its unit or no weight, a line has more cells than the header, a
+                cell is no finite number, or the class refuses the points. The message
+                names the file and the line.
             OSError: If the file cannot be read.
         """
         unit, control, weight, lines = read_csv(path)
@@ -124,13 +176,34 @@ class MeasuredTuning(Tuning):
         def place(name, i):
             return f"{path}, line {lines[i]}: `{name}`"
 
-        control, weight = checked_points(control, weight, place)
-        return cls(control, weight, unit, efficiency, resistance, smoothing)
+        control, weight = checked_points(control, weight, unit, place)
+        return cls(
+            control,
+            weight,
+            unit,
+            efficiency,
+            resistance,
+            smoothing,
+            margin,
+            extend_below,
+        )
 
     @property
     def control_range(self):
-        """Lowest and highest measured control, in `unit`."""
-        return float(self._control[0]), float(self._control[-1])
+        """Lowest and highest control on the curve, in `unit`."""
+        low = 0.0 if self.extend_below else float(self._control[0])
+        return low, float(self._control[-1])
+
+    @property
+    def training_range(self):
+        """Lowest and highest control that is `margin` away from the curve's ends."""
+        low, high = self._spline.low, self._spline.high
+        margin = self.margin
+        margin = min(0.1, 0.1 * (high - low)) if margin is None else margin
+        if margin == 0:
+            return self.control_range
+        ends = np.array([low + margin, high - margin])
+        return tuple(self._control_for(ends).tolist())
 
     @property
     def weight_range(self):
@@ -174,10 +247,7 @@ class MeasuredTuning(Tuning):
 
     def control(self, weight: TensorLike) -> np.ndarray:
         """See `Tuning.control`."""
-        shift = self._spline.first(self._reachable(weight))
-        if self.unit == "mA":
-            shift = heater.current_for_shift(shift, self.efficiency, self.resistance)
-        return np.clip(shift, *self.control_range)[()]
+        return self._control_for(self._spline.first(self._reachable(weight)))[()]
 
     def get_config(self) -> dict:
         """See `Tuning.get_config`."""
@@ -188,12 +258,24 @@ class MeasuredTuning(Tuning):
             "efficiency": self.efficiency,
             "resistance": self.resistance,
             "smoothing": self.smoothing,
+            "margin": self.margin,
+            "extend_below": self.extend_below,
         }
 
     def __repr__(self):
         low, high = self.control_range
         points = f"{len(self._control)} points in [{low:g}, {high:g}] {self.unit}"
-        return f"MeasuredTuning({points})"
+        turns = ", ".join(f"{turn:.4g}" for turn in self.turning_points[:3])
+        more = "" if len(self.turning_points) <= 3 else ", …"
+        return (
+            f"MeasuredTuning({points}, residual {self.residual:.2g}, "
+            f"{len(self.turning_points)} turning points [{turns}{more}])"
+        )
+
+    def _control_for(self, shift):
+        if self.unit == "mA":
+            shift = heater.current_for_shift(shift, self.efficiency, self.resistance)
+        return np.clip(shift, *self.control_range)
 
     def _shift(self):
         """The measured controls as resonance shifts, in nm."""
@@ -217,14 +299,39 @@ class MeasuredTuning(Tuning):
     def _find_overshoot(self):
         low, high = self._weight.min(), self._weight.max()
         heights = self._spline.heights
-        overshoot = float(max(heights.max() - high, low - heights.min(), 0.0))
-        if overshoot > _OVERSHOOT_WARNING * (high - low):
-            warnings.warn(
-                f"The spline leaves the range of the measured weights by "
-                f"{overshoot:.2g}. Measure more points, or use `smoothing`.",
-                stacklevel=3,
+        return float(max(heights.max() - high, low - heights.min(), 0.0))
+
+    def _warn(self, needless):
+        span, noise = np.ptp(self._weight), fits.noise(self._weight)
+        if needless:
+            message = (
+                f"The curve through all points turns at {len(self.turning_points)} "
+                f"controls, {needless} more than its resonance does: noise of about "
+                f"{noise:.2g} gives dw/dcontrol the wrong sign between them. Leave "
+                "`smoothing` out, or set it to the noise of one weight."
             )
-        return overshoot
+        elif not self.extend_below and self.overshoot > _OVERSHOOT_WARNING * span:
+            message = (
+                f"The spline leaves the range of the measured weights by "
+                f"{self.overshoot:.2g}. Measure more points, or use `smoothing`."
+            )
+        elif self.smoothing and self.residual > 1.01 * self.smoothing:
+            message = (
+                "A curve that turns at its resonance alone stays "
+                f"{self.residual:.2g} (rms) away from the measured weights, more than "
+                f"smoothing={self.smoothing:g} allows. Raise `smoothing`."
+            )
+        elif self.smoothing is None and self.residual > max(
+            _RESIDUAL_WARNING * span, 2 * noise
+        ):
+            message = (
+                f"The fitted curve stays {self.residual:.2g} (rms) away from the "
+                f"measured weights, whose noise is about {noise:.2g}. Measure more "
+                "points, or give `smoothing`; 0 passes through all points."
+            )
+        else:
+            return
+        warnings.warn(message, stacklevel=3)
 
     def _find_resonance(self):
         turns, heights = self._spline.turns, self._spline.heights
@@ -236,3 +343,22 @@ class MeasuredTuning(Tuning):
         least = _LEAST_PROMINENCE * (heights[highest] - heights[lowest])
         peak = prominence(highest) > max(prominence(lowest), least)
         return float(turns[highest if peak else lowest])
+
+
+def _extended(x, y):
+    """Puts points of the fitted resonance below the first one, down to 0."""
+    if x[0] <= 0:
+        return x, y
+    fitted = fits.fit_resonance(x, y)
+    if fitted.misfit > _MOST_MISFIT * np.ptp(y):
+        raise _checks.error(
+            "extend_below",
+            "False where no resonance fits the points",
+            f"points {fitted.misfit:.2g} (rms) away from a Lorentzian",
+        )
+    count = int(np.clip(np.ceil(x[0] / (x[1] - x[0])), 1, fits.MOST_PIECES))
+    below = np.linspace(0, x[0], count, endpoint=False)
+    # What the Lorentzian misses at the first point, from several because of noise.
+    first = slice(0, 5)
+    slope_and_offset = np.polyfit(x[first] - x[0], y[first] - fitted(x[first]), 1)
+    return np.append(below, x), np.append(fitted(below) + slope_and_offset[1], y)

@@ -1,28 +1,39 @@
 """Read the points of a measured tuning curve from a CSV file, and check them."""
 
-import csv
-import math
 import re
 
 import numpy as np
 
-from keras_pnn import _checks
+from keras_pnn import _checks, _tables
 
 LEAST_POINTS = 4
+# No heater shifts a resonance so far; the wavelength of any laser is larger.
+_WIDEST_SHIFT = 200.0
+# For each unit of a heading: the unit of the control, and how many make one of it.
+_UNITS = {
+    "mA": ("mA", 1),
+    "A": ("mA", 1e-3),
+    "µA": ("mA", 1e3),
+    "uA": ("mA", 1e3),
+    "nm": ("nm", 1),
+    "pm": ("nm", 1e3),
+}
+_UNITS = {_tables.unit(unit, [unit]): control for unit, control in _UNITS.items()}
 
 
-def checked_points(control, weight, place=lambda name, i: f"`{name}[{i}]`"):
+def checked_points(control, weight, unit, place=lambda name, i: f"`{name}[{i}]`"):
     """Returns the points as float64 arrays with increasing controls.
 
     Args:
         control: Sequence of floats, increasing or decreasing.
         weight: Sequence of as many floats.
+        unit: `"mA"` or `"nm"`.
         place: Function from (name, index) to the words for a point in a message.
 
     Raises:
         ValueError: If lengths differ, there are fewer than 4 points, a number is not
-            finite, a control is negative, the controls are not strictly monotonic, or
-            all weights are equal.
+            finite, a control is negative or the wavelength of a laser, the controls
+            are not strictly monotonic, or all weights are equal.
     """
     control = _checks.array("control", control)
     weight = _checks.array("weight", weight)
@@ -40,6 +51,11 @@ def checked_points(control, weight, place=lambda name, i: f"`{name}[{i}]`"):
     steps = np.diff(control) * (-1 if falling else 1)
     for bad, expected in (
         (control < 0, "≥ 0: give shifts from the ring's resting point"),
+        (
+            (control > _WIDEST_SHIFT) & (unit == "nm"),
+            "a shift of the resonance, not the wavelength of a laser: give the "
+            "wavelength of the laser that the ring will see, minus this one",
+        ),
         (np.append(False, steps <= 0), "strictly monotonic, without duplicates"),
     ):
         for i in np.flatnonzero(bad)[:1]:
@@ -56,39 +72,33 @@ def checked_points(control, weight, place=lambda name, i: f"`{name}[{i}]`"):
 
 def read_csv(path):
     """Reads a tuning curve: unit, controls, weights, and the line of each point."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            rows = [(reader.line_num, row) for row in reader if any(row)]
-    except (UnicodeDecodeError, csv.Error) as error:
+    table = _tables.read(path)
+    units = [_tables.unit(heading, _UNITS) for heading in table.headings]
+    controls = [i for i, unit in enumerate(units) if unit]
+    weights = [
+        i
+        for i, heading in enumerate(table.headings)
+        if re.match(r"(?i)weight\b|w$", heading)
+    ]
+    where = f"{table.path}, line {table.heading_line}"
+    if len(controls) != 1 or len(weights) != 1:
         raise ValueError(
-            f"{path} must be a CSV file in UTF-8. Received: {error}"
-        ) from None
-    (number, header), *rows = rows or [(1, [""])]
-    unit = re.search(r"[_ (\[](mA|nm)[)\]]?$", header[0].strip())
-    if len(header) != 2 or unit is None or header[1].strip().lower() != "weight":
-        raise ValueError(
-            f"{path}, line {number}: the header must name the control with its "
-            "unit, mA or nm, and the weight, such as 'current_mA,weight' or "
-            f"'detuning_nm,weight'. Received: {','.join(header)!r}"
+            f"{where}: the header must name one control with its unit, mA or nm, and "
+            "one weight, such as 'current_mA,weight', 'I (mA);weight' or "
+            f"'shift_nm,weight'. Received: {', '.join(table.headings)!r}"
         )
-    points = np.array([_read_point(path, *row) for row in rows])
-    if len(points) < LEAST_POINTS:
+    heading, (unit, parts) = table.headings[controls[0]], _UNITS[units[controls[0]]]
+    if unit == "nm" and not re.search(r"(?i)shift|detun|delta|δ|∆", heading):
+        raise ValueError(
+            f"{where}: a control in nm must be a shift of the resonance, and be named "
+            "'shift' or 'detuning'. A sweep of the laser's wavelength runs the other "
+            "way: write `laser - wavelength`, with the wavelength of the laser that "
+            f"the ring will see. Received: {heading!r}"
+        )
+    if len(table.rows) < LEAST_POINTS:
         raise ValueError(
             f"{path} must have at least {LEAST_POINTS} points. "
-            f"Received: {len(points)} points"
+            f"Received: {len(table.rows)} points"
         )
-    return unit[1], points[:, 0], points[:, 1], [number for number, _ in rows]
-
-
-def _read_point(path, number, row):
-    try:
-        first, second = map(float, row)
-    except ValueError:
-        first, second = math.nan, math.nan
-    if not (math.isfinite(first) and math.isfinite(second)):
-        raise ValueError(
-            f"{path}, line {number}: expected two finite numbers, the control and the "
-            f"weight. Received: {','.join(row)!r}"
-        )
-    return first, second
+    control, weight = (table.numbers(c[0]) for c in (controls, weights))
+    return unit, control / parts, weight, table.lines

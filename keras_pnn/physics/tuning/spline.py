@@ -1,17 +1,14 @@
-"""Fit a cubic spline in SciPy, evaluate it in TensorFlow, invert it in NumPy."""
+"""Evaluate a cubic spline in TensorFlow, find its extrema, invert it in NumPy."""
 
 import numpy as np
 import tensorflow as tf
 
 
 class Spline:
-    """Cubic spline through measured points, with two continuous derivatives.
+    """Cubic spline with two continuous derivatives.
 
     Args:
-        x: Float64 array of shape `(n,)`, strictly increasing, n at least 4.
-        y: Float64 array of shape `(n,)`.
-        smoothing: Float. Root mean square distance allowed between the curve and
-            the points, in the unit of `y`. 0: through all points.
+        curve: `scipy.interpolate.PPoly` of degree 3.
 
     Attributes:
         low: Float. First x.
@@ -20,22 +17,17 @@ class Spline:
         heights: Float64 array. The values at `turns`.
     """
 
-    def __init__(self, x, y, smoothing=0.0):
-        from scipy import interpolate
-
-        if smoothing > 0:
-            knots = interpolate.splrep(x, y, k=3, s=len(x) * smoothing**2)
-            curve = interpolate.PPoly.from_spline(knots)
-            # B-splines repeat their end knots: pieces of no length.
-            kept = np.diff(curve.x) > 0
-            ends = np.append(curve.x[:-1][kept], curve.x[-1])
-            curve = interpolate.PPoly(curve.c[:, kept], ends)
-        else:
-            curve = interpolate.CubicSpline(x, y)
+    def __init__(self, curve):
         self.curve = curve
-        self.low, self.high = float(x[0]), float(x[-1])
-        self.turns = self._find_turns()
+        self.low, self.high = float(curve.x[0]), float(curve.x[-1])
+        roots = curve.derivative().roots(extrapolate=False)
+        roots = roots[np.isfinite(roots)]
+        inner = np.unique(roots[(roots > self.low) & (roots < self.high)])
+        self.turns = np.concatenate([[self.low], inner, [self.high]])
         self.heights = curve(self.turns)
+        # Where a curve is level, rounding makes roots of no meaning.
+        kept = self._larger_than(1e-12)
+        self.turns, self.heights = self.turns[kept], self.heights[kept]
 
     def __call__(self, x):
         """Evaluates at a tensor of any shape; NaN outside `[low, high]`."""
@@ -50,6 +42,14 @@ class Spline:
         t = (x - tf.gather(starts, piece)) * valid
         c = tf.gather(tf.constant(self.curve.c.T, x.dtype), piece)
         return ((c[..., 0] * t + c[..., 1]) * t + c[..., 2]) * t + c[..., 3]
+
+    def turning_points(self, least: float = 0.0) -> np.ndarray:
+        """Returns where the curve turns, the ends not among them.
+
+        Args:
+            least: Share of the span of the curve that it must go back after a turn.
+        """
+        return self.turns[self._larger_than(least)[1:-1]]
 
     def room(self, dtype):
         """Returns how far rounding may carry an x beyond the ends."""
@@ -86,8 +86,19 @@ class Spline:
         # At the ends the answer is exact, where bisection only comes close.
         return np.where(y == self.heights[i], self.turns[i], right)
 
-    def _find_turns(self):
-        roots = self.curve.derivative().roots(extrapolate=False)
-        roots = roots[np.isfinite(roots)]
-        inner = roots[(roots > self.low) & (roots < self.high)]
-        return np.concatenate([[self.low], np.unique(inner), [self.high]])
+    def _larger_than(self, least):
+        """Indices of the turns that are left without steps of a share of the span."""
+        kept = list(range(len(self.heights)))
+        least = least * np.ptp(self.heights)
+        while len(kept) > 2:
+            steps = np.diff(self.heights[kept])
+            onward = np.flatnonzero(steps[1:] * steps[:-1] >= 0)
+            if onward.size:
+                del kept[onward[0] + 1]
+                continue
+            i = int(np.argmin(np.abs(steps)))
+            if abs(steps[i]) > least:
+                break
+            # Both ends of the smallest step, unless one is an end of the curve.
+            del kept[max(i, 1) : min(i + 2, len(kept) - 1)]
+        return kept

@@ -1,1 +1,1 @@
-"""Robustness results as text, tables, figures and HTML."""
+"""Turn the result of a robustness study into text, tables, figures and HTML."""

@@ -1,101 +1,104 @@
-"""A robustness report as sections of tables, which text and HTML both show."""
+"""Arrange a robustness result in sections of tables."""
+
+from collections.abc import Callable
 
 import numpy as np
 
-from keras_pnn.robustness import statistics
-from keras_pnn.robustness.report.parts import (
-    curvature_section,
-    grid_section,
-    landscape_section,
-    sensitivity_section,
-    setting_section,
-    transfer_section,
-    worst_section,
-)
+from keras_pnn.robustness.report.scan_sections import grid_section, sweep_section
 from keras_pnn.robustness.report.words import (
     ABSENT,
+    Cell,
     Display,
     Section,
     Table,
-    axis_label,
-    chosen,
+    axis_unit,
     group_name,
     having,
     interval,
-    model_table,
+    models_table,
     number,
-    plain_name,
-    points,
     specification,
-    yield_rows,
+    sweeps_of,
+    words,
 )
 
 
 def sections(result) -> list[Section]:
-    """Returns the parts that a result has, in the order of a report.
-
-    Args:
-        result: a `RobustnessResult`.
-    """
+    """Returns the parts that a `RobustnessResult` has, in the order of a report."""
     found = [_summary(result), _devices(result)]
-    names = dict.fromkeys(n for m in result.models.values() for n in m.sweeps)
-    found += [_sweep(result, name) for name in names]
-    rest = (
-        grid_section,
-        worst_section,
-        sensitivity_section,
-        curvature_section,
-        landscape_section,
-        transfer_section,
-        setting_section,
-    )
-    found += [section(result) for section in rest]
+    found += [sweep_section(result, *sweep) for sweep in sweeps_of(result).items()]
+    rest = (_worst, _sensitivity, _curvature, _landscape, _transfer, _setting)
+    found += [section(result) for section in (grid_section, *rest)]
     return [section for section in found if section is not None]
 
 
+def _of(part: str, text: Callable) -> Cell:
+    """Returns a cell with a text about a part of a model."""
+
+    def cell(model):
+        found = getattr(model, part)
+        return found and text(found)
+
+    return cell
+
+
+def _yield_rows(result, heading: str) -> dict[str, Cell]:
+    asked = result.metric, result.spec, result.mode
+
+    def share(model):
+        found = model.yield_of(*asked)
+        return found and f"{100 * found.value:.1f} % ({found.passed}/{found.n})"
+
+    def bounds(model):
+        found = model.yield_of(*asked)
+        return found and "{:.1f} … {:.1f} %".format(*(100 * v for v in found.interval))
+
+    return {heading: share, f"{heading}, 95 % interval": bounds}
+
+
+def _statistic(display: Display, key: str, unit: bool = False) -> Cell:
+    """Returns a cell with a statistic of a metric over the devices."""
+
+    def cell(model):
+        found = model.summary(display.metric)
+        return found and display.number(found[key], unit)
+
+    return cell
+
+
+def _nominal(display: Display, unit: bool = False) -> Cell:
+    return lambda model: display.number(model.nominal.get(display.metric), unit)
+
+
 def _summary(result) -> Section:
-    display, metric = Display.of(result), result.metric
+    display, asked = Display.of(result), (result.metric, result.spec, result.mode)
     tail, worst = ("p05", "min") if result.mode == "max" else ("p95", "max")
-    models = result.models.values()
-
-    def shown(value):
-        return display.number(value, unit=True)
-
-    def statistic(key):
-        found = [m.devices and statistics.summary(m.devices[metric]) for m in models]
-        return [shown(summary[key]) if summary else ABSENT for summary in found]
-
-    def tolerance(name):
-        scans = [m.sweeps.get(name) for m in models]
-        arguments = metric, result.spec, result.mode
-        return [interval(s, *arguments)[0] if s else ABSENT for s in scans]
-
-    def sharpness(group):
-        parts = [m.curvature.get(group) for m in models]
-        return [number(p.eigenvalues.eigenvalues[0]) if p else ABSENT for p in parts]
-
     rows = {
-        f"nominal {metric}": [shown(m.nominal[metric]) for m in models],
-        "devices: mean": statistic("mean"),
-        f"devices: {tail[1:].lstrip('0')}th percentile": statistic(tail),
-        "devices: worst": statistic(worst),
-        **yield_rows(result, f"yield at {specification(result)}"),
+        f"nominal {result.metric}": _nominal(display, unit=True),
+        "devices: mean": _statistic(display, "mean", unit=True),
+        f"devices: {tail[1:].lstrip('0')}th percentile": _statistic(
+            display, tail, unit=True
+        ),
+        "devices: worst": _statistic(display, worst, unit=True),
+        **_yield_rows(result, f"yield at {specification(result)}"),
     }
-    for model in models:
-        for name, scan in model.sweeps.items():
-            unit = scan.axes[0].unit
-            unit = f" ({unit})" if unit else ""
-            rows[f"tolerance to {plain_name(name)}{unit}"] = tolerance(name)
-    rows["adversarial worst case"] = [
-        shown(m.worst.metrics[metric]) if m.worst else ABSENT for m in models
-    ]
-    for group in dict.fromkeys(group for m in models for group in m.curvature):
-        rows[f"λ_max of the Hessian, {group_name(group)}"] = sharpness(group)
-    rows = {
-        name: cells
-        for name, cells in rows.items()
-        if any(cell != ABSENT for cell in cells)
-    }
+    for name, scans in sweeps_of(result).items():
+        axis = next(iter(scans.values())).axes[0]
+        rows[f"tolerance to {axis.words}{axis_unit(axis)}"] = lambda m, name=name: (
+            name in m.sweeps and interval(m.sweeps[name], *asked)[0]
+        )
+    rows["adversarial worst case"] = _of(
+        "worst", lambda worst: display.number(worst.metrics[result.metric], unit=True)
+    )
+    for group in _groups(result):
+        rows[f"λ_max of the Hessian, {group_name(group)}"] = _of(
+            "curvature",
+            lambda parts, group=group: (
+                group in parts and number(parts[group].eigenvalues.eigenvalues[0])
+            ),
+        )
+    table = models_table(result, "", rows)
+    kept = [row for row in table.rows if any(cell != ABSENT for cell in row[1:])]
     return Section(
         "summary",
         "Summary",
@@ -103,8 +106,14 @@ def _summary(result) -> Section:
         "imperfection. Yield is the share of devices that keep the specification, "
         "with how many did; its interval is Wilson's. Tolerance: the interval around 0 "
         "in which the specification is kept.",
-        (model_table(result, "", rows),),
+        [Table("", table.columns, kept)],
     )
+
+
+def _displays(result, metrics) -> list[Display]:
+    """Returns how metrics are shown, that of the specification first."""
+    names = sorted(dict.fromkeys(metrics), key=lambda name: name != result.metric)
+    return [Display.of(result, name) for name in names]
 
 
 def _devices(result) -> Section | None:
@@ -112,160 +121,193 @@ def _devices(result) -> Section | None:
     if not devices:
         return None
     tables = []
-    names = dict.fromkeys(name for values in devices.values() for name in values)
-    for metric in sorted(names, key=lambda name: name != result.metric):
-        display = Display.of(result, metric)
-        found = {
-            name: statistics.summary(values[metric])
-            for name, values in devices.items()
-            if metric in values
-        }
-        rows = {
-            "nominal": [
-                display.number(m.nominal.get(metric)) for m in result.models.values()
-            ]
-        }
+    for display in _displays(result, (n for v in devices.values() for n in v)):
+        rows = {"nominal": _nominal(display)}
         for key in ("mean", "std", "median", "p05", "p95", "min", "max"):
-            rows[key] = [
-                display.number(found[n][key]) if n in found else ABSENT
-                for n in result.models
-            ]
-        if metric == result.metric:
-            rows |= yield_rows(result, "yield")
-        tables.append(model_table(result, display.label, rows))
+            rows[key] = _statistic(display, key)
+        if display.metric == result.metric:
+            rows |= _yield_rows(result, "yield")
+        tables.append(models_table(result, display.label, rows))
     count = max(len(next(iter(v.values()))) for v in devices.values())
     return Section(
         "devices",
-        "DeviceSet",
+        "Devices",
         f"{count} devices, each the design with deviations of its own. p05 and p95 "
         "are percentiles: 90 % of the devices lie between them; std is the standard "
         f"deviation. Yield: the share with {specification(result)}, with its 95 % "
         "interval (Wilson).",
-        tuple(tables),
+        tables,
     )
 
 
-def _sweep(result, name: str) -> Section:
-    display, metric = Display.of(result), result.metric
-    scans = {n: m.sweeps[name] for n, m in result.models.items() if name in m.sweeps}
-    axis = next(iter(scans.values())).axes[0]
-    tables = [
-        _sweep_table(f"{model}: {display.label}", scan, display, _rows_of(result.mode))
-        for model, scan in scans.items()
-    ]
-    if metric != "loss":
-        tables += _loss_tables(result, scans)
-    if axis.random:
-        tables += _yield_tables(result, scans)
-    if axis.positions is not None:
-        tables.append(_tolerance_table(result, scans, axis))
+def _worst(result) -> Section | None:
+    worst = having(result, "worst")
+    if not worst:
+        return None
+    rows: dict[str, Cell] = {}
+    for key in dict.fromkeys(k for w in worst.values() for k in w.radius):
+        rows[f"radius: {key}"] = _of(
+            "worst", lambda w, key=key: number(w.radius.get(key))
+        )
+    for display in _displays(result, (n for w in worst.values() for n in w.metrics)):
+        rows[f"{display.metric}, nominal"] = _nominal(display, unit=True)
+        rows[f"{display.metric}, worst case"] = _of(
+            "worst", lambda w, d=display: d.number(w.metrics.get(d.metric), unit=True)
+        )
+    rows["starts × steps of the search"] = _of(
+        "worst", lambda w: f"{len(w.losses)} × {w.losses.shape[1] - 1}"
+    )
+    rows["samples the search looked at"] = _of("worst", lambda w: str(w.samples))
     return Section(
-        f"sweep:{name}",
-        ("Spread: " if axis.random else "Sweep: ") + plain_name(name),
-        _sweep_meaning(result, axis, scans),
-        tuple(tables),
+        "worst",
+        "Adversarial worst case",
+        "The largest loss that gradient ascent over the imperfections found, each "
+        "kept within its radius: the root mean square of its deviation over its "
+        "elements, in its unit. The worst of N drawn devices depends on N; this does "
+        "not. It is a lower bound of the true worst loss.",
+        [models_table(result, "", rows)],
     )
 
 
-def _rows_of(mode: str) -> tuple[str, ...]:
-    """The statistics that a sweep shows of the specification's metric."""
-    return ("mean", "median", "p05", "p95", "min" if mode == "max" else "max")
-
-
-def _heads(axis) -> tuple[str, ...]:
-    """The headings of a table along an axis."""
-    return ("", *(points(axis)[i] for i in chosen(len(axis))))
-
-
-def _lines(scan, display, statistics_shown, prefix: str = "") -> list[tuple[str, ...]]:
-    """The rows of one scan: the design, and statistics over the devices."""
-    at, metric = chosen(len(scan.axes[0])), display.metric
-    found = {}
-    if scan.design is not None and metric in scan.design:
-        found["design"] = np.asarray(scan.design[metric])
-    if scan.devices is not None and metric in scan.devices:
-        summary = scan.summary(metric)
-        found |= {key: summary[key] for key in statistics_shown}
-    return [
-        (prefix + key, *map(display.number, values[at]))
-        for key, values in found.items()
-    ]
-
-
-def _sweep_table(title: str, scan, display, statistics_shown) -> Table:
-    axis = scan.axes[0]
-    rows = _lines(scan, display, statistics_shown)
-    return Table(f"{title} against {axis_label(axis)}", _heads(axis), tuple(rows))
-
-
-def _loss_tables(result, scans) -> list[Table]:
-    """The loss of all models in one table, which may be short: it is not specified."""
-    display = Display.of(result, "loss")
-    rows = [
-        line
-        for model, scan in scans.items()
-        for line in _lines(scan, display, ("mean", "p95"), f"{model}: ")
-    ]
-    axis = next(iter(scans.values())).axes[0]
-    title = f"loss against {axis_label(axis)}"
-    return [Table(title, _heads(axis), tuple(rows))] if rows else []
-
-
-def _yield_tables(result, scans) -> list[Table]:
-    axis, rows = next(iter(scans.values())).axes[0], []
-    for model, scan in scans.items():
-        found = scan.yields(result.metric, result.spec, result.mode)
-        if found is None:
-            continue
-        found = [found[i] for i in chosen(len(axis))]
-        rows.append((model, *(f"{100 * y.value:.1f}" for y in found)))
-        for side, bound in enumerate(("low", "high")):
-            values = [f"{100 * y.interval[side]:.1f}" for y in found]
-            rows.append((f"{model}: {bound}", *values))
-    title = f"yield at {specification(result)} (%), 95 % interval"
-    title += f" against {axis_label(axis)}"
-    return [Table(title, _heads(axis), tuple(rows))] if rows else []
-
-
-def _tolerance_table(result, scans, axis) -> Table:
-    metric, display = result.metric, Display.of(result)
-    found = {n: interval(s, metric, result.spec, result.mode) for n, s in scans.items()}
-    absent = (ABSENT, ABSENT)
-    unit = f" ({axis.unit})" if axis.unit else ""
-    rows = {
-        f"tolerance{unit}": [found.get(n, absent)[0] for n in result.models],
-        f"width{unit}": [found.get(n, absent)[1] for n in result.models],
-        f"mean {metric} over the range": [
-            display.number(scans[n].area(metric), unit=True) if n in scans else ABSENT
-            for n in result.models
-        ],
-    }
-    return model_table(result, f"tolerance at {specification(result)}", rows)
-
-
-def _sweep_meaning(result, axis, scans) -> str:
-    devices = any(scan.devices is not None for scan in scans.values())
-    curve = "the mean over the devices" if devices else "the design"
-    if axis.random:
-        what = (
-            "At each point the devices' deviations are multiplied by the factor. "
-            if axis.name == "variation"
-            else "At each point devices are drawn with this standard deviation. "
-        )
+def _sensitivity(result) -> Section | None:
+    found, display = having(result, "sensitivity"), Display.of(result)
+    if not found:
+        return None
+    tables = []
+    for model, part in found.items():
+        drops = sensitivity_drops(result, model)
+        rows = [
+            (layer, *map(display.number, row))
+            for layer, row in zip(part.layers, drops, strict=True)
+        ]
+        tables.append(Table(model, ("layer", *map(str, part.kinds)), rows))
+    ends = [bool(kind.end) for part in found.values() for kind in part.kinds]
+    count = max(part.devices for part in found.values())
+    mean = f"the mean over {count} {'device' if count == 1 else 'devices'}"
+    if not any(ends):
+        columns = f"Each figure is {mean}"
+    elif all(ends):
+        columns = "Each column is an end of a sweep: the design with this deviation"
     else:
-        what = "The design with this deviation alone" + (
-            ", and every device with it added to its own deviations. "
-            if devices
-            else ". "
+        columns = (
+            f"A column without a value is {mean}; a column with one is an end of a "
+            "sweep: the design with this deviation"
         )
-    if devices:
-        what += "p05 and p95 are percentiles of the devices at each point. "
-    where = (
-        f"Tolerance: the interval around 0 within which {curve} keeps "
-        f"{specification(result)}, straight between points; ≤ and ≥ mark an end of "
-        "the measured range. Mean over the range: the area under that curve over the "
-        "width of the range."
-        if axis.positions is not None
-        else ""
+    change = "drop" if result.mode == "max" else "rise"
+    return Section(
+        "sensitivity",
+        "Sensitivity per layer and imperfection",
+        f"The {change} of {result.metric} from nominal{display.difference} where only "
+        f"this kind of imperfection in only this layer is off. {columns}. Negative: it "
+        "got better; -: the layer has no such imperfection.",
+        tables,
     )
-    return (what + where).strip()
+
+
+def sensitivity_drops(result, model: str) -> np.ndarray:
+    """Returns (layers, kinds): how much worse than nominal a model's metric is."""
+    part, metric = result.models[model], result.metric
+    drops = part.nominal[metric] - part.sensitivity.metrics[metric]
+    return drops if result.mode == "max" else -drops
+
+
+def _curvature(result) -> Section | None:
+    tables = []
+    last = ("λ_min", "trace", "loss", "variables")
+    for group in _groups(result):
+        columns = {
+            label: _curvature_cells(parts[group])
+            for label, parts in having(result, "curvature").items()
+            if group in parts
+        }
+        names = dict.fromkeys(name for cells in columns.values() for name in cells)
+        names = [n for n in names if n not in last] + [n for n in last if n in names]
+        rows = [
+            (n, *(columns.get(label, {}).get(n, ABSENT) for label in result.models))
+            for n in names
+        ]
+        tables.append(Table(group_name(group), ("", *result.models), rows))
+    if not tables:
+        return None
+    return Section(
+        "curvature",
+        "Curvature of the loss",
+        "Eigenvalues λ of the Hessian of the loss: how sharp the minimum is along its "
+        "sharpest directions; each lies within its residual ‖Hv − λv‖ (in brackets) of "
+        "an eigenvalue. Trace: their sum, estimated from random vectors, ± its "
+        "standard error. Their sizes depend on the units of the variables.",
+        tables,
+    )
+
+
+def _groups(result) -> dict[str, None]:
+    """Returns the groups of variables whose curvature any model has."""
+    return dict.fromkeys(g for m in result.models.values() for g in m.curvature)
+
+
+def _curvature_cells(part) -> dict[str, str]:
+    found, trace = part.eigenvalues, part.trace
+
+    def cell(value, residual, converged):
+        text = f"{number(value)} ({residual:.1g})"
+        return text if converged else text + " not converged"
+
+    rows = zip(found.eigenvalues, found.residuals, found.converged, strict=True)
+    cells = {f"λ_{i}": cell(*row) for i, row in enumerate(rows, start=1)}
+    if len(found.smallest):
+        cells["λ_min"] = cell(
+            found.smallest[0], found.smallest_residuals[0], found.smallest_converged[0]
+        )
+    cells["trace"] = f"{number(trace.trace)} ± {trace.standard_error:.2g}"
+    return {**cells, "loss": number(found.loss), "variables": str(found.parameters)}
+
+
+def _landscape(result) -> Section | None:
+    if not having(result, "landscape"):
+        return None
+
+    def reach(part):
+        spans = [part.alphas] + ([] if part.betas is None else [part.betas])
+        return " × ".join(f"[{number(a[0])}, {number(a[-1])}]" for a in spans)
+
+    texts = {
+        "directions": lambda part: part.directions,
+        "range along them": reach,
+        "loss at the centre": lambda part: number(part.center),
+        "mean rise to the edge": lambda part: number(part.rise),
+        "largest loss": lambda part: number(np.nanmax(part.loss)),
+    }
+    rows = {name: _of("landscape", text) for name, text in texts.items()}
+    return Section(
+        "landscape",
+        "Loss landscape",
+        "The loss where the controls are moved away from where training left them, "
+        "the point (0, 0), along two directions; eigenvectors are the sharpest ones. "
+        "The flatter, the less an error of the controls costs.",
+        [models_table(result, "", rows)],
+    )
+
+
+def _transfer(result) -> Section | None:
+    part, display = result.transfer, Display.of(result)
+    if part is None:
+        return None
+    rows = [
+        (model, *map(display.number, row))
+        for model, row in zip(part.models, part.metrics[result.metric], strict=True)
+    ]
+    title = f"{display.label}; columns: tested on the device of"
+    others = [name for name in part.models if name not in part.devices]
+    none = f" Trained on none of these devices: {', '.join(others)}." if others else ""
+    return Section(
+        "transfer",
+        "Transfer between devices",
+        "Each row is a model. Each column is the device that the model of that name "
+        f"was trained on; every model is tested on it.{none}",
+        [Table(title, ("", *part.devices), rows)],
+    )
+
+
+def _setting(result) -> Section | None:
+    lines = {str(key): words(value) for key, value in result.setting.items()}
+    return Section("setting", "How it was made", "", lines=lines) if lines else None

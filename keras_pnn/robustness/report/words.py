@@ -1,7 +1,8 @@
-"""The words of a robustness report: numbers, units and tables as text."""
+"""Say the numbers of a robustness report in words, and arrange them in tables."""
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -9,50 +10,44 @@ import numpy as np
 _POINTS = 9
 # Where nothing was measured.
 ABSENT = "-"
+# A model → the text of a cell; nothing (`None`, `False`) where it lacks the part.
+Cell = Callable[[object], object]
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table of texts.
-
-    Args:
-        title: what it shows.
-        columns: headings; the first is that of the row names.
-        rows: texts, each row as long as `columns`.
-    """
+    """A table of texts; the first column has the names of the rows."""
 
     title: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    rows: list[tuple[str, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A part of a report.
+    """A part of a report, and what its numbers mean."""
 
-    Args:
-        key: `"devices"`, `"sweep:temperature"`, …; figures have the same keys.
-        title: its heading.
-        meaning: what its numbers mean.
-        tables: its tables.
-        lines: name → text, for settings.
-    """
-
+    # `"devices"`, `"sweep:temperature"`, …; figures have the same keys.
     key: str
     title: str
     meaning: str
-    tables: tuple[Table, ...] = ()
+    tables: list[Table] = dataclasses.field(default_factory=list)
+    # Name → text, for settings.
     lines: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def models_table(result, title: str, rows: dict[str, Cell]) -> Table:
+    """Returns a table with one column for each model."""
+    body = [
+        (name, *(cell(model) or ABSENT for model in result.models.values()))
+        for name, cell in rows.items()
+    ]
+    return Table(title, ("", *result.models), body)
 
 
 @dataclasses.dataclass(frozen=True)
 class Display:
-    """How a metric is shown: accuracies in percent, other metrics as numbers.
-
-    Args:
-        metric: its name.
-        percent: whether it is shown in percent.
-    """
+    """How a metric is shown: accuracies in percent, other metrics as numbers."""
 
     metric: str
     percent: bool
@@ -75,22 +70,20 @@ class Display:
         """The unit of a difference of two values, in brackets."""
         return " (percentage points)" if self.percent else ""
 
-    def scaled(self, values):
+    def scaled(self, values) -> np.ndarray:
         """The values in the unit shown."""
         values = np.asarray(values, "float64")
         return 100 * values if self.percent else values
 
-    def number(self, value: float, unit: bool = False) -> str:
+    def number(self, value: float | None, unit: bool = False) -> str:
         """A value as text; NaN as `-`."""
-        if value is None or math.isnan(value):
-            return ABSENT
-        if self.percent:
-            return f"{100 * value:.2f}" + (" %" if unit else "")
-        return number(value)
+        if not self.percent or value is None or math.isnan(value):
+            return number(value)
+        return f"{100 * value:.2f}" + (" %" if unit else "")
 
 
-def number(value: float) -> str:
-    """A number with four significant digits; NaN as `-`."""
+def number(value: float | None) -> str:
+    """Returns a number with four significant digits; NaN as `-`."""
     if value is None or math.isnan(value):
         return ABSENT
     # No "-0".
@@ -98,34 +91,15 @@ def number(value: float) -> str:
 
 
 def specification(result) -> str:
-    """The specification in words."""
-    display = Display.of(result)
+    """Returns the specification in words."""
     sign = "≥" if result.mode == "max" else "≤"
-    value = f"{100 * result.spec:g} %" if display.percent else f"{result.spec:g}"
+    percent = Display.of(result).percent
+    value = f"{100 * result.spec:g} %" if percent else f"{result.spec:g}"
     return f"{result.metric} {sign} {value}"
 
 
-def yield_rows(result, heading: str) -> dict[str, list[str]]:
-    """Yield and its interval: heading → one text for each model."""
-    found = [result.yield_of(name) for name in result.models]
-    bounds = [None if y is None else [100 * v for v in y.interval] for y in found]
-    return {
-        heading: [
-            ABSENT if y is None else f"{100 * y.value:.1f} % ({y.passed}/{y.n})"
-            for y in found
-        ],
-        f"{heading}, 95 % interval": [
-            ABSENT if b is None else f"{b[0]:.1f} … {b[1]:.1f} %" for b in bounds
-        ],
-    }
-
-
 def interval(scan, metric: str, spec: float, mode: str) -> tuple[str, str]:
-    """The interval and the width within which a sweep keeps a specification.
-
-    Returns:
-        Two texts; a bound that is the end of the measured range has `≤` or `≥`.
-    """
+    """Returns the tolerance of a sweep and its width; ≤ and ≥ mark a range's end."""
     low, high = scan.tolerance(metric, spec, mode)
     if math.isnan(low):
         return ABSENT, ABSENT
@@ -137,10 +111,10 @@ def interval(scan, metric: str, spec: float, mode: str) -> tuple[str, str]:
 
 
 def open_ends(scan, low: float, high: float) -> tuple[bool, bool]:
-    """Whether the bounds of a sweep's tolerance are the ends of the measured range.
+    """Returns whether the bounds of a tolerance are the ends of the measured range.
 
-    Beyond such an end the specification may be kept or not. A spread starts at 0 by
-    itself, which is no such end.
+    Beyond such an end the specification may be kept or not. A spread starts at 0,
+    which is not such an end.
     """
     if math.isnan(low):
         return False, False
@@ -149,63 +123,57 @@ def open_ends(scan, low: float, high: float) -> tuple[bool, bool]:
 
 
 def having(result, attribute: str) -> dict:
-    """The models that have a part: name → that part."""
+    """Returns the models that have a part: name → that part."""
     found = {n: getattr(m, attribute) for n, m in result.models.items()}
     return {name: part for name, part in found.items() if part}
 
 
+def sweeps_of(result) -> dict[str, dict]:
+    """Returns name of each sweep → model → its scan, where a model has it."""
+    found: dict[str, dict] = {}
+    for label, model in result.models.items():
+        for name, scan in model.sweeps.items():
+            found.setdefault(name, {})[label] = scan
+    return found
+
+
 def chosen(n: int) -> np.ndarray:
-    """Indices of at most nine of n points, evenly spread, with both ends."""
+    """Returns indices of at most nine of n points, evenly spread, with both ends."""
     return np.unique(np.linspace(0, n - 1, min(n, _POINTS)).round().astype(int))
 
 
+def axis_unit(axis) -> str:
+    """Returns the unit of an axis in brackets."""
+    return f" ({axis.unit})" if axis.unit else ""
+
+
 def axis_label(axis) -> str:
-    """An axis's label; a line through several elements says so."""
-    if np.ndim(axis.values) > 1 and axis.positions is not None:
-        name, unit = axis.name, f" ({axis.unit})" if axis.unit else ""
-        return f"{name}, length along its direction{unit}"
-    return axis.label
+    """Returns what an axis varies; a line through several elements says so."""
+    if axis.values.ndim > 1 and axis.positions is not None:
+        return f"{axis.name}, length along its direction{axis_unit(axis)}"
+    return axis.words + axis_unit(axis)
 
 
-def points(axis) -> list[str]:
-    """The points of an axis as short texts."""
+def shown_points(axis) -> list[str]:
+    """Returns the chosen points of an axis as short texts."""
     if axis.positions is not None:
-        return [number(value) for value in axis.positions]
-    return [t if len(t) <= 16 else t[:15] + "…" for t in axis.ticks]
-
-
-def model_table(result, title: str, rows: dict[str, list[str]]) -> Table:
-    """A table with one column for each model.
-
-    Args:
-        result: a `RobustnessResult`.
-        title: what it shows.
-        rows: name → one text for each model.
-    """
-    body = tuple((name, *cells) for name, cells in rows.items())
-    return Table(title, ("", *result.models), body)
+        texts = [number(value) for value in axis.positions]
+    else:
+        texts = [t if len(t) <= 16 else t[:15] + "…" for t in axis.ticks]
+    return [texts[i] for i in chosen(len(axis))]
 
 
 def words(value) -> str:
-    """A setting as text: nested dicts and lists on one line."""
+    """Returns a setting as text: nested dicts and lists on one line."""
     if isinstance(value, dict):
         return ", ".join(f"{k} = {words(v)}" for k, v in value.items()) or ABSENT
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, list | tuple):
         return ", ".join(words(v) for v in value) or ABSENT
-    if isinstance(value, np.ndarray):
-        return words(value.tolist())
-    if isinstance(value, (float, np.floating)):
+    if isinstance(value, float):
         return f"{value:.6g}"
     return ABSENT if value is None else str(value)
 
 
 def group_name(name: str) -> str:
-    """A group of variables in words."""
-    return {"controls": "controls", "all": "all variables"}.get(name, name)
-
-
-def plain_name(name: str) -> str:
-    """What a sweep varies, in words."""
-    if name.startswith("std:"):
-        return "σ of " + ", ".join(name[4:].split("+"))
-    return "factor on the deviations" if name == "variation" else name
+    """Returns a group of variables in words."""
+    return "all variables" if name == "all" else name

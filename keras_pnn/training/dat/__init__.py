@@ -1,4 +1,4 @@
-"""Dual adaptive training: a digital twin that learns the device's errors."""
+"""Train a digital twin that learns the device's errors: dual adaptive training."""
 
 from keras_pnn.training.dat.model import DATModel
 

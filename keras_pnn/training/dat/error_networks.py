@@ -1,32 +1,29 @@
-"""Complex convolutional networks that learn what a device adds to its model."""
+"""Learn what a device adds to its model: complex convolutional error networks."""
 
 import math
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from keras_pnn import _checks
-from keras_pnn.devices.process import number
 from keras_pnn.training.dat.complex_convolution import (
-    add_real_weight,
-    complex_dtype,
     complex_kernel,
-    complex_parts,
-    convolve_parallel,
+    convolve,
     convolved_side,
-    real_dtype,
 )
 
+# Complex channels of a U-Net at each scale, the finest first.
+WIDTHS = (4, 8, 16)
+# Of the moving averages; Keras' own, for thousands of batches, is 0.99.
+_MOMENTUM = 0.9
 _EPSILON = 1e-3
 
 
-@keras.saving.register_keras_serializable(package="keras_pnn")
 class ErrorNetwork(keras.layers.Layer):
     """The error-prediction network S of dual adaptive training.
 
     `y + S(y)` is to be what a device gives where its model gives the field y. The
-    modes are laid out as an image of one channel, and `networks` small U-Nets of
+    modes are laid out as an image of one channel, as square as their number allows and
+    padded with zeros to sides that can be halved, and `networks` small U-Nets of
     complex convolutions in parallel see it; S is the sum of what they return:
 
         y ─┬─ block, 4 ────────────────────────────────────────────┬─ conv, 1 ──► S
@@ -36,107 +33,43 @@ class ErrorNetwork(keras.layers.Layer):
     A block is three 3 × 3 convolutions; "down" and "up" are convolutions of stride 2,
     up transposed; where lines meet, channels are joined. Each convolution but the last
     is followed by batch normalisation and a ReLU, both of real and imaginary parts
-    separately. The numbers are complex channels, those of `widths`.
+    separately. The numbers are complex channels, `WIDTHS`. The last convolution starts
+    at 0, so that S is 0 until the first step of an optimizer.
 
     Args:
         networks: number of U-Nets.
-        widths: complex channels at each scale, the finest first.
-        grid: (rows, columns) of the image, whose product is the number of modes.
-            Default: the factorisation that is nearest to a square. The image is
-            padded at the bottom and at the right with zeros to sides that can be
-            halved, and cropped at the end.
-        normalize: whether there is batch normalisation. Without it convolutions have
-            a bias in its place.
-        zero_start: whether the last convolution starts at 0, so that S is 0 until
-            the first step of an optimizer.
-        momentum: of the moving averages of the batch normalisation. The default, for
-            batches of thousands, is lower than that of Keras.
 
     Call arguments:
-        inputs: complex or real fields. For real ones S is real: the real part.
+        inputs: complex or real fields, (batch, modes). For real ones S is real: the
+            real part.
         training: whether the statistics are the batch's, and enter the moving
-            averages; not so while `trainable` is False.
-
-    Input shape:
-        `(..., modes)`.
+            averages.
 
     Output shape:
         As the input; complex64 or float32, or with the dtype policy `"float64"`
         complex128 or float64.
 
-    Raises:
-        ValueError: an argument is out of range, or `grid` does not have as many
-            places as there are modes.
-
-    Example:
-
-    >>> fields = keras.Input((64,), dtype="complex64")
-    >>> errors = ErrorNetwork()(fields)
-
     Reference:
-
-    - Zheng et al., Dual adaptive training of photonic neural networks,
-      Nat. Mach. Intell. 5:1119 (2023).
+        - Zheng et al., Dual adaptive training of photonic neural networks,
+          Nat. Mach. Intell. 5:1119 (2023)
     """
 
-    def __init__(
-        self,
-        networks: int = 6,
-        widths=(4, 8, 16),
-        grid=None,
-        normalize: bool = True,
-        zero_start: bool = True,
-        momentum: float = 0.9,
-        **kwargs,
-    ):
+    def __init__(self, networks: int, **kwargs):
         super().__init__(autocast=False, **kwargs)
-        self.networks = _checks.integer("networks", networks, low=1)
-        given = tuple(widths) if np.iterable(widths) else ()
-        if not given:
-            raise ValueError(
-                "`widths` must be one or more whole numbers >= 1. "
-                f"Received: widths={widths!r}"
-            )
-        self.widths = tuple(_checks.integer("widths", width, low=1) for width in given)
-        if grid is not None and not np.iterable(grid):
-            raise _checks.error("grid", "(rows, columns)", repr(grid))
-        self.grid = _checks.optional(_checks.pair, "grid", grid, low=1)
-        self.normalize = bool(normalize)
-        self.zero_start = bool(zero_start)
-        self.momentum = number("momentum", momentum, minimum=0.0)
-        if self.momentum >= 1.0:
-            raise ValueError(
-                f"`momentum` must be below 1. Received: momentum={momentum!r}"
-            )
-        levels = range(len(self.widths))
-        self._blocks = [self._stage(self.widths[i]) for i in levels for _ in range(3)]
-        self._downs = [self._stage(width, 2) for width in self.widths[:-1]]
-        self._ups = [self._stage(width, 2, True) for width in self.widths[-2::-1]]
-        self._last = ErrorStage(
-            self.networks,
-            1,
-            relu=False,
-            kernel_initializer="zeros" if self.zero_start else "he_normal",
-            dtype=self.dtype_policy,
-        )
 
-    def _stage(self, filters: int, strides: int = 1, transpose: bool = False):
-        momentum = self.momentum if self.normalize else None
-        return ErrorStage(
-            self.networks,
-            filters,
-            strides,
-            transpose,
-            momentum,
-            dtype=self.dtype_policy,
-        )
+        def stage(width, strides=1, transpose=False, last=False):
+            policy = self.dtype_policy
+            return ErrorStage(networks, width, strides, transpose, last, dtype=policy)
+
+        self._blocks = [[stage(width) for _ in range(3)] for width in WIDTHS]
+        self._downs = [stage(width, 2) for width in WIDTHS[:-1]]
+        self._ups = [stage(width, 2, True) for width in WIDTHS[-2::-1]]
+        self._last = stage(1, last=True)
 
     def build(self, input_shape):
-        self._rows, self._columns = self._layout(input_shape)
-        multiple = 2 ** (len(self.widths) - 1)
-        self._padded = tuple(
-            math.ceil(n / multiple) * multiple for n in (self._rows, self._columns)
-        )
+        self._grid = squarest(input_shape[-1])
+        multiple = 2 ** len(self._downs)
+        self._padded = [multiple * math.ceil(n / multiple) for n in self._grid]
 
         def built(stage, shape):
             stage.build(shape)
@@ -147,29 +80,14 @@ class ErrorNetwork(keras.layers.Layer):
 
         self._pass((1, None, *self._padded, 2, 1), built, joined)
 
-    def _layout(self, shape) -> tuple[int, int]:
-        modes = shape[-1] if len(shape) > 1 else None
-        if modes is None:
-            raise ValueError(
-                "The inputs must be fields of shape (batch, ..., modes) with a known "
-                f"number of modes. Received: shape {tuple(shape)}"
-            )
-        grid = self.grid or squarest(modes)
-        if grid[0] * grid[1] != modes:
-            raise ValueError(
-                f"`grid` must have as many places as there are modes, {modes}. "
-                f"Received: grid={grid}"
-            )
-        return grid
-
     def _pass(self, images, apply, join):
         """Runs the stages of the U-Nets, on tensors or on their shapes."""
         skipped = []
-        for level in range(len(self.widths)):
+        for level, block in enumerate(self._blocks):
             if level:
                 images = apply(self._downs[level - 1], images)
             features = images
-            for stage in self._blocks[3 * level : 3 * level + 3]:
+            for stage in block:
                 features = apply(stage, features)
             skipped.append(features)
         features = skipped.pop()
@@ -178,12 +96,10 @@ class ErrorNetwork(keras.layers.Layer):
         return apply(self._last, features)
 
     def call(self, inputs, training=None):
-        fields = tf.reshape(inputs, (1, -1, self._rows, self._columns, 1))
-        down, right = (
-            p - n for p, n in zip(self._padded, fields.shape[2:4], strict=True)
-        )
+        rows, columns = self._grid
+        fields = tf.reshape(inputs, (1, -1, rows, columns, 1))
+        down, right = (p - n for p, n in zip(self._padded, self._grid, strict=True))
         margins = [[0, 0], [0, 0], [0, down], [0, right], [0, 0], [0, 0]]
-        images = tf.stack(complex_parts(fields, real_dtype(self)), -2)
 
         def applied(stage, features):
             return stage(features, training=training)
@@ -191,34 +107,13 @@ class ErrorNetwork(keras.layers.Layer):
         def joined(one, other):
             return tf.concat([one, other], -1)
 
+        images = tf.stack(_complex_parts(fields, _dtype(self)), -2)
         images = tf.pad(images, margins)
         outputs = tf.reduce_sum(self._pass(images, applied, joined), axis=0)
-        outputs = outputs[:, : self._rows, : self._columns]
-        outputs = tf.reshape(outputs, tf.concat([tf.shape(inputs), [2]], 0))
-        outputs = tf.ensure_shape(outputs, (*inputs.shape, 2))
+        outputs = tf.reshape(outputs[:, :rows, :columns], (-1, rows * columns, 2))
         if inputs.dtype.is_complex:
             return tf.complex(outputs[..., 0], outputs[..., 1])
         return outputs[..., 0]
-
-    def compute_output_shape(self, input_shape):
-        self._layout(input_shape)
-        return tuple(input_shape)
-
-    def compute_output_spec(self, inputs, training=None):
-        is_complex = "complex" in keras.backend.standardize_dtype(inputs.dtype)
-        dtype = complex_dtype(self) if is_complex else real_dtype(self)
-        return keras.KerasTensor(self.compute_output_shape(inputs.shape), dtype=dtype)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "networks": self.networks,
-            "widths": list(self.widths),
-            "grid": None if self.grid is None else list(self.grid),
-            "normalize": self.normalize,
-            "zero_start": self.zero_start,
-            "momentum": self.momentum,
-        }
 
 
 class ErrorStage(keras.layers.Layer):
@@ -232,70 +127,68 @@ class ErrorStage(keras.layers.Layer):
     Args:
         networks: number of networks.
         filters: complex output channels.
-        strides, transpose: as in `ComplexConv2D`.
-        momentum: of the batch normalisation; `None` for a bias in its place.
-        relu: whether a ReLU of real and imaginary parts follows.
-        kernel_initializer: as in `ComplexConv2D`.
+        strides, transpose: as in `convolve`.
+        last: whether it is the last one, which starts at 0 and has a bias alone in
+            the place of batch normalisation and ReLU.
     """
 
-    def __init__(
-        self,
-        networks: int,
-        filters: int,
-        strides: int = 1,
-        transpose: bool = False,
-        momentum: float | None = None,
-        relu: bool = True,
-        kernel_initializer="he_normal",
-        **kwargs,
-    ):
+    def __init__(self, networks, filters, strides, transpose, last, **kwargs):
         super().__init__(autocast=False, **kwargs)
-        self.networks, self.filters = networks, filters
+        self.networks, self.filters, self.last = networks, filters, last
         self.strides, self.transpose = strides, transpose
-        self.momentum, self.relu = momentum, relu
-        self.kernel_initializer = kernel_initializer
 
     def build(self, input_shape):
         # As in a grouped convolution: initializers see the channels of one network.
+        # He's keep the power through a ReLU of real and imaginary parts.
         shape = (2, 3, 3, input_shape[-1], self.networks * self.filters)
-        self.kernel = add_real_weight(self, "kernel", shape, self.kernel_initializer)
+        self.kernel = self._add("kernel", shape, "zeros" if self.last else "he_normal")
         each = (self.networks, 2 * self.filters)
-        self.bias = add_real_weight(self, "bias", each, "zeros")
-        if self.momentum is not None:
-            self.scale = add_real_weight(self, "scale", each, "ones")
-            self.mean = add_real_weight(self, "mean", each, "zeros", trainable=False)
-            self.variance = add_real_weight(
-                self, "variance", each, "ones", trainable=False
-            )
+        self.bias = self._add("bias", each, "zeros")
+        if not self.last:
+            self.scale = self._add("scale", each, "ones")
+            self.mean = self._add("mean", each, "zeros", trainable=False)
+            self.variance = self._add("variance", each, "ones", trainable=False)
+
+    def _add(self, name: str, shape: tuple, initializer, trainable: bool = True):
+        """A weight that is never of less than single precision."""
+        return self.add_weight(
+            name=name,
+            shape=shape,
+            initializer=initializer,
+            dtype=_dtype(self),
+            trainable=trainable,
+            autocast=False,
+        )
 
     def call(self, images, training=None):
         parts = tf.convert_to_tensor(self.kernel)
         parts = tf.reshape(parts, (*parts.shape[:-1], self.networks, self.filters))
-        kernels = complex_kernel(tf.transpose(parts, (0, 4, 1, 2, 3, 5)))
-        outputs = convolve_parallel(images, kernels, self.strides, self.transpose)
+        kernels = complex_kernel(tf.transpose(parts, (4, 0, 1, 2, 3, 5)))
+        outputs = convolve(images, kernels, self.strides, self.transpose)
         # A row for each sample: channels alone are too short for fast arithmetic.
         shape = (self.networks, -1, *outputs.shape[2:])
         rows = tf.reshape(outputs, (self.networks, -1, math.prod(shape[2:])))
         shifts = tf.convert_to_tensor(self.bias)
-        if self.momentum is not None:
-            rows, factors, shifts = self._normalized(rows, shifts, training)
-            rows *= _tiled(factors, rows)
+        if self.last:
+            return tf.reshape(rows + _tiled(shifts, rows), shape)
+        rows, factors, shifts = self._normalized(rows, shifts, training)
+        rows *= _tiled(factors, rows)
         rows += _tiled(shifts, rows)
-        return tf.reshape(tf.nn.relu(rows) if self.relu else rows, shape)
+        return tf.reshape(tf.nn.relu(rows), shape)
 
     def _normalized(self, rows, shifts, training):
         """The rows, and the factors and shifts that are left to be applied."""
         scales = tf.convert_to_tensor(self.scale)
         means = tf.convert_to_tensor(self.mean)
         variances = tf.convert_to_tensor(self.variance)
-        if not (training and self.trainable):
+        if not training:
             factors = scales * tf.math.rsqrt(variances + _EPSILON)
             return rows, factors, shifts - means * factors
         # Of centred rows: the mean square less the squared mean would cancel.
         now = _mean(rows, 2 * self.filters)
         rows -= _tiled(now, rows)
         spread = _mean(tf.square(rows), 2 * self.filters)
-        rest = 1.0 - self.momentum
+        rest = 1.0 - _MOMENTUM
         self.mean.assign(means + rest * (now - means))
         self.variance.assign(variances + rest * (spread - variances))
         return rows, scales * tf.math.rsqrt(spread + _EPSILON), shifts
@@ -311,6 +204,18 @@ def squarest(modes: int) -> tuple[int, int]:
     """Returns the factors (rows, columns) of `modes` that are nearest to each other."""
     rows = next(n for n in range(math.isqrt(modes), 0, -1) if modes % n == 0)
     return rows, modes // rows
+
+
+def _dtype(layer) -> str:
+    return "float64" if layer.variable_dtype == "float64" else "float32"
+
+
+def _complex_parts(values, dtype: str) -> list[tf.Tensor]:
+    """The real and the imaginary part."""
+    real = tf.cast(tf.math.real(values), dtype)
+    if not values.dtype.is_complex:
+        return [real, tf.zeros_like(real)]
+    return [real, tf.cast(tf.math.imag(values), dtype)]
 
 
 def _tiled(values, rows) -> tf.Tensor:

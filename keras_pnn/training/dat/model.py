@@ -1,11 +1,10 @@
-"""Dual adaptive training: a model of the device's errors learns beside the network."""
+"""Learn a model of the device's errors beside the network: dual adaptive training."""
 
 import keras
 import tensorflow as tf
 
-from keras_pnn import _checks
-from keras_pnn.devices.process import count
-from keras_pnn.layers.context import Overrides, measure, substituting, valued
+from keras_pnn import _checks, _keras
+from keras_pnn.layers.context import measure, substituting, valued
 from keras_pnn.layers.lookup import physical_layers
 from keras_pnn.training.dat.error_networks import ErrorNetwork
 from keras_pnn.training.gradients.base import (
@@ -13,7 +12,6 @@ from keras_pnn.training.gradients.base import (
     GradientSource,
     check_measured,
     loss_of,
-    watch,
 )
 from keras_pnn.training.sat import SATModel
 
@@ -24,26 +22,26 @@ class ErrorModels:
     Kept out of Keras' tracking: the network's optimizer must not step them.
 
     Args:
-        options: arguments of `ErrorNetwork`.
+        parallel: how many U-Nets each network adds up.
         optimizer: a Keras optimizer.
     """
 
-    def __init__(self, options: dict, optimizer: keras.optimizers.Optimizer):
-        self.options = options
+    def __init__(self, parallel: int, optimizer: keras.optimizers.Optimizer):
+        self.parallel = parallel
         self.optimizer = optimizer
         self.layers: list = []
         self.networks: list[ErrorNetwork] = []
 
     def build(self, model: keras.Model) -> None:
-        """Makes the networks for the physical layers of a built model, once."""
+        """Makes a network for each physical layer of a built model, once."""
         layers = physical_layers(model)
         if self.networks or not all(layer.built for layer in layers):
             return
         self.layers = layers
         for index, layer in enumerate(layers):
-            shape = layer.compute_output_shape(layer._build_shapes_dict["input_shape"])
+            shape = layer.compute_output_shape(layer.get_build_config()["input_shape"])
             network = ErrorNetwork(
-                name=f"error_{index}", dtype=layer.dtype_policy, **self.options
+                self.parallel, name=f"error_{index}", dtype=layer.dtype_policy
             )
             network.build((None, _size(shape)))
             self.networks.append(network)
@@ -51,6 +49,7 @@ class ErrorModels:
 
     @property
     def trainable(self) -> list[keras.Variable]:
+        """What `optimizer` steps."""
         return [v for n in self.networks for v in n.trainable_variables]
 
     @property
@@ -60,6 +59,7 @@ class ErrorModels:
         return [*own, *self.optimizer.variables]
 
     def of(self, layer) -> ErrorNetwork:
+        """Returns the network of a physical layer."""
         pairs = zip(self.layers, self.networks, strict=True)
         return next(network for own, network in pairs if own is layer)
 
@@ -94,48 +94,34 @@ class DualAdaptive(GradientSource):
         # A second pass goes through the errors as they are known, and teaches none.
         learning = self.learning and index == 0
         theirs = self.errors.trainable if learning else []
-        watched, mapping = watch([*wrt, *theirs], overrides)
+        watched, overrides = overrides.watch([*wrt, *theirs])
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             tape.watch(watched)
             forward = self._inside if self.internal_states else self._outside
-            loss, y_pred, scope, misfits = forward(trainer, batch, mapping, learning)
+            loss, y_pred, scope, misfits = forward(trainer, batch, overrides, learning)
             scaled = trainer.optimizer.scale_loss(loss)
         check_measured(misfits)
         gradients = tape.gradient(scaled, watched[: len(wrt)])
-        if index > 0:
-            return Evaluation(loss, gradients, y_pred, scope)
-
-        def report():
-            self.error_loss.update_state(
-                tf.add_n([m for _, m in misfits]) / len(misfits)
-            )
-
-        if not learning:
-            return Evaluation(loss, gradients, y_pred, scope, report)
-        by_variable = dict(zip(map(id, theirs), watched[len(wrt) :], strict=True))
         steps = []
-        for network in networks:
+        for network in networks if learning else ():
             # A layer that is called twice has two.
             its = [m for n, m in misfits if n is network]
-            if not its:
-                continue
-            misfit = tf.add_n(its)
-            own = [by_variable[id(v)] for v in network.trainable_variables]
-            steps += list(
-                zip(
-                    tape.gradient(misfit, own), network.trainable_variables, strict=True
-                )
-            )
+            if its:
+                own = network.trainable_variables
+                slopes = tape.gradient(tf.add_n(its), [overrides[v] for v in own])
+                steps += zip(slopes, own, strict=True)
 
         def commit():
             for variable in (v for n in networks for v in n.non_trainable_variables):
                 value = scope.get_current_value(variable)
                 if value is not None:
                     variable.assign(value)
-            self.errors.optimizer.apply_gradients(steps)
-            report()
+            if learning:
+                self.errors.optimizer.apply_gradients(steps)
+            mean = tf.add_n([m for _, m in misfits]) / len(misfits)
+            self.error_loss.update_state(mean)
 
-        return Evaluation(loss, gradients, y_pred, scope, commit)
+        return Evaluation(loss, wrt, gradients, y_pred, scope, overrides, commit)
 
     def _inside(self, trainer, batch, overrides, learning):
         """Each layer's state is fused with what was measured there."""
@@ -146,43 +132,36 @@ class DualAdaptive(GradientSource):
             if measured is None:
                 return modelled
             predicted = self.errors.corrected(layer, modelled, training=learning)
-            error = self._misfit(predicted, tf.stop_gradient(measured))
-            misfits.append((self.errors.of(layer), error))
+            misfits.append((self.errors.of(layer), self._misfit(predicted, measured)))
             return valued(self._fused(measured, predicted), predicted)
 
         self._attach(trainer)
-        scope = Overrides(overrides).scope(trainer)
+        scope = overrides.scope(trainer)
         with scope, substituting(substitute):
             y_pred = trainer(batch[0], training=True)
             return loss_of(trainer, batch, y_pred), y_pred, scope, misfits
 
     def _outside(self, trainer, batch, overrides, learning):
         """Only the outputs of the whole network are fused with what was measured."""
-        with Overrides(overrides).scope(trainer), self._measuring(trainer):
+        with overrides.scope(trainer), self._measuring(trainer):
             measured = trainer(batch[0], training=True)
 
         def substitute(layer, inputs, controls, modelled):
             return self.errors.corrected(layer, modelled, training=learning)
 
-        scope = Overrides(overrides).scope(trainer)
+        scope = overrides.scope(trainer)
         with scope, substituting(substitute):
             predicted = trainer(batch[0], training=True)
-            pairs = list(
-                zip(
-                    keras.tree.flatten(predicted),
-                    keras.tree.flatten(measured),
-                    strict=True,
-                )
-            )
-            misfit = tf.add_n([self._misfit(p, tf.stop_gradient(m)) for p, m in pairs])
-            y_pred = keras.tree.pack_sequence_as(
-                predicted, [valued(self._fused(m, p), p) for p, m in pairs]
-            )
+            each = keras.tree.map_structure(self._misfit, predicted, measured)
+            misfit = tf.add_n(keras.tree.flatten(each))
+            fused = keras.tree.map_structure(self._fused, measured, predicted)
+            y_pred = keras.tree.map_structure(valued, fused, predicted)
             loss = loss_of(trainer, batch, y_pred)
         return loss, y_pred, scope, [(n, misfit) for n in self.errors.networks]
 
     def _misfit(self, predicted, measured) -> tf.Tensor:
         """The mean square of what S leaves unexplained."""
+        measured = tf.stop_gradient(measured)
         if predicted.dtype.is_complex and not self.fields:
             predicted, measured = tf.abs(predicted), tf.abs(measured)
         misfit = tf.abs(predicted - measured)
@@ -196,11 +175,8 @@ class DualAdaptive(GradientSource):
         if not measured.dtype.is_complex or self.fields:
             return measured
         length = tf.cast(tf.abs(predicted), predicted.dtype)
-        phase = tf.where(
-            tf.equal(length, 0),
-            tf.ones_like(predicted),
-            tf.math.divide_no_nan(predicted, length),
-        )
+        phase = tf.math.divide_no_nan(predicted, length)
+        phase = tf.where(tf.equal(length, 0), tf.ones_like(phase), phase)
         return tf.cast(tf.abs(measured), predicted.dtype) * phase
 
 
@@ -233,9 +209,9 @@ class DATModel(SATModel):
     Logs: `error_loss`, the mean square that S leaves, over the layers; beside the loss.
 
     Raises:
-        ValueError: `device` is `None` or cannot measure; `error_networks` or
-            `error_epochs` is not a whole number in range; `internal_states` or
-            `fields` is no bool.
+        ValueError: If `device` is `None` or cannot measure; `error_networks` is not
+            an integer ≥ 1 or `error_epochs` not one ≥ 0; or `internal_states` or
+            `fields` is not True or False.
 
     Example:
 
@@ -262,20 +238,21 @@ class DATModel(SATModel):
         **kwargs,
     ):
         kwargs.setdefault("name", f"dat_{getattr(model, 'name', '')}")
-        for flag, value in (("internal_states", internal_states), ("fields", fields)):
-            if not isinstance(value, bool):
-                raise ValueError(f"`{flag}` must be a bool. Received: {value!r}")
-        if error_epochs is not None:
-            error_epochs = count("error_epochs", error_epochs)
         if error_optimizer is None:
             error_optimizer = keras.optimizers.Adam(1e-3)
         errors = ErrorModels(
-            {"networks": _checks.integer("error_networks", error_networks, low=1)},
+            _checks.integer("error_networks", error_networks, low=1),
             keras.optimizers.get(error_optimizer),
         )
-        source = DualAdaptive(errors, internal_states, fields)
+        source = DualAdaptive(
+            errors,
+            _checks.boolean("internal_states", internal_states),
+            _checks.boolean("fields", fields),
+        )
         super().__init__(model, ascent=ascent, device=device, gradient=source, **kwargs)
-        self.error_epochs = error_epochs
+        self.error_epochs = _checks.optional(
+            _checks.integer, "error_epochs", error_epochs, low=0
+        )
         self._error_loss = source.error_loss
         self._build_errors()
 
@@ -326,7 +303,7 @@ class _Stages(keras.callbacks.Callback):
         learning = last is None or epoch < last
         if self.model.gradient.learning != learning:
             self.model.gradient.learning = learning
-            self.model.retrace()
+            _keras.retrace(self.model, "train")
 
 
 def _size(shape) -> int:

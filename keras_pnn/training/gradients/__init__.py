@@ -1,4 +1,4 @@
-"""Sources of gradients: the model, a device, random perturbations."""
+"""Take gradients from the model, from a device, or from random perturbations."""
 
 from keras_pnn.training.gradients.base import (
     DeviceGradient,

@@ -1,4 +1,4 @@
-"""Where a loss and its gradient come from: the model, a device, or both."""
+"""Take a loss and its gradient from the model, or from a device and the model."""
 
 import contextlib
 import copy
@@ -8,6 +8,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
+from keras_pnn import _checks, _keras
 from keras_pnn.layers.context import Overrides, measured_by, valued
 from keras_pnn.layers.lookup import physical_layers
 
@@ -18,18 +19,34 @@ class Evaluation:
 
     Args:
         loss: the loss as `compute_loss` returns it.
-        gradients: of the loss, times the optimizer's loss scale; `None` where the
+        wrt: the variables with respect to which it was differentiated.
+        gradients: its gradients, times the optimizer's loss scale; `None` where the
             loss does not depend on a variable.
         y_pred: the model's outputs.
         scope: holds what the pass would have assigned.
+        overrides: the values that the pass was given.
         commit: stores what the source itself has learned from the pass.
     """
 
     loss: tf.Tensor
+    wrt: list
     gradients: list
     y_pred: object
     scope: keras.StatelessScope
+    overrides: Overrides
     commit: Callable[[], None] = lambda: None
+
+    def gradient(self, variable: keras.Variable) -> tf.Tensor | None:
+        """Returns the gradient with respect to one variable, `None` without one."""
+        pairs = zip(self.wrt, self.gradients, strict=True)
+        return next((g for v, g in pairs if v is variable), None)
+
+    def dense(self, variable: keras.Variable) -> tf.Tensor:
+        """Returns the same as a dense tensor, zero without one."""
+        gradient = self.gradient(variable)
+        if gradient is None:
+            return tf.zeros(variable.shape, variable.dtype)
+        return tf.convert_to_tensor(gradient)
 
 
 class GradientSource:
@@ -51,7 +68,7 @@ class GradientSource:
             device: an object with `measure(layer, inputs, controls)`, or `None`.
 
         Raises:
-            ValueError: the device has no such method, or there is none and the
+            ValueError: If the device has no such method, or is `None` where the
                 source needs one.
         """
         if device is None and self.needs_device:
@@ -60,10 +77,8 @@ class GradientSource:
                 "Received: device=None"
             )
         if device is not None and not callable(getattr(device, "measure", None)):
-            raise ValueError(
-                "`device` must have a method measure(layer, inputs, controls). "
-                f"Received: {device!r}"
-            )
+            expected = "an object with a method measure(layer, inputs, controls)"
+            raise _checks.error("device", expected, _checks.short(device))
         source = copy.copy(self)
         source.device = device
         return source
@@ -75,19 +90,21 @@ class GradientSource:
     def from_config(cls, config) -> "GradientSource":
         return cls(**config)
 
-    def __call__(self, trainer, batch, overrides, wrt, index: int = 0) -> Evaluation:
+    def __call__(
+        self, trainer, batch, overrides: Overrides, wrt: list, index: int = 0
+    ) -> Evaluation:
         """Evaluates a batch.
 
         Args:
             trainer: a compiled model.
             batch: (x, y, sample_weight).
-            overrides: (variable, tensor) pairs: values other than the stored ones.
+            overrides: values other than the stored ones.
             wrt: variables to differentiate with respect to.
             index: which pass of the training step this is, from 0.
         """
         raise NotImplementedError
 
-    def loss(self, trainer, batch, overrides) -> tf.Tensor:
+    def loss(self, trainer, batch, overrides: Overrides) -> tf.Tensor:
         """Evaluates a batch without derivatives; arguments as above."""
         return self._forward(trainer, batch, overrides)[0]
 
@@ -107,16 +124,16 @@ class GradientSource:
         """Raises ValueError if the device would measure nothing, and prepares it."""
         if not physical_layers(trainer.model):
             raise ValueError(
-                "`device` measures physical layers: train a model that has some, or "
+                "A device measures physical layers: train a model that has some, or "
                 f"without a device. Received: model '{trainer.model.name}', which has "
                 "none"
             )
         if hasattr(self.device, "attach"):
             self.device.attach(trainer.model)
 
-    def _forward(self, trainer, batch, overrides):
+    def _forward(self, trainer, batch, overrides: Overrides):
         """Loss, outputs, and the scope that holds what would have been assigned."""
-        scope = Overrides(overrides).scope(trainer)
+        scope = overrides.scope(trainer)
         with scope, self._measuring(trainer):
             y_pred = trainer(batch[0], training=True)
             return loss_of(trainer, batch, y_pred), y_pred, scope
@@ -127,12 +144,13 @@ class ModelGradient(GradientSource):
     """Loss and gradient of the model itself, by automatic differentiation."""
 
     def __call__(self, trainer, batch, overrides, wrt, index=0) -> Evaluation:
-        watched, mapping = watch(wrt, overrides)
+        watched, overrides = overrides.watch(wrt)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(watched)
-            loss, y_pred, scope = self._forward(trainer, batch, mapping)
+            loss, y_pred, scope = self._forward(trainer, batch, overrides)
             scaled = trainer.optimizer.scale_loss(loss)
-        return Evaluation(loss, tape.gradient(scaled, watched), y_pred, scope)
+        gradients = tape.gradient(scaled, watched)
+        return Evaluation(loss, wrt, gradients, y_pred, scope, overrides)
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -147,10 +165,10 @@ class DeviceGradient(ModelGradient):
             physical ones see the device's states in one and the model's in the other.
             Layers that give complex fields need it where errors turn the fields'
             phases: the loss's slope at the measured field and the model's derivative
-            then belong to different phases, and their product is no slope at all.
+            then belong to different phases, and their product is not a gradient.
 
     Raises:
-        ValueError: `readout` is neither.
+        ValueError: If `readout` is unknown.
 
     Reference:
         - Wright et al., Nature 601:549 (2022)
@@ -159,11 +177,7 @@ class DeviceGradient(ModelGradient):
     needs_device = True
 
     def __init__(self, readout: str = "layers"):
-        if readout not in ("layers", "output"):
-            raise ValueError(
-                f"`readout` must be 'layers' or 'output'. Received: {readout!r}"
-            )
-        self.readout = readout
+        self.readout = _checks.choice("readout", readout, ("layers", "output"))
 
     def get_config(self):
         return {"readout": self.readout}
@@ -173,10 +187,10 @@ class DeviceGradient(ModelGradient):
             return super()._forward(trainer, batch, overrides)
         # Statistics are those of the measured pass, losses of layers those of the
         # model's, whose derivatives they have.
-        seen = Overrides(overrides).scope(trainer)
+        seen = overrides.scope(trainer)
         with seen, self._measuring(trainer):
             measured = trainer(batch[0], training=True)
-        scope = Overrides(overrides).scope(trainer)
+        scope = overrides.scope(trainer)
         with scope:
             modelled = trainer(batch[0], training=True)
             y_pred = keras.tree.map_structure(valued, measured, modelled)
@@ -184,9 +198,9 @@ class DeviceGradient(ModelGradient):
             loss = loss_of(trainer, batch, y_pred)
         # The losses of single outputs count themselves when the loss is computed, and
         # make their variables then if it is the first time.
-        for key, update in _assigned(scope, trainer.metrics_variables).items():
-            if key not in before or before[key][1] is not update[1]:
-                seen.add_update(update)
+        for variable, value in _assigned(scope, trainer.metrics_variables).items():
+            if before.get(variable) is not value:
+                seen.add_update((variable, value))
         return loss, y_pred, seen
 
 
@@ -199,27 +213,16 @@ def check_measured(seen) -> None:
         )
 
 
-def _assigned(scope: keras.StatelessScope, variables) -> dict[int, tuple]:
-    """{id: (variable, value)} of the variables that have a value in a scope."""
-    values = {id(v): (v, scope.get_current_value(v)) for v in variables}
-    return {key: pair for key, pair in values.items() if pair[1] is not None}
+def _assigned(scope: keras.StatelessScope, variables) -> Overrides:
+    """The values of those variables that have one in a scope."""
+    values = ((v, scope.get_current_value(v)) for v in variables)
+    return Overrides((v, value) for v, value in values if value is not None)
 
 
 def loss_of(trainer, batch, y_pred) -> tf.Tensor:
     """Returns the loss as `fit` computes it, from within a scope."""
     x, y, sample_weight = batch
-    return trainer._compute_loss(
-        x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
-    )
-
-
-def watch(variables: list, overrides: list) -> tuple[list, list]:
-    """Returns tensors to differentiate with respect to, and all pairs with them."""
-    values = {id(v): t for v, t in overrides}
-    watched = [
-        tf.identity(values.get(id(v), tf.convert_to_tensor(v))) for v in variables
-    ]
-    return watched, [*overrides, *zip(variables, watched, strict=True)]
+    return _keras.compute_loss(trainer, x, y, y_pred, sample_weight, training=True)
 
 
 def summed(tensors: list) -> list:
@@ -228,28 +231,3 @@ def summed(tensors: list) -> list:
     if context is None or context.num_replicas_in_sync == 1 or not tensors:
         return tensors
     return context.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
-
-
-def dense(gradient, variable: keras.Variable) -> tf.Tensor:
-    """Returns a gradient as a tensor, zero where there is none."""
-    if gradient is None:
-        return tf.zeros(variable.shape, variable.dtype)
-    return tf.convert_to_tensor(gradient)
-
-
-def mixed(gradients: list, others: list, share: float) -> list:
-    """Returns (1 − share) gradients + share others; `None` stays `None`."""
-    if not share:
-        return gradients
-    return [
-        None
-        if g is None
-        else (1 - share) * tf.convert_to_tensor(g) + share * tf.convert_to_tensor(o)
-        for g, o in zip(gradients, others, strict=True)
-    ]
-
-
-def replaced(pairs: list, others: list) -> list:
-    """Returns (variable, value) pairs, with those of `others` in their place."""
-    given = {id(v) for v, _ in others}
-    return [*(p for p in pairs if id(p[0]) not in given), *others]

@@ -1,12 +1,12 @@
-"""A gradient from losses alone, for devices of which there is no model."""
+"""Estimate gradients from losses alone, for devices without a model."""
 
 import zlib
 
 import keras
 import tensorflow as tf
 
-from keras_pnn.devices.process import number
-from keras_pnn.training.gradients.base import Evaluation, GradientSource, watch
+from keras_pnn import _checks
+from keras_pnn.training.gradients.base import Evaluation, GradientSource
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -27,8 +27,7 @@ class SPSA(GradientSource):
         directions: how many Δ are averaged.
 
     Raises:
-        ValueError: `step` is not above 0, or `directions` is not a whole number of 1
-            or more.
+        ValueError: If `step` is not above 0, or `directions` is not an integer ≥ 1.
 
     Example:
 
@@ -42,17 +41,10 @@ class SPSA(GradientSource):
     """
 
     def __init__(self, step=0.01, directions: int = 1):
-        schedule = isinstance(step, keras.optimizers.schedules.LearningRateSchedule)
-        if not schedule:
-            step = number("step", step, above=0)
-        whole = isinstance(directions, int) and not isinstance(directions, bool)
-        if not (whole and directions >= 1):
-            raise ValueError(
-                "`directions` must be a whole number of 1 or more. "
-                f"Received: {directions!r}"
-            )
+        if not isinstance(step, keras.optimizers.schedules.LearningRateSchedule):
+            step = _checks.real("step", step, above=0)
         self.step = step
-        self.directions = directions
+        self.directions = _checks.integer("directions", directions, low=1)
 
     def get_config(self):
         step = self.step
@@ -66,7 +58,7 @@ class SPSA(GradientSource):
         return cls(step, config["directions"])
 
     def __call__(self, trainer, batch, overrides, wrt, index=0) -> Evaluation:
-        values, _ = watch(wrt, overrides)
+        values, _ = overrides.watch(wrt)
         loss, y_pred, scope = self._forward(trainer, batch, overrides)
         iteration = tf.convert_to_tensor(trainer.optimizer.iterations)
         step = self.step(iteration) if callable(self.step) else self.step
@@ -86,7 +78,7 @@ class SPSA(GradientSource):
                     for variable, v, s in zip(wrt, values, signs, strict=True)
                 ]
                 with tf.control_dependencies([last]):
-                    last = self.loss(trainer, batch, [*overrides, *moved])
+                    last = self.loss(trainer, batch, overrides.merged(moved))
                 ends.append(last)
             slope = (ends[0] - ends[1]) / tf.cast(2 * step, loss.dtype)
             scaled = trainer.optimizer.scale_loss(slope)
@@ -94,7 +86,7 @@ class SPSA(GradientSource):
                 g + tf.cast(scaled / self.directions, g.dtype) * s
                 for g, s in zip(gradients, signs, strict=True)
             ]
-        return Evaluation(loss, gradients, y_pred, scope)
+        return Evaluation(loss, wrt, gradients, y_pred, scope, overrides)
 
 
 def random_signs(like: tf.Tensor, seed: list, purpose: tuple) -> tf.Tensor:

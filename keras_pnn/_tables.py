@@ -1,0 +1,193 @@
+"""Read tables of numbers as laboratories and spreadsheets write them."""
+
+import codecs
+import csv
+import dataclasses
+import math
+import os
+import re
+import unicodedata
+from collections.abc import Iterable
+
+import numpy as np
+
+# What Python also takes for numbers, such as "1_000" or "nan", is none here.
+_NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)(e[+-]?\d+)?", re.IGNORECASE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The cells of a table below its headings.
+
+    Attributes:
+        path: the file.
+        headings: one string for each column.
+        heading_line: the line of the headings, counted from 1.
+        rows: for each row, one string per heading; missing cells are empty.
+        lines: the line of each row.
+        delimiter: what separates cells. A comma is a decimal comma elsewhere.
+    """
+
+    path: str
+    headings: list[str]
+    heading_line: int
+    rows: list[list[str]]
+    lines: list[int]
+    delimiter: str
+
+    def place(self, row: int) -> str:
+        """Returns the words for a row in a message: file and line."""
+        return f"{self.path}, line {self.lines[row]}"
+
+    def number(self, cell: str) -> float:
+        """Returns the number in a cell, NaN where there is no finite one."""
+        cell = cell.strip()
+        if not _NUMBER.fullmatch(cell) or ("," in cell and self.delimiter == ","):
+            return math.nan
+        value = float(cell.replace(",", "."))
+        return value if math.isfinite(value) else math.nan
+
+    def numbers(self, column: int) -> np.ndarray:
+        """Returns a column as a float64 array.
+
+        Raises:
+            ValueError: If a cell does not hold a finite number, or some numbers have
+                a decimal comma and others a decimal point. The error names file,
+                line and heading.
+        """
+        cells = [row[column] for row in self.rows]
+        heading, comma = self.headings[column], any("," in cell for cell in cells)
+        for i, cell in enumerate(cells):
+            if math.isnan(self.number(cell)):
+                raise ValueError(
+                    f"{self.place(i)}: expected a finite number under {heading!r}. "
+                    f"Received: {cell!r}"
+                )
+            if comma and "." in cell:
+                raise ValueError(
+                    f"{self.place(i)}: expected decimal commas under {heading!r}, as "
+                    f"in other lines, without separators of thousands. "
+                    f"Received: {cell!r}"
+                )
+        return np.array([self.number(cell) for cell in cells])
+
+
+def read(path: str | os.PathLike) -> Table:
+    """Reads a table with one line of headings.
+
+    Cells are separated by semicolons, tabs or commas, whichever the headings are.
+    With semicolons and tabs, numbers may have decimal commas. Blank lines, lines that
+    begin with `#` and a byte-order mark are skipped; where only a comment line names
+    the columns, as `numpy.savetxt` writes it, that line holds the headings.
+
+    Args:
+        path: the file, in UTF-8 (or UTF-16 with a byte-order mark).
+
+    Raises:
+        ValueError: If the file is no text, a quotation mark is left open, there are no
+            headings, or a row has more filled cells than there are headings. The
+            error names the file and the line.
+        OSError: If the file cannot be read.
+    """
+    name = os.fspath(path)
+    with open(path, "rb") as file:
+        content = file.read()
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{name} must be a CSV file in UTF-8. Received: {error}"
+        ) from None
+    lines = text.splitlines(keepends=True)
+    delimiter = None
+    # Spreadsheets may announce the separator.
+    announced = re.fullmatch(r'"?sep=(.)"?\s*', lines[0]) if lines else None
+    if announced:
+        delimiter, lines[0] = announced[1], "\n"
+    comments = {
+        i: line.strip().lstrip("#").strip()
+        for i, line in enumerate(lines)
+        if line.lstrip().startswith("#")
+    }
+    filled = [i for i, line in enumerate(lines) if line.strip() and i not in comments]
+    for i in comments:
+        lines[i] = "\n"
+    first = filled[0] if filled else 0
+    if delimiter is None and filled:
+        delimiter = _delimiter(lines[first])
+    rows = list(_split(name, lines, delimiter or ","))
+    if not rows:
+        raise ValueError(
+            f"{name}, line 1: expected a header that names the columns. "
+            "Received: an empty file"
+        )
+    (line, headings), *rows = rows
+    if all(_NUMBER.fullmatch(cell) for cell in headings if cell):
+        above = [i for i in comments if i < first]
+        named = _cells(comments[above[-1]], delimiter) if above else []
+        if len(named) != len(headings) or all(map(_NUMBER.fullmatch, named)):
+            raise ValueError(
+                f"{name}, line {line}: expected a header that names the columns. "
+                f"Received: {delimiter.join(headings)!r}"
+            )
+        rows = [(line, headings), *rows]
+        line, headings = above[-1] + 1, named
+    while headings and not headings[-1]:
+        headings.pop()
+    for number, row in rows:
+        if any(row[len(headings) :]):
+            raise ValueError(
+                f"{name}, line {number}: expected {len(headings)} cells, as many as "
+                "headings (numbers with decimal commas need semicolons or tabs "
+                f"between them). Received: {delimiter.join(row)!r}"
+            )
+    width = len(headings)
+    cells = [(row + [""] * width)[:width] for _, row in rows]
+    return Table(name, headings, line, cells, [n for n, _ in rows], delimiter)
+
+
+def unit(heading: str, known: Iterable[str]) -> str | None:
+    """Returns which unit a heading ends with, `None` without any of the known.
+
+    Understands "current_mA", "I (mA)", "I [mA]", "I / mA" and "I in mA".
+
+    Args:
+        heading: the heading.
+        known: the units to look for; upper and lower case differ.
+    """
+    units = "|".join(map(re.escape, map(_plain, known)))
+    found = re.search(rf"(?:^|[\s_(\[/])({units})\s*[)\]]?\s*$", _plain(heading))
+    return found[1] if found else None
+
+
+def _plain(text: str) -> str:
+    """The two characters for micro as one."""
+    return unicodedata.normalize("NFKC", text)
+
+
+def _delimiter(line: str) -> str:
+    line = re.sub(r'"[^"]*"', "", line)
+    return next((mark for mark in "\t;" if mark in line), ",")
+
+
+def _split(path, lines, delimiter):
+    """Yields number and cells of each line that has a filled cell."""
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    try:
+        for row in reader:
+            row = [cell.strip() for cell in row]
+            if any(row):
+                yield reader.line_num, row
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}, line {reader.line_num}: must be a line of a CSV file. "
+            f"Received: {error}"
+        ) from None
+
+
+def _cells(line, delimiter):
+    try:
+        return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter))]
+    except (csv.Error, StopIteration):
+        return []

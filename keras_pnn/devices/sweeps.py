@@ -1,0 +1,124 @@
+"""Make devices that differ in chosen values of an imperfection."""
+
+import itertools
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_pnn import _checks
+from keras_pnn.devices.simulated import DeviceSet, SimulatedDevice
+from keras_pnn.layers.lookup import architecture, find
+from keras_pnn.layers.quantity import Quantity
+
+
+def sweep(model: keras.layers.Layer, name: str, values) -> DeviceSet:
+    """Returns one device for each value of one imperfection, nominal otherwise.
+
+    Args:
+        model: a built model.
+        name: an imperfection of all layers (`"temperature"`) or of one
+            (`"mrr_bank_1/temperature"`).
+        values: deviations from the nominal value, in the imperfection's unit: 0.05
+            is a `"scale"` of 1.05. Either (n,), each for every element, or (n, …) to
+            give the elements of one their own: a plain number moves `"shift"` alike
+            in y and x, and one pixel down alone is written `[(1, 0)]`.
+
+    Raises:
+        ValueError: If the model has nothing of that name, or if a value is not
+            finite, has another shape, or lies outside the imperfection's range (a
+            scale of 0).
+
+    Example:
+
+    >>> warm = pnn.devices.sweep(model, "temperature", np.linspace(-2, 2, 9))
+    >>> pnn.evaluate_devices(model, x_test, y_test, warm)["accuracy"]
+    """
+    return grid(model, {name: values})
+
+
+def grid(model: keras.layers.Layer, values: dict) -> DeviceSet:
+    """Returns one device for each combination of values of several imperfections.
+
+    The last name varies fastest, so that a result in the shape of the values'
+    lengths has one axis for each name.
+
+    Args:
+        model: a built model.
+        values: name → values, each as in `sweep`.
+
+    Raises:
+        ValueError: As in `sweep`; or if there is no name, or two names address one
+            variable.
+
+    Example:
+
+    >>> moved = pnn.devices.grid(
+    ...     model, {"rotation": [-1, 0, 1], "shift": [(0, 0), (1, 0), (0, 1)]}
+    ... )
+    >>> accuracy = pnn.evaluate_devices(model, x_test, y_test, moved)["accuracy"]
+    >>> np.reshape(accuracy, (3, 3))            # rotation, shift
+    """
+    if not values:
+        raise _checks.error(
+            "values",
+            "a dictionary with at least one imperfection, such as "
+            "{'temperature': [-1, 0, 1]}",
+            repr(values),
+        )
+    axes, keys = [], {}
+    for name, points in values.items():
+        points = np.atleast_1d(_checks.array(name, points))
+        found = find(model, name, weights=True)
+        for key in ((q.name, q.index) for q in found):
+            if key in keys:
+                raise ValueError(
+                    "An imperfection must be given once. Received: "
+                    f"{keys[key]!r} and {name!r}, which both set it"
+                )
+            keys[key] = name
+        axes.append([_deviations(name, found, p) for p in points])
+    shapes = architecture(model, {name for name, _ in keys})
+    devices = []
+    for chosen in itertools.product(*axes):
+        merged = {k: v for _, deviations in chosen for k, v in deviations.items()}
+        label = ", ".join(text for text, _ in chosen)
+        devices.append(SimulatedDevice(merged, shapes, label))
+    return DeviceSet(devices)
+
+
+def _deviations(
+    name: str, found: list[Quantity], point: np.ndarray
+) -> tuple[str, dict]:
+    """A label, and the deviation of each quantity at one point of a sweep."""
+    deviations = {}
+    for quantity in found:
+        shape = tuple(quantity.variable.shape)
+        try:
+            amount = np.broadcast_to(point, shape)
+        except ValueError:
+            expected = f"numbers, or arrays of shape {shape}"
+            raise _checks.error(name, expected, f"shape {point.shape}") from None
+        if quantity.nominal is not None:
+            _, _, short = name.rpartition("/")
+            nominal = quantity.nominal if quantity.convert is None else 0.0
+            quantity.layer.check_given(short, nominal + amount)
+        amount = tf.constant(amount, quantity.variable.dtype)
+        deviation = np.asarray(quantity.deviation(amount))
+        quantity.check(deviation)
+        deviations[quantity.name, quantity.index] = deviation
+    return f"{name} = {_text(found, point)}", deviations
+
+
+def _text(found: list[Quantity], point: np.ndarray) -> str:
+    """A point of a sweep, with the nominal value that it is added to, unless 0."""
+    text = ", ".join(f"{v:g}" for v in np.ravel(point))
+    text = text if point.ndim == 0 else f"({text})"
+    # What is converted (a power imbalance) is not in the unit of the nominal value.
+    nominal = {q.nominal for q in found if q.convert is None} - {None}
+    if nominal <= {0}:
+        return text
+    # Layers of other designs differ in it.
+    base = f"{nominal.pop():g}" if len(nominal) == 1 else "nominal"
+    negative = point.ndim == 0 and point < 0
+    return f"{base} - {text[1:]}" if negative else f"{base} + {text}"

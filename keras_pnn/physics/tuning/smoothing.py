@@ -1,0 +1,229 @@
+"""Fit a spline that turns only where its resonance does to measured points."""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from keras_pnn.physics.tuning.spline import Spline
+
+# Shares of the span of the weights: how far a curve goes back at a turning point that
+# is seen without a fit, and steps that rounding to float32 makes.
+_PROMINENCE = 0.1
+_ROUNDING = 1e-6
+MOST_PIECES = 64
+# The least step between coefficients: a curve is nowhere level.
+_LEAST_STEP = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Resonance:
+    """A Lorentzian, `base + height / (1 + ((x - center) / half_width)²)`.
+
+    Attributes:
+        misfit: Float. Root mean square distance from the points.
+    """
+
+    center: float
+    half_width: float
+    base: float
+    height: float
+    misfit: float
+
+    def __call__(self, x):
+        return self.base + self.height / (
+            1 + ((x - self.center) / self.half_width) ** 2
+        )
+
+
+def fit_resonance(x, y) -> Resonance:
+    """Fits a Lorentzian by least squares, its center at most half a span outside."""
+    from scipy import optimize
+
+    span = np.ptp(x)
+    low, high = x[0] - span / 2, x[-1] + span / 2
+
+    def solved(at):
+        shape = 1 / (1 + ((x - at[0]) / (span * np.exp(at[1]))) ** 2)
+        shape = np.stack([np.ones_like(x), shape], axis=1)
+        linear = np.linalg.lstsq(shape, y, rcond=None)[0]
+        return linear, shape @ linear - y
+
+    widths = np.log(np.geomspace(1 / 200, 2, 12))
+    starts = [(c, w) for c in np.linspace(low, high, 33) for w in widths]
+    start = min(starts, key=lambda at: np.sum(solved(at)[1] ** 2))
+    bounds = ([low, widths[0] - 1e-9], [high, widths[-1] + 1e-9])
+    found = optimize.least_squares(lambda at: solved(at)[1], start, bounds=bounds).x
+    (base, height), residual = solved(found)
+    half_width = span * np.exp(found[1])
+    misfit = np.sqrt(np.mean(residual**2))
+    return Resonance(*map(float, (found[0], half_width, base, height, misfit)))
+
+
+def noise(y) -> float:
+    """Estimates the noise of one point from second differences."""
+    return float(np.sqrt(np.mean(np.diff(y, 2) ** 2) / 6))
+
+
+def through_points(x, y) -> tuple[Spline, int]:
+    """Returns the spline through all points, and how often it turns without reason.
+
+    One turning point is a resonance's, and so is each at which the points go back by
+    a tenth of their span.
+    """
+    from scipy import interpolate
+
+    spline = Spline(interpolate.CubicSpline(x, y))
+    due = max(1, len(_prominent(x, y)))
+    return spline, max(len(spline.turning_points(_ROUNDING)) - due, 0)
+
+
+def smooth(x, y, smoothing: float | None = None) -> Spline:
+    """Fits a cubic spline that turns only where the resonance does.
+
+    The coefficients of the B-splines rise or fall between the turning points, and so
+    does the curve. Second differences of the coefficients are penalised, as in
+    P-splines; knots are dense where the weights change.
+
+    Args:
+        x: Float64 array of shape `(n,)`, strictly increasing, n at least 4.
+        y: Float64 array of shape `(n,)`.
+        smoothing: Float. Root mean square distance allowed between the curve and the
+            points. `None`: by generalised cross-validation.
+
+    Reference:
+
+    - Eilers and Marx, "Flexible smoothing with B-splines and penalties", Stat. Sci.
+      11:89 (1996).
+    """
+    return _smooth(x.tobytes(), y.tobytes(), smoothing)
+
+
+# Layers that are cloned or loaded make their tunings anew from the same points.
+@functools.lru_cache(maxsize=64)
+def _smooth(x, y, smoothing):
+    x, y = np.frombuffer(x), np.frombuffer(y)
+    fit = _ShapedFit(x, y / np.ptp(y))
+
+    def score(power):
+        curve, freedom = fit(10.0**power)
+        rms = np.sqrt(np.mean((curve(x) - fit.y) ** 2))
+        if smoothing is not None:
+            return rms <= smoothing / np.ptp(y)
+        left = 1 - freedom / len(x)
+        return rms / left if left > 0.1 else np.inf
+
+    powers = np.arange(3.0, -9.0, -1.0)
+    if smoothing is None:
+        scores = [score(power) for power in powers]
+        best = powers[int(np.argmin(scores))]
+        power = min((best + np.array([0.0, 0.5, -0.5, 0.25, -0.25])), key=score)
+    else:
+        power = next((p for p in powers if score(p)), powers[-1])
+        for step in (0.5, 0.25, 0.125):
+            power += step if power < powers[0] and score(power + step) else 0.0
+    curve, _ = fit(10.0**power)
+    curve.c *= np.ptp(y)
+    return Spline(curve)
+
+
+def _prominent(x, y):
+    """The points (x, whether a maximum) at which a curve goes back by a tenth."""
+    from scipy import signal
+
+    least = _PROMINENCE * np.ptp(y)
+    peaks, dips = (signal.find_peaks(s, prominence=least)[0] for s in (y, -y))
+    return sorted([(x[i], True) for i in peaks] + [(x[i], False) for i in dips])
+
+
+def _expected(x, y):
+    """The turning points of the resonance, and whether the curve rises at first."""
+    turns = _prominent(x, y)
+    if turns:
+        return [at for at, _ in turns], turns[0][1]
+    fitted = fit_resonance(x, y)
+    ends = fitted(x[[0, -1]])
+    back = np.abs(ends - fitted(fitted.center)).min()
+    if x[0] < fitted.center < x[-1] and back > noise(y):
+        return [fitted.center], fitted.height > 0
+    return [], bool(np.polyfit(x, y, 1)[0] > 0)
+
+
+class _ShapedFit:
+    """Least squares of penalised B-splines that rise and fall as they should."""
+
+    def __init__(self, x, y):
+        from scipy import interpolate
+
+        turns, rises = _expected(x, y)
+        travelled = np.append(0, np.cumsum(np.abs(np.diff(y))))
+        place = np.linspace(0, 1, len(x)) + travelled / travelled[-1]
+        pieces = min(len(x) - 1, MOST_PIECES)
+        knots = np.interp(np.linspace(0, 2, pieces + 1), place, np.arange(len(x)))
+        breaks = x[np.unique(np.round(knots).astype(int))]
+        self.x, self.y = x, y
+        self.knots = np.r_[[breaks[0]] * 3, breaks, [breaks[-1]] * 3]
+        count = len(self.knots) - 4
+        self.basis = interpolate.BSpline(self.knots, np.eye(count), 3)(x)
+        self.penalty = np.diff(np.eye(count), 2, axis=0)
+        centers = np.array([self.knots[i + 1 : i + 4].mean() for i in range(count)])
+        self.turns = [int(np.argmin(np.abs(centers - at))) for at in turns]
+        self.first = 1.0 if rises else -1.0
+
+    def __call__(self, strength):
+        """Returns the curve at a strength of the penalty, and its degrees of freedom.
+
+        Turning points move to where the fit is best.
+        """
+        from scipy import interpolate, linalg
+
+        count = self.basis.shape[1]
+        square = self.basis.T @ self.basis / len(self.x)
+        matrix = square + strength * self.penalty.T @ self.penalty
+        matrix += 1e-12 * np.trace(matrix) / count * np.eye(count)
+        root = linalg.cholesky(matrix)
+        target = self.basis.T @ self.y / len(self.x)
+        target = linalg.solve_triangular(root, target, trans=1)
+        best, improved = self._solve(root, target, self.turns), True
+        while improved:
+            improved = False
+            for i in range(len(self.turns)):
+                for step in (-1, 1, -2, 2):
+                    turns = list(self.turns)
+                    turns[i] += step
+                    if turns != sorted(turns) or not 0 <= turns[i] < count:
+                        continue
+                    found = self._solve(root, target, turns)
+                    if found[0] < best[0] * (1 - 1e-9):
+                        best, self.turns, improved = found, turns, True
+                        break
+        _, free, coefficients = best
+        freedom = np.trace(
+            np.linalg.solve(free.T @ matrix @ free, free.T @ square @ free)
+        )
+        curve = interpolate.PPoly.from_spline((self.knots, coefficients, 3))
+        # B-splines repeat their end knots: pieces of no length.
+        kept = np.diff(curve.x) > 0
+        ends = np.append(curve.x[:-1][kept], curve.x[-1])
+        return interpolate.PPoly(curve.c[:, kept], ends), freedom
+
+    def _solve(self, root, target, turns):
+        """Solves for steps between coefficients, each of the sign that it should have.
+
+        Returns the distance, the directions that are not at their bound, and the
+        coefficients.
+        """
+        from scipy import optimize
+
+        count = len(root)
+        passed = np.sum([np.arange(count - 1) >= turn for turn in turns], axis=0)
+        signs = np.append(1.0, self.first * (-1.0) ** passed * np.ones(count - 1))
+        steps = np.tril(np.ones((count, count))) * signs
+        # The first coefficient has any sign: two columns.
+        columns = root @ np.c_[-steps[:, :1], steps]
+        least = steps @ np.append(0.0, np.full(count - 1, _LEAST_STEP))
+        target = target - root @ least
+        found, distance = optimize.nnls(columns, target, maxiter=100 * count)
+        found = np.append(found[1] - found[0], found[2:])
+        free = np.append(True, found[1:] > 0)
+        return distance, steps[:, free], steps @ found + least

@@ -1,0 +1,156 @@
+"""Keep measured points in SQLite files of a folder, and merge such files."""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import sqlite3
+import warnings
+from collections.abc import Iterator, Sequence
+
+from keras_pnn import _checks
+
+_SUFFIX = ".sqlite"
+# Seconds to wait for another process that writes.
+_PATIENCE = 60
+_TABLES = """
+CREATE TABLE IF NOT EXISTS studies
+    (study TEXT PRIMARY KEY, points INTEGER, loss REAL);
+CREATE TABLE IF NOT EXISTS points
+    (study TEXT, point INTEGER, metrics TEXT, PRIMARY KEY (study, point));
+"""
+# How far losses of one study may differ between machines, relative.
+_AGREEMENT = 0.01
+
+
+class Cache:
+    """The measured points of one study, in a folder.
+
+    A process writes one file, all points of a block in one transaction, and reads
+    every file of the folder. A block that a kill cut short is not there, and is
+    measured again; so is what a damaged file held.
+
+    Args:
+        folder: the folder, made where it is missing.
+        study: the digest of the study; points of other studies are left alone.
+        points: how many points the study has.
+        loss: of the model on a few samples, which shows a function that was changed
+            under the same name.
+        part: (i, n): names the file to write.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        study: str,
+        points: int,
+        loss: float,
+        part: tuple[int, int],
+    ):
+        folder = pathlib.Path(folder)
+        if folder.exists() and not folder.is_dir():
+            raise _checks.error("cache_dir", "a folder", f"the file {folder}")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"points-{part[0]}of{part[1]}{_SUFFIX}"
+        self._study = study, points, loss
+
+    def read(self) -> dict[int, dict[str, float]]:
+        """Returns point → metrics, from all files of the folder."""
+        digest, _, own = self._study
+        found = {}
+        for path in sorted(self.path.parent.glob(f"*{_SUFFIX}")):
+            try:
+                studies, points = _read(path)
+            except sqlite3.OperationalError:
+                # The file may be whole: it is locked, or cannot be opened.
+                raise
+            except sqlite3.DatabaseError as error:
+                warnings.warn(
+                    f"{path} is damaged ({error}): its points are measured again.",
+                    stacklevel=2,
+                )
+                if path == self.path:
+                    path.unlink()
+                continue
+            for study, _, loss in studies:
+                close = math.isclose(own, loss, rel_tol=_AGREEMENT, abs_tol=1e-6)
+                if study == digest and not close:
+                    raise ValueError(
+                        f"Argument `cache_dir` must be another folder: {path} has "
+                        "points of this study, whose loss on the first samples was "
+                        "another. Was a function changed? "
+                        f"Received: a loss of {own:g}, where it was {loss:g}"
+                    )
+            found |= {i: json.loads(m) for study, i, m in points if study == digest}
+        return found
+
+    def add(self, points: dict[int, dict[str, float]]) -> None:
+        """Writes points, all or none of them."""
+        rows = [(self._study[0], i, json.dumps(m)) for i, m in points.items()]
+        _write(self.path, [self._study], rows)
+
+
+def merge_rows(paths: Sequence[str | os.PathLike], path: str | os.PathLike) -> int:
+    """Copies the points of several cache files into one.
+
+    Args:
+        paths: files that `robustness_rows` wrote, of one study or of several.
+        path: the file to write, `.sqlite`, in the folder that the report is given as
+            `cache_dir`. Points that it has stay.
+
+    Returns:
+        How many points of these studies are still missing.
+
+    Raises:
+        ValueError: If there is no file, one is no such file, or `path` has another
+            suffix.
+    """
+    if isinstance(paths, str | os.PathLike) or not len(paths):
+        raise _checks.error("paths", "a list of files, at least one", repr(paths))
+    path = pathlib.Path(path)
+    if path.suffix != _SUFFIX:
+        raise _checks.error("path", f"a file that ends in {_SUFFIX}", path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for one in map(pathlib.Path, paths):
+        try:
+            tables = _read(one)
+        except sqlite3.DatabaseError as error:
+            expected = "files that `robustness_rows` wrote"
+            raise _checks.error("paths", expected, f"{one} ({error})") from error
+        _write(path, *tables)
+    studies, points = _read(path)
+    return sum(count for _, count, _ in studies) - len(points)
+
+
+def _read(path: pathlib.Path) -> tuple[list[tuple], list[tuple]]:
+    """Returns the rows of both tables.
+
+    Raises:
+        sqlite3.DatabaseError: If the file is damaged, another one, or missing.
+    """
+    # Not read-only: what a kill left half written is taken back first.
+    with _opened(path, "?mode=rw") as file:
+        (state,) = file.execute("PRAGMA quick_check").fetchone()
+        if state != "ok":
+            raise sqlite3.DatabaseError(state)
+        tables = ("studies", "points")
+        known = {name for (name,) in file.execute("SELECT name FROM sqlite_master")}
+        if not known.issuperset(tables):
+            raise sqlite3.DatabaseError("no tables of points")
+        return tuple(file.execute(f"SELECT * FROM {t}").fetchall() for t in tables)
+
+
+def _write(path: pathlib.Path, studies, points) -> None:
+    with _opened(path) as file:
+        file.executescript(_TABLES)
+        file.executemany("INSERT OR IGNORE INTO studies VALUES (?, ?, ?)", studies)
+        file.executemany("INSERT OR REPLACE INTO points VALUES (?, ?, ?)", points)
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path, mode: str = "") -> Iterator[sqlite3.Connection]:
+    """Opens a database for one transaction."""
+    uri = path.absolute().as_uri() + mode
+    with contextlib.closing(sqlite3.connect(uri, _PATIENCE, uri=True)) as file, file:
+        yield file

@@ -1,0 +1,219 @@
+"""Measure the curvature of a model's loss and the landscape around its controls."""
+
+import contextlib
+import dataclasses
+import inspect
+from collections.abc import Iterator
+
+import keras
+
+from keras_pnn import _checks
+from keras_pnn.curvature.eigenvalues import check_search
+from keras_pnn.curvature.landscape import (
+    Landscape,
+    check_plan,
+    find_landscape,
+    loss_landscape,
+)
+from keras_pnn.curvature.operator import HessianOperator
+from keras_pnn.layers.lookup import controls_of
+from keras_pnn.robustness.results import Curvature
+
+# Its arguments with their defaults, but for the data and the progress.
+_LANDSCAPE = {
+    name: parameter.default
+    for name, parameter in inspect.signature(loss_landscape).parameters.items()
+    if name not in ("model", "x", "y", "sample_weight", "verbose")
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class HessianOptions:
+    """How a report measures the curvature.
+
+    Args:
+        k: how many of the largest eigenvalues.
+        smallest: how many of the smallest.
+        tolerance: of the residuals, relative to the eigenvalue.
+        trace_samples: random vectors of the trace's estimate.
+        density_steps: Lanczos steps of the spectral density.
+        density_vectors: its random vectors.
+        variables: `"controls"`, `"all"`, or both.
+
+    Raises:
+        ValueError: If an option is not as described.
+    """
+
+    k: int = 3
+    smallest: int = 1
+    tolerance: float = 0.01
+    trace_samples: int = 20
+    density_steps: int = 40
+    density_vectors: int = 2
+    variables: tuple[str, ...] = ("controls", "all")
+
+    def __post_init__(self):
+        check_search(self.k, self.smallest, self.tolerance)
+        for name in ("trace_samples", "density_steps", "density_vectors"):
+            _checks.integer(name, getattr(self, name), 1)
+        given = self.variables
+        chosen = (given,) if isinstance(given, str) else given
+        listed = isinstance(chosen, tuple | list) and len(chosen) > 0
+        if not listed or not all(one in ("controls", "all") for one in chosen):
+            expected = "'controls', 'all', or a tuple of both"
+            raise _checks.error("variables", expected, _checks.short(given))
+        object.__setattr__(self, "variables", tuple(dict.fromkeys(chosen)))
+
+    @classmethod
+    def of(cls, given) -> "HessianOptions | None":
+        """Returns the options that `hessian` means; `None` for no curvature."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        options = _options("hessian", given, names)
+        with _about("hessian"):
+            return None if options is None else cls(**options)
+
+
+def landscape_options(given) -> dict | None:
+    """Returns the arguments of `loss_landscape` that `landscape` means, or `None`."""
+    return _options("landscape", given, _LANDSCAPE)
+
+
+def _options(argument: str, given, names) -> dict | None:
+    if given is None or given is False:
+        return None
+    options = {} if given is True else given
+    if not isinstance(options, dict) or not options.keys() <= set(names):
+        expected = f"True, False or a dictionary of {sorted(names)}"
+        raise _checks.error(argument, expected, _checks.short(given))
+    return dict(options)
+
+
+@contextlib.contextmanager
+def _about(argument: str) -> Iterator[None]:
+    """Names the argument whose option a ValueError is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"In `{argument}`: {error}") from error
+
+
+class CurvatureStudy:
+    """Curvature and loss landscape of one model, measured as often as it changes.
+
+    Operators are built, and options checked against the model, once.
+
+    Args:
+        model: a compiled model.
+        few: `(x, y, sample_weight)` to measure on.
+        hessian: options of the curvature, or `None`.
+        landscape: arguments of `loss_landscape`, or `None`.
+        seed: of the searches.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        few: tuple,
+        hessian: HessianOptions | None,
+        landscape: dict | None,
+        seed: int,
+    ):
+        self._model, self._few, self._seed = model, few, seed
+        self._hessian, self._landscape = hessian, None
+        for name, options in (("hessian", hessian), ("landscape", landscape)):
+            if options is not None and not model.trainable_variables:
+                raise ValueError(
+                    f"`{name}` is about trainable variables, and the model has none: "
+                    f"give `{name}=False`. Received: model '{model.name}'"
+                )
+        controls = bool(controls_of(model))
+        with _about("hessian"):
+            self._operators = {
+                which: self._operator(which)
+                for which in (hessian.variables if hessian else ())
+                if which == "all" or controls
+            }
+        if landscape is not None:
+            with _about("landscape"):
+                which = "controls" if controls else "all"
+                self._landscape = self._planned({"variables": which, **landscape})
+
+    def measure(self, verbose: int) -> dict:
+        """Returns the fields `curvature` and `landscape` of a `ModelRobustness`."""
+        curvature = {
+            which: self._curvature(which, operator, verbose)
+            for which, operator in self._operators.items()
+        }
+        if self._landscape is None:
+            return {"curvature": curvature}
+        known = [part.eigenvalues for part in curvature.values()]
+        return {
+            "curvature": curvature,
+            "landscape": self._measured_landscape(known, verbose),
+        }
+
+    def _curvature(
+        self, which: str, operator: HessianOperator, verbose: int
+    ) -> Curvature:
+        if verbose:
+            print(f"Hessian over {which}")
+        options, seed, size = self._hessian, self._seed, operator.size
+        return Curvature(
+            operator.eigenvalues(
+                min(options.k, size),
+                options.tolerance,
+                seed=seed,
+                smallest=min(options.smallest, size),
+                verbose=verbose,
+            ),
+            operator.trace(options.trace_samples, seed=seed),
+            operator.density(
+                min(options.density_steps, size), options.density_vectors, seed=seed
+            ),
+        )
+
+    def _planned(self, given: dict) -> tuple[HessianOperator, dict]:
+        """Returns the operator of a landscape, and arguments of `find_landscape`."""
+        tolerance = (self._hessian or HessianOptions).tolerance
+        own = {"seed": self._seed, "tolerance": tolerance}
+        asked = {**_LANDSCAPE, **own, **given}
+        names = ("variables", "batch_size", "batch_norm")
+        operator = self._operator(**{name: asked.pop(name) for name in names})
+        # A plane needs two parameters.
+        asked["dimensions"] = given.get("dimensions", min(2, operator.size))
+        names = ("directions", "extent", "points", "dimensions")
+        check_plan(operator, *(asked[name] for name in names))
+        names = ("tolerance", "max_iterations", "seed")
+        check_search(**{name: asked[name] for name in names})
+        return operator, asked
+
+    def _measured_landscape(self, known: list, verbose: int) -> Landscape:
+        """Returns the landscape, along eigenvectors that were found already, if any."""
+        if verbose:
+            print("loss landscape")
+        operator, asked = self._landscape
+        count, leading = asked["dimensions"], None
+        if asked["directions"] == "eigenvectors" and asked["max_iterations"] is None:
+            search = {**operator.made(), **asked}
+            same = ("variables", "batch_norm", "seed", "tolerance")
+            for found in known:
+                alike = all(getattr(found, name) == search[name] for name in same)
+                if alike and len(found.eigenvectors) >= count:
+                    leading = found
+                    break
+        if leading is None:
+            return find_landscape(operator, **asked, verbose=verbose)
+        given = {**asked, "directions": leading.eigenvectors[:count]}
+        return dataclasses.replace(
+            find_landscape(operator, **given, verbose=verbose),
+            directions="eigenvectors",
+            eigenvalues=leading.eigenvalues[:count],
+            residuals=leading.residuals[:count],
+            converged=leading.converged[:count],
+        )
+
+    def _operator(self, variables, **others) -> HessianOperator:
+        x, y, sample_weight = self._few
+        return HessianOperator(
+            self._model, x, y, variables, sample_weight=sample_weight, **others
+        )

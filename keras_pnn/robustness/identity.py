@@ -1,0 +1,73 @@
+"""Identify what the figures of a study depend on, alike in every process."""
+
+import functools
+import json
+import types
+from collections.abc import Iterator
+
+import keras
+import numpy as np
+
+from keras_pnn import _files, _keras
+
+
+def data_digest(*parts) -> str:
+    """Returns a digest of arrays and structures of arrays; `None`s are left out."""
+    arrays = [np.asarray(a) for a in keras.tree.flatten(parts) if a is not None]
+    # Objects (strings) have no bytes of their own.
+    arrays = [repr(a.tolist()) if a.dtype.kind == "O" else a for a in arrays]
+    return _files.digest(*arrays)
+
+
+def described(model: keras.Model) -> str:
+    """Returns what a compiled model computes, but for its weights, as text.
+
+    Its configuration and those of its layers, its loss, weights of losses, and
+    metrics. Names are numbers in the order of the layers: automatic names differ
+    between two models of one architecture. Of a function only the name is known.
+    """
+    inner = model
+    while isinstance(getattr(inner, "model", None), keras.Model):
+        inner = inner.model
+    configs = [_plain(part) for part in (inner, *_keras.flat_layers(inner))]
+    text = json.dumps(configs, sort_keys=True)
+    names = [part.name for part in _keras.parts(inner)] + list(_node_names(configs))
+    for i, name in enumerate(dict.fromkeys(names)):
+        text = text.replace(json.dumps(name), f'"#{i}"')
+    asked = _keras.compile_arguments(model)
+    parts = ("loss", "loss_weights", "metrics", "weighted_metrics")
+    return text + json.dumps([_plain(asked.get(part)) for part in parts])
+
+
+def _node_names(config) -> Iterator[str]:
+    """Yields the names of a configuration's nodes, operations included."""
+    if isinstance(config, list):
+        for part in config:
+            yield from _node_names(part)
+    if isinstance(config, dict):
+        if "inbound_nodes" in config:
+            yield config["name"]
+        yield from _node_names(list(config.values()))
+
+
+def _plain(value):
+    """Returns a configuration in JSON's types, without addresses and byte code."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, dict):
+        if value.get("class_name") == "__lambda__":
+            return None
+        return {str(k): _plain(v) for k, v in value.items() if k != "shared_object_id"}
+    if isinstance(value, list | tuple | set):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.ndarray | np.generic | keras.Variable):
+        return data_digest(value)
+    if isinstance(value, functools.partial):
+        return [_plain(part) for part in (value.func, value.args, value.keywords)]
+    if isinstance(value, type | types.FunctionType | types.MethodType):
+        return f"{value.__module__}.{value.__qualname__}"
+    name = _plain(type(value))
+    try:
+        return [name, _plain(value.get_config())]
+    except (AttributeError, NotImplementedError, TypeError, ValueError):
+        return [name]

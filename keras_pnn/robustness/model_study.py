@@ -1,0 +1,229 @@
+"""Measure all points of a robustness study on one model."""
+
+import json
+import math
+import os
+
+import keras
+import numpy as np
+
+from keras_pnn import _files, _keras
+from keras_pnn._version import __version__
+from keras_pnn.devices import DeviceEvaluator
+from keras_pnn.robustness.cache import Cache
+from keras_pnn.robustness.curvature import CurvatureStudy
+from keras_pnn.robustness.identity import data_digest, described
+from keras_pnn.robustness.inputs import first_samples, sample_count
+from keras_pnn.robustness.points import GRID, Nominal, OnScan, Plan, Point, gathered
+from keras_pnn.robustness.results import ModelRobustness, WorstCase
+from keras_pnn.robustness.specification import Specification
+from keras_pnn.robustness.worst_case import WorstCaseSearch, default_radius
+
+# More devices at once are no faster, and more is lost when a run is stopped.
+LARGEST_BLOCK = 128
+
+# Metrics of a point.
+Metrics = dict[str, float]
+
+
+class ModelStudy:
+    """The study of one model: its points, and what measures them, built once.
+
+    Points are evaluated in blocks: as many devices as fit the memory at once. A block
+    is a pure function of the model's weights, the data and the specification, so that
+    blocks can be measured on different machines, and again after an interruption,
+    with the same result.
+
+    Args:
+        model, specification: of the study, whose fit is checked here.
+        data: `(x, y, sample_weight)`.
+        loss: of the model on a few samples.
+    """
+
+    def __init__(
+        self, model: keras.Model, data: tuple, specification: Specification, loss: float
+    ):
+        self.model, self._specification, self._loss = model, specification, loss
+        few = first_samples(data, specification.probe)
+        self._probe = sample_count(few[0])
+        hessian, landscape = specification.hessian, specification.landscape
+        self._curvature = CurvatureStudy(
+            model, few, hessian, landscape, specification.seed
+        )
+        self._plan = Plan(model, specification)
+        self._points = self._plan.points
+        self._data = data_digest(data, specification.calibration)
+        x, y, sample_weight = data
+        batch_size = specification.batch_size
+        self._evaluator = DeviceEvaluator(
+            model,
+            x,
+            y,
+            batch_size=batch_size,
+            sample_weight=sample_weight,
+            memory_limit=specification.memory_limit,
+            batch_norm=specification.batch_norm,
+            calibration=specification.calibration,
+        )
+        some = [self._plan.device(Nominal())] * min(len(self._points), LARGEST_BLOCK)
+        # Fixed, so that a point's figures do not depend on what is measured with it.
+        self._size = self._evaluator.devices_at_once(some)
+        self._evaluator.chunk = self._size
+        self._check_outputs(first_samples(data, 2)[0])
+        radius = specification.worst_case
+        if radius is True:
+            radius = default_radius(self._plan)
+        self._search = None
+        if radius:
+            self._search = WorstCaseSearch(
+                model, few[0], few[1], radius, batch_size, few[2]
+            )
+            # The worst device is measured alone, with batch statistics frozen.
+            self._frozen = DeviceEvaluator(model, x, y, batch_size, sample_weight, 1)
+
+    def measure(
+        self, cache_dir: str | os.PathLike | None, part: tuple[int, int], verbose: int
+    ) -> dict[Point, Metrics]:
+        """Measures the points of one part of the study, with the weights as they are.
+
+        Parts take turns in blocks. `cache_dir` keeps each block as it is done, and has
+        those that are done already; `None` keeps nothing.
+        """
+        points, size = self._points, self._size
+        blocks = [
+            range(i, min(i + size, len(points))) for i in range(0, len(points), size)
+        ][part[0] :: part[1]]
+        cache, done = None, {}
+        if cache_dir is not None:
+            cache = Cache(cache_dir, self.digest(), len(points), self._loss, part)
+            done = cache.read()
+        bar = keras.utils.Progbar(len(blocks), verbose=verbose, unit_name="block")
+        for block in blocks:
+            if not done.keys() >= set(block):
+                found = self._measure([points[i] for i in block])
+                new = dict(zip(block, found, strict=True))
+                done |= new
+                if cache is not None:
+                    cache.add(new)
+            bar.add(1)
+        return {points[i]: done[i] for block in blocks for i in block}
+
+    def robustness(self, found: dict[Point, Metrics], verbose: int) -> ModelRobustness:
+        """Returns all that a report says of the model, given all points' metrics.
+
+        The worst case, the curvature and the landscape are measured here.
+        """
+        fields = gathered(self._plan, found)
+        if self._search is not None:
+            if verbose:
+                print("worst case")
+            device, losses = self._search.run(seed=self._specification.seed)
+            (metrics,) = _metrics(self._frozen, [device])
+            fields["worst"] = WorstCase(
+                self._search.radius, metrics, losses, self._probe, device
+            )
+        return ModelRobustness(**fields, **self._curvature.measure(verbose))
+
+    def setting(self, worst: WorstCase | None) -> dict:
+        """Returns how the model was measured, for the report."""
+        specification, count = self._specification, len(self._plan.devices)
+        drawn = "as given"
+        if specification.variation is not None:
+            drawn = repr(specification.variation)
+        scanned = {p.device for p in self._points if isinstance(p, OnScan)}
+        found = {
+            "SHA-256 of the data": self._data[:12],
+            "devices": count,
+            "variation": drawn if count else "no devices",
+            "seed": specification.seed,
+            "devices in sweeps": len(scanned - {None}),
+            "points": len(self._points),
+            "batch size": self._evaluator.batch_size,
+            "batch normalisation": specification.batch_norm,
+        }
+        if specification.calibration is not None:
+            found["calibration samples"] = sample_count(specification.calibration)
+        if worst is not None:
+            starts, losses = worst.losses.shape
+            found["search for the worst case"] = f"{starts} starts × {losses - 1} steps"
+        return found
+
+    def digest(self) -> str:
+        """Returns a digest of all that the points' metrics depend on."""
+        plan, specification = self._plan, self._specification
+        axes = [axis for axes in plan.scans.values() for axis in axes]
+        deviations = [
+            pair
+            for device in (*plan.devices, *plan.trained_on.values())
+            for pair in sorted(device.deviations.items())
+        ]
+        text = json.dumps(
+            [
+                [repr(point) for point in plan.points],
+                [(axis.name, axis.values.tolist()) for axis in axes],
+                repr(specification.variation),
+                [repr(key) for key, _ in deviations],
+                specification.seed,
+                specification.batch_norm,
+                self._evaluator.batch_size,
+                self._size,
+                described(self.model),
+                __version__,
+            ]
+        )
+        # The values of the layers' variables that the points do not set.
+        pairs = plan.device(Nominal()).bind(self.model)
+        moved = {id(q.variable) for q, _ in pairs if q.nominal is not None}
+        own = [
+            np.asarray(variable)
+            for layer in _keras.flat_layers(self.model)
+            for variable in _keras.own_variables(layer)
+            if id(variable) not in moved
+        ]
+        arrays = [array for _, array in deviations] + own
+        return _files.digest(text, self._data, data_digest(arrays))
+
+    def _measure(self, points: list[Point]) -> list[Metrics]:
+        found = _metrics(self._evaluator, [self._plan.device(p) for p in points])
+        # Outputs that are NaN have no class, and yet an accuracy.
+        return [
+            dict.fromkeys(m, math.nan) if math.isnan(m["loss"]) else m for m in found
+        ]
+
+    def _check_outputs(self, samples) -> None:
+        """Raises ValueError where the end of a sweep or grid leaves the model.
+
+        A measured curve ends where its measurement did, and is NaN beyond. Two samples
+        on the design are enough to see it; what a device's own deviations add is seen
+        in its figures.
+        """
+        for point in self._points:
+            if not isinstance(point, OnScan) or point.device is not None:
+                continue
+            axes = list(zip(self._plan.scans[point.scan], point.place, strict=True))
+            if any(0 < i < len(axis) - 1 for axis, i in axes):
+                continue
+            cause = None
+            with self._plan.device(point).installed(self.model):
+                try:
+                    outputs = keras.tree.flatten(self.model(samples, training=False))
+                    lost = any(np.isnan(np.asarray(output)).any() for output in outputs)
+                except ValueError as error:
+                    # Outside a graph a layer may say so itself.
+                    lost, cause = True, error
+            if lost:
+                where = {axis.name: axis.ticks[i] for axis, i in axes}
+                argument = "grid" if point.scan is GRID else "sweeps"
+                raise ValueError(
+                    f"`{argument}` must stay where the model has outputs. Received: "
+                    f"{where}, where they are NaN or out of range"
+                ) from cause
+
+
+def _metrics(evaluator: DeviceEvaluator, devices: list) -> list[Metrics]:
+    """Returns, for each device, the metrics that are one number for a device."""
+    found = evaluator.evaluate(devices, verbose=0).values
+    columns = {name: v for name, v in found.items() if np.ndim(v) == 1}
+    return [
+        {name: float(v[i]) for name, v in columns.items()} for i in range(len(devices))
+    ]

@@ -1,0 +1,100 @@
+"""Train on a device in the laboratory, which is Python and which may fail."""
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+
+import keras
+import tensorflow as tf
+
+from keras_pnn.hardware.device import DeviceError, raising
+from keras_pnn.layers.context import measuring_device
+
+_COMPILE = inspect.signature(keras.Model.compile)
+
+
+def devices_of(trainer) -> list:
+    """Returns the devices that may fail in a step: its own, and an installed one."""
+    return [d for d in (trainer.device, measuring_device()) if d is not None]
+
+
+def on_bench(trainer) -> bool:
+    """Tells whether a device is Python that a compiled graph cannot hold.
+
+    Also one that is installed around the model, `with device.installed(model)`.
+    """
+    return any(hasattr(device, "measure_in_graph") for device in devices_of(trainer))
+
+
+def compile_options(trainer, *args, **kwargs) -> dict:
+    """Returns the arguments of `compile` for a device on the bench.
+
+    Raises:
+        ValueError: If `jit_compile=True`, `steps_per_execution` above 1 or several
+            replicas are asked for.
+    """
+    options = dict(_COMPILE.bind(trainer, *args, **kwargs).arguments)
+    del options["self"]
+    replicas = trainer.distribute_strategy.num_replicas_in_sync
+    for name, asked in {
+        "jit_compile=True": options.get("jit_compile") is True,
+        "steps_per_execution > 1": options.get("steps_per_execution", 1) != 1,
+        f"{replicas} replicas": replicas > 1,
+    }.items():
+        if asked:
+            raise ValueError(
+                "A device on the bench is Python, one measurement at a time: "
+                "compile without jit_compile=True, with steps_per_execution=1 "
+                f"and on one replica. Received: {name}"
+            )
+    return {**options, "jit_compile": False}
+
+
+def measurements(trainer, *evaluations) -> list[tf.Tensor]:
+    """Returns what must have been measured before a step changes anything.
+
+    Nothing without a bench. With one, a device that fails in any pass leaves the state
+    from before the step.
+    """
+    if not on_bench(trainer):
+        return []
+    # A gradient may come from measurements of its own.
+    gradients = [g for e in evaluations for g in e.gradients if g is not None]
+    return [*(e.loss for e in evaluations), *gradients]
+
+
+@contextlib.contextmanager
+def reporting(trainer, callbacks: list) -> Iterator[None]:
+    """Raises what fails on the bench during a run with a note on how to go on.
+
+    With a `pnn.callbacks.Checkpoint` among the callbacks, the state after the last
+    whole step is written to its folder first.
+
+    Raises:
+        ValueError: If a device is on the bench, and the model was compiled with
+            `steps_per_execution` above 1.
+        DeviceError: If the device failed for good.
+    """
+    if on_bench(trainer) and trainer.steps_per_execution != 1:
+        raise ValueError(
+            "A device on the bench trains one batch at a time: compile with "
+            "steps_per_execution=1. Received: "
+            f"steps_per_execution={trainer.steps_per_execution}"
+        )
+    try:
+        with contextlib.ExitStack() as stack:
+            for device in devices_of(trainer):
+                stack.enter_context(raising(device))
+            yield
+    except DeviceError as error:
+        keeper = next((c for c in callbacks if hasattr(c, "save_state")), None)
+        if keeper is not None:
+            note = keeper.save_state()
+        else:
+            note = (
+                "No state was kept. To make a run resumable, pass "
+                "callbacks=[pnn.callbacks.Checkpoint(folder)] to `fit`, and batches in "
+                "a known order, such as a `pnn.datasets.Batches`."
+            )
+        error.add_note(note)
+        raise

@@ -1,0 +1,175 @@
+"""What is traced for many devices, how often, and for how long it is kept."""
+
+import gc
+import logging
+import weakref
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_pnn as pnn
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(23, 4)).astype("float32")
+LABELS = RNG.integers(0, 3, 23)
+CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+SHIFTS = pnn.Variation(resonance_shift=0.1)
+
+
+class Counted(keras.layers.Layer):
+    """Counts how often Python runs its call: once for each trace."""
+
+    calls = 0
+
+    def call(self, inputs):
+        self.calls += 1
+        return inputs
+
+
+def counted():
+    inputs = keras.Input((4,))
+    bank, layer = pnn.layers.MRRBank(3, name="bank"), Counted(name="counted")
+    model = keras.Model(inputs, layer(bank(inputs)))
+    model.compile("sgd", CROSS_ENTROPY)
+    return model
+
+
+def traces(model, variation=SHIFTS, n=2, seed=0, x=X, **kwargs):
+    """How often one call of `evaluate_devices` traced the model."""
+    devices = variation.sample(model, n, seed)
+    before = model.get_layer("counted").calls
+    arguments = {"batch_size": 23, "chunk": 1, "verbose": 0, **kwargs}
+    pnn.evaluate_devices(model, x, LABELS, devices, **arguments)
+    return model.get_layer("counted").calls - before
+
+
+def test_what_makes_a_new_graph_and_what_does_not():
+    model = counted()
+    assert traces(model) > 0
+    for same in (
+        {},
+        {"seed": 1},
+        {"variation": pnn.Variation(resonance_shift=0.3)},
+        {"variation": pnn.Variation({"bank/resonance_shift": 0.3})},
+        {"x": X + 1},
+        {"n": 3},
+    ):
+        assert traces(model, **same) == 0
+    model.fit(X, LABELS, verbose=0)
+    assert traces(model) == 0
+    for other in (
+        {"variation": pnn.Variation(temperature=1.0)},
+        {"n": 3, "chunk": 2},
+        {"batch_size": 9},
+        {"x": X.astype("float64")},
+        {"sample_weight": np.ones(23, "float32")},
+        {"batch_norm": "batch"},
+        {"batch_norm": "reestimated", "calibration": X[:9]},
+    ):
+        assert traces(model, **other) > 0
+        assert traces(model, **other) == 0
+    # The graphs from before are still there.
+    assert traces(model) == 0
+    model.compile("sgd", CROSS_ENTROPY)
+    assert traces(model) > 0
+
+
+def test_evaluators_share_graphs_and_read_the_weights():
+    model = counted()
+    devices = SHIFTS.sample(model, 4)
+
+    def evaluator(chunk=4):
+        return pnn.devices.DeviceEvaluator(model, X, LABELS, 23, chunk=chunk)
+
+    first = evaluator()
+    before = first.evaluate(devices, verbose=0)
+    calls = model.get_layer("counted").calls
+    model.get_layer("bank").controls["control"].assign(np.full((4, 3), 0.1))
+    found = [e.evaluate(devices, verbose=0)["loss"] for e in (first, evaluator())]
+    assert model.get_layer("counted").calls == calls
+    np.testing.assert_array_equal(*found)
+    assert (np.abs(found[0] - before["loss"]) > 1e-4).all()
+    with devices[2].installed(model):
+        loss = model.evaluate(X, LABELS, 23, verbose=0)
+    assert found[0][2] == pytest.approx(loss, rel=1e-5)
+
+
+class Messages(logging.Handler):
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def emit(self, record):
+        self.found.append(record.getMessage())
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_warning_of_retracing():
+    """Several variations on one model, and one on several models, in short batches."""
+    messages = Messages()
+    tf.get_logger().addHandler(messages)
+    try:
+        model = counted()
+        for name in ("resonance_shift", "temperature", "half_width_error", "bias"):
+            assert traces(model, pnn.Variation({name: 0.1}), batch_size=9) > 0
+        for _ in range(5):
+            assert traces(counted(), batch_size=9) > 0
+    finally:
+        tf.get_logger().removeHandler(messages)
+    assert not messages.found
+
+
+@pytest.mark.parametrize("kind", ["bank", "mesh", "subclass"])
+def test_graphs_die_with_their_model(kind):
+    class Inside(keras.Model):
+        """Has a layer that refers to the model, as a graph of it then does."""
+
+        def __init__(self):
+            super().__init__()
+            self.bank = pnn.layers.MRRBank(3)
+            self.function = keras.layers.Lambda(lambda x: x * len(self.layers))
+
+        def call(self, inputs):
+            return self.function(self.bank(inputs))
+
+    if kind == "subclass":
+        model = Inside()
+        model(X)
+    elif kind == "bank":
+        model = pnn.SATModel(
+            keras.Sequential([keras.Input((4,)), pnn.layers.MRRBank(3)])
+        )
+    else:
+        mesh = [pnn.layers.MZIMesh(4), pnn.layers.Photodetector()]
+        model = keras.Sequential([keras.Input((4,)), *mesh])
+    model.compile("sgd", CROSS_ENTROPY)
+    name = "theta_error" if kind == "mesh" else "resonance_shift"
+    devices = pnn.Variation({name: 0.1}).sample(model, 2)
+    pnn.evaluate_devices(model, X, LABELS, devices, verbose=0)
+    alive = weakref.ref(model)
+    del model
+    gc.collect()
+    assert alive() is None
+
+
+def test_what_does_not_differ_between_devices_runs_once():
+    inputs = keras.Input((8, 8, 1))
+    x = keras.layers.Conv2D(3, 3)(inputs)
+    x = keras.layers.Dense(4)(keras.layers.Flatten()(x))
+    x = pnn.layers.Photodetector()(pnn.layers.MZIMesh(4)(x))
+    model = keras.Model(inputs, x)
+    model.compile("sgd", CROSS_ENTROPY)
+    images = RNG.normal(size=(6, 8, 8, 1)).astype("float32")
+    evaluator = pnn.devices.DeviceEvaluator(model, images, np.arange(6) % 3)
+    devices = pnn.Variation(theta_error=0.1).sample(model, 5)
+    engine, bound = evaluator._bound(devices)
+    values = [[q.value(d) for q, d in pairs] for pairs in bound]
+    stacks = [tf.stack(column) for column in zip(*values, strict=True)]
+    batch = (tf.constant(images), tf.constant(np.arange(6) % 3), None)
+    program = engine._forward_all._stacked.experimental_get_compiler_ir(
+        stacks, [], [], batch
+    )(stage="hlo")
+    lines = [line for line in program.splitlines() if " convolution(" in line]
+    assert len(lines) == 1 and "f32[6,6,6,3]" in lines[0]

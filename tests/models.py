@@ -1,0 +1,131 @@
+"""The small networks, data and devices that many tests share."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_pnn as pnn
+
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+FIT = {"batch_size": 4, "epochs": 2, "shuffle": False, "verbose": 0}
+
+
+def samples(n=12, features=4, classes=3):
+    """Inputs of both signs, and their classes."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(n, features)).astype("float32")
+    return x, rng.integers(0, classes, n)
+
+
+def banks(*between, **kwargs):
+    """Two microring banks, 4 – 5 – 3, with layers between them."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,))
+    x = pnn.layers.MRRBank(5, activation="relu", name="first", **kwargs)(inputs)
+    for layer in between:
+        x = layer(x)
+    return keras.Model(inputs, pnn.layers.MRRBank(3, name="second")(x))
+
+
+def bank(inputs=2, units=2, **kwargs):
+    """One microring bank."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((inputs,))
+    return keras.Model(inputs, pnn.layers.MRRBank(units, name="bank", **kwargs)(inputs))
+
+
+def dip(detuning):
+    """The weight of a ring of half-width 0.1 nm that is resonant at 0.4 nm."""
+    return 1 - 2 / (1 + ((detuning - 0.4) / 0.1) ** 2)
+
+
+def measured(unit="mA"):
+    """A tuning by a curve of `dip`, over the shift in nm or the current in mA."""
+    control = np.linspace(0, 1.0 if unit == "nm" else 2.2, 60)
+    shift = control if unit == "nm" else 0.53 * 0.375 * control**2
+    return pnn.MeasuredTuning(control, dip(shift), unit)
+
+
+def meshes(*between):
+    """Two meshes of four modes, each before photodetectors, with layers between."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,))
+    x = pnn.layers.Photodetector()(pnn.layers.MZIMesh(4)(inputs))
+    for layer in between:
+        x = layer(x)
+    x = pnn.layers.Photodetector(ports=3)(pnn.layers.MZIMesh(4)(x))
+    return keras.Model(inputs, x)
+
+
+def mesh(**kwargs):
+    """One mesh of four modes before three photodetectors."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,))
+    x = pnn.layers.MZIMesh(4, **kwargs)(inputs)
+    return keras.Model(inputs, pnn.layers.Photodetector(ports=3)(x))
+
+
+def mesh_chip(scale=0.3, meshes=2):
+    """A device for meshes of four modes; with scale=0 one that equals the model."""
+    rng = np.random.default_rng(3)
+    return pnn.SimulatedDevice(
+        {
+            (name, i): scale * rng.normal(size=(4, 2)).astype("float32")
+            for name in ("theta_error", "phi_error")
+            for i in range(meshes)
+        }
+    )
+
+
+def ring_chip(model, sigma=0.1):
+    """A device of a model of microring banks."""
+    (chip,) = pnn.Variation(resonance_shift=sigma).sample(model, 1)
+    return chip.attach(model)
+
+
+class Bench(pnn.HardwareDevice):
+    """A simulated chip behind NumPy, which fails from a call on, counted from 1."""
+
+    def __init__(self, simulated, breaks=None, **kwargs):
+        super().__init__(**{"backoff": 0.0, "retries": 0, **kwargs})
+        self.simulated, self.breaks = simulated, breaks
+
+    def measure(self, layer, inputs, controls):
+        if self.breaks is not None and self.calls >= self.breaks:
+            raise OSError("no light")
+        return self.simulated.measure(layer, tf.constant(inputs), controls).numpy()
+
+
+def compiled(model, optimizer=None, loss=LOSS, **kwargs):
+    model.compile(optimizer or keras.optimizers.SGD(0.1), loss, **kwargs)
+    return model
+
+
+def numbers(variables):
+    """The values of variables."""
+    return [v.numpy() for v in variables]
+
+
+def assert_same(one, other, atol=0.0):
+    """Compares lists of arrays, variables or tensors."""
+    for a, b in zip(one, other, strict=True):
+        a, b = (np.array(v).astype("float64") for v in (a, b))
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol)
+
+
+def run_script(script, *arguments):
+    """Runs Python in a process of its own, with this package on its path."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(pnn.__file__)))
+    path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "-1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )

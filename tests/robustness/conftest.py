@@ -1,0 +1,58 @@
+"""Share one small network of weight banks, and one study of it, among the tests."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_pnn as pnn
+
+RNG = np.random.default_rng(0)
+X = RNG.random((60, 6)).astype("float32")
+Y = (X @ RNG.normal(size=(6, 3))).argmax(1)
+CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def make_network(seed=0, units=(5, 3), extra=(), metrics=("accuracy",), name=None):
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((6,))
+    x = pnn.layers.MRRBank(units[0], activation="relu", name="one")(inputs)
+    for layer in extra:
+        x = layer(x)
+    outputs = pnn.layers.MRRBank(units[1], name="two")(x)
+    model = keras.Model(inputs, outputs, name=name or f"network_{seed}")
+    model.compile(keras.optimizers.Adam(0.02), CROSS_ENTROPY, metrics=list(metrics))
+    return model
+
+
+@pytest.fixture(scope="session")
+def network():
+    """Makes an untrained network."""
+    return make_network
+
+
+@pytest.fixture(scope="session")
+def data():
+    return X, Y
+
+
+@pytest.fixture(scope="session")
+def model():
+    """A trained network, which no test changes."""
+    trained = make_network()
+    trained.fit(X, Y, epochs=30, verbose=0)
+    return trained
+
+
+@pytest.fixture(scope="session")
+def quiet():
+    """What a report measures besides points, left out."""
+    left_out = dict.fromkeys(("hessian", "landscape", "worst_case"), False)
+    return {**left_out, "verbose": 0}
+
+
+@pytest.fixture
+def unmeasured(monkeypatch):
+    """Fails where a study measures a point."""
+    from keras_pnn.robustness.model_study import ModelStudy
+
+    monkeypatch.setattr(ModelStudy, "_measure", lambda *_: pytest.fail("measured"))

@@ -179,8 +179,7 @@ _KEYED = {
         "lstm": (layers.LSTM, {"units": 3}),
         "gru": (layers.GRU, {"units": 3, "return_sequences": True}),
         "unrolled gru": (layers.GRU, {"units": 3, "unroll": True}),
-        "lstm dropout": (layers.LSTM, {"units": 3, "dropout": 0.5}),
-        "bidirectional": (lambda: layers.Bidirectional(layers.LSTM(2)), {}),
+        "bidirectional": (lambda: layers.Bidirectional(layers.SimpleRNN(2)), {}),
         "time distributed": (lambda: layers.TimeDistributed(layers.Dense(3)), {}),
         "conv1d": (layers.Conv1D, {"filters": 2, "kernel_size": 2}),
         "causal conv1d": (
@@ -248,7 +247,6 @@ _KEYED = {
         ),
         "average pooling3d": (layers.AveragePooling3D, {"pool_size": 2}),
         "up sampling3d": (layers.UpSampling3D, {"size": 2}),
-        "conv lstm2d": (layers.ConvLSTM2D, {"filters": 1, "kernel_size": 2}),
     },
 }
 
@@ -288,9 +286,9 @@ _GRAPHS = {
             num_key_value_heads=1,
         ),
     ),
-    "conv lstm1d": (
+    "conv lstm2d": (
         SERIES,
-        _stack(lambda: layers.Reshape((2, 2, 3)), lambda: layers.ConvLSTM1D(2, 2)),
+        _stack(lambda: layers.Reshape((2, 2, 3, 1)), lambda: layers.ConvLSTM2D(1, 2)),
     ),
     "masked attention": (
         SERIES,

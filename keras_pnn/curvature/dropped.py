@@ -14,7 +14,7 @@ from keras_pnn.layers.context import Overrides
 # How far a gradient's derivative by its upstream factor may be from the gradient, in
 # the gradients of single variables. Measured: 3e-5 at most over the models of
 # `tests/keras_layers_table.py` and ReLU networks up to MobileNetV2 in single
-# precision, 0.02 in half precision; 1 for each variable whose derivative is lost.
+# precision, 0.03 in half precision; 1 for each variable whose derivative is lost.
 _LOST = 0.01
 _LOST_IN_HALF = 0.2
 

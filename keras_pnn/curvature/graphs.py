@@ -48,9 +48,13 @@ def _weakly(value):
 class LossGraphs:
     """The loss over one batch and its Hessian-vector product, as graphs.
 
-    Both are functions of (vector, x, y, sample_weight), with a vector in the order of
-    the variables, that return a pair: the loss and Hv for `product`; for `moved_loss`
-    the loss where the variables are moved by the vector, and 0.
+    Vectors are in the order of the variables, and move them:
+
+    - `moved_loss(vector, x, y, sample_weight)` returns the loss where the variables
+      are moved by the vector, and 0.
+    - `product(vector, point, x, y, sample_weight)` returns, where they are moved by
+      `point`, the loss, Hv, the gradient g, and the derivative of vᵀg by the factor,
+      1, with which the loss enters backpropagation; that is, vᵀg.
 
     Args:
         model, variables, batch_norm: as in `loss_graphs`.
@@ -58,11 +62,16 @@ class LossGraphs:
 
     def __init__(self, model: keras.Model, variables: list, batch_norm: str):
         self._model = weakref.ref(model)
-        self._variables = list(variables)
+        self.variables = list(variables)
         self._sizes = [int(np.prod(v.shape)) for v in variables]
-        self._training = batch_norm == "batch"
+        self.training = batch_norm == "batch"
+        self.checked = False
         self.product = self._graph(LossGraphs._product)
         self.moved_loss = self._graph(LossGraphs._moved_loss)
+
+    @property
+    def model(self) -> keras.Model:
+        return self._model()
 
     def _graph(self, method):
         # TensorFlow warns of retracing by what it counts for each Python function. Of
@@ -71,56 +80,64 @@ class LossGraphs:
         return tf.function(function, autograph=False, reduce_retracing=True)
 
     def _parts(self, vector):
-        pairs = zip(tf.split(vector, self._sizes), self._variables, strict=True)
+        pairs = zip(tf.split(vector, self._sizes), self.variables, strict=True)
         return [tf.cast(tf.reshape(part, v.shape), v.dtype) for part, v in pairs]
 
     def _loss(self, overrides, x, y, sample_weight):
-        model = self._model()
-        with overrides.scope(model), _keras.twice_differentiable():
-            outputs = model(x, **_training_argument(model.call, self._training))
+        model = self.model
+        scope = overrides.scope(model, rematerialize=False)
+        with scope, _keras.twice_differentiable():
+            outputs = model(x, **training_argument(model.call, self.training))
             loss = model.compute_loss(
                 x=x,
                 y=y,
                 y_pred=outputs,
                 sample_weight=sample_weight,
-                **_training_argument(model.compute_loss, self._training),
+                **training_argument(model.compute_loss, self.training),
             )
         # Keras divides a loss by the replicas of the strategy it is made under.
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         return loss * replicas if replicas > 1 else loss
 
     def _moved_loss(self, vector, x, y, sample_weight):
-        pairs = zip(self._variables, self._parts(vector), strict=True)
-        overrides = Overrides((v, tf.convert_to_tensor(v) + part) for v, part in pairs)
-        return self._loss(overrides, x, y, sample_weight), tf.zeros(())
+        loss = self._loss(self._moved(vector), x, y, sample_weight)
+        return loss, tf.zeros(())
 
-    def _product(self, vector, x, y, sample_weight):
-        values, overrides = Overrides().watch(self._variables)
+    def _moved(self, vector):
+        pairs = zip(self.variables, self._parts(vector), strict=True)
+        return Overrides((v, tf.convert_to_tensor(v) + part) for v, part in pairs)
+
+    def _product(self, vector, point, x, y, sample_weight):
+        values, overrides = self._moved(point).watch(self.variables)
         with tf.GradientTape(watch_accessed_variables=False) as outer:
             outer.watch(values)
             with tf.GradientTape(watch_accessed_variables=False) as inner:
                 inner.watch(values)
                 loss = self._loss(overrides, x, y, sample_weight)
-            gradients = inner.gradient(loss, values)
-            pairs = [
-                (tf.convert_to_tensor(gradient), part)
-                for gradient, part in zip(gradients, self._parts(vector), strict=True)
-                if gradient is not None
-            ]
-        if not pairs:
-            return loss, tf.zeros_like(vector)
-        gradients, parts = zip(*pairs, strict=True)
-        products = outer.gradient(
+            factor = tf.ones_like(loss)
+            outer.watch(factor)
+            gradients = inner.gradient(
+                loss,
+                values,
+                output_gradients=factor,
+                unconnected_gradients=tf.UnconnectedGradients.ZERO,
+            )
+            gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
+        *products, linear = outer.gradient(
             gradients,
-            values,
-            output_gradients=parts,
+            [*values, factor],
+            output_gradients=self._parts(vector),
             unconnected_gradients=tf.UnconnectedGradients.ZERO,
         )
-        flat = [tf.cast(tf.reshape(p, [-1]), vector.dtype) for p in products]
-        return loss, tf.concat(flat, 0)
+        return loss, _joined(products), _joined(gradients), linear
 
 
-def _training_argument(function, training):
+def _joined(parts):
+    return tf.concat([tf.cast(tf.reshape(p, [-1]), tf.float64) for p in parts], 0)
+
+
+def training_argument(function, training: bool) -> dict:
+    """Returns `training` as keyword, for a function that takes it."""
     if "training" in inspect.signature(function).parameters:
         return {"training": training}
     return {}

@@ -1,5 +1,7 @@
 """Apply the Hessian of a model's loss to vectors."""
 
+import itertools
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -7,6 +9,7 @@ from scipy.sparse.linalg import LinearOperator
 
 from keras_pnn import _checks, _keras
 from keras_pnn.curvature.batches import batch_length, batches
+from keras_pnn.curvature.dropped import check_second_derivatives, rounding
 from keras_pnn.curvature.eigenvalues import find_eigenvalues
 from keras_pnn.curvature.graphs import loss_graphs
 from keras_pnn.curvature.spectrum import find_density, find_trace
@@ -94,8 +97,7 @@ class HessianOperator(LinearOperator):
     @property
     def epsilon(self) -> float:
         """The rounding of the coarsest dtype among the variables."""
-        types = [tf.as_dtype(v.dtype).as_numpy_dtype for v in self.variables]
-        return float(max(np.finfo(dtype).eps for dtype in types))
+        return max(map(rounding, self.variables))
 
     def made(self) -> dict:
         """Returns the fields of a `LossResult` without the seed, and the loss."""
@@ -145,7 +147,7 @@ class HessianOperator(LinearOperator):
     density = find_density
 
     def _matvec(self, vector):
-        loss, product, samples = self._mean("product", vector)
+        loss, product, samples = self._mean("product", vector, np.zeros(self.size))
         bad = np.count_nonzero(~np.isfinite(product))
         if bad or not np.isfinite(loss):
             raise ValueError(
@@ -159,7 +161,7 @@ class HessianOperator(LinearOperator):
     def _adjoint(self):
         return self
 
-    def _mean(self, name, vector):
+    def _mean(self, name, vector, *more):
         """Returns loss, array and samples: a graph's mean over the batches."""
         # The graph would keep a device that is installed when it is traced.
         if current().substitute is not None:
@@ -171,20 +173,44 @@ class HessianOperator(LinearOperator):
         vector = np.ravel(_checks.array("vector", vector))
         if vector.size != self.size:
             raise _checks.error("vector", f"of length {self.size}", vector.size)
-        graph = getattr(
-            loss_graphs(self.model, self.variables, self.batch_norm), name
-        )
-        direction = tf.convert_to_tensor(vector)
+        graphs = loss_graphs(self.model, self.variables, self.batch_norm)
+        graph = getattr(graphs, name)
+        vectors = list(map(tf.convert_to_tensor, (vector, *more)))
         loss, total, samples = 0.0, 0.0, 0
-        for x, y, sample_weight in self._batches():
-            size = batch_length(x)
-            value, array = graph(direction, x, y, sample_weight)
+        for batch in self._stateless_batches():
+            size = batch_length(batch[0])
+            if name == "product" and not graphs.checked:
+                check_second_derivatives(graphs, batch)
+                graphs.checked = True
+            value, array, *_ = graph(*vectors, *batch)
             loss += size * float(value)
             total += size * array.numpy()
             samples += size
         if samples == 0:
             raise _checks.error("x", "at least one sample", "no samples")
         return loss / samples, total / samples, samples
+
+
+    def _stateless_batches(self):
+        """Yields the batches, of which several need layers without a state."""
+        batches = self._batches()
+        # The first two at once, before anything is traced.
+        first = list(itertools.islice(batches, 2))
+        names = [
+            f"`{layer.name}`"
+            for layer in _keras.flat_layers(self.model)
+            if getattr(layer, "stateful", False)
+        ]
+        if len(first) > 1 and names:
+            raise ValueError(
+                f"Layer {' and '.join(names)} must not be stateful, or the data must "
+                "be one batch: `evaluate` hands the state of one batch to the next, "
+                "which a Hessian averaged over batches does not. Received: several "
+                "batches. Give all samples in one batch, or build the layer with "
+                "`stateful=False`"
+            )
+        yield from first
+        yield from batches
 
 
 class CountedProducts:

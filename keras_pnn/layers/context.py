@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import keras
 import tensorflow as tf
 
+from keras_pnn import _keras
+
 
 class Overrides(Mapping):
     """An immutable mapping from variables to the values that replace theirs.
@@ -56,15 +58,31 @@ class Overrides(Mapping):
         watched = [tf.identity(self.value(v)) for v in variables]
         return watched, self.merged(zip(variables, watched, strict=True))
 
-    def scope(self, model: keras.Model) -> keras.StatelessScope:
-        """Returns the scope in which these values are in force for a model's loss."""
+    def scope(
+        self, model: keras.Model, rematerialize: bool = True
+    ) -> keras.StatelessScope:
+        """Returns the scope in which these values are in force for a model's loss.
+
+        They also are in functions under `tf.function`, which run as the functions
+        that they decorate, and under `tf.recompute_grad` and `tf.custom_gradient`, as
+        well as in their gradients. A read past the scope is refused.
+
+        Args:
+            model: the model that is called inside.
+            rematerialize: whether `tf.recompute_grad`, and with it
+                `keras.RematScope`, acts. It has no second derivative.
+
+        Raises:
+            ValueError: Inside, if a layer reads the `tf.Variable` behind one of these
+                variables.
+        """
         # Keras hands a regulariser None for a variable that the scope does not hold.
         regularized = [
             (v, tf.convert_to_tensor(v))
             for v in model.trainable_variables
             if v.regularizer is not None and v not in self
         ]
-        return keras.StatelessScope([*self.items(), *regularized], collect_losses=True)
+        return _keras.overriding(model, self.items(), regularized, rematerialize)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,11 +119,14 @@ def _changed(**changes) -> Iterator[None]:
         _thread.context = before
 
 
-def substituting(
-    substitute: Callable | None,
-) -> contextlib.AbstractContextManager[None]:
-    """Lets a function give the outputs of every physical layer, see `Context`."""
-    return _changed(substitute=substitute)
+@contextlib.contextmanager
+def substituting(substitute: Callable | None) -> Iterator[None]:
+    """Lets a function give the outputs of every physical layer, see `Context`.
+
+    Layers under `tf.function` are reached too, traced before or not.
+    """
+    with _changed(substitute=substitute), _keras.inlining():
+        yield
 
 
 def keeping(

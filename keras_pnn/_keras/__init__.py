@@ -6,13 +6,18 @@ puts a function of its own in the place of one of theirs.
 
 import contextlib
 import functools
-import threading
 import types
 import weakref
 from collections.abc import Callable, Iterator
 
 import keras
 import tensorflow as tf
+
+from keras_pnn._keras.overriding import OverridingScope, owners
+from keras_pnn._keras.overriding import inlining as inlining
+from keras_pnn._keras.second_derivatives import (
+    twice_differentiable as twice_differentiable,
+)
 
 _KINDS = ("train", "test", "predict")
 
@@ -59,6 +64,23 @@ def seed_states(model: keras.layers.Layer) -> list[keras.Variable]:
         for layer in parts(model)
         for generator in getattr(layer, "_seed_generators", ())
     ]
+
+
+# Values in the place of variables.
+
+
+def overriding(
+    model: keras.layers.Layer, pairs: list, others: list, rematerialize: bool
+) -> OverridingScope:
+    """Returns a scope in which values stand for variables, see `OverridingScope`.
+
+    Args:
+        model: the model that is called inside; it is not kept alive.
+        pairs: (variable, value) pairs.
+        others: pairs whose values are those of the variables.
+        rematerialize: whether `tf.recompute_grad` acts.
+    """
+    return OverridingScope(pairs, others, owners(model, parts), rematerialize)
 
 
 # Losses and metrics.
@@ -252,37 +274,6 @@ def calls(layer: keras.layers.Layer) -> list:
 def cannot_vectorize(error: Exception) -> bool:
     """Tells whether `tf.vectorized_map` failed for want of a converter."""
     return "pfor" in str(error) or "onverter" in str(error)
-
-
-_patching = threading.RLock()
-
-
-@contextlib.contextmanager
-def twice_differentiable() -> Iterator[None]:
-    """Gives normalisation layers that are traced inside exact second derivatives.
-
-    `tf.nn.moments`, which Keras' normalisation layers call, stops the derivative at
-    the mean inside the variance. The first derivative of the variance through its
-    mean is zero, so that gradients are right; the second is not zero, and is lost.
-    While this context lasts, `tf.nn.moments` goes through the mean.
-    """
-    with _patching:
-        before = tf.nn.moments
-        tf.nn.moments = _moments
-        try:
-            yield
-        finally:
-            tf.nn.moments = before
-
-
-def _moments(x, axes, shift=None, keepdims=False, name=None):
-    """Computes mean and variance; takes the arguments of `tf.nn.moments`."""
-    wide = tf.cast(x, tf.float32) if x.dtype == tf.float16 else x
-    mean = tf.reduce_mean(wide, axes, keepdims=True)
-    variance = tf.reduce_mean(tf.square(wide - mean), axes, keepdims=True)
-    if not keepdims:
-        mean, variance = tf.squeeze(mean, axes), tf.squeeze(variance, axes)
-    return tf.cast(mean, x.dtype), tf.cast(variance, x.dtype)
 
 
 # Compiled steps.

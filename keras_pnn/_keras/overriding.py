@@ -1,0 +1,272 @@
+"""Put values in the place of variables, also where nested functions read them.
+
+A `keras.StatelessScope` alone does not reach far enough. A `tf.function` that was
+traced before has captured the variable itself, and one that is traced inside keeps the
+values of this one pass. A `tf.custom_gradient` differentiates by the variables that it
+reads, not by values that stand for them, and runs its gradient outside of the scope.
+"""
+
+import contextlib
+import copy
+import functools
+import inspect
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+
+import keras
+import tensorflow as tf
+from keras.src.backend.common.global_state import get_global_attribute
+from keras.src.backend.common.stateless_scope import get_stateless_scope
+from tensorflow.python.autograph.core import ag_ctx
+from tensorflow.python.eager import record
+from tensorflow.python.eager.polymorphic_function import autograph_util
+from tensorflow.python.ops import custom_gradient, resource_variable_ops
+
+
+class OverridingScope(keras.StatelessScope):
+    """A stateless scope whose values hold in nested functions, or which is refused.
+
+    Inside, a `tf.function` runs as the Python function that it decorates, and values
+    that a `tf.custom_gradient` reads are among its variables.
+
+    Args:
+        pairs: the (variable, value) pairs.
+        others: pairs whose values are those of the variables.
+        owners: a function of a variable that names the layers that hold it.
+        rematerialize: whether `tf.recompute_grad` computes again in the backward
+            pass; it has no second derivative.
+
+    Raises:
+        ValueError: If one of the variables is read past the scope.
+    """
+
+    def __init__(self, pairs, others, owners: Callable, rematerialize: bool = True):
+        super().__init__([*pairs, *others], collect_losses=True)
+        self.rematerialize = rematerialize
+        self.reads: list[dict] = []
+        self._owners = owners
+        # What a `tf.distribute` strategy holds for a variable has components.
+        self._behind = {
+            id(component): variable
+            for variable, _ in pairs
+            for held in [variable._value]
+            for component in [held, *getattr(held, "values", ())]
+        }
+
+    def __enter__(self):
+        _install()
+        return super().__enter__()
+
+    def __exit__(self, *args, **kwargs):
+        super().__exit__(*args, **kwargs)
+        _uninstall()
+
+    def get_current_value(self, variable):
+        value = super().get_current_value(variable)
+        if value is not None and value.dtype.is_floating:
+            for read in self.reads:
+                read[id(variable)] = variable, value
+        return value
+
+    def again(self) -> "OverridingScope":
+        """Returns a scope with the present values, for a gradient that runs later."""
+        scope = copy.copy(self)
+        scope.state_mapping = dict(self.state_mapping)
+        scope.losses, scope.reads = [], []
+        return scope
+
+    def check(self, variable: tf.Variable) -> None:
+        """Refuses that a variable is read for which a value is given."""
+        overridden = self._behind.get(id(variable))
+        if overridden is not None:
+            names = " and ".join(f"`{name}`" for name in self._owners(overridden))
+            raise ValueError(
+                f"Layer {names} must read its variable `{overridden.path}` as "
+                "attribute in `call`, so that another value can stand for it. "
+                "Received: a read of the `tf.Variable` itself, as by a concrete "
+                "function or a `tf.Variable` that the layer keeps. Let `call` use "
+                f"`self.{overridden.name}`, without `get_concrete_function`: Keras "
+                "compiles it anyway"
+            )
+
+
+def owners(model: keras.layers.Layer, parts: Callable) -> Callable:
+    """Returns a function from a variable to the names of the layers that hold it.
+
+    Args:
+        model: the model; it is not kept alive.
+        parts: a function of the model that returns all layers inside.
+    """
+    reference = weakref.ref(model)
+
+    def names(variable):
+        return [
+            layer.name
+            for layer in parts(reference())
+            for own in (layer._trainable_variables, layer._non_trainable_variables)
+            if any(v is variable for v in own)
+        ]
+
+    return names
+
+
+def _scope() -> OverridingScope | None:
+    """Returns the scope whose values are in force in the present thread."""
+    scope = get_stateless_scope()
+    return scope if isinstance(scope, OverridingScope) else None
+
+
+# What takes the place of TensorFlow's functions while a scope is open. Each does as
+# before in other threads.
+
+
+def _inlined(before):
+    def call(function, *args, **kwargs):
+        python = function.python_function
+        own = getattr(inspect.unwrap(python), "__module__", None) or ""
+        wanted = _scope() is not None or (
+            getattr(_thread, "inlining", 0)
+            and get_global_attribute("current_call_ctx") is not None
+        )
+        if not wanted or own.partition(".")[0] in ("keras", "tensorflow"):
+            return before(function, *args, **kwargs)
+        if function._autograph:
+            options = function._experimental_autograph_options
+            python = autograph_util.py_func_from_autograph(python, options)
+            # The functions around, as Keras' own steps, may be not to be converted.
+            with ag_ctx.ControlStatusCtx(ag_ctx.Status.UNSPECIFIED):
+                return python(*args, **kwargs)
+        return python(*args, **kwargs)
+
+    return call
+
+
+def _overridden(before):
+    def decorated(function, args, kwargs):
+        scope = _scope()
+        if scope is None:
+            return before(function, args, kwargs)
+        if not scope.rematerialize and function.__qualname__ == _RECOMPUTE:
+            return inspect.getclosurevars(function).nonlocals["f"](*args, **kwargs)
+
+        @functools.wraps(function)
+        def inside(*args, **kwargs):
+            result, gradient = function(*args, **kwargs)
+            signature = inspect.signature(gradient)
+            if not _takes_variables(signature):
+                # Plain Keras asks it for gradients of trainable variables only.
+                for key, (variable, value) in list(scope.reads[-1].items()):
+                    watched = record.should_record_backprop([value])
+                    if not (variable.trainable or watched):
+                        del scope.reads[-1][key]
+            later = scope.again()
+
+            def in_scope(*upstream, **variables):
+                with later.again():
+                    return gradient(*upstream, **variables)
+
+            in_scope.__signature__ = signature
+            return result, in_scope
+
+        return before(inside, args, kwargs)
+
+    return decorated
+
+
+_thread = threading.local()
+
+
+@contextlib.contextmanager
+def inlining() -> Iterator[None]:
+    """Runs each `tf.function` within a layer's call as the function it decorates.
+
+    What the surrounding code lets layers do is then neither missing in graphs that
+    were traced before, nor kept in those that would be traced inside.
+    """
+    _install()
+    _thread.inlining = getattr(_thread, "inlining", 0) + 1
+    try:
+        yield
+    finally:
+        _thread.inlining -= 1
+        _uninstall()
+
+
+# `tf.recompute_grad` is such a function, whose closure has what is to be computed.
+_RECOMPUTE = "recompute_grad.<locals>.inner"
+
+
+def _takes_variables(signature: inspect.Signature) -> bool:
+    kinds = {p.kind for p in signature.parameters.values()}
+    return (
+        "variables" in signature.parameters or inspect.Parameter.VAR_KEYWORD in kinds
+    )
+
+
+def _watching(before):
+    class Watcher(before):
+        """Counts values that stand for variables among the variables read."""
+
+        def __enter__(self):
+            self._scope, self._read = _scope(), {}
+            if self._scope is not None:
+                self._scope.reads.append(self._read)
+            return super().__enter__()
+
+        def __exit__(self, *error):
+            if self._scope is not None:
+                self._scope.reads.pop()
+            return super().__exit__(*error)
+
+        def watched_variables(self):
+            graph = tf.compat.v1.get_default_graph()
+            values = [value for _, value in self._read.values()]
+            if not tf.executing_eagerly() and hasattr(graph, "capture"):
+                values = [graph.capture(value) for value in values]
+            return (*super().watched_variables(), *values)
+
+    return Watcher
+
+
+def _checked(before):
+    def accessed(variable):
+        scope = _scope()
+        if scope is not None:
+            scope.check(variable)
+        before(variable)
+
+    return accessed
+
+
+_REPLACED = (
+    (type(tf.function(lambda: None)), "__call__", _inlined),
+    (custom_gradient, "_graph_mode_decorator", _overridden),
+    (custom_gradient, "_eager_mode_decorator", _overridden),
+    (record, "VariableWatcher", _watching),
+    (resource_variable_ops, "variable_accessed", _checked),
+)
+_lock = threading.Lock()
+_open = 0
+_before: list = []
+
+
+def _install() -> None:
+    global _open
+    with _lock:
+        if _open == 0:
+            for place, name, replacement in _REPLACED:
+                original = getattr(place, name)
+                _before.append(original)
+                setattr(place, name, replacement(original))
+        _open += 1
+
+
+def _uninstall() -> None:
+    global _open
+    with _lock:
+        _open -= 1
+        if _open == 0:
+            for (place, name, _), original in zip(_REPLACED, _before, strict=True):
+                setattr(place, name, original)
+            _before.clear()

@@ -1,0 +1,78 @@
+"""Hessian-vector products against plain Keras, for every kind of layer."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras_layers_table import BATCH, NAMES, SINGLE, STATEFUL, UNREACHED, make
+
+from keras_pnn.curvature.operator import HessianOperator
+
+
+@pytest.fixture
+def made(request):
+    """From a name to a compiled model and its data, in float64 where Keras can."""
+
+    def build(name):
+        if name not in SINGLE:
+            request.getfixturevalue("float64")
+        model, x, y = make(name)
+        model.compile("sgd", "mse")
+        return model, x, y
+
+    return build
+
+
+def gradient_of_keras(operator, x, y, shift):
+    """The gradient of `compute_loss` in eager mode, with variables moved."""
+    model, variables = operator.model, operator.variables
+    starts = [v.numpy() for v in variables]
+    for v, start, part in zip(variables, starts, operator.split(shift), strict=True):
+        v.assign(start + part)
+    with tf.GradientTape() as tape:
+        loss = model.compute_loss(x, y, model(x, training=False), training=False)
+    parts = tape.gradient(
+        loss,
+        [v.value for v in variables],
+        unconnected_gradients=tf.UnconnectedGradients.ZERO,
+    )
+    for v, start in zip(variables, starts, strict=True):
+        v.assign(start)
+    return operator.join(tf.convert_to_tensor(part).numpy() for part in parts)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in (*UNREACHED, *STATEFUL)])
+def test_products_are_differences_of_gradients_of_keras(made, name):
+    model, x, y = made(name)
+    operator = HessianOperator(model, x, y, "all")
+    vector = np.random.default_rng(5).normal(size=operator.size)
+    found = operator @ vector
+    step = 3e-3 if name in SINGLE else 1e-4
+    up, down = (gradient_of_keras(operator, x, y, s * step * vector) for s in (1, -1))
+    apart = np.linalg.norm((up - down) / (2 * step) - found) / np.linalg.norm(found)
+    # `Resizing` rounds to single precision; half precision is too coarse for more.
+    assert apart < (0.3 if name == "mixed precision" else 1e-3)
+    loss = model.compute_loss(x, y, model(x, training=False), training=False)
+    np.testing.assert_allclose(operator.loss, loss, rtol=1e-5 if apart < 1e-3 else 1e-2)
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_the_state_of_an_rnn_is_that_of_evaluate_or_refused(made, name):
+    model, x, y = made(name)
+    with pytest.raises(ValueError, match=r"Layer `.*` must not be stateful.*batches"):
+        HessianOperator(model, x, y, "all", batch_size=BATCH).trace(1)
+    if name != "stateful simple rnn":
+        return
+    # With a state from before.
+    model.predict(x[BATCH:], batch_size=BATCH, verbose=0)
+    operator = HessianOperator(model, x[:BATCH], y[:BATCH], "all")
+    operator.trace(1)
+    loss = model.evaluate(x[:BATCH], y[:BATCH], batch_size=BATCH, verbose=0)
+    np.testing.assert_allclose(operator.loss, loss, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", UNREACHED)
+def test_what_values_do_not_reach_is_refused(name):
+    model, x, y = make(name)
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError, match="must read its variable"):
+        HessianOperator(model, x, y, "all").trace(1)

@@ -1,0 +1,219 @@
+"""Values stand for weights that are read behind functions of TensorFlow's own."""
+
+import contextlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras_layers_table import Concrete, Custom, Decorated, Recomputed
+from models import FIT, LOSS, samples
+
+import keras_pnn as pnn
+
+X, Y = samples(8)
+
+
+class Branching(keras.layers.Dense):
+    """Dense with a loop and a condition that AutoGraph makes part of a graph."""
+
+    @tf.function
+    def call(self, inputs):
+        outputs = tf.matmul(inputs, self.kernel)
+        for _ in tf.range(2):
+            if tf.reduce_sum(outputs) > -1e6:
+                outputs = tf.tanh(outputs)
+        return outputs
+
+
+class Kept(keras.layers.Dense):
+    """Dense that keeps the `tf.Variable` behind its kernel."""
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.kept = [self.kernel.value]
+
+    def call(self, inputs):
+        return tf.matmul(inputs, self.kept[0])
+
+
+class DecoratedBank(pnn.layers.MRRBank):
+    """A bank, in a graph of its own."""
+
+    @tf.function
+    def call(self, inputs):
+        return super().call(inputs)
+
+
+class ConcreteBank(pnn.layers.MRRBank):
+    """A bank, in a graph that was made once."""
+
+    def call(self, inputs):
+        if not hasattr(self, "function"):
+            function = tf.function(super().call)
+            spec = tf.TensorSpec((None, 4))
+            self.function = function.get_concrete_function(spec)
+        return self.function(inputs)
+
+
+REACHED = [Decorated, Recomputed, Custom, Branching]
+REFUSED = [Concrete, Kept]
+
+
+def nested(kind, called=True, **kwargs):
+    """A compiled model of such a layer, named "nested", and a plain one."""
+    keras.utils.set_random_seed(0)
+    bank = issubclass(kind, pnn.layers.MRRBank)
+    options = {} if bank else {"use_bias": kind in (Decorated, Recomputed)}
+    inputs = keras.Input((4,))
+    hidden = kind(3, name="nested", **options, **kwargs)(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(3)(hidden))
+    model.compile("sgd", LOSS)
+    if called:
+        model(X)
+    return model
+
+
+def trained(model):
+    model.compile(keras.optimizers.SGD(0.1), LOSS)
+    model.fit(X, Y, **FIT)
+    return model.get_weights()
+
+
+def curvature(model):
+    """Hv and what `evaluate` says of it: the difference of gradients of Keras'."""
+    operator = pnn.curvature.HessianOperator(model, X, Y, "all")
+    vector = np.random.default_rng(0).normal(size=operator.size)
+    return operator @ vector, differences(model, operator, vector)
+
+
+def differences(model, operator, vector, step=3e-3):
+    starts = [v.numpy() for v in operator.variables]
+    ends = []
+    for sign in (1, -1):
+        for v, start, part in zip(
+            operator.variables, starts, operator.split(vector), strict=True
+        ):
+            v.assign(start + sign * step * part)
+        with tf.GradientTape() as tape:
+            loss = model.compute_loss(X, Y, model(X))
+        ends.append(
+            operator.join(
+                tf.convert_to_tensor(g).numpy()
+                for g in tape.gradient(loss, [v.value for v in operator.variables])
+            )
+        )
+    for v, start in zip(operator.variables, starts, strict=True):
+        v.assign(start)
+    return (ends[0] - ends[1]) / (2 * step)
+
+
+@pytest.mark.parametrize("kind", REACHED)
+def test_training_without_radius_is_that_of_keras(kind):
+    expected = trained(nested(kind))
+    found = trained(pnn.SATModel(nested(kind), rho=0.0, perturb="all"))
+    for now, plain in zip(found, expected, strict=True):
+        np.testing.assert_allclose(now, plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("called", [True, False])
+@pytest.mark.parametrize("kind", REACHED)
+def test_products_are_differences_of_gradients(kind, called):
+    model = nested(kind, called)
+    found, expected = curvature(model)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, rtol=1e-2, atol=3e-3 * scale)
+    # A graph that was first traced for the Hessian would keep its tensors.
+    model(X)
+
+
+def along(model):
+    """The landscape along the nested layer's kernel."""
+    return pnn.loss_landscape(
+        model,
+        X,
+        Y,
+        directions=[[np.ones((4, 3), "float32")]],
+        variables=lambda v: v.path == "nested/kernel",
+        points=3,
+    )
+
+
+@pytest.mark.parametrize("kind", REACHED)
+def test_the_landscape_follows_the_kernel(kind):
+    model = nested(kind)
+    found = along(model).loss
+    kernel = model.get_layer("nested").kernel
+    start = kernel.numpy()
+    for loss, shift in zip(found, (-1, 0, 1), strict=True):
+        kernel.assign(start + shift)
+        np.testing.assert_allclose(loss, model.evaluate(X, Y, verbose=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda model: trained(pnn.SATModel(model, rho=0.1, perturb="all")),
+        lambda model: pnn.hessian_eigenvalues(model, X, Y, variables="all"),
+        along,
+    ],
+    ids=["SAT", "Hessian", "landscape"],
+)
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_read_past_the_values_is_refused(kind, use):
+    message = r"(?s)Layer `nested` must .*`nested/kernel`.*Received.*self\.kernel"
+    with pytest.raises(ValueError, match=message):
+        use(nested(kind))
+
+
+class Bench(pnn.HardwareDevice):
+    def measure(self, layer, inputs, controls):
+        return np.full((len(inputs), layer.units), 5.0, "float32")
+
+
+@pytest.mark.parametrize("called", [True, False])
+def test_devices_reach_a_decorated_bank(called):
+    model = nested(DecoratedBank, called)
+    devices = pnn.devices.sweep(model, "resonance_shift", [0.0, 0.1])
+    found = pnn.evaluate_devices(model, X, Y, devices, verbose=0)["loss"]
+    for device, loss in zip(devices, found, strict=True):
+        with device.installed(model):
+            expected = model.evaluate(X, Y, verbose=0)
+        np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    assert found[0] != found[1]
+
+
+def test_devices_that_cannot_reach_a_bank_are_refused():
+    model = nested(ConcreteBank)
+    devices = pnn.devices.sweep(model, "resonance_shift", [0.0, 0.1])
+    with pytest.raises(ValueError, match=r"(?s)`nested` must.*resonance_shift"):
+        pnn.evaluate_devices(model, X, Y, devices, verbose=0)
+
+
+@pytest.mark.parametrize("eager", [False, True])
+@pytest.mark.parametrize("called", [True, False])
+def test_an_installed_bench_measures_a_decorated_bank(called, eager):
+    """Traced before, it would not be measured; traced inside, it always would."""
+    model = nested(DecoratedBank, called)
+    plain = nested(pnn.layers.MRRBank).predict(X, verbose=0)
+    last = model.layers[-1]
+    for _ in range(2):
+        with Bench(retries=0).attach(model).installed(model):
+            found = model(X) if eager else model.predict(X, verbose=0)
+        np.testing.assert_allclose(found, last(np.full((8, 3), 5.0)), rtol=1e-5)
+        found = model(X) if eager else model.predict(X, verbose=0)
+        np.testing.assert_allclose(found, plain, rtol=1e-5)
+
+
+def test_functions_outside_are_as_they_were():
+    """TensorFlow has its own functions back, after an error too."""
+    before = type(tf.function(len)).__call__
+    with contextlib.suppress(ValueError):
+        pnn.hessian_eigenvalues(nested(Concrete), X, Y, variables="all")
+    assert type(tf.function(len)).__call__ is before
+    function = tf.function(lambda: tf.executing_eagerly())
+    model = nested(Decorated)
+    variable = model.get_layer("nested").kernel
+    with pnn.layers.context.Overrides([(variable, tf.zeros((4, 3)))]).scope(model):
+        assert function()
+    assert not function()

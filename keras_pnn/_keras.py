@@ -52,6 +52,25 @@ def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
+def stored(variable: keras.Variable) -> tf.Tensor:
+    """Returns what a variable stores, also where a stateless scope overrides it."""
+    return tf.convert_to_tensor(variable._value)
+
+
+def companion(variable: keras.Variable, purpose: str) -> tf.Variable:
+    """Returns a variable of the same shape that is kept with another, at first 0.
+
+    It is freed with that one, and never saved with a model.
+    """
+    attributes, name = vars(variable), f"_keras_pnn_{purpose}"
+    if name not in attributes:
+        # A graph that asks for it must not own it.
+        with tf.init_scope():
+            zeros = tf.zeros(variable.shape, variable.dtype)
+            attributes[name] = tf.Variable(zeros, trainable=False, name=purpose)
+    return attributes[name]
+
+
 def seed_states(model: keras.layers.Layer) -> list[keras.Variable]:
     """Returns the states of the random generators of all layers."""
     return [

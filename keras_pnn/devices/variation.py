@@ -117,6 +117,10 @@ class Variation:
         """Raises a ValueError if a name matches nothing in the model."""
         self._plan(model)
 
+    def quantities(self, model: keras.layers.Layer) -> list[Quantity]:
+        """Returns what of a model deviates."""
+        return [quantity for quantity, _ in self._plan(model)]
+
     def _plan(self, model) -> list[tuple[Quantity, object]]:
         """(quantity, spread) pairs; a name with a layer wins over one without."""
         plan: dict[int, tuple[Quantity, str]] = {}
@@ -153,8 +157,14 @@ class Variation:
         return drawn
 
     def values(self, model: keras.layers.Layer, seed):
-        """Draws one device, as `deviations`; returns (variable, value) pairs."""
-        return [(q.variable, q.value(d)) for q, d in self.deviations(model, seed)]
+        """Draws one device on top of what the model's variables are at present.
+
+        What a device that is installed, or a drift, has set is the base of the draw.
+
+        Returns:
+            (variable, value) pairs, drawn as `deviations`.
+        """
+        return [(q.variable, q.added(d)) for q, d in self.deviations(model, seed)]
 
     def sample(self, model: keras.layers.Layer, n: int, seed: int = 0) -> DeviceSet:
         """Draws devices.

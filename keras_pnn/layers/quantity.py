@@ -7,6 +7,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_pnn import _keras
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Quantity:
@@ -65,6 +67,33 @@ class Quantity:
         if base is None:
             base = tf.convert_to_tensor(self.variable)
         return base + tf.cast(deviation, self.variable.dtype)
+
+    def added(self, deviation) -> tf.Tensor:
+        """Returns the variable's present value plus a deviation."""
+        present = tf.convert_to_tensor(self.variable)
+        return present + tf.cast(deviation, present.dtype)
+
+    @property
+    def present(self) -> np.ndarray:
+        """The deviation from nominal that the variable stores, in float64."""
+        return np.asarray(self.variable).astype("float64") - self.nominal
+
+    @property
+    def drift(self) -> tf.Variable:
+        """How far drift has moved the variable in the present step; else 0.
+
+        A device that measures has deviations of its own in place of those of the
+        model, and adds this.
+        """
+        return _keras.companion(self.variable, "drift")
+
+    def passing(self) -> tf.Tensor:
+        """Returns how far the present step has moved the variable.
+
+        That is drift, and what a stateless scope adds: noise, and eq. 5.
+        """
+        scoped = tf.convert_to_tensor(self.variable) - _keras.stored(self.variable)
+        return scoped + self.drift
 
     def check(self, deviation) -> None:
         """Checks that a deviation keeps above the bound.

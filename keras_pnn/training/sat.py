@@ -65,12 +65,13 @@ class SATModel(Trainer):
             (with `Autodiff`, one for each where their shapes differ),
             `"slm/rotation"` that of one layer.
         variation: a `Variation`. A fresh device is drawn each step, the same in
-            all passes, a pure function of `seed` and the step.
+            all passes, a pure function of `seed` and the step. What is drawn is
+            added to what a device that is installed, or a drift, has set.
         device: a device whose measurements replace the layers' outputs in both
             passes, while gradients go through the model: SAT online. The ascent is
-            then by these proxy gradients too. An imperfection that a
-            `SimulatedDevice` does not name follows `adversarial` and `variation`;
-            a device on the bench does not.
+            then by these proxy gradients too. To the deviations of a
+            `SimulatedDevice` those of `adversarial`, `variation` and drift are added;
+            a device on the bench cannot be moved by them, which is an error.
         clean_fraction: a in [0, 1]: the optimizer steps with (1 − a) times the
             gradient of the second pass plus a times that of the first. With a large
             adversarial radius and a = 0, a network can forget the nominal case.
@@ -182,6 +183,7 @@ class SATModel(Trainer):
         trainable = self.trainable_variables
         controls, adversary = self._perturbed()
         one_pass = not controls and not adversary
+        self._check_movable(adversary)
 
         # (Θ, θ0), and what eqs. 3 and 5 need of the gradient there.
         present = Overrides()
@@ -211,6 +213,16 @@ class SATModel(Trainer):
         if self.ascent is not None:
             controls = select_variables(self.model, self.perturb)
         return controls, Adversary(self.model, self.adversarial, controls)
+
+    def _check_movable(self, adversary: Adversary) -> None:
+        """Raises ValueError if a device on the bench would have to move."""
+        parameters = adversary.parameters
+        moved = {"`adversarial`": [q for p in parameters for q in p.quantities]}
+        if self.variation is not None:
+            moved["`variation`"] = self.variation.quantities(self.model)
+        for device in bench.devices_of(self):
+            for what, quantities in moved.items():
+                bench.check_movable(device, quantities, what)
 
     def _ascended(self, controls: list, present: Overrides, first: Evaluation):
         """Θ + ΔΘ, eq. 3."""

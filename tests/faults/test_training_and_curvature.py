@@ -238,9 +238,6 @@ def test_the_hessian_is_the_second_difference_of_the_loss(kind, options):
         np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
-# Several sources for one imperfection.
-
-
 class Sum(pnn.layers.PhysicalLayer):
     """Adds its imperfections to the inputs."""
 
@@ -262,125 +259,6 @@ def sums(*names):
     """A model whose loss on zeros is the square of what its imperfections add up to."""
     model = network(*(Sum(name=n) for n in names or ("b1",)), shape=(1,))
     return compiled(model, loss="mse")
-
-
-def drift(name, value, during="training"):
-    process = pnn.drift.Linear(rate=0.0, start=value)
-    return pnn.callbacks.DriftInjection(name, process, during=during)
-
-
-def noisy(model, device=None, **spreads):
-    sat = pnn.SATModel(
-        model, ascent=None, device=device, variation=pnn.Variation(**spreads)
-    )
-    return compiled(sat, loss=model.loss)
-
-
-@fault("Noise takes the place of drift")
-def test_drift_and_noise_add():
-    """The loss is that without drift, while the log says 3.0."""
-    logs = noisy(sums(), temperature=1e-6).fit(
-        ZEROS, ZEROS, callbacks=[drift("temperature", 3.0)], **FIT
-    )
-    np.testing.assert_allclose(logs.history["drift_temperature"], [3.0], rtol=1e-4)
-    np.testing.assert_allclose(logs.history["loss"], [9.0], rtol=1e-4)
-
-
-@seeded
-def mesh():
-    return network(pnn.layers.MZIMesh(4), pnn.layers.Photodetector())
-
-
-@seeded
-def slm():
-    return network(pnn.layers.MaskedSLM(3), shape=(16,))
-
-
-@fault("Noise takes the place of the chip that is installed")
-@pytest.mark.parametrize(
-    "build, imperfection, value, noise",
-    [
-        (bank, "resonance_shift", 0.1, "resonance_shift"),
-        (mesh, "splitter_error", 0.3, "splitter_imbalance"),
-        (slm, "scale", 0.3, "scale"),
-    ],
-)
-def test_noise_is_added_to_the_installed_chip(build, imperfection, value, noise):
-    """The design is trained, not the chip."""
-    model = compiled(build())
-    x = np.random.default_rng(2).normal(size=(8, *model.input_shape[1:]))
-    x = x.astype("float32")
-    chip = deviating(model, imperfection, value)[0]
-    expected = loss_on(chip, model, x)
-    with chip.installed(model):
-        found = first_loss(noisy(model, **{noise: 1e-7}), x)
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
-
-
-@fault("One of two drifts is lost")
-@pytest.mark.parametrize("order", [1, -1])
-def test_drifts_of_the_chip_and_of_one_layer_add(order):
-    """Whichever is listed first wins."""
-    drifts = [drift("temperature", 3.0), drift("b1/temperature", 1.0)][::order]
-    found = first_loss(sums("b1", "b2"), ZEROS, ZEROS, callbacks=drifts)
-    np.testing.assert_allclose(found, (3.0 + 3.0 + 1.0) ** 2, rtol=1e-5)
-
-
-@fault("Drift takes the place of the chip that is installed")
-@pytest.mark.parametrize("imperfection", ["temperature", "scale"])
-def test_drift_is_added_to_the_installed_chip_in_training(imperfection):
-    """The chip's own deviation is lost while it drifts."""
-    model = sums()
-    with deviating(model, imperfection, 2.0)[0].installed(model):
-        found = first_loss(model, ZEROS, ZEROS, callbacks=[drift(imperfection, 3.0)])
-    np.testing.assert_allclose(found, 25.0, rtol=1e-5)
-
-
-@fault("Drift takes the place of the chip that is installed")
-def test_drift_is_added_to_the_installed_chip_in_evaluation():
-    """The chip's own deviation is lost while it drifts."""
-    model = sums()
-    drifting = drift("temperature", 3.0, during="validation")
-    with deviating(model, "temperature", 2.0)[0].installed(model):
-        found = model.evaluate(ZEROS, ZEROS, verbose=0, callbacks=[drifting])
-    np.testing.assert_allclose(found, 25.0, rtol=1e-5)
-
-
-@fault("Drift does not reach the simulated device of online training")
-def test_drift_is_added_to_the_simulated_device():
-    """The log says 3.0, and the device stays as it is."""
-    model = sums()
-    pat = compiled(pnn.PATModel(model, deviating(model, "temperature", 2.0)[0]))
-    compiled(pat, loss="mse")
-    found = first_loss(pat, ZEROS, ZEROS, callbacks=[drift("temperature", 3.0)])
-    np.testing.assert_allclose(found, 25.0, rtol=1e-5)
-
-
-@fault("Noise does not reach the simulated device of online training")
-def test_noise_is_added_to_the_simulated_device():
-    """The device's own deviation hides the draw."""
-    model = sums()
-    drawn = np.sqrt(first_loss(noisy(model, temperature=0.5), ZEROS, ZEROS))
-    device = deviating(model, "temperature", 2.0)[0]
-    found = np.sqrt(first_loss(noisy(model, device, temperature=0.5), ZEROS, ZEROS))
-    # The loss does not tell the sign of the draw.
-    np.testing.assert_allclose(abs(found - 2.0), drawn, rtol=1e-4)
-
-
-@fault("Eq. 5 starts from the noise alone")
-def test_the_worst_case_starts_from_the_sum():
-    """The chip that is installed is lost in the second pass too."""
-    model = sums()
-    sat = pnn.SATModel(
-        model,
-        ascent=None,
-        adversarial={"temperature": pnn.Autodiff(radius=0.5)},
-        variation=pnn.Variation(temperature=1e-6),
-    )
-    compiled(sat, loss="mse")
-    with deviating(model, "temperature", 3.0)[0].installed(model):
-        logs = sat.fit(ZEROS, ZEROS, **FIT).history
-    np.testing.assert_allclose(logs["sharpness"], [3.5**2 - 3.0**2], rtol=1e-4)
 
 
 # Masks and logits.

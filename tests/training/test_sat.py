@@ -1,5 +1,6 @@
 """Sharpness-aware training: what one step does, and what it leaves alone."""
 
+import contextlib
 import json
 
 import keras
@@ -7,7 +8,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers, ops
-from models import FIT, LOSS, assert_same, banks, compiled, numbers, run_script, samples
+from models import (
+    FIT,
+    LOSS,
+    assert_same,
+    banks,
+    compiled,
+    mesh,
+    numbers,
+    run_script,
+    samples,
+)
 
 import keras_pnn as pnn
 from keras_pnn.layers.lookup import physical_layers
@@ -634,6 +645,72 @@ def test_noise_and_ascent_on_one_variable(perturb):
         loss, sharpness = manual_step(model, SELECTIONS[perturb](model), 0.2, rate=0.0)
     np.testing.assert_allclose(logs["loss"], [loss], rtol=1e-5)
     np.testing.assert_allclose(logs["sharpness"], [sharpness], rtol=1e-3)
+
+
+class Sum(pnn.layers.PhysicalLayer):
+    """Adds its temperature to the inputs."""
+
+    def build(self, input_shape):
+        self.add_control("gain", (), unit="", initializer="ones")
+        self.add_imperfection("temperature", (), unit="K", shared=True)
+
+    def forward(self, inputs, controls, imperfections):
+        return controls["gain"] * inputs + imperfections["temperature"]
+
+
+ZEROS = np.zeros((4, 1), "float32")
+
+
+def heated(device=None, **kwargs):
+    """Logs of a step whose loss is the temperature."""
+    model = keras.Sequential([keras.Input((1,)), Sum()])
+    chip = pnn.devices.sweep(model, "temperature", [3.0])[0]
+    measures = chip if device == "measures" else None
+    sat = pnn.SATModel(model, ascent=None, device=measures, seed=3, **kwargs)
+    sat.compile(SGD(0.0), lambda y, y_pred: y_pred)
+    installs = contextlib.nullcontext()
+    if device == "installed":
+        installs = chip.installed(model)
+    drifts = pnn.callbacks.DriftInjection("temperature", pnn.drift.Linear(0, 3.0))
+    callbacks = [drifts] if device == "drifts" else []
+    with installs:
+        return sat.fit(ZEROS, ZEROS, batch_size=4, verbose=0, callbacks=callbacks)
+
+
+def slm():
+    return keras.Sequential([keras.Input((16,)), pnn.layers.MaskedSLM(3)])
+
+
+@pytest.mark.parametrize("device", ["installed", "drifts", "measures"])
+def test_noise_and_the_worst_case_are_added_to_the_chip(device):
+    noise = {"variation": pnn.Variation(temperature=0.5)}
+    (drawn,) = heated(**noise).history["loss"]
+    assert abs(drawn) > 0.1
+    worst = {"adversarial": {"temperature": pnn.Autodiff(radius=0.5)}}
+    logs = heated(device, **noise, **worst).history
+    np.testing.assert_allclose(logs["loss"], [3.0 + drawn], rtol=1e-6)
+    np.testing.assert_allclose(logs["sharpness"], [0.5], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("build", "imperfection", "noise"),
+    [
+        (banks, "resonance_shift", "resonance_shift"),
+        (mesh, "splitter_error", "splitter_imbalance"),
+        (slm, "scale", "scale"),
+    ],
+)
+def test_noise_of_nothing_trains_the_chip_that_is_installed(build, imperfection, noise):
+    model = compiled(build(), SGD(0.0))
+    x = np.random.default_rng(2).normal(size=(8, *model.input_shape[1:]))
+    y = Y[:8] % 3
+    (chip,) = pnn.devices.sweep(model, imperfection, [0.3])
+    sat = pnn.SATModel(model, ascent=None, variation=pnn.Variation({noise: 1e-7}))
+    compiled(sat, SGD(0.0))
+    with chip.installed(model):
+        expected = model.evaluate(x, y, verbose=0)
+        logs = sat.fit(x, y, batch_size=8, verbose=0).history
+    np.testing.assert_allclose(logs["loss"], [expected], rtol=1e-4)
 
 
 def test_noise_on_dense_kernels():

@@ -65,7 +65,8 @@ class SATModel(Trainer):
             (with `Autodiff`, one for each where their shapes differ),
             `"slm/rotation"` that of one layer.
         variation: a `Variation`. A fresh device is drawn each step, the same in
-            all passes, a pure function of `seed` and the step. What is drawn is
+            all passes, a pure function of `seed` and the step, whether XLA compiles the
+            step or not. What is drawn is
             added to what a device that is installed, or a drift, has set.
         device: a device whose measurements replace the layers' outputs in both
             passes, while gradients go through the model: SAT online. The ascent is
@@ -188,6 +189,7 @@ class SATModel(Trainer):
         # (Θ, θ0), and what eqs. 3 and 5 need of the gradient there.
         present = Overrides()
         if self.variation is not None:
+            self._check_draws()
             present = Overrides(self.variation.values(self.model, seed))
         wrt = [*controls, *adversary.differentiated]
         if one_pass or self.clean_fraction:
@@ -213,6 +215,16 @@ class SATModel(Trainer):
         if self.ascent is not None:
             controls = select_variables(self.model, self.perturb)
         return controls, Adversary(self.model, self.adversarial, controls)
+
+    def _check_draws(self) -> None:
+        """Raises ValueError if XLA would draw other devices than TensorFlow."""
+        if self.jit_compile and self.variation.distributions:
+            raise ValueError(
+                "TFP draws other devices under XLA than without: compile with "
+                "jit_compile=False, or give standard deviations or `Correlated` in "
+                "`variation`. Received: jit_compile=True, and distributions of "
+                f"{', '.join(self.variation.distributions)}"
+            )
 
     def _check_movable(self, adversary: Adversary) -> None:
         """Raises ValueError if a device on the bench would have to move."""

@@ -617,6 +617,29 @@ def test_noise_is_a_fresh_device_each_step(ascent):
             assert not value.numpy().any()
 
 
+@pytest.mark.parametrize("spread", [0.1, pnn.Correlated(0.1, length=2.0)])
+def test_noise_is_the_same_under_xla(spread):
+    losses = []
+    for options in ({}, {"jit_compile": True}, {"run_eagerly": True}):
+        noise = pnn.Variation(resonance_shift=spread)
+        sat = compiled(pnn.SATModel(banks(), ascent=None, variation=noise), **options)
+        losses.append(sat.fit(X, Y, **FIT).history["loss"])
+    # What is left is the rounding of the forward pass.
+    np.testing.assert_allclose(losses[1:], [losses[0]] * 2, rtol=1e-5)
+
+
+def test_distributions_that_xla_draws_otherwise_are_refused():
+    import tensorflow_probability as tfp
+
+    spread = pnn.Variation(resonance_shift=tfp.distributions.Normal(0.0, 0.1))
+    for noise in (spread, spread.scaled(0.5)):
+        sat = compiled(
+            pnn.SATModel(banks(), ascent=None, variation=noise), jit_compile=True
+        )
+        with pytest.raises(ValueError, match=r"jit_compile=False.*of resonance_shift"):
+            sat.fit(X, Y, **FIT)
+
+
 def test_noise_is_deterministic_in_its_seed():
     def weights(seed):
         sat = pnn.SATModel(banks(), rho=0.1, variation=NOISE, seed=seed)

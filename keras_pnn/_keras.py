@@ -209,6 +209,19 @@ def lent_compile(model: keras.Model, trainer: keras.Model) -> Iterator[None]:
         attributes.update(before)
 
 
+def skips(optimizer: keras.optimizers.Optimizer, gradients: list) -> tf.Tensor:
+    """Tells whether an optimizer passes over a step, as gradients overflowed in it."""
+    if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return tf.constant(False)
+    values = [
+        g.values if isinstance(g, tf.IndexedSlices) else g
+        for g in gradients
+        if g is not None
+    ]
+    finite = [tf.reduce_all(tf.math.is_finite(tf.abs(v))) for v in values]
+    return tf.logical_not(tf.reduce_all(finite))
+
+
 # Attributes that Keras hangs on tensors, and that new tensors lose.
 _ON_TENSORS = ("_keras_mask", "_keras_logits")
 
@@ -223,6 +236,25 @@ def set_tensor_attributes(tensor, attributes: dict) -> None:
     """Hangs what `tensor_attributes` returned on another tensor."""
     for name, value in attributes.items():
         setattr(tensor, name, value)
+
+
+def joined_attributes(valued, modelled, join: Callable) -> dict:
+    """Returns what Keras would keep on outputs with values and derivatives of two.
+
+    Logits that the values lack, as those of a measurement do, are left out: the
+    model's belong to other values.
+
+    Args:
+        valued: the outputs that give the values.
+        modelled: those that give the derivatives, and the mask.
+        join: a function of both that joins their logits.
+    """
+    mask, logits = _ON_TENSORS
+    ours, theirs = tensor_attributes(modelled), tensor_attributes(valued)
+    found = {name: value for name, value in ours.items() if name == mask}
+    if logits in ours and logits in theirs:
+        found[logits] = join(theirs[logits], ours[logits])
+    return found
 
 
 # Graphs of nodes.

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import keras
 import tensorflow as tf
 
+from keras_pnn import _keras
+
 
 class Overrides(Mapping):
     """An immutable mapping from variables to the values that replace theirs.
@@ -136,9 +138,20 @@ def kernels_per_device() -> contextlib.AbstractContextManager[None]:
     return _changed(stacked=True)
 
 
-@tf.custom_gradient
 def valued(measured, modelled):
-    """Returns the values of `measured` with the derivatives of `modelled`."""
+    """Returns the values of `measured` with the derivatives of `modelled`.
+
+    The mask of the outputs is kept, and so are the logits behind a softmax or sigmoid
+    where `measured` has them too: a simulated device does, a bench does not.
+    """
+    outputs = _valued(measured, modelled)
+    attributes = _keras.joined_attributes(measured, modelled, _valued)
+    _keras.set_tensor_attributes(outputs, attributes)
+    return outputs
+
+
+@tf.custom_gradient
+def _valued(measured, modelled):
     return tf.identity(measured), lambda upstream: (None, upstream)
 
 

@@ -485,6 +485,16 @@ def test_a_measurement_is_no_simulated_device():
     np.testing.assert_array_equal(after["loss"], before["loss"])
 
 
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_logits_survive(activation):
+    """A saturated cross-entropy among the metrics is not clipped, as in `evaluate`."""
+    loss = {"softmax": "categorical", "sigmoid": "binary"}[activation] + "_crossentropy"
+    head = keras.layers.Activation(activation)
+    model = bank(6, head, loss=loss, metrics=[loss])
+    devices = pnn.devices.sweep(model, "temperature", [0.0, 0.1])
+    assert_equals_evaluate(model, 200 * X, ONE_HOT, devices)
+
+
 def test_devices_within_a_device_are_refused():
     """They would take its place."""
     model = bank(6, loss=CROSS_ENTROPY)

@@ -40,7 +40,11 @@ class SATModel(Trainer):
     Metrics, batch normalisation statistics and the reported loss are those of the
     first pass; all passes draw the same dropout masks and noise, so that ρ = 0 is plain
     training to the last bit (under XLA, which orders sums as it likes, to rounding).
-    `sharpness`, the mean of L(Θ + ΔΘ, θ_adv) − L(Θ, θ0), is logged beside the loss.
+    `sharpness`, the mean of L(Θ + ΔΘ, θ_adv) − L(Θ, θ0), is logged beside the loss;
+    steps that the optimizer skips under `mixed_float16` do not count in it.
+
+    ρ that was changed is part of the saved state, as a learning rate is: loading
+    weights, or resuming a run, takes up the ρ that was saved.
 
     `evaluate`, `predict` and saving behave as those of the model inside, which is
     `sat.model`. With a device, `save` gives that digital model, and eigenvalues of
@@ -266,11 +270,18 @@ class SATModel(Trainer):
         x, y, sample_weight = batch
         size = tf.shape(next(a for a in keras.tree.flatten(x) if a is not None))[0]
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        for metric, value in (
-            (_keras.loss_tracker(self), first.loss),
-            (self._sharpness, second.loss - first.loss),
+        # A step that overflowed is no step: its second pass may be anywhere.
+        skipped = _keras.skips(self.optimizer, gradients)
+        rise = second.loss - first.loss
+        for metric, value, weight in (
+            (_keras.loss_tracker(self), first.loss, size),
+            (
+                self._sharpness,
+                tf.where(skipped, tf.zeros_like(rise), rise),
+                tf.where(skipped, 0, size),
+            ),
         ):
-            metric.update_state(value * replicas, sample_weight=size)
+            metric.update_state(value * replicas, sample_weight=weight)
         pairs = zip(gradients, self.trainable_variables, strict=True)
         self.optimizer.apply_gradients(pairs)
         return self.compute_metrics(x, y, first.y_pred, sample_weight=sample_weight)
@@ -278,6 +289,22 @@ class SATModel(Trainer):
     @property
     def train_metrics(self):
         return [self._sharpness]
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        for index, variable in enumerate(self._ascent_variables()):
+            store[f"ascent_{index}"] = variable
+
+    def load_own_variables(self, store):
+        super().load_own_variables(store)
+        saved = set(store.keys())
+        for index, variable in enumerate(self._ascent_variables()):
+            # Weights may be those of a run with another ascent.
+            if f"ascent_{index}" in saved:
+                variable.assign(store[f"ascent_{index}"])
+
+    def _ascent_variables(self) -> list:
+        return list(getattr(self.ascent, "variables", ()))
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object

@@ -461,6 +461,32 @@ def test_batches_are_all_that_fit_needs(epochs):
         sat.fit(batches, steps_per_epoch=2, verbose=0)
 
 
+class Overflow(keras.callbacks.Callback):
+    """Sets a loss scale that overflows in the first of several batches."""
+
+    def on_train_batch_begin(self, batch, logs=None):
+        first = batch == 0 and self.params["steps"] > 1
+        self.model.optimizer.dynamic_scale.assign(1e38 if first else 1024.0)
+
+
+@pytest.mark.parametrize("clean_fraction", [0.0, 0.5])
+def test_a_step_that_overflows_does_not_count_in_sharpness(clean_fraction):
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
+        sat = pnn.SATModel(model, rho=0.1, perturb="all", clean_fraction=clean_fraction)
+        compiled(sat, SGD(0.0))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    sat.optimizer.build(sat.trainable_variables)
+    fit = {"batch_size": 4, "shuffle": False, "verbose": 0, "callbacks": [Overflow()]}
+    (expected,) = sat.fit(X[4:8], Y[4:8], **fit).history["sharpness"]
+    (found,) = sat.fit(X[:8], Y[:8], **fit).history["sharpness"]
+    assert int(sat.optimizer.iterations.numpy()) == 2
+    assert np.isfinite(expected) and expected > 0
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
 def test_an_overflow_under_mixed_float16_skips_the_step():
     keras.config.set_dtype_policy("mixed_float16")
     try:

@@ -11,6 +11,7 @@ from keras_pnn.training import ascent as ascents
 from keras_pnn.training import bench
 from keras_pnn.training.adversary import Adversary
 from keras_pnn.training.adversary_rules import AdversaryRule, check_rules
+from keras_pnn.training.collapse import CollapseWarning
 from keras_pnn.training.gradients.base import (
     DeviceGradient,
     Evaluation,
@@ -50,6 +51,8 @@ class SATModel(Trainer):
     `sat.model`. With a device, `save` gives that digital model, and eigenvalues of
     the Hessian are the digital model's: a measurement has no second derivative.
 
+    A `fit` with an accuracy among its metrics warns once if that stays at chance.
+
     A model's own `compute_loss` is used, and metrics that it keeps itself are
     reported, as in plain training.
 
@@ -77,6 +80,9 @@ class SATModel(Trainer):
             then by these proxy gradients too. To the deviations of a
             `SimulatedDevice` those of `adversarial`, `variation` and drift are added;
             a device on the bench cannot be moved by them, which is an error.
+        warmup: steps of the optimizer in which the ascent's ΔΘ and the deviations of
+            `variation` grow linearly from 0 to their full size; 0 for none. An
+            untrained network may find no direction among devices that differ much.
         clean_fraction: a in [0, 1]: the optimizer steps with (1 − a) times the
             gradient of the second pass plus a times that of the first. With a large
             adversarial radius and a = 0, a network can forget the nominal case.
@@ -90,6 +96,7 @@ class SATModel(Trainer):
         ValueError: If `model` overrides a step that would not be called; `rho` is
             negative; both `rho` and an ascent object are given; `perturb="controls"`
             and the model has no physical layer; `clean_fraction` is outside [0, 1];
+            `warmup` is no integer ≥ 0, or has nothing to act on;
             `seed` is no integer of 32 bits; or `adversarial` names what the model does
             not have, one variable twice, or one that `perturb` moves.
 
@@ -119,6 +126,7 @@ class SATModel(Trainer):
         adversarial: dict[str, AdversaryRule] | None = None,
         variation: Variation | None = None,
         device=None,
+        warmup: int = 0,
         clean_fraction: float = 0.0,
         seed: int = 0,
         gradient: GradientSource | None = None,
@@ -136,6 +144,12 @@ class SATModel(Trainer):
         if variation is not None and not hasattr(variation, "values"):
             raise _checks.error("variation", "a Variation", _checks.short(variation))
         self.variation = variation
+        self._warmup = _checks.integer("warmup", warmup, low=0)
+        if warmup and self.ascent is None and variation is None:
+            raise ValueError(
+                "`warmup` ramps an ascent or a variation. Received: "
+                f"warmup={warmup}, ascent=None, variation=None"
+            )
         if gradient is None:
             gradient = ModelGradient() if device is None else DeviceGradient()
         elif not isinstance(gradient, GradientSource):
@@ -147,6 +161,8 @@ class SATModel(Trainer):
         )
         self.seed = _checks.integer("seed", seed, -(2**31), 2**31 - 1)
         self._sharpness = keras.metrics.Mean(name="sharpness")
+        # Of the outputs, known from the first step on.
+        self.classes: int | None = None
 
     @property
     def rho(self):
@@ -160,6 +176,11 @@ class SATModel(Trainer):
                 f"`rho` needs an ascent, and ascent=None. Received: rho={value!r}"
             )
         self.ascent.rho = value
+
+    @property
+    def warmup(self) -> int:
+        """Steps in which ascent and noise grow; fixed, as steps are traced once."""
+        return self._warmup
 
     @property
     def clean_fraction(self) -> float:
@@ -194,7 +215,7 @@ class SATModel(Trainer):
         present = Overrides()
         if self.variation is not None:
             self._check_draws()
-            present = Overrides(self.variation.values(self.model, seed))
+            present = self._drawn(seed)
         wrt = [*controls, *adversary.differentiated]
         if one_pass or self.clean_fraction:
             wrt = list(Overrides((v, None) for v in [*wrt, *trainable]))
@@ -219,6 +240,20 @@ class SATModel(Trainer):
         if self.ascent is not None:
             controls = select_variables(self.model, self.perturb)
         return controls, Adversary(self.model, self.adversarial, controls)
+
+    def _ramp(self):
+        """The share of ascent and noise in this step, in float32."""
+        step = tf.cast(tf.convert_to_tensor(self.optimizer.iterations), "float32")
+        return tf.minimum(step / self.warmup, 1.0)
+
+    def _drawn(self, seed) -> Overrides:
+        """The device of this step, added to what the variables are."""
+        if not self.warmup:
+            return Overrides(self.variation.values(self.model, seed))
+        drawn = self.variation.deviations(self.model, seed)
+        return Overrides(
+            (q.variable, q.added(tf.cast(self._ramp(), d.dtype) * d)) for q, d in drawn
+        )
 
     def _check_draws(self) -> None:
         """Raises ValueError if XLA would draw other devices than TensorFlow."""
@@ -247,6 +282,8 @@ class SATModel(Trainer):
         values = [present.value(v) for v in controls]
         gradients = summed([first.dense(v) for v in controls])
         steps = self.ascent(values, gradients, self.optimizer.iterations)
+        if self.warmup:
+            steps = [tf.cast(self._ramp(), s.dtype) * s for s in steps]
         return Overrides(
             (variable, value + step)
             for variable, value, step in zip(controls, values, steps, strict=True)
@@ -268,6 +305,10 @@ class SATModel(Trainer):
     def _apply(self, batch, first: Evaluation, second: Evaluation, gradients) -> dict:
         """Steps the optimizer and the metrics; returns the logs."""
         x, y, sample_weight = batch
+        if keras.ops.is_tensor(first.y_pred) and (first.y_pred.shape.rank or 0) > 1:
+            # One output that is a probability has two classes.
+            units = first.y_pred.shape[-1]
+            self.classes = units and max(units, 2)
         size = tf.shape(next(a for a in keras.tree.flatten(x) if a is not None))[0]
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         # A step that overflowed is no step: its second pass may be anywhere.
@@ -289,6 +330,17 @@ class SATModel(Trainer):
     @property
     def train_metrics(self):
         return [self._sharpness]
+
+    def _own_callbacks(self):
+        suspects = []
+        if self.ascent is not None and self.rho != 0:
+            suspects.append(f"rho={self.rho}")
+        if self.variation is not None:
+            suspects.append(f"variation={self.variation!r}")
+        if self.adversarial:
+            suspects.append(f"adversarial={self.adversarial!r}")
+        own = super()._own_callbacks()
+        return [*own, CollapseWarning(suspects)] if suspects else own
 
     def save_own_variables(self, store):
         super().save_own_variables(store)
@@ -314,6 +366,7 @@ class SATModel(Trainer):
             "perturb": serialize(self.perturb),
             "adversarial": {n: serialize(r) for n, r in self.adversarial.items()},
             "variation": serialize(self.variation),
+            "warmup": self.warmup,
             "clean_fraction": self.clean_fraction,
             "seed": self.seed,
             "gradient": serialize(self.gradient),

@@ -238,42 +238,9 @@ def test_the_hessian_is_the_second_difference_of_the_loss(kind, options):
         np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
-class Sum(pnn.layers.PhysicalLayer):
-    """Adds its imperfections to the inputs."""
-
-    def build(self, input_shape):
-        self.add_control("gain", (), unit="", initializer="ones")
-        self.add_imperfection("temperature", (), unit="K", shared=True)
-        self.add_imperfection("scale", (), unit="", nominal=1.0, lower_bound=0.0)
-
-    def forward(self, inputs, controls, imperfections):
-        added = imperfections["temperature"] + imperfections["scale"] - 1
-        return controls["gain"] * inputs + added
-
-
-ZEROS = np.zeros((4, 1), "float32")
-
-
-@seeded
-def sums(*names):
-    """A model whose loss on zeros is the square of what its imperfections add up to."""
-    model = network(*(Sum(name=n) for n in names or ("b1",)), shape=(1,))
-    return compiled(model, loss="mse")
-
-
-# Masks and logits.
-
-
 ONLINE = {
     "pat": lambda model, device: pnn.PATModel(model, device),
-    "pat output": lambda model, device: pnn.PATModel(model, device, "output"),
-    "sat output": lambda model, device: pnn.SATModel(
-        model, rho=0.0, device=device, gradient=pnn.training.DeviceGradient("output")
-    ),
     "dat": lambda model, device: pnn.DATModel(model, device, error_networks=1),
-    "dat output": lambda model, device: pnn.DATModel(
-        model, device, error_networks=1, internal_states=False
-    ),
 }
 
 
@@ -383,7 +350,7 @@ def test_a_run_that_failed_in_validation_resumes_with_its_weights(tmp_path):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-# Saving, validation, warm-up.
+# Saving, validation.
 
 
 @fault("A predicate is saved that cannot be loaded", (TypeError, ValueError))
@@ -431,52 +398,3 @@ def test_the_digital_model_is_validated_beside_the_device(kind):
     """There is no `val_model_loss`."""
     logs, _, digital = validated(kind)
     np.testing.assert_allclose(logs["val_model_loss"], [digital], rtol=1e-5)
-
-
-RAMP = [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
-
-
-@fault("There is no warm-up", (TypeError, ValueError))
-def test_warmup_ramps_the_radius():
-    """The ramp of ρ has to be written as a schedule of one's own."""
-    # The loss is linear in the gain, so that sharpness goes as the radius.
-    model = network(Sum(name="b1"), shape=(1,))
-    sat = pnn.SATModel(model, rho=0.2, warmup=4)
-    compiled(sat, rate=0.0, loss=lambda y, y_pred: y_pred)
-    logs = sat.fit(ZEROS + 1, ZEROS, **FIT, epochs=6).history
-    np.testing.assert_allclose(logs["sharpness"], 0.2 * np.array(RAMP), atol=1e-6)
-
-
-@fault("There is no warm-up", (TypeError, ValueError))
-def test_warmup_ramps_the_noise():
-    """Noise acts in full from the first step."""
-    losses = []
-    for warmup in ({}, {"warmup": 4}):
-        noise = pnn.Variation(temperature=1.0)
-        sat = pnn.SATModel(sums(), ascent=None, variation=noise, **warmup)
-        compiled(sat, rate=0.0, loss=lambda y, y_pred: y_pred)
-        losses.append(sat.fit(ZEROS, ZEROS, **FIT, epochs=6).history["loss"])
-    np.testing.assert_allclose(losses[1], np.multiply(RAMP, losses[0]), atol=1e-6)
-
-
-@seeded
-def two_banks():
-    return network(pnn.layers.MRRBank(8, activation="relu"), pnn.layers.MRRBank(4))
-
-
-@fault("Training that collapsed says nothing", pytest.fail.Exception)
-@pytest.mark.parametrize(
-    "name, value",
-    [("rho", 2.0), ("variation", pnn.Variation(resonance_shift=30.0))],
-)
-def test_a_collapse_is_told_once(name, value):
-    """Accuracy stays at chance, where plain training has 1 from the second epoch."""
-    y = np.random.default_rng(0).permutation(np.repeat(np.arange(4), 8))
-    x = np.eye(4, dtype="float32")[y]
-    sat = pnn.SATModel(two_banks(), **{name: value})
-    compiled(sat, rate=0.5, metrics=["accuracy"])
-    with pytest.warns(UserWarning, match="warmup") as told:
-        logs = sat.fit(x, y, batch_size=8, epochs=6, verbose=0).history
-    assert max(logs["accuracy"]) <= 0.25
-    messages = [str(w.message) for w in told if "warmup" in str(w.message)]
-    assert len(messages) == 1 and name in messages[0]

@@ -741,6 +741,48 @@ def test_noise_and_the_worst_case_are_added_to_the_chip(device):
     np.testing.assert_allclose(logs["sharpness"], [0.5], rtol=1e-5)
 
 
+RAMP = [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("moved", ["rho", "variation"])
+def test_warmup_ramps_ascent_and_noise(moved):
+    def losses(**kwargs):
+        if moved == "rho":
+            kwargs = {"rho": 0.2, **kwargs}
+        else:
+            noise = pnn.Variation(temperature=1.0)
+            kwargs = {"ascent": None, "variation": noise, **kwargs}
+        model = keras.Sequential([keras.Input((1,)), Sum()])
+        sat = pnn.SATModel(model, **kwargs)
+        sat.compile(SGD(0.0), lambda y, y_pred: y_pred)
+        fit = {"batch_size": 4, "epochs": 6, "verbose": 0}
+        logs = sat.fit(ZEROS + (moved == "rho"), ZEROS, **fit).history
+        return np.array(logs["sharpness" if moved == "rho" else "loss"])
+
+    # Linear in the radius and in the temperature.
+    full, ramped = losses(), losses(warmup=4)
+    assert np.abs(full).min() > 0.01
+    np.testing.assert_allclose(ramped, RAMP * full, atol=1e-6)
+
+
+def test_warmup_is_saved(tmp_path):
+    sat = compiled(pnn.SATModel(banks(), rho=0.1, warmup=7))
+    sat.save(tmp_path / "sat.keras")
+    assert keras.saving.load_model(tmp_path / "sat.keras").warmup == 7
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"warmup": -1}, "`warmup`.*Received: -1"),
+        ({"warmup": 2, "ascent": None}, "ramps an ascent or a variation"),
+    ],
+)
+def test_bad_warmup(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        pnn.SATModel(banks(), **kwargs)
+
+
 @pytest.mark.parametrize(
     ("build", "imperfection", "noise"),
     [

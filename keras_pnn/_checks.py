@@ -14,12 +14,9 @@ import tensorflow as tf
 
 
 def error(name: str, expected: str, received) -> ValueError:
-    """Returns the error for an argument that is not what was expected.
+    """Returns the error for an argument that is not `expected`, such as "a number ≥ 0".
 
-    Args:
-        name: the argument's name.
-        expected: what it must be, such as `"a number ≥ 0"`.
-        received: what came, or a string that describes it.
+    `received` is what came, or a string that describes it.
     """
     return ValueError(f"Argument `{name}` must be {expected}. Received: {received}")
 
@@ -47,13 +44,9 @@ def real(
     above: float | None = None,
     below: float | None = None,
 ) -> float:
-    """Returns a finite number as a float.
+    """Returns a finite number, or an array or eager tensor of no axes, as a float.
 
-    Args:
-        name: the argument's name.
-        value: a Python or NumPy number, or an array or eager tensor of no axes.
-        low, high: bounds that the number may reach.
-        above, below: bounds that it may not reach.
+    It may reach the bounds `low` and `high`, and not `above` and `below`.
     """
     number = as_real(value)
     if not (math.isfinite(number) and _within(number, low, above, high, below)):
@@ -114,11 +107,8 @@ def array(
     """Returns finite real numbers as a float64 array.
 
     Args:
-        name: the argument's name.
-        value: a number or an array-like of numbers.
         shape: the shape that the array must have. `None` for any shape.
-        low: the least value allowed.
-        above: a bound below which, and at which, no value is allowed.
+        low, above: as in `real`.
         broadcast: whether a number stands for an array of the shape.
     """
     expected = "finite numbers" + _bounds(low, above, None, None)
@@ -149,14 +139,10 @@ def tensor(
     """Checks real numbers whose value is known; tensors of a graph pass.
 
     Args:
-        name: the argument's name.
-        value: a number, array-like, tensor or variable.
+        value: as in `concrete`.
         valid: a function from an array to booleans. A comparison with NaN is false,
             so that any comparison refuses NaN.
         expected: what is expected, such as `"positive"`.
-
-    Raises:
-        ValueError: an element is not valid, or is not a real number.
     """
     try:
         known = concrete(value)
@@ -190,13 +176,10 @@ def not_nan(name: str, value) -> None:
 
 
 def concrete(value) -> np.ndarray | None:
-    """Returns a value as a NumPy array, or `None` where it is not known yet.
+    """Returns a number, array-like, tensor or variable as a NumPy array.
 
-    Args:
-        value: a number, array-like, tensor or variable.
-
-    Raises:
-        ValueError: `value` does not hold real numbers.
+    `None` stands for a value that is not known yet. Raises a `ValueError` for anything
+    but real numbers.
     """
     if isinstance(value, keras.KerasTensor):
         return None
@@ -214,10 +197,10 @@ def concrete(value) -> np.ndarray | None:
     try:
         found = np.asarray(value)
     except ValueError:
-        found = None
-    if found is not None and found.dtype.name == "bfloat16":
+        found = np.empty(0, object)
+    if found.dtype.name == "bfloat16":
         return found.astype(np.float32)
-    if found is None or found.dtype.kind not in "fiub":
+    if found.dtype.kind not in "fiub":
         raise ValueError(f"Expected real numbers. Received: {value!r}")
     return found
 
@@ -225,16 +208,9 @@ def concrete(value) -> np.ndarray | None:
 def data(x, y=None, sample_weight=None, finite_targets: bool = True) -> tuple:
     """Returns a data set as structures of NumPy arrays of one length.
 
-    Args:
-        x: inputs, an array or a list or dictionary of arrays.
-        y: targets, likewise, or `None`.
-        sample_weight: likewise, or `None`.
-        finite_targets: whether `y` must be finite too. Targets may mark with NaN what
-            a loss ignores.
-
-    Raises:
-        ValueError: a part is not an array (a list of numbers, a data set), there
-            are no inputs, lengths differ or are 0, or NaN or infinity is among them.
+    Each is an array or a list or dictionary of arrays, not a list of numbers or a data
+    set. There must be inputs, and neither NaN nor infinity; `finite_targets=False`
+    allows targets to mark with NaN what a loss ignores.
     """
     parts = {"x": x, "y": y, "sample_weight": sample_weight}
     parts = {name: samples(name, part) for name, part in parts.items()}
@@ -255,7 +231,18 @@ def data(x, y=None, sample_weight=None, finite_targets: bool = True) -> tuple:
 
 def samples(name: str, value):
     """Returns an array, or a structure of arrays, as NumPy arrays; `None` stays."""
-    return keras.tree.map_structure(lambda a: _samples(name, a), value)
+
+    def one(given):
+        # A list of numbers comes here number by number; a data set has no shape.
+        if given is not None and not len(getattr(given, "shape", ())):
+            expected = (
+                "an array, or a list or dictionary of arrays, with the samples along "
+                "the first axis (`np.asarray` makes one of a list of numbers)"
+            )
+            raise error(name, expected, short(given))
+        return None if given is None else np.asarray(given)
+
+    return keras.tree.map_structure(one, value)
 
 
 def inputs(name: str, value) -> None:
@@ -277,19 +264,6 @@ def finite(name: str, value) -> None:
     for leaf in filter(_known, keras.tree.flatten(value)):
         if not _all_finite(leaf):
             raise error(name, "finite", "NaN or infinity")
-
-
-def _samples(name: str, given):
-    if given is None:
-        return None
-    # A list of numbers comes here number by number; a data set has no shape.
-    if not len(getattr(given, "shape", ())):
-        expected = (
-            "an array, or a list or dictionary of arrays, with the samples along the "
-            "first axis (`np.asarray` makes one of a list of numbers)"
-        )
-        raise error(name, expected, short(given))
-    return np.asarray(given)
 
 
 def _known(leaf) -> bool:

@@ -52,25 +52,6 @@ def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
-def stored(variable: keras.Variable) -> tf.Tensor:
-    """Returns what a variable stores, also where a stateless scope overrides it."""
-    return tf.convert_to_tensor(variable._value)
-
-
-def companion(variable: keras.Variable, purpose: str) -> tf.Variable:
-    """Returns a variable of the same shape that is kept with another, at first 0.
-
-    It is freed with that one, and never saved with a model.
-    """
-    attributes, name = vars(variable), f"_keras_pnn_{purpose}"
-    if name not in attributes:
-        # A graph that asks for it must not own it.
-        with tf.init_scope():
-            zeros = tf.zeros(variable.shape, variable.dtype)
-            attributes[name] = tf.Variable(zeros, trainable=False, name=purpose)
-    return attributes[name]
-
-
 def seed_states(model: keras.layers.Layer) -> list[keras.Variable]:
     """Returns the states of the random generators of all layers."""
     return [
@@ -187,43 +168,42 @@ def direction(metric: keras.metrics.Metric | None) -> str | None:
     return getattr(metric, "_direction", None)
 
 
-# What a model's `compute_loss` may use of what `compile` sets.
-_LENT = ("_compile_loss", "loss", "optimizer", "compiled")
-
-
 @contextlib.contextmanager
-def lent_compile(model: keras.Model, trainer: keras.Model) -> Iterator[None]:
-    """Gives a model what another is compiled with, until the block ends.
-
-    The model's own, if it is compiled, comes back: it stays what the user made it.
-    """
+def _lent(owner, lent: dict) -> Iterator[None]:
+    """Gives an object other attributes until the block ends."""
     # Past Keras' tracking, or an optimizer would be saved twice.
-    attributes = vars(model)
-    before = {name: attributes[name] for name in _LENT if name in attributes}
-    attributes.update({name: getattr(trainer, name) for name in _LENT})
+    attributes = vars(owner)
+    before = {name: attributes[name] for name in lent if name in attributes}
+    attributes.update(lent)
     try:
         yield
     finally:
-        for name in _LENT:
+        for name in lent:
             del attributes[name]
         attributes.update(before)
 
 
-def skips(optimizer: keras.optimizers.Optimizer, gradients: list) -> tf.Tensor:
-    """Tells whether an optimizer passes over a step, as gradients overflowed in it."""
-    if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        return tf.constant(False)
-    values = [
-        g.values if isinstance(g, tf.IndexedSlices) else g
-        for g in gradients
-        if g is not None
-    ]
-    finite = [tf.reduce_all(tf.math.is_finite(tf.abs(v))) for v in values]
-    return tf.logical_not(tf.reduce_all(finite))
+def lent_compile(
+    model: keras.Model, trainer: keras.Model
+) -> contextlib.AbstractContextManager[None]:
+    """Gives a model what another is compiled with, until the block ends.
+
+    The model's own, if it is compiled, comes back: it stays what the user made it.
+    """
+    # What a model's `compute_loss` may use of what `compile` sets.
+    names = ("_compile_loss", "loss", "optimizer", "compiled")
+    return _lent(model, {name: getattr(trainer, name) for name in names})
+
+
+def replaced_call(
+    layer: keras.layers.Layer, call: Callable
+) -> contextlib.AbstractContextManager[None]:
+    """Gives one layer another `call` until the block ends."""
+    return _lent(layer, {"call": call})
 
 
 # Attributes that Keras hangs on tensors, and that new tensors lose.
-_ON_TENSORS = ("_keras_mask", "_keras_logits")
+_ON_TENSORS = MASK, LOGITS = ("_keras_mask", "_keras_logits")
 
 
 def tensor_attributes(tensor) -> dict:
@@ -236,25 +216,6 @@ def set_tensor_attributes(tensor, attributes: dict) -> None:
     """Hangs what `tensor_attributes` returned on another tensor."""
     for name, value in attributes.items():
         setattr(tensor, name, value)
-
-
-def joined_attributes(valued, modelled, join: Callable) -> dict:
-    """Returns what Keras would keep on outputs with values and derivatives of two.
-
-    Logits that the values lack, as those of a measurement do, are left out: the
-    model's belong to other values.
-
-    Args:
-        valued: the outputs that give the values.
-        modelled: those that give the derivatives, and the mask.
-        join: a function of both that joins their logits.
-    """
-    mask, logits = _ON_TENSORS
-    ours, theirs = tensor_attributes(modelled), tensor_attributes(valued)
-    found = {name: value for name, value in ours.items() if name == mask}
-    if logits in ours and logits in theirs:
-        found[logits] = join(theirs[logits], ours[logits])
-    return found
 
 
 # Graphs of nodes.
@@ -293,25 +254,6 @@ def cannot_vectorize(error: Exception) -> bool:
     return "pfor" in str(error) or "onverter" in str(error)
 
 
-# Functions put in the place of Keras' and TensorFlow's.
-
-
-@contextlib.contextmanager
-def replaced_call(layer: keras.layers.Layer, call: Callable) -> Iterator[None]:
-    """Gives one layer another `call` until the block ends."""
-    # In the instance's dictionary, past Keras' tracking of attributes.
-    attributes = vars(layer)
-    before = attributes.get("call")
-    attributes["call"] = call
-    try:
-        yield
-    finally:
-        if before is None:
-            del attributes["call"]
-        else:
-            attributes["call"] = before
-
-
 _patching = threading.RLock()
 
 
@@ -347,14 +289,10 @@ def _moments(x, axes, shift=None, keepdims=False, name=None):
 
 
 class StepHandle:
-    """Takes the wrapper of one `wrap_step` out again."""
+    """Takes the wrapper of one `wrap_step` out again, unless it is out already."""
 
     def __init__(self, steps: "_Steps", wrapper: Callable):
-        self._steps, self._wrapper = steps, wrapper
-
-    def remove(self) -> None:
-        """Takes the wrapper out; does nothing if it is out already."""
-        self._steps.remove(self._wrapper)
+        self.remove = functools.partial(steps.remove, wrapper)
 
 
 def wrap_step(model: keras.Model, kind: str, wrapper: Callable) -> StepHandle:
@@ -366,7 +304,6 @@ def wrap_step(model: keras.Model, kind: str, wrapper: Callable) -> StepHandle:
     run without wrappers.
 
     Args:
-        model: any Keras model.
         kind: `"train"` or `"test"`.
         wrapper: a function of (function, iterator) that returns the step's logs, where
             `function(iterator)` runs the step. The last wrapper is the outermost.
@@ -386,9 +323,7 @@ def retrace(model: keras.Model, kind: str) -> None:
 def start_at(model: keras.Model, epoch: int | None) -> None:
     """Lets the next `fit`, or the one that begins, start at an epoch.
 
-    Args:
-        model: the model that trains.
-        epoch: the epoch, or `None` for the one that is passed to `fit`.
+    `None` stands for the one that is passed to `fit`.
     """
     model._initial_epoch = epoch
 
@@ -470,22 +405,16 @@ def add_wrapper(wrapper: keras.Model, model: keras.Model) -> None:
 
 
 def models_around(model: keras.layers.Layer) -> list[keras.Model]:
-    """Returns the models inside a model, itself if it is one, and all their wrappers.
-
-    Args:
-        model: a model, or a layer that may contain models.
-    """
+    """Returns the models inside a model or layer, itself if one, and their wrappers."""
     inside = [m for m in parts(model) if isinstance(m, keras.Model)]
-    around = [w for m in inside for w in _wrappers.get(m, ()) if not _among(w, inside)]
-    return inside + around
+    return inside + [w for m in inside for w in _wrappers.get(m, ()) if w not in inside]
 
 
 @contextlib.contextmanager
 def set_aside(model: keras.layers.Layer) -> Iterator[None]:
-    """Makes models trace their functions anew inside, and takes the old ones back.
+    """Makes a model, those inside and its wrappers trace their functions anew inside.
 
-    Args:
-        model: a model; those inside it and its wrappers are meant too.
+    The functions from before come back.
     """
     known = models_around(model)
     before = [
@@ -510,7 +439,7 @@ def set_aside(model: keras.layers.Layer) -> Iterator[None]:
                 function.attach()
         for new in models_around(model):
             # A wrapper that was made in between has nothing from before.
-            if not _among(new, known):
+            if new not in known:
                 for kind in _KINDS:
                     setattr(new, f"{kind}_function", None)
 
@@ -518,6 +447,3 @@ def set_aside(model: keras.layers.Layer) -> Iterator[None]:
 def _compiled_as(model: keras.Model):
     return getattr(model, "_compile_config", None)
 
-
-def _among(model, models) -> bool:
-    return any(model is each for each in models)

@@ -39,6 +39,18 @@ def bank(inputs=2, units=2, **kwargs):
     return keras.Model(inputs, pnn.layers.MRRBank(units, name="bank", **kwargs)(inputs))
 
 
+def dip(detuning):
+    """The weight of a ring of half-width 0.1 nm that is resonant at 0.4 nm."""
+    return 1 - 2 / (1 + ((detuning - 0.4) / 0.1) ** 2)
+
+
+def measured(unit="mA"):
+    """A tuning by a curve of `dip`, over the shift in nm or the current in mA."""
+    control = np.linspace(0, 1.0 if unit == "nm" else 2.2, 60)
+    shift = control if unit == "nm" else 0.53 * 0.375 * control**2
+    return pnn.MeasuredTuning(control, dip(shift), unit)
+
+
 def meshes(*between):
     """Two meshes of four modes, each before photodetectors, with layers between."""
     keras.utils.set_random_seed(0)

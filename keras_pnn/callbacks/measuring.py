@@ -18,9 +18,6 @@ class MeasuringCallback(keras.callbacks.Callback):
     Args:
         every: how many epochs from one measurement to the next.
         log_dir: a folder for TensorBoard, or `None`.
-
-    Raises:
-        ValueError: If `every` is not a positive integer.
     """
 
     keys: tuple[str, ...] = ()

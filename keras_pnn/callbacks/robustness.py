@@ -1,5 +1,6 @@
 """Measure a model's robustness during training."""
 
+import contextlib
 import os
 import pathlib
 
@@ -15,6 +16,8 @@ from keras_pnn.robustness.study import Study
 _STATISTICS = ("mean", "p05", "p95", "min", "max")
 # What a training measures only if it is asked for.
 _LEFT_OUT = ("hessian", "landscape", "sensitivity", "worst_case")
+# Of these there must be one.
+_PARTS = ("devices", "variation", "sweeps", "grid", "hessian", "worst_case")
 
 
 class RobustnessReport(keras.callbacks.Callback):
@@ -93,64 +96,59 @@ class RobustnessReport(keras.callbacks.Callback):
         super().__init__()
         self.every = _checks.integer("every", every, 1)
         left_out = dict.fromkeys(_LEFT_OUT, False)
-        self.specification = Specification(**{**left_out, **specification})
-        if self.specification.empty:
+        asked = Specification(**{**left_out, **specification})
+        parts = any(getattr(asked, part) for part in _PARTS)
+        if not parts and asked.landscape is None:
             raise ValueError(
                 "RobustnessReport would log nothing: give it `devices`, `variation` or "
                 f"`sweeps`. Received: {sorted(specification) or 'no arguments'}"
             )
         self.folder, self.log_dir, self.verbose = folder, log_dir, verbose
+        self.specification = asked
         self._data = {"x": x, "y": y, "sample_weight": sample_weight}
         self._data |= {"data": data, "name": name}
         self.epochs: list[int] = []
         self.results: list[RobustnessResult] = []
         self._study: Study | None = None
-        self._keys: list[str] = []
+        self._values: dict[str, float] = {}
 
     def on_train_begin(self, logs=None):
-        self.epochs, self.results, self._keys = [], [], []
-        self._study = None
+        self.epochs, self.results, self._values, self._study = [], [], {}, None
         if self.model.built:
             self._prepare()
 
     def on_epoch_end(self, epoch, logs=None):
-        values = dict.fromkeys(self._keys, float("nan"))
-        if self._due(epoch):
-            if self._study is None:
-                self._prepare()
-            result = self._study.measure(verbose=self.verbose)
-            self.epochs.append(epoch)
-            self.results.append(result)
-            values = logged(result)
-            self._keys = list(values)
-            self._save(epoch, result)
-            if self.log_dir is not None:
-                with Summaries(self.log_dir) as summaries:
-                    summaries.scalars(epoch, values)
+        last = epoch + 1 == self.params.get("epochs") or self.model.stop_training
+        if not self.epochs or (epoch + 1) % self.every == 0 or last:
+            self._measure(epoch)
+        else:
+            self._values = dict.fromkeys(self._values, float("nan"))
         if logs is not None:
-            logs.update(values)
+            logs.update(self._values)
 
     def _prepare(self):
         # Once for a training: what it compiles serves every epoch.
         self._study = Study(self.specification, self.model, **self._data)
 
-    def _due(self, epoch):
-        last = epoch + 1 == self.params.get("epochs") or self.model.stop_training
-        return not self.epochs or (epoch + 1) % self.every == 0 or last
-
-    def _save(self, epoch, result):
-        if self.folder is None:
-            return
-        path = pathlib.Path(self.folder) / f"report_{epoch + 1:04d}"
-        result.save(path.with_suffix(".json"))
-        try:
-            result.save(path.with_suffix(".html"))
-        except ImportError:
+    def _measure(self, epoch):
+        if self._study is None:
+            self._prepare()
+        result = self._study.measure(verbose=self.verbose)
+        self.epochs.append(epoch)
+        self.results.append(result)
+        self._values = _logged(result)
+        if self.folder is not None:
+            path = pathlib.Path(self.folder) / f"report_{epoch + 1:04d}"
+            result.save(path.with_suffix(".json"))
             # Without Matplotlib the figures are in the JSON file.
-            return
+            with contextlib.suppress(ImportError):
+                result.save(path.with_suffix(".html"))
+        if self.log_dir is not None:
+            with Summaries(self.log_dir) as summaries:
+                summaries.scalars(epoch, self._values)
 
 
-def logged(result: RobustnessResult) -> dict[str, float]:
+def _logged(result: RobustnessResult) -> dict[str, float]:
     """Returns what a report says of its first model, as keys of Keras' logs."""
     label, found = next(iter(result.models.items()))
     values = {}

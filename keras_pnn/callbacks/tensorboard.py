@@ -14,18 +14,10 @@ class Summaries:
 
     Args:
         log_dir: the folder; each use adds a file to it.
-
-    Example:
-
-    ```python
-    with Summaries("logs") as summaries:
-        summaries.scalars(epoch, {"val_accuracy_p05": 0.91})
-    ```
     """
 
     def __init__(self, log_dir: str | os.PathLike):
         self._log_dir = os.fspath(log_dir)
-        self._writer = None
 
     def __enter__(self):
         # Outside any graph or strategy around `fit`.

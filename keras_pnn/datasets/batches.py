@@ -17,10 +17,9 @@ class Batches(keras.utils.PyDataset):
     A sweep over models thus compares them on the same batches, and a resumed run
     continues with the batches of an uninterrupted one.
 
-    `fit` of `SATModel`, `PATModel` and `DATModel` needs nothing else. For other Keras
-    models pass `keras_pnn.callbacks.BatchOrder`, and `shuffle=False`: by default `fit`
-    shuffles the batches of a `PyDataset` again, with Python's global random state,
-    which raises an error here.
+    `fit` of `SATModel`, `PATModel` and `DATModel` needs nothing else. Other Keras
+    models need `keras_pnn.callbacks.BatchOrder`, and `shuffle=False`: by default `fit`
+    shuffles a `PyDataset` again by Python's global random state, which raises an error.
 
     Args:
         x: Array of shape `(n, ...)`, or a tuple or dict of them, which may be nested.
@@ -58,11 +57,8 @@ class Batches(keras.utils.PyDataset):
         self.drop_remainder = bool(drop_remainder)
         if sample_weight is not None and y is None:
             raise _checks.error("sample_weight", "None without `y`", "an array")
-        self._data = tuple(
-            keras.tree.map_structure(_array, data)
-            for data in (x, y, sample_weight)
-            if data is not None
-        )
+        given = tuple(data for data in (x, y, sample_weight) if data is not None)
+        self._data = keras.tree.map_structure(_array, given)
         shapes = [array.shape for array in keras.tree.flatten(self._data)]
         lengths = {shape[0] if shape else None for shape in shapes}
         if len(lengths) != 1 or not lengths - {None, 0}:
@@ -79,10 +75,7 @@ class Batches(keras.utils.PyDataset):
             raise _checks.error("batch_size", expected, self.batch_size)
         self.epoch = 0
         self._order = (None, None)
-        self._running = False
-        self._thread = None
-        self._highest = -1
-        self._skipped = False
+        self._running = self._skipped = False
 
     def __len__(self):
         return self._steps
@@ -90,15 +83,11 @@ class Batches(keras.utils.PyDataset):
     def batch(self, step, epoch):
         """Returns batch `step` of epoch `epoch`, independently of `fit`.
 
-        Args:
-            step: Integer from 0 to `len(self) - 1`.
-            epoch: Non-negative integer.
-
         Returns:
             `(x,)`, `(x, y)` or `(x, y, sample_weight)`.
 
         Raises:
-            IndexError: If `step` is out of range.
+            IndexError: If `step` is not from 0 to `len(self) - 1`.
         """
         if not 0 <= step < self._steps:
             raise IndexError(
@@ -122,10 +111,9 @@ class Batches(keras.utils.PyDataset):
         return self.batch(index, self.epoch)
 
     def on_epoch_begin(self):
-        self._running = True
+        self._running, self._skipped = True, False
         self._thread = threading.get_ident()
         self._highest = -1
-        self._skipped = False
 
     def on_epoch_end(self):
         # Keras also calls this before the first epoch.

@@ -19,10 +19,8 @@ class Dataset:
     """Images and labels of a training set and a test set.
 
     Attributes:
-        x_train: float32 in [0, 1], shape `(n, height, width, 1)`.
-        y_train: int32, shape `(n,)`.
-        x_test: As `x_train`.
-        y_test: As `y_train`.
+        x_train, x_test: float32 in [0, 1], shape `(n, height, width, 1)`.
+        y_train, y_test: int32, shape `(n,)`.
         name: `"mnist"`, `"digits"`, or the stem of the file.
         source: The path, or where else the data came from.
     """
@@ -129,12 +127,12 @@ def _mnist():
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
     try:
-        (x_train, y_train), (x_test, y_test) = keras.datasets.mnist.load_data()
+        train, test = keras.datasets.mnist.load_data()
     except Exception as error:
         return None, f"KERAS_PNN_DATA is not set, and the download failed: {error}"
     finally:
         socket.setdefaulttimeout(timeout)
-    arrays = dict(zip(_KEYS, (x_train, y_train, x_test, y_test), strict=True))
+    arrays = dict(zip(_KEYS, (*train, *test), strict=True))
     return _dataset(arrays, "mnist", "keras.datasets.mnist"), "downloaded by Keras"
 
 
@@ -161,51 +159,39 @@ def _read(path, name):
 
 
 def _dataset(arrays, name, source):
-    def fail(key, expected, received):
-        raise ValueError(
-            f"Array `{key}` of a data file must be {expected}. "
-            f"Received: {received} in {source!r}"
-        )
+    def require(good, key, expected, received):
+        if not good:
+            raise ValueError(
+                f"Array `{key}` of a data file must be {expected}. "
+                f"Received: {received} in {source!r}"
+            )
 
     checked = {}
     for part in ("train", "test"):
-        x, y = arrays[f"x_{part}"], arrays[f"y_{part}"]
-        if x.ndim == 3:
-            x = x[..., np.newaxis]
-        if x.ndim != 4 or x.shape[-1] != 1 or not x.size:
-            fail(
-                f"x_{part}",
-                "non-empty, of shape (n, height, width) or (n, height, width, 1)",
-                f"shape {arrays[f'x_{part}'].shape}",
-            )
+        images, labels = f"x_{part}", f"y_{part}"
+        x, y = arrays[images], arrays[labels]
+        shape = f"shape {x.shape}"
+        x = x[..., np.newaxis] if x.ndim == 3 else x
+        grey = x.ndim == 4 and x.shape[-1] == 1 and x.size
+        expected = "non-empty, of shape (n, height, width) or (n, height, width, 1)"
+        require(grey, images, expected, shape)
         if x.dtype == np.uint8:
             x = x.astype("float32") / np.float32(255)
-        elif np.issubdtype(x.dtype, np.floating):
-            # Written so that NaN fails too.
-            if not (x.min() >= 0 and x.max() <= 1):
-                fail(
-                    f"x_{part}",
-                    "uint8, or floating in [0, 1]",
-                    f"values from {x.min()} to {x.max()}",
-                )
-            x = x.astype("float32")
         else:
-            fail(f"x_{part}", "uint8, or floating in [0, 1]", f"dtype {x.dtype}")
-        if y.shape != (len(x),):
-            fail(f"y_{part}", f"of shape ({len(x)},), as x_{part}", f"shape {y.shape}")
-        if not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
-            fail(
-                f"y_{part}",
-                "class numbers from 0",
-                f"dtype {y.dtype}, minimum {y.min()}",
-            )
-        checked[f"x_{part}"], checked[f"y_{part}"] = x, y.astype("int32")
-    if checked["x_train"].shape[1:] != checked["x_test"].shape[1:]:
-        fail(
-            "x_test",
-            f"of images as in x_train, {checked['x_train'].shape[1:]}",
-            f"{checked['x_test'].shape[1:]}",
-        )
+            expected = "uint8, or floating in [0, 1]"
+            floating = np.issubdtype(x.dtype, np.floating)
+            require(floating, images, expected, f"dtype {x.dtype}")
+            low, high = x.min(), x.max()
+            inside = low >= 0 and high <= 1
+            require(inside, images, expected, f"values from {low} to {high}")
+        fits = y.shape == (len(x),)
+        require(fits, labels, f"of shape ({len(x)},), as {images}", f"shape {y.shape}")
+        classes = np.issubdtype(y.dtype, np.integer) and y.min() >= 0
+        received = f"dtype {y.dtype}, minimum {y.min()}"
+        require(classes, labels, "class numbers from 0", received)
+        checked |= {images: x.astype("float32"), labels: y.astype("int32")}
+    size, other = checked["x_train"].shape[1:], checked["x_test"].shape[1:]
+    require(size == other, "x_test", f"of images as in x_train, {size}", other)
     return Dataset(**checked, name=name, source=source)
 
 

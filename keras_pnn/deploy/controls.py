@@ -55,10 +55,9 @@ def export_controls(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
                     f"Controls must be finite. Received: NaN or infinity in "
                     f"{layer.name}/{name}"
                 )
-            unit = layer.quantity(name).unit
-            power = None
+            quantity, power = layer.quantity(name), None
             if isinstance(layer, RingLayer):
-                _validate(layer, values, f"{layer.name}/{name}")
+                _validate(layer, values, quantity.path)
                 power = layer.heater_power()
                 power = None if power is None else np.asarray(power)
                 summary[layer.name] = {
@@ -66,13 +65,13 @@ def export_controls(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
                     "passes": layer.passes,
                     "heater_power_mW": None if power is None else float(power.sum()),
                 }
-            exists = layer.quantity(name).exists
-            for index in (i for i in np.ndindex(values.shape) if exists[i]):
+            for index in map(tuple, np.argwhere(quantity.exists).tolist()):
                 place = layer.position(name, index)
                 watts = "" if power is None else f"{power[index]:.9g}"
                 value = np.format_float_scientific(values[index], trim="-")
                 label = ";".join(map(str, index))
-                rows.append([layer.name, name, label, *place, value, unit, watts])
+                cells = (label, *place, value, quantity.unit, watts)
+                rows.append([layer.name, name, *cells])
     with (
         _files.atomic(path) as part,
         open(part, "w", newline="", encoding="utf-8") as file,

@@ -38,15 +38,11 @@ class Conversion:
 
     def table(self) -> str:
         """Returns one line for each layer."""
-        rows = [
-            f"{'layer':<20} {'weights':>9} {'clipped':>9} {'max error':>10} "
-            f"{'rms error':>10}"
-        ]
-        rows += [
-            f"{r['name']:<20} {r['weights']:>9} {r['clipped']:>9} "
-            f"{r['max_error']:>10.4g} {r['rms_error']:>10.4g}"
-            for r in self.layers
-        ]
+        title = f"{'layer':<20} {'weights':>9} {'clipped':>9}"
+        rows = [f"{title} {'max error':>10} {'rms error':>10}"]
+        line = "{name:<20} {weights:>9} {clipped:>9} "
+        line += "{max_error:>10.4g} {rms_error:>10.4g}"
+        rows += [line.format(**row) for row in self.layers]
         if self.kept:
             rows.append(f"kept digital: {', '.join(self.kept)}")
         return "\n".join(rows)
@@ -122,17 +118,14 @@ def _copy_state(layer, copy) -> None:
             part.finalize_state()
 
 
-def _clone(activation):
-    """Returns a copy of an activation that is a layer, which may have weights."""
-    if not isinstance(activation, keras.layers.Layer):
-        return activation
-    return activation.__class__.from_config(activation.get_config())
-
-
 def _bank(layer, tuning, kwargs):
+    activation = getattr(layer, "activation", None)
+    # A layer as activation may have weights, which are not to be shared.
+    if isinstance(activation, keras.layers.Layer):
+        activation = activation.__class__.from_config(activation.get_config())
     common = {
         "name": layer.name,
-        "activation": _clone(getattr(layer, "activation", None)),
+        "activation": activation,
         "use_bias": getattr(layer, "use_bias", True),
         **{name: getattr(layer, name, None) for name in _COPIED},
         "trainable": layer.trainable,

@@ -1,10 +1,9 @@
 """Simulated devices: one, many, over time."""
 
 from keras_pnn.devices import drift
-from keras_pnn.devices.device_set import DeviceSet
 from keras_pnn.devices.evaluation import DeviceEvaluator, evaluate_devices
 from keras_pnn.devices.result import DeviceEvaluation
-from keras_pnn.devices.simulated import SimulatedDevice
+from keras_pnn.devices.simulated import DeviceSet, SimulatedDevice
 from keras_pnn.devices.sweeps import grid, sweep
 from keras_pnn.devices.variation import Correlated, Variation
 

@@ -3,17 +3,92 @@
 A process is a pure function of (seed, step). A run that was interrupted and resumed
 has the same values as one that was not, and any part of a path can be computed
 alone. Steps are whatever the caller counts (training batches, epochs, seconds);
-values are in the unit of the quantity that the process drives.
+values are in the unit of the quantity that the process drives. An argument that is
+not a finite number, or lies outside the range that is given for it, raises a
+`ValueError`.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 
 import keras
+import numpy as np
 
 from keras_pnn import _checks, _tables
-from keras_pnn.devices.process import BLOCK, BlockProcess, Process, generator_of
+
+_BLOCK = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Process:
+    """Base of the drift processes: a number for each step.
+
+    A subclass is a frozen dataclass and implements `_value(step, seed)`, where `step`
+    is a non-negative int and `seed` a tuple of ints, both already checked. Its fields
+    are finite numbers, within the bounds of `_checks.real` that their metadata give.
+    """
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            number = _checks.real(field.name, value, **field.metadata)
+            object.__setattr__(self, field.name, number)
+
+    def at(self, step, seed=0):
+        """Returns the value at one step, a float in the unit of what drifts.
+
+        Args:
+            step: Non-negative integer.
+            seed: Non-negative integer, or a tuple of them. Processes without
+                randomness ignore it.
+        """
+        return self._value(_checks.integer("step", step, 0), _seed(seed))
+
+    def path(self, steps, seed=0):
+        """Returns the values at steps 0 to `steps - 1`; `path(n)[i] == at(i)`.
+
+        Args:
+            steps: Non-negative integer, the number of values.
+            seed: As in `at`.
+
+        Returns:
+            A float64 array of shape `(steps,)`.
+        """
+        steps, seed = _checks.integer("steps", steps, 0), _seed(seed)
+        return np.fromiter((self._value(i, seed) for i in range(steps)), "float64")
+
+    def get_config(self):
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+class BlockProcess(Process):
+    """Base of the random processes, which are drawn block by block.
+
+    A block is a function of the seed, its number, and the value at which the block
+    before it ends. A subclass implements `_draw(generator, start)`, which returns
+    `_BLOCK` values, and after them the start of the next block if that depends on it.
+    """
+
+    def _value(self, step, seed):
+        index, offset = divmod(step, _BLOCK)
+        blocks = _blocks(self, seed)
+        for i in range(len(blocks), index + 1):
+            start = float(blocks[i - 1][-1]) if i else self._initial(seed)
+            blocks[i] = np.array(self._draw(_generator(self, seed, i + 1), start))
+        return float(blocks[index][offset])
+
+    def _initial(self, seed):
+        return 0.0
+
+
+def _bounded(**bounds):
+    return dataclasses.field(metadata=bounds)
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -25,9 +100,6 @@ class Linear(Process):
         rate: Change per step, in the unit of the quantity.
         start: Value at step 0.
 
-    Raises:
-        ValueError: If an argument is not a finite number.
-
     Example:
 
     >>> Linear(0.5, start=1.0).path(3).tolist()
@@ -36,12 +108,6 @@ class Linear(Process):
 
     rate: float
     start: float = 0.0
-
-    def __post_init__(self):
-        self._set(
-            rate=_checks.real("rate", self.rate),
-            start=_checks.real("start", self.start),
-        )
 
     def _value(self, step, seed):
         return self.start + self.rate * step
@@ -54,26 +120,22 @@ class Uniform(BlockProcess):
 
     Args:
         low: Lower end, in the unit of the quantity.
-        high: Upper end, not less than `low`.
-
-    Raises:
-        ValueError: If an argument or the range is not finite, or `low > high`.
+        high: Upper end, not less than `low`, and a finite distance from it.
     """
 
     low: float
     high: float
 
     def __post_init__(self):
-        low, high = _checks.real("low", self.low), _checks.real("high", self.high)
-        if not 0 <= high - low < math.inf:
+        super().__post_init__()
+        if not 0 <= self.high - self.low < math.inf:
             raise ValueError(
                 "Arguments `low` and `high` must span a finite range, with low ≤ high. "
-                f"Received: low={low}, high={high}"
+                f"Received: low={self.low}, high={self.high}"
             )
-        self._set(low=low, high=high)
 
     def _draw(self, generator, start):
-        return generator.uniform(self.low, self.high, BLOCK).tolist()
+        return generator.uniform(self.low, self.high, _BLOCK).tolist()
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -82,11 +144,8 @@ class RandomWalk(BlockProcess):
     """A Gaussian random walk: the variance after `n` steps is `n * std**2`.
 
     Args:
-        std: Standard deviation of one step, in the unit of the quantity.
+        std: Standard deviation of one step, in the unit of the quantity; 0 or more.
         start: Value at step 0.
-
-    Raises:
-        ValueError: If an argument is not a finite number, or `std` is negative.
 
     Example:
 
@@ -97,14 +156,8 @@ class RandomWalk(BlockProcess):
     ```
     """
 
-    std: float
+    std: float = _bounded(low=0.0)
     start: float = 0.0
-
-    def __post_init__(self):
-        self._set(
-            std=_checks.real("std", self.std, low=0.0),
-            start=_checks.real("start", self.start),
-        )
 
     def _initial(self, seed):
         return self.start
@@ -125,35 +178,24 @@ class OrnsteinUhlenbeck(BlockProcess):
     `a = exp(-1 / relaxation)`, `z` standard normal.
 
     Args:
-        std: Stationary standard deviation, in the unit of the quantity.
+        std: Stationary standard deviation, in the unit of the quantity; 0 or more.
         relaxation: Relaxation time, in steps; greater than 0.
         mean: Stationary mean, in the unit of the quantity.
-
-    Raises:
-        ValueError: If an argument is not a finite number, `std` is negative or
-            `relaxation` is not greater than 0.
 
     Reference:
 
     - [Gillespie, 1996](https://doi.org/10.1103/PhysRevE.54.2084)
     """
 
-    std: float
-    relaxation: float
+    std: float = _bounded(low=0.0)
+    relaxation: float = _bounded(above=0.0)
     mean: float = 0.0
-
-    def __post_init__(self):
-        self._set(
-            std=_checks.real("std", self.std, low=0.0),
-            relaxation=_checks.real("relaxation", self.relaxation, above=0.0),
-            mean=_checks.real("mean", self.mean),
-        )
 
     def _value(self, step, seed):
         return self.mean + super()._value(step, seed)
 
     def _initial(self, seed):
-        return self.std * float(generator_of(self, seed, 0).standard_normal())
+        return self.std * float(_generator(self, seed, 0).standard_normal())
 
     def _draw(self, generator, start):
         decay = math.exp(-1.0 / self.relaxation)
@@ -170,22 +212,11 @@ class Sinusoid(Process):
         amplitude: Half the peak-to-peak swing, in the unit of the quantity.
         period: Steps per cycle; greater than 0.
         phase: Phase at step 0, in rad.
-
-    Raises:
-        ValueError: If an argument is not a finite number, or `period` is not greater
-            than 0.
     """
 
     amplitude: float
-    period: float
+    period: float = _bounded(above=0.0)
     phase: float = 0.0
-
-    def __post_init__(self):
-        self._set(
-            amplitude=_checks.real("amplitude", self.amplitude),
-            period=_checks.real("period", self.period, above=0.0),
-            phase=_checks.real("phase", self.phase),
-        )
 
     def _value(self, step, seed):
         cycles = math.fmod(step, self.period) / self.period
@@ -198,13 +229,9 @@ class Recorded(Process):
     """A measured drift, one value per step.
 
     Args:
-        values: Sequence of finite numbers, in the unit of the quantity.
+        values: Sequence of at least one finite number, in the unit of the quantity.
         past_end: What a step beyond the record gives: `"raise"` raises a ValueError,
             `"hold"` gives the last value, `"repeat"` starts the record again.
-
-    Raises:
-        ValueError: If `values` is empty, not one-dimensional or not finite, or
-            `past_end` is not one of the three.
 
     Example:
 
@@ -223,7 +250,7 @@ class Recorded(Process):
             expected = "a one-dimensional sequence of at least one number"
             raise _checks.error("values", expected, _checks.short(self.values))
         _checks.choice("past_end", self.past_end, ("raise", "hold", "repeat"))
-        self._set(values=tuple(values.tolist()))
+        object.__setattr__(self, "values", tuple(values.tolist()))
 
     @classmethod
     def from_csv(cls, path, column=None, past_end="raise"):
@@ -261,25 +288,40 @@ class Recorded(Process):
         return cls(table.numbers(table.headings.index(column)), past_end=past_end)
 
     def _value(self, step, seed):
-        if step >= len(self.values):
-            if self.past_end == "hold":
-                return self.values[-1]
-            if self.past_end == "repeat":
-                return self.values[step % len(self.values)]
+        count = len(self.values)
+        if step >= count and self.past_end == "raise":
             raise ValueError(
-                f"The record has {len(self.values)} values (steps 0 to "
-                f"{len(self.values) - 1}); past_end='hold' or 'repeat' goes on beyond "
-                f"its end. Received: step={step}"
+                f"The record has {count} values (steps 0 to {count - 1}); "
+                "past_end='hold' or 'repeat' goes on beyond its end. "
+                f"Received: step={step}"
             )
-        return self.values[step]
+        if self.past_end == "repeat":
+            return self.values[step % count]
+        return self.values[min(step, count - 1)]
 
-    def get_config(self):
-        return {"values": list(self.values), "past_end": self.past_end}
+
+@functools.lru_cache(maxsize=8)
+def _blocks(process, seed) -> dict[int, np.ndarray]:
+    """The blocks of one path that have been drawn so far, by number."""
+    return {}
+
+
+def _generator(process, seed, position):
+    """Returns the generator of one block, or of the initial value (position 0)."""
+    # NumPy pads a seed with zeros, so the length is part of it; the class name keeps
+    # two kinds of process with one seed independent.
+    kind = int.from_bytes(type(process).__name__.encode(), "little")
+    return np.random.default_rng([len(seed), *seed, kind, position])
+
+
+def _seed(seed):
+    parts = seed if isinstance(seed, (tuple, list)) and seed else (seed,)
+    return tuple(_checks.integer("seed", part, 0) for part in parts)
 
 
 def _autoregression(generator, start, decay, noise):
     """A block of `x[k+1] = decay x[k] + noise z[k]`, and the start of the next."""
-    draws = generator.standard_normal(BLOCK).tolist()
+    draws = generator.standard_normal(_BLOCK).tolist()
     return list(
         itertools.accumulate(draws, lambda x, z: decay * x + noise * z, initial=start)
     )

@@ -1,11 +1,13 @@
 """Trace a model's test step as a function of the device, for many devices at once."""
 
+from collections.abc import Iterable
+
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _keras
-from keras_pnn.devices.mapped import Mapped, graph
+from keras_pnn.devices.mapped import Mapped, filled, graph
 from keras_pnn.devices.normalization import batch_norm_layers, own_statistics, pooled
 from keras_pnn.layers.context import Overrides
 
@@ -25,16 +27,15 @@ class Engine:
     """
 
     def __init__(self, model, variables, rows, batch_norm, differs):
-        self.model, self.variables, self.rows = model, list(variables), rows
-        self.state = model.metrics_variables
+        self.model, self.variables, self.rows = model, variables, rows
+        self._state = model.metrics_variables
+        # What the train step counts, which no evaluation reports.
+        self._not_tested = getattr(model, "train_metrics", ())
         # What the model and its layers update themselves, in the forward pass.
-        others = [
-            *_keras.compiled_metrics(model),
-            *getattr(model, "train_metrics", ()),
-        ]
+        others = [*_keras.compiled_metrics(model), *self._not_tested]
         known = {id(v) for m in others for v in m.variables}
         self._forward_state = [
-            i for i, v in enumerate(self.state) if id(v) not in known
+            i for i, v in enumerate(self._state) if id(v) not in known
         ]
         norms = batch_norm_layers(model)
         self._in_batch = norms if batch_norm == "batch" else []
@@ -43,12 +44,12 @@ class Engine:
         # be stacked there, or all that follows would be.
         self._own = {id(la) for la in self._norms if differs(la)}
         self._seeds = _keras.seed_states(model)
-        self._zero = self._zero_state()
+        self._zero = self._zero_states()
         self._trace()
 
     def _trace(self):
-        self._forward_all = Mapped(self._forward)
-        self._moments_all = Mapped(self._moments)
+        self._forward_all = Mapped(self._forward, self.rows)
+        self._moments_all = Mapped(self._moments, self.rows)
         # Without relaxed shapes: the losses of single outputs are weighted with the
         # batch size where Keras knows it.
         self._metrics_all = graph(self._update_all)
@@ -58,86 +59,80 @@ class Engine:
         """Whether the devices run in one graph, as far as is known."""
         return self.rows > 1 and self._forward_all.vectorized
 
-    def _zero_state(self):
-        before = [v.numpy() for v in self.state]
-        self.model.reset_metrics()
-        zero = [v.numpy() for v in self.state]
-        for variable, value in zip(self.state, before, strict=True):
-            variable.assign(value)
-        return zero
+    def run(
+        self, values: list[list], calibration: Iterable, batches: Iterable
+    ) -> tuple[list[dict], int]:
+        """Evaluates devices, at most as many as there are rows.
 
-    def zero_state(self) -> list[tf.Tensor]:
-        """Returns each device's state before the first batch.
+        Args:
+            values: the values of the variables, for each device.
+            calibration: batches of inputs for `"reestimated"`.
+            batches: (x, y, sample_weight) tuples.
+
+        Returns:
+            The loss and the metrics of each device, name to value, and how many
+            devices have given NaN.
+        """
+        devices = len(values)
+        stacks = [
+            filled(tf.stack(column), self.rows) for column in zip(*values, strict=True)
+        ]
+        first_seeds = seeds = [tf.convert_to_tensor(v) for v in self._seeds]
+        parts = []
+        for x in calibration if self._norms else ():
+            moments, seeds = self._moments_all(stacks, devices, seeds, x)
+            seeds = [s[0] for s in seeds]
+            parts.append(moments)
+        own, shared = self._statistics(parts)
+        states, seeds = self._zero, first_seeds
+        for batch in batches:
+            metrics = [states[i] for i in self._forward_state]
+            *passed, seeds = self._forward_all(
+                [*stacks, *own, *metrics], devices, shared, seeds, batch
+            )
+            states = self._metrics_all(states, batch, *passed)
+            seeds = [s[0] for s in seeds]
+        return self._results(states, devices)
+
+    def _zero_states(self) -> list[tf.Tensor]:
+        """Each device's state before the first batch.
 
         That is the metrics' variables, and whether the device has given NaN.
         """
-        zero = [*self._zero, False]
+        before = [v.numpy() for v in self._state]
+        self.model.reset_metrics()
+        zero = [*(v.numpy() for v in self._state), False]
+        for variable, value in zip(self._state, before, strict=True):
+            variable.assign(value)
         return [tf.stack([tf.convert_to_tensor(v)] * self.rows) for v in zero]
 
-    def first_seeds(self) -> list[tf.Tensor]:
-        """Returns the states of the model's random numbers before the first batch."""
-        return [tf.convert_to_tensor(v) for v in self._seeds]
+    def _statistics(self, parts: list) -> tuple[list, list]:
+        """Pools what `_moments` found for each batch, stacked over devices.
 
-    def update(self, stacks, devices: int, statistics, states, seeds, batch):
-        """Returns the states of all devices after a batch, and those of the seeds.
-
-        Args:
-            stacks: values of the variables.
-            devices: how many rows count.
-            statistics: what `statistics` returned.
-            states: the states before.
-            seeds: those of the random numbers, which all devices share.
-            batch: (x, y, sample_weight).
+        Returns stacks of the statistics that differ between devices, and those that
+        do not: means and variances of the layers in order.
         """
-        own, shared = statistics
-        metrics = [states[i] for i in self._forward_state]
-        *passed, seeds = self._forward_all(
-            [*stacks, *own, *metrics], self.rows, devices, shared, seeds, batch
-        )
-        return self._metrics_all(states, batch, *passed), [s[0] for s in seeds]
-
-    def statistics(self, stacks, devices: int, batches):
-        """Estimates the statistics of batch normalisation for each device.
-
-        Args:
-            stacks: values of the variables.
-            devices: how many rows count.
-            batches: an iterable of inputs.
-
-        Returns:
-            Stacks of those that differ between devices, and those that do not: means
-            and variances of the layers in order.
-        """
-        if not self._norms:
-            return [], []
-        parts, seeds = [], self.first_seeds()
-        for batch in batches:
-            moments, seeds = self._moments_all(stacks, self.rows, devices, seeds, batch)
-            seeds = [s[0] for s in seeds]
-            parts.append(moments)
         found = []
-        for layer, *batches_of_layer in zip(self._norms, *parts, strict=True):
-            calls = [call for batch in batches_of_layer for call in batch]
-            if not calls:
+        for i, layer in enumerate(self._norms):
+            calls = [call for part in parts for call in part[i]]
+            if calls:
+                found.append(pooled(*(np.stack(c) for c in zip(*calls, strict=True))))
+            else:
                 # The model has the layer and does not call it.
                 moving = layer.moving_mean, layer.moving_variance
                 found.append([np.stack([v.numpy()] * self.rows) for v in moving])
-                continue
-            found.append(pooled(*(np.stack(c) for c in zip(*calls, strict=True))))
-        for layer, values in zip(self._norms, found, strict=True):
-            alike = all((v == v[:1]).all() for v in values)
+            alike = all((v == v[:1]).all() for v in found[-1])
             if id(layer) not in self._own and not alike:
                 # The model is not what its nodes say.
                 self._own = {id(la) for la in self._norms}
                 self._trace()
         own, shared = [], []
         for layer, values in zip(self._norms, found, strict=True):
-            for value in values:
-                value = tf.constant(value, layer.moving_mean.dtype)
-                if id(layer) in self._own:
-                    own.append(value)
-                else:
-                    shared.append(value[0])
+            values = [tf.constant(v, layer.moving_mean.dtype) for v in values]
+            if id(layer) in self._own:
+                own += values
+            else:
+                shared += [v[0] for v in values]
         return own, shared
 
     def _moving(self, own: bool):
@@ -148,10 +143,7 @@ class Engine:
     def _moments(self, values, seeds, x):
         """What `normalization.moments` returns for each layer and call, and seeds."""
         overrides = Overrides(
-            [
-                *zip(self.variables, values, strict=True),
-                *zip(self._seeds, seeds, strict=True),
-            ]
+            zip([*self.variables, *self._seeds], [*values, *seeds], strict=True)
         )
         with (
             overrides.scope(self.model) as scope,
@@ -163,14 +155,11 @@ class Engine:
     def _forward(self, values, shared, seeds, batch):
         """(outputs, attributes, loss, metrics' state, any NaN, seeds) of one device."""
         x, y, sample_weight = batch
-        metrics = [self.state[i] for i in self._forward_state]
+        metrics = [self._state[i] for i in self._forward_state]
         stacked = [*self.variables, *self._moving(True), *metrics]
+        alike = [*self._moving(False), *self._seeds]
         overrides = Overrides(
-            [
-                *zip(stacked, values, strict=True),
-                *zip(self._moving(False), shared, strict=True),
-                *zip(self._seeds, seeds, strict=True),
-            ]
+            zip([*stacked, *alike], [*values, *shared, *seeds], strict=True)
         )
         with overrides.scope(self.model) as scope:
             with own_statistics(self._in_batch):
@@ -185,24 +174,6 @@ class Engine:
         now, seeds = ([_now(scope, v) for v in vs] for vs in (metrics, self._seeds))
         return y_pred, attributes, loss, now, failed, seeds
 
-    def _update(self, state, batch, y_pred, attributes, loss, passed, failed):
-        """The state of one device after a batch."""
-        x, y, sample_weight = batch
-        outputs = keras.tree.flatten(y_pred)
-        for output, its_own in zip(outputs, attributes, strict=True):
-            _keras.set_tensor_attributes(output, its_own)
-        *state, failed_before = state
-        for i, value in zip(self._forward_state, passed, strict=True):
-            state[i] = value
-        mapping = zip(self.state, state, strict=True)
-        with keras.StatelessScope(state_mapping=mapping) as scope:
-            size = tf.shape(keras.tree.flatten(x)[0])[0]
-            _keras.loss_tracker(self.model).update_state(loss, sample_weight=size)
-            _keras.count_losses(self.model, y, y_pred, sample_weight)
-            self.model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
-            now = [_now(scope, v) for v in self.state]
-        return [*now, tf.logical_or(failed_before, failed)]
-
     def _update_all(self, states, batch, *passed):
         # Metrics take little time, and some use operations that TensorFlow cannot
         # vectorise (Keras' argmax among them).
@@ -212,8 +183,26 @@ class Engine:
             fn_output_signature=[s.dtype for s in states],
         )
 
-    def results(self, states, devices: int) -> list[dict]:
-        """Returns the loss and the metrics of each device, name to value.
+    def _update(self, state, batch, y_pred, attributes, loss, passed, failed):
+        """The state of one device after a batch."""
+        x, y, sample_weight = batch
+        outputs = keras.tree.flatten(y_pred)
+        for output, its_own in zip(outputs, attributes, strict=True):
+            _keras.set_tensor_attributes(output, its_own)
+        *state, failed_before = state
+        for i, value in zip(self._forward_state, passed, strict=True):
+            state[i] = value
+        mapping = zip(self._state, state, strict=True)
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            size = tf.shape(keras.tree.flatten(x)[0])[0]
+            _keras.loss_tracker(self.model).update_state(loss, sample_weight=size)
+            _keras.count_losses(self.model, y, y_pred, sample_weight)
+            self.model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+            now = [_now(scope, v) for v in self._state]
+        return [*now, tf.logical_or(failed_before, failed)]
+
+    def _results(self, states, devices: int) -> tuple[list[dict], int]:
+        """The loss and the metrics of each device, and how many gave NaN.
 
         Metrics of a device that gave NaN are NaN: to most, NaN is an ordinary wrong
         answer, or class 0.
@@ -221,16 +210,16 @@ class Engine:
         results = []
         *states, failed = states
         for i in range(devices):
-            mapping = zip(self.state, [s[i] for s in states], strict=True)
+            mapping = zip(self._state, [s[i] for s in states], strict=True)
             with keras.StatelessScope(state_mapping=mapping):
                 metrics = self.model.get_metrics_result()
                 row = {n: _plain(v) for n, v in metrics.items()}
-            for metric in getattr(self.model, "train_metrics", ()):
+            for metric in self._not_tested:
                 row.pop(metric.name, None)
             if failed[i]:
                 row = {n: v if n == "loss" else v * np.nan for n, v in row.items()}
             results.append(row)
-        return results
+        return results, int(np.count_nonzero(failed[:devices]))
 
 
 def _any_nan(tensor) -> tf.Tensor:
@@ -254,7 +243,3 @@ def _plain(value):
 def _now(scope, variable):
     value = scope.get_current_value(variable)
     return tf.convert_to_tensor(variable) if value is None else value
-
-
-# Until the trainer uses `_keras` itself.
-metrics_of_compile = _keras.compiled_metrics

@@ -10,10 +10,9 @@ import tensorflow as tf
 from keras_pnn import _checks, _keras
 from keras_pnn.devices.engine import Engine
 from keras_pnn.devices.footprint import footprint
-from keras_pnn.devices.mapped import filled
 from keras_pnn.devices.normalization import check_mode, even_parts
 from keras_pnn.devices.result import DeviceEvaluation
-from keras_pnn.devices.simulated import SimulatedDevice
+from keras_pnn.devices.simulated import DeviceSet, SimulatedDevice
 from keras_pnn.layers.context import current
 
 
@@ -93,10 +92,9 @@ class DeviceEvaluator:
             )
         self._data = _checks.data(x, y, sample_weight)
         self.samples = _length(self._data[0])
-        self.batch_size = min(
-            _checks.integer("batch_size", batch_size, 1), self.samples
-        )
-        self.chunk = None if chunk is None else _checks.integer("chunk", chunk, 1)
+        batch_size = _checks.integer("batch_size", batch_size, 1)
+        self.batch_size = min(batch_size, self.samples)
+        self.chunk = _checks.optional(_checks.integer, "chunk", chunk, 1)
         self.memory_limit = _checks.real("memory_limit", memory_limit, above=0)
         self.model, self.batch_norm = model, batch_norm
         self._calibration = check_mode(batch_norm, calibration, self._data[0])
@@ -133,16 +131,12 @@ class DeviceEvaluator:
     ) -> Iterator[tuple[int, list[dict]]]:
         """Yields the results of one chunk of devices after the other.
 
-        Args:
-            devices: what `Variation.sample` returns.
-            verbose: as in `evaluate`.
+        Takes the arguments of `evaluate`, and raises what it raises, before the first
+        chunk.
 
         Yields:
             The index of the chunk's first device in `devices`, and for each device
             name → float, or array for a metric that is an array.
-
-        Raises:
-            ValueError: As in `evaluate`, before the first chunk.
         """
         return self._run(*self._bound(devices), verbose)
 
@@ -161,15 +155,6 @@ class DeviceEvaluator:
         _check_devices(devices)
         bound = [device.bind(self.model) for device in devices]
         variables = [quantity.variable for quantity, _ in bound[0]]
-        # By identity: variables compare by value.
-        ids = tuple(map(id, variables))
-        for device, pairs in zip(devices, bound, strict=True):
-            if tuple(id(q.variable) for q, _ in pairs) != ids:
-                raise ValueError(
-                    "Argument `devices` must all deviate in the same variables, "
-                    f"{_names(bound[0])}. Received: device {device.label!r} with "
-                    f"{_names(pairs)}"
-                )
         check_nominal(quantity for quantity, _ in bound[0])
         needs = footprint(self.model, variables)
         chunk = self.chunk
@@ -179,6 +164,7 @@ class DeviceEvaluator:
             chunk = -(-len(bound) // -(-len(bound) // fit))
         kept = _keras.kept(self.model)
         # An engine holds its variables, so that no other variable takes an id.
+        ids = tuple(map(id, variables))
         key = "devices", ids, chunk, self.batch_norm, self._batches()
         if key not in kept:
             self._build_metrics()
@@ -211,32 +197,26 @@ class DeviceEvaluator:
             ) from error
 
     def _run(self, engine, bound, verbose):
-        batches = range(0, self.samples, self.batch_size)
+        firsts = range(0, self.samples, self.batch_size)
         bar = keras.utils.Progbar(
-            -(-len(bound) // engine.rows) * len(batches),
+            -(-len(bound) // engine.rows) * len(firsts),
             verbose=0 if verbose in (0, "0") else 1,
             unit_name="step",
         )
+
+        def batches():
+            for first in firsts:
+                yield _rows(self._data, first, first + self.batch_size)
+                bar.add(1)
+
         failed = 0
         for start in range(0, len(bound), engine.rows):
             group = bound[start : start + engine.rows]
-            devices = len(group)
             values = [[q.value(d) for q, d in pairs] for pairs in group]
-            stacks = [
-                filled(tf.stack(column), engine.rows)
-                for column in zip(*values, strict=True)
-            ]
             calibration = (_rows(self._calibration, *part) for part in self._parts)
-            statistics = engine.statistics(stacks, devices, calibration)
-            states, seeds = engine.zero_state(), engine.first_seeds()
-            for first in batches:
-                batch = _rows(self._data, first, first + self.batch_size)
-                states, seeds = engine.update(
-                    stacks, devices, statistics, states, seeds, batch
-                )
-                bar.add(1)
-            failed += int(np.count_nonzero(states[-1][:devices]))
-            yield start, engine.results(states, devices)
+            rows, without_value = engine.run(values, calibration, batches())
+            failed += without_value
+            yield start, rows
         if failed:
             warnings.warn(
                 f"{failed} of {len(bound)} devices give NaN for some samples, so that "
@@ -303,19 +283,14 @@ def evaluate_devices(
     return evaluator.evaluate(devices, verbose)
 
 
-def _names(pairs) -> str:
-    return ", ".join(f"{q.name}[{q.index}]" for q, _ in pairs) or "none"
-
-
 def _check_devices(devices) -> None:
     received = None
     if not isinstance(devices, Sequence):
         received = _checks.short(devices)
     elif not devices:
         received = "none"
-    else:
-        others = [d for d in devices if not isinstance(d, SimulatedDevice)]
-        received = f"one of type {type(others[0]).__name__}" if others else None
+    elif others := [d for d in devices if not isinstance(d, SimulatedDevice)]:
+        received = f"one of type {type(others[0]).__name__}"
     if received is not None:
         raise _checks.error(
             "devices",
@@ -324,6 +299,8 @@ def _check_devices(devices) -> None:
             "bench needs `with device.installed(model): model.evaluate(...)`",
             received,
         )
+    # Which checks that they deviate in the same variables.
+    DeviceSet(devices)
 
 
 def check_nominal(quantities) -> None:

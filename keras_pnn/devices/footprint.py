@@ -9,8 +9,8 @@ import tensorflow as tf
 from keras_pnn import _keras
 from keras_pnn.layers.mrr import MRRConv2D
 
-# Copies of all that a layer holds, stacked, once a device sets a part of it: entries
-# of cells, tiles and matrices, or warped masks. Measured on all kinds of layers.
+# Stacked copies of all that a layer holds, once a device sets a part of it: entries of
+# cells, tiles and matrices, or warped masks. Measured on all kinds of layers.
 _WEIGHTS = 6
 
 # What compiling takes, measured; never more than half of what there is, since a graph
@@ -53,33 +53,23 @@ def footprint(model: keras.Model, variables) -> Footprint:
     Models of nodes (functional, Sequential) are followed from node to node, also
     where they are inside one another or in a wrapper whose attribute `model` is the
     model it calls. Elsewhere every layer counts as different.
-
-    Args:
-        model: a built model.
-        variables: the variables that devices set.
     """
-    varied = {id(v) for v in variables}
-    found = Footprint(weights=_WEIGHTS * _size_of_varied(model, varied))
+    varied, layers = {id(v) for v in variables}, _keras.flat_layers(model)
+    found = Footprint()
+    for layer in layers:
+        own = _keras.own_variables(layer)
+        if any(id(v) in varied for v in own):
+            size = sum(math.prod(v.shape) * tf.as_dtype(v.dtype).size for v in own)
+            found.weights += _WEIGHTS * size
     graph = _keras.functional(model)
     inside = {id(v) for v in graph.variables} if graph else set()
     if graph is not None and varied <= inside:
         _walk(graph, varied, [False] * len(graph.inputs), found)
         return found
     found.layers = None
-    for layer in _keras.flat_layers(model):
-        for node in _keras.calls(layer):
-            found.stacked += _bytes(layer, node, True)[1]
+    nodes = [(layer, node) for layer in layers for node in _keras.calls(layer)]
+    found.stacked = sum(_bytes(layer, node, True)[1] for layer, node in nodes)
     return found
-
-
-def _size_of_varied(model, varied: set[int]) -> int:
-    """Bytes of the variables of all layers that have one which devices set."""
-    size = 0
-    for layer in _keras.flat_layers(model):
-        own = _keras.own_variables(layer)
-        if any(id(v) in varied for v in own):
-            size += sum(math.prod(v.shape) * tf.as_dtype(v.dtype).size for v in own)
-    return size
 
 
 def _walk(graph, varied: set[int], flags: list[bool], found: Footprint):

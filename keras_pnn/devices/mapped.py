@@ -27,10 +27,11 @@ class Mapped:
 
     Args:
         function: of (values of one device, *what all devices share).
+        rows: devices in a stack.
     """
 
-    def __init__(self, function: Callable):
-        self._function = function
+    def __init__(self, function: Callable, rows: int):
+        self._function, self._rows = function, rows
         # Whether TensorFlow can vectorise the function, as far as is known.
         self.vectorized = True
         # XLA fuses the passes over activations, which is most of the time: LeNet-5
@@ -38,19 +39,17 @@ class Mapped:
         self._stacked = graph(self._map, jit_compile=True)
         self._single = graph(function)
 
-    def __call__(self, stacks: list, rows: int, devices: int, *shared):
+    def __call__(self, stacks: list, devices: int, *shared):
         """Returns the stacked results of all rows.
 
         Args:
             stacks: the values of the devices, (rows, ...) each; empty for devices that
                 set nothing, which are all the model as it is.
-            rows: devices in a stack.
             devices: how many of them count. The others are copies of the last.
-            *shared: what all devices share.
         """
         if not stacks:
             results = [self._single([], *shared)]
-        elif rows > 1 and self.vectorized:
+        elif self._rows > 1 and self.vectorized:
             try:
                 return self._together(stacks, *shared)
             except (ValueError, NotImplementedError) as error:
@@ -64,12 +63,14 @@ class Mapped:
                     f"the other ({message})",
                     stacklevel=2,
                 )
-                return self(stacks, rows, devices, *shared)
+                return self(stacks, devices, *shared)
         else:
             results = [
                 self._single([s[i] for s in stacks], *shared) for i in range(devices)
             ]
-        return keras.tree.map_structure(lambda *r: filled(tf.stack(r), rows), *results)
+        return keras.tree.map_structure(
+            lambda *r: filled(tf.stack(r), self._rows), *results
+        )
 
     def _together(self, stacks, *shared):
         try:

@@ -11,22 +11,14 @@ import tensorflow as tf
 
 from keras_pnn import _checks, _keras
 
-MODES = ("frozen", "batch", "reestimated")
-
 
 def check_mode(mode: str, calibration, x):
-    """Returns the calibration inputs as arrays, `None` for a mode without.
+    """Checks `batch_norm` and `calibration` of a `DeviceEvaluator` for inputs `x`.
 
-    Args:
-        mode: one of `MODES`.
-        calibration: inputs like `x`, in any number, for the mode `"reestimated"`.
-        x: the inputs of the evaluation, as arrays.
-
-    Raises:
-        ValueError: If the mode is unknown, or `calibration` is given without need or
-            missing, is built otherwise than `x`, or is empty or not finite.
+    Returns:
+        The calibration inputs as arrays, `None` for a mode without.
     """
-    _checks.choice("batch_norm", mode, MODES)
+    _checks.choice("batch_norm", mode, ("frozen", "batch", "reestimated"))
     if (mode == "reestimated") != (calibration is not None):
         given = "none" if calibration is None else "calibration inputs"
         raise ValueError(
@@ -71,14 +63,8 @@ def batch_norm_layers(model) -> list[keras.layers.BatchNormalization]:
 def moments(layer, inputs, mask=None):
     """Returns (count, mean, variance) of a batch, over all axes but the layer's own.
 
-    Args:
-        layer: a `BatchNormalization` layer.
-        inputs: its inputs.
-        mask: booleans in the inputs' shape without the last axis, or `None`.
-
-    Returns:
-        The number of values that each channel has, a scalar; mean and variance
-        (channels,), of the values themselves (not corrected for their number).
+    A mask has the inputs' shape without the last axis. The count is a scalar, mean
+    and variance are (channels,); the variance is not corrected for the count.
     """
     dtype = keras.backend.result_type(inputs.dtype, "float32")
     inputs = tf.cast(inputs, dtype)
@@ -101,14 +87,11 @@ def moments(layer, inputs, mask=None):
 
 @contextlib.contextmanager
 def own_statistics(layers: Sequence) -> Iterator[list[list]]:
-    """Lets layers normalise each batch with its own mean and variance.
+    """Lets `BatchNormalization` layers normalise each batch with its own statistics.
 
     Only inside a `keras.StatelessScope`, which notes what is assigned to the layers'
     moving statistics. Everything else in the layers stays in inference: momentum,
     `trainable` and renormalisation do not count. Other layers do not change.
-
-    Args:
-        layers: `BatchNormalization` layers.
 
     Yields:
         A list for each layer, to which each call adds what `moments` returns.
@@ -128,8 +111,8 @@ def _normalizing(layer, calls):
     def call(*args, **kwargs):
         bound = signature.bind(*args, **kwargs)
         inputs, mask = bound.args[0], bound.arguments.get("mask")
-        count, mean, variance = moments(layer, inputs, mask)
-        calls.append((count, mean, variance))
+        calls.append(moments(layer, inputs, mask))
+        _, mean, variance = calls[-1]
         layer.moving_mean.assign(mean)
         layer.moving_variance.assign(variance)
         if "training" in signature.parameters:
@@ -142,14 +125,9 @@ def _normalizing(layer, calls):
 def pooled(counts, means, variances) -> tuple[np.ndarray, np.ndarray]:
     """Returns mean and variance of all values, from those of their parts.
 
-    Args:
-        counts: numbers of values, (parts, devices).
-        means: (parts, devices, channels).
-        variances: (parts, devices, channels).
-
-    Returns:
-        Mean and variance, (devices, channels). The variance is that inside the parts
-        and that between them.
+    Counts are (parts, devices), means and variances (parts, devices, channels), and
+    the results (devices, channels). The variance is that inside the parts and that
+    between them.
     """
     counts, means, variances = (
         np.asarray(a, "float64") for a in (counts, means, variances)

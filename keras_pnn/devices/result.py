@@ -52,10 +52,10 @@ class DeviceEvaluation:
 
     def table(self) -> str:
         """Returns one line for each metric."""
-        rows = [f"{'':>16}  {'mean':>9} {'std':>9} {'p05':>9} {'min':>9} {'max':>9}"]
+        columns = ("mean", "std", "p05", "min", "max")
+        rows = [f"{'':>16}  " + " ".join(f"{c:>9}" for c in columns)]
         for name in self.values:
-            s = self.summary(name)
-            columns = ("mean", "std", "p05", "min", "max")
-            cells = " ".join(f"{s[k]:9.4f}" for k in columns)
+            summary = self.summary(name)
+            cells = " ".join(f"{summary[c]:9.4f}" for c in columns)
             rows.append(f"{name:>16}  {cells}")
         return "\n".join(rows)

@@ -1,17 +1,21 @@
-"""Describe one simulated device: the imperfections by which it leaves the design."""
+"""Describe simulated devices: the imperfections by which each leaves the design."""
 
 import contextlib
-from collections.abc import Iterator
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_pnn import _checks
+from keras_pnn import _checks, _files
 from keras_pnn.layers.context import keeping
 from keras_pnn.layers.lookup import architecture, physical_layers, quantities
 from keras_pnn.layers.physical import PhysicalLayer
 from keras_pnn.layers.quantity import Quantity
+
+_FORMAT = "keras_pnn.devices/1"
 
 
 class SimulatedDevice:
@@ -61,9 +65,7 @@ class SimulatedDevice:
         self._attached: dict[int, dict[str, tuple[Quantity, np.ndarray]]] = {}
 
     def bind(self, model: keras.layers.Layer) -> list[tuple[Quantity, np.ndarray]]:
-        """Pairs the model's variables with this device's deviations.
-
-        The order is that of the names, not that in which deviations were given.
+        """Pairs the model's variables with this device's deviations, ordered by name.
 
         Raises:
             ValueError: If the device comes from another architecture, or takes an
@@ -141,7 +143,7 @@ class SimulatedDevice:
         """Returns the outputs of one layer on this device, inside the graph.
 
         Args:
-            layer: a physical layer of a model that `attach` was called with.
+            layer: a physical layer.
             inputs: its inputs, for a whole batch.
             controls: its controls, name to tensor.
 
@@ -161,6 +163,88 @@ class SimulatedDevice:
     def __repr__(self):
         names = sorted({name for name, _ in self.deviations})
         return f"<SimulatedDevice {self.label} {', '.join(names)}>"
+
+
+class DeviceSet(Sequence):
+    """A sequence of simulated devices, saved and loaded as one `.npz` file.
+
+    Args:
+        devices: the devices.
+
+    Raises:
+        ValueError: If the devices deviate in different variables, or come from
+            different architectures.
+    """
+
+    def __init__(self, devices: Iterable[SimulatedDevice]):
+        self._devices = tuple(devices)
+        kinds = [(d.deviations.keys(), d.architecture) for d in self._devices]
+        for device, kind in zip(self._devices, kinds, strict=True):
+            if kind != kinds[0]:
+                raise ValueError(
+                    "Argument `devices` must all deviate in the same variables of one "
+                    f"architecture, {_names(self._devices[0])}. "
+                    f"Received: device {device.label!r} with {_names(device)}"
+                )
+
+    def __len__(self):
+        return len(self._devices)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return DeviceSet(self._devices[index])
+        return self._devices[index]
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the devices to `path` (`.npz`, arrays only)."""
+        one = self[0] if self._devices else SimulatedDevice({})
+        keys = list(one.deviations)
+        header = {
+            "format": _FORMAT,
+            "labels": [d.label for d in self],
+            "keys": keys,
+            "architecture": one.architecture,
+        }
+        arrays = {
+            f"a{i}": np.stack([d.deviations[key] for d in self])
+            for i, key in enumerate(keys)
+        }
+        # To a file, since NumPy would add a suffix to a path.
+        with _files.atomic(path) as part, open(part, "wb") as file:
+            np.savez(file, header=np.array(json.dumps(header)), **arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "DeviceSet":
+        """Reads devices that `save` wrote.
+
+        Raises:
+            ValueError: If the file is not one of these, or is cut short.
+            FileNotFoundError: If there is no file.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                header = json.loads(str(file["header"]))
+                if header["format"] != _FORMAT:
+                    raise KeyError(header["format"])
+                keys = [(name, int(index)) for name, index in header["keys"]]
+                labels, shapes = header["labels"], header["architecture"]
+                stacks = [file[f"a{i}"] for i in range(len(keys))]
+                rows = list(zip(labels, *stacks, strict=True))
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            raise ValueError(
+                "Argument `path` must be an .npz file written by `DeviceSet.save`. "
+                f"Received: {os.fspath(path)} ({type(error).__name__}: {error})"
+            ) from error
+        return cls(
+            SimulatedDevice(dict(zip(keys, arrays, strict=True)), shapes, label)
+            for label, *arrays in rows
+        )
+
+
+def _names(device: SimulatedDevice) -> str:
+    return ", ".join(f"{n}[{i}]" for n, i in sorted(device.deviations)) or "none"
 
 
 def _storable(array: np.ndarray) -> np.ndarray:

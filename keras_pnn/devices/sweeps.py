@@ -7,8 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks
-from keras_pnn.devices.device_set import DeviceSet
-from keras_pnn.devices.simulated import SimulatedDevice
+from keras_pnn.devices.simulated import DeviceSet, SimulatedDevice
 from keras_pnn.layers.lookup import architecture, find
 from keras_pnn.layers.quantity import Quantity
 

@@ -9,8 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks
-from keras_pnn.devices.device_set import DeviceSet
-from keras_pnn.devices.simulated import SimulatedDevice
+from keras_pnn.devices.simulated import DeviceSet, SimulatedDevice
 from keras_pnn.layers.lookup import architecture, find
 from keras_pnn.layers.quantity import Quantity
 
@@ -120,10 +119,6 @@ class Variation:
                 expected = "a standard deviation, a TFP distribution or `Correlated`"
                 raise _checks.error(name, expected, repr(spread))
 
-    def check(self, model: keras.layers.Layer) -> None:
-        """Raises a ValueError if a name matches nothing in the model."""
-        self._plan(model)
-
     @property
     def distributions(self) -> list[str]:
         """The names whose spread is a TFP distribution."""
@@ -157,13 +152,8 @@ class Variation:
     def deviations(self, model: keras.layers.Layer, seed):
         """Draws one device, inside or outside a graph.
 
-        Args:
-            model: a built model.
-            seed: two integers, a tensor or a sequence.
-
-        Returns:
-            A list of (`Quantity`, deviation tensor) pairs, a pure function of the
-            seed and of the model's architecture.
+        Returns a list of (`Quantity`, deviation tensor) pairs, a pure function of the
+        seed (two integers, a tensor or a sequence) and of the model's architecture.
         """
         drawn = []
         for quantity, spread in self._plan(model):
@@ -216,9 +206,6 @@ class Variation:
 
         The same seed gives the same devices but for the factor, so that a sweep over
         it shows the factor and not other draws.
-
-        Args:
-            factor: a number, 0 or more.
 
         Raises:
             ValueError: If the factor is negative or not finite.

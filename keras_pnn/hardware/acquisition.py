@@ -1,17 +1,21 @@
 """Measure batches on a device: parts, repeats, time limits, the log."""
 
+import concurrent.futures
+import math
+import queue
 import threading
 import time
 import weakref
+from collections.abc import Callable
 
 import numpy as np
 
 from keras_pnn.hardware import log as measurement_log
-from keras_pnn.hardware.arrays import not_finite, usable
-from keras_pnn.hardware.log import Record
-from keras_pnn.hardware.worker import StillRunning, Worker
 
+# Seconds before a repeat.
 LONGEST_WAIT = 60.0
+# Seconds that an interrupt from the keyboard may wait.
+_LONGEST_DEAF = 0.2
 
 
 class DeviceError(RuntimeError):
@@ -45,18 +49,8 @@ class DeviceError(RuntimeError):
 class Acquisition:
     """Measures batches with a `HardwareDevice`, one at a time.
 
-    It is an object of its own, so that a lab's subclass may use whatever names it
-    likes, and reads the settings from the device, so that they may be changed.
-
-    Args:
-        device: the device that has it.
-        log: path of its log, or `None`.
-
-    Attributes:
-        abandoned: whether a call of the lab's code was given up, and may still talk to
-            the hardware, since `recover` was called last.
-        raised: what the last measurement inside a graph raised, if it did; the graph
-            itself knows only the text.
+    An object of its own, so that a lab's subclass may use whatever names it likes. It
+    reads the settings from the device, where they may be changed.
     """
 
     def __init__(self, device, log=None):
@@ -64,23 +58,23 @@ class Acquisition:
         self._device = weakref.proxy(device)
         self._log = None if log is None else measurement_log.prepare(log)
         self._lock = threading.RLock()
-        self._worker: Worker | None = None
+        self._worker: _Worker | None = None
         # Layer name → the controls that it was configured with last.
         self._configured: dict[str, dict[str, np.ndarray]] = {}
+        # Whether a call of the lab's code was given up since `recover` was called last,
+        # and may still talk to the hardware.
         self.abandoned = False
+        # What the last measurement in a graph raised; the graph knows only the text.
         self.raised: BaseException | None = None
 
-    def check_thread(self, layer) -> None:
-        """Raises RuntimeError in the lab's own code, which would wait for itself."""
+    def run(self, layer, inputs, controls, shape, dtype) -> np.ndarray:
+        """Measures a batch; arguments as in `HardwareDevice.acquire`, checked."""
         worker = self._worker
         if worker is not None and worker.thread is threading.current_thread():
             raise RuntimeError(
                 "`measure`, `configure` and `recover` must not call `acquire`, which "
                 f"waits for them. Received: a call for layer '{layer.name}'"
             )
-
-    def run(self, layer, inputs, controls, shape, dtype) -> np.ndarray:
-        """Measures a batch; arguments as in `HardwareDevice.acquire`, checked."""
         with self._lock:
             try:
                 outputs = self._obtain(layer, inputs, controls, shape, dtype)
@@ -106,19 +100,10 @@ class Acquisition:
         step = self._device.max_batch or len(inputs)
         parts = [inputs[i : i + step] for i in range(0, len(inputs), step)]
         outputs = np.concatenate(
-            [
-                self._averaged(
-                    layer,
-                    part,
-                    controls,
-                    shape if len(parts) == 1 else (len(part), *shape[1:]),
-                    dtype,
-                )
-                for part in parts
-            ]
+            [self._averaged(layer, p, controls, shape[1:], dtype) for p in parts]
         )
         if self._log is not None:
-            record = Record(
+            record = measurement_log.Record(
                 layer=layer.name,
                 inputs=inputs,
                 controls=controls,
@@ -131,19 +116,22 @@ class Acquisition:
         return outputs
 
     def _averaged(self, layer, inputs, controls, shape, dtype) -> np.ndarray:
-        if self._device.repeats == 1:
-            return self._reading(layer, inputs, controls, shape, dtype).astype(dtype)
-        total = np.zeros(shape, "complex128" if dtype.kind == "c" else "float64")
+        wide = "complex128" if dtype.kind == "c" else "float64"
+        shape, readings = (len(inputs), *shape), []
         for _ in range(self._device.repeats):
-            total += self._reading(layer, inputs, controls, shape, dtype)
-        return (total / self._device.repeats).astype(dtype)
+            reading = self._reading(layer, inputs, controls, shape, dtype)
+            # Copied: a driver may return the same buffer each time.
+            readings.append(reading.astype(wide))
+        return np.mean(readings, axis=0).astype(dtype)
 
     def _reading(self, layer, inputs, controls, shape, dtype) -> np.ndarray:
         """One usable reading: a call, repeated where it fails."""
         for attempt in range(self._device.retries + 1):
             call = self._device.calls + 1
             if attempt:
-                self._wait(attempt)
+                # Powers beyond this are longer than the longest wait, or overflow.
+                wait = self._device.backoff * 2.0 ** min(attempt - 1, 100)
+                time.sleep(min(wait, LONGEST_WAIT))
             values, cause = self._attempt(attempt > 0, layer, inputs, controls)
             if cause is None:
                 try:
@@ -177,28 +165,26 @@ class Acquisition:
         except Exception as error:
             return None, error
 
-    def _wait(self, attempt: int) -> None:
-        # Powers beyond this are longer than the longest wait, or overflow.
-        wait = self._device.backoff * 2.0 ** min(attempt - 1, 100)
-        time.sleep(min(wait, LONGEST_WAIT))
-
     def _configure(self, layer, controls: dict) -> None:
-        if _same(self._configured.get(layer.name), controls):
-            return
-        self._configured.pop(layer.name, None)
-        copies = {name: value.copy() for name, value in controls.items()}
-        self._limited("configure", layer, copies)
-        time.sleep(self._device.settle)
+        before = self._configured.pop(layer.name, None)
+        if (
+            before is None
+            or before.keys() != controls.keys()
+            or not all(np.array_equal(before[n], controls[n]) for n in controls)
+        ):
+            copies = {name: value.copy() for name, value in controls.items()}
+            self._limited("configure", layer, copies)
+            time.sleep(self._device.settle)
         self._configured[layer.name] = controls
 
     def _limited(self, name: str, *args):
         """Calls a method of the lab's in the worker's thread, under the time limit."""
         if self._worker is None:
-            self._worker = Worker()
+            self._worker = _Worker()
         method, timeout = getattr(self._device, name), self._device.timeout
         try:
             return self._worker.run(lambda: method(*args), timeout)
-        except StillRunning:
+        except _StillRunning:
             self._drop_worker()
             raise TimeoutError(
                 f"`{name}` must return within {timeout:g} s. Received: nothing"
@@ -216,9 +202,80 @@ class Acquisition:
         self.abandoned = True
 
 
-def _same(before: dict | None, controls: dict) -> bool:
-    return (
-        before is not None
-        and before.keys() == controls.keys()
-        and all(np.array_equal(before[name], controls[name]) for name in controls)
+class _Worker:
+    """Runs functions one by one in one thread, which can be given up.
+
+    The thread ends when the worker is given up or dropped: at once, or, where a
+    function hangs, when that returns. An executor of the standard library would keep
+    the process from ending until then.
+    """
+
+    def __init__(self):
+        self._jobs = queue.SimpleQueue()
+        self.thread = threading.Thread(
+            target=_serve, args=(self._jobs,), name="keras_pnn device", daemon=True
+        )
+        self.thread.start()
+        weakref.finalize(self, self._jobs.put, None)
+
+    def run(self, function: Callable, timeout: float | None):
+        """Calls a function; raises `_StillRunning` after `timeout` seconds."""
+        future = concurrent.futures.Future()
+        self._jobs.put((future, function))
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        while not future.done():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise _StillRunning
+            # A signal that comes just before a wait does not end it.
+            concurrent.futures.wait([future], min(left, _LONGEST_DEAF))
+        return future.result()
+
+    def give_up(self) -> None:
+        """Lets the thread end when it can."""
+        self._jobs.put(None)
+
+
+class _StillRunning(Exception):
+    """A function has not returned in time."""
+
+
+def _serve(jobs: queue.SimpleQueue) -> None:
+    while (job := jobs.get()) is not None:
+        future, function = job
+        try:
+            future.set_result(function())
+        # Whoever waits gets it, an interrupt too.
+        except BaseException as error:
+            future.set_exception(error)
+        # What the job holds must not live until the next one.
+        del job, future, function
+
+
+def usable(values, shape: tuple, dtype: np.dtype) -> np.ndarray:
+    """Returns what `measure` returned as an array, in its own precision, checked."""
+    kind = "complex" if dtype.kind == "c" else "real floating-point"
+    expected = f"`measure` must return {kind} numbers of shape {shape}."
+    if values is None:
+        raise TypeError(f"{expected} Received: None")
+    if isinstance(values, np.ma.MaskedArray) and values.dtype.kind in "fc":
+        # A masked element is not a reading.
+        values = values.filled(np.nan)
+    array = measurement_log.storable(values)
+    if array.dtype.kind != ("c" if dtype.kind == "c" else "f"):
+        raise TypeError(f"{expected} Received: dtype {array.dtype}")
+    if array.shape != shape:
+        raise ValueError(f"{expected} Received: shape {array.shape}")
+    return array
+
+
+def not_finite(reading: np.ndarray, dtype: np.dtype) -> ArithmeticError | None:
+    """Returns the error for a reading that is not finite in the layer's precision."""
+    with np.errstate(over="ignore"):
+        bad = np.count_nonzero(~np.isfinite(reading.astype(dtype)))
+    if not bad:
+        return None
+    return ArithmeticError(
+        f"`measure` must return finite {dtype} numbers. Received: NaN or infinity in "
+        f"{bad} of {reading.size}"
     )

@@ -1,6 +1,8 @@
 """Run physical layers on a device in the laboratory."""
 
 import contextlib
+import functools
+import types
 import weakref
 from collections.abc import Iterator
 
@@ -11,8 +13,8 @@ import tensorflow as tf
 from keras_pnn import _checks
 from keras_pnn._keras import models_around, set_aside
 from keras_pnn.hardware.acquisition import Acquisition, DeviceError
-from keras_pnn.hardware.arrays import output_spec, sendable
-from keras_pnn.layers.context import measured_by, measuring_block
+from keras_pnn.hardware.log import storable
+from keras_pnn.layers.context import measured_by, measuring_block, substituting
 from keras_pnn.layers.lookup import physical_layers
 
 __all__ = ["DeviceError", "HardwareDevice", "raising"]
@@ -70,11 +72,8 @@ class HardwareDevice:
     ```
     """
 
-    # Defined even if a subclass forgets `super().__init__`.
-    calls = 0
-    failures = 0
-    failure: DeviceError | None = None
-    _acquisition: Acquisition | None = None
+    # A subclass without `super().__init__()` gets as far as the error for it.
+    layers: tuple[str, ...] | None = None
 
     def __init__(
         self,
@@ -88,18 +87,26 @@ class HardwareDevice:
         log=None,
     ):
         self.layers = _layer_names(layers)
-        self.max_batch = max_batch
-        if max_batch is not None:
-            self.max_batch = _checks.integer("max_batch", max_batch, low=1)
+        self.max_batch = _checks.optional(
+            _checks.integer, "max_batch", max_batch, low=1
+        )
         self.repeats = _checks.integer("repeats", repeats, low=1)
         self.settle = _checks.real("settle", settle, low=0)
-        self.timeout = timeout
-        if timeout is not None:
-            self.timeout = _checks.real("timeout", timeout, above=0)
+        self.timeout = _checks.optional(_checks.real, "timeout", timeout, above=0)
         self.retries = _checks.integer("retries", retries, low=0)
         self.backoff = _checks.real("backoff", backoff, low=0)
         self.log = log
+        self.calls = self.failures = 0
+        self.failure: DeviceError | None = None
         self._acquisition = Acquisition(self, log)
+
+    @functools.cached_property
+    def _acquisition(self) -> Acquisition:
+        # Reached where `__init__` has not set the attribute.
+        raise RuntimeError(
+            f"`{type(self).__name__}.__init__` must call `super().__init__()`. "
+            "Received: a device without it"
+        )
 
     def measure(self, layer, inputs: np.ndarray, controls: dict) -> np.ndarray:
         """Measures one layer; a subclass must override it.
@@ -120,20 +127,16 @@ class HardwareDevice:
     def configure(self, layer, controls: dict) -> None:
         """Sets the controls of one layer; called when they differ from the last ones.
 
-        `settle` seconds pass afterwards. It is called again after `recover`. Each layer
-        needs channels of its own on the device: what was set for one must stay while
-        another is set. Where layers share channels, set the controls in `measure`,
-        which gets them too.
+        `settle` seconds pass afterwards. It is called again after `recover`. What was
+        set for one layer must stay while another is set: where layers share channels,
+        set the controls in `measure`, which gets them too.
         """
-        return None
 
     def recover(self) -> None:
         """Brings the device back to a known state; called before a call is repeated.
 
-        It is called too before the first call after one that was given up: after an
-        interrupt, or a time-out that ended the last measurement.
+        Also before the first call after an interrupt or a time-out for good.
         """
-        return None
 
     def acquire(self, layer, inputs, controls: dict, shape=None, dtype=None):
         """Measures a batch: configures, splits, averages, checks, repeats, logs.
@@ -152,36 +155,35 @@ class HardwareDevice:
             ValueError: If the batch is empty, or what is to be sent is not finite.
             OSError: If the log cannot be written.
         """
-        _check_initialised(self)
-        self._acquisition.check_thread(layer)
-        inputs = sendable("inputs", inputs, layer)
+        acquisition = self._acquisition
+        inputs = _sendable("inputs", inputs, layer)
         if inputs.ndim == 0 or not len(inputs):
             raise _checks.error(
                 "inputs", "at least one sample", f"shape {inputs.shape}"
             )
         controls = {
-            n: sendable(f"controls[{n!r}]", v, layer) for n, v in controls.items()
+            n: _sendable(f"controls[{n!r}]", v, layer) for n, v in controls.items()
         }
         if shape is None or dtype is None:
-            spec = output_spec(layer, inputs)
+            with substituting(None):
+                spec = layer.compute_output_spec(
+                    keras.KerasTensor(inputs.shape, inputs.dtype.name)
+                )
             shape = spec.shape if shape is None else shape
             dtype = spec.dtype if dtype is None else dtype
         shape, dtype = tuple(int(n) for n in shape), tf.as_dtype(dtype).as_numpy_dtype
-        return self._acquisition.run(layer, inputs, controls, shape, np.dtype(dtype))
+        return acquisition.run(layer, inputs, controls, shape, np.dtype(dtype))
 
     def measure_in_graph(self, layer, inputs, controls: dict, modelled):
-        """Measures a batch within a `tf.function`.
+        """Measures a batch within a `tf.function`, from tensors to a tensor.
 
         Args:
-            layer: a `PhysicalLayer`.
-            inputs: its inputs, a tensor.
-            controls: name to tensor.
+            layer, inputs, controls: as in `acquire`.
             modelled: the outputs of the model, for their shape and dtype.
 
         Returns:
-            The outputs, a tensor; `None` where the layer is not on the device.
+            The outputs; `None` where the layer is not on the device.
         """
-        _check_initialised(self)
         if self.layers is not None and layer.name not in self.layers:
             return None
         names, dtype = list(controls), modelled.dtype
@@ -222,7 +224,6 @@ class HardwareDevice:
         Raises:
             ValueError: If one is not, or the model has no physical layers.
         """
-        _check_initialised(self)
         names = [layer.name for layer in physical_layers(model)]
         unknown = sorted(set(self.layers or ()) - set(names))
         if unknown or not names:
@@ -251,8 +252,20 @@ class HardwareDevice:
         """
         self.attach(model)
         for each in models_around(model):
-            _check_runs_python(each, each is model or each.compiled)
-        block = _Block()
+            # A model inside that is not compiled runs no steps of its own.
+            if (each is model or each.compiled) and each.jit_compile:
+                raise ValueError(
+                    "A device on the bench is Python, which XLA cannot compile: "
+                    f"`compile` model '{each.name}' with jit_compile=False. "
+                    "Received: jit_compile=True"
+                )
+            replicas = each.distribute_strategy.num_replicas_in_sync
+            if replicas > 1:
+                raise ValueError(
+                    f"One device serves one replica of model '{each.name}'. "
+                    f"Received: a strategy with {replicas} replicas"
+                )
+        block = types.SimpleNamespace(ended=False)
         with set_aside(model), raising(self), measured_by(self, block):
             try:
                 yield self
@@ -260,26 +273,15 @@ class HardwareDevice:
                 block.ended = True
 
 
-class _Block:
-    """A block of code in which a device is installed."""
-
-    ended = False
-
-
 @contextlib.contextmanager
 def raising(device) -> Iterator[None]:
     """Raises what failed on the bench where a graph inside raises its own error.
 
-    Args:
-        device: any device; of a `HardwareDevice`, `failure` is cleared.
-
-    Raises:
-        DeviceError: If the device failed for good inside a graph.
+    Of a `HardwareDevice`, `failure` is cleared first; others have none.
     """
     if not isinstance(device, HardwareDevice):
         yield
         return
-    _check_initialised(device)
     acquisition = device._acquisition
     device.failure = acquisition.raised = None
     try:
@@ -296,20 +298,11 @@ def raising(device) -> Iterator[None]:
 def _tells_of(error: BaseException | None, raised: BaseException) -> bool:
     """Whether an exception is, or was caused by, a graph's report of another one."""
     while error is not None:
-        # The graph knows name and text alone. A failure that the caller of the graph
-        # handled has nothing to do with a later one.
+        # The graph knows name and text alone.
         if isinstance(error, tf.errors.OpError) and type(raised).__name__ in str(error):
             return True
         error = error.__cause__
     return False
-
-
-def _check_initialised(device: HardwareDevice) -> None:
-    if device._acquisition is None:
-        raise RuntimeError(
-            f"`{type(device).__name__}.__init__` must call `super().__init__()`. "
-            "Received: a device without it"
-        )
 
 
 def _layer_names(layers) -> tuple[str, ...] | None:
@@ -323,25 +316,14 @@ def _layer_names(layers) -> tuple[str, ...] | None:
     return names
 
 
-def _check_runs_python(model: keras.Model, compiles: bool) -> None:
-    """Checks that a model can call Python in its steps.
-
-    Args:
-        model: any model.
-        compiles: whether it may run a step of its own, so that XLA matters.
-
-    Raises:
-        ValueError: If it is compiled by XLA, or runs on several replicas.
-    """
-    if compiles and model.jit_compile:
-        raise ValueError(
-            "A device on the bench is Python, which XLA cannot compile: "
-            f"`compile` model '{model.name}' with jit_compile=False. "
-            "Received: jit_compile=True"
-        )
-    replicas = model.distribute_strategy.num_replicas_in_sync
-    if replicas > 1:
-        raise ValueError(
-            f"One device serves one replica of model '{model.name}'. "
-            f"Received: a strategy with {replicas} replicas"
-        )
+def _sendable(name: str, array, layer) -> np.ndarray:
+    """Returns a copy of an array of finite numbers: others can harm a device."""
+    array = np.array(storable(array), order="C")
+    if array.dtype.kind not in "biufc":
+        expected = f"an array of numbers, for layer '{layer.name}'"
+        raise _checks.error(name, expected, f"dtype {array.dtype}")
+    bad = np.count_nonzero(~np.isfinite(array))
+    if bad:
+        received = f"NaN or infinity in {bad} of {array.size}"
+        raise _checks.error(name, f"finite, for layer '{layer.name}'", received)
+    return array

@@ -78,16 +78,10 @@ def storable(array) -> np.ndarray:
 def request_digest(
     layer: str, inputs: np.ndarray, controls: dict[str, np.ndarray]
 ) -> str:
-    """Returns a SHA-256 of what a measurement was asked for.
+    """Returns a SHA-256 of what a measurement was asked for, in hexadecimal.
 
-    Args:
-        layer: the layer's name.
-        inputs: its inputs.
-        controls: name to array; the order does not matter.
-
-    Returns:
-        64 hexadecimal digits. They differ wherever one bit, the shape or the type
-        of an array does.
+    It differs where one bit, the shape or the type of an array does; the order of
+    `controls` does not matter.
     """
     named = (part for item in sorted(controls.items()) for part in item)
     parts = (layer, inputs, *named)
@@ -95,14 +89,9 @@ def request_digest(
 
 
 def prepare(path: str | os.PathLike) -> str:
-    """Creates a log, or checks that an existing one can be appended to.
+    """Creates a log, or checks that one can be appended to; returns its absolute path.
 
-    Returns:
-        The path, absolute, so that a change of directory changes nothing.
-
-    Raises:
-        ValueError: If the file is not a log, or is damaged; it is left unchanged.
-        OSError: If the file cannot be opened.
+    Raises ValueError for another file, or a damaged one, and leaves it unchanged.
     """
     path = os.path.abspath(os.fspath(path))
     with open(path, "ab"):
@@ -118,23 +107,13 @@ def prepare(path: str | os.PathLike) -> str:
 
 
 def append(path: str, record: Record) -> None:
-    """Adds a record to a log.
-
-    Raises:
-        ValueError: If the file is no longer a log.
-        OSError: If the record cannot be written; the log is as before.
-    """
+    """Adds a record; where that raises ValueError or OSError, the log is as before."""
     arrays = {"inputs": record.inputs, "outputs": record.outputs}
     arrays |= {f"controls/{name}": a for name, a in record.controls.items()}
     blob = io.BytesIO()
     np.savez(blob, **{name: storable(array) for name, array in arrays.items()})
-    row = (
-        record.layer,
-        record.digest,
-        float(record.seconds),
-        int(record.attempts),
-        blob.getvalue(),
-    )
+    head = (record.layer, record.digest, record.seconds, record.attempts)
+    row = (*head, blob.getvalue())
     with _connected(path) as connection:
         connection.execute(
             f"INSERT INTO records ({_COLUMNS}, checksum) VALUES (?, ?, ?, ?, ?, ?)",
@@ -143,12 +122,7 @@ def append(path: str, record: Record) -> None:
 
 
 def record_ids(path: str | os.PathLike) -> list[int]:
-    """Returns the numbers of a log's records, in the order of writing.
-
-    Raises:
-        ValueError: If the file is not a log, or is damaged.
-        OSError: If the file cannot be opened.
-    """
+    """Returns the numbers of a log's records, in order; raises as `prepare`."""
     path = os.fspath(path)
     with open(path, "rb"):
         pass
@@ -160,12 +134,7 @@ def record_ids(path: str | os.PathLike) -> list[int]:
 
 
 def read(path: str | os.PathLike, ids: Iterable[int]) -> Iterator[Record]:
-    """Reads the records of the given numbers from a log.
-
-    Raises:
-        ValueError: If a record is damaged or missing.
-        OSError: If the file cannot be opened.
-    """
+    """Yields records by number; ValueError for one that is damaged or missing."""
     path = os.fspath(path)
     query = f"SELECT {_COLUMNS}, checksum FROM records WHERE id = ?"
     with _connected(path) as connection:
@@ -195,11 +164,7 @@ def _connected(path: str) -> Iterator[sqlite3.Connection]:
 
 
 def _holds_log(connection: sqlite3.Connection, path: str) -> bool:
-    """Whether the file holds a log; False if it is empty.
-
-    Raises:
-        ValueError: If it holds something else, or is damaged.
-    """
+    """Whether a file holds a log; False if it is empty, else raises as `prepare`."""
     ((application,),) = connection.execute("PRAGMA application_id").fetchall()
     if application != _APPLICATION:
         if application or connection.execute("SELECT 1 FROM sqlite_schema").fetchall():

@@ -94,19 +94,11 @@ class Replay(Acquisition):
     def _next(self, layer: str, inputs, controls) -> Record:
         ids = self._queues.get(request_digest(layer, inputs, controls))
         if ids is None:
-            raise LookupError(self._missing(layer))
+            why = " with these inputs and controls: not one bit may differ"
+            if layer not in self._known:
+                known = ", ".join(sorted(self._known)) or "none"
+                why = f", only of: {known}. Pass `layers` if the device had these alone"
+            raise LookupError(f"{self._path} has no measurement of this layer{why}")
         number = ids.popleft() if len(ids) > 1 else ids[0]
         (record,) = measurement_log.read(self._path, [number])
         return record
-
-    def _missing(self, layer: str) -> str:
-        if layer not in self._known:
-            return (
-                f"{self._path} has no measurement of this layer, only of: "
-                f"{', '.join(sorted(self._known)) or 'none'}. Pass `layers` "
-                "if the device had these alone"
-            )
-        return (
-            f"{self._path} has no measurement of this layer with these inputs and "
-            "controls: not one bit may differ"
-        )

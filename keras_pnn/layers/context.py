@@ -59,11 +59,7 @@ class Overrides(Mapping):
         return watched, self.merged(zip(variables, watched, strict=True))
 
     def scope(self, model: keras.Model) -> keras.StatelessScope:
-        """Returns the scope in which these values are in force.
-
-        Args:
-            model: the model whose loss is to be computed inside.
-        """
+        """Returns the scope in which these values are in force for a model's loss."""
         # Keras hands a regulariser None for a variable that the scope does not hold.
         regularized = [
             (v, tf.convert_to_tensor(v))
@@ -110,22 +106,14 @@ def _changed(**changes) -> Iterator[None]:
 def substituting(
     substitute: Callable | None,
 ) -> contextlib.AbstractContextManager[None]:
-    """Lets a function give the outputs of every physical layer inside.
-
-    Args:
-        substitute: as in `Context`.
-    """
+    """Lets a function give the outputs of every physical layer, see `Context`."""
     return _changed(substitute=substitute)
 
 
 def keeping(
     variables: Iterable[keras.Variable],
 ) -> contextlib.AbstractContextManager[None]:
-    """Lets imperfections stay as they are when weights are loaded inside.
-
-    Args:
-        variables: those that a device sets.
-    """
+    """Lets imperfections stay as they are when weights are loaded inside."""
     return _changed(kept=current().kept.union(map(id, variables)))
 
 
@@ -145,8 +133,12 @@ def valued(measured, modelled):
     where `measured` has them too: a simulated device does, a bench does not.
     """
     outputs = _valued(measured, modelled)
-    attributes = _keras.joined_attributes(measured, modelled, _valued)
-    _keras.set_tensor_attributes(outputs, attributes)
+    theirs, ours = map(_keras.tensor_attributes, (measured, modelled))
+    logits = ours.pop(_keras.LOGITS, None)
+    # Those of the model alone would belong to other values.
+    if logits is not None and _keras.LOGITS in theirs:
+        ours[_keras.LOGITS] = _valued(theirs[_keras.LOGITS], logits)
+    _keras.set_tensor_attributes(outputs, ours)
     return outputs
 
 

@@ -25,11 +25,7 @@ class Axis(NamedTuple):
 
 
 def output_size(size, kernel: int, stride: int, dilation: int, padding: str):
-    """Returns the size of an axis after a convolution; `None` if it is unknown.
-
-    Raises:
-        ValueError: If the kernel does not fit into the image.
-    """
+    """Returns the size of an axis after a convolution; `None` if it is unknown."""
     if size is None:
         return None
     if padding == "same":
@@ -44,11 +40,7 @@ def output_size(size, kernel: int, stride: int, dilation: int, padding: str):
 
 
 def padded(images, kernel_size, strides, dilation_rate, padding: str):
-    """Returns images with the zeros of `padding`, and both axes.
-
-    Raises:
-        ValueError: If height or width is unknown.
-    """
+    """Returns images with the zeros of `padding`, and both axes."""
     if None in images.shape[1:3]:
         raise ValueError(
             "Many devices at once need images of known height and width. "
@@ -73,12 +65,9 @@ def patches(images, axes):
 
 def convolve(images, kernel, axes, groups: int):
     """Convolves padded images with a kernel of several groups."""
-    parts = zip(
-        tf.split(images, groups, axis=-1),
-        tf.split(kernel, groups, axis=-1),
-        strict=True,
-    )
-    return tf.concat([_convolve_group(*part, axes) for part in parts], axis=-1)
+    parts = (tf.split(part, groups, axis=-1) for part in (images, kernel))
+    outputs = [_convolve_group(*part, axes) for part in zip(*parts, strict=True)]
+    return tf.concat(outputs, axis=-1)
 
 
 def _width_patches(images, axes):

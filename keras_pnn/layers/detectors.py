@@ -56,16 +56,14 @@ class _OfFields(_Detector):
                 expected = f"ports of the inputs, 0 to {modes - 1}"
                 raise _checks.error(name, expected, f"port {max(listed)}")
         self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: modes})
-        self.built = True
 
 
 class _OfIntensities(_Detector):
-    """Base of layers that take real intensities."""
+    """Base of layers that take real intensities, and compute in the output's dtype."""
 
-    def _real(self, inputs):
-        """Returns the inputs in the output's dtype."""
+    def call(self, inputs):
         self._refuse_complex(inputs)
-        return ops.cast(inputs, self._output_dtype)
+        return self._of_real(ops.cast(inputs, self._output_dtype))
 
     def _refuse_complex(self, inputs):
         dtype = keras.backend.standardize_dtype(inputs.dtype)
@@ -119,39 +117,28 @@ class Photodetector(_OfFields):
         super().__init__(**kwargs)
         self.normalize = _checks.choice("normalize", normalize, (None, "l2"))
         if np.iterable(ports):
-            self.ports = _distinct("ports", ports)
-        elif ports is None:
-            self.ports = None
+            self.ports = self._read = _distinct("ports", ports)
         else:
-            self.ports = _checks.integer("ports", ports, low=1)
+            self.ports = _checks.optional(_checks.integer, "ports", ports, low=1)
+            self._read = None if ports is None else tuple(range(self.ports))
 
     def build(self, input_shape):
-        if self.ports is not None:
-            first = isinstance(self.ports, int)
-            self._build_for(
-                input_shape, ports=(self.ports - 1,) if first else self.ports
-            )
-        self.built = True
+        if self._read is not None:
+            self._build_for(input_shape, ports=self._read)
 
     def call(self, inputs):
         outputs = self._intensity(inputs)
         if self.normalize == "l2":
             outputs = _normalized(outputs)
-        if self.ports is None:
-            return outputs
-        if isinstance(self.ports, int):
-            return outputs[..., : self.ports]
-        return ops.take(outputs, self.ports, axis=-1)
+        return outputs if self._read is None else ops.take(outputs, self._read, axis=-1)
 
     def compute_output_shape(self, input_shape):
-        if self.ports is None:
-            return tuple(input_shape)
-        read = self.ports if isinstance(self.ports, int) else len(self.ports)
+        read = input_shape[-1] if self._read is None else len(self._read)
         return (*input_shape[:-1], read)
 
     def get_config(self):
-        ports = list(self.ports) if isinstance(self.ports, tuple) else self.ports
-        return {**super().get_config(), "normalize": self.normalize, "ports": ports}
+        own = {"normalize": self.normalize, "ports": self.ports}
+        return {**super().get_config(), **own}
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -222,11 +209,7 @@ class BalancedDetector(_OfFields):
         return (*input_shape[:-1], pairs)
 
     def get_config(self):
-        pairs = {
-            "plus": None if self.plus is None else list(self.plus),
-            "minus": None if self.minus is None else list(self.minus),
-        }
-        return {**super().get_config(), **pairs}
+        return {**super().get_config(), "plus": self.plus, "minus": self.minus}
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -234,11 +217,8 @@ class ShotNoise(_OfIntensities):
     """Counts photons: `k / photons` with `k ~ Poisson(intensity * photons)`.
 
     The noise is inherent in light, so it acts in training and in inference, with new
-    draws at each call. The gradient is that of the noiseless layer, 1. Draws depend
-    on `seed` and on the number of calls, and differ in a layer compiled by XLA. Under
-    `tf.vectorized_map` with one seed, all elements share them.
-
-    A negative intensity raises eagerly and gives NaN in a graph.
+    draws at each call. Draws depend on `seed` and on the number of calls; see
+    `physics.detection.shot_noise` for the gradient, XLA and negative intensities.
 
     Args:
         photons: Float. Mean number of detected photons per unit of intensity.
@@ -266,8 +246,7 @@ class ShotNoise(_OfIntensities):
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
-    def call(self, inputs):
-        inputs = self._real(inputs)
+    def _of_real(self, inputs):
         return detection.shot_noise(inputs, self.photons, self.seed_generator.next())
 
     def get_config(self):
@@ -277,11 +256,9 @@ class ShotNoise(_OfIntensities):
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class ADC(_OfIntensities):
-    """Digitizes a readout to `2**bits` even levels.
+    """Digitizes a readout to `2**bits` even levels, see `physics.detection.quantize`.
 
-    Values are rounded to the nearest level and clipped to the range. The gradient is 1
-    inside the range, the ends included, and 0 outside (straight-through). The
-    default range is that of `Photodetector(normalize="l2")`.
+    The default range is that of `Photodetector(normalize="l2")`.
 
     Args:
         bits: Integer from 1 to 24. Resolution.
@@ -301,10 +278,6 @@ class ADC(_OfIntensities):
     >>> adc = pnn.layers.ADC(bits=2, high=3.0)
     >>> adc(np.array([[0.4, 1.6, 9.0]], "float32")).numpy()
     array([[0., 2., 3.]], dtype=float32)
-
-    Reference:
-
-    - Bengio et al., arXiv:1308.3432: the straight-through estimator.
     """
 
     def __init__(self, bits: int, low: float = 0.0, high: float = 1.0, **kwargs):
@@ -313,8 +286,8 @@ class ADC(_OfIntensities):
         self.bits = self._converter.bits
         self.low, self.high = self._converter.low, self._converter.high
 
-    def call(self, inputs):
-        return self._converter(self._real(inputs))
+    def _of_real(self, inputs):
+        return self._converter(inputs)
 
     def get_config(self):
         return {**super().get_config(), **self._converter.get_config()}
@@ -332,12 +305,11 @@ def _normalized(light):
 
 
 def _distinct(name: str, ports) -> tuple[int, ...]:
-    expected = "distinct port indices, each 0 or more"
-    listed = list(ports) if np.iterable(ports) else []
     try:
-        indices = tuple(_checks.integer(name, port, low=0) for port in listed)
-    except ValueError:
-        raise _checks.error(name, expected, repr(ports)) from None
+        indices = tuple(_checks.integer(name, port, low=0) for port in ports)
+    except (TypeError, ValueError):
+        indices = ()
     if not indices or len(set(indices)) < len(indices):
+        expected = "distinct port indices, each 0 or more"
         raise _checks.error(name, expected, repr(ports))
     return indices

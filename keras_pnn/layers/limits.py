@@ -45,8 +45,7 @@ class ControlRange(keras.constraints.Constraint):
 class DAC:
     """Rounds controls to `2**bits` even steps, and clips them to the range.
 
-    The derivative is 1 inside the range and 0 outside (straight-through), so that
-    training continues through the steps.
+    Training continues through the steps; see `physics.detection.quantize`.
 
     Args:
         bits: the resolution, from 1 to 24.
@@ -80,11 +79,7 @@ class DAC:
 
 
 def get_dac(value):
-    """Returns a converter for controls from an object, its configuration or `None`.
-
-    Raises:
-        ValueError: If the converter is not callable.
-    """
+    """Returns a converter for controls from an object, its configuration or `None`."""
     if isinstance(value, dict):
         value = keras.saving.deserialize_keras_object(value)
     if value is not None and not callable(value):
@@ -110,11 +105,7 @@ def range_of(constraint_or_dac) -> tuple[float, float]:
 
 
 def common_range(*ranges: tuple[float, float]) -> tuple[float, float]:
-    """Returns the intersection of ranges of a control.
-
-    Raises:
-        ValueError: If it is empty.
-    """
+    """Returns the intersection of ranges of a control; raises if it is empty."""
     low, high = max(r[0] for r in ranges), min(r[1] for r in ranges)
     if not low < high:
         raise ValueError(

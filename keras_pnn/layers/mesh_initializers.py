@@ -60,8 +60,9 @@ class UniformPhases(MeshInitializer):
         return generator.uniform(0, np.pi, shape)
 
 
-class _Around(UniformPhases):
-    """Draws theta around one value, phi and gamma uniformly.
+@keras.saving.register_keras_serializable(package="keras_pnn")
+class Cross(UniformPhases):
+    """Draws theta near 0: each cell swaps its modes, and the mesh mirrors them.
 
     Args:
         spread: standard deviation of theta, in rad.
@@ -71,7 +72,7 @@ class _Around(UniformPhases):
         ValueError: If `spread` is negative or not finite.
     """
 
-    centre: float
+    centre = 0.0
 
     def __init__(self, spread: float = 0.05, seed: int | None = None):
         super().__init__(seed)
@@ -85,25 +86,8 @@ class _Around(UniformPhases):
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class Cross(_Around):
-    """Draws theta near 0: each cell swaps its modes, and the mesh mirrors them.
-
-    Args:
-        spread: standard deviation of theta, in rad.
-        seed: see `MeshInitializer`.
-    """
-
-    centre = 0.0
-
-
-@keras.saving.register_keras_serializable(package="keras_pnn")
-class Bar(_Around):
-    """Draws theta near π: light stays in its mode.
-
-    Args:
-        spread: standard deviation of theta, in rad.
-        seed: see `MeshInitializer`.
-    """
+class Bar(Cross):
+    """Draws theta near π: light stays in its mode. Arguments as in `Cross`."""
 
     centre = np.pi
 
@@ -112,11 +96,7 @@ _NAMES = {"haar": Haar, "uniform": UniformPhases, "cross": Cross, "bar": Bar}
 
 
 def get(identifier) -> MeshInitializer:
-    """Returns a mesh initializer from a name, a configuration or an object.
-
-    Raises:
-        ValueError: If `identifier` is anything else.
-    """
+    """Returns a mesh initializer from a name, a configuration or an object."""
     if isinstance(identifier, str) and identifier in _NAMES:
         return _NAMES[identifier]()
     if isinstance(identifier, dict):

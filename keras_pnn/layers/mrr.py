@@ -6,6 +6,7 @@ from keras import ops
 from keras_pnn import _checks
 from keras_pnn.layers import convolution
 from keras_pnn.layers.context import current
+from keras_pnn.layers.physical import arguments
 from keras_pnn.layers.ring_layer import RingLayer
 
 
@@ -87,7 +88,6 @@ class MRRBank(RingLayer):
             )
         self._build_kernel((inputs, self.units))
         self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: inputs})
-        self.built = True
 
     def forward(self, inputs, controls, imperfections):
         kernel = self._kernel(controls, imperfections)
@@ -156,8 +156,8 @@ class MRRConv2D(RingLayer):
         self.kernel_size = _checks.pair("kernel_size", kernel_size, low=1)
         self.strides = _checks.pair("strides", strides, low=1)
         self.dilation_rate = _checks.pair("dilation_rate", dilation_rate, low=1)
-        self.padding = str(padding).lower()
-        _checks.choice("padding", self.padding, ("valid", "same"))
+        padding = str(padding).lower()
+        self.padding = _checks.choice("padding", padding, ("valid", "same"))
         self.data_format = _checks.choice(
             "data_format",
             data_format or keras.config.image_data_format(),
@@ -190,8 +190,9 @@ class MRRConv2D(RingLayer):
                 f"The number of input channels must be known and a multiple of the "
                 f"{self.groups} groups. Received: input_shape={input_shape}"
             )
-        sizes = [n for n in self.compute_output_shape(input_shape)[1:] if n is None]
-        if self.adc_bits is not None and sizes:
+        # Fails where the kernel does not fit.
+        output_shape = self.compute_output_shape(input_shape)
+        if self.adc_bits is not None and None in output_shape[1:]:
             raise ValueError(
                 "`adc_bits` needs images of known height and width. "
                 f"Received: input_shape={input_shape}"
@@ -199,7 +200,6 @@ class MRRConv2D(RingLayer):
         self._build_kernel((*self.kernel_size, channels // self.groups, self.filters))
         axes = {self._channel_axis: channels}
         self.input_spec = keras.layers.InputSpec(ndim=4, axes=axes)
-        self.built = True
 
     def forward(self, inputs, controls, imperfections):
         kernel = self._kernel(controls, imperfections)
@@ -246,13 +246,4 @@ class MRRConv2D(RingLayer):
         return (batch, self.filters, *sizes) if first else (batch, *sizes, self.filters)
 
     def get_config(self):
-        return {
-            **super().get_config(),
-            "filters": self.filters,
-            "kernel_size": self.kernel_size,
-            "strides": self.strides,
-            "padding": self.padding,
-            "data_format": self.data_format,
-            "dilation_rate": self.dilation_rate,
-            "groups": self.groups,
-        }
+        return {**super().get_config(), **arguments(self, MRRConv2D)}

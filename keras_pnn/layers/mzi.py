@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras_pnn import _checks
 from keras_pnn.layers import mesh_initializers
 from keras_pnn.layers.limits import get_dac
-from keras_pnn.layers.physical import PhysicalLayer, check_built
+from keras_pnn.layers.physical import PhysicalLayer, arguments, check_built
 from keras_pnn.physics import decompose, interferometer, mesh
 
 _PHASES = ("theta", "phi", "gamma")
@@ -40,13 +40,16 @@ def as_matrix(name: str, value, shape: tuple[int, int]) -> np.ndarray:
 class FieldOutputs:
     """Gives a layer complex outputs (..., units), in the precision of its policy."""
 
+    @property
+    def _output_dtype(self) -> str:
+        return "complex128" if self.compute_dtype == "float64" else "complex64"
+
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self.units)
 
     def compute_output_spec(self, inputs):
-        dtype = "complex128" if self.compute_dtype == "float64" else "complex64"
         shape = self.compute_output_shape(inputs.shape)
-        return keras.KerasTensor(shape, dtype=dtype)
+        return keras.KerasTensor(shape, dtype=self._output_dtype)
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -82,22 +85,16 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
             to it. A cell's total loss is clipped at 0.
         straight_loss_db: loss of a mode that passes a column without a cell, in dB.
         crosstalk: `None`, or a real matrix from the phases that are set to those that
-            the shifters produce, of shape (2 n, 2 n), n the number of slots: first
-            `theta`, then `phi`, column by column.
+            the shifters produce, see `physics.mesh.transfer_matrix`.
         dac: `None`, or a `DAC` for the phases of all shifters. They are first brought
             into [0, 2π), which leaves the matrix unchanged without crosstalk (see
             `physics.mesh.wrapped`). With crosstalk the matrix jumps where a phase
             passes a whole turn, as on the chip. Set the range of the `dac` to
             [0, 2π]: beyond its ends no gradient passes.
 
-    Call arguments:
-        inputs: real or complex fields. Real inputs may have any float dtype.
+    Input shape: `(..., units)`, complex, or real of any float dtype.
 
-    Input shape:
-        `(..., units)`.
-
-    Output shape:
-        `(..., units)`, complex64; complex128 with the dtype policy `"float64"`.
+    Output shape: `(..., units)`, complex64; complex128 with the policy `"float64"`.
 
     Raises:
         ValueError: If an argument is out of range, or the inputs do not have `units`
@@ -169,10 +166,8 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
         )
         self.add_imperfection("theta_error", shape, unit="rad", mask=exists)
         self.add_imperfection("phi_error", shape, unit="rad", mask=exists)
-        both = (*shape, 2)
-        self.add_imperfection(
-            "splitter_error", both, unit="rad", mask=exists[..., None]
-        )
+        both, cells = (*shape, 2), exists[..., None]
+        self.add_imperfection("splitter_error", both, unit="rad", mask=cells)
         # Nominal values are numbers, which devices and reports print and compare.
         nominal = 0.0 if isinstance(self.loss_db, np.ndarray) else self.loss_db
         self.add_imperfection("loss_db", shape, unit="dB", nominal=nominal, mask=exists)
@@ -190,7 +185,10 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
 
     def _settings(self, controls: dict, imperfections: dict) -> dict:
         """Returns the arguments of `mesh.propagate` and `mesh.transfer_matrix`."""
-        phases = self._set(controls)
+        phases = {name: controls[name] for name in _PHASES}
+        if self.dac is not None:
+            within = mesh.wrapped(*phases.values(), self.arrangement)
+            phases = {n: self.dac(v) for n, v in zip(_PHASES, within, strict=True)}
         loss_db = imperfections["loss_db"]
         if isinstance(self.loss_db, np.ndarray):
             loss_db = loss_db + tf.constant(self.loss_db, loss_db.dtype)
@@ -203,21 +201,12 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
                 phases[name] *= tf.cast(self._exists, phases[name].dtype)
         return {
             **phases,
+            **imperfections,
             "arrangement": self.arrangement,
-            "theta_error": imperfections["theta_error"],
-            "phi_error": imperfections["phi_error"],
-            "splitter_error": imperfections["splitter_error"],
             "loss_db": tf.maximum(loss_db, 0.0),
             "straight_loss_db": self.straight_loss_db,
             "crosstalk": crosstalk,
         }
-
-    def _set(self, controls: dict) -> dict:
-        """Returns the phases that the drivers set."""
-        if self.dac is None:
-            return {name: controls[name] for name in _PHASES}
-        within = mesh.wrapped(*(controls[n] for n in _PHASES), self.arrangement)
-        return {n: self.dac(phase) for n, phase in zip(_PHASES, within, strict=True)}
 
     def check_given(self, name: str, value: np.ndarray) -> None:
         if name == "splitter_imbalance" and not (np.abs(value) <= 1).all():
@@ -250,15 +239,12 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
             ValueError: If the shape differs, or the matrix is not unitary.
         """
         unitary = as_matrix("unitary", unitary, (self.units, self.units))
-        phases = decompose.phases(unitary, self.arrangement)
-        # A `dac` sets phases in [0, 2π) only, and with crosstalk a turn matters.
-        self._assign(phases, within_turn=self.dac is not None)
+        self._assign(decompose.phases(unitary, self.arrangement))
 
     def correct(self, unitary) -> float:
-        """Sets the phases for a unitary matrix on a mesh with known imperfections.
+        """Sets the phases for a unitary matrix, correcting present imperfections.
 
-        The present imperfections are corrected, cell by cell; see
-        `physics.decompose.correct`.
+        They are corrected cell by cell; see `physics.decompose.correct`.
 
         Args:
             unitary: complex or real matrix of shape (units, units).
@@ -269,10 +255,6 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
 
         Raises:
             ValueError: If the shape differs, or the matrix is not unitary.
-
-        Reference:
-
-        - Bandyopadhyay, Hamerly, Englund, Optica 8:1247 (2021).
         """
         unitary = as_matrix("unitary", unitary, (self.units, self.units))
         check_built(self)
@@ -281,7 +263,7 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
             for name in ("theta_error", "phi_error", "splitter_error")
         }
         result = decompose.correct(unitary, **known, arrangement=self.arrangement)
-        self._assign(result.phases, within_turn=self.dac is not None)
+        self._assign(result.phases)
         settings = self._settings(*self.current_values())
         phases = {n: np.asarray(settings[n], "float64") for n in self.controls}
         reached = mesh.transfer_matrix(
@@ -292,9 +274,8 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
     def wrap(self) -> None:
         """Brings all phases into [0, 2π), the range of heaters, for the same matrix.
 
-        Phases cannot be taken modulo 2π one by one: a turn of `theta` flips the sign
-        of its cell, which `phi` and `gamma` compensate; see `physics.mesh.wrapped`.
-        The matrix stays the same to rounding for all imperfections.
+        The matrix stays the same to rounding for all imperfections; see
+        `physics.mesh.wrapped`.
 
         With crosstalk, the phases that the shifters produce stay the same up to whole
         turns. A few phases may be out of reach and miss a little, see
@@ -315,10 +296,12 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
         phases = decompose.MeshPhases(*produced, now["gamma"], self.arrangement)
         self._assign(phases, within_turn=True)
 
-    def _assign(self, phases: decompose.MeshPhases, within_turn: bool) -> None:
+    def _assign(self, phases: decompose.MeshPhases, within_turn: bool = False) -> None:
         """Sets the phases at which the shifters produce the given ones."""
         check_built(self)
         if self.crosstalk is not None:
+            # A `dac` sets phases in [0, 2π) only, and with crosstalk a turn matters.
+            within_turn = within_turn or self.dac is not None
             phases = decompose.compensated(phases, self.crosstalk, within_turn)
         self._store(phases.theta, phases.phi, phases.gamma)
 
@@ -344,16 +327,4 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
         return "", 2 * cell + column % 2, column
 
     def get_config(self):
-        serialize = keras.saving.serialize_keras_object
-        return {
-            **super().get_config(),
-            "units": self.units,
-            "arrangement": self.arrangement,
-            "phase_initializer": serialize(self.phase_initializer),
-            "phase_regularizer": serialize(self.phase_regularizer),
-            "phase_constraint": serialize(self.phase_constraint),
-            "loss_db": np.asarray(self.loss_db).tolist(),
-            "straight_loss_db": self.straight_loss_db,
-            "crosstalk": None if self.crosstalk is None else self.crosstalk.tolist(),
-            "dac": serialize(self.dac),
-        }
+        return {**super().get_config(), **arguments(self, MZIMesh)}

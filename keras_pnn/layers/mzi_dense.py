@@ -24,11 +24,9 @@ class Attenuators(FieldOutputs, PhysicalLayer):
     Args:
         units: number of modes at the outputs.
 
-    Input shape:
-        `(..., modes)`, real or complex.
+    Input shape: `(..., modes)`, real or complex.
 
-    Output shape:
-        `(..., units)`, complex.
+    Output shape: `(..., units)`, complex.
 
     Raises:
         ValueError: If `units` is not an integer of 1 or more.
@@ -75,22 +73,14 @@ class MZIDense(FieldOutputs, keras.layers.Layer):
 
     Args:
         units: number of outputs, 2 or more.
-        arrangement: of both meshes, see `MZIMesh`.
+        arrangement, phase_regularizer, phase_constraint, straight_loss_db, dac: of
+            both meshes, see `MZIMesh`.
         phase_initializer: of both meshes; a name, or an object whose seed both share.
-        phase_regularizer: of both meshes.
-        phase_constraint: of both meshes.
-        loss_db: insertion loss of each cell, in dB.
-        straight_loss_db: loss of a mode that passes a column without a cell, in dB.
-        dac: `None`, or a `DAC` of all phases.
+        loss_db: insertion loss of each cell, in dB, one number.
 
-    Call arguments:
-        inputs: real or complex fields.
+    Input shape: `(..., inputs)`, real or complex, 2 inputs or more.
 
-    Input shape:
-        `(..., inputs)`, 2 inputs or more.
-
-    Output shape:
-        `(..., units)`, complex64; complex128 with the dtype policy `"float64"`.
+    Output shape: `(..., units)`, in the dtype of `MZIMesh`.
 
     Raises:
         ValueError: If an argument is out of range, or there are fewer than 2 inputs.
@@ -188,9 +178,7 @@ class MZIDense(FieldOutputs, keras.layers.Layer):
     def transfer_matrix(self) -> tf.Tensor:
         """Returns the matrix (units, inputs), with the present imperfections."""
         check_built(self)
-        wide = self.compute_dtype == "float64"
-        inputs = tf.eye(self.v.units, dtype="complex128" if wide else "complex64")
-        return tf.transpose(self(inputs))
+        return tf.transpose(self(tf.eye(self.v.units, dtype=self._output_dtype)))
 
     def get_config(self):
         config = self.u.get_config()

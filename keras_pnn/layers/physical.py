@@ -1,5 +1,6 @@
 """Split a layer's values into controls, which training turns, and imperfections."""
 
+import inspect
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -100,12 +101,9 @@ class PhysicalLayer(keras.layers.Layer):
 
         Args:
             name: its key in `layer.imperfections`.
-            shape: its shape.
-            unit: its unit.
+            shape, unit, mask: as in `add_control`.
             nominal: its value in the design.
             shared: whether one draw serves all layers of a chip.
-            mask: which elements the hardware has, `None` for all. `forward` must
-                not depend on the others.
             lower_bound: a bound that values must exceed, `None` for no bound. Devices,
                 sweeps and radii that are known to reach it raise an error.
 
@@ -125,16 +123,9 @@ class PhysicalLayer(keras.layers.Layer):
             trainable=False,
             autocast=False,
         )
-        self._imperfections[name] = Quantity(
-            self,
-            name,
-            variable,
-            unit,
-            nominal,
-            shared=shared,
-            mask=mask,
-            lower_bound=lower_bound,
-        )
+        options = {"shared": shared, "mask": mask, "lower_bound": lower_bound}
+        quantity = Quantity(self, name, variable, unit, nominal, **options)
+        self._imperfections[name] = quantity
         return variable
 
     @property
@@ -152,26 +143,20 @@ class PhysicalLayer(keras.layers.Layer):
         return {**self._imperfections, **self._controls}[name]
 
     def check_given(self, name: str, value: np.ndarray) -> None:
-        """Checks values of an imperfection that a user chose, as in a sweep.
+        """Raises an error for values that a user chose outside a quantity's range.
 
         A subclass overrides it for a quantity with a limited range. A Gaussian draw
-        beyond the range is clipped, but a value chosen there is a mistake.
+        beyond the range is clipped, but a value chosen there, as in a sweep, is a
+        mistake.
 
         Args:
             name: an imperfection, or a key of `aliases`.
             value: nominal value plus deviation, in the variable's shape; for an
                 alias, the deviation.
-
-        Raises:
-            ValueError: If a value is outside the range of the quantity.
         """
 
     def position(self, name: str, index: tuple[int, ...]) -> tuple:
-        """Returns the place of one element of a control on the chip.
-
-        Args:
-            name: a key of `layer.controls`.
-            index: the element's index in the variable.
+        """Returns the place on the chip of the element `index` of a control.
 
         Returns:
             (tile, row, column), each counted from 0, or `""` where it has no meaning.
@@ -180,15 +165,12 @@ class PhysicalLayer(keras.layers.Layer):
         return "", "", ""
 
     def forward(self, inputs, controls: dict, imperfections: dict):
-        """Computes the layer's physics, as a pure function of tensors.
+        """Computes the layer's outputs, as a pure function of tensors.
 
         Args:
             inputs: the layer's inputs.
             controls: name to tensor, one entry for each of `layer.controls`.
             imperfections: name to tensor, one for each of `layer.imperfections`.
-
-        Returns:
-            The layer's outputs.
         """
         raise NotImplementedError(
             f"{type(self).__name__} must implement "
@@ -217,14 +199,14 @@ class PhysicalLayer(keras.layers.Layer):
 
     def reset_imperfections(self) -> None:
         """Sets every imperfection to its nominal value."""
-        self._reset(self._imperfections.values())
+        self._reset_all_but(())
 
-    def _reset(self, quantities) -> None:
-        for quantity in quantities:
+    def _reset_all_but(self, kept) -> None:
+        for quantity in self._imperfections.values():
             variable = quantity.variable
-            variable.assign(
-                tf.fill(variable.shape, tf.cast(quantity.nominal, variable.dtype))
-            )
+            if id(variable) not in kept:
+                nominal = tf.cast(quantity.nominal, variable.dtype)
+                variable.assign(tf.fill(variable.shape, nominal))
 
     def _saved_variables(self) -> list[keras.Variable]:
         imperfect = {id(v) for v in self.imperfections.values()}
@@ -246,18 +228,31 @@ class PhysicalLayer(keras.layers.Layer):
         for index, variable in enumerate(variables):
             variable.assign(store[str(index)])
         # A run resumed on a device continues on that device.
-        kept = context.current().kept
-        self._reset(
-            q for q in self._imperfections.values() if id(q.variable) not in kept
-        )
+        self._reset_all_but(context.current().kept)
+
+
+def arguments(layer: keras.layers.Layer, kind: type) -> dict:
+    """Returns the arguments of a class of the layer as `get_config` writes them.
+
+    Each named argument of `kind.__init__` is an attribute of the layer.
+    """
+    config = {}
+    for name, parameter in inspect.signature(kind.__init__).parameters.items():
+        if name == "self" or parameter.kind is parameter.VAR_KEYWORD:
+            continue
+        value = getattr(layer, name)
+        if isinstance(value, np.ndarray):
+            value = value.tolist()
+        elif name == "activation":
+            value = keras.activations.serialize(value)
+        elif not isinstance(value, tuple):
+            value = keras.saving.serialize_keras_object(value)
+        config[name] = value
+    return config
 
 
 def check_built(layer: keras.layers.Layer) -> None:
-    """Checks that the layer has its variables.
-
-    Raises:
-        ValueError: If the layer is not built.
-    """
+    """Raises an error for a layer without its variables."""
     if not layer.built:
         raise ValueError(
             f"The layer must be built, by `build` or a first call. Received: {layer!r}"

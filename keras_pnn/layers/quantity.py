@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_pnn import _keras
+_DRIFT = "_keras_pnn_drift"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,25 +85,31 @@ class Quantity:
         A device that measures has deviations of its own in place of those of the
         model, and adds this.
         """
-        return _keras.companion(self.variable, "drift")
+        # Kept with the variable, past Keras' tracking: it is no state of the model.
+        attributes = vars(self.variable)
+        if _DRIFT not in attributes:
+            # A graph that asks for it must not own it.
+            with tf.init_scope():
+                zeros = tf.zeros(self.variable.shape, self.variable.dtype)
+                attributes[_DRIFT] = tf.Variable(zeros, trainable=False)
+        return attributes[_DRIFT]
 
     def passing(self) -> tf.Tensor:
         """Returns how far the present step has moved the variable.
 
         That is drift, and what a stateless scope adds: noise, and eq. 5.
         """
-        scoped = tf.convert_to_tensor(self.variable) - _keras.stored(self.variable)
-        return scoped + self.drift
+        scoped = tf.convert_to_tensor(self.variable)
+        # A scope of its own, which overrides nothing.
+        with keras.StatelessScope():
+            stored = tf.convert_to_tensor(self.variable)
+        return scoped - stored + self.drift
 
     def check(self, deviation) -> None:
-        """Checks that a deviation keeps above the bound.
+        """Raises an error where a deviation reaches the bound, in the variable's dtype.
 
         Args:
             deviation: a number or an array, in the variable's unit.
-
-        Raises:
-            ValueError: If a value reaches the bound, as rounded to the variable's
-                dtype.
         """
         if self.lower_bound is None:
             return

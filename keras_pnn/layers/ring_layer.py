@@ -9,24 +9,10 @@ from keras import ops
 
 from keras_pnn import _checks
 from keras_pnn.layers import limits
-from keras_pnn.layers.physical import PhysicalLayer, check_built
+from keras_pnn.layers.physical import PhysicalLayer, arguments, check_built
 from keras_pnn.layers.ring_program import ControlsForWeights, controls_for
 from keras_pnn.physics import detection
 from keras_pnn.physics import tuning as tunings
-
-# Arguments that are objects of Keras' or of this package, for `get_config`.
-_OBJECTS = (
-    "tuning",
-    "kernel_initializer",
-    "bias_initializer",
-    "kernel_regularizer",
-    "control_regularizer",
-    "bias_regularizer",
-    "activity_regularizer",
-    "control_constraint",
-    "bias_constraint",
-    "dac",
-)
 
 
 class WeightPenalty(keras.regularizers.Regularizer):
@@ -101,16 +87,12 @@ class RingLayer(PhysicalLayer):
         self.temperature_sensitivity = _checks.real(
             "temperature_sensitivity", temperature_sensitivity
         )
-        self.bank_size = None
-        if bank_size is not None:
-            if not np.iterable(bank_size):
-                raise _checks.error("bank_size", "(rows, columns)", repr(bank_size))
-            self.bank_size = _checks.pair("bank_size", bank_size, low=1)
-        self.crosstalk = None
-        if crosstalk is not None:
-            self.crosstalk = _crosstalk(crosstalk)
-            if self.bank_size:
-                self._check_crosstalk(self.bank_size[1])
+        if bank_size is not None and not np.iterable(bank_size):
+            raise _checks.error("bank_size", "(rows, columns)", repr(bank_size))
+        self.bank_size = _checks.optional(_checks.pair, "bank_size", bank_size, low=1)
+        self.crosstalk = _checks.optional(_square, "crosstalk", crosstalk)
+        if self.bank_size:
+            self._check_crosstalk()
         self.channel_spacing = _checks.optional(
             _checks.real, "channel_spacing", channel_spacing, above=0
         )
@@ -131,8 +113,7 @@ class RingLayer(PhysicalLayer):
     def _build_kernel(self, shape: tuple[int, ...]) -> None:
         self._kernel_shape = tuple(int(n) for n in shape)
         self.outputs, self.fan_in = shape[-1], math.prod(shape[:-1])
-        if self.crosstalk is not None:
-            self._check_crosstalk(self.columns)
+        self._check_crosstalk()
         penalty = self.control_regularizer
         if self.kernel_regularizer is not None:
             penalty = WeightPenalty(self)
@@ -162,13 +143,16 @@ class RingLayer(PhysicalLayer):
                 constraint=self.bias_constraint,
             )
 
-    def _check_crosstalk(self, columns: int) -> None:
-        if len(self.crosstalk) != columns:
-            raise _checks.error(
-                "crosstalk",
-                f"of shape {(columns, columns)}, for the rings of one row",
-                f"shape {self.crosstalk.shape}",
-            )
+    def _check_crosstalk(self) -> None:
+        if self.crosstalk is not None and len(self.crosstalk) != self.columns:
+            expected = f"of shape {(self.columns,) * 2}, for the rings of one row"
+            received = f"shape {self.crosstalk.shape}"
+            raise _checks.error("crosstalk", expected, received)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the bank, one for each output."""
+        return self.bank_size[0] if self.bank_size else self.outputs
 
     @property
     def columns(self) -> int:
@@ -178,23 +162,18 @@ class RingLayer(PhysicalLayer):
     @property
     def tiles(self) -> tuple[int, int]:
         """Tiles of the matrix on the bank: (over outputs, over inputs)."""
-        rows = self.bank_size[0] if self.bank_size else self.outputs
-        return -(-self.outputs // rows), -(-self.fan_in // self.columns)
+        return -(-self.outputs // self.rows), -(-self.fan_in // self.columns)
 
     @property
     def passes(self) -> int:
         """Number of times that the bank is set and read for one product."""
         return math.prod(self.tiles)
 
-    def place(self, output: int, fan_in: int) -> tuple[int, int, int]:
-        """Returns (tile, row, column) on the bank of one matrix element."""
-        rows = self.bank_size[0] if self.bank_size else self.outputs
-        tile = output // rows * self.tiles[1] + fan_in // self.columns
-        return tile, output % rows, fan_in % self.columns
-
     def position(self, name, index):
         fan_in = int(np.ravel_multi_index(index[:-1], self._kernel_shape[:-1]))
-        return self.place(index[-1], fan_in)
+        over_outputs, row = divmod(index[-1], self.rows)
+        over_inputs, column = divmod(fan_in, self.columns)
+        return over_outputs * self.tiles[1] + over_inputs, row, column
 
     def by_row(self, matrix, fill: float = 0.0):
         """Returns a matrix (fan_in, outputs) as bank rows (outputs, tiles, columns)."""
@@ -214,9 +193,6 @@ class RingLayer(PhysicalLayer):
     def driven(self, control):
         """Returns what the converter sets for a control."""
         return control if self.dac is None else self.dac(control)
-
-    def _weights(self, controls: dict, imperfections: dict):
-        return self.weights_at(self.driven(controls["control"]), imperfections)
 
     def weights_at(self, control, imperfections: dict):
         """Computes the weights at the controls that the converter has set."""
@@ -242,7 +218,8 @@ class RingLayer(PhysicalLayer):
 
     def _kernel(self, controls: dict, imperfections: dict):
         """Computes the weights in the compute dtype."""
-        return ops.cast(self._weights(controls, imperfections), self.compute_dtype)
+        weights = self.weights_at(self.driven(controls["control"]), imperfections)
+        return ops.cast(weights, self.compute_dtype)
 
     def _biased(self, outputs):
         if self.bias is None:
@@ -253,10 +230,8 @@ class RingLayer(PhysicalLayer):
         """Multiplies inputs (…, fan_in) by the kernel, reading each tile by the ADC."""
         tiles = self.tiles[1]
         padding = tiles * self.columns - self.fan_in
-        lead = [[0, 0]] * (len(inputs.shape) - 1)
-        inputs = ops.pad(inputs, [*lead, [0, padding]])
-        shape = (*ops.shape(inputs)[:-1], tiles, self.columns)
-        inputs = ops.reshape(inputs, shape)
+        inputs = ops.pad(inputs, [[0, 0]] * (len(inputs.shape) - 1) + [[0, padding]])
+        inputs = ops.reshape(inputs, (*ops.shape(inputs)[:-1], tiles, self.columns))
         partial = ops.einsum("...tc,utc->...tu", inputs, self.by_row(kernel))
         # The readout has more steps than float16 or bfloat16 has digits.
         dtype = keras.backend.result_type(partial.dtype, "float32")
@@ -308,12 +283,9 @@ class RingLayer(PhysicalLayer):
         self.controls["control"].assign(controls)
 
     def effective_weights(self):
-        """Returns the effective weights, with the present imperfections.
-
-        Returns:
-            A tensor in the shape of the kernel.
-        """
-        return self._weights(*self.current_values())
+        """Returns the weights, in the kernel's shape, with present imperfections."""
+        controls, imperfections = self.current_values()
+        return self.weights_at(self.driven(controls["control"]), imperfections)
 
     def heater_power(self):
         """Returns the power of each heater in mW, or `None` without heaters."""
@@ -321,25 +293,13 @@ class RingLayer(PhysicalLayer):
         return self.tuning.heater_power(self.driven(controls["control"]))
 
     def get_config(self):
-        serialize = keras.saving.serialize_keras_object
-        return {
-            **super().get_config(),
-            **{name: serialize(getattr(self, name)) for name in _OBJECTS},
-            "activation": keras.activations.serialize(self.activation),
-            "use_bias": self.use_bias,
-            "temperature_sensitivity": self.temperature_sensitivity,
-            "crosstalk": None if self.crosstalk is None else self.crosstalk.tolist(),
-            "channel_spacing": self.channel_spacing,
-            "bank_size": self.bank_size,
-            "adc_bits": self.adc_bits,
-            "adc_range": self.adc_range,
-        }
+        return {**super().get_config(), **arguments(self, RingLayer)}
 
 
-def _crosstalk(matrix) -> np.ndarray:
-    matrix = _checks.array("crosstalk", matrix)
+def _square(name: str, matrix) -> np.ndarray:
+    matrix = _checks.array(name, matrix)
     square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
     if not square or np.any(np.diag(matrix) != 1):
         expected = "a square matrix with ones on its diagonal"
-        raise _checks.error("crosstalk", expected, f"shape {matrix.shape}")
+        raise _checks.error(name, expected, f"shape {matrix.shape}")
     return matrix

@@ -1,6 +1,8 @@
 """Multiply images by masks on a spatial light modulator: the layer `MaskedSLM`."""
 
 import math
+import os
+import pathlib
 
 import keras
 import numpy as np
@@ -8,19 +10,10 @@ import tensorflow as tf
 from keras import ops
 
 from keras_pnn import _checks
+from keras_pnn._png import read_png, write_png
 from keras_pnn.layers.limits import DAC, ControlRange, get_dac
-from keras_pnn.layers.physical import check_built
-from keras_pnn.layers.slm_frames import SLMFrames
+from keras_pnn.layers.physical import PhysicalLayer, arguments, check_built
 from keras_pnn.physics import detection, frames, imaging
-
-_OBJECTS = (
-    "dac",
-    "mask_initializer",
-    "mask_regularizer",
-    "mask_constraint",
-    "bias_initializer",
-    "bias_regularizer",
-)
 
 
 class _DrawnAsMatrix(keras.initializers.Initializer):
@@ -36,7 +29,7 @@ class _DrawnAsMatrix(keras.initializers.Initializer):
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class MaskedSLM(SLMFrames):
+class MaskedSLM(PhysicalLayer):
     """A dense layer in free space: images times masks, summed by a camera.
 
         display            SLM frame           camera
@@ -167,6 +160,7 @@ class MaskedSLM(SLMFrames):
                     f"white. Received: {name}={getattr(self, name)}"
                 )
         self.seed = seed
+        self._noisy = self.photons is not None or self.read_noise > 0
         if self._noisy:
             self.seed_generator = keras.random.SeedGenerator(seed)
         self.mask_initializer = keras.initializers.get(mask_initializer)
@@ -201,10 +195,6 @@ class MaskedSLM(SLMFrames):
                 regularizer=self.bias_regularizer,
             )
 
-    @property
-    def _noisy(self) -> bool:
-        return self.photons is not None or self.read_noise > 0
-
     def _set(self, controls: dict):
         """Returns the masks as the SLM's converter sets them."""
         mask = controls["mask"]
@@ -238,7 +228,11 @@ class MaskedSLM(SLMFrames):
             outputs = ops.matmul(pixels, ops.transpose(weights))
         else:
             low, high = self.display_range
-            shown = _displayed(pixels, low, high, self.display_bits)
+            shown = (pixels - low) / (high - low)
+            if self.display_bits is None:
+                shown = ops.clip(shown, 0.0, 1.0)
+            else:
+                shown = detection.quantize(shown, self.display_bits, 0.0, 1.0)
             total = self._read(shown, weights, imperfections)
             shown_masks = ops.cast(self._leaking(mask), weights.dtype)
             offset = ops.sum(shown_masks, axis=(1, 2))
@@ -249,15 +243,14 @@ class MaskedSLM(SLMFrames):
 
     def _read(self, shown, weights, imperfections: dict):
         """Computes Σ shown · w from readings: twice the sum minus the reference."""
+        signed = ops.matmul(shown, ops.transpose(weights))
         if not self._noisy:
-            return ops.matmul(shown, ops.transpose(weights))
+            return signed
         cells = math.prod(self.grid)
-        _, height, width = self.frame_shape
-        white = ops.ones((1, height, width), dtype=weights.dtype)
+        white = ops.ones((1, *self.frame_shape[1:]), dtype=weights.dtype)
         white = self._met(white, cells, imperfections)
         reference = ops.matmul(shown, ops.transpose(white))
         cell = np.arange(self.units) % cells
-        signed = ops.matmul(shown, ops.transpose(weights))
         light = (signed + ops.take(reference, cell, axis=1)) / 2
         # Rounding must not give a negative intensity; a dark sum keeps its slope.
         light = light + ops.stop_gradient(ops.relu(-light))
@@ -305,33 +298,91 @@ class MaskedSLM(SLMFrames):
         controls, imperfections = self.current_values()
         return ops.transpose(self._weights(self._set(controls), imperfections))
 
-    def get_config(self):
-        serialize = keras.saving.serialize_keras_object
+    @property
+    def _layout(self) -> dict:
         return {
-            **super().get_config(),
-            **{name: serialize(getattr(self, name)) for name in _OBJECTS},
-            "units": self.units,
-            "tile": self.tile,
             "grid": self.grid,
             "margin": self.margin,
             "pixel_repeat": self.pixel_repeat,
-            "activation": keras.activations.serialize(self.activation),
-            "use_bias": self.use_bias,
-            "display_range": self.display_range,
-            "display_bits": self.display_bits,
-            "contrast": self.contrast,
-            "photons": self.photons,
-            "read_noise": self.read_noise,
-            "seed": self.seed,
         }
 
+    @property
+    def _size(self) -> tuple[int, int]:
+        return tuple(self.controls["mask"].shape[1:])
 
-def _displayed(pixels, low: float, high: float, bits: int | None):
-    """Returns (x − low)/(high − low), clipped to [0, 1], in the display's steps."""
-    shown = (pixels - low) / (high - low)
-    if bits is None:
-        return ops.clip(shown, 0.0, 1.0)
-    return detection.quantize(shown, bits, 0.0, 1.0)
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """(frames, height, width) in pixels of the modulator."""
+        check_built(self)
+        return frames.frame_shape(self.units, self._size, **self._layout)
+
+    def frames(self) -> np.ndarray:
+        """Returns the transmissions for the modulator: 0 to 1, (frames, y, x).
+
+        Raises:
+            ValueError: If a mask is NaN or beyond ±1.
+        """
+        controls, _ = self.current_values()
+        mask = np.asarray(self._set(controls))
+        if not (np.abs(mask) <= 1).all():
+            raise ValueError(
+                "Masks must be within ±1 to be shown. Received: values from "
+                f"{mask.min()} to {mask.max()}"
+            )
+        return (1 + np.asarray(frames.tile(mask, **self._layout))) / 2
+
+    def save_frames(self, folder: str | os.PathLike) -> list[pathlib.Path]:
+        """Writes `frames` as 8-bit greyscale PNG files, black 0 and white 255.
+
+        A signed sum takes one more frame, entirely white, as the reference. 8 bits
+        have no middle: a mask of 0, mid-grey, is written as 128 and shows 0.004;
+        `dac=DAC(8, -1, 1)` trains with the same steps.
+
+        Args:
+            folder: where to write; it is created if it does not exist.
+
+        Returns:
+            The paths, `<layer>_000.png` and so on. Give the layer a name, since an
+            automatic one differs from run to run.
+        """
+        paths = self._frame_paths(folder)
+        levels = np.rint(255 * self.frames()).astype("uint8")
+        for path, level in zip(paths, levels, strict=True):
+            write_png(path, level)
+        return paths
+
+    def load_frames(self, folder: str | os.PathLike) -> None:
+        """Sets the masks from files that `save_frames` wrote, to 8 bits.
+
+        Nothing is set unless all files fit the layer.
+
+        Raises:
+            FileNotFoundError: If a frame is missing.
+            ValueError: If a file is not a PNG picture, is damaged, or is not greyscale
+                of the size of the layer's frames.
+        """
+        shape = self.frame_shape
+        levels = [read_png(p, shape[1:]) for p in self._frame_paths(folder)]
+        signed = 2 * np.stack(levels).astype("float64") / 255 - 1
+        masks = frames.untile(signed, self.units, self._size, **self._layout)
+        self.controls["mask"].assign(masks)
+
+    def _frame_paths(self, folder) -> list[pathlib.Path]:
+        names = (f"{self.name}_{i:03d}.png" for i in range(self.frame_shape[0]))
+        return [pathlib.Path(folder) / name for name in names]
+
+    def position(self, name, index):
+        """Returns the frame, row and column of a mask pixel's first SLM pixel."""
+        unit, *pixel = index
+        frame, place = divmod(unit, math.prod(self.grid))
+        cell = divmod(place, self.grid[1])
+        sides = zip(
+            self.pixel_repeat, cell, self._size, self.margin, pixel, strict=True
+        )
+        return frame, *(r * (c * (n + 2 * m) + m + p) for r, c, n, m, p in sides)
+
+    def get_config(self):
+        return {**super().get_config(), **arguments(self, MaskedSLM)}
 
 
 def _image_size(shape: tuple, tile: tuple[int, int] | None) -> tuple[int, int]:

@@ -17,12 +17,6 @@ def as_tensors(*values):
     it. Without any float array, NumPy scalars decide, and after them
     `keras.config.floatx()`.
 
-    Args:
-        *values: Python numbers, array-likes, tensors or variables.
-
-    Returns:
-        A tuple of tensors, one per value, of dtype float32 or float64.
-
     Raises:
         ValueError: If a value is complex.
 

@@ -35,18 +35,15 @@ def intensity(field: TensorLike) -> tf.Tensor:
     >>> intensity(np.array([3 + 4j, 1j, 0])).numpy()
     array([25.,  1.,  0.])
     """
-    if not hasattr(field, "dtype"):
-        # Python numbers have no precision of their own.
-        wide = keras.config.floatx() == "float64"
-        field = np.asarray(field)
-        if field.dtype.kind == "c":
-            field = field.astype("complex128" if wide else "complex64")
-        elif field.dtype.kind == "f":
-            field = field.astype("float64" if wide else "float32")
-    if "complex" not in keras.backend.standardize_dtype(field.dtype):
+    given = field if hasattr(field, "dtype") else np.asarray(field)
+    if "complex" not in keras.backend.standardize_dtype(given.dtype):
         (field,) = as_tensors(field)
         return field * field
-    field = tf.convert_to_tensor(field)
+    if given is not field:
+        # Python numbers have no precision of their own.
+        wide = keras.config.floatx() == "float64"
+        given = given.astype("complex128" if wide else "complex64")
+    field = tf.convert_to_tensor(given)
     real, imaginary = tf.math.real(field), tf.math.imag(field)
     return real * real + imaginary * imaginary
 
@@ -58,12 +55,8 @@ def balanced(plus: TensorLike, minus: TensorLike) -> tf.Tensor:
     `minus`, before the difference.
 
     Args:
-        plus: Float tensor. Intensity on the diode that adds.
-        minus: Float tensor. Intensity on the diode that subtracts; broadcast
-            with `plus`.
-
-    Returns:
-        Float tensor of the broadcast shape.
+        plus: Intensity on the diode that adds.
+        minus: Intensity on the diode that subtracts.
 
     Raises:
         ValueError: If a value is complex: a field in place of an intensity.
@@ -95,18 +88,9 @@ def shot_noise(intensity: TensorLike, photons: TensorLike, seed) -> tf.Tensor:
     draws other numbers than TensorFlow without XLA.
 
     Args:
-        intensity: Float tensor of any shape, not negative.
-        photons: Float tensor. Mean number of detected photons per unit of
-            intensity, broadcast with `intensity`.
+        intensity: Intensity, 0 or more. In a graph, others give NaN.
+        photons: Mean number of detected photons per unit of intensity, positive.
         seed: Two integers, or an integer tensor of shape (2,).
-
-    Returns:
-        Float tensor of the broadcast shape. In a graph, NaN where the intensity is
-        negative or NaN.
-
-    Raises:
-        ValueError: If a value known eagerly is negative or not finite, if `photons`
-            is not positive, or if `seed` is not two integers.
 
     Example:
 
@@ -183,17 +167,10 @@ def quantize(x: TensorLike, bits: int, low: TensorLike, high: TensorLike) -> tf.
     outside.
 
     Args:
-        x: Float tensor of any shape, in the unit of `low` and `high`.
-        bits: Integer from 1 to 24. Resolution.
-        low: Float tensor. Lowest level.
-        high: Float tensor. Highest level, above `low`.
-
-    Returns:
-        Float tensor of the shape of `x`.
-
-    Raises:
-        ValueError: If `bits` is not an integer from 1 to 24, if a value known
-            eagerly is NaN, or if `low` is not finite and below `high`.
+        x: Value to convert, in the unit of `low` and `high`; may be infinite.
+        bits: Resolution, an integer from 1 to 24.
+        low: Lowest level.
+        high: Highest level, above `low`.
 
     Example:
 

@@ -46,9 +46,6 @@ def tile(
         Float tensor of the shape that `frame_shape` gives: (frames, frame height,
         frame width).
 
-    Raises:
-        ValueError: If a number is out of range, or `masks` has another shape.
-
     Example:
 
     >>> tile(np.ones((144, 28, 28))).shape
@@ -98,19 +95,13 @@ def untile(
     an image whose pixels are repeated in the same way.
 
     Args:
-        frames: Float tensor of shape (frames, frame height, frame width).
+        frames: Float tensor of the shape that `frame_shape` gives.
         units: Number of masks.
         tile: Height and width of a mask.
-        grid: As in `tile`.
-        margin: As in `tile`.
-        pixel_repeat: As in `tile`.
+        grid, margin, pixel_repeat: As in `tile`.
 
     Returns:
         Float tensor of shape (units, height, width).
-
-    Raises:
-        ValueError: If a number is out of range, or `frames` does not have the shape
-            that `frame_shape` gives.
 
     Example:
 
@@ -127,8 +118,8 @@ def untile(
         )
     (rows, columns), (top, left), (down, across) = _layout(grid, margin, pixel_repeat)
     height, width = _checks.pair("tile", tile)
-    shape = (expected[0], rows, height + 2 * top, down)
-    shape = (*shape, columns, width + 2 * left, across)
+    tall, wide = height + 2 * top, width + 2 * left
+    shape = (expected[0], rows, tall, down, columns, wide, across)
     panels = tf.reduce_mean(tf.reshape(frames, shape), axis=(3, 6))
     panels = tf.transpose(panels, (0, 1, 3, 2, 4))
     panels = tf.reshape(panels, (-1, *panels.shape[3:]))
@@ -144,15 +135,7 @@ def frame_shape(
 ) -> tuple[int, int, int]:
     """Returns the shape (frames, height, width) of the frames for `units` masks.
 
-    Args:
-        units: Number of masks.
-        tile: Height and width of a mask.
-        grid: As in `tile`.
-        margin: As in `tile`.
-        pixel_repeat: As in `tile`.
-
-    Raises:
-        ValueError: If a number is not an integer, or too small.
+    Arguments as in `untile`.
 
     Example:
 

@@ -8,18 +8,11 @@ from keras_pnn.physics._tensors import TensorLike, as_tensors
 
 
 def power(current: TensorLike, resistance: TensorLike = 375.0) -> tf.Tensor:
-    """Computes the electrical power of a heater, `P = I² R`.
+    """Computes the electrical power of a heater in mW, `P = I² R`.
 
     Args:
-        current: Float tensor. Current in mA.
-        resistance: Float tensor. Resistance in Ω.
-
-    Returns:
-        Float tensor. Power in mW, in the arguments' broadcast shape.
-
-    Raises:
-        ValueError: If a value known eagerly is not finite, or `resistance` is not
-            positive.
+        current: Current in mA.
+        resistance: Resistance in Ω, positive.
 
     Example:
 
@@ -43,24 +36,16 @@ def resonance_shift(
     resistance: TensorLike = 375.0,
     crosstalk: TensorLike | None = None,
 ) -> tf.Tensor:
-    """Computes the resonance shift by heaters, `shift_i = efficiency Σ_j K_ij P_j`.
+    """Computes the shift by heaters in nm, `shift_i = efficiency Σ_j K_ij P_j`.
 
     Args:
-        current: Float tensor. Current in mA; with `crosstalk`, of shape
-            `(..., n)`, one value per heater.
-        efficiency: Float tensor. Shift per power, in nm/mW.
-        resistance: Float tensor. Resistance in Ω.
+        current: Current in mA; with `crosstalk`, of shape `(..., n)`, one value per
+            heater.
+        efficiency: Shift per power, in nm/mW, positive.
+        resistance: Resistance in Ω, positive.
         crosstalk: Float tensor of shape `(n, n)`, or `None`. Entry `(i, j)` is
             the share of heater j's power that reaches ring i; measured, or from
             `crosstalk_matrix`. `None`: only its own heater reaches a ring.
-
-    Returns:
-        Float tensor. Shift in nm, in the arguments' broadcast shape.
-
-    Raises:
-        ValueError: If a value known eagerly is not finite, if `efficiency` or
-            `resistance` is not positive, or if the shape of `crosstalk` does not
-            fit `current`.
 
     Example:
 
@@ -92,16 +77,7 @@ def resonance_shift(
 def current_for_shift(
     shift: np.ndarray, efficiency: float, resistance: float
 ) -> np.ndarray:
-    """Solves for the current whose heater makes a resonance shift.
-
-    Args:
-        shift: Float64 array, 0 or more. Shift in nm.
-        efficiency: Float. Shift per power, in nm/mW.
-        resistance: Float. Resistance in Ω.
-
-    Returns:
-        Float64 array. Current in mA, in the shape of `shift`.
-    """
+    """Solves for the current in mA whose heater makes a shift of 0 nm or more."""
     return np.sqrt(shift / (efficiency * resistance / 1000))
 
 
@@ -116,16 +92,12 @@ def crosstalk_matrix(
     Args:
         positions: Float tensor of shape `(n,)` or `(n, d)`. Positions of the
             rings, in any unit of length, such as µm.
-        coefficient: Float tensor, 0 or more. Crosstalk at distance zero.
-        decay_length: Float tensor. Distance over which the crosstalk falls to
-            1/e, in the unit of `positions`.
+        coefficient: Crosstalk at distance zero, one number of 0 or more.
+        decay_length: Distance over which the crosstalk falls to 1/e, in the unit of
+            `positions`, positive.
 
     Returns:
         Float tensor of shape `(n, n)`.
-
-    Raises:
-        ValueError: If a value known eagerly is not finite or out of its range,
-            or if `positions` does not have one or two axes.
 
     Example:
 

@@ -9,9 +9,6 @@ import tensorflow as tf
 from keras_pnn import _checks
 from keras_pnn.physics._tensors import TensorLike, as_tensors, sizes
 from keras_pnn.physics.bilinear import interpolated
-from keras_pnn.physics.frames import frame_shape, tile, untile
-
-__all__ = ["affine", "frame_shape", "tile", "untile"]
 
 
 def affine(
@@ -51,10 +48,6 @@ def affine(
         Float tensor of the shape of `image`, float64 for a float64 image, else
         float32. In a graph, NaN, and its gradients too, where a parameter is not
         finite or a scale not positive.
-
-    Raises:
-        ValueError: If shapes do not fit, or a parameter known eagerly is not finite,
-            or a scale not positive.
 
     Example:
 

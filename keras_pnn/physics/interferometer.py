@@ -34,20 +34,15 @@ def transfer_matrix(
     +θ/2 and −θ/2.
 
     Args:
-        theta: Float tensor of any shape, in rad. Phase between the arms.
-        phi: Float tensor, in rad, broadcast to `theta`. Phase of the upper output.
+        theta: Phase between the arms, in rad.
+        phi: Phase of the upper output, in rad.
         splitter_error: Float tensor of shape (..., 2), in rad, or a number for both.
             Deviation of each splitter, in the order in which light meets them, from
             50:50: amplitudes cos(π/4 + ε) straight on and i sin(π/4 + ε) across.
-        loss_db: Float tensor, in dB, 0 or more. Insertion loss of the cell.
+        loss_db: Insertion loss of the cell, in dB, 0 or more.
 
     Returns:
-        Complex tensor of shape (..., 2, 2), complex128 where an argument is float64,
-        else complex64.
-
-    Raises:
-        ValueError: If a value known eagerly is NaN or infinite, a loss negative,
-            the last axis of `splitter_error` not 2, or shapes do not broadcast.
+        Complex tensor of shape (..., 2, 2).
 
     Example:
 
@@ -86,9 +81,6 @@ def of_splitters(splitter_error: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
     Args:
         splitter_error: tensor of shape (..., 2), or a number for both.
-
-    Raises:
-        ValueError: If the last axis is not 2.
     """
     if not splitter_error.shape.rank:
         return splitter_error, splitter_error
@@ -105,26 +97,11 @@ def field_factor(loss_db: tf.Tensor) -> tf.Tensor:
     return 10.0 ** (-loss_db / 20)
 
 
-def entries(
-    theta: tf.Tensor,
-    phi: tf.Tensor,
-    first: tf.Tensor,
-    second: tf.Tensor,
-    amplitude: tf.Tensor,
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Computes T₁₁, T₁₂, T₂₁, T₂₂ of `transfer_matrix`.
+def entries(theta, phi, first, second, amplitude) -> tuple[tf.Tensor, ...]:
+    """Computes T₁₁, T₁₂, T₂₁, T₂₂ of `transfer_matrix`, from tensors of one dtype.
 
-    All arguments are tensors of one float dtype.
-
-    Args:
-        theta: phase between the arms, in rad.
-        phi: phase of the upper output, in rad.
-        first: angle error of the splitter that light meets first, in rad.
-        second: angle error of the other.
-        amplitude: factor of the field, 1 without loss.
-
-    Returns:
-        Four complex tensors. The last two do not depend on `phi`, nor on its shape.
+    `first` and `second` are the splitters' angle errors, `amplitude` is the factor of
+    the field. The last two elements do not depend on `phi`, nor on its shape.
     """
     cos, sin = amplitude * tf.cos(theta / 2), amplitude * tf.sin(theta / 2)
     sum_cos, sum_sin = tf.cos(first + second), tf.sin(first + second)
@@ -144,21 +121,12 @@ def entries(
 
 
 def angle_from_imbalance(imbalance: TensorLike) -> tf.Tensor:
-    """Converts the power imbalance e of a splitter to its angle error ε.
+    """Converts the power imbalance e of a splitter to its angle error ε in rad.
 
     The splitter sends (1 + e)/2 of the power straight on and (1 − e)/2 across.
-
     e = −sin 2ε, so that ε = −arcsin(e)/2.
 
-    Args:
-        imbalance: Float tensor in [−1, 1]: the power straight on less the power
-            across.
-
-    Returns:
-        Float tensor of the same shape, in rad, in [−π/4, π/4].
-
-    Raises:
-        ValueError: If a value known eagerly is NaN or outside [−1, 1].
+    `imbalance`, in [−1, 1], is the power straight on less the power across.
     """
     _checks.tensor("imbalance", imbalance, lambda v: np.abs(v) <= 1, "in [-1, 1]")
     (imbalance,) = as_tensors(imbalance)
@@ -168,16 +136,7 @@ def angle_from_imbalance(imbalance: TensorLike) -> tf.Tensor:
 def imbalance_from_angle(angle: TensorLike) -> tf.Tensor:
     """Converts the angle error of a splitter to its power imbalance, e = −sin 2ε.
 
-    The inverse of `angle_from_imbalance`.
-
-    Args:
-        angle: Float tensor, in rad.
-
-    Returns:
-        Float tensor of the same shape, in [−1, 1].
-
-    Raises:
-        ValueError: If a value known eagerly is NaN or infinite.
+    The inverse of `angle_from_imbalance`. `angle`, in rad, must be finite.
     """
     _checks.tensor("angle", angle, np.isfinite, "finite")
     (angle,) = as_tensors(angle)

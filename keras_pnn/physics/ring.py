@@ -26,18 +26,14 @@ def add_drop(
     accurate in float32 near resonance.
 
     Args:
-        phase: Float tensor. Round-trip phase in rad; 0 is resonance.
-        r1: Float tensor in [0, 1]. Self-coupling amplitude of the input coupler.
-        r2: Float tensor in [0, 1]. Self-coupling amplitude of the drop coupler.
-        amplitude: Float tensor in [0, 1]. Single-pass amplitude `a`.
+        phase: Round-trip phase in rad; 0 is resonance.
+        r1: Self-coupling amplitude of the input coupler, in [0, 1].
+        r2: Self-coupling amplitude of the drop coupler, in [0, 1].
+        amplitude: Single-pass amplitude `a`, in [0, 1]. `r1 * r2 * amplitude` must
+            be below 1: a ring has coupling or loss.
 
     Returns:
-        Tuple `(through, drop)` of float tensors in the arguments' broadcast
-        shape: the fractions of the input power at the two ports.
-
-    Raises:
-        ValueError: If a value known eagerly is NaN or out of its range, or if
-            `r1 * r2 * amplitude` is 1 (a ring without coupling or loss).
+        `(through, drop)`: the fractions of the input power at the two ports.
 
     Example:
 
@@ -78,19 +74,14 @@ def lorentzian(
     ```
 
     Args:
-        detuning: Float tensor. Resonance minus laser, in nm.
-        half_width: Float tensor. Half the full width at half maximum, in nm:
-            wavelength / (2 Q).
-        through_min: Float tensor in [0, 1]. Through power on resonance.
-        drop_max: Float tensor in [0, 1]. Drop power on resonance.
+        detuning: Resonance minus laser, in nm; may be infinite.
+        half_width: Half the full width at half maximum, in nm: wavelength / (2 Q).
+        through_min: Through power on resonance, in [0, 1].
+        drop_max: Drop power on resonance, in [0, 1]. `through_min + drop_max` must
+            not be above 1: no more light leaves than enters.
 
     Returns:
-        Tuple `(through, drop)` of float tensors in the arguments' broadcast
-        shape: the fractions of the input power at the two ports.
-
-    Raises:
-        ValueError: If a value known eagerly is NaN or out of its range, or if
-            `through_min + drop_max` is above 1: more light than entered.
+        `(through, drop)`: the fractions of the input power at the two ports.
 
     Example:
 
@@ -146,20 +137,12 @@ def wdm_row(
         detuning: Float tensor of shape `(..., rings, channels)`: each ring's
             resonance minus each channel's laser, in nm. The number of rings
             must be known statically.
-        half_width: Float tensor, in nm, that broadcasts against `detuning`; a
-            value per ring has shape `(..., rings, 1)`.
-        through_min: Float tensor in [0, 1], as `half_width`. Through power of a
-            ring on resonance.
-        drop_max: Float tensor in [0, 1], as `half_width`. Drop power of a ring
-            on resonance.
+        half_width, through_min, drop_max: As in `lorentzian`; a value per ring has
+            the shape `(..., rings, 1)`.
 
     Returns:
-        Tuple `(through, drop)` of float tensors of shape `(..., channels)`: the
-        fractions of each channel's power at the two ends of the row.
-
-    Raises:
-        ValueError: If `detuning` has fewer than two axes, no ring, or an
-            unknown number of rings; else as `lorentzian`.
+        `(through, drop)`, each of shape `(..., channels)`: the fractions of each
+        channel's power at the two ends of the row.
 
     Example:
 

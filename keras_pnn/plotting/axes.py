@@ -52,8 +52,10 @@ def specification(ax, spec) -> None:
         ax.axhline(spec, color="black", linewidth=1.0, label=f"specification {spec:g}")
 
 
-def legend_below(ax):
-    """Puts the legend below the axes, and returns the axis."""
+def finished(ax, grid: str = "both", **labels):
+    """Sets labels and limits, draws the grid, and puts the legend below the axes."""
+    ax.set(**labels)
+    ax.grid(alpha=0.3, axis=grid)
     handles, labels = ax.get_legend_handles_labels()
     if handles:
         # Outside the axes, where it cannot hide data.

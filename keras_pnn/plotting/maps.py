@@ -10,10 +10,6 @@ def images(pictures: dict, ax=None):
 
     Args:
         pictures: name → (height, width), values from 0 to 1, all of one width.
-        ax: a Matplotlib axis. Default: a new figure.
-
-    Returns:
-        The axis.
     """
     ax = axis_of(ax)
     arrays = [np.asarray(p) for p in pictures.values()]
@@ -42,9 +38,6 @@ def matrices(
 
     Args:
         values: name → (rows, columns), all of one shape; NaN is left empty.
-        xlabel: label of the columns.
-        ylabel: label of the rows.
-        unit: unit of the elements.
         rows, columns: their names. Default: 0, 1, …
         cmap: a Matplotlib colour map.
 
@@ -97,15 +90,8 @@ def heat_map(
         x: (columns,) ascending.
         y: (rows,) ascending.
         values: (rows, columns).
-        xlabel: label with unit.
-        ylabel: label with unit.
-        unit: label of the colours, with unit.
         level: value of a contour, a specification; or `None`.
         limits: smallest and largest value of the colours. Default: those of `values`.
-        ax: a Matplotlib axis. Default: a new figure.
-
-    Returns:
-        The axis.
     """
     ax = axis_of(ax)
     values = np.asarray(values, "float64")

@@ -36,11 +36,6 @@ class Axis:
         return self.name
 
     @property
-    def label(self) -> str:
-        """What it varies, with the unit, for a plot's axis."""
-        return f"{self.words} ({self.unit})" if self.unit else self.words
-
-    @property
     def positions(self) -> np.ndarray | None:
         """(points,) positions on a line through 0; `None` if they are on none."""
         return statistics.line_positions(self.values)
@@ -49,7 +44,7 @@ class Axis:
     def ticks(self) -> list[str]:
         """The points as texts."""
         return [
-            f"{v:g}" if np.ndim(v) == 0 else f"({', '.join(f'{e:g}' for e in v)})"
+            f"{v:g}" if v.ndim == 0 else f"({', '.join(f'{e:g}' for e in v.flat)})"
             for v in self.values
         ]
 
@@ -62,22 +57,19 @@ class Axis:
         return {name: getattr(self, name) for name in names}
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class DeviationAxis(Axis):
     """Deviations from nominal of the imperfection that gives the axis its name."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class SpreadAxis(Axis):
-    """Standard deviations of random deviations of some imperfections.
+    """Standard deviations of some imperfections, named `"std:<imperfection>+…"`."""
 
-    Args:
-        name, unit, values: as in `Axis`.
-        imperfections: the names of the imperfections.
-    """
-
-    imperfections: tuple[str, ...]
     random = True
+
+    @property
+    def imperfections(self) -> list[str]:
+        """The names of the imperfections."""
+        return self.name.removeprefix(_SPREAD).split("+")
 
     @property
     def words(self) -> str:
@@ -88,9 +80,8 @@ class SpreadAxis(Axis):
         return Variation(dict.fromkeys(self.imperfections, float(std)))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class FactorAxis(Axis):
-    """Factors on all deviations of the devices."""
+    """Factors on all deviations of the devices, named `"variation"`."""
 
     random = True
 
@@ -100,28 +91,21 @@ class FactorAxis(Axis):
 
 
 def axis_of(argument: str, name: str, values) -> Axis:
-    """Returns the axis that a name and values of `sweeps` or `grid` describe.
-
-    Its unit is that of a model, and `""` until then.
-
-    Args:
-        argument: `"sweeps"` or `"grid"`.
-        name: `"variation"`, `"std:<imperfection>+…"`, or an imperfection.
-        values: the points.
+    """Returns the axis that `sweeps` or `grid` describes, with no unit yet.
 
     Raises:
         ValueError: If values are missing, not finite, ragged, or negative spreads.
     """
+    kind = DeviationAxis
+    if name == _FACTOR:
+        kind = FactorAxis
+    elif name.startswith(_SPREAD):
+        kind = SpreadAxis
     where = f"{argument}[{name!r}]"
-    random = name == _FACTOR or name.startswith(_SPREAD)
-    found = np.atleast_1d(_checks.array(where, values, low=0 if random else None))
+    low = 0 if kind.random else None
+    found = np.atleast_1d(_checks.array(where, values, low=low))
     if not len(found):
         raise _checks.error(where, "at least one value", values)
-    if random and found.ndim != 1:
+    if kind.random and found.ndim != 1:
         raise _checks.error(where, "numbers ≥ 0", _checks.short(values))
-    if name == _FACTOR:
-        return FactorAxis(name, "", found)
-    if random:
-        imperfections = tuple(name.removeprefix(_SPREAD).split("+"))
-        return SpreadAxis(name, "", found, imperfections)
-    return DeviationAxis(name, "", found)
+    return kind(name, "", found)

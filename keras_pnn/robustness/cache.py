@@ -38,10 +38,6 @@ class Cache:
         loss: of the model on a few samples, which shows a function that was changed
             under the same name.
         part: (i, n): names the file to write.
-
-    Raises:
-        ValueError: If `folder` is a file, or holds points of this study with another
-            loss.
     """
 
     def __init__(
@@ -52,17 +48,18 @@ class Cache:
         loss: float,
         part: tuple[int, int],
     ):
-        self.folder, self.study = pathlib.Path(folder), study
-        if self.folder.exists() and not self.folder.is_dir():
+        folder = pathlib.Path(folder)
+        if folder.exists() and not folder.is_dir():
             raise _checks.error("cache_dir", "a folder", f"the file {folder}")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.path = self.folder / f"points-{part[0]}of{part[1]}{_SUFFIX}"
-        self._row = (study, points, loss)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"points-{part[0]}of{part[1]}{_SUFFIX}"
+        self._study = study, points, loss
 
     def read(self) -> dict[int, dict[str, float]]:
         """Returns point → metrics, from all files of the folder."""
+        digest, _, own = self._study
         found = {}
-        for path in sorted(self.folder.glob(f"*{_SUFFIX}")):
+        for path in sorted(self.path.parent.glob(f"*{_SUFFIX}")):
             try:
                 studies, points = _read(path)
             except sqlite3.OperationalError:
@@ -77,24 +74,21 @@ class Cache:
                     path.unlink()
                 continue
             for study, _, loss in studies:
-                if study == self.study:
-                    self._check(path, loss)
-            found |= {i: json.loads(m) for s, i, m in points if s == self.study}
+                close = math.isclose(own, loss, rel_tol=_AGREEMENT, abs_tol=1e-6)
+                if study == digest and not close:
+                    raise ValueError(
+                        f"Argument `cache_dir` must be another folder: {path} has "
+                        "points of this study, whose loss on the first samples was "
+                        "another. Was a function changed? "
+                        f"Received: a loss of {own:g}, where it was {loss:g}"
+                    )
+            found |= {i: json.loads(m) for study, i, m in points if study == digest}
         return found
 
     def add(self, points: dict[int, dict[str, float]]) -> None:
         """Writes points, all or none of them."""
-        rows = [(self.study, i, json.dumps(m)) for i, m in points.items()]
-        _write(self.path, [self._row], rows)
-
-    def _check(self, path: pathlib.Path, loss: float) -> None:
-        own = self._row[2]
-        if not math.isclose(own, loss, rel_tol=_AGREEMENT, abs_tol=1e-6):
-            raise ValueError(
-                f"Argument `cache_dir` must be another folder: {path} has points of "
-                "this study, whose loss on the first samples was another. Was a "
-                f"function changed? Received: a loss of {own:g}, where it was {loss:g}"
-            )
+        rows = [(self._study[0], i, json.dumps(m)) for i, m in points.items()]
+        _write(self.path, [self._study], rows)
 
 
 def merge_rows(paths: Sequence[str | os.PathLike], path: str | os.PathLike) -> int:
@@ -114,28 +108,29 @@ def merge_rows(paths: Sequence[str | os.PathLike], path: str | os.PathLike) -> i
     """
     if isinstance(paths, str | os.PathLike) or not len(paths):
         raise _checks.error("paths", "a list of files, at least one", repr(paths))
-    if pathlib.Path(path).suffix != _SUFFIX:
+    path = pathlib.Path(path)
+    if path.suffix != _SUFFIX:
         raise _checks.error("path", f"a file that ends in {_SUFFIX}", path)
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     for one in map(pathlib.Path, paths):
         try:
-            studies, points = _read(one)
+            tables = _read(one)
         except sqlite3.DatabaseError as error:
             expected = "files that `robustness_rows` wrote"
             raise _checks.error("paths", expected, f"{one} ({error})") from error
-        _write(path, studies, points)
+        _write(path, *tables)
     studies, points = _read(path)
     return sum(count for _, count, _ in studies) - len(points)
 
 
-def _read(path: str | os.PathLike) -> tuple[list[tuple], list[tuple]]:
+def _read(path: pathlib.Path) -> tuple[list[tuple], list[tuple]]:
     """Returns the rows of both tables.
 
     Raises:
         sqlite3.DatabaseError: If the file is damaged, another one, or missing.
     """
     # Not read-only: what a kill left half written is taken back first.
-    with _opened(f"{pathlib.Path(path).absolute().as_uri()}?mode=rw") as file:
+    with _opened(path, "?mode=rw") as file:
         (state,) = file.execute("PRAGMA quick_check").fetchone()
         if state != "ok":
             raise sqlite3.DatabaseError(state)
@@ -146,15 +141,16 @@ def _read(path: str | os.PathLike) -> tuple[list[tuple], list[tuple]]:
         return tuple(file.execute(f"SELECT * FROM {t}").fetchall() for t in tables)
 
 
-def _write(path: str | os.PathLike, studies, points) -> None:
-    with _opened(pathlib.Path(path).absolute().as_uri()) as file:
+def _write(path: pathlib.Path, studies, points) -> None:
+    with _opened(path) as file:
         file.executescript(_TABLES)
         file.executemany("INSERT OR IGNORE INTO studies VALUES (?, ?, ?)", studies)
         file.executemany("INSERT OR REPLACE INTO points VALUES (?, ?, ?)", points)
 
 
 @contextlib.contextmanager
-def _opened(uri: str) -> Iterator[sqlite3.Connection]:
+def _opened(path: pathlib.Path, mode: str = "") -> Iterator[sqlite3.Connection]:
     """Opens a database for one transaction."""
+    uri = path.absolute().as_uri() + mode
     with contextlib.closing(sqlite3.connect(uri, _PATIENCE, uri=True)) as file, file:
         yield file

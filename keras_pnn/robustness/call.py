@@ -7,8 +7,15 @@ import keras
 
 from keras_pnn import _checks
 from keras_pnn.devices import SimulatedDevice, Variation
-from keras_pnn.robustness.gather import layer_names
-from keras_pnn.robustness.points import GRID, Alone, OnDevice, OnScan, OnTrained, Point
+from keras_pnn.robustness.points import (
+    GRID,
+    Alone,
+    OnDevice,
+    OnScan,
+    OnTrained,
+    Point,
+    layer_names,
+)
 from keras_pnn.robustness.results import RobustnessResult
 from keras_pnn.robustness.specification import Specification
 from keras_pnn.robustness.study import Study
@@ -20,31 +27,14 @@ def robustness_report(
     y,
     devices: Sequence[SimulatedDevice] | Variation | None = None,
     variation: Variation | None = None,
-    n: int = Specification.n,
-    sweeps: dict | None = None,
-    grid: dict | None = None,
-    spec: float = Specification.spec,
-    metric: str | None = None,
-    hessian: bool | dict = Specification.hessian,
-    landscape: bool | dict = Specification.landscape,
-    compare: dict[str, keras.Model] | None = None,
     *,
-    mode: str = Specification.mode,
-    seed: int = Specification.seed,
-    sensitivity: bool = Specification.sensitivity,
-    worst_case: bool | dict = Specification.worst_case,
-    trained_on: dict[str, SimulatedDevice] | None = None,
-    sweep_devices: int | None = None,
-    probe: int = Specification.probe,
     sample_weight=None,
-    batch_size: int = Specification.batch_size,
-    memory_limit: float = Specification.memory_limit,
-    batch_norm: str = Specification.batch_norm,
-    calibration=None,
-    cache_dir: str | os.PathLike | None = None,
-    data: str = "",
+    compare: dict[str, keras.Model] | None = None,
     name: str | None = None,
+    data: str = "",
+    cache_dir: str | os.PathLike | None = None,
     verbose: int | str = "auto",
+    **specification,
 ) -> RobustnessResult:
     """Measures how robust a model is to drift, fabrication and the worst case.
 
@@ -59,47 +49,53 @@ def robustness_report(
         devices: simulated devices, as `Variation.sample` returns; or a `Variation`
             to draw from; or `None`.
         variation: draws `n` devices, when `devices` is `None`.
-        n: how many devices to draw.
-        sweeps: name → values. The name of an imperfection, of all layers
-            (`"temperature"`) or of one (`"mrr_bank_1/temperature"`), is swept over
-            deviations from its nominal value, added to each device's own. With
-            `variation`, `"std:theta_error+phi_error"` gives these imperfections random
-            deviations of the standard deviation that is swept. `"variation"` is a
-            factor on all deviations of the devices.
-        grid: two names → values, as in `sweeps`: all their combinations.
-        spec: the specification: what `metric` must keep; from 0 to 1 for an accuracy.
-        metric: the name of a compiled metric, or `"loss"`. Default: the first
-            compiled metric.
-        hessian: whether to measure the curvature; or a dictionary of `HessianOptions`.
-        landscape: whether to draw the loss along the two leading eigenvectors of the
-            Hessian over the controls; or a dictionary of arguments of
-            `loss_landscape`.
         compare: name → further models, which get the same `devices`; drawn devices
             are the same for models of one architecture, for others only their seed.
-        mode: `"max"`: the metric must be at least `spec`; `"min"`: at most; `"auto"`
-            asks Keras' metric.
-        seed: of the draws, and of the searches.
-        sensitivity: whether each kind of imperfection of each layer is also measured
-            alone: with up to eight of the devices, and at the ends of sweeps.
-        worst_case: whether to search for the worst device: within the root mean
-            square of the devices' deviations and, for what they do not deviate in,
-            the largest value of a sweep's or the grid's axis; or a dictionary
-            imperfection → radius, see `worst_device`.
-        trained_on: name of a model → the device that it was trained on: every model
-            is tested on all of these, see `Transfer`.
-        sweep_devices: how many of the devices take part in sweeps and grid. Default:
-            all.
-        probe: samples for curvature, landscape and the worst case.
-        batch_size, memory_limit: as in `evaluate_devices`.
-        batch_norm: `"frozen"`, `"batch"` or `"reestimated"`, as in
-            `evaluate_devices`, with `calibration`. Curvature and worst case are
-            measured frozen.
-        calibration: inputs that batch statistics are re-estimated from.
+        name: what to call the model. Default: its own name.
+        data: what the data are, for the report.
         cache_dir: a folder that keeps every block of points as it is done. What is
             there is not measured again, here or by `robustness_rows`.
-        data: what the data are, for the report.
-        name: what to call the model. Default: its own name.
         verbose: 0 is silent, 1 or `"auto"` shows progress.
+        **specification: the other fields of a `Specification`, which has their
+            defaults:
+
+            - `n`: how many devices to draw.
+            - `sweeps`: name → values. The name of an imperfection, of all layers
+              (`"temperature"`) or of one (`"mrr_bank_1/temperature"`), is swept over
+              deviations from its nominal value, added to each device's own. With
+              `variation`, `"std:theta_error+phi_error"` gives these imperfections
+              random deviations of the standard deviation that is swept. `"variation"`
+              is a factor on all deviations of the devices.
+            - `grid`: two names → values, as in `sweeps`: all their combinations.
+            - `sweep_devices`: how many of the devices take part in sweeps and grid.
+              Default: all.
+            - `spec`: the specification: what `metric` must keep; from 0 to 1 for an
+              accuracy.
+            - `metric`: the name of a compiled metric, or `"loss"`. Default: the first
+              compiled metric.
+            - `mode`: `"max"`: the metric must be at least `spec`; `"min"`: at most;
+              `"auto"` asks Keras' metric.
+            - `hessian`: whether to measure the curvature; or a dictionary of
+              `HessianOptions`.
+            - `landscape`: whether to draw the loss along the two leading eigenvectors
+              of the Hessian over the controls; or a dictionary of arguments of
+              `loss_landscape`.
+            - `worst_case`: whether to search for the worst device: within the root
+              mean square of the devices' deviations and, for what they do not deviate
+              in, the largest value of a sweep's or the grid's axis; or a dictionary
+              imperfection → radius, see `worst_device`.
+            - `sensitivity`: whether each kind of imperfection of each layer is also
+              measured alone: with up to eight of the devices, and at the ends of
+              sweeps.
+            - `trained_on`: name of a model → the device that it was trained on: every
+              model is tested on all of these, see `Transfer`.
+            - `probe`: samples for curvature, landscape and the worst case.
+            - `seed`: of the draws, and of the searches.
+            - `batch_size`, `memory_limit`: as in `evaluate_devices`.
+            - `batch_norm`: `"frozen"`, `"batch"` or `"reestimated"`, as in
+              `evaluate_devices`, with `calibration`. Curvature and worst case are
+              measured frozen.
+            - `calibration`: inputs that batch statistics are re-estimated from.
 
     Returns:
         A `RobustnessResult`.
@@ -107,6 +103,7 @@ def robustness_report(
     Raises:
         ValueError: If an argument is not as described, data and model do not fit, or
             a model's imperfections are not nominal; before anything takes long.
+        TypeError: If there is no such argument.
 
     Example:
 
@@ -118,29 +115,16 @@ def robustness_report(
     >>> print(report)
     >>> report.save("report.html")
     """
-    specification = Specification(
-        devices=devices,
-        variation=variation,
-        n=n,
-        sweeps=sweeps,
-        grid=grid,
-        spec=spec,
-        metric=metric,
-        mode=mode,
-        hessian=hessian,
-        landscape=landscape,
-        worst_case=worst_case,
-        sensitivity=sensitivity,
-        trained_on=trained_on,
-        sweep_devices=sweep_devices,
-        probe=probe,
-        seed=seed,
-        batch_size=batch_size,
-        memory_limit=memory_limit,
-        batch_norm=batch_norm,
-        calibration=calibration,
+    study = Study(
+        Specification(devices=devices, variation=variation, **specification),
+        model,
+        x,
+        y,
+        sample_weight,
+        compare,
+        name,
+        data,
     )
-    study = Study(specification, model, x, y, sample_weight, compare, name, data)
     return study.measure(cache_dir, verbose)
 
 
@@ -194,15 +178,8 @@ def robustness_rows(
     # All metrics are measured; which of them a report is about does not matter here.
     ignored = {"metric": "loss", "mode": "auto"}
     ignored |= dict.fromkeys(("hessian", "landscape", "worst_case"), False)
-    study = Study(
-        Specification(**{**specification, **ignored}),
-        model,
-        x,
-        y,
-        sample_weight,
-        compare,
-        name,
-    )
+    asked = Specification(**{**specification, **ignored})
+    study = Study(asked, model, x, y, sample_weight, compare, name)
     return [
         _row(label, study, point, metrics)
         for label, found in study.points(cache_dir, (index, parts), verbose)

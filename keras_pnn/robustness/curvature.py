@@ -19,13 +19,12 @@ from keras_pnn.curvature.operator import HessianOperator
 from keras_pnn.layers.lookup import controls_of
 from keras_pnn.robustness.results import Curvature
 
-# Its arguments with their defaults.
+# Its arguments with their defaults, but for the data and the progress.
 _LANDSCAPE = {
     name: parameter.default
     for name, parameter in inspect.signature(loss_landscape).parameters.items()
+    if name not in ("model", "x", "y", "sample_weight", "verbose")
 }
-# The data and the progress are the report's.
-_OWN = ("model", "x", "y", "sample_weight", "verbose")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,11 +75,10 @@ class HessianOptions:
 
 def landscape_options(given) -> dict | None:
     """Returns the arguments of `loss_landscape` that `landscape` means, or `None`."""
-    names = [name for name in _LANDSCAPE if name not in _OWN]
-    return _options("landscape", given, names)
+    return _options("landscape", given, _LANDSCAPE)
 
 
-def _options(argument: str, given, names: list[str]) -> dict | None:
+def _options(argument: str, given, names) -> dict | None:
     if given is None or given is False:
         return None
     options = {} if given is True else given
@@ -102,7 +100,7 @@ def _about(argument: str) -> Iterator[None]:
 class CurvatureStudy:
     """Curvature and loss landscape of one model, measured as often as it changes.
 
-    Operators are built once and kept.
+    Operators are built, and options checked against the model, once.
 
     Args:
         model: a compiled model.
@@ -110,9 +108,6 @@ class CurvatureStudy:
         hessian: options of the curvature, or `None`.
         landscape: arguments of `loss_landscape`, or `None`.
         seed: of the searches.
-
-    Raises:
-        ValueError: If the options do not fit the model and its data.
     """
 
     def __init__(
@@ -124,7 +119,7 @@ class CurvatureStudy:
         seed: int,
     ):
         self._model, self._few, self._seed = model, few, seed
-        self._hessian, self._landscape = hessian, landscape
+        self._hessian, self._landscape = hessian, None
         for name, options in (("hessian", hessian), ("landscape", landscape)):
             if options is not None and not model.trainable_variables:
                 raise ValueError(
@@ -133,102 +128,92 @@ class CurvatureStudy:
                 )
         controls = bool(controls_of(model))
         with _about("hessian"):
-            self._groups = {
+            self._operators = {
                 which: self._operator(which)
                 for which in (hessian.variables if hessian else ())
                 if which == "all" or controls
             }
         if landscape is not None:
             with _about("landscape"):
-                self._plan = self._planned("controls" if controls else "all")
+                which = "controls" if controls else "all"
+                self._landscape = self._planned({"variables": which, **landscape})
 
     def measure(self, verbose: int) -> dict:
         """Returns the fields `curvature` and `landscape` of a `ModelRobustness`."""
-        found = {}
-        if self._hessian is not None:
-            found["curvature"] = {
-                which: self._curvature(which, verbose) for which in self._groups
-            }
-        if self._landscape is not None:
-            known = [c.eigenvalues for c in found.get("curvature", {}).values()]
-            found["landscape"] = self._measured_landscape(known, verbose)
-        return found
+        curvature = {
+            which: self._curvature(which, operator, verbose)
+            for which, operator in self._operators.items()
+        }
+        if self._landscape is None:
+            return {"curvature": curvature}
+        known = [part.eigenvalues for part in curvature.values()]
+        return {
+            "curvature": curvature,
+            "landscape": self._measured_landscape(known, verbose),
+        }
 
-    def _curvature(self, which: str, verbose: int) -> Curvature:
+    def _curvature(
+        self, which: str, operator: HessianOperator, verbose: int
+    ) -> Curvature:
         if verbose:
             print(f"Hessian over {which}")
-        operator, options, seed = self._groups[which], self._hessian, self._seed
+        options, seed, size = self._hessian, self._seed, operator.size
         return Curvature(
             operator.eigenvalues(
-                min(options.k, operator.size),
+                min(options.k, size),
                 options.tolerance,
                 seed=seed,
-                smallest=min(options.smallest, operator.size),
+                smallest=min(options.smallest, size),
                 verbose=verbose,
             ),
             operator.trace(options.trace_samples, seed=seed),
             operator.density(
-                min(options.density_steps, operator.size),
-                options.density_vectors,
-                seed=seed,
+                min(options.density_steps, size), options.density_vectors, seed=seed
             ),
         )
+
+    def _planned(self, given: dict) -> tuple[HessianOperator, dict]:
+        """Returns the operator of a landscape, and arguments of `find_landscape`."""
+        tolerance = (self._hessian or HessianOptions).tolerance
+        own = {"seed": self._seed, "tolerance": tolerance}
+        asked = {**_LANDSCAPE, **own, **given}
+        names = ("variables", "batch_size", "batch_norm")
+        operator = self._operator(**{name: asked.pop(name) for name in names})
+        # A plane needs two parameters.
+        asked["dimensions"] = given.get("dimensions", min(2, operator.size))
+        names = ("directions", "extent", "points", "dimensions")
+        check_plan(operator, *(asked[name] for name in names))
+        names = ("tolerance", "max_iterations", "seed")
+        check_search(**{name: asked[name] for name in names})
+        return operator, asked
 
     def _measured_landscape(self, known: list, verbose: int) -> Landscape:
         """Returns the landscape, along eigenvectors that were found already, if any."""
         if verbose:
             print("loss landscape")
-        operator, arguments = self._plan
-        tolerance = known[0].tolerance if known else HessianOptions.tolerance
-        arguments = {"seed": self._seed, "tolerance": tolerance, **arguments}
-        leading = _found_already(operator, arguments, known)
-        if leading is not None:
-            count = arguments["dimensions"]
-            arguments["directions"] = leading.eigenvectors[:count]
-        found = find_landscape(operator, **arguments, verbose=verbose)
+        operator, asked = self._landscape
+        count, leading = asked["dimensions"], None
+        if asked["directions"] == "eigenvectors" and asked["max_iterations"] is None:
+            search = {**operator.made(), **asked}
+            same = ("variables", "batch_norm", "seed", "tolerance")
+            for found in known:
+                alike = all(getattr(found, name) == search[name] for name in same)
+                if alike and len(found.eigenvectors) >= count:
+                    leading = found
+                    break
         if leading is None:
-            return found
+            return find_landscape(operator, **asked, verbose=verbose)
+        given = {**asked, "directions": leading.eigenvectors[:count]}
         return dataclasses.replace(
-            found,
+            find_landscape(operator, **given, verbose=verbose),
             directions="eigenvectors",
             eigenvalues=leading.eigenvalues[:count],
             residuals=leading.residuals[:count],
             converged=leading.converged[:count],
         )
 
-    def _planned(self, default: str) -> tuple[HessianOperator, dict]:
-        """Returns the operator of a landscape, and arguments of `find_landscape`."""
-        arguments = dict(self._landscape)
-        names = {"batch_size", "batch_norm"} & arguments.keys()
-        others = {name: arguments.pop(name) for name in names}
-        operator = self._operator(arguments.pop("variables", default), **others)
-        # A plane needs two parameters.
-        arguments.setdefault("dimensions", min(2, operator.size))
-        asked = {**_LANDSCAPE, **arguments}
-        names = ("directions", "extent", "points", "dimensions")
-        check_plan(operator, *(asked[name] for name in names))
-        names = ("tolerance", "max_iterations", "seed")
-        check_search(**{name: asked[name] for name in names})
-        return operator, arguments
-
-    def _operator(self, which, **others) -> HessianOperator:
+    def _operator(self, variables, **others) -> HessianOperator:
         x, y, sample_weight = self._few
         return HessianOperator(
-            self._model, x, y, which, sample_weight=sample_weight, **others
+            self._model, x, y, variables, sample_weight=sample_weight, **others
         )
-
-
-def _found_already(operator: HessianOperator, arguments: dict, known: list):
-    """Returns the search that a landscape asks for, if the curvature has made it."""
-    directions = arguments.get("directions", _LANDSCAPE["directions"])
-    if not isinstance(directions, str) or directions != "eigenvectors":
-        return None
-    if arguments.get("max_iterations") is not None:
-        return None
-    asked = {**operator.made(), **arguments}
-    same = ("variables", "batch_norm", "seed", "tolerance")
-    for found in known:
-        enough = len(found.eigenvectors) >= arguments["dimensions"]
-        if enough and all(getattr(found, name) == asked[name] for name in same):
-            return found
-    return None

@@ -1,9 +1,7 @@
 """Check that models, data and metric of a robustness study fit each other."""
 
-import contextlib
 import re
 import textwrap
-from collections.abc import Iterator
 
 import keras
 import numpy as np
@@ -12,6 +10,7 @@ import tensorflow as tf
 from keras_pnn import _checks, _keras
 from keras_pnn.devices import DeviceEvaluator, SimulatedDevice
 from keras_pnn.layers.lookup import physical_layers
+from keras_pnn.robustness.specification import by_name
 
 # Keras' metrics that count hits: from 0 to 1.
 _ACCURACIES = (
@@ -25,18 +24,10 @@ _ACCURACIES = (
 
 
 def named_models(model, name, compare) -> dict[str, keras.Model]:
-    """Returns name → model, the study's own first.
-
-    Raises:
-        ValueError: If one is no model, not compiled, not built, or not at its design,
-            or two have one name.
-    """
+    """Returns name → model, the study's own first; checks that each is ready."""
     if not isinstance(name, str | None):
         raise _checks.error("name", "a string or None", repr(name))
-    compare = {} if compare is None else compare
-    if not isinstance(compare, dict) or not all(isinstance(n, str) for n in compare):
-        expected = "a dictionary of names (strings) and models"
-        raise _checks.error("compare", expected, _checks.short(compare))
+    compare = by_name("compare", compare, object, "models")
     _check_model("model", model)
     models = {name or model.name: model}
     for label, other in compare.items():
@@ -77,25 +68,11 @@ def check_design(label: str, model: keras.Model) -> None:
                 )
 
 
-@contextlib.contextmanager
-def naming(label: str, models: dict) -> Iterator[None]:
-    """Says in a ValueError which of several models it is about."""
-    try:
-        yield
-    except ValueError as error:
-        if len(models) == 1:
-            raise
-        raise ValueError(f"Model {label!r}: {error}") from error
-
-
 def first_step(label: str, model: keras.Model, data: tuple) -> dict[str, np.ndarray]:
-    """Returns the loss and metrics of a model on a few samples.
+    """Returns the loss and metrics of a model on a few samples, which must be finite.
 
     The first samples, and those of the least and the largest labels: where the model
     has no output for a label, one of these fails.
-
-    Raises:
-        ValueError: If the step fails, or its loss is not finite.
     """
     x, y, sample_weight = first_samples(data, 2, extremes=True)
     try:
@@ -120,10 +97,8 @@ def first_step(label: str, model: keras.Model, data: tuple) -> dict[str, np.ndar
 def reported_metric(models: dict, steps: dict, metric: str | None) -> str:
     """Returns the metric to report, which every model has as one number.
 
-    Args:
-        models: name → model.
-        steps: name → what `first_step` found.
-        metric: the metric asked for; `None` for the first that was compiled.
+    It is the one asked for, or the first compiled one; `steps` has what `first_step`
+    found, by the names of the models.
     """
     for label, found in steps.items():
         if metric is None:
@@ -166,23 +141,16 @@ def better(model: keras.Model, metric: str, mode: str) -> str:
 
 
 def first_samples(data: tuple, count: int, extremes: bool = False) -> tuple:
-    """Returns the first samples, and those of extreme labels if `extremes`."""
+    """Returns the first samples, and with `extremes` those of extreme labels."""
     rows = list(range(min(count, sample_count(data[0]))))
-    if extremes:
-        rows += _extremes(data[1])
-    return keras.tree.map_structure(
-        lambda a: None if a is None else np.asarray(a)[rows], data
-    )
-
-
-def _extremes(y) -> list[int]:
-    """Returns the samples with the least and the largest label of each output."""
-    rows = []
-    for labels in (np.asarray(a) for a in keras.tree.flatten(y) if a is not None):
+    for labels in keras.tree.flatten(data[1]) if extremes else ():
+        labels = np.asarray(labels)
         if labels.size and labels.dtype.kind in "biuf":
             each = labels.size // len(labels)
             rows += [int(labels.argmin()) // each, int(labels.argmax()) // each]
-    return rows
+    return keras.tree.map_structure(
+        lambda a: None if a is None else np.asarray(a)[rows], data
+    )
 
 
 def sample_count(x) -> int:

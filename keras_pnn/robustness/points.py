@@ -1,22 +1,23 @@
-"""Lay out what a robustness study measures: one simulated device for each point."""
+"""Lay out the points of a study, one device for each, and gather what they give."""
 
 import dataclasses
 import itertools
+import math
 
 import keras
 import numpy as np
 
 from keras_pnn import _keras
-from keras_pnn.devices import SimulatedDevice, sweep
+from keras_pnn.devices import DeviceSet, SimulatedDevice, Variation, sweep
 from keras_pnn.layers.lookup import architecture, find
-from keras_pnn.layers.quantity import Quantity
 from keras_pnn.robustness.axes import Axis, DeviationAxis, FactorAxis, SpreadAxis
-from keras_pnn.robustness.fabrication import Deviations, Fabrication
-from keras_pnn.robustness.results import Kind
+from keras_pnn.robustness.results import Kind, Scan, Sensitivity
 from keras_pnn.robustness.specification import Specification
 
 # Of so many devices the mean tells layers apart.
 SENSITIVE_DEVICES = 8
+# (name, index) of a variable → by how much it deviates.
+Deviations = dict[tuple[str, int], np.ndarray]
 # The name of the grid among the scans.
 GRID = None
 
@@ -35,12 +36,9 @@ class OnDevice:
 
 @dataclasses.dataclass(frozen=True)
 class OnScan:
-    """One place of a sweep or of the grid.
+    """One place, an index on each axis, of a sweep or the `GRID`.
 
-    Args:
-        scan: the sweep's name, or `GRID`.
-        place: the index on each axis.
-        device: the index of the device, `None` for the design.
+    It is measured on a device or, where `device` is `None`, on the design.
     """
 
     scan: str | None
@@ -50,14 +48,9 @@ class OnScan:
 
 @dataclasses.dataclass(frozen=True)
 class Alone:
-    """One kind of imperfection in one layer, with nothing else off.
+    """One kind of imperfection of a device in one layer, with nothing else off."""
 
-    Args:
-        layer: the layer's number: names differ between models of one architecture.
-        kind: what deviates.
-        device: which of the devices that have it.
-    """
-
+    # A number: names differ between models of one architecture.
     layer: int
     kind: Kind
     device: int
@@ -76,14 +69,13 @@ Point = Nominal | OnDevice | OnScan | Alone | OnTrained
 class Plan:
     """All points of a study on one model, in an order that never changes.
 
-    Args:
-        model: a built model.
-        specification: of the study.
+    Device i of a `variation` and a `seed` is the same for every spread and every `n`.
 
     Attributes:
         points: the points.
+        devices: the devices, given or drawn; empty where the study has none.
         scans: name → axes, with the model's units: sweeps, and the grid as `GRID`.
-        fabrication: the devices.
+        alone: (layer's number, kind) → deviations of devices that have only these.
         trained_on: name of a model → the device that it was trained on.
 
     Raises:
@@ -93,26 +85,27 @@ class Plan:
     """
 
     def __init__(self, model: keras.Model, specification: Specification):
-        self.model = model
-        self.fabrication = Fabrication(model, specification)
+        self.model, self._seed = model, specification.seed
+        self._variation = specification.variation
         self.trained_on = specification.trained_on
-        for device in self.trained_on.values():
+        self.devices = DeviceSet(specification.devices or ())
+        for device in (*self.devices, *self.trained_on.values()):
             device.bind(model)
+        if self._variation is not None:
+            self.devices = self._variation.sample(model, specification.n, self._seed)
         # What each point of an axis adds to a device.
         self._moved: dict[Axis, list[Deviations]] = {}
         self.scans: dict[str | None, tuple[Axis, ...]] = {
-            name: (self._fitted("sweeps", axis),)
-            for name, axis in specification.sweeps.items()
+            name: (self._fitted(axis),) for name, axis in specification.sweeps.items()
         }
         if specification.grid:
-            axes = specification.grid.values()
-            self.scans[GRID] = tuple(self._fitted("grid", axis) for axis in axes)
-        self._alone: dict[tuple[int, Kind], list[Deviations]] = {}
+            self.scans[GRID] = tuple(map(self._fitted, specification.grid.values()))
+        self.alone: dict[tuple[int, Kind], list[Deviations]] = {}
         if specification.sensitivity:
-            self._alone = self._each_alone()
+            self.alone = self._each_alone()
         self.points = list(self._points(specification.sweep_devices))
-        self._keys = self._all_keys()
-        self._shapes = architecture(model, {name for name, _ in self._keys})
+        self._zeros = self._all_zeros()
+        self._shapes = architecture(model, {name for name, _ in self._zeros})
         self._check_bounds()
 
     def device(self, point: Point) -> SimulatedDevice:
@@ -121,57 +114,61 @@ class Plan:
         All points deviate in the same variables, by 0 where nothing is off: one graph
         then serves all of them.
         """
-        zeros = {k: np.zeros(shape, "float32") for k, shape in self._keys.items()}
-        return SimulatedDevice({**zeros, **self._deviations(point)}, self._shapes)
+        return SimulatedDevice({**self._zeros, **self._deviations(point)}, self._shapes)
 
-    def kinds(self) -> dict[tuple[int, Kind], int]:
-        """Returns (layer's number, kind) → devices that have it, for sensitivities."""
-        return {key: len(devices) for key, devices in self._alone.items()}
+    def spread(self) -> dict[str, float]:
+        """Returns imperfection → root mean square deviation over devices and elements.
 
-    def ends(self) -> list[OnScan]:
-        """Returns the ends of all sweeps and the grid's corners, on the design."""
-        return [
-            point
-            for point in self.points
-            if isinstance(point, OnScan)
-            and point.device is None
-            and all(
-                i in (0, len(axis) - 1)
-                for axis, i in zip(self.scans[point.scan], point.place, strict=True)
-            )
-        ]
+        An imperfection in which the devices deviate in some layers only is named for
+        each of these, "layer/imperfection".
+        """
+        keys = self.devices[0].deviations.keys() if self.devices else ()
+        names = sorted({name for name, _ in keys})
+        found = [q for name in names for q in find(self.model, name, weights=True)]
+        found = [q for q in found if q.nominal is not None]
+        partial = {q.name for q in found if (q.name, q.index) not in keys}
+        squares: dict[str, list[np.ndarray]] = {}
+        for quantity in found:
+            key = quantity.name, quantity.index
+            if key in keys:
+                name = quantity.path if quantity.name in partial else quantity.name
+                squares.setdefault(name, []).extend(
+                    np.square(device.deviations[key][quantity.exists], dtype="float64")
+                    for device in self.devices
+                )
+        joined = {name: np.concatenate(parts) for name, parts in squares.items()}
+        return {n: math.sqrt(s.mean()) for n, s in joined.items() if s.any()}
 
     def _points(self, sweep_devices: int):
         yield Nominal()
-        yield from map(OnDevice, range(len(self.fabrication.devices)))
+        yield from map(OnDevice, range(len(self.devices)))
         for name, axes in self.scans.items():
             design = [] if any(axis.random for axis in axes) else [None]
             devices = [*design, *range(sweep_devices)]
             for place in itertools.product(*(range(len(axis)) for axis in axes)):
                 yield from (OnScan(name, place, device) for device in devices)
-        for (layer, kind), devices in self._alone.items():
+        for (layer, kind), devices in self.alone.items():
             yield from (Alone(layer, kind, i) for i in range(len(devices)))
         yield from map(OnTrained, self.trained_on)
 
-    def _fitted(self, argument: str, axis: Axis) -> Axis:
-        """Returns an axis with its unit in the model, and notes what it moves.
-
-        Raises:
-            ValueError: If nothing has its name, a value has another shape, or its
-                largest spread takes an imperfection to what does not exist.
-        """
+    def _fitted(self, axis: Axis) -> Axis:
+        """Returns an axis with its unit in the model, and notes what it moves."""
         names = []
         if isinstance(axis, DeviationAxis):
             names = [axis.name]
         elif isinstance(axis, SpreadAxis):
             names = axis.imperfections
         found = [q for name in names for q in find(self.model, name, weights=True)]
-        fitted = dataclasses.replace(axis, unit=_unit(found))
+        # Another quantity, such as a power imbalance, is not in the variable's unit.
+        plain = all(q.convert is None and q.nominal is not None for q in found)
+        units = {q.unit for q in found}
+        unit = units.pop() if plain and len(units) == 1 else ""
+        fitted = dataclasses.replace(axis, unit=unit)
         if isinstance(axis, DeviationAxis):
             devices = sweep(self.model, axis.name, axis.values)
             self._moved[fitted] = [device.deviations for device in devices]
         elif isinstance(axis, SpreadAxis):
-            self.fabrication.draw(axis.variation(axis.values.max()), 0)
+            self._drawn(axis.variation(axis.values.max()), 0)
         return fitted
 
     def _deviations(self, point: Point) -> Deviations:
@@ -179,47 +176,61 @@ class Plan:
             case Nominal():
                 return {}
             case OnDevice(device):
-                return self.fabrication.deviations(device)
+                return self.devices[device].deviations
             case Alone(layer, kind, device):
-                return self._alone[layer, kind][device]
+                return self.alone[layer, kind][device]
             case OnTrained(model):
                 return self.trained_on[model].deviations
-        found = self.fabrication.deviations(point.device)
+        found = {}
+        if point.device is not None:
+            found = self.devices[point.device].deviations
         steps = zip(self.scans[point.scan], point.place, strict=True)
         # Spreads replace deviations, so that they come before additions.
         order = (FactorAxis, SpreadAxis, DeviationAxis)
         for axis, i in sorted(steps, key=lambda step: order.index(type(step[0]))):
-            found = self._stepped(axis, i, point.device, found)
+            if isinstance(axis, FactorAxis):
+                found = self._multiplied(found, float(axis.values[i]), point.device)
+            elif isinstance(axis, SpreadAxis):
+                variation = axis.variation(axis.values[i])
+                found = {**found, **self._drawn(variation, point.device)}
+            else:
+                added = self._moved[axis][i]
+                sums = {k: found[k] + v if k in found else v for k, v in added.items()}
+                found = {**found, **sums}
         return found
 
-    def _stepped(self, axis: Axis, i: int, device, found: Deviations) -> Deviations:
-        """Returns the deviations of a device at one point of an axis."""
-        if isinstance(axis, FactorAxis):
-            return self.fabrication.deviations(device, float(axis.values[i]))
-        if isinstance(axis, SpreadAxis):
-            variation = axis.variation(axis.values[i])
-            return {**found, **self.fabrication.draw(variation, device)}
-        added = self._moved[axis][i]
-        sums = {k: found[k] + v if k in found else v for k, v in added.items()}
-        return {**found, **sums}
+    def _multiplied(self, own: Deviations, factor: float, device: int) -> Deviations:
+        """Returns a device's deviations with a factor on them, or on their spreads."""
+        if factor == 1.0:
+            return own
+        if self._variation is None:
+            return {k: (factor * v).astype(v.dtype) for k, v in own.items()}
+        return self._drawn(self._variation.scaled(factor), device)
+
+    def _drawn(self, variation: Variation, device: int) -> Deviations:
+        """Draws the deviations of one device from another variation; checks bounds."""
+        drawn = variation.deviations(self.model, (self._seed, device))
+        arrays = {(q.name, q.index): d.numpy() for q, d in drawn}
+        for quantity, _ in drawn:
+            quantity.check(arrays[quantity.name, quantity.index])
+        return arrays
 
     def _each_alone(self) -> dict[tuple[int, Kind], list[Deviations]]:
-        """Returns (layer's number, kind) → devices that deviate in that alone."""
-        devices = [d.deviations for d in self.fabrication.devices[:SENSITIVE_DEVICES]]
+        devices = [d.deviations for d in self.devices[:SENSITIVE_DEVICES]]
         found = {}
-        for name in self.fabrication.spread():
-            for key, place in self._places(name):
+        for name in self.spread():
+            for key, layer in self._places(name):
                 alone = [{key: device[key]} for device in devices if key in device]
                 if alone:
-                    found[place, Kind(_short(name))] = alone
+                    found[layer, Kind(_short(name))] = alone
         for name, (axis, *_) in self.scans.items():
             if name is GRID or axis.random:
                 continue
             for i in dict.fromkeys((0, len(axis) - 1)):
                 if np.any(axis.values[i]):
                     kind = Kind(_short(name), axis.ticks[i])
-                    for key, place in self._places(name):
-                        found[place, kind] = [{key: self._moved[axis][i][key]}]
+                    for key, layer in self._places(name):
+                        found[layer, kind] = [{key: self._moved[axis][i][key]}]
         return found
 
     def _places(self, name: str) -> list[tuple[tuple[str, int], int]]:
@@ -228,18 +239,18 @@ class Plan:
         found = find(self.model, name, weights=True)
         return [((q.name, q.index), numbers[id(q.layer)]) for q in found]
 
-    def _all_keys(self) -> dict[tuple[str, int], tuple[int, ...]]:
-        """Returns the variables that any point deviates in, with their shapes."""
+    def _all_zeros(self) -> Deviations:
+        """Returns zeros for the variables that any point deviates in."""
         keys = set()
-        for device in (*self.fabrication.devices[:1], *self.trained_on.values()):
+        for device in (*self.devices[:1], *self.trained_on.values()):
             keys |= device.deviations.keys()
         for axis in itertools.chain(*self.scans.values()):
             if isinstance(axis, DeviationAxis):
                 keys |= self._moved[axis][0].keys()
             elif isinstance(axis, SpreadAxis):
-                keys |= self.fabrication.draw(axis.variation(1e-3), 0).keys()
+                keys |= self._drawn(axis.variation(1e-3), 0).keys()
         shapes = architecture(self.model, {name for name, _ in keys})
-        return {(n, i): tuple(shapes[n][i]) for n, i in sorted(keys)}
+        return {(n, i): np.zeros(shapes[n][i], "float32") for n, i in sorted(keys)}
 
     def _check_bounds(self) -> None:
         """Raises ValueError if a point takes something to what does not exist.
@@ -261,10 +272,66 @@ def _short(name: str) -> str:
     return name.rpartition("/")[2]
 
 
-def _unit(found: list[Quantity]) -> str:
-    """Returns the unit that quantities have in common, `""` where they have none."""
-    # Another quantity, such as a power imbalance, is not in the variable's unit.
-    if any(q.convert is not None or q.nominal is None for q in found):
-        return ""
-    units = {q.unit for q in found}
-    return units.pop() if len(units) == 1 else ""
+def gathered(plan: Plan, found: dict) -> dict:
+    """Returns the fields of `ModelRobustness` that all points' metrics give."""
+    scans = {name: _scan(plan, found, name) for name in plan.scans}
+    fields = {"nominal": found[Nominal()], "grid": scans.pop(GRID, None)}
+    fields["sweeps"] = scans
+    if count := len(plan.devices):
+        fields["devices"] = _arrays(found, map(OnDevice, range(count)), (count,))
+        labels = (d.label or f"device {i}" for i, d in enumerate(plan.devices))
+        fields["labels"] = tuple(labels)
+    if plan.alone:
+        fields["sensitivity"] = _sensitivity(plan, found)
+    return fields
+
+
+def _scan(plan: Plan, found: dict, name: str | None) -> Scan:
+    axes = plan.scans[name]
+    shape = tuple(len(axis) for axis in axes)
+    points = [p for p in plan.points if isinstance(p, OnScan) and p.scan == name]
+    design = [p for p in points if p.device is None]
+    devices = [p for p in points if p.device is not None]
+    # Points of one place follow each other.
+    arrays = _arrays(found, devices, (*shape, -1)) if devices else None
+    return Scan(
+        axes,
+        _arrays(found, design, shape) if design else None,
+        arrays and {n: np.moveaxis(values, -1, 0) for n, values in arrays.items()},
+    )
+
+
+def _sensitivity(plan: Plan, found: dict) -> Sensitivity:
+    layers = sorted({layer for layer, _ in plan.alone})
+    kinds = list(dict.fromkeys(kind for _, kind in plan.alone))
+    names = layer_names(plan.model)
+    metrics = {n: np.full((len(layers), len(kinds)), np.nan) for n in found[Nominal()]}
+    for (layer, kind), devices in plan.alone.items():
+        points = [Alone(layer, kind, i) for i in range(len(devices))]
+        place = layers.index(layer), kinds.index(kind)
+        for name, values in metrics.items():
+            values[place] = np.mean([found[point][name] for point in points])
+    return Sensitivity(
+        tuple(names[layer] for layer in layers),
+        tuple(kinds),
+        metrics,
+        max(map(len, plan.alone.values())),
+    )
+
+
+def _arrays(found: dict, points, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Returns metric → the values at the points, in a shape."""
+    points = list(points)
+    return {
+        name: np.array([found[point][name] for point in points]).reshape(shape)
+        for name in found[Nominal()]
+    }
+
+
+def layer_names(model) -> list[str]:
+    """Returns the name of each layer; with a number where several have the same."""
+    names = [layer.name for layer in _keras.flat_layers(model)]
+    return [
+        name if names.count(name) == 1 else f"{name} ({names[: i + 1].count(name)})"
+        for i, name in enumerate(names)
+    ]

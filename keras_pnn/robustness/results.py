@@ -14,20 +14,14 @@ from keras_pnn.curvature.spectrum import DensityResult, TraceResult
 from keras_pnn.devices import SimulatedDevice
 from keras_pnn.robustness import statistics
 from keras_pnn.robustness.axes import Axis
-from keras_pnn.robustness.report.as_dict import as_dict, as_json
+from keras_pnn.robustness.report.data import as_csv, as_dict, as_json, rows
 from keras_pnn.robustness.report.html import html
-from keras_pnn.robustness.report.rows import as_csv, rows
 from keras_pnn.robustness.report.text import text
 
 
 @dataclasses.dataclass(frozen=True)
 class Yield:
-    """How many devices keep the specification.
-
-    Args:
-        passed: the devices that keep it.
-        n: all devices.
-    """
+    """How many devices keep the specification: `passed` of `n`."""
 
     passed: int
     n: int
@@ -51,7 +45,7 @@ class Yield:
     def to_dict(self) -> dict:
         """Returns the counts, the share and its interval."""
         low, high = self.interval
-        counts = {"passed": self.passed, "n": self.n}
+        counts = dataclasses.asdict(self)
         return {**counts, "yield": self.value, "low": low, "high": high}
 
 
@@ -79,38 +73,37 @@ class Scan:
     def central(self, metric: str) -> np.ndarray:
         """(points, …): the mean over the devices, or the design if there are none."""
         if self.devices is None:
-            return np.asarray(self.design[metric])
+            return self.design[metric]
         return self.devices[metric].mean(0)
 
     def yields(self, metric: str, spec: float, mode: str) -> list[Yield] | None:
         """The yield at each point of a sweep; `None` without devices."""
         if self.devices is None:
             return None
-        columns = self.devices[metric].T
-        return [Yield.of(column, spec, mode) for column in columns]
+        return [Yield.of(column, spec, mode) for column in self.devices[metric].T]
 
     def tolerance(self, metric: str, spec: float, mode: str) -> tuple[float, float]:
-        """The interval around 0 in which `central` keeps a specification; see
-        `statistics.tolerance`. NaN where the points lie on no line."""
-        order = self._order()
-        if order is None:
-            return math.nan, math.nan
-        x = self.axes[0].positions[order]
-        return statistics.tolerance(x, self.central(metric)[order], spec, mode)
+        """The interval around 0 in which `central` of a sweep keeps a specification.
+
+        The curve is straight between its points. A bound at the end of the range means
+        that it keeps the specification as far as it was measured; both are NaN where
+        it breaks it at 0, or where the points lie on no line through 0.
+        """
+        curve = self._curve(metric)
+        return statistics.tolerance(*curve, spec, mode) if curve else (math.nan,) * 2
 
     def area(self, metric: str) -> float:
-        """The mean of `central` over the range; NaN where it has none."""
-        order = self._order()
-        if order is None:
-            return math.nan
-        return statistics.area(
-            self.axes[0].positions[order], self.central(metric)[order]
-        )
+        """The mean of `central` of a sweep over its range; NaN where it has none."""
+        curve = self._curve(metric)
+        return statistics.area(*curve) if curve else math.nan
 
-    def _order(self):
-        if len(self.axes) != 1 or self.axes[0].positions is None:
+    def _curve(self, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """Returns increasing positions along a sweep, and `central` there."""
+        x = self.axes[0].positions
+        if x is None:
             return None
-        return np.argsort(self.axes[0].positions, kind="stable")
+        order = np.argsort(x, kind="stable")
+        return x[order], self.central(metric)[order]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -175,13 +168,7 @@ class Sensitivity:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Curvature:
-    """The Hessian of the loss over some variables.
-
-    Args:
-        eigenvalues: the largest and the smallest eigenvalues.
-        trace: its trace.
-        density: its spectral density.
-    """
+    """The Hessian of the loss over some variables."""
 
     eigenvalues: HessianResult
     trace: TraceResult
@@ -272,11 +259,19 @@ class RobustnessResult:
         return self.models[name].summary(metric)
 
     def to_dict(self) -> dict:
-        """Returns what was measured and what follows from it, in JSON's types.
+        """Returns the report in JSON's types; NaN and infinities become `None`.
 
-        Statistics of the devices, yields, tolerances and means over a range stand
-        beside the values that they are worked out from; NaN and infinities become
-        `None`.
+        Beside the fields, by name, stand the figures that follow from them:
+
+        - of each model: `statistics`, metric → mean, std, median, p05, p95, min and
+          max over the devices, and `yield`, with `low` and `high` of its interval;
+          both `None` without devices;
+        - of each sweep and of the grid: the same `statistics` at each point;
+        - of each sweep: `tolerance` at the specification, with `low`, `high`, `width`
+          and whether these ends are those of the range (`low_is_end`, `high_is_end`);
+          `mean_over_range`, metric → the area under the curve over the width of the
+          range; and `yields`, one for each point of a spread, `None` for others;
+        - of each axis: `positions`, its points along the line that they lie on.
         """
         return as_dict(self)
 
@@ -285,7 +280,21 @@ class RobustnessResult:
         return text(self)
 
     def to_dataframe(self):
-        """Returns one row for each measured point, as a pandas DataFrame."""
+        """Returns one row for each measured point, as a pandas DataFrame.
+
+        Its columns, which are those of the CSV file:
+
+        - `model`: the model's name;
+        - `section`: `"nominal"`, `"device"`, `"sweep"`, `"grid"`, `"worst"`,
+          `"sensitivity"` or `"transfer"`;
+        - `name`: of the sweep, the grid's two axes, the radii of the worst case, or
+          the layer;
+        - `value`, `value_2`: the point along the axes, a number, or a text such as
+          `"(0, 0.5)"` for a point of several elements; the kind of imperfection of a
+          sensitivity;
+        - `device`: the device's label, `"design"`, or `""` for a mean over devices;
+        - each metric in a column of its name, in its own unit (0 … 1 for accuracy).
+        """
         try:
             import pandas
         except ImportError as error:

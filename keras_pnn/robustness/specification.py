@@ -56,59 +56,50 @@ class Specification:
         devices, variation = _devices(self.devices, self.variation)
         n = _checks.integer("n", self.n, 1)
         count = n if variation is not None else len(devices or ())
-        sweep_devices = self.sweep_devices
-        if sweep_devices is None:
-            sweep_devices = count
-        grid = _axes("grid", self.grid)
-        if len(grid) not in (0, 2):
-            raise _checks.error("grid", "a dictionary of two names", list(grid))
-        worst_case = self.worst_case
-        if not isinstance(worst_case, bool | dict):
+        taking = count if self.sweep_devices is None else self.sweep_devices
+        if not isinstance(self.worst_case, bool | dict):
             expected = "True, False or a dictionary imperfection → radius"
-            raise _checks.error("worst_case", expected, worst_case)
+            raise _checks.error("worst_case", expected, self.worst_case)
         checked = {
             "devices": devices,
             "variation": variation,
             "n": n,
             "sweeps": _axes("sweeps", self.sweeps),
-            "grid": grid,
+            "grid": _axes("grid", self.grid),
             "spec": _checks.real("spec", self.spec),
             "mode": _checks.choice("mode", self.mode, ("auto", "max", "min")),
             "hessian": HessianOptions.of(self.hessian),
             "landscape": landscape_options(self.landscape),
             "sensitivity": _checks.boolean("sensitivity", self.sensitivity),
-            "trained_on": _trained_on(self.trained_on),
-            "sweep_devices": _checks.integer("sweep_devices", sweep_devices, 0, count),
+            "trained_on": by_name(
+                "trained_on", self.trained_on, SimulatedDevice, "simulated devices"
+            ),
+            "sweep_devices": _checks.integer("sweep_devices", taking, 0, count),
             "probe": _checks.integer("probe", self.probe, 1),
             "seed": _checks.integer("seed", self.seed, 0),
             "batch_size": _checks.integer("batch_size", self.batch_size, 1),
             "memory_limit": _checks.real("memory_limit", self.memory_limit, above=0),
         }
+        if len(checked["grid"]) not in (0, 2):
+            received = list(checked["grid"])
+            raise _checks.error("grid", "a dictionary of two names", received)
         for name, value in checked.items():
             object.__setattr__(self, name, value)
-        self._check_random_axes(count)
-
-    def _check_random_axes(self, count: int) -> None:
-        """Raises ValueError if the study lacks the devices that an axis spreads."""
         for axis in (*self.sweeps.values(), *self.grid.values()):
-            drawn = isinstance(axis, SpreadAxis)
-            given = self.variation is not None if drawn else count
-            if axis.random and not (given and self.sweep_devices):
-                lacking = "`devices` or `variation`"
-                if drawn:
-                    lacking = "the `variation` that their other imperfections have"
-                raise ValueError(
-                    f"Axis {axis.name!r} spreads devices: give {lacking}, and let "
-                    f"`sweep_devices` be at least 1. Received: {count} devices, of "
-                    f"which {self.sweep_devices} take part in sweeps"
-                )
+            self._check_spread(axis, count)
 
-    @property
-    def empty(self) -> bool:
-        """Whether there is nothing to measure besides the design."""
-        parts = (self.devices, self.variation, self.sweeps, self.grid, self.hessian)
-        found = (*parts, self.worst_case)
-        return self.landscape is None and all(not part for part in found)
+    def _check_spread(self, axis: Axis, count: int) -> None:
+        """Raises ValueError if the study lacks the devices that an axis spreads."""
+        lacking, given = "`devices` or `variation`", bool(count)
+        if isinstance(axis, SpreadAxis):
+            lacking = "the `variation` that their other imperfections have"
+            given = self.variation is not None
+        if axis.random and not (given and self.sweep_devices):
+            raise ValueError(
+                f"Axis {axis.name!r} spreads devices: give {lacking}, and let "
+                f"`sweep_devices` be at least 1. Received: {count} devices, of "
+                f"which {self.sweep_devices} take part in sweeps"
+            )
 
 
 def _devices(devices, variation) -> tuple[list[SimulatedDevice] | None, object]:
@@ -116,33 +107,29 @@ def _devices(devices, variation) -> tuple[list[SimulatedDevice] | None, object]:
     if devices is not None and variation is not None:
         raise ValueError("Give `devices` or `variation`, not both. Received: both")
     if isinstance(devices, Variation):
-        devices, variation = None, devices
-    if variation is not None and not isinstance(variation, Variation):
-        raise _checks.error("variation", "a `Variation`", _checks.short(variation))
+        return None, devices
     if devices is None:
+        if not isinstance(variation, Variation | None):
+            raise _checks.error("variation", "a `Variation`", _checks.short(variation))
         return None, variation
-    expected = "a `Variation`, or a list of simulated devices, at least one"
-    if not isinstance(devices, Iterable):
-        raise _checks.error("devices", expected, _checks.short(devices))
     # A list: an iterator would be empty for the second model.
-    devices = list(devices)
-    if not devices or not all(isinstance(d, SimulatedDevice) for d in devices):
+    found = list(devices) if isinstance(devices, Iterable) else []
+    if not found or not all(isinstance(d, SimulatedDevice) for d in found):
+        expected = "a `Variation`, or a list of simulated devices, at least one"
         raise _checks.error("devices", expected, _checks.short(devices))
-    return devices, None
+    return found, None
 
 
 def _axes(argument: str, given: dict | None) -> dict[str, Axis]:
-    given = {} if given is None else given
-    if not isinstance(given, dict) or not all(isinstance(n, str) for n in given):
-        expected = "a dictionary of names (strings) and values"
+    values = by_name(argument, given, object, "values")
+    return {name: axis_of(argument, name, points) for name, points in values.items()}
+
+
+def by_name(argument: str, given: dict | None, kind: type, words: str) -> dict:
+    """Returns a dictionary of names and values of a kind; empty for `None`."""
+    found = {} if given is None else given
+    pairs = found.items() if isinstance(found, dict) else [(None, None)]
+    if not all(isinstance(n, str) and isinstance(v, kind) for n, v in pairs):
+        expected = f"a dictionary of names (strings) and {words}"
         raise _checks.error(argument, expected, _checks.short(given))
-    return {name: axis_of(argument, name, values) for name, values in given.items()}
-
-
-def _trained_on(given) -> dict[str, SimulatedDevice]:
-    given = {} if given is None else given
-    devices = given.values() if isinstance(given, dict) else [None]
-    if not all(isinstance(device, SimulatedDevice) for device in devices):
-        expected = "a dictionary of models' names and simulated devices"
-        raise _checks.error("trained_on", expected, _checks.short(given))
-    return given
+    return found

@@ -13,13 +13,6 @@ def wilson(passed: int, n: int) -> tuple[float, float]:
 
     It stays within [0, 1] and has a width where all or none passed.
 
-    Args:
-        passed: how many passed, from 0 to `n`.
-        n: how many there were, at least 1.
-
-    Returns:
-        (low, high).
-
     Reference:
 
     - [Wilson, 1927](https://doi.org/10.1080/01621459.1927.10502953)
@@ -31,37 +24,30 @@ def wilson(passed: int, n: int) -> tuple[float, float]:
     return float(low) if passed else 0.0, float(high) if passed < n else 1.0
 
 
-def summary(values: np.ndarray, axis: int = 0) -> dict[str, np.ndarray]:
+def summary(values: np.ndarray) -> dict[str, np.ndarray]:
     """Returns mean, standard deviation, median, 5th, 95th percentile and extremes.
 
     Args:
-        values: an array; percentiles are interpolated linearly.
-        axis: the axis that counts the repetitions.
+        values: (repetitions, …); percentiles are interpolated linearly.
     """
     values = np.asarray(values, "float64")
-    p05, median, p95 = np.percentile(values, (5, 50, 95), axis=axis)
+    p05, median, p95 = np.percentile(values, (5, 50, 95), axis=0)
     return {
-        "mean": values.mean(axis),
-        "std": values.std(axis),
+        "mean": values.mean(0),
+        "std": values.std(0),
         "median": median,
         "p05": p05,
         "p95": p95,
-        "min": values.min(axis),
-        "max": values.max(axis),
+        "min": values.min(0),
+        "max": values.max(0),
     }
 
 
 def margin(values: np.ndarray, spec: float, mode: str) -> np.ndarray:
     """Returns by how much values keep a specification: below 0 where they break it.
 
-    Args:
-        values: the metric, in any shape.
-        spec: the specification.
-        mode: `"max"`: the metric must be at least `spec`; `"min"`: at most.
-
-    Returns:
-        Float64 array, 0 where a value is the specification but for float32's rounding;
-        NaN stays NaN.
+    It is 0 where a value is the specification but for float32's rounding; NaN stays.
+    Values must be at least `spec` in mode `"max"`, at most in `"min"`.
     """
     over = np.asarray(values, "float64") - spec
     over = over if mode == "max" else -over
@@ -69,7 +55,7 @@ def margin(values: np.ndarray, spec: float, mode: str) -> np.ndarray:
 
 
 def tolerance(
-    positions: np.ndarray, values: np.ndarray, spec: float, mode: str = "max"
+    x: np.ndarray, values: np.ndarray, spec: float, mode: str = "max"
 ) -> tuple[float, float]:
     """Returns the interval around 0 within which a curve keeps a specification.
 
@@ -77,18 +63,16 @@ def tolerance(
     side up to where it first breaks the specification.
 
     Args:
-        positions: (n,) increasing, deviations from the design.
-        values: (n,) the metric.
-        spec, mode: as in `margin`.
+        x: (n,) increasing, deviations from the design.
+        values: (n,) the metric, kept as in `margin`.
 
     Returns:
         (low, high). A bound at the end of the range means that the curve keeps the
         specification as far as it was measured. Both are NaN where it breaks it at 0,
         or where 0 is not within the range.
     """
-    x = np.asarray(positions, "float64")
     over = margin(values, spec, mode)
-    if not (len(x) and x[0] <= 0 <= x[-1]) or not np.interp(0, x, over) >= 0:
+    if not x[0] <= 0 <= x[-1] or not np.interp(0, x, over) >= 0:
         return math.nan, math.nan
     return -_reach(-x[::-1], over[::-1]), _reach(x, over)
 
@@ -96,9 +80,7 @@ def tolerance(
 def _reach(x: np.ndarray, over: np.ndarray) -> float:
     """Returns how far to the right of 0 the margin stays non-negative."""
     last, level = 0.0, float(np.interp(0, x, over))
-    for position, value in zip(x, over, strict=True):
-        if position <= 0:
-            continue
+    for position, value in zip(x[x > 0], over[x > 0], strict=True):
         # NaN breaks a specification.
         if math.isnan(value):
             return last
@@ -108,16 +90,14 @@ def _reach(x: np.ndarray, over: np.ndarray) -> float:
     return last
 
 
-def area(positions: np.ndarray, values: np.ndarray) -> float:
-    """Returns the mean of a curve over its range: its area, over its width.
+def area(x: np.ndarray, values: np.ndarray) -> float:
+    """Returns the mean of a curve over increasing x: its area, over its width.
 
-    Args:
-        positions: (n,) increasing.
-        values: (n,); their mean is returned where the range has no width.
+    Where the range has no width, it is the mean of the values.
     """
     from scipy.integrate import trapezoid
 
-    x, y = np.asarray(positions, "float64"), np.asarray(values, "float64")
+    y = np.asarray(values, "float64")
     if x[0] == x[-1]:
         return float(y.mean())
     return float(trapezoid(y, x) / (x[-1] - x[0]))
@@ -127,13 +107,12 @@ def line_positions(values: np.ndarray) -> np.ndarray | None:
     """Returns where the points of a sweep lie on a line through 0.
 
     Args:
-        values: (n,), or (n, d) for an imperfection with d elements.
+        values: (n,), or (n, …) for an imperfection with several elements.
 
     Returns:
         (n,): the values themselves; or signed lengths along the line that the points
         lie on, positive towards the last. `None` if they are on no such line.
     """
-    values = np.asarray(values, "float64")
     if values.ndim == 1:
         return values
     flat = values.reshape(len(values), -1)

@@ -15,17 +15,15 @@ from keras_pnn.layers.context import current
 from keras_pnn.robustness.inputs import (
     better,
     check_attainable,
-    first_samples,
     first_step,
     named_models,
-    naming,
     reported_metric,
     sample_count,
     shapes,
 )
 from keras_pnn.robustness.model_study import Metrics, ModelStudy
 from keras_pnn.robustness.points import OnTrained, Point
-from keras_pnn.robustness.results import ModelRobustness, RobustnessResult, Transfer
+from keras_pnn.robustness.results import RobustnessResult, Transfer
 from keras_pnn.robustness.specification import Specification
 
 
@@ -68,7 +66,7 @@ class Study:
             if label not in models:
                 expected = f"named as models of the report, {list(models)}"
                 raise _checks.error("trained_on", expected, repr(label))
-        everything = _checks.data(x, y, sample_weight)
+        everything = x, y, _ = _checks.data(x, y, sample_weight)
         steps = {label: first_step(label, m, everything) for label, m in models.items()}
         self.metric = reported_metric(models, steps, specification.metric)
         self.mode = better(model, self.metric, specification.mode)
@@ -76,69 +74,45 @@ class Study:
         self.specification = specification
         self.studies: dict[str, ModelStudy] = {}
         for label, one in models.items():
-            with naming(label, models):
-                loss = float(steps[label]["loss"])
+            loss = float(steps[label]["loss"])
+            try:
                 study = ModelStudy(one, everything, specification, loss)
-                self.studies[label] = study
-        x, y, _ = everything
+            except ValueError as error:
+                if len(models) == 1:
+                    raise
+                raise ValueError(f"Model {label!r}: {error}") from error
+            self.studies[label] = study
         self._described = {
             "data": data or "as given",
             "samples": sample_count(x),
             "shape of x": shapes(x),
             "shape of y": shapes(y),
         }
-        self._probe = sample_count(first_samples((x,), specification.probe)[0])
 
     def measure(
         self, cache_dir: str | os.PathLike | None = None, verbose: int | str = "auto"
     ) -> RobustnessResult:
-        """Measures with the weights as they are now.
-
-        Args:
-            cache_dir, verbose: as in `robustness_report`.
-        """
-        start, verbose = time.perf_counter(), _shown(verbose)
+        """Measures with the weights as they are now; see `robustness_report`."""
+        start, shown = time.perf_counter(), _shown(verbose)
+        trained_on = self.specification.trained_on
         models, on_trained = {}, []
         for label, found in self.points(cache_dir, verbose=verbose):
-            models[label] = self.studies[label].robustness(found, verbose)
-            points = map(OnTrained, self.specification.trained_on)
+            models[label] = self.studies[label].robustness(found, shown)
+            points = map(OnTrained, trained_on)
             on_trained.append([found[point][self.metric] for point in points])
         transfer = None
-        if trained_on := self.specification.trained_on:
+        if trained_on:
             metrics = {self.metric: np.array(on_trained)}
             transfer = Transfer(tuple(models), tuple(trained_on), metrics)
-        setting = self._setting(models, time.perf_counter() - start)
-        spec = self.specification.spec
-        return RobustnessResult(models, self.metric, self.mode, spec, transfer, setting)
-
-    def points(
-        self, cache_dir=None, part: tuple[int, int] = (0, 1), verbose: int | str = 0
-    ) -> Iterator[tuple[str, dict[Point, Metrics]]]:
-        """Measures the points of one part, and yields them model by model.
-
-        Args:
-            cache_dir, verbose: as in `robustness_report`.
-            part: (i, n): the i-th of n parts, from 0.
-        """
-        verbose = _shown(verbose)
-        for label, study in self.studies.items():
-            if verbose:
-                print(f"{label}: devices and sweeps")
-            yield label, study.measure(cache_dir, part, verbose)
-
-    def _setting(self, models: dict[str, ModelRobustness], seconds: float) -> dict:
-        """Returns how the report was made, as it is printed at its end."""
-        settings = {
-            label: study.setting(models[label].worst)
-            for label, study in self.studies.items()
-        }
-        return {
+        spec, samples = self.specification.spec, self._described["samples"]
+        settings = {n: s.setting(models[n].worst) for n, s in self.studies.items()}
+        setting = {
             **self._described,
             **joint(settings),
             "metric": self.metric,
-            "specification": self.specification.spec,
+            "specification": spec,
             "mode": self.mode,
-            "probe samples": self._probe,
+            "probe samples": min(self.specification.probe, samples),
             "versions": {
                 "keras_pnn": __version__,
                 "keras": keras.__version__,
@@ -146,20 +120,23 @@ class Study:
                 "numpy": np.__version__,
                 "python": platform.python_version(),
             },
-            "seconds": round(seconds, 1),
+            "seconds": round(time.perf_counter() - start, 1),
         }
+        return RobustnessResult(models, self.metric, self.mode, spec, transfer, setting)
+
+    def points(
+        self, cache_dir=None, part: tuple[int, int] = (0, 1), verbose: int | str = 0
+    ) -> Iterator[tuple[str, dict[Point, Metrics]]]:
+        """Measures the points of one part, and yields them model by model."""
+        shown = _shown(verbose)
+        for label, study in self.studies.items():
+            if shown:
+                print(f"{label}: devices and sweeps")
+            yield label, study.measure(cache_dir, part, shown)
 
 
 def joint(settings: dict[str, dict]) -> dict:
-    """Returns one setting for several models.
-
-    Args:
-        settings: name of a model → its setting.
-
-    Returns:
-        What all models have in common by its name, and what differs as
-        `"<name> per model"`: a dictionary of models.
-    """
+    """Returns one setting for several models; what differs is `"<name> per model"`."""
     found = {}
     for key in dict.fromkeys(key for one in settings.values() for key in one):
         values = {label: one.get(key) for label, one in settings.items()}

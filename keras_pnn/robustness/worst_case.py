@@ -1,7 +1,7 @@
-"""Search for the worst device within a radius, by gradient ascent."""
+"""Search for the worst device within a radius; say how far a study searches."""
 
-import dataclasses
 import math
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -14,6 +14,8 @@ from keras_pnn.devices.evaluation import check_nominal
 from keras_pnn.layers.context import Overrides, current
 from keras_pnn.layers.lookup import architecture, find
 from keras_pnn.layers.quantity import Quantity
+from keras_pnn.robustness.axes import Axis, DeviationAxis
+from keras_pnn.robustness.points import Plan
 
 # A step into a wall is tried down to a thousandth of its length.
 _HALVINGS = 10
@@ -75,14 +77,7 @@ def worst_device(
 
 
 class WorstCaseSearch:
-    """A search for the worst device, made again and again in one graph.
-
-    Args:
-        model, x, y, radius, batch_size, sample_weight: as in `worst_device`.
-
-    Raises:
-        ValueError: As in `worst_device`, but for the loss of the design.
-    """
+    """A search as `worst_device` makes one, made again and again in one graph."""
 
     def __init__(
         self, model, x, y, radius: dict[str, float], batch_size=256, sample_weight=None
@@ -93,7 +88,7 @@ class WorstCaseSearch:
             expected = "a dictionary of at least one imperfection and its radius"
             raise _checks.error("radius", expected, radius)
         self.radius = radius
-        self._balls = [_ball(model, name, size) for name, size in radius.items()]
+        self._balls = [_Ball(model, name, size) for name, size in radius.items()]
         self._quantities = [q for ball in self._balls for q in ball.quantities]
         if len({id(q.variable) for q in self._quantities}) < len(self._quantities):
             expected = "given once for each imperfection"
@@ -141,11 +136,10 @@ class WorstCaseSearch:
 
         Where the loss is not finite there, it is one on the way back.
         """
-        parts, start = [], 0
+        parts = []
         for ball in self._balls:
-            mine = slice(start, start + len(ball.quantities))
+            mine = slice(len(parts), len(parts) + len(ball.quantities))
             parts += ball.moved(now.parts[mine], direction[mine], share)
-            start = mine.stop
         for _ in range(_HALVINGS):
             place = self._at(parts)
             if math.isfinite(place.loss):
@@ -197,8 +191,7 @@ class WorstCaseSearch:
         return SimulatedDevice(arrays, shapes, "worst within the radius")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Place:
+class _Place(NamedTuple):
     """Deviations, and the loss with its slope there."""
 
     parts: list[np.ndarray]
@@ -206,37 +199,36 @@ class _Place:
     slope: list[np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True)
 class _Ball:
-    """The deviations of one imperfection whose root mean square is within a radius.
+    """The deviations of one imperfection whose root mean square is within a radius."""
 
-    Args:
-        quantities: the variables that it addresses.
-        bound: the largest length of all deviations together, radius × √elements.
-    """
-
-    quantities: tuple[Quantity, ...]
-    bound: float
+    def __init__(self, model: keras.Model, name: str, radius: float):
+        self.quantities = find(model, name)
+        first = self.quantities[0]
+        value = _checks.real(f"radius[{name!r}]", radius, above=0)
+        if first.convert is not None:
+            # A power imbalance, as the angle that makes it.
+            value = abs(float(np.asarray(first.convert(value))))
+        self._shared = first.shared
+        elements = sum(int(np.sum(q.exists)) for q in self._counted(self.quantities))
+        # The largest length of all deviations together.
+        self._bound = value * math.sqrt(elements)
 
     def moved(self, parts: list, gradients: list, share: float) -> list[np.ndarray]:
         """Returns deviations after a step along the gradients, within the ball."""
-        steps = [
-            np.where(q.exists, gradient, 0.0)
-            for q, gradient in zip(self.quantities, gradients, strict=True)
-        ]
-        if self.quantities[0].shared:
+        pairs = zip(self.quantities, gradients, strict=True)
+        steps = [np.where(q.exists, gradient, 0.0) for q, gradient in pairs]
+        if self._shared:
             # One value for the chip: its slope is the sum of those of the layers.
             steps = [np.sum(steps, axis=0)] * len(steps)
         length = self._length(steps)
         if length:
             steps = [step / length for step in steps]
-        parts = [
-            part + share * self.bound * step
-            for part, step in zip(parts, steps, strict=True)
-        ]
+        far = share * self._bound
+        parts = [part + far * step for part, step in zip(parts, steps, strict=True)]
         length = self._length(parts)
-        if length > self.bound:
-            parts = [part * (self.bound / length) for part in parts]
+        if length > self._bound:
+            parts = [part * (self._bound / length) for part in parts]
         return [
             part
             if q.lower_bound is None
@@ -245,17 +237,66 @@ class _Ball:
         ]
 
     def _length(self, parts: list[np.ndarray]) -> float:
+        squares = (float(np.sum(np.square(p))) for p in self._counted(parts))
+        return math.sqrt(sum(squares))
+
+    def _counted(self, parts: list) -> list:
         # What all layers share counts once.
-        parts = parts[:1] if self.quantities[0].shared else parts
-        return math.sqrt(sum(float(np.sum(np.square(part))) for part in parts))
+        return parts[:1] if self._shared else parts
 
 
-def _ball(model: keras.Model, name: str, radius) -> _Ball:
-    found = find(model, name)
-    value = _checks.real(f"radius[{name!r}]", radius, above=0)
-    if found[0].convert is not None:
-        # A power imbalance, as the angle that makes it.
-        value = abs(float(np.asarray(found[0].convert(value))))
-    counted = found[:1] if found[0].shared else found
-    elements = sum(int(np.sum(quantity.exists)) for quantity in counted)
-    return _Ball(tuple(found), value * math.sqrt(elements))
+def default_radius(plan: Plan) -> dict[str, float]:
+    """Returns imperfection → how far devices, sweeps and grid go in it.
+
+    The devices' spread, and for variables that they do not deviate in the largest
+    reach of an axis. Names are of one layer ("layer/imperfection") where not all
+    layers go as far.
+    """
+    radius = plan.spread()
+    taken = {id(q.variable) for name in radius for q in _imperfections(plan, name)}
+    # (layer, imperfection) → reach; the layer "" stands for all.
+    reaches: dict[tuple[str, str], float] = {}
+    for axis in (axis for axes in plan.scans.values() for axis in axes):
+        # A weight is no imperfection.
+        found = isinstance(axis, DeviationAxis) and _imperfections(plan, axis.name)
+        if found:
+            key = axis.name.rpartition("/")[0], found[0].name
+            reaches[key] = max(reaches.get(key, 0.0), _reach(axis, found))
+    for name in dict.fromkeys(name for _, name in reaches):
+        every = _imperfections(plan, name)
+        free = [q for q in every if id(q.variable) not in taken]
+        common = reaches.get(("", name), 0.0)
+        layers = {
+            q.path: max(common, reaches.get((q.layer.name, name), 0.0)) for q in free
+        }
+        if len(free) == len(every) and set(layers.values()) == {common}:
+            layers = {name: common}
+        radius |= {path: reach for path, reach in layers.items() if reach}
+    return radius
+
+
+def _imperfections(plan: Plan, name: str) -> list[Quantity]:
+    found = find(plan.model, name, weights=True)
+    return [quantity for quantity in found if quantity.nominal is not None]
+
+
+def _reach(axis: Axis, found: list[Quantity]) -> float:
+    """Returns the largest root mean square over elements of an axis' points.
+
+    It is in the unit of the variables, which an alias's values are converted to.
+    """
+    reach = 0.0
+    for point in axis.values:
+        elements = []
+        for quantity in found:
+            amounts = np.broadcast_to(point, quantity.exists.shape)
+            if quantity.convert is not None:
+                amounts = np.asarray(quantity.convert(amounts), "float64")
+            elements.append(amounts[quantity.exists])
+        values = np.concatenate(elements)
+        largest = float(np.abs(values).max(initial=0.0))
+        if largest:
+            # In units of the largest: where all are alike, the result is that number.
+            share = math.sqrt(np.mean(np.square(values / largest)))
+            reach = max(reach, largest * share)
+    return reach

@@ -23,7 +23,7 @@ class PATModel(SATModel):
         **kwargs: further arguments of `SATModel`.
 
     Raises:
-        ValueError: If `device` is `None` or cannot measure, or `readout` is neither.
+        ValueError: If `device` is `None` or cannot measure, or `readout` is unknown.
 
     Example:
 

@@ -97,7 +97,7 @@ class SATModel(Trainer):
             negative; both `rho` and an ascent object are given; `perturb="controls"`
             and the model has no physical layer; `clean_fraction` is outside [0, 1];
             `warmup` is no integer ≥ 0, or has nothing to act on;
-            `seed` is no integer of 32 bits; or `adversarial` names what the model does
+            `seed` is not a 32-bit integer; or `adversarial` names what the model does
             not have, one variable twice, or one that `perturb` moves.
 
     Example:
@@ -296,7 +296,7 @@ class SATModel(Trainer):
         return adversary.moved(
             present,
             loss=lambda moved: model.loss(self, batch, present.merged(moved)),
-            # A difference between a device and its model is no slope of either.
+            # The difference between a device's loss and its model's is not a slope.
             origin=None if self.device is not None else first.loss,
             gradient=lambda v: first.dense(v) / tf.cast(scale, v.dtype),
             seed=seed,
@@ -312,7 +312,7 @@ class SATModel(Trainer):
         size = tf.shape(next(a for a in keras.tree.flatten(x) if a is not None))[0]
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         # A step that overflowed is no step: its second pass may be anywhere.
-        skipped = _keras.skips(self.optimizer, gradients)
+        skipped = _skips(self.optimizer, gradients)
         rise = second.loss - first.loss
         for metric, value, weight in (
             (_keras.loss_tracker(self), first.loss, size),
@@ -381,6 +381,15 @@ class SATModel(Trainer):
                 for name, value in config.items()
             }
         )
+
+
+def _skips(optimizer: keras.optimizers.Optimizer, gradients: list) -> tf.Tensor:
+    """Tells whether an optimizer passes over a step, as gradients overflowed in it."""
+    if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return tf.constant(False)
+    dense = [tf.convert_to_tensor(g) for g in gradients if g is not None]
+    finite = [tf.reduce_all(tf.math.is_finite(tf.abs(g))) for g in dense]
+    return tf.logical_not(tf.reduce_all(finite))
 
 
 def _mixed(gradients: list, others: list, share: float) -> list:

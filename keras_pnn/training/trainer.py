@@ -37,7 +37,7 @@ class Trainer(keras.Model):
             prediction to Keras.
 
     Raises:
-        ValueError: If `model` is no Keras model, or overrides `train_step`,
+        ValueError: If `model` is not a Keras model, or overrides `train_step`,
             `test_step`, `predict_step`, `compute_metrics` or `get_metrics_result`.
     """
 

@@ -355,38 +355,24 @@ class NoNumber:
         return float("nan") if step else 0.0
 
 
-class Fault(keras.callbacks.Callback):
-    def on_train_batch_begin(self, batch, logs=None):
-        if batch == 1:
-            raise RuntimeError("smoke")
-
-    on_test_batch_begin = on_train_batch_begin
-
-
-@pytest.mark.parametrize("culprit", ["process", "callback"])
-def test_no_drift_waits_for_a_later_run(culprit):
-    """After a step that another callback, or another drift, kept from running."""
+def test_no_drift_waits_for_a_later_run():
+    """After a step that another drift kept from running."""
     model = heated()
     set_rest(model)
     plain = model.evaluate(X, X, batch_size=2, verbose=0)
     hot = drift.Linear(0.0, start=100.0)
 
     def fails(run, during, **kwargs):
-        other = DriftInjection("temperature", NoNumber(), during=during)
-        last = other if culprit == "process" else Fault()
-        callbacks = [DriftInjection("temperature", hot, during=during), last]
-        with pytest.raises((RuntimeError, ValueError), match=r"smoke|finite"):
+        processes = hot, NoNumber()
+        callbacks = [DriftInjection("temperature", p, during) for p in processes]
+        with pytest.raises(ValueError, match=r"finite numbers.*nan at step 1"):
             run(X, X, batch_size=2, verbose=0, callbacks=callbacks, **kwargs)
         rest(model)
 
     fails(model.evaluate, "validation")
     assert model.evaluate(X, X, batch_size=2, verbose=0) == plain
-    fails(model.evaluate, "validation")
-    assert model.test_on_batch(X, X) == plain
     fails(model.fit, "validation", validation_data=(X, X))
     assert model.evaluate(X, X, batch_size=2, verbose=0) == plain
-    fails(model.fit, "training")
-    assert model.train_on_batch(X, X) == plain
     fails(model.fit, "training")
     assert model.fit(**FIT).history["loss"] == [plain]
     # A drift that may act does so.

@@ -1,5 +1,3 @@
-import doctest
-
 import keras
 import numpy as np
 import pytest
@@ -204,13 +202,3 @@ def test_models_that_cannot_be_converted():
     for model in (subclassed, nan, nothing, unbuilt, "model", None):
         with pytest.raises(ValueError, match="Received"):
             pnn.convert(model)
-
-
-def test_docstring_example_runs():
-    model = settle(sequential())
-    finder = doctest.DocTestFinder(recurse=False)
-    (example,) = finder.find(pnn.convert, globs={"pnn": pnn, "model": model})
-    # The example prints a table of the user's own model.
-    skip = [e for e in example.examples if not e.source.startswith("print")]
-    example.examples = skip
-    assert doctest.DocTestRunner().run(example).failed == 0

@@ -208,9 +208,7 @@ def test_bad_csv(tmp_path, text, column, message):
         (lambda: drift.Linear(1.0, start="0"), "`start`.*Received: '0'"),
         (lambda: drift.Uniform(2.0, 1.0), "Received: low=2.0, high=1.0"),
         (lambda: drift.Uniform(-1e308, 1e308), "finite range"),
-        (lambda: drift.Uniform(-math.inf, 1.0), "`low`"),
         (lambda: drift.RandomWalk(-0.1), "`std`.* ≥ 0. Received: -0.1"),
-        (lambda: drift.OrnsteinUhlenbeck(-1.0, 1.0), "`std`"),
         (lambda: drift.OrnsteinUhlenbeck(1.0, 0.0), "`relaxation`.* > 0"),
         (lambda: drift.Sinusoid(1.0, 0), "`period`.*Received: 0"),
         (lambda: drift.Recorded([]), r"`values`.*Received: \[\]"),
@@ -218,7 +216,6 @@ def test_bad_csv(tmp_path, text, column, message):
         (lambda: drift.Recorded([1.0, math.inf]), "`values`.*Received: inf"),
         (lambda: drift.Recorded([1.0], past_end="stop"), "`past_end`.*'stop'"),
         (lambda: drift.Linear(1.0).at(-1), "`step`.*Received: -1"),
-        (lambda: drift.Linear(1.0).path(-1), "`steps`"),
         (lambda: drift.Linear(1.0).at(0, seed=(1, -1)), "`seed`.*Received: -1"),
     ],
 )

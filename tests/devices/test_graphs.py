@@ -169,7 +169,7 @@ def test_what_does_not_differ_between_devices_runs_once():
     stacks = [tf.stack(column) for column in zip(*values, strict=True)]
     batch = (tf.constant(images), tf.constant(np.arange(6) % 3), None)
     program = engine._forward_all._stacked.experimental_get_compiler_ir(
-        stacks, [], engine.first_seeds(), batch
+        stacks, [], [], batch
     )(stage="hlo")
     lines = [line for line in program.splitlines() if " convolution(" in line]
     assert len(lines) == 1 and "f32[6,6,6,3]" in lines[0]

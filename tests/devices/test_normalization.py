@@ -90,18 +90,10 @@ def test_statistics_of_each_device(mode, chunk, front):
     model = network(front)
     devices = VARIATION.sample(model, 3)
     before = [v.numpy().tobytes() for v in model.weights]
-    calibration = CALIBRATION if mode == "reestimated" else None
-    result = pnn.evaluate_devices(
-        model,
-        X,
-        LABELS,
-        devices,
-        9,
-        chunk=chunk,
-        verbose=0,
-        batch_norm=mode,
-        calibration=calibration,
-    )
+    options = {"batch_norm": mode, "chunk": chunk, "verbose": 0}
+    if mode == "reestimated":
+        options["calibration"] = CALIBRATION
+    result = pnn.evaluate_devices(model, X, LABELS, devices, 9, **options)
     assert [v.numpy().tobytes() for v in model.weights] == before
     assert result.batch_norm == result.to_dict()["batch_norm"] == mode
     assert np.ptp(result["loss"]) > 1e-3
@@ -122,7 +114,9 @@ def test_statistics_in_front_of_what_varies_are_not_stacked():
     assert engine._own == {id(model.get_layer(n)) for n in ("n1", "n2")}
     values = [[q.value(d) for q, d in pairs] for pairs in bound]
     stacks = [tf.stack(column) for column in zip(*values, strict=True)]
-    own, shared = engine.statistics(stacks, 3, [CALIBRATION])
+    seeds = [tf.convert_to_tensor(v) for v in engine._seeds]
+    moments, _ = engine._moments_all(stacks, 3, seeds, CALIBRATION)
+    own, shared = engine._statistics([moments])
     assert [v.shape for v in own] == [(3, 5), (3, 5), (3, 6), (3, 6)]
     expected = np.asarray(model.get_layer("d0")(CALIBRATION))
     np.testing.assert_allclose(shared[0], expected.mean(0), rtol=1e-5, atol=1e-6)
@@ -150,16 +144,8 @@ def test_a_layer_that_is_called_twice_pools_both_calls(chunk):
     model(X)
     model.compile("sgd", "mse")
     devices = pnn.Variation(resonance_shift=0.3).sample(model, 3)
-    result = pnn.evaluate_devices(
-        model,
-        X,
-        X,
-        devices,
-        chunk=chunk,
-        verbose=0,
-        batch_norm="reestimated",
-        calibration=CALIBRATION,
-    )
+    options = {"batch_norm": "reestimated", "calibration": CALIBRATION, "verbose": 0}
+    result = pnn.evaluate_devices(model, X, X, devices, chunk=chunk, **options)
     for i, device in enumerate(devices):
         with device.installed(model):
 
@@ -211,12 +197,6 @@ def test_masks_reach_the_statistics():
     np.testing.assert_allclose(result["loss"], frozen["loss"], rtol=1e-5)
 
 
-def test_even_parts():
-    assert normalization.even_parts(15, 7) == [(0, 5), (5, 10), (10, 15)]
-    assert normalization.even_parts(5, 9) == [(0, 5)]
-    assert normalization.even_parts(11, 5) == [(0, 3), (3, 7), (7, 11)]
-
-
 def test_a_model_without_normalisation():
     inputs = keras.Input((4,))
     model = keras.Model(inputs, pnn.layers.MRRBank(3)(inputs))
@@ -237,20 +217,12 @@ def test_random_numbers_are_others_in_each_batch_of_the_calibration():
     model = keras.Model(inputs, keras.layers.BatchNormalization()(noisy))
     model.compile("sgd", "mse")
     devices = pnn.devices.sweep(model, "temperature", [0.0, 0.1])
-    x = np.ones((300, 4), "float32")
-    found = pnn.evaluate_devices(
-        model,
-        x,
-        np.zeros((300, 2)),
-        devices,
-        batch_size=1,
-        batch_norm="reestimated",
-        calibration=x,
-        verbose=0,
-    )
+    x, y = np.ones((100, 4), "float32"), np.zeros((100, 2))
+    options = {"batch_norm": "reestimated", "calibration": x, "verbose": 0}
+    found = pnn.evaluate_devices(model, x, y, devices, batch_size=1, **options)
     # A batch holds one sample: all variance lies between batches. Were the numbers
     # the same in each, it would be 0, and the normalised noise enormous.
-    np.testing.assert_allclose(found["loss"], 1.0, atol=0.25)
+    np.testing.assert_allclose(found["loss"], 1.0, atol=0.5)
 
 
 INFINITE = CALIBRATION + np.where(np.arange(15) == 2, np.inf, 0)[:, None]
@@ -262,10 +234,8 @@ INFINITE = CALIBRATION + np.where(np.arange(15) == 2, np.inf, 0)[:, None]
         ("train", None, "'frozen', 'batch', 'reestimated'. Received: 'train'"),
         ("reestimated", None, "`calibration`.*Received: .*none"),
         ("frozen", CALIBRATION, "`calibration`.*'frozen'"),
-        ("batch", CALIBRATION, "`calibration`.*'batch'"),
         ("reestimated", CALIBRATION[:, 1:], r"\('samples', 4\).*\(15, 3\)"),
         ("reestimated", {"a": CALIBRATION}, "inputs like `x`"),
-        ("reestimated", 3.0, "`calibration` must be an array.*Received: 3.0"),
         ("reestimated", CALIBRATION[:0], "at least one sample"),
         ("reestimated", INFINITE, "`calibration` must be finite"),
     ],

@@ -3,23 +3,16 @@
 Every test fails today, for the `reason` on its mark; mending the fault takes it off.
 """
 
-import contextlib
 import csv
 import functools
 import math
-import pathlib
-import socketserver
-import threading
-import tomllib
 
 import keras
 import numpy as np
 import pytest
 
 import keras_pnn as pnn
-from keras_pnn.hardware.instrument import simulator
 
-ROOT = pathlib.Path(__file__).parents[2]
 PI = math.pi
 # What `pytest.raises` and `pytest.warns` raise where nothing came.
 SILENT = pytest.fail.Exception
@@ -44,6 +37,7 @@ def dac(bits, low, high):
 
 
 # --- Files that are read -------------------------------------------------------------
+
 
 def exported(tmp_path, **kwargs):
     """A model, the table of its controls, and the rows of that."""
@@ -235,92 +229,6 @@ def test_a_quantised_layer_is_converted_or_refused(mode):
     assert conversion.layers[0]["max_error"] < 0.1
     x = np.random.default_rng(0).uniform(-1, 1, (3, 6)).astype("float32")
     np.testing.assert_allclose(conversion.model(x), model(x), atol=0.2)
-
-
-# --- Instruments ---------------------------------------------------------------------
-
-X = np.random.default_rng(0).random((3, 4)).astype("float32")
-
-
-class Acknowledging(socketserver.StreamRequestHandler):
-    """Answers commands too, as some drivers do: with a 0, which is a number."""
-
-    disable_nagle_algorithm = True
-
-    def handle(self):
-        for line in self.rfile:
-            answer = self.server.bank.answer(line.decode("ascii"))
-            answer = "0" if answer is None else answer
-            self.wfile.write(answer.encode("ascii") + b"\n")
-
-
-@pytest.fixture
-def server():
-    with simulator.Server(("127.0.0.1", 0), Acknowledging) as server:
-        server.bank = simulator.Bank(simulator.arguments([]))
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-def configuration(port=1, **instrument):
-    """One query for each detector, so that any answer fits any query."""
-    table = tomllib.loads((ROOT / "examples" / "instrument.toml").read_text("utf-8"))
-    table["instruments"]["bench"] |= {
-        "resource": f"TCPIP0::127.0.0.1::{port}::SOCKET",
-        **instrument,
-    }
-    table["device"] = {"retries": 0, "backoff": 0.0}
-    table["layers"]["bank"]["outputs"]["command"] = "READ{channel}?"
-    return table
-
-
-def acquired(table):
-    """The controls of a bank, and what is measured with them."""
-    tuning = pnn.HeaterTuning(max_current=2.5)
-    bank = pnn.layers.MRRBank(4, tuning=tuning, use_bias=False, name="bank")
-    built(bank, 4)
-    controls = {"control": bank.controls["control"].numpy()}
-    with contextlib.closing(pnn.InstrumentDevice(table)) as device:
-        return controls["control"], device.acquire(bank, X, controls)
-
-
-@xfail(raises=SILENT, reason="Answers to commands are taken for readings")
-def test_an_answer_that_is_left_over_is_an_error(server):
-    table = configuration(server.server_address[1], errors="")
-    with pytest.raises(pnn.DeviceError, match="bank"):
-        acquired(table)
-
-
-@xfail(raises=ValueError, reason="`answers_per_command` is not known")
-def test_a_driver_that_acknowledges_every_command_is_read_right(server):
-    port = server.server_address[1]
-    current, measured = acquired(
-        configuration(port, errors="", answers_per_command=1),
-    )
-    current, powers = 1e-3 * current.astype("float64"), 1e-3 * X.astype("float64")
-    expected = [
-        1250 * simulator.photocurrents(current, row, server.bank.shifts)
-        for row in powers
-    ]
-    np.testing.assert_allclose(measured, expected, rtol=1e-5, atol=1e-6)
-
-
-@xfail(raises=SILENT, reason="A mesh, whose fields no meter reads, is accepted")
-def test_a_mesh_is_refused_when_it_is_attached():
-    mesh = pnn.layers.MZIMesh(4, name="mesh")
-    table = configuration()
-    parts = table["layers"].pop("bank")
-    control = parts["controls"]["control"]
-    parts["controls"] = {
-        name: control | {"channels": channels}
-        for name, channels in (("theta", "1:6"), ("phi", "7:12"), ("gamma", "13:16"))
-    }
-    table["layers"]["mesh"] = parts
-    with pytest.raises(ValueError, match="mesh"):
-        pnn.InstrumentDevice(table).attach(network(mesh, 4))
 
 
 # --- Reports -------------------------------------------------------------------------

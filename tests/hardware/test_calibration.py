@@ -10,9 +10,9 @@ import tensorflow as tf
 
 import keras_pnn as pnn
 from keras_pnn.devices import DeviceSet, SimulatedDevice
-from keras_pnn.hardware.calibration import search
+from keras_pnn.hardware.calibration import fitting
 from keras_pnn.hardware.calibration.fitting import Problem
-from keras_pnn.hardware.calibration.readings import Readings
+from keras_pnn.hardware.calibration.measurement import Readings
 from keras_pnn.hardware.calibration.unknowns import gather
 from keras_pnn.layers.lookup import find
 from keras_pnn.physics.mesh import cell_mask
@@ -306,7 +306,7 @@ def test_a_search_that_ends_in_a_valley_of_its_own_begins_again(monkeypatch):
     result = calibrate(model, device, x, **kwargs)
     np.testing.assert_allclose(result.device.deviations[SHIFT], true, atol=1e-3)
     assert result.converged and result.residuals["bank"]["held_out_after"] < 1e-4
-    monkeypatch.setattr(search, "_UNEXPLAINED", np.inf)
+    monkeypatch.setattr(fitting, "_UNEXPLAINED", np.inf)
     once = calibrate(model, device, x, **kwargs)
     assert np.abs(once.device.deviations[SHIFT] - true).max() > 0.1
 

@@ -5,7 +5,9 @@ import copy
 import importlib
 import pathlib
 import socket
+import socketserver
 import sys
+import threading
 import time
 import tomllib
 
@@ -16,6 +18,7 @@ import pytest
 import keras_pnn as pnn
 from keras_pnn.hardware import InstrumentDevice, InstrumentError
 from keras_pnn.hardware.instrument import scpi, simulator
+from keras_pnn.layers.mzi_dense import Attenuators
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "instrument.toml"
@@ -288,13 +291,15 @@ def undisturbed():
 
 
 @pytest.mark.parametrize("pipeline", [True, False])
-@pytest.mark.parametrize("fault", ["refuse", "hang", "close", "garbage", "half"])
+@pytest.mark.parametrize(
+    "fault", ["refuse", "hang", "close", "garbage", "half", "twice", "empty"]
+)
 def test_faults_are_survived(fault, pipeline, undisturbed):
     model, without = undisturbed
     with simulator.running(**{f"{fault}_at": (2, 4)}, noise=1e-5) as port:
         # With *RST, a connection that is opened again meets a bank at zero current.
         # What is late on a busy machine is one more fault that must not matter.
-        patience = 10.0 if fault in ("refuse", "garbage") else 0.5
+        patience = 0.5 if fault in ("hang", "close", "half") else 10.0
         table = configuration(
             port, pipeline=pipeline, setup=["*RST", "*CLS"], timeout=patience
         )
@@ -305,6 +310,120 @@ def test_faults_are_survived(fault, pipeline, undisturbed):
             assert device.failures == 2 and device.calls == 3
     np.testing.assert_array_equal(measured, without)
     assert 1e-4 < np.abs(measured - expected(model)).max() < 0.1
+
+
+def each_detector(port, **instrument):
+    """One query for each detector, so that any number fits any query."""
+    table = configuration(port, **instrument)
+    table["layers"]["bank"]["outputs"]["command"] = "READ{channel}?"
+    return table
+
+
+# What tells the answers apart: the query for errors, the identity, or silence alone.
+KNOWN = {
+    "errors": {},
+    "identity": {"errors": ""},
+    "silence": {"errors": "", "identity": ""},
+}
+
+
+@pytest.mark.parametrize("pipeline", [True, False])
+@pytest.mark.parametrize("known", KNOWN)
+@pytest.mark.parametrize("acknowledge", ["0", "1", "OK", ""])
+def test_acknowledgements_are_not_taken_for_readings(acknowledge, known, pipeline):
+    model = network()
+    with simulator.running(acknowledge=acknowledge) as port:
+        table = each_detector(port, pipeline=pipeline, **KNOWN[known])
+        # Without setup commands, the currents are the first commands.
+        for setup in ([], ["*CLS"]):
+            table["instruments"]["bench"]["setup"] = setup
+            device = InstrumentDevice(table, retries=0)
+            with pytest.raises(pnn.DeviceError, match=r"bench.*answers_per_command"):
+                acquire(device, model)
+        table["instruments"]["bench"]["answers_per_command"] = 1
+        with InstrumentDevice(table, retries=0) as device:
+            measured = acquire(device, model)
+    check(measured, expected(model))
+
+
+def test_acknowledgements_that_do_not_come_are_missed(port):
+    table = configuration(port, answers_per_command=1, timeout=0.3)
+    with pytest.raises(InstrumentError, match=r"\*CLS.*1 to each.*answers_per_command"):
+        InstrumentDevice(table).open()
+
+
+def test_answers_out_of_step_are_found_however_slow_they_are():
+    """The client never waits for what is left over, nor sees it come."""
+    with simulator.running(acknowledge="0", latency=0.1) as port:
+        device = InstrumentDevice(each_detector(port, errors=""), retries=0)
+        with pytest.raises(pnn.DeviceError, match="`answers_per_command`"):
+            acquire(device, network(), X[:1])
+
+
+@pytest.mark.parametrize("known", KNOWN)
+def test_a_refusal_is_seen_in_an_acknowledgement(known):
+    model = network()
+    with simulator.running(acknowledge="OK") as port:
+        table = each_detector(port, answers_per_command=1, **KNOWN[known])
+        table["layers"]["bank"]["controls"]["control"] |= {"maximum": 50.0}
+        model.get_layer("bank").controls["control"].assign(np.full((4, 4), 20.0))
+        words = "-222" if known == "errors" else "`acknowledgement`.*'ERR'"
+        device = InstrumentDevice(table, retries=0)
+        with pytest.raises(pnn.DeviceError, match=words):
+            acquire(device, model)
+        table["instruments"]["bench"]["acknowledgement"] = "O[A-Z]|ERR"
+        if known != "errors":
+            acquire(InstrumentDevice(table, retries=0), model)
+
+
+@pytest.mark.parametrize("fault", ["twice", "empty"])
+def test_a_line_too_many_is_found_in_silence_alone(fault):
+    model = network()
+    with simulator.running(**{f"{fault}_at": (2, 5)}) as port:
+        table = configuration(port, **KNOWN["silence"])
+        with InstrumentDevice(table) as device:
+            measured = acquire(device, model)
+        assert device.failures == 2
+    check(measured, expected(model))
+
+
+class SerialLine(socketserver.StreamRequestHandler):
+    """A serial line behind a server: answers go to whoever is connected by then."""
+
+    def handle(self):
+        server = self.server
+        server.client = self.wfile
+        self.wfile.write(server.greeting)
+        for line in self.rfile:
+            with server.line:
+                text = line.decode("ascii")
+                answer = server.bank.answer(text)
+                if text.startswith("READ"):
+                    server.readings += 1
+                    time.sleep(0.6 if server.readings == server.late else 0.0)
+                if answer is not None:
+                    server.client.write(answer.encode("ascii") + b"\n")
+
+
+@pytest.mark.parametrize("known", KNOWN)
+@pytest.mark.parametrize(("late", "greeting"), [(2, b""), (0, b"Ready\r\nUser 7\r\n")])
+def test_what_comes_before_the_first_command_is_no_answer(late, greeting, known):
+    model = network()
+    with simulator.Server(("127.0.0.1", 0), SerialLine) as server:
+        server.bank = simulator.Bank(simulator.arguments([]))
+        server.line, server.readings = threading.Lock(), 0
+        server.late, server.greeting = late, greeting
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        table = configuration(server.server_address[1], timeout=0.3, **KNOWN[known])
+        try:
+            with InstrumentDevice(table) as device:
+                measured = acquire(device, model)
+            assert bool(device.failures) == bool(late)
+        finally:
+            server.shutdown()
+            thread.join()
+    check(measured, expected(model))
 
 
 def test_a_refusal_is_named(port):
@@ -532,6 +651,37 @@ def bank_model(**kwargs):
     return keras.Model(inputs, bank(inputs))
 
 
+def one(kind, units, after=None, shape=(4,), **kwargs):
+    """A model of one physical layer, perhaps after another layer."""
+    inputs = keras.Input(shape)
+    before = inputs if after is None else after(inputs)
+    return keras.Model(inputs, kind(units, name="bank", **kwargs)(before))
+
+
+def image():
+    """Each row would be taken for a sample."""
+    return one(pnn.layers.MaskedSLM, 4, shape=(4, 4))
+
+
+def channels(**numbers):
+    control = configuration(1)["layers"]["bank"]["controls"]["control"]
+    return {name: control | {"channels": text} for name, text in numbers.items()}
+
+
+class Gain(pnn.layers.PhysicalLayer):
+    """A layer of real vectors whose gain no instrument sets."""
+
+    def __init__(self, units, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+
+    def build(self, input_shape):
+        self.add_control("control", (16,), unit="mA")
+        self.gain = self.add_weight(name="gain", shape=())
+
+    def forward(self, inputs, controls, imperfections):
+        return keras.ops.real(inputs) * self.gain
+
+
 def convolution():
     """Its kernel has as many elements as there are channels."""
     inputs = keras.Input((4, 4, 4))
@@ -552,13 +702,39 @@ def convolution():
             lambda: bank_model(use_bias=False, activation="relu"),
             "no bias and no activation.*activation=relu",
         ),
-        ((), {}, convolution, r"'bank'.*patches.*Received: an MRRConv2D"),
+        ((), {}, convolution, r"'bank'.*patches.*Received: MRRConv2D.*\(4,\)"),
+        ((), {}, image, r"'bank'.*Received: MaskedSLM.*\(4,\) for.*\(4, 4\)"),
+        ((), {}, lambda: one(Gain, 4), "'bank'.*weights gain"),
+        (
+            (),
+            {},
+            lambda: one(Gain, 4, after=pnn.layers.MZIMesh(4)),
+            "'bank'.*Received: Gain with inputs of dtype complex64",
+        ),
+        (
+            (),
+            {"controls": channels(theta="1:6", phi="7:12", gamma="13:16")},
+            lambda: one(pnn.layers.MZIMesh, 4),
+            "'bank'.*detectors.*`HardwareDevice`.*MZIMesh with outputs of.*complex64",
+        ),
+        (
+            (),
+            {"controls": channels(attenuation="1:4", gain="5")},
+            lambda: one(Attenuators, 4),
+            "'bank'.*Attenuators with outputs of dtype complex64",
+        ),
     ],
 )
 def test_layers_that_do_not_fit_are_refused(path, change, model, words):
     device = InstrumentDevice(broken("layers", "bank", *path, **change))
-    with pytest.raises(ValueError, match=words), device.installed(model()):
+    model = model()
+    with pytest.raises(ValueError, match=words), device.installed(model):
         pass
+    # Where nothing attaches the device, nothing is sent either.
+    layer = model.get_layer("bank")
+    controls = {name: v.numpy() for name, v in layer.controls.items()}
+    with pytest.raises(pnn.DeviceError, match=words):
+        device.acquire(layer, X, controls)
 
 
 def test_another_layer_is_refused(port):
@@ -587,6 +763,14 @@ def test_another_layer_is_refused(port):
         (broken(*BENCH, pipeline=1), "instruments.bench.pipeline", "boolean"),
         (broken(*BENCH, setup=[1]), "instruments.bench.setup.0", "string"),
         (broken(*BENCH, errors="ERR"), "instruments.bench.errors", "be a query"),
+        (broken(*BENCH, answers_per_command=-1), "answers_per_command", "equal to 0"),
+        (broken(*BENCH, answers_per_command=1.5), "answers_per_command", "integer"),
+        (broken(*BENCH, acknowledgement="OK"), "bench.acknowledgement", "must go with"),
+        (
+            broken(*BENCH, answers_per_command=1, acknowledgement="OK("),
+            "bench.acknowledgement",
+            "a regular expression",
+        ),
         (broken(*BENCH, options=5), "instruments.bench.options", "dictionary"),
         (
             broken(*BENCH, options={"timeout": 5}),

@@ -2,6 +2,7 @@
 
 import numpy as np
 import tensorflow as tf
+from mesh_product import product
 
 from keras_pnn.layers import MZIMesh
 from keras_pnn.physics.mesh import cell_mask
@@ -14,15 +15,6 @@ def unitary(n, seed=0):
     normal = generator.normal(size=(2, n, n))
     q, r = np.linalg.qr(normal[0] + 1j * normal[1])
     return q * (np.diag(r) / np.abs(np.diag(r)))
-
-
-def cell(theta, phi, first, second):
-    one, two = (
-        np.array([[np.cos(a), 1j * np.sin(a)], [1j * np.sin(a), np.cos(a)]])
-        for a in (np.pi / 4 + first, np.pi / 4 + second)
-    )
-    arms = np.diag([np.exp(0.5j * theta), np.exp(-0.5j * theta)])
-    return np.diag([np.exp(1j * phi), 1]) @ two @ arms @ one
 
 
 def within_a_turn(theta, phi, gamma, exists):
@@ -60,17 +52,14 @@ def reference(layer, straight_db=0.0, crosstalk=None, dac=None):
     if crosstalk is not None:
         both = crosstalk @ np.concatenate([theta.ravel(), phi.ravel()])
         theta, phi = both.reshape(2, *exists.shape)
-    theta, phi = theta + e["theta_error"], phi + e["phi_error"]
-    matrix = np.diag(np.exp(1j * c["gamma"]))
-    for k, row in enumerate(exists):
-        column = np.eye(layer.units, dtype=complex) * 10 ** (-straight_db / 20)
-        for j in np.flatnonzero(row):
-            pair = slice(2 * j + k % 2, 2 * j + k % 2 + 2)
-            amplitude = 10 ** (-max(e["loss_db"][k, j], 0) / 20)
-            angles = e["splitter_error"][k, j]
-            column[pair, pair] = amplitude * cell(theta[k, j], phi[k, j], *angles)
-        matrix = column @ matrix
-    return matrix
+    return product(
+        theta,
+        phi,
+        c["gamma"],
+        layer.arrangement,
+        **{**e, "loss_db": np.maximum(e["loss_db"], 0)},
+        straight_loss_db=straight_db,
+    )
 
 
 def built(*args, dtype="float64", **kwargs):
@@ -95,13 +84,6 @@ def quantised(phase, bits=12, low=0.5, high=6.0):
     phase = np.clip(phase, low, high)
     step = (high - low) / (2**bits - 1)
     return low + step * np.round((phase - low) / step)
-
-
-def neighbours(units, arrangement, strength):
-    """Crosstalk that falls off from shifter to shifter."""
-    index = np.arange(2 * cell_mask(units, arrangement).size)
-    apart = np.abs(np.subtract.outer(index, index))
-    return np.where(apart == 0, 1.0, strength * np.exp(-1.0 * apart))
 
 
 def objective(layer, x):

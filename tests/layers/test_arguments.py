@@ -129,6 +129,7 @@ def test_bad_arguments(kind, arguments):
         (MRRConv2D(3, 2), (2, 4, 4, None)),
         (MRRConv2D(4, 2, groups=2), (2, 4, 4, 3)),
         (MRRConv2D(4, 6), (2, 4, 4, 3)),
+        (MRRConv2D(3, 3, adc_bits=4), (2, None, 8, 2)),
         (MRRBank(3, crosstalk=np.eye(3)), (2, 4)),
         (MZIMesh(4), (2, 5)),
         (MZIMesh(4), (4,)),

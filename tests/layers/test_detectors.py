@@ -74,12 +74,6 @@ def test_quantize_is_the_converter():
     x = np.linspace(-2, 3, 101).astype("float32")[None]
     layer = ADC(3, low=-1.0, high=2.0)
     np.testing.assert_array_equal(layer(x), detection.quantize(x, 3, -1.0, 2.0))
-    tape_x = tf.constant(x)
-    with tf.GradientTape() as tape:
-        tape.watch(tape_x)
-        y = layer(tape_x)
-    inside = (x >= -1) & (x <= 2)
-    np.testing.assert_array_equal(tape.gradient(y, tape_x), inside)
 
 
 def test_shot_noise_acts_in_inference_and_is_seeded():
@@ -105,22 +99,12 @@ def test_gradient_against_finite_differences(make, field):
     layer = make(dtype="float64")
     weights = np.random.default_rng(1).normal(size=layer(field).shape)
 
-    def loss(parts):
-        return tf.reduce_sum(layer(tf.complex(parts[0], parts[1])) ** 2 * weights)
+    def loss(real, imaginary):
+        return tf.reduce_sum(layer(tf.complex(real, imaginary)) ** 2 * weights)
 
-    parts = tf.constant(np.stack([field.real, field.imag]))
-    with tf.GradientTape() as tape:
-        tape.watch(parts)
-        value = loss(parts)
-    gradient = tape.gradient(value, parts)
-    rng = np.random.default_rng(2)
-    for _ in range(3):
-        direction = rng.normal(size=parts.shape)
-        step = 1e-6 * direction
-        slope = (loss(parts + step) - loss(parts - step)) / 2e-6
-        np.testing.assert_allclose(
-            slope, np.sum(gradient * direction), rtol=1e-7, atol=1e-7
-        )
+    parts = [tf.constant(field.real), tf.constant(field.imag)]
+    exact, numeric = tf.test.compute_gradient(loss, parts, 1e-5)
+    np.testing.assert_allclose(exact, numeric, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("faint", [0.0, 1e-30, 1e-20, 1e-10])
@@ -179,25 +163,6 @@ def test_masks_pass(make):
         keras.src.backend.get_keras_mask(outputs), np.ones((2, 3), bool)
     )
     assert outputs.shape[:2] == (2, 3)
-
-
-def test_a_jitted_detector_trains():
-    rng = np.random.default_rng(3)
-    labels = rng.integers(0, 4, 96)
-    x = (np.eye(8)[labels] + 0.1 * rng.normal(size=(96, 8))).astype("float32")
-    inputs = keras.Input((8,))
-    y = keras.layers.Dense(8, use_bias=False)(inputs)
-    y = ADC(10)(ShotNoise(1e4, seed=0)(Photodetector("l2", ports=4)(y)))
-    model = keras.Model(inputs, y)
-    model.compile(
-        keras.optimizers.Adam(0.05),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-        jit_compile=True,
-    )
-    history = model.fit(x, labels, batch_size=96, epochs=30, verbose=0).history
-    assert history["accuracy"][-1] > 0.95
-    assert history["loss"][-1] < history["loss"][0]
 
 
 def test_fields_under_jit_and_vectorized_map(field):

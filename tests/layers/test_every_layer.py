@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from models import measured
 
 import keras_pnn as pnn
 from keras_pnn.layers import (
@@ -26,12 +27,6 @@ from keras_pnn.layers import (
 )
 
 L1, L2 = keras.regularizers.L1, keras.regularizers.L2
-
-
-def measured():
-    current = np.linspace(0, 2.2, 60)
-    detuning = 0.53 * 0.375 * current**2 - 0.4
-    return pnn.MeasuredTuning(current, 1 - 2 / (1 + (detuning / 0.1) ** 2), "mA")
 
 
 # Every argument, with a value of its own.
@@ -223,7 +218,7 @@ FITTED = {
             ),
         ],
     ),
-    "mesh": ((4,), 0.1, lambda: [MZIDense(3), Photodetector()]),
+    "mesh": ((3,), 0.1, lambda: [MZIDense(2), Photodetector()]),
     "masks": (
         (4, 5),
         0.1,
@@ -337,7 +332,7 @@ DIFFERENTIABLE = {
         lambda **k: MZIMesh(4, "reck", crosstalk=np.eye(20) + 0.02, **k),
         (3, 4),
     ),
-    "dense": (lambda **k: MZIDense(3, **k), (3, 4)),
+    "dense": (lambda **k: MZIDense(2, **k), (3, 3)),
     "masks": (
         lambda **k: MaskedSLM(3, grid=(1, 2), activation="tanh", **k),
         (2, 3, 4),

@@ -99,15 +99,6 @@ def test_cross_and_bar_scatter_around_their_state(kind, centre):
         assert abs(uniform.std() - deviation) < 4 * deviation / np.sqrt(uniform.size)
 
 
-def test_the_mesh_of_crosses_mirrors_and_that_of_bars_keeps():
-    expected = {"cross": np.eye(6)[::-1], "bar": np.eye(6)}
-    for name, powers in expected.items():
-        layer = MZIMesh(6, phase_initializer=KINDS[name](0.0))
-        layer.build((None, 6))
-        matrix = np.abs(layer.transfer_matrix()) ** 2
-        np.testing.assert_allclose(matrix, powers, atol=1e-5)
-
-
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 @pytest.mark.parametrize("name", KINDS)
 def test_a_layer_starts_there(name, arrangement):

@@ -11,14 +11,13 @@ from mesh_columns import (
     built,
     fields,
     imperfect,
-    neighbours,
     reference,
     unitary,
 )
+from mesh_product import neighbours
 
 import keras_pnn as pnn
 from keras_pnn.layers import Attenuators, MZIDense, MZIMesh, Photodetector
-from keras_pnn.layers import mesh_initializers as initializers
 from keras_pnn.physics.mesh import cell_mask
 
 SIZES = (2, 5, 8)
@@ -88,17 +87,6 @@ def test_loss_of_each_cell_of_the_design(rng, arrangement):
     layer.reset_imperfections()
     plain.imperfections["loss_db"].assign(loss)
     np.testing.assert_allclose(layer.transfer_matrix(), reference(plain), atol=1e-12)
-
-
-def test_loss_of_one_cell_and_of_the_straight_parts():
-    layer = built(4, phase_initializer=initializers.Bar(0.0), straight_loss_db=2.0)
-    loss = np.zeros((4, 2))
-    loss[0, 1], loss[2, 0] = 3.0, -3.0
-    layer.imperfections["loss_db"].assign(loss)
-    power = np.abs(np.diag(layer.transfer_matrix())) ** 2
-    # The outer modes pass straight in columns 1 and 3. Negative losses are clipped.
-    expected = 10 ** -np.array([0.4, 0.0, 0.3, 0.3 + 0.4])
-    np.testing.assert_allclose(power, expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
@@ -197,18 +185,6 @@ def network(units=3, names=(None, None), modes=4, **kwargs):
 def data(rng, samples=12, units=3, modes=4):
     x = rng.normal(size=(samples, modes)).astype("float32")
     return x, rng.uniform(size=(samples, units)).astype("float32")
-
-
-def test_number_of_parameters():
-    model = network(4, modes=6)
-    mesh, dense = model.layers[1], model.layers[3]
-    # Stored with the slots without a cell: 2 · 6 · 3 phases and 6 at the input.
-    assert mesh.count_params() == 42 + (4 * 18 + 18)
-    assert sum(v.shape.num_elements() for v in mesh.trainable_variables) == 42
-    trainable = {v.name for v in dense.trainable_variables}
-    assert trainable == {"theta", "phi", "gamma", "attenuation", "gain"}
-    total = sum(np.prod(v.shape) for v in dense.trainable_variables)
-    assert total == 42 + (2 * 8 + 4) + 4 + 1
 
 
 def test_parts_have_names_of_their_own():
@@ -370,8 +346,7 @@ def empty_slots(model):
     return np.concatenate(stored)
 
 
-@pytest.mark.parametrize("ascent", ["sam", "asam"])
-def test_slots_without_a_cell_stay_as_they_are(rng, ascent):
+def test_slots_without_a_cell_stay_as_they_are(rng):
     x, y = data(rng)
     inputs = keras.Input((4,))
     crosstalk = np.eye(16) + 0.02
@@ -381,7 +356,7 @@ def test_slots_without_a_cell_stay_as_they_are(rng, ascent):
     # Of the 8 and 10 slots, 2 and 4 hold no cell.
     assert empty_slots(model).size == (2 + 4) * 7
     noise = pnn.Variation(theta=0.1, theta_error=0.1, splitter_imbalance=0.1)
-    sat = pnn.SATModel(model, rho=0.2, ascent=ascent, variation=noise)
+    sat = pnn.SATModel(model, rho=0.2, variation=noise)
     sat.compile(keras.optimizers.Adam(0.05), loss="mse")
     before = [v.numpy() for v in model.trainable_variables]
     sat.fit(x, y, epochs=2, batch_size=6, verbose=0)
@@ -393,16 +368,6 @@ def test_slots_without_a_cell_stay_as_they_are(rng, ascent):
     with device.installed(model):
         assert (mesh.controls["theta"].numpy() != theta)[cell_mask(4)].all()
         assert not empty_slots(model).any()
-
-
-def test_position_is_the_upper_mode_and_the_column():
-    layer = built(5, "reck")
-    exists = cell_mask(5, "reck")
-    places = {layer.position("theta", tuple(i)) for i in np.argwhere(exists)}
-    expected = {("", m, k) for m in range(4) for k in range(m, 2 * 5 - 3 - m, 2)}
-    assert places == expected and len(places) == 10
-    assert layer.position("gamma", (3,)) == ("", 3, "")
-    assert Attenuators(3).position("gain", ()) == ("", "", "")
 
 
 # --- Values that a device cannot have.

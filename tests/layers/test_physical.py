@@ -23,12 +23,6 @@ class Attenuators(PhysicalLayer):
         return inputs * controls["amplitude"] * loss * imperfections["gain"]
 
 
-def disturb(model):
-    for layer in lookup.physical_layers(model):
-        for variable in layer.imperfections.values():
-            variable.assign(np.full(variable.shape, 0.05))
-
-
 X = np.random.default_rng(2).normal(size=(3, 6, 6, 2)).astype("float32")
 
 
@@ -84,27 +78,6 @@ def test_a_bound_of_an_imperfection():
             layer.quantity("scale").check(bad)
 
 
-def test_imperfections_begin_and_reset_to_neutral():
-    layer = Attenuators()
-    layer.build((None, 3))
-    assert float(layer.imperfections["gain"]) == 1.0
-    disturb(keras.Sequential([layer]))
-    layer.reset_imperfections()
-    assert float(layer.imperfections["gain"]) == 1.0
-    np.testing.assert_array_equal(layer.imperfections["loss_db"], np.zeros(3))
-
-
-def test_imperfections_are_not_in_the_file():
-    layer = Attenuators()
-    layer.build((None, 3))
-    layer.controls["amplitude"].assign([1.0, 2.0, 3.0])
-    disturb(keras.Sequential([layer]))
-    store = {}
-    layer.save_own_variables(store)
-    assert list(store) == ["0"]
-    np.testing.assert_array_equal(store["0"], [1, 2, 3])
-
-
 def test_a_file_of_another_layer_is_refused(tmp_path):
     model = keras.Sequential([keras.Input((3,)), MRRBank(2, name="a")])
     other = keras.Sequential([keras.Input((3,)), MRRBank(2, use_bias=False, name="a")])
@@ -124,39 +97,6 @@ def test_optimizer_state_survives_saving(tmp_path):
         m.fit(X, y, verbose=0)
     for ours, theirs in zip(model.weights, again.weights, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
-
-
-def test_values_come_from_the_scope():
-    layer = Attenuators()
-    x = np.ones((1, 2), "float32")
-    layer(x)
-    replaced = [
-        (layer.controls["amplitude"], tf.constant([2.0, 3.0])),
-        (layer.imperfections["gain"], tf.constant(0.5)),
-    ]
-    with keras.StatelessScope(replaced):
-        np.testing.assert_allclose(layer(x), [[1.0, 1.5]])
-    np.testing.assert_array_equal(layer(x), x)
-
-
-def test_gradients_reach_controls_and_imperfections():
-    layer = Attenuators(dtype="float64")
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(3, 2))
-    layer(x)
-    loss, gain = layer.imperfections["loss_db"], layer.imperfections["gain"]
-    loss.assign([1.0, 2.0])
-    gain.assign(1.2)
-    variables = [layer.controls["amplitude"].value, loss.value, gain.value]
-    with tf.GradientTape() as tape:
-        tape.watch(variables)
-        value = tf.reduce_sum(layer(x))
-    by_amplitude, by_loss, by_gain = tape.gradient(value, variables)
-    factor = 10 ** (-np.array([1.0, 2.0]) / 20)
-    total = x.sum(0) * factor
-    np.testing.assert_allclose(by_amplitude, 1.2 * total, rtol=1e-12)
-    np.testing.assert_allclose(by_loss, -1.2 * total * np.log(10) / 20, rtol=1e-12)
-    np.testing.assert_allclose(by_gain, total.sum(), rtol=1e-12)
 
 
 class Tripling:

@@ -1,5 +1,3 @@
-import doctest
-
 import keras
 import numpy as np
 import pytest
@@ -113,14 +111,6 @@ def test_intensity_of_python_numbers_has_the_precision_of_keras():
         assert detection.intensity([1.5]).dtype == "float64"
     finally:
         keras.config.set_floatx(before)
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3), st.floats(-np.pi, np.pi))
-def test_intensity_does_not_see_phase(real, imaginary, phase):
-    field = np.complex128(complex(real, imaginary))
-    turned = detection.intensity(np.complex128(field * np.exp(1j * phase)))
-    np.testing.assert_allclose(turned, abs(field) ** 2, rtol=1e-12, atol=1e-12)
 
 
 def test_intensity_gradient_in_the_dark_and_elsewhere():
@@ -248,13 +238,3 @@ def test_what_cannot_be_counted_is_nan_in_a_graph():
 def test_bad_input_of_shot_noise(arguments, name):
     with pytest.raises(ValueError, match=f"`{name}`.*Received"):
         detection.shot_noise(*arguments)
-
-
-def test_examples_run():
-    names = ("intensity", "balanced", "shot_noise", "quantize")
-    spots = {"np": np} | {name: getattr(detection, name) for name in names}
-    for name in names:
-        (example,) = doctest.DocTestFinder(recurse=False).find(
-            getattr(detection, name), name, globs=spots
-        )
-        assert doctest.DocTestRunner().run(example).failed == 0

@@ -6,7 +6,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keras_pnn.physics import frames, imaging
+from keras_pnn.physics import frames
 
 
 def layouts():
@@ -88,19 +88,6 @@ def test_one_number_for_both_sides():
     pairs = frames.tile(masks, (2, 2), (4, 4), (1, 1), (2, 2))
     np.testing.assert_array_equal(shown, pairs)
     np.testing.assert_array_equal(frames.untile(shown, 3, 4, 2, 1, 2), masks)
-
-
-def test_masks_of_a_warped_frame():
-    rng = np.random.default_rng(22)
-    masks = rng.random((4, 5, 5))
-
-    def warped(rotation):
-        shown = imaging.affine(frames.tile(masks, (2, 2)), rotation)
-        return frames.untile(shown, 4, (5, 5), (2, 2)).numpy()
-
-    np.testing.assert_array_equal(warped(0.0), masks)
-    # The last mask is the first one, upside down.
-    np.testing.assert_array_equal(warped(180.0)[3], masks[0, ::-1, ::-1])
 
 
 @pytest.mark.parametrize(

@@ -204,15 +204,6 @@ def test_whole_shifts_are_exact(dtype):
             )
 
 
-@pytest.mark.parametrize("size", [(1, 1), (4, 5), (3, 4, 5), (2, 3, 4, 2)])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_identity_is_exact(size, dtype):
-    image = np.random.default_rng(7).normal(size=size).astype(dtype)
-    warped = affine(image)
-    assert warped.dtype == dtype
-    np.testing.assert_array_equal(warped, image)
-
-
 # First derivatives
 
 
@@ -374,23 +365,6 @@ def test_unknown_sizes():
         assert_close(warp(images, each, 10.0), expected, rtol=0, atol=1e-14)
 
 
-def test_vectorized_map():
-    rng = np.random.default_rng(16)
-    images, weights = rng.random((2, 2, 5, 6))
-    rotations = tf.constant(rng.uniform(-90, 90, 4))
-
-    def slopes(rotation):
-        def number(image, rotation):
-            return tf.reduce_sum(weights * affine(image, rotation, (0.3, 0.1), 1.1))
-
-        values = [tf.constant(images), rotation]
-        return number(*values), *gradients(number, values)
-
-    mapped = tf.vectorized_map(slopes, rotations, fallback_to_while_loop=False)
-    looped = zip(*[slopes(rotation) for rotation in rotations], strict=True)
-    assert_close(mapped, [tf.stack(each) for each in looped], rtol=1e-12)
-
-
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_an_invalid_map_is_nan_in_a_graph(jit_compile):
     """So are its gradients: 0 would silently stop a training."""
@@ -480,21 +454,11 @@ def test_gradients_have_their_own_dtypes(image_dtype, dtype, wrap):
         ({"rotation": np.inf}, "`rotation` must be finite. Received: inf"),
         ({"shift": (np.nan, 0.0)}, "`shift` must be finite. Received: nan"),
         ({"image": np.ones(3)}, "`image` must have the shape.*Received: shape"),
-        ({"image": np.ones((1, 2, 3, 4, 5))}, "`image` must have.*Received: shape"),
         ({"image": np.ones((3, 3), "complex64")}, "`image` must be real.*Received"),
         ({"center": (1.0, float("nan"))}, "`center`.*Received"),
-        ({"center": (1.0, 2.0, 3.0)}, "`center`.*Received"),
         ({"center": 1.0}, "`center`.*Received"),
         ({"rotation": np.zeros(2)}, r"`rotation` must be .*Received: shape \(2,\)"),
-        ({"rotation": np.zeros((3, 1))}, r"`rotation` must be .*Received: shape"),
-        ({"scale": np.ones(2)}, r"`scale` must be a scalar.*Received: shape \(2,\)"),
-        ({"shift": np.zeros((2, 2))}, r"`shift` must be .*Received: shape \(2, 2\)"),
         ({"shift": (1.0,)}, r"`shift` must be \(y, x\).*Received: shape \(1,\)"),
-        ({"shift": 1.0}, r"`shift` must be .*Received: shape \(\)"),
-        (
-            {"image": np.ones((3, 3)), "rotation": np.zeros(3)},
-            r"`rotation` must be a scalar. Received: shape \(3,\)",
-        ),
         (
             {"image": np.ones((3, 3)), "shift": np.zeros((3, 2))},
             r"`shift` must be .*Received: shape \(3, 2\)",

@@ -1,12 +1,11 @@
 """The mesh against a product of cells, written out in NumPy."""
 
-import doctest
-
 import numpy as np
 import pytest
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mesh_columns import within_a_turn
 from mesh_product import both, product
 
 from keras_pnn.physics import decompose, mesh
@@ -69,44 +68,12 @@ def test_unitarity(dtype, tolerance):
         assert np.abs(u @ u.conj().T - np.eye(64)).max() < tolerance
 
 
-@both
-@settings(max_examples=15, deadline=None)
-@given(st.integers(2, 20), st.integers(0, 99), st.booleans())
-def test_energy_is_conserved(arrangement, modes, seed, many):
-    theta, phi, gamma, _, generator = draw(modes, arrangement, seed)
-    x = generator.normal(size=(40 if many else 1, modes))
-    y = mesh.propagate(x, theta, phi, gamma, arrangement)
-    power = np.sum(np.abs(y) ** 2, -1)
-    np.testing.assert_allclose(power, np.sum(x**2, -1), rtol=1e-12)
-
-
 def test_cross_mirrors_the_modes_and_bar_keeps_them():
     theta = np.zeros((8, 4))
     cross = np.abs(mesh.transfer_matrix(theta, theta).numpy())
     np.testing.assert_allclose(cross, np.eye(8)[::-1], atol=1e-15)
     bar = np.abs(mesh.transfer_matrix(theta + np.pi, theta).numpy())
     np.testing.assert_allclose(bar, np.eye(8), atol=1e-14)
-
-
-def test_determinant():
-    """det U = Π e^{i gamma} Π e^{i phi}: each cell has the determinant e^{i phi}."""
-    theta, phi, gamma, mask, _ = draw(9)
-    u = mesh.transfer_matrix(theta, phi, gamma).numpy()
-    expected = np.exp(1j * (gamma.sum() + phi[mask].sum()))
-    np.testing.assert_allclose(np.linalg.det(u), expected, atol=1e-12)
-
-
-def test_reciprocity():
-    """Light that goes back meets the transposed matrix.
-
-    Without phi each cell is its own transpose, so that the columns in reverse are the
-    transposed mesh; 9 columns begin and end with the same slots.
-    """
-    theta = draw(9)[0]
-    zero = np.zeros_like(theta)
-    u = mesh.transfer_matrix(theta, zero).numpy()
-    back = mesh.transfer_matrix(theta[::-1], zero).numpy()
-    np.testing.assert_allclose(back, u.T, atol=1e-13)
 
 
 @both
@@ -361,25 +328,6 @@ def test_bad_input(change, message):
 TURN = {"float32": np.float32(2 * np.pi), "float64": 2 * np.pi}
 
 
-def signs_carried_to_the_input(theta, phi, gamma, mask):
-    """The phases within a turn, one cell after the other from the output.
-
-    `sign` is the factor of each mode behind the cell.
-    """
-    theta, phi, gamma = theta.copy(), phi.copy(), gamma.copy()
-    sign = np.ones(len(gamma))
-    for k in reversed(range(len(mask))):
-        for j in np.flatnonzero(mask[k]):
-            m = 2 * j + k % 2
-            turns = np.floor(theta[k, j] / (2 * np.pi))
-            theta[k, j] -= 2 * np.pi * turns
-            if sign[m] != sign[m + 1]:
-                phi[k, j] += np.pi
-            sign[m] = sign[m + 1] = sign[m + 1] * (-1) ** turns
-    gamma += np.pi * (sign < 0)
-    return theta, phi % (2 * np.pi), gamma % (2 * np.pi)
-
-
 @both
 @settings(max_examples=15, deadline=None)
 @given(st.integers(2, 20), st.integers(0, 99))
@@ -390,7 +338,7 @@ def test_wrapped_phases_are_those_of_signs_carried_to_the_input(
     phases = [5 * values.pop(name) for name in ("theta", "phi", "gamma")]
     mask = mesh.cell_mask(modes, arrangement)
     within = mesh.wrapped(*phases, arrangement)
-    expected = signs_carried_to_the_input(*phases, mask)
+    expected = within_a_turn(*phases, mask)
     for one, other, exists in zip(within, expected, (mask, mask, True), strict=True):
         assert (one.numpy() >= 0).all() and (one.numpy() < 2 * np.pi).all()
         apart = np.where(exists, one - other, 0)
@@ -467,11 +415,3 @@ def test_wrapped_refuses_phases_that_do_not_fit():
         mesh.wrapped(np.zeros((4, 3)), np.zeros((4, 3)))
     with pytest.raises(ValueError, match=r"leading axes.*Received: \[\(2,\), \(3,\)"):
         mesh.wrapped(np.zeros((2, 4, 2)), np.zeros((3, 4, 2)))
-
-
-@pytest.mark.parametrize("function", [mesh.wrapped, mesh.transfer_matrix])
-def test_examples_run(function):
-    spots = {"np": np, "tf": tf, "decompose": decompose, **vars(mesh)}
-    finder = doctest.DocTestFinder(recurse=False)
-    (example,) = finder.find(function, globs=spots)
-    assert doctest.DocTestRunner().run(example).failed == 0

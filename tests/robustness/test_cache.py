@@ -59,12 +59,6 @@ def measured(monkeypatch):
     return counted
 
 
-def stored(path):
-    """How many points of each study a file has."""
-    studies, points = cache._read(path)
-    return {study: sum(s == study for s, _, _ in points) for study, _, _ in studies}
-
-
 # One file.
 
 
@@ -95,12 +89,11 @@ def test_a_changed_loss_is_refused(tmp_path):
     "content",
     [
         lambda whole: whole[: len(whole) // 2],
-        lambda whole: whole[:100],
         lambda whole: whole[:4096] + b"x" * 4096 + whole[8192:],
         lambda whole: b"{}",
         lambda whole: b"",
     ],
-    ids=["cut short", "cut in its head", "overwritten", "another file", "empty"],
+    ids=["cut short", "overwritten", "another file", "empty"],
 )
 def test_a_damaged_file_is_made_again(tmp_path, content):
     some(tmp_path).add({i: {"loss": float(i)} for i in range(500)})
@@ -152,7 +145,7 @@ def test_two_processes_write_one_file(tmp_path):
 def test_a_kill_within_a_transaction_takes_that_block_alone(tmp_path):
     def write():
         some(tmp_path).add({0: {"loss": 0.0}})
-        with cache._opened(some(tmp_path).path.absolute().as_uri()) as file:
+        with cache._opened(some(tmp_path).path) as file:
             # More than the memory holds back, so that the file itself is half written.
             file.execute("PRAGMA cache_size = 1")
             rows = [("study", i, "x" * 1000) for i in range(1, 200)]
@@ -170,31 +163,6 @@ def test_a_kill_within_a_transaction_takes_that_block_alone(tmp_path):
 
 
 # Studies.
-
-
-class Stopped(Exception):
-    pass
-
-
-def test_an_interrupted_study_goes_on(report, whole, tmp_path, monkeypatch, measured):
-    add, blocks = Cache.add, []
-
-    def stopping(self, points):
-        if len(blocks) == 5:
-            raise Stopped
-        blocks.append(points)
-        add(self, points)
-
-    monkeypatch.setattr(Cache, "add", stopping)
-    with pytest.raises(Stopped):
-        report(cache_dir=tmp_path)
-    monkeypatch.setattr(Cache, "add", add)
-    measured.clear()
-    assert report(cache_dir=tmp_path) == whole
-    assert len(measured) == POINTS - 5
-    measured.clear()
-    assert report(cache_dir=tmp_path) == whole
-    assert not measured
 
 
 KILLED = """
@@ -232,8 +200,10 @@ def test_a_killed_study_goes_on_in_another_process(
         [sys.executable, "-c", text], capture_output=True, timeout=300
     )
     assert ended.returncode == -9, ended.stderr[-2000:]
-    assert report(cache_dir=folder) == whole
-    assert len(measured) == POINTS - 3
+    for missing in (POINTS - 3, 0):
+        measured.clear()
+        assert report(cache_dir=folder) == whole
+        assert len(measured) == missing
 
 
 def test_other_weights_data_or_arguments_are_another_study(model, network, data):
@@ -278,7 +248,7 @@ def test_parts_make_the_whole(model, data, report, whole, tmp_path, measured):
     assert nominal["metrics"] == whole["models"][model.name]["nominal"]
 
 
-def test_rows_of_all_models_of_a_report(model, network, data, tmp_path, measured):
+def test_rows_of_all_models_of_a_report(model, network, data, tmp_path):
     (device,) = VARIATION.sample(model, 1)
     study = {
         "compare": {"other": network(5)},
@@ -289,10 +259,10 @@ def test_rows_of_all_models_of_a_report(model, network, data, tmp_path, measured
         "verbose": 0,
     }
     rows = pnn.robustness_rows(model, *data, cache_dir=tmp_path, **study)
-    assert {row["model"] for row in rows} == {"mine", "other"}
+    # The design, the device, two layers alone, and the device of the other model.
+    assert [row["model"] for row in rows] == ["mine"] * 5 + ["other"] * 5
     named = {(row["section"], row["name"]) for row in rows}
     assert {("transfer", "other"), ("sensitivity", "two/resonance_shift")} < named
-    assert list(stored(tmp_path / "points-0of1.sqlite").values()) == [5, 5]
 
 
 def test_files_that_are_not_merged(tmp_path):
@@ -314,7 +284,7 @@ def test_files_that_are_not_merged(tmp_path):
         assert len(file.execute("SELECT * FROM points").fetchall()) == 1
 
 
-@pytest.mark.parametrize("part", [(0, 0), (2, 2), (-1, 2), (0.5, 2), (0,), 3], ids=str)
+@pytest.mark.parametrize("part", [(2, 2), (-1, 2), (0.5, 2), 3], ids=str)
 def test_parts_that_do_not_exist(model, data, tmp_path, part):
     with pytest.raises(ValueError, match="`part` must be"):
         pnn.robustness_rows(model, *data, cache_dir=tmp_path, part=part, **STUDY)

@@ -84,18 +84,8 @@ def test_names_and_optimizer_do_not_matter(make):
         ({"metrics": [top(1)]}, {"metrics": [top(2)]}),
         ({"weighted_metrics": [top(1)]}, {"weighted_metrics": [top(2)]}),
     ],
-    ids=[
-        "operation",
-        "units",
-        "setting",
-        "dtype",
-        "class",
-        "partial",
-        "loss",
-        "loss weights",
-        "metric",
-        "weighted metric",
-    ],
+    ids=["operation", "units", "setting", "dtype", "class", "partial", "loss"]
+    + ["loss weights", "metric", "weighted metric"],
 )
 def test_what_is_computed_matters(first, second):
     a, again, b = (of(**{"model": network(), **d}) for d in (first, first, second))

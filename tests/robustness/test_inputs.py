@@ -3,7 +3,6 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import keras_pnn as pnn
 from keras_pnn import _keras
@@ -73,22 +72,15 @@ def test_samples_of_the_least_and_the_largest_labels():
     assert rows(flat[:1]) == [0, 0, 0]
 
 
-@pytest.mark.parametrize(
-    "make, x, y",
-    [
-        (two_outputs, X, [Y, with_label(Y, 50, 9)]),
-        (
-            per_pixel,
-            RNG.random((30, 4, 6)).astype("float32"),
-            with_label(RNG.integers(0, 3, (30, 4)), (20, 2), 9),
-        ),
-    ],
-    ids=["two outputs", "per pixel"],
-)
-def test_a_label_without_an_output(make, x, y):
-    with pytest.raises(ValueError, match=r"must fit|must be finite") as error:
-        prepared(make(), x, y)
-    assert len(str(error.value)) < 400
+def test_a_label_without_an_output():
+    pixels, labels = RNG.random((30, 4, 6)), RNG.integers(0, 3, (30, 4))
+    for model, x, y in (
+        (two_outputs(), X, [Y, with_label(Y, 50, 9)]),
+        (per_pixel(), pixels.astype("float32"), with_label(labels, (20, 2), 9)),
+    ):
+        with pytest.raises(ValueError, match=r"must fit|must be finite") as error:
+            prepared(model, x, y)
+        assert len(str(error.value)) < 400
 
 
 # Models, data and metrics.
@@ -100,38 +92,25 @@ def test_a_label_without_an_output(make, x, y):
         ({"model": "net"}, "`model` must be a Keras model. Received: 'net'"),
         ({"name": 5}, "`name` must be a string or None. Received: 5"),
         ({"compare": [1]}, r"`compare` must be a dictionary .*Received: \[1\]"),
-        ({"compare": {1: 2}}, r"`compare` must .*\(strings\).*Received: \{1: 2\}"),
         ({"compare": {"a": 2}}, r"`compare\['a'\]` must be a Keras model. Received: 2"),
         ({"name": "a", "compare": {"a": 2}}, "named differently.*Received: 'a'"),
         ({"trained_on": {"nobody": pnn.SimulatedDevice({})}}, "`trained_on`.*'nobody'"),
         ({"spec": 95}, "`spec` must be from 0 to 1 for 'accuracy'.*Received: 95"),
         ({"metric": "top_5"}, "`metric` must be one of .*Received: 'top_5'"),
-        ({"metric": lambda y, p: 0}, "`metric` must be one of"),
         ({"batch_norm": "melted"}, "batch_norm"),
         ({"sweeps": {"humidity": [1.0]}}, "Received: 'humidity'"),
-        ({"sweeps": {"one/humidity": [1.0]}}, "Received: 'one/humidity'"),
         ({"sweeps": {"temperature": [[1, 2, 3]]}}, "Received"),
         ({"sweeps": {"std:humidity": [1.0]}}, "Received: 'humidity'"),
         ({"variation": pnn.Variation(humidity=1.0)}, "Received: 'humidity'"),
         ({"worst_case": {"humidity": 1.0}}, "Received: 'humidity'"),
-        ({"worst_case": {"temperature": -1.0}}, r"radius\['temperature'\]` must be"),
         ({"variation": None, "devices": [HARDWARE()]}, "list of simulated devices"),
         ({"landscape": {"batch_norm": "thawed"}}, "In `landscape`.*'thawed'"),
         ({"y": Y[:9]}, r"must have one length.*Received: lengths \[9, 60\]"),
-        ({"sample_weight": np.ones(3)}, r"one length.*Received: lengths \[3, 60\]"),
-        ({"x": X[:0], "y": Y[:0]}, "at least 1"),
         ({"y": Y.tolist()}, "`y` must be an array, "),
-        ({"x": None}, "`x` must be at least one array. Received: None"),
         ({"y": None}, "must fit 'network_0'.*and none, on which a step fails"),
         ({"x": X[:, :3]}, "must fit 'network_0'"),
-        ({"x": X.astype(str)}, "must fit 'network_0'"),
         ({"y": np.eye(4)[Y]}, "must fit 'network_0'"),
         ({"y": with_label(Y, 50, -1)}, "must fit|must be finite"),
-        (
-            {"x": tf.data.Dataset.from_tensor_slices((X, Y)).batch(9), "y": None},
-            "`x` must be an array, ",
-        ),
-        ({"x": with_label(X, (50, 1), np.nan)}, "`x` must be finite"),
     ],
 )
 def test_what_does_not_fit(model, unmeasured, arguments, message):
@@ -146,16 +125,12 @@ def test_devices_of_another_architecture(model, network):
         prepared(model, devices=devices, compare={"other": network(0, (7, 3))})
 
 
-@pytest.mark.parametrize("argument", ["model", "compare"])
-def test_a_model_that_is_off_its_design(network, argument):
-    models = {"model": network(), "compare": network(1)}
-    device = pnn.Variation(temperature=3.0).sample(models[argument], 1)[0]
-    called = {"model": "'network_0'", "compare": "'other'"}[argument]
-    refused = pytest.raises(
-        ValueError, match=f"model {called}, where 'one/temperature' is off"
-    )
-    with device.installed(models[argument]), refused:
-        prepared(models["model"], compare={"other": models["compare"]})
+def test_a_model_that_is_off_its_design(model, network):
+    off = network(1)
+    message = "model 'other', where 'one/temperature' is off"
+    device = pnn.Variation(temperature=3.0).sample(off, 1)[0]
+    with device.installed(off), pytest.raises(ValueError, match=message):
+        prepared(model, compare={"other": off})
 
 
 def test_an_imperfection_whose_nominal_value_is_not_0():
@@ -173,11 +148,10 @@ def test_a_model_that_is_not_compiled_or_not_built(model):
     bare = keras.Model(model.inputs, model.outputs)
     with pytest.raises(ValueError, match="`model` must be compiled"):
         prepared(bare)
-    unbuilt = keras.Sequential([pnn.layers.MRRBank(3)])
-    unbuilt.compile("adam", CROSS_ENTROPY)
+    bare = keras.Sequential([pnn.layers.MRRBank(3)])
+    bare.compile("adam", CROSS_ENTROPY)
     with pytest.raises(ValueError, match=r"`compare\['other'\]` must be built"):
-        prepared(model, compare={"other": unbuilt})
-    assert not unbuilt.built
+        prepared(model, compare={"other": bare})
 
 
 def test_of_several_models_an_error_names_the_one(model):

@@ -10,16 +10,14 @@ import sys
 import numpy as np
 import pytest
 
-from keras_pnn import plotting
 from keras_pnn.curvature.eigenvalues import HessianResult
 from keras_pnn.curvature.landscape import Landscape
 from keras_pnn.curvature.spectrum import DensityResult, TraceResult
 from keras_pnn.devices import SimulatedDevice
 from keras_pnn.robustness.axes import DeviationAxis, SpreadAxis
-from keras_pnn.robustness.report.figures import pictures, spaced
+from keras_pnn.robustness.report.data import rows
+from keras_pnn.robustness.report.figures import spaced
 from keras_pnn.robustness.report.html import html as page
-from keras_pnn.robustness.report.rows import rows
-from keras_pnn.robustness.report.svg import svg
 from keras_pnn.robustness.report.text import text
 from keras_pnn.robustness.report.words import Display, chosen, interval, number
 from keras_pnn.robustness.results import (
@@ -59,7 +57,7 @@ def axis(name, unit, values):
 
 
 def spread(values):
-    return SpreadAxis("std:phase", "rad", np.array(values), ("phase",))
+    return SpreadAxis("std:phase", "rad", np.array(values))
 
 
 def curvature():
@@ -204,11 +202,10 @@ def test_numbers():
     assert Display.of(bare(98.0)).number(98.0) == "98"
 
 
-@pytest.mark.parametrize("n", [1, 2, 9, 10, 21, 1000])
-def test_at_most_nine_points_are_shown_with_both_ends(n):
-    at = chosen(n)
-    assert len(at) == min(n, 9)
-    assert (at[0], at[-1]) == (0, n - 1)
+def test_at_most_nine_points_are_shown_with_both_ends():
+    for n in (1, 2, 9, 10, 1000):
+        at = chosen(n)
+        assert (len(at), at[0], at[-1]) == (min(n, 9), 0, n - 1)
 
 
 @pytest.mark.parametrize(
@@ -225,9 +222,7 @@ def test_at_most_nine_points_are_shown_with_both_ends(n):
 def test_interval_marks_the_ends_of_the_range(values, expected):
     scan = Scan((axis("temperature", "K", [-1, 0, 1]),), both(values), None)
     assert interval(scan, "accuracy", 0.95, "max") == expected
-
-
-def test_interval_of_a_spread_starts_at_zero_itself():
+    # A spread starts at 0 itself.
     scan = Scan((spread([0.0, 0.1, 0.2]),), None, both([[0.99, 0.97, 0.91]]))
     assert interval(scan, "accuracy", 0.95, "max") == ("0 … 0.1333", "0.1333")
 
@@ -319,13 +314,13 @@ def test_text_of_a_section(title, expected):
     assert {name: " ".join(cells(part, name)) for name in expected} == expected
 
 
-def test_text_of_a_sweep_has_what_it_needs_alone():
-    sweep = section(text(result()), "Sweep: temperature")
+def test_text_has_what_it_needs_alone():
+    written = text(result())
+    sweep = section(written, "Sweep: temperature")
     assert sweep.count("loss against temperature (K)") == 1
-    with pytest.raises(AssertionError):
-        cells(sweep, "max")
-    assert "tolerance" not in section(text(result()), "Sweep: shift").lower()
-    assert "  versions: keras = 3.12" in text(result())
+    assert "│ max" not in sweep
+    assert "tolerance" not in section(written, "Sweep: shift").lower()
+    assert "  versions: keras = 3.12" in written
 
 
 def test_text_where_less_is_better():
@@ -347,11 +342,7 @@ def test_text_where_less_is_better():
     [
         (KINDS[:1], "Each figure is the mean over 4 devices."),
         (KINDS[1:], "Each column is an end of a sweep: the design with this dev"),
-        (
-            KINDS,
-            "A column without a value is the mean over 4 devices; a column with one is "
-            "an end of a sweep: the design with this deviation.",
-        ),
+        (KINDS, "A column without a value is the mean over 4 devices; a column with"),
     ],
 )
 def test_text_of_a_sensitivity_says_what_each_column_is(kinds, expected):
@@ -387,18 +378,15 @@ def test_text_leaves_out_what_is_absent():
     assert "yield at" not in written
 
 
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_text_fits_a_hundred_columns(monkeypatch, count):
+def test_text_fits_a_hundred_columns_and_shows_names_as_they_are(monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.setenv("FORCE_COLOR", "1")
-    written = text(result([f"a model with the name {i}" for i in range(count)]))
+    names = ("[bold]x[/bold]", ":smile:", "a & b")
+    others = (f"a model with the name {i}" for i in range(3))
+    written = text(result((*names, *others)))
     assert max(map(len, written.splitlines())) <= 100
     assert "\x1b" not in written and "…\n" not in written
-
-
-def test_text_shows_names_as_they_are():
-    names = ("[bold]x[/bold]", ":smile:", "a & b")
-    assert cells(text(result(names)), "") == list(names)
+    assert cells(written, "")[:3] == list(names)
 
 
 # Rows and CSV.
@@ -442,9 +430,8 @@ def test_rows_hold_the_values(place, accuracy):
 
 
 def test_rows_of_devices_without_names():
-    found = rows(result(models={"plain": full_model(labels=())}))
-    devices = [row["device"] for row in found if row["section"] == "device"]
-    assert devices == [f"device {i}" for i in range(4)]
+    found = rows(bare(devices=both(DEVICES)))
+    assert [row["device"] for row in found[1:]] == [f"device {i}" for i in range(4)]
 
 
 def test_csv_is_the_rows(tmp_path):
@@ -537,11 +524,10 @@ def test_json_of_spreads_has_yields_and_of_points_on_no_line_no_tolerance():
 # Files.
 
 
-@pytest.mark.parametrize("suffix", ["html", "HTML", "Json", "csv"])
-def test_save_by_suffix_in_a_new_folder(tmp_path, suffix):
-    path = tmp_path / "new" / f"report.{suffix}"
+def test_save_by_suffix_in_a_new_folder(tmp_path):
+    path = tmp_path / "new" / "report.HTML"
     bare().save(str(path))
-    assert path.read_text("utf-8")
+    assert path.read_text("utf-8") == page(bare())
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
@@ -637,8 +623,9 @@ def test_html_is_well_formed_and_has_every_section(written):
 def test_html_loads_nothing(written):
     parsed = Page(written)
     assert not {"script", "link", "iframe", "object", "base"} & set(parsed.tags)
-    for word in ("http://", "https://", "@import", "xmlns"):
+    for word in ("http://", "https://", "@import", "xmlns", "metadata"):
         assert word not in written
+    assert written.count("<style>") == 1
     assert all(link.startswith("#") for link in re.findall(r"url\((.)", written))
     for name, value in parsed.attributes:
         if name in ("src", "href", "xlink:href"):
@@ -718,18 +705,7 @@ def test_ticks_of_a_map_are_measured_points_with_room(points, expected):
 
 def test_a_grid_has_its_ticks_at_the_measured_points():
     axes = axis("phase", "rad", [-0.13, 0, 0.13]), axis("splitter", "rad", [0, 0.27])
-    (picture,) = pictures(bare(grid=Scan(axes, both([[0.9, 0.8]] * 3), None)))
-    shown = re.findall(r">([^<>]+)</text>", picture.svg)
+    written = page(bare(grid=Scan(axes, both([[0.9, 0.8]] * 3), None)))
+    shown = re.findall(r">([^<>]+)</text>", written)
     assert shown[:3] == ["0", "0.27", "splitter (rad)"]
     assert shown[3:7] == ["-0.13", "0", "0.13", "phase (rad)"]
-
-
-def test_svg_keeps_text_and_drops_the_rest():
-    figure = plotting.new_figure()
-    figure.subplots().plot([0, 1], [0, 1], "o-", label="a")
-    drawn = svg(figure, "f7", 'a "caption" & more')
-    assert drawn.startswith("<svg ")
-    assert 'aria-label="a &quot;caption&quot; &amp; more"' in drawn
-    assert "metadata" not in drawn and "<style" not in drawn
-    assert re.findall(r">(0\.\d)</text>", drawn)[:2] == ["0.0", "0.2"]
-    assert all(name.startswith("f7-") for name in re.findall(r' id="([^"]+)"', drawn))

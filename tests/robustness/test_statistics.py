@@ -63,7 +63,7 @@ def test_tolerance_of_a_range_that_does_not_hold_the_design():
 
 
 def test_nan_breaks_a_specification():
-    x = np.array([0.0, 1.0, 2.0])
+    x = np.arange(3.0)
     assert statistics.tolerance(x, np.array([1.0, 1.0, np.nan]), 0.5) == (0.0, 1.0)
     assert all(map(math.isnan, statistics.tolerance(x, np.full(3, np.nan), 0.5)))
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import keras_pnn as pnn
-from keras_pnn.robustness import Specification, Study
 from keras_pnn.robustness.results import Kind
 from keras_pnn.robustness.study import joint
 
@@ -128,16 +127,6 @@ def test_sensitivity_is_that_of_one_imperfection_of_one_layer(found, chips, meas
     assert part.metrics["loss"][1, 0] == close(np.mean(alone))
 
 
-def test_statistics_are_those_of_the_devices(report, found):
-    values = found.devices["accuracy"]
-    assert report.summary("plain", "accuracy")["p05"] == np.percentile(values, 5)
-    assert report.yield_of("plain").passed == np.sum(values >= 0.91)
-    assert (report.metric, report.mode) == ("accuracy", "max")
-    sweep = found.sweeps["variation"]
-    yields = sweep.yields("accuracy", 0.91, "max")
-    assert yields[1].passed == np.sum(sweep.devices["accuracy"][:, 1] >= 0.91)
-
-
 def test_the_worst_case_is_searched_in_the_radius_of_the_devices(
     found, chips, measured
 ):
@@ -161,6 +150,7 @@ def test_a_report_says_how_it_was_made(report, model):
     assert setting["search for the worst case"] == "3 starts × 20 steps"
     expected = {"devices": 3, "samples": 60, "mode": "max", "specification": 0.91}
     expected |= {"batch normalisation": "frozen", "devices in sweeps": 3}
+    expected |= {"metric": "accuracy"}
     assert {key: setting[key] for key in expected} == expected
     json.dumps(report.to_dict(), allow_nan=False)
     for layer in model.layers[1:]:
@@ -231,77 +221,6 @@ def test_statistics_of_a_batch_that_are_reestimated(network, data, quiet):
     assert report.models[model.name].nominal["loss"] != close(plain["loss"])
 
 
-class Thermometer(pnn.layers.PhysicalLayer):
-    """Adds its temperature, and counts how often it is traced."""
-
-    traces = 0
-
-    def build(self, input_shape):
-        self.add_control("gain", (), unit="", initializer="ones")
-        self.add_imperfection("temperature", (), unit="K", shared=True)
-
-    def forward(self, inputs, controls, imperfections):
-        type(self).traces += 1
-        return controls["gain"] * inputs + imperfections["temperature"]
-
-
-def thermometer():
-    inputs = keras.Input((1,))
-    model = keras.Model(inputs, Thermometer()(inputs))
-
-    def reading(y, p):
-        return keras.ops.mean(p)
-
-    model.compile("sgd", "mse", metrics=[reading])
-    return model
-
-
-def test_yield_of_a_model_with_a_known_one(quiet):
-    # The output is the shared temperature: it is above -0.5244 with P = 0.7.
-    x = np.zeros((2, 1), "float32")
-    report = pnn.robustness_report(
-        thermometer(),
-        x,
-        x,
-        variation=pnn.Variation(temperature=1.0),
-        n=600,
-        spec=-0.5244005,
-        mode="max",
-        metric="reading",
-        sensitivity=False,
-        **quiet,
-    )
-    (found,) = report.models.values()
-    covered = 0
-    for group in found.devices["reading"].reshape(30, 20):
-        low, high = pnn.robustness.Yield.of(group, report.spec, "max").interval
-        covered += low <= 0.7 <= high
-    assert covered >= 26
-
-
-def test_a_study_that_is_measured_again_traces_nothing():
-    model = thermometer()
-    x = np.linspace(0, 1, 40, dtype="float32")[:, None]
-    specification = Specification(
-        variation=pnn.Variation(temperature=1.0),
-        n=2,
-        sweeps={"temperature": [0.0, 1.0]},
-        metric="loss",
-        hessian={"k": 1, "trace_samples": 1, "density_steps": 1},
-        landscape={"points": 3},
-    )
-    study = Study(specification, model, x, 2 * x)
-    first = study.measure(verbose=0).models[model.name]
-    traces = Thermometer.traces
-    model.layers[1].controls["gain"].assign(2.0)
-    second = study.measure(verbose=0).models[model.name]
-    assert Thermometer.traces == traces
-    # It follows the weights.
-    assert first.nominal["loss"] > second.nominal["loss"] == close(0)
-    assert second.landscape.center == close(0)
-    assert second.worst.losses.max() < first.worst.losses.max()
-
-
 # Where the model ends.
 
 
@@ -316,18 +235,15 @@ def measured_curve():
     return model
 
 
-@pytest.mark.parametrize(
-    "scan",
-    [
-        {"sweeps": {"temperature": [-60.0, 0.0, 1.0]}},
-        {"grid": {"temperature": [0.0, 60.0], "half_width_error": [0.0, 0.1]}},
-    ],
-    ids=["sweep", "grid"],
-)
-def test_a_scan_that_leaves_the_model(scan, data, unmeasured, quiet):
-    (argument,) = scan
-    with pytest.raises(ValueError, match=f"`{argument}` must stay where.*60"):
-        pnn.robustness_report(measured_curve(), *data, spec=0.1, **scan, **quiet)
+def test_a_scan_that_leaves_the_model(data, unmeasured, quiet):
+    scans = {
+        "sweeps": {"temperature": [-60.0, 0.0, 1.0]},
+        "grid": {"temperature": [0.0, 60.0], "half_width_error": [0.0, 0.1]},
+    }
+    for argument, scan in scans.items():
+        asked = {argument: scan, "spec": 0.1, **quiet}
+        with pytest.raises(ValueError, match=f"`{argument}` must stay where.*60"):
+            pnn.robustness_report(measured_curve(), *data, **asked)
 
 
 @pytest.mark.filterwarnings("ignore:1 of 3 devices give NaN")
@@ -353,17 +269,19 @@ def test_what_does_not_exist_is_refused(model, data, unmeasured, quiet):
         )
 
 
-def test_two_layers_of_one_name_are_two_rows(quiet):
+def test_two_layers_of_one_name_are_two_rows_and_a_point_may_be_a_matrix(quiet):
     def part():
-        inputs = keras.Input((4,))
-        bank = pnn.layers.MRRBank(4, name="bank")
-        return keras.Model(inputs, bank(inputs))
+        bank = pnn.layers.MRRBank(2, name="bank")
+        return keras.Sequential([keras.Input((2,)), bank])
 
-    inputs = keras.Input((4,))
-    model = keras.Model(inputs, part()(part()(inputs)))
+    model = keras.Sequential([keras.Input((2,)), part(), part()])
     model.compile("sgd", "mse")
-    x = np.eye(4, dtype="float32")
-    report = pnn.robustness_report(model, x, x, variation=VARIATION, n=2, **quiet)
+    x = np.eye(2, dtype="float32")
+    sweeps = {"resonance_shift": [np.zeros((2, 2)), [[0.1, 0.0], [0.0, 0.2]]]}
+    report = pnn.robustness_report(
+        model, x, x, VARIATION, n=2, sweeps=sweeps, **quiet
+    )
     found = report.models[model.name].sensitivity
     assert found.layers == ("bank (1)", "bank (2)")
+    assert list(map(str, found.kinds))[1:] == ["resonance_shift = (0.1, 0, 0, 0.2)"]
     assert np.isfinite(found.metrics["loss"]).all()

@@ -42,14 +42,22 @@ def linear(layers=1):
 X = np.zeros((10, 4))
 
 
-def test_on_a_linear_loss_it_is_the_radius_along_the_gradient():
-    device, losses = worst_device(linear(), X, X, {"offset": 0.1}, batch_size=4)
+def test_on_a_linear_loss_it_is_each_radius_along_the_gradient():
+    radius = {"offset": 0.1, "temperature": 0.5}
+    model = linear()
+    before = [np.array(v) for v in model.variables]
+    device, losses = worst_device(model, X, X, radius, batch_size=4, seed=3)
     # A root mean square of 0.1 over four elements is a length of 0.2.
     expected = 0.2 * SLOPE / 5
     np.testing.assert_allclose(device.deviations["offset", 0], expected, atol=1e-6)
     assert losses.shape == (3, 21)
-    assert losses.max() == pytest.approx(0.2 * 5, rel=1e-5)
+    assert losses.max() == pytest.approx(0.2 * 5 + 0.5, rel=1e-5)
     assert losses[0, 0] == 0
+    # The model is left as it was, and what is found is the same again.
+    for a, b in zip(before, model.variables, strict=True):
+        np.testing.assert_array_equal(a, b)
+    _, again = worst_device(model, X, X, radius, batch_size=4, seed=3)
+    np.testing.assert_array_equal(losses, again)
 
 
 def test_a_shared_imperfection_is_one_for_all_layers():
@@ -60,13 +68,6 @@ def test_a_shared_imperfection_is_one_for_all_layers():
     assert found == [pytest.approx(-0.5), pytest.approx(-0.5)]
 
 
-def test_several_imperfections_have_radii_of_their_own():
-    radius = {"offset": 0.1, "temperature": 0.5}
-    device, losses = worst_device(linear(), X, X, radius)
-    assert losses.max() == pytest.approx(0.2 * 5 + 0.5, rel=1e-5)
-    assert np.sqrt(np.mean(device.deviations["offset", 0] ** 2)) <= 0.1 * (1 + 1e-5)
-
-
 def test_it_stays_within_what_exists():
     inputs = np.tile([-1.0, 1.0, 0.0, 0.0], (4, 1))
     # The loss is -7 × scale: the worst scale is the smallest, which is above 0.
@@ -75,31 +76,20 @@ def test_it_stays_within_what_exists():
     assert np.isfinite(losses).all()
 
 
-def test_cells_that_do_not_exist_stay():
+def test_cells_that_do_not_exist_stay_and_the_power_imbalance_is_a_radius():
     inputs = keras.Input((4,))
-    field = pnn.layers.MZIMesh(4, phase_initializer="haar")(inputs)
-    model = keras.Model(inputs, pnn.layers.Photodetector()(field))
+    mesh = pnn.layers.MZIMesh(4, phase_initializer="haar")
+    model = keras.Model(inputs, pnn.layers.Photodetector(ports=2)(mesh(inputs)))
     model.compile("sgd", "mse")
     x = np.eye(4, dtype="float32")
-    device, losses = worst_device(model, x, 0 * x, {"theta_error": 0.1}, steps=5)
-    layer = next(la for la in model.layers if isinstance(la, pnn.layers.MZIMesh))
-    exists = np.broadcast_to(layer.quantity("theta_error").mask, (4, 2))
-    assert (device.deviations["theta_error", 0][~exists] == 0).all()
+    radius = {"theta_error": 0.1, "splitter_imbalance": 0.2}
+    device, losses = worst_device(model, x, x[:, :2], radius, steps=5)
+    assert set(device.deviations) == {("theta_error", 0), ("splitter_error", 0)}
     assert losses.max() > losses[0, 0]
-
-
-def test_the_power_imbalance_is_a_radius_too():
-    inputs = keras.Input((4,))
-    field = pnn.layers.MZIMesh(4, phase_initializer="haar")(inputs)
-    model = keras.Model(inputs, pnn.layers.Photodetector(ports=2)(field))
-    model.compile("sgd", "mse")
-    x = np.eye(4, dtype="float32")
-    device, _ = worst_device(model, x, x[:, :2], {"splitter_imbalance": 0.2}, steps=5)
-    (key,) = device.deviations
-    assert key == ("splitter_error", 0)
+    exists = np.broadcast_to(mesh.quantity("theta_error").mask, (4, 2))
+    assert (device.deviations["theta_error", 0][~exists] == 0).all()
     angle = abs(np.arcsin(0.2) / 2)
-    values = device.deviations[key]
-    rms = np.sqrt(np.sum(values**2) / (6 * 2))
+    rms = np.sqrt(np.sum(device.deviations["splitter_error", 0] ** 2) / (6 * 2))
     assert 0.5 * angle < rms <= angle * (1 + 1e-5)
 
 
@@ -121,23 +111,12 @@ def test_it_is_worse_than_devices_of_its_radius():
     assert installed == pytest.approx(losses.max(), rel=1e-4)
 
 
-def test_it_leaves_the_model_and_is_the_same_again():
-    model = linear()
-    before = [np.array(v) for v in model.variables]
-    found = [worst_device(model, X, X, {"offset": 0.1}, seed=3) for _ in range(2)]
-    for a, b in zip(before, model.variables, strict=True):
-        np.testing.assert_array_equal(a, b)
-    np.testing.assert_array_equal(found[0][1], found[1][1])
-
-
 @pytest.mark.parametrize(
     "arguments, message",
     [
         ({"radius": {}}, "at least one imperfection"),
         ({"radius": {"nothing": 1.0}}, "Received: 'nothing'"),
         ({"radius": {"offset": 0.0}}, r"`radius\['offset'\]` must be .*> 0"),
-        ({"radius": {"offset": float("nan")}}, r"`radius\['offset'\]`"),
-        ({"radius": {"offset": "far"}}, r"`radius\['offset'\]`"),
         ({"radius": {"gain": 0.1}}, "An imperfection must be .*Received: 'gain'"),
         ({"radius": {"offset": 0.1, "stage_0/offset": 0.1}}, "given once"),
         ({"steps": 0}, "`steps` must be an integer ≥ 1. Received: 0"),

@@ -327,12 +327,14 @@ def test_errors_of_the_arguments(arguments, match):
 
 
 def test_errors_that_are_known_later():
-    unbuilt = compiled(pnn.SATModel(sequential_without_input()))
+    eager = {"run_eagerly": True}
+    unbuilt = compiled(pnn.SATModel(sequential_without_input()), **eager)
     with pytest.raises(ValueError, match="Pass 'all'"):
         unbuilt.fit(X, Y, **FIT)
     with pytest.raises(ValueError, match="needs an ascent"):
         pnn.SATModel(banks(), ascent=None).rho = 0.1
-    sat = compiled(pnn.SATModel(banks(), variation=pnn.Variation(shift=0.1)))
+    sat = pnn.SATModel(banks(), variation=pnn.Variation(shift=0.1))
+    compiled(sat, **eager)
     with pytest.raises(ValueError, match="resonance_shift"):
         sat.fit(X, Y, **FIT)
 
@@ -420,12 +422,15 @@ def test_inputs_that_nothing_can_be_learned_from_raise(structure):
     wrong[5, 2] = np.nan
     sat = compiled(pnn.SATModel(banks()))
     before = numbers(sat.variables)
-    for x, y, what in ((wrong, Y, "finite"), (X[:0], Y[:0], "at least one sample")):
+    for x, y, what in (
+        (wrong, Y, "must be finite"),
+        (X[:0], Y[:0], "must hold at least one sample"),
+    ):
         x = structure(x)
-        with pytest.raises(ValueError, match=rf"`x` must be {what}.*Received"):
+        with pytest.raises(ValueError, match=rf"`x` {what}.*Received"):
             sat.fit(x, y, **FIT)
         for validation in ((x, y), [x, y, np.ones(len(y))]):
-            with pytest.raises(ValueError, match=f"`validation_data` must be {what}"):
+            with pytest.raises(ValueError, match=f"`validation_data` {what}"):
                 sat.fit(X, Y, validation_data=validation, **FIT)
     assert_same(numbers(sat.variables), before)
 

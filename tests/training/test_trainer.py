@@ -99,7 +99,8 @@ def test_an_installed_device_that_fails_leaves_the_state(eagerly, tmp_path):
     failure, state = trained(4, 2, keeper)
     (note,) = failure.__notes__
     assert "after 1 batches of epoch 1" in note
-    assert_same(state, trained(batches=1)[1])
+    if eagerly:
+        assert_same(state, trained(batches=1)[1])
     _, resumed = trained(99, 2, keeper)
     assert_same(resumed, trained()[1], 1e-6)
 

@@ -1,7 +1,6 @@
 """Fit a model's imperfections to a device's measurements: its digital twin."""
 
 import contextlib
-import functools
 import time
 from collections.abc import Iterable, Iterator
 
@@ -10,18 +9,15 @@ import numpy as np
 
 from keras_pnn import _checks
 from keras_pnn.devices.simulated import SimulatedDevice
-from keras_pnn.hardware.calibration.fitting import Problem, in_float64
-from keras_pnn.hardware.calibration.readings import (
-    Readings,
+from keras_pnn.hardware.calibration.fitting import Problem, in_float64, search
+from keras_pnn.hardware.calibration.measurement import (
     Recorder,
-    measure,
-    reader,
+    probes_like,
+    settings_of,
     share,
     split,
 )
 from keras_pnn.hardware.calibration.result import Calibration
-from keras_pnn.hardware.calibration.search import progress_bar, search
-from keras_pnn.hardware.calibration.settings import probes_like, settings_of
 from keras_pnn.hardware.calibration.unknowns import gather, groups_of
 from keras_pnn.layers.context import measured_by
 from keras_pnn.layers.lookup import architecture, find, physical_layers, quantities
@@ -46,26 +42,26 @@ def calibrate(
 ) -> Calibration:
     """Fits a model's imperfections to a device's measurements.
 
-    The device first runs the model over `inputs`, layer by layer, which gives the
-    measured inputs of each physical layer. Each layer is then measured on these and on
-    random probes, at the present controls and at random ones, since one setting does
-    not tell a splitter from a phase, or a shifted ring from a wide one. The most
-    probable imperfections z, in units of their prior's standard deviation, minimise
+    The device first runs the model over `inputs`, which gives the measured inputs of
+    each physical layer. Each layer is then measured on these and on random probes, at
+    the present controls and at random ones, since one setting does not tell a splitter
+    from a phase, or a shifted ring from a wide one. The most probable imperfections z,
+    in units of their prior's standard deviation, minimise
 
         ½ Σ |model(z) − device|² / (noise · rms of the layer's readings)² + ½ ‖z‖²
 
     by L-BFGS with the model's gradient, in float64 where the layer's `forward` allows.
-    What no reading depends on stays at its nominal value. Layers are fitted one by one,
-    except where they share an imperfection of the chip, such as its temperature. The
-    model is left as it was.
+    What no reading depends on stays nominal. Layers are fitted one by one, except
+    where they share an imperfection, such as the chip's temperature. The model is left
+    as it was.
 
     The search starts from the model's present imperfections, and is local: phases that
-    may be anywhere in [0, 2π) need a start, and rings that are shifted by more than
-    their half-width may need more settings, such as 32. Where it ends far from the
-    readings, it is repeated with readings that count little at first, and the better
-    end is taken; a residual that stays large says that neither is the answer. It goes
-    no further than 10 standard deviations of the prior (`at_limit` counts what rests
-    there), from a start beyond them too, and losses in dB stay at 0 or above.
+    may be anywhere in [0, 2π) need a start, and rings shifted by more than their
+    half-width may need more settings, such as 32. Where it ends far from the readings,
+    it is repeated with readings that count little at first, and the better end is
+    taken; a residual that stays large says that neither is the answer. It ends 10
+    standard deviations of the prior from nominal, or from a start beyond that
+    (`at_limit` counts what rests there); losses in dB stay at 0 or above.
 
     Random controls are, if `spread` does not say: for rings, those that take them
     through their resonance; between the limits of a `ControlRange`; any phase for
@@ -131,15 +127,19 @@ def calibrate(
     noise = _checks.real("noise", noise, above=0)
     tolerance = _checks.real("tolerance", tolerance, low=0)
     iterations = _checks.integer("iterations", iterations, low=1)
-    if probes is not None:
-        probes = _checks.integer("probes", probes, low=0)
-    inputs = _checked_inputs(inputs)
+    probes = _checks.optional(_checks.integer, "probes", probes, low=0)
+    inputs = keras.tree.map_structure(np.asarray, inputs)
+    lengths = {len(a) if a.ndim else 0 for a in keras.tree.flatten(inputs)}
+    if len(lengths) != 1 or 0 in lengths:
+        expected = "arrays of one length, at least 1"
+        raise _checks.error("inputs", expected, f"lengths {sorted(lengths)}")
+    _checks.finite("inputs", inputs)
     wanted = _wanted(model, imperfections)
     prior = _numbers(model, "prior", prior, "imperfections", above=0)
     spread = _numbers(model, "spread", spread, "controls", low=0)
-    read = reader(device, model)
+    verbose = 0 if verbose == 0 else 1
+    recorder = Recorder(device, model)
     with _unchanged(model):
-        recorder = Recorder(read)
         with measured_by(recorder):
             model(inputs, training=False)
         wanted = [q for q in wanted if q.layer in recorder]
@@ -153,32 +153,48 @@ def calibrate(
         for position, layer in enumerate(physical_layers(model)):
             if any(layer is q.layer for q in wanted):
                 rng = np.random.default_rng([seed, position])
-                own, output = recorder.seen(layer)
+                own = recorder.inputs(layer)
                 extra = len(own) if probes is None else probes
                 samples = np.concatenate([own, probes_like(own, extra, rng)])
                 controls = settings_of(layer, settings, spread, rng)
-                plans.append((layer, samples, controls, output, rng))
-        bar = progress_bar(settings * len(plans), "setting", verbose)
-        measured = []
-        for layer, samples, controls, output, rng in plans:
-            outputs = []
-            for outputs_at_setting in measure(layer, samples, controls, output, read):
-                outputs.append(outputs_at_setting)
-                bar.add(1)
-            fit = split(settings, len(samples), holdout, rng)
-            readings = Readings(layer, samples, controls, np.stack(outputs), fit)
-            measured.append(readings)
-        minimise = functools.partial(
-            search, iterations=iterations, tolerance=tolerance, verbose=verbose
-        )
-        fitted = _fitted(model, measured, unknowns, noise, minimise)
+                fit = split(settings, len(samples), holdout, rng)
+                plans.append((layer, samples, controls, fit))
+        total = settings * len(plans)
+        bar = keras.utils.Progbar(total, verbose=verbose, unit_name="setting")
+        measured = [recorder.readings(*plan, bar) for plan in plans]
+        residuals, deviations, summaries = {}, {}, {}
+        steps, converged = 0, True
+        for group, mine in groups_of(measured, unknowns):
+            with in_float64(group):
+                problem = Problem(group, mine, noise)
+                before = problem.residuals(problem.start)
+                z, taken, ended = search(problem, iterations, tolerance, verbose)
+                after = problem.residuals(z)
+            steps, converged = steps + taken, converged and ended
+            for name in before:
+                residuals[name] = {
+                    f"{part}_{when}": values[name][part]
+                    for part in ("fit", "held_out")
+                    for when, values in (("before", before), ("after", after))
+                }
+            for unknown, part in zip(mine, problem.split(z), strict=True):
+                deviations.update(unknown.deviations(part))
+                summaries[unknown.label] = unknown.summary(part)
+    # In the model's order, not in that of the groups.
+    keys = [(q.name, q.index) for q in quantities(model)]
+    deviations = {key: deviations[key] for key in keys if key in deviations}
+    shapes = architecture(model, {name for name, _ in deviations})
     return Calibration(
-        **fitted,
+        device=SimulatedDevice(deviations, shapes, "calibrated"),
+        residuals={m.layer.name: residuals[m.layer.name] for m in measured},
+        imperfections={u.label: summaries[u.label] for u in unknowns},
         samples={m.layer.name: len(m.inputs) for m in measured},
         settings=settings,
         settings_held_out=share(holdout, settings),
         holdout=holdout,
         noise=noise,
+        iterations=steps,
+        converged=converged,
         tolerance=tolerance,
         seed=seed,
         seconds=time.perf_counter() - started,
@@ -194,50 +210,6 @@ def _unchanged(model) -> Iterator[None]:
     finally:
         for variable, value in before:
             variable.assign(value)
-
-
-def _fitted(model, measured, unknowns, noise: float, minimise) -> dict:
-    """Returns the fields of `Calibration` that the search finds."""
-    residuals, deviations, summaries = {}, {}, {}
-    iterations, converged = 0, True
-    for group, mine in groups_of(measured, unknowns):
-        with in_float64(group):
-            problem = Problem(group, mine, noise)
-            before = problem.residuals(problem.start)
-            z, steps, ended = minimise(problem)
-            after = problem.residuals(z)
-        iterations, converged = iterations + steps, converged and ended
-        for name in before:
-            residuals[name] = {
-                "fit_before": before[name]["fit"],
-                "fit_after": after[name]["fit"],
-                "held_out_before": before[name]["held_out"],
-                "held_out_after": after[name]["held_out"],
-            }
-        for unknown, part in zip(mine, problem.split(z), strict=True):
-            deviations.update(unknown.deviations(part))
-            summaries[unknown.label] = unknown.summary(part)
-    # In the model's order, not in that of the groups.
-    keys = [(q.name, q.index) for q in quantities(model)]
-    deviations = {key: deviations[key] for key in keys if key in deviations}
-    shapes = architecture(model, {name for name, _ in deviations})
-    return {
-        "device": SimulatedDevice(deviations, shapes, "calibrated"),
-        "residuals": {m.layer.name: residuals[m.layer.name] for m in measured},
-        "imperfections": {u.label: summaries[u.label] for u in unknowns},
-        "iterations": iterations,
-        "converged": converged,
-    }
-
-
-def _checked_inputs(inputs):
-    inputs = keras.tree.map_structure(np.asarray, inputs)
-    lengths = {len(a) if a.ndim else 0 for a in keras.tree.flatten(inputs)}
-    if len(lengths) != 1 or 0 in lengths:
-        expected = "arrays of one length, at least 1"
-        raise _checks.error("inputs", expected, f"lengths {sorted(lengths)}")
-    _checks.finite("inputs", inputs)
-    return inputs
 
 
 def _wanted(model, names) -> list[Quantity]:
@@ -267,20 +239,18 @@ def _wanted(model, names) -> list[Quantity]:
 
 
 def _numbers(model, argument: str, values, kind: str, **limits) -> dict[str, float]:
-    """The checked numbers of `prior` or `spread`."""
-    if not isinstance(values, dict | None):
+    """The checked numbers of `prior` or `spread`, by the names that `kind` has."""
+    values = {} if values is None else values
+    if not isinstance(values, dict):
         raise _checks.error(argument, "a dict of numbers", _checks.short(values))
-    known = dict.fromkeys(
-        name
-        for la in physical_layers(model)
-        for own in getattr(la, kind)
-        for name in (own, f"{la.name}/{own}")
-    )
-    for name in values or {}:
+    layers = physical_layers(model)
+    owned = [(own, f"{la.name}/{own}") for la in layers for own in getattr(la, kind)]
+    known = dict.fromkeys(name for names in owned for name in names)
+    for name in values:
         if name not in known:
             expected = f"a dict of {kind} of the model: {', '.join(known)}"
             raise _checks.error(argument, expected, repr(name))
     return {
         name: _checks.real(f"{argument}[{name!r}]", value, **limits)
-        for name, value in (values or {}).items()
+        for name, value in values.items()
     }

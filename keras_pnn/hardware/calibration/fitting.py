@@ -1,18 +1,25 @@
-"""Compare a model with a device's readings: the sum that a calibration minimises."""
+"""Search for the imperfections that explain a device's readings."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_pnn.hardware.calibration.readings import Readings
+from keras_pnn.hardware.calibration.measurement import Readings
 from keras_pnn.hardware.calibration.unknowns import Unknown
 from keras_pnn.layers.physical import PhysicalLayer
 
 # The sum where it is not a number.
-BEYOND = 1e300
+_BEYOND = 1e300
+# The search stops at these relative reductions of the sum to measure its curvature
+# anew, before it goes on to the tolerance that was asked for.
+_STAGES = (1e-1, 1e-2, 1e-4)
+# Readings that are farther from the model than so many times their noise are not
+# explained; the search is then repeated with these noises, one after the other.
+_UNEXPLAINED = 3.0
+_NOISES = (0.3, 0.03)
 
 
 class Problem:
@@ -27,16 +34,12 @@ class Problem:
         self._sizes = [part.size for part in starts]
         self.bounds = np.concatenate([u.bounds() for u in unknowns], axis=1)
         self.start = np.clip(np.concatenate(starts), *self.bounds)
+        self.layers = [m.layer.name for m in measured]
         self._parts = [_Part(self, m) for m in measured]
         self._readings = sum(part.readings for part in self._parts)
         self.noise = noise
         # Relative, of all readings at the last evaluation.
         self.residual = np.nan
-
-    @property
-    def layers(self) -> list[str]:
-        """The names of the layers."""
-        return [part.measured.layer.name for part in self._parts]
 
     def split(self, z: np.ndarray) -> list[np.ndarray]:
         """Cuts a vector into the parts of the unknowns."""
@@ -62,7 +65,10 @@ class Problem:
 
     def residuals(self, z: np.ndarray) -> dict[str, dict[str, float]]:
         """Returns each layer's relative residuals, `"fit"` and `"held_out"`."""
-        return {part.measured.layer.name: part.residuals(z) for part in self._parts}
+        return {
+            name: part.residuals(z)
+            for name, part in zip(self.layers, self._parts, strict=True)
+        }
 
     def __call__(self, z: np.ndarray) -> tuple[float, np.ndarray]:
         """Returns the sum and its gradient."""
@@ -75,7 +81,7 @@ class Problem:
         loss = float(misfit + z @ z / 2)
         if not (np.isfinite(loss) and np.isfinite(gradient).all()):
             # Beyond what the layer can model: the search turns back.
-            return BEYOND, np.zeros_like(z)
+            return _BEYOND, np.zeros_like(z)
         return loss, gradient
 
     def curvature(self, z: np.ndarray) -> np.ndarray:
@@ -87,72 +93,67 @@ class _Part:
     """One layer's part of the sum."""
 
     def __init__(self, problem: Problem, measured: Readings):
-        self.measured = measured
-        self._fit = measured.fit
+        self._problem, self._layer = problem, measured.layer
         wide = measured.layer.compute_dtype == "float64"
         convert = _wide if wide else tf.convert_to_tensor
-        self.dtype = tf.float64 if wide else _own_dtype(measured.layer)
+        own = next(iter(measured.layer.imperfections.values())).dtype
+        self._dtype = tf.float64 if wide else tf.as_dtype(own)
         self._inputs = convert(measured.inputs)
         self._controls = {
             name: convert(np.stack([c[name] for c in measured.controls]))
             for name in measured.controls[0]
         }
         self._outputs = _wide(measured.outputs)
-        self.readings = np.count_nonzero(self._fit) * measured.outputs[0, 0].size
-        power = measured.powers[self._fit].sum() / self.readings
-        self._problem, self._power = problem, power or 1.0
+        self._fit, self._powers = measured.fit, measured.powers
         self._used = np.flatnonzero(self._fit.any(axis=1))
-        self._errors = self._traced(problem)
-
-    @property
-    def _weight(self) -> float:
-        return 1 / (self._problem.noise**2 * self._power)
-
-    def _traced(self, problem: Problem) -> Callable:
-        """What `_at` calls: a loop over settings, in one graph."""
-        layer, samples = self.measured.layer, len(self.measured.inputs)
-
-        def at_one_setting(z, controls, outputs, weights):
-            with tf.GradientTape() as tape:
-                tape.watch(z)
-                values = problem.imperfections(layer, tf.cast(z, self.dtype))
-                # Seeds do not advance in it: noise is the same at each evaluation.
-                with keras.StatelessScope():
-                    modelled = layer.forward(self._inputs, controls, values)
-                difference = tf.cast(modelled, outputs.dtype) - outputs
-                square = tf.math.real(difference * tf.math.conj(difference))
-                square = tf.reduce_sum(tf.reshape(square, (samples, -1)), axis=1)
-                loss = tf.reduce_sum(weights * square) / 2
-            gradient = tape.gradient(
-                loss, z, unconnected_gradients=tf.UnconnectedGradients.ZERO
-            )
-            return square, difference, gradient
-
-        def errors(z, controls, outputs, weights):
-            square, difference, gradient = tf.map_fn(
-                lambda setting: at_one_setting(z, *setting),
-                (controls, outputs, weights),
-                fn_output_signature=(tf.float64, outputs.dtype, tf.float64),
-                parallel_iterations=1,
-            )
-            return square, difference, tf.reduce_sum(gradient, axis=0)
-
+        self.readings = np.count_nonzero(self._fit) * measured.outputs[0, 0].size
+        self._power = self._powers[self._fit].sum() / self.readings or 1.0
         settings = (self._controls, self._outputs, tf.zeros(self._fit.shape, "float64"))
         signature = keras.tree.map_structure(
             lambda t: tf.TensorSpec((None, *t.shape[1:]), t.dtype), settings
         )
         point = tf.TensorSpec(problem.start.shape, "float64")
-        return tf.function(errors, autograph=False, input_signature=(point, *signature))
+        self._errors = tf.function(
+            self._all_settings, autograph=False, input_signature=(point, *signature)
+        )
 
-    def _at(self, z, settings=None, outputs=None):
+    @property
+    def _weight(self) -> float:
+        return 1 / (self._problem.noise**2 * self._power)
+
+    def _one_setting(self, z, controls, outputs, weights):
+        with tf.GradientTape() as tape:
+            tape.watch(z)
+            point = tf.cast(z, self._dtype)
+            values = self._problem.imperfections(self._layer, point)
+            # Seeds do not advance in it: noise is the same at each evaluation.
+            with keras.StatelessScope():
+                modelled = self._layer.forward(self._inputs, controls, values)
+            difference = tf.cast(modelled, outputs.dtype) - outputs
+            square = tf.math.real(difference * tf.math.conj(difference))
+            square = tf.reduce_sum(tf.reshape(square, (len(self._inputs), -1)), axis=1)
+            loss = tf.reduce_sum(weights * square) / 2
+        gradient = tape.gradient(
+            loss, z, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+        return square, difference, gradient
+
+    def _all_settings(self, z, controls, outputs, weights):
+        square, difference, gradient = tf.map_fn(
+            lambda setting: self._one_setting(z, *setting),
+            (controls, outputs, weights),
+            fn_output_signature=(tf.float64, outputs.dtype, tf.float64),
+            parallel_iterations=1,
+        )
+        return square, difference, tf.reduce_sum(gradient, axis=0)
+
+    def _at(self, z, used=None, outputs=None):
         """|difference|² of each sample, differences, and the gradient of the misfit.
 
-        Args:
-            z: a point.
-            settings: indices, `None` for those that are fitted.
-            outputs: what to compare with, `None` for the readings.
+        Of the settings `used`, by default those that are fitted; from `outputs`, by
+        default the readings.
         """
-        used = self._used if settings is None else settings
+        used = self._used if used is None else used
         controls = {n: tf.gather(c, used) for n, c in self._controls.items()}
         if outputs is None:
             outputs = tf.gather(self._outputs, used)
@@ -167,18 +168,18 @@ class _Part:
 
     def residuals(self, z: np.ndarray) -> dict[str, float]:
         square = self._at(z, np.arange(len(self._fit)))[0].numpy()
-        powers = self.measured.powers
         return {
-            name: float(np.sqrt(square[rows].sum() / (powers[rows].sum() or 1.0)))
+            name: float(np.sqrt(square[rows].sum() / (self._powers[rows].sum() or 1.0)))
             for name, rows in (("fit", self._fit), ("held_out", ~self._fit))
         }
 
-    def curvature(self, z: np.ndarray, draws: int = 8) -> np.ndarray:
+    def curvature(self, z: np.ndarray) -> np.ndarray:
         """Estimates the diagonal of JᵀJ by the mean of (Jᵀv)² over random signs v.
 
         The gradient of the misfit is Jᵀ times the differences, so Jᵀv is the gradient
         at readings that differ from the model by v.
         """
+        draws = 8
         rng = np.random.default_rng(0)
         readings = tf.gather(self._outputs, self._used)
         modelled = readings + self._at(z)[1]
@@ -192,10 +193,8 @@ class _Part:
         return total / (draws * self._weight)
 
 
-# In float32 a sum over many readings loses small differences.
-
-
 def _wide(values):
+    # In float32 a sum over many readings loses small differences.
     values = tf.convert_to_tensor(values)
     if values.dtype.is_complex:
         return tf.cast(values, "complex128")
@@ -209,7 +208,10 @@ def in_float64(measured: list[Readings]) -> Iterator[None]:
     try:
         for m, (layer, policy) in zip(measured, before, strict=True):
             layer.dtype_policy = "float64"
-            if not _takes_float64(m):
+            one = (m.inputs[:1], m.controls[0], layer.imperfections)
+            try:
+                layer.forward(*keras.tree.map_structure(_wide, one))
+            except (TypeError, ValueError, tf.errors.InvalidArgumentError):
                 layer.dtype_policy = policy
         yield
     finally:
@@ -217,14 +219,85 @@ def in_float64(measured: list[Readings]) -> Iterator[None]:
             layer.dtype_policy = policy
 
 
-def _takes_float64(m: Readings) -> bool:
-    one = (m.inputs[:1], m.controls[0], m.layer.imperfections)
-    try:
-        m.layer.forward(*keras.tree.map_structure(_wide, one))
-    except (TypeError, ValueError, tf.errors.InvalidArgumentError):
-        return False
-    return True
+def search(
+    problem: Problem, iterations: int, tolerance: float, verbose: int
+) -> tuple[np.ndarray, int, bool]:
+    """Minimises the sum, with a progress bar.
+
+    Where the readings are not explained, the search has ended in a local minimum. It
+    then begins again from the start with readings that count little at first, so that
+    the prior leads it past such minima, and the better of both ends is taken.
+
+    Returns:
+        (point, iterations, whether it converged).
+    """
+    if problem(problem.start)[0] == _BEYOND:
+        raise ValueError(
+            "The model's outputs must be finite at all settings of the controls, with "
+            "its present imperfections; `spread` keeps controls nearer. Received: NaN "
+            f"or infinity in {', '.join(problem.layers)}"
+        )
+    bar = keras.utils.Progbar(
+        iterations,
+        verbose=verbose,
+        stateful_metrics=["residual"],
+        unit_name="iteration",
+    )
+    noise = problem.noise
+    z, done, ended = _descent(problem, problem.start, iterations, tolerance, bar)
+    loss = problem(z)[0]
+    coarser = [n for n in _NOISES if n > 3 * noise]
+    if coarser and problem.residual > _UNEXPLAINED * noise:
+        other = problem.start
+        for coarse in (*coarser, noise):
+            problem.noise = coarse
+            end = tolerance if coarse == noise else max(tolerance, _STAGES[-1])
+            if done < iterations:
+                left = iterations - done
+                other, steps, there = _descent(problem, other, left, end, bar)
+                done += steps
+        problem.noise = noise
+        if problem(other)[0] < loss:
+            z, ended = other, there
+    if done < iterations:
+        bar.update(done, finalize=True)
+    return z, done, ended
 
 
-def _own_dtype(layer: PhysicalLayer) -> tf.DType:
-    return tf.as_dtype(next(iter(layer.imperfections.values())).dtype)
+def _descent(problem: Problem, z, iterations: int, tolerance: float, bar) -> tuple:
+    """Minimises from a point by L-BFGS; returns as `search`.
+
+    L-BFGS begins as if the sum were equally curved along all unknowns, while a ring on
+    its flank may count a thousand times as much as one far away. So the unknowns are
+    scaled by the sum's curvature, which is measured again on the way.
+    """
+    from scipy import optimize
+
+    done = 0
+    for end in (*(s for s in _STAGES if s > tolerance), tolerance):
+        scale = 1 / np.sqrt(problem.curvature(z))
+
+        def scaled(u, scale=scale):
+            loss, gradient = problem(u * scale)
+            return loss, gradient * scale
+
+        result = optimize.minimize(
+            scaled,
+            z / scale,
+            jac=True,
+            method="L-BFGS-B",
+            bounds=optimize.Bounds(*(problem.bounds / scale)),
+            callback=lambda _: bar.add(1, [("residual", problem.residual)]),
+            options={
+                "maxiter": iterations - done,
+                # A step takes one evaluation or two.
+                "maxfun": 4 * iterations,
+                "maxcor": 30,
+                "ftol": end,
+                "gtol": 0.0,
+            },
+        )
+        z, done = result.x * scale, done + result.nit
+        if done >= iterations:
+            break
+    return z, done, bool(result.success)

@@ -1,11 +1,8 @@
 """Record what a calibration found, and how."""
 
-import copy
 import dataclasses
 
 from keras_pnn.devices.simulated import SimulatedDevice
-
-_PARTS = ("fit_before", "fit_after", "held_out_before", "held_out_after")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -18,20 +15,17 @@ class Calibration:
         device: the digital twin, a `SimulatedDevice` with the deviations that were
             fitted.
         residuals: layer → `fit_before`, `fit_after` (the readings that were fitted),
-            `held_out_before` and `held_out_after` (the others). Before: with the
-            imperfections that the model had.
+            `held_out_before` and `held_out_after` (the others), in this order. Before:
+            with the imperfections that the model had.
         imperfections: what was fitted → `unit`, `prior` (standard deviation),
             `unknowns` (how many numbers), `at_limit` (how many of them went as far as
             they may, 10 standard deviations) and `rms` (of the deviations found).
         samples: layer → inputs that were measured at each setting of the controls.
         settings: settings of the controls, the present ones included.
         settings_held_out: how many of these were held out.
-        holdout: as given.
-        noise: as given.
+        holdout, noise, tolerance, seed: as given.
         iterations: of the search, for all layers together.
         converged: whether the search ended by its tolerance everywhere.
-        tolerance: as given.
-        seed: as given.
         seconds: how long it took, measurements included.
     """
 
@@ -56,12 +50,9 @@ class Calibration:
 
     def to_dict(self) -> dict:
         """Returns everything but the device, ready for JSON."""
-        values = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name != "device"
-        }
-        return copy.deepcopy(values)
+        values = dataclasses.asdict(dataclasses.replace(self, device=None))
+        del values["device"]
+        return values
 
     def table(self) -> str:
         """Returns residuals and imperfections as tables of text."""
@@ -71,12 +62,10 @@ class Calibration:
             f"{'residual':{width}}" + f" {'before':>10} {'after':>10}" * 2,
         ]
         for name, values in self.residuals.items():
-            cells = " ".join(f"{values[part]:>10.2e}" for part in _PARTS)
+            cells = " ".join(f"{value:>10.2e}" for value in values.values())
             lines.append(f"{name:{width}} {cells}")
-        lines.append(
-            f"{'deviation':{width}} {'rms':>10} {'prior':>10} {'unit':>10} "
-            f"{'unknowns':>10} {'at limit':>10}"
-        )
+        heads = ("rms", "prior", "unit", "unknowns", "at limit")
+        lines.append(" ".join([f"{'deviation':{width}}", *(f"{h:>10}" for h in heads)]))
         for name, row in self.imperfections.items():
             lines.append(
                 f"{name:{width}} {row['rms']:>10.4g} {row['prior']:>10.4g} "

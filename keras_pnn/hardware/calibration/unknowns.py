@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from keras_pnn.hardware.calibration.readings import Readings, of_layer
+from keras_pnn.hardware.calibration.measurement import Readings, of_layer
 from keras_pnn.layers.quantity import Quantity
 
 # A usual size of each kind of imperfection, by its unit.
@@ -16,46 +16,38 @@ _FARTHEST = 10.0
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Unknown:
-    """One imperfection that is fitted: of a layer, or of all where it is shared.
+    """One imperfection that is fitted: of a layer, or of all where it is shared."""
 
-    Args:
-        quantities: the imperfection, of each layer that has it.
-        std: standard deviation of its prior.
-    """
-
-    quantities: tuple[Quantity, ...]
-    std: float
-
-    @property
-    def first(self) -> Quantity:
-        """The quantity that stands for all."""
-        return self.quantities[0]
+    quantities: tuple[Quantity, ...]  # of each layer that has it
+    std: float  # of its prior
 
     @property
     def label(self) -> str:
         """Its name in tables."""
-        return self.first.name if self.first.shared else self.first.path
+        first = self.quantities[0]
+        return first.name if first.shared else first.path
 
     @property
     def slots(self) -> np.ndarray:
         """The elements that exist, as indices of the flat variable."""
-        return np.flatnonzero(self.first.exists)
+        return np.flatnonzero(self.quantities[0].exists)
 
     def start(self) -> np.ndarray:
         """Returns the present deviations, in units of the prior."""
-        present = np.ravel(np.asarray(self.first.variable, "float64"))[self.slots]
-        return (present - self.first.nominal) / self.std
+        first = self.quantities[0]
+        present = np.ravel(np.asarray(first.variable, "float64"))[self.slots]
+        return (present - first.nominal) / self.std
 
     def bounds(self) -> np.ndarray:
         """Returns the lowest and highest scaled deviations, (2, slots)."""
-        low, high = self._reach()
-        if self.first.lower_bound is not None:
-            room = self.first.lower_bound - self.first.nominal
+        first, (low, high) = self.quantities[0], self._reach()
+        if first.lower_bound is not None:
+            room = first.lower_bound - first.nominal
             # Inside, where float32 still tells it from the bound.
             low = np.maximum(low, 0.999 * room / self.std)
-        if self.first.unit == "dB" and "loss" in self.first.name:
+        if first.unit == "dB" and "loss" in first.name:
             # A mesh takes a negative loss for 0, and shows the search no slope there.
-            low = np.maximum(low, -self.first.nominal / self.std)
+            low = np.maximum(low, -first.nominal / self.std)
         return np.stack([low, high])
 
     def _reach(self) -> tuple[np.ndarray, np.ndarray]:
@@ -80,7 +72,7 @@ class Unknown:
         at_limit = (part <= low + room) | (part >= high - room)
         rms = float(np.sqrt(np.mean(np.square(self.std * part)))) if part.size else 0.0
         return {
-            "unit": self.first.unit,
+            "unit": self.quantities[0].unit,
             "prior": self.std,
             "unknowns": int(part.size),
             "at_limit": int(np.count_nonzero(at_limit)),
@@ -93,13 +85,7 @@ def gather(
 ) -> list[Unknown]:
     """Gathers imperfections into unknowns, one for all layers that share one.
 
-    Args:
-        found: the imperfections that are fitted.
-        prior: checked numbers.
-        every: all quantities of the model, also of layers that are not measured.
-
-    Raises:
-        ValueError: If a prior is missing or ambiguous.
+    A prior may name any layer of the model that shares it, of `every` quantity.
     """
     together: dict[tuple, list[Quantity]] = {}
     for quantity in found:
@@ -108,29 +94,22 @@ def gather(
     unknowns = []
     for same in together.values():
         first = same[0]
-        sharing = [q for q in every if first.shared and q.name == first.name]
-        std = _prior_of(sharing or same, prior) or _PRIORS.get(first.unit)
-        if std is None:
-            known = ", ".join(u for u in _PRIORS if u)
+        sharing = [q for q in every if first.shared and q.name == first.name] or same
+        given = {of_layer(prior, q.layer, q.name) for q in sharing} - {None}
+        if len(given) > 1:
             raise ValueError(
-                "`prior` must give a standard deviation for an imperfection whose "
-                f"unit is not one of {known}. Received: no prior for '{first.path}' in "
-                f"{first.unit}"
+                f"`prior` must give one number for '{first.name}', which the layers "
+                f"share. Received: {', '.join(f'{std:g}' for std in sorted(given))}"
             )
+        if not given and first.unit not in _PRIORS:
+            raise ValueError(
+                "`prior` must give a standard deviation for an imperfection whose unit "
+                f"is not one of {', '.join(u for u in _PRIORS if u)}. "
+                f"Received: no prior for '{first.path}' in {first.unit}"
+            )
+        std = given.pop() if given else _PRIORS[first.unit]
         unknowns.append(Unknown(tuple(same), std))
     return unknowns
-
-
-def _prior_of(same: list[Quantity], prior: dict[str, float]) -> float | None:
-    """The prior of an imperfection, which may be named by any layer that shares it."""
-    found = [of_layer(prior, q.layer, q.name) for q in same]
-    given = sorted({std for std in found if std is not None})
-    if len(given) > 1:
-        raise ValueError(
-            f"`prior` must give one number for '{same[0].name}', which the layers "
-            f"share. Received: {', '.join(f'{std:g}' for std in given)}"
-        )
-    return given[0] if given else None
 
 
 def groups_of(measured, unknowns) -> list[tuple[list[Readings], list[Unknown]]]:

@@ -4,6 +4,7 @@ import inspect
 import os
 import time
 import tomllib
+import weakref
 from typing import TYPE_CHECKING
 
 import keras
@@ -11,13 +12,13 @@ import numpy as np
 
 from keras_pnn import _checks
 from keras_pnn.hardware.device import DeviceError, HardwareDevice
+from keras_pnn.hardware.instrument.measurable import check_layer, existing
 from keras_pnn.hardware.instrument.scpi import InstrumentError, Session, parse_readings
 from keras_pnn.layers.lookup import physical_layers
-from keras_pnn.layers.mrr import MRRConv2D
-from keras_pnn.layers.physical import PhysicalLayer, check_built
+from keras_pnn.layers.physical import PhysicalLayer
 
 if TYPE_CHECKING:
-    from keras_pnn.hardware.instrument.wiring import Bench, Wire, Wiring
+    from keras_pnn.hardware.instrument.wiring import Bench, Wiring
 
 __all__ = ["InstrumentDevice", "InstrumentError"]
 
@@ -74,18 +75,34 @@ class InstrumentDevice(HardwareDevice):
     channels that are within; with `beyond = "clip"` the limit is sent instead. SAT
     needs that for controls at a limit: its second pass moves them to both sides.
 
-    More keys of an instrument: `timeout` (s for one answer, default 2),
-    `read_termination` and `write_termination` (default a newline), `errors` (the query
-    that ends each exchange, default `"SYST:ERR?"`; its answer must begin with 0; `""`
-    for an instrument without one), `pipeline` (default false; true sends the commands
-    of one sample in one piece, which spares 40 ms for each on a TCP socket, if the
-    instrument reads line by line), and `options`, more arguments of PyVISA's
-    `open_resource` (a baud rate). More keys of `outputs`: `trigger` (commands before
-    each reading) and `delay` (s between inputs and reading). `backend` (at the top) is
-    PyVISA's: `"@py"` unless given.
+    More keys of an instrument:
+
+    - `timeout`: s for one answer, default 2.
+    - `read_termination`, `write_termination`: default a newline.
+    - `errors`: the query that ends each exchange, default `"SYST:ERR?"`; its answer
+      must begin with 0. `""` for an instrument without one.
+    - `answers_per_command`: lines that it says to each command that is no query,
+      default 0; 1 for a driver that acknowledges commands.
+    - `acknowledgement`: a regular expression that each of these lines must match.
+      Default: all are alike. Give it where a refusal has no other sign.
+    - `pipeline`: default false; true sends the commands of one sample in one piece,
+      which spares 40 ms for each on a TCP socket, if the instrument reads line by line.
+    - `options`: more arguments of PyVISA's `open_resource` (a baud rate).
+
+    More keys of `outputs`: `trigger` (commands before each reading) and `delay` (s
+    between inputs and reading). `backend` (at the top) is PyVISA's: `"@py"` unless
+    given.
+
+    Nothing may be left to read after an exchange, or the next would take it for its
+    own: then the connection is opened anew, and the call repeated. An instrument
+    without `errors` is asked for its `identity` last. One without either, on a socket
+    or a serial line, is listened to for as long again as its answers took, 50 ms at
+    least; what is left over and comes later still is taken for an answer.
 
     The instruments give the layer's outputs as they are, so a bias or an activation
-    goes into a layer of its own, and inputs are real vectors within the limits.
+    goes into a layer of its own. Inputs are real vectors within the limits, outputs
+    real vectors too: a mesh, whose outputs are fields, needs a `HardwareDevice` whose
+    `measure` returns them, or a physical layer of its own that ends in detectors.
 
     Args:
         configuration: a dict of the form above.
@@ -119,6 +136,8 @@ class InstrumentDevice(HardwareDevice):
             )
         super().__init__(layers=list(self.bench.layers), **options)
         self._link = _Link(self.bench)
+        # The layers that were compared with the configuration.
+        self._compared = weakref.WeakSet()
 
     @classmethod
     def from_toml(cls, path: str | os.PathLike, **options) -> "InstrumentDevice":
@@ -196,21 +215,28 @@ class InstrumentDevice(HardwareDevice):
         Raises:
             ValueError: If the model lacks a physical layer of a configured name; if
                 the number of its controls, inputs or outputs is not that of their
-                channels; if it is a convolution, whose patches nothing would send; or
-                if it has a bias or an activation, which the instruments do not apply.
+                channels; if it does not map real vectors to real vectors (a mesh,
+                whose fields no detector gives, a convolution, or an image on a
+                modulator); or if it has a bias, an activation or other weights than
+                its controls, which the instruments do not apply.
         """
         super().attach(model)
         for layer in physical_layers(model):
             if layer.name in self.bench.layers:
-                _check_layer(layer, self.bench.layers[layer.name])
+                self._compare(layer)
         return self
+
+    def _compare(self, layer: PhysicalLayer) -> None:
+        check_layer(layer, self.bench.layers[layer.name])
+        self._compared.add(layer)
 
     def acquire(self, layer, inputs, controls: dict, shape=None, dtype=None):
         """See `HardwareDevice.acquire`.
 
         Raises:
-            DeviceError: Also, at once and with nothing sent, if a control or an
-                input of any sample is beyond its limits.
+            DeviceError: Also, at once and with nothing sent, if the layer does not
+                fit the configuration, or if a control or an input of any sample is
+                beyond its limits.
         """
         wiring = self.bench.layers.get(layer.name)
         try:
@@ -219,9 +245,11 @@ class InstrumentDevice(HardwareDevice):
                     f"The configuration has layers {', '.join(self.bench.layers)}. "
                     f"Received: layer '{layer.name}'"
                 )
+            if layer not in self._compared:
+                self._compare(layer)
             wiring.inputs.sendable(inputs)
             for name, setting in wiring.controls.items():
-                setting.sendable(_existing(layer, name, controls[name]))
+                setting.sendable(existing(layer, name, controls[name]))
         except ValueError as error:
             self.failure = DeviceError(layer.name, self.calls + 1, error)
             raise self.failure from error
@@ -301,7 +329,7 @@ class _Link:
         self._configured.pop(layer.name, None)
         # First all commands, then the first exchange: limits hold for all controls.
         commands = [
-            (setting, setting.commands(_existing(layer, name, controls[name])))
+            (setting, setting.commands(existing(layer, name, controls[name])))
             for name, setting in wiring.controls.items()
         ]
         for setting, several in commands:
@@ -338,53 +366,3 @@ class _Link:
 
     def _openings(self, wiring: "Wiring") -> list[int]:
         return [self.sessions[s.instrument].opened for s in wiring.controls.values()]
-
-
-def _existing(layer: PhysicalLayer, name: str, control) -> np.ndarray:
-    """The elements of a control that the hardware has, in order."""
-    control = np.asarray(control)
-    exists = layer.quantity(name).mask
-    if exists is None:
-        return control.ravel()
-    return control[np.broadcast_to(exists, control.shape)]
-
-
-def _check_layer(layer: PhysicalLayer, wiring: "Wiring") -> None:
-    check_built(layer)
-    if isinstance(layer, MRRConv2D):
-        raise ValueError(
-            f"Layer '{layer.name}' must map vectors to vectors: the instruments set "
-            "one vector of inputs after the other, not the patches of an image. "
-            "Received: an MRRConv2D"
-        )
-    if layer.controls.keys() != wiring.controls.keys():
-        raise ValueError(
-            f"The configuration must name the controls of layer '{layer.name}': "
-            f"{', '.join(layer.controls)}. Received: {', '.join(wiring.controls)}"
-        )
-    for name, setting in wiring.controls.items():
-        count = _existing(layer, name, np.zeros(layer.controls[name].shape)).size
-        _check_count(layer, setting, f"elements of {name}", count)
-    shape = (layer.get_build_config() or {}).get("input_shape")
-    if shape is not None:
-        _check_count(layer, wiring.inputs, "inputs", shape[-1])
-        outputs = layer.compute_output_shape(tuple(shape))[-1]
-        _check_count(layer, wiring.outputs, "outputs", outputs)
-    activation = getattr(layer, "activation", None)
-    linear = activation is None or activation is keras.activations.linear
-    if getattr(layer, "bias", None) is not None or not linear:
-        raise ValueError(
-            f"Layer '{layer.name}' must have no bias and no activation, which the "
-            "instruments do not apply: put them in layers of their own. Received: "
-            f"use_bias={getattr(layer, 'bias', None) is not None}, "
-            f"activation={getattr(activation, '__name__', activation)}"
-        )
-
-
-def _check_count(layer: PhysicalLayer, part: "Wire", what: str, count: int) -> None:
-    if count != len(part.numbers):
-        raise _checks.error(
-            f"{part.where}.channels",
-            f"{count}, the number of {what} of layer '{layer.name}'",
-            f"{len(part.numbers)} channels",
-        )

@@ -1,7 +1,10 @@
 """Talk to one instrument in SCPI, through PyVISA."""
 
+import contextlib
 import math
 import re
+import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,6 +14,10 @@ if TYPE_CHECKING:
 NOT_A_READING = 9.9e37
 # More errors than an instrument keeps.
 LONGEST_QUEUE = 100
+# Seconds in which an instrument that is in step says nothing.
+SILENCE, SHORT_SILENCE = 0.05, 0.001
+# Bytes of what was not asked for that an error shows.
+SHOWN = 80
 
 
 class InstrumentError(RuntimeError):
@@ -31,9 +38,16 @@ class Session:
         self.opened = 0
         self._resource = None
         self._retired = False
+        # Whether a command has been followed by silence since the session was opened.
+        self._in_step = False
+        # What the instrument says to a command, if it says something.
+        self._acknowledgement: str | None = None
 
     def open(self) -> None:
         """Opens the session if it is not open: identity, then the setup commands.
+
+        What the instrument says by itself is dropped: a greeting, or answers to an
+        earlier session, which a serial line keeps.
 
         Raises:
             InstrumentError: If the resource cannot be opened, does not answer, or is
@@ -44,7 +58,7 @@ class Session:
         self._check_not_retired()
         pyvisa = _pyvisa()
         instrument = self.instrument
-        milliseconds = max(1, round(1000 * instrument.timeout))
+        milliseconds = _milliseconds(instrument.timeout)
         # PyVISA has one manager for all users of a backend, so it stays open.
         try:
             self._resource = pyvisa.ResourceManager(self.backend).open_resource(
@@ -59,8 +73,12 @@ class Session:
         except Exception as error:
             raise self._failure("cannot be opened", error) from error
         self._check_not_retired()
+        self._in_step = False
+        for _ in range(LONGEST_QUEUE):
+            if not self._unasked("cannot be opened", SILENCE):
+                break
         if instrument.identity:
-            (identity,) = self._ask(["*IDN?"])
+            identity = self._query("*IDN?")
             if instrument.identity not in identity:
                 self.close()
                 raise InstrumentError(
@@ -76,8 +94,7 @@ class Session:
         clears = any("*CLS" in command.upper() for command in self.instrument.setup)
         if self.instrument.errors and not clears:
             for _ in range(LONGEST_QUEUE):
-                found = self._error(self._ask([self.instrument.errors])[0])
-                if not found:
+                if not self._error(self._query(self.instrument.errors)):
                     return
 
     def close(self) -> None:
@@ -105,38 +122,104 @@ class Session:
             raise InstrumentError(f"{self} was given up by this session")
 
     def exchange(self, commands: list[str]) -> list[str]:
-        """Sends commands in order, and asks the instrument for errors at the end.
+        """Sends commands in order, and checks that nothing is left to read.
+
+        The query for errors, or else the one for the identity, ends the exchange: its
+        answer must come last. On a socket or a serial line, where answers wait in a
+        row, there must be silence after it.
 
         Args:
             commands: each without its terminator; one with a `?` has an answer.
 
         Returns:
-            The answers, in order.
+            The answers to the queries, in order.
 
         Raises:
-            InstrumentError: If a command was refused, or an answer did not come. The
-                session is closed then, as a late answer would be taken for the answer
-                to the next query.
+            InstrumentError: If a command was refused, or an answer did not come, was
+                empty, or was one too many. The session is closed then, as what is
+                still to come would be taken for answers to the next queries.
         """
         if not commands:
             return []
         self.open()
-        errors = self.instrument.errors
-        answers = self._ask([*commands, errors] if errors else commands)
-        if errors:
-            self._check(answers.pop(), commands)
+        last = self._last_query
+        started = time.monotonic()
+        pairs = self._ask([*commands, last] if last else commands)
+        seconds = time.monotonic() - started
+        final = pairs.pop()[1] if last else ""
+        if last:
+            self._check_last(final, commands)
+        self._check_silence(final, seconds, commands)
+        self._check_answers(pairs)
+        answers = [answer for command, answer in pairs if "?" in command]
+        self._in_step = self._in_step or len(answers) < len(commands)
         return answers
 
-    def _check(self, answer: str, commands: list[str]) -> None:
-        number = self._error(answer)
-        if number == 0:
-            return
-        self.close()
-        what = "refused"
-        if number is None:
+    @property
+    def _last_query(self) -> str:
+        """The query that ends an exchange; `""` if the instrument knows none."""
+        return self.instrument.errors or ("*IDN?" if self.instrument.identity else "")
+
+    def _check_last(self, answer: str, commands: list[str]) -> None:
+        number, sent = self._error(answer), _brief(commands)
+        if not self.instrument.errors:
+            if self.instrument.identity not in answer:
+                self._fail(f"is out of step after {sent}: {self._way_out}", answer)
+        elif number is None:
             what = "answered unparseably when asked for errors after"
-        raise InstrumentError(
-            f"{self} {what} {_brief(commands)}. Received: {answer[:200]!r}"
+            self._fail(f"{what} {sent}: {self._way_out}", answer)
+        elif number:
+            # A bare number can be an acknowledgement too.
+            bare = _numbers([answer]) is not None
+            doubt = f", or is out of step: {self._way_out}" if bare else ""
+            self._fail(f"refused {sent}{doubt}", answer)
+
+    def _check_silence(self, final: str, seconds: float, commands: list[str]) -> None:
+        """Raises InstrumentError if there is more to read.
+
+        Args:
+            final: the answer that ended the exchange.
+            seconds: how long the answers took.
+            commands: what was sent.
+        """
+        # A text at the end is not a reading or an acknowledgement in its place. Where
+        # nothing tells the answers apart, one that is late must have time to come.
+        text = final and _numbers([final]) is None
+        patience = SHORT_SILENCE if text and self._in_step else max(SILENCE, seconds)
+        more = self._unasked(f"failed after {_brief(commands)}", patience)
+        # Other line endings than those that are configured are no answers.
+        if more.strip() or (self.instrument.read_termination or "\n") in more:
+            problem = f"has more to say after {_brief(commands)}: {self._way_out}"
+            self._fail(problem, more)
+
+    def _check_answers(self, pairs: list[tuple[str, str]]) -> None:
+        """Raises InstrumentError for an empty answer, or another acknowledgement."""
+        for command, answer in pairs:
+            if "?" in command:
+                if not answer.strip():
+                    self._fail(f"gave an empty answer to {command!r}", answer)
+                continue
+            if self._acknowledgement is None:
+                self._acknowledgement = re.escape(answer.strip())
+            expected = self.instrument.acknowledgement or self._acknowledgement
+            if not re.fullmatch(expected, answer.strip()):
+                self._fail(
+                    f"must acknowledge {_brief([command])} with what matches "
+                    f"{expected!r}, see `acknowledgement` in "
+                    f"`instruments.{self.name}`",
+                    answer,
+                )
+
+    def _fail(self, problem: str, received: str) -> None:
+        self.close()
+        raise InstrumentError(f"{self} {problem}. Received: {received[:200]!r}")
+
+    @property
+    def _way_out(self) -> str:
+        count = self.instrument.answers_per_command
+        return (
+            f"it must give one answer to each query and {count} to each command, see "
+            f"`answers_per_command` in `instruments.{self.name}`"
         )
 
     @staticmethod
@@ -145,19 +228,58 @@ class Session:
         found = re.match(r"\s*([+-]?\d+)\s*(,|$)", answer)
         return int(found[1]) if found else None
 
-    def _ask(self, commands: list[str]) -> list[str]:
-        try:
-            if not self.instrument.pipeline:
-                return [a for c in commands for a in self._send(c, "?" in c)]
-            whole = self.instrument.write_termination.join(commands)
-            return self._send(whole, sum("?" in c for c in commands))
-        except Exception as error:
-            self.close()
-            raise self._failure(f"failed at {_brief(commands)}", error) from error
+    def _query(self, query: str) -> str:
+        return self._ask([query])[0][1]
+
+    def _ask(self, commands: list[str]) -> list[tuple[str, str]]:
+        """Sends commands; returns each answer with its command."""
+        acknowledged = self.instrument.answers_per_command
+        counts = [1 if "?" in command else acknowledged for command in commands]
+        sources = [c for c, n in zip(commands, counts, strict=True) for _ in range(n)]
+        if self.instrument.pipeline:
+            messages = [(self.instrument.write_termination.join(commands), sum(counts))]
+        else:
+            messages = list(zip(commands, counts, strict=True))
+        hint = f", where {self._way_out}" if acknowledged else ""
+        with self._failing(f"failed at {_brief(commands)}{hint}"):
+            answers = [a for message in messages for a in self._send(*message)]
+        return list(zip(sources, answers, strict=True))
 
     def _send(self, message: str, answers: int) -> list[str]:
         self._resource.write(message)
         return [self._resource.read() for _ in range(answers)]
+
+    def _unasked(self, what: str, seconds: float) -> str:
+        """Returns what the instrument says within some time by itself.
+
+        Other interfaces than sockets and serial lines know messages and discard an
+        answer that was not read (IEEE 488.2, 6.3.2.3); reading one that does not exist
+        is an error there.
+        """
+        pyvisa, resource, found = _pyvisa(), self._resource, b""
+        streams = (pyvisa.resources.TCPIPSocket, pyvisa.resources.SerialInstrument)
+        if not isinstance(resource, streams):
+            return ""
+        with self._failing(what):
+            resource.timeout = _milliseconds(seconds)
+            try:
+                while len(found) < SHOWN:
+                    found += resource.read_bytes(1)
+            except pyvisa.VisaIOError as error:
+                if error.error_code != pyvisa.constants.StatusCode.error_timeout:
+                    raise
+            finally:
+                resource.timeout = _milliseconds(self.instrument.timeout)
+        return found.decode("ascii", "replace")
+
+    @contextlib.contextmanager
+    def _failing(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        # pyvisa-py raises what it meets, down to a plain Exception.
+        except Exception as error:
+            self.close()
+            raise self._failure(what, error) from error
 
     def _failure(self, what: str, error: Exception) -> InstrumentError:
         return InstrumentError(f"{self} {what} ({type(error).__name__}: {error})")
@@ -172,13 +294,11 @@ def parse_readings(answers: list[str]) -> list[float]:
     Raises:
         InstrumentError: If one is not a finite number.
     """
-    words = [w for a in answers for w in re.split(r"[,;\s]+", a.strip())]
-    try:
-        values = [float(word) for word in words]
-    except ValueError:
+    values = _numbers(answers)
+    if values is None:
         raise InstrumentError(
             f"The readings must be numbers. Received: {_brief(answers)}"
-        ) from None
+        )
     wrong = [v for v in values if not math.isfinite(v) or abs(v) >= NOT_A_READING]
     if wrong:
         raise InstrumentError(
@@ -186,6 +306,19 @@ def parse_readings(answers: list[str]) -> list[float]:
             f"number. Received: {wrong[0]!r}"
         )
     return values
+
+
+def _numbers(answers: list[str]) -> list[float] | None:
+    """The numbers in some answers; `None` if one holds something else."""
+    words = [w for a in answers for w in re.split(r"[,;\s]+", a.strip())]
+    try:
+        return [float(word) for word in words]
+    except ValueError:
+        return None
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(1000 * seconds))
 
 
 def _brief(texts: list[str]) -> str:

@@ -1,8 +1,8 @@
 """Simulate a microring weight bank behind an instrument that speaks SCPI over TCP.
 
 To try an `InstrumentDevice` without a laboratory, and to see it survive faults. The
-server is a process of its own and knows nothing of the package: it computes its rings
-in NumPy, with resonance shifts that the model does not have.
+server is a process of its own: its rings, in NumPy, have resonance shifts that the
+model does not have.
 
     *IDN?  *RST  *CLS  *OPC?  SYST:ERR?
     SOUR:CURR (@1:16),0.001,...     currents of the heaters in A; ring (input i,
@@ -34,8 +34,9 @@ import numpy as np
 HALF_WIDTH, OFFSET = 0.077, -0.3  # nm
 EFFICIENCY, RESISTANCE = 0.53, 375.0  # nm/mW, Ω
 RESPONSIVITY = 0.8  # A/W
-HIGHEST_CURRENT, HIGHEST_POWER = 0.01, 0.01  # A, W
+HIGHEST = 0.01  # A of a heater, W of a channel
 SLOW = 2.0  # s before a late answer
+FAULTS = ("refuse", "hang", "close", "garbage", "half", "slow", "twice", "empty")
 
 
 @contextlib.contextmanager
@@ -48,9 +49,11 @@ def running(**options) -> Iterator[int]:
             `noise` (of a reading, 0 A), `drift` (0 nm per reading), `latency` (0 s
             before an answer), `refuse` (share of commands, 0), `port` (0 for any that
             is free); `refuse_at`, `hang_at`, `close_at`, `garbage_at`, `half_at`,
-            `slow_at` (counts of readings, from 0, at which the instrument refuses,
-            falls silent, closes the connection, answers garbage, half, or late), and
-            `dead_after` (readings after which it never answers again).
+            `slow_at`, `twice_at`, `empty_at` (counts of readings, from 0, at which the
+            instrument refuses, falls silent, closes the connection, answers garbage,
+            half, late, twice, or with an empty line first), `dead_after` (readings
+            after which it never answers again), and `acknowledge` (what it says to
+            each command that is no query; to one that it refuses it says ERR).
 
     Yields:
         The port on 127.0.0.1; `resource` makes a VISA resource of it.
@@ -65,8 +68,8 @@ def running(**options) -> Iterator[int]:
     # By its path, and not as a module of the package, whose import takes seconds.
     command = [sys.executable, "-P", __file__]
     for name, value in options.items():
-        value = ",".join(map(str, value)) if isinstance(value, tuple) else value
-        command += [f"--{name.replace('_', '-')}", str(value)]
+        values = value if isinstance(value, tuple) else (value,)
+        command += [f"--{name.replace('_', '-')}", *map(str, values)]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -91,15 +94,11 @@ def resonance_shifts(seed: int, inputs: int, outputs: int, std: float) -> np.nda
 def photocurrents(
     currents: np.ndarray, powers: np.ndarray, shifts: np.ndarray
 ) -> np.ndarray:
-    """Returns what balanced detectors give: through minus drop, over all channels.
+    """Returns what balanced detectors give: through minus drop, (outputs,) in A.
 
     Args:
-        currents: (inputs, outputs) in A.
+        currents, shifts: (inputs, outputs), in A and in nm.
         powers: (inputs,) in W.
-        shifts: (inputs, outputs) in nm.
-
-    Returns:
-        (outputs,) in A.
     """
     heat = 1e3 * currents**2 * RESISTANCE  # mW
     detuning = OFFSET + EFFICIENCY * heat + shifts
@@ -133,25 +132,23 @@ class Bank:
         found = re.match(r"(SOUR|READ)(?:CE)?(\d*)(.*)$", command.upper())
         head = found[1] + found[3] if found else command.upper()
         channel = int(found[2]) if found and found[2] else None
-        sources = {
-            "SOUR:CURR": (self.currents, HIGHEST_CURRENT),
-            "SOUR:POW": (self.powers, HIGHEST_POWER),
-        }
+        sources = {"SOUR:CURR": self.currents, "SOUR:POW": self.powers}
         try:
-            if head.rstrip("?") in sources:
-                target, highest = sources[head.rstrip("?")]
-                indices, values = addressed(channel, rest, target.size)
-                if head.endswith("?"):
-                    return joined(target[indices])
-                return self.set(target, indices, values, highest)
             if head == "READ?":
                 indices, _ = addressed(channel, rest, self.shape[1])
                 self.refuse_some()
                 return joined(self.photocurrents()[indices])
-            return self.common(head, rest)
+            if head.rstrip("?") not in sources:
+                return self.common(head, rest)
+            target = sources[head.rstrip("?")]
+            indices, values = addressed(channel, rest, target.size)
+            if head.endswith("?"):
+                return joined(target[indices])
+            return self.set(target, indices, values)
         except Refused as error:
             self.errors.append('{},"{}"'.format(*error.args))
-            return "ERR" if head.endswith("?") else None
+            silent = self.options.acknowledge is None and not head.endswith("?")
+            return None if silent else "ERR"
 
     def refuse_some(self) -> None:
         """Draws by a count of its own, so that nothing else depends on it."""
@@ -160,13 +157,13 @@ class Bank:
         if draw < self.options.refuse:
             raise Refused(-200, "Execution error; refused to order")
 
-    def set(self, target: np.ndarray, indices, values, highest: float) -> None:
+    def set(self, target: np.ndarray, indices, values) -> None:
         self.settings += 1
         self.refuse_some()
         if len(indices) != len(values):
             raise Refused(-220, f"Parameter error; {len(values)} values")
-        if not all(0 <= v <= highest for v in values):
-            raise Refused(-222, f"Data out of range; not in 0 to {highest}")
+        if not all(0 <= v <= HIGHEST for v in values):
+            raise Refused(-222, f"Data out of range; not in 0 to {HIGHEST}")
         target[indices] = values
 
     def photocurrents(self) -> np.ndarray:
@@ -180,27 +177,27 @@ class Bank:
         return values + options.noise * rng.normal(size=values.size)
 
     def common(self, head: str, rest: str) -> str | None:
-        if head == "*IDN?":
-            return "Simulated,Weight bank,0,1.0"
-        if head == "*OPC?":
-            return "1"
-        if head == "SYST:ERR?":
-            return self.errors.pop(0) if self.errors else '0,"No error"'
-        if head == "SIM:COUNT?":
-            return f"{self.settings},{self.readings},{self.connections}"
-        if head == "*RST":
-            return self.reset()
-        if head == "*CLS":
-            return self.errors.clear()
-        if head == "SIM:DRIFT":
-            self.drift += float(rest)
-            return None
-        raise Refused(-113, f"Undefined header; {head}")
+        match head:
+            case "*IDN?":
+                return "Simulated,Weight bank,0,1.0"
+            case "*OPC?":
+                return "1"
+            case "SYST:ERR?":
+                return self.errors.pop(0) if self.errors else '0,"No error"'
+            case "SIM:COUNT?":
+                return f"{self.settings},{self.readings},{self.connections}"
+            case "*RST":
+                self.reset()
+            case "*CLS":
+                self.errors.clear()
+            case "SIM:DRIFT":
+                self.drift += float(rest)
+            case _:
+                raise Refused(-113, f"Undefined header; {head}")
+        return None
 
 
-def addressed(
-    channel: int | None, rest: str, count: int
-) -> tuple[list[int], list[float]]:
+def addressed(channel: int | None, rest: str, count: int) -> tuple[list, list]:
     """Returns the indices that a command addresses, and the values that it gives."""
     found = re.match(r"\s*(?:\(@([\d:,]*)\))?,?(.*)$", rest)
     channels = [channel] if channel is not None else list(range(1, count + 1))
@@ -245,19 +242,24 @@ class Connection(socketserver.StreamRequestHandler):
                     answer = None if dead else bank.answer(text)
             if dead or number in options.hang_at:
                 # Listens, and is silent on this connection from now on.
-                for _ in self.rfile:
-                    pass
+                self.rfile.read()
                 return
             if number in options.close_at:
                 return
             if number in options.garbage_at:
                 answer = "\x1b@#%!,,7.0.1"
             if answer is None:
+                answer = options.acknowledge
+            if answer is None:
                 continue
             time.sleep(SLOW if number in options.slow_at else options.latency)
             if number in options.half_at:
                 self.wfile.write(answer[: len(answer) // 2].encode("ascii"))
                 continue
+            if number in options.empty_at:
+                answer = "\n" + answer
+            if number in options.twice_at:
+                answer += "\n" + answer
             self.wfile.write(answer.encode("ascii") + b"\n")
 
 
@@ -265,8 +267,7 @@ class Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = daemon_threads = True
 
     def handle_error(self, request, client_address):
-        # Clients may go away.
-        pass
+        """Does nothing: clients may go away."""
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
@@ -277,17 +278,14 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     for name in ("noise", "drift", "latency", "refuse"):
         parser.add_argument(f"--{name}", type=float, default=0.0)
     parser.add_argument("--shift", type=float, default=0.03)
-    for fault in ("refuse", "hang", "close", "garbage", "half", "slow"):
-        parser.add_argument(f"--{fault}-at", type=_counts, default=())
+    parser.add_argument("--acknowledge")
+    for fault in FAULTS:
+        parser.add_argument(f"--{fault}-at", type=int, nargs="*", default=())
     parser.add_argument("--dead-after", type=int, default=sys.maxsize)
     return parser.parse_args(given)
 
 
-def _counts(text: str) -> tuple[int, ...]:
-    return tuple(int(n) for n in text.split(","))
-
-
-def main() -> None:
+if __name__ == "__main__":
     options = arguments()
     server = Server(("127.0.0.1", options.port), Connection)
     server.bank = Bank(options)
@@ -295,7 +293,3 @@ def main() -> None:
     print(server.server_address[1], flush=True)
     sys.stdin.read()
     os._exit(0)
-
-
-if __name__ == "__main__":
-    main()

@@ -5,6 +5,7 @@ The tables are pydantic models, so this module needs the extra `[instruments]`;
 """
 
 import functools
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -79,6 +80,16 @@ def _further_options(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
+def _pattern(text: str, info) -> str:
+    if text and not info.data.get("answers_per_command", 1):
+        raise ValueError("must go with `answers_per_command` of 1 or more")
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"must be a regular expression ({error})") from None
+    return text
+
+
 Number = Annotated[float, BeforeValidator(_python_number)]
 Factor = Annotated[Number, AfterValidator(_not_zero)]
 Commands = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
@@ -103,6 +114,10 @@ class Instrument(Table):
     write_termination: str = "\n"
     pipeline: bool = False
     errors: Annotated[str, AfterValidator(_query_or_empty)] = "SYST:ERR?"
+    answers_per_command: Annotated[
+        int, BeforeValidator(_python_number), Field(ge=0)
+    ] = 0
+    acknowledgement: Annotated[str, AfterValidator(_pattern)] = ""
     setup: Commands = ("*CLS",)
     shutdown: Commands = ()
     options: Annotated[dict[str, Any], AfterValidator(_further_options)] = Field(

@@ -1,4 +1,4 @@
-"""Correct the phases of a mesh for the known errors of a chip."""
+"""Correct the phases of a mesh for known errors and for thermal crosstalk."""
 
 import dataclasses
 import math
@@ -9,7 +9,10 @@ from keras_pnn import _checks
 from keras_pnn.physics import interferometer, mesh
 from keras_pnn.physics.decompose.mesh_phases import MeshPhases, wrap
 from keras_pnn.physics.decompose.nulling import phases
-from keras_pnn.physics.mesh.lattice import cell_mask
+
+# Rounds in which phases move by whole turns: first all at once, then one in each
+# round. A few rounds suffice for weak crosstalk.
+_ROUNDS, _SINGLE_ROUNDS = 20, 200
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,7 +83,7 @@ def correct(
     cells = interferometer.transfer_matrix(theta, 0.0, splitters).numpy()
     alpha, beta = np.angle(cells[..., 0, 0]), np.angle(cells[..., 0, 1])
     phi, gamma = np.zeros(shape), np.zeros(ideal.gamma.size)
-    mask = cell_mask(gamma.size, arrangement)
+    mask = mesh.cell_mask(gamma.size, arrangement)
     # From the output, `gamma` collects the phases in front of the columns passed.
     for column in reversed(range(shape[0])):
         slots = np.flatnonzero(mask[column])
@@ -129,3 +132,86 @@ def _broadcast(name, value, shape):
     except ValueError:
         expected = f"an array that broadcasts to the shape {shape}"
         raise _checks.error(name, expected, f"shape {array.shape}") from None
+
+
+def compensated(phases: MeshPhases, crosstalk, within_turn: bool = False) -> MeshPhases:
+    """Solves for the phases to set so that crosstalk turns them into given ones.
+
+    A shifter heats its neighbours in proportion to the phase that is set, so that one
+    more turn changes the mesh. With `within_turn`, turns are added to the acquired
+    phases, and their signs compensated as in `mesh.wrapped`, until the phases to set
+    lie in [0, 2π).
+
+    A few phases may stay out of reach: with mutual heating, a setting slightly above
+    0 and one slightly below 2π leave a gap between them. Such phases are set to the
+    nearer end of the range. With n shifters and a crosstalk of ε to each of a few
+    neighbours these are about n ε² phases, each off by the order of ε² rad.
+
+    Args:
+        phases: `MeshPhases` that the light shall acquire.
+        crosstalk: Array of shape (2 n, 2 n), n the number of slots: the acquired
+            phases for those that are set, first θ, then φ, column by column. Rows and
+            columns of slots without a cell are ignored.
+        within_turn: Boolean. Whether all phases to set shall lie in [0, 2π).
+
+    Returns:
+        `MeshPhases` to set.
+
+    Raises:
+        ValueError: If `crosstalk` has another shape, is not finite, or is singular.
+
+    Example:
+
+    >>> bar = MeshPhases([[np.pi], [0]], np.zeros((2, 1)), [0, 0])
+    >>> compensated(bar, 1.1 * np.eye(4)).theta.round(4)
+    array([[2.856],
+           [0.   ]])
+    """
+    modes, arrangement = phases.gamma.size, phases.arrangement
+    mask = mesh.cell_mask(modes, arrangement)
+    shape = (2 * mask.size, 2 * mask.size)
+    crosstalk = _checks.array("crosstalk", crosstalk, shape, broadcast=False)
+    cells = np.stack([mask, mask])
+    among = crosstalk[np.ix_(cells.ravel(), cells.ravel())]
+
+    def spread(values):
+        both = np.zeros(cells.shape)
+        both[cells] = values
+        return both
+
+    wanted = np.stack([phases.theta, phases.phi])[cells]
+    try:
+        if not within_turn:
+            to_set = np.linalg.solve(among, wanted)
+            return MeshPhases(*spread(to_set), phases.gamma, arrangement)
+        inverse = np.linalg.inv(among)
+    except np.linalg.LinAlgError:
+        expected = "an invertible matrix"
+        raise _checks.error("crosstalk", expected, "a singular one") from None
+    # The shift of a setting by one turn of its acquired phase, in turns.
+    step = np.maximum(np.diag(inverse), 0.1)
+    # Half of the gap between neighbouring turns goes to each of them; the last term
+    # keeps phases that are 0 but for rounding.
+    margin = np.maximum(0, np.pi * (step - 1)) + 1e-12
+    turns = np.zeros(wanted.size)
+    best, least = None, np.inf
+    for count in range(_ROUNDS + _SINGLE_ROUNDS):
+        of_phi, of_gamma = mesh.half_turns(spread(turns)[0], modes, arrangement)
+        halves = np.stack([np.zeros(mask.shape), of_phi])[cells]
+        to_set = inverse @ (wanted + np.pi * (2 * turns + halves))
+        beyond = np.linalg.norm(to_set - np.clip(to_set, 0, 2 * np.pi))
+        if beyond < least:
+            best, least = (to_set, of_gamma.numpy()), beyond
+        excess = np.maximum(-to_set, to_set - 2 * np.pi) - margin
+        outside = excess > 0
+        if not outside.any():
+            break
+        if count >= _ROUNDS:
+            # Neighbours that move at once may push each other back forever.
+            outside = np.arange(wanted.size) == np.argmax(excess)
+        turns -= np.where(outside, np.floor((to_set + margin) / (2 * np.pi * step)), 0)
+    to_set, of_gamma = best
+    to_set = np.clip(to_set, 0, np.nextafter(2 * np.pi, 0))
+    gamma = np.mod(phases.gamma + np.pi * of_gamma, 2 * np.pi)
+    gamma = np.where(gamma < 2 * np.pi, gamma, 0)
+    return MeshPhases(*spread(to_set), gamma, arrangement)

@@ -2,7 +2,6 @@
 
 import cmath
 import math
-import reprlib
 
 import numpy as np
 
@@ -128,8 +127,8 @@ def _unitary(value):
     try:
         matrix = np.array(value, "complex128")
     except (TypeError, ValueError):
-        expected = "a matrix of numbers"
-        raise _checks.error("unitary", expected, reprlib.repr(value)) from None
+        received = _checks.short(value)
+        raise _checks.error("unitary", "a matrix of numbers", received) from None
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or len(matrix) < 2:
         expected = "a square matrix of 2 modes or more"
         raise _checks.error("unitary", expected, f"shape {matrix.shape}")

@@ -1,7 +1,7 @@
 """Place the cells of a mesh, and follow the light from cell to cell."""
 
-import dataclasses
 import functools
+from typing import NamedTuple
 
 import numpy as np
 
@@ -51,8 +51,7 @@ def _cell_mask(modes: int, arrangement: str) -> np.ndarray:
     return mask
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Followers:
+class Followers(NamedTuple):
     """The next cell on the path of the light from each cell.
 
     Slots are numbered column by column; the number of slots stands for the output of

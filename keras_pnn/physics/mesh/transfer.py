@@ -86,10 +86,6 @@ def transfer_matrix(
     Returns:
         Complex tensor of shape (modes, modes), after the leading axes.
 
-    Raises:
-        ValueError: If shapes do not fit each other or the arrangement, a value known
-            eagerly is NaN or infinite, or a loss is negative.
-
     Example:
 
     >>> phases = decompose.haar_phases(8, seed=0)
@@ -102,10 +98,16 @@ def transfer_matrix(
     - Clements et al., Optica 3:1460 (2016).
     """
     modes, blocks, turn, devices = _prepared(
-        (theta, phi, gamma),
+        theta,
+        phi,
+        gamma,
         arrangement,
-        (theta_error, phi_error, splitter_error, loss_db, straight_loss_db),
-        crosstalk,
+        theta_error=theta_error,
+        phi_error=phi_error,
+        splitter_error=splitter_error,
+        loss_db=loss_db,
+        straight_loss_db=straight_loss_db,
+        crosstalk=crosstalk,
     )
     matrix = through(blocks, tf.linalg.diag(turn))
     return tf.reshape(matrix, [*devices, modes, modes])
@@ -117,13 +119,7 @@ def propagate(
     phi: TensorLike,
     gamma: TensorLike = 0.0,
     arrangement: str = "clements",
-    *,
-    theta_error: TensorLike = 0.0,
-    phi_error: TensorLike = 0.0,
-    splitter_error: TensorLike = 0.0,
-    loss_db: TensorLike = 0.0,
-    straight_loss_db: TensorLike = 0.0,
-    crosstalk: TensorLike | None = None,
+    **imperfections: TensorLike,
 ) -> tf.Tensor:
     """Computes the fields behind a mesh.
 
@@ -131,38 +127,24 @@ def propagate(
         x: Real or complex tensor of shape (..., modes): the fields in front of it.
             If the phases have leading axes (devices), the shape is (batch, modes)
             for fields that all devices share, or (*devices, batch, modes).
-        theta: See `transfer_matrix`, here and below.
-        phi: Float tensor, in rad.
-        gamma: Float tensor, in rad.
-        arrangement: `"clements"` or `"reck"`.
-        theta_error: Float tensor, in rad.
-        phi_error: Float tensor, in rad.
-        splitter_error: Float tensor, in rad.
-        loss_db: Float tensor, in dB.
-        straight_loss_db: Float, in dB.
-        crosstalk: Float tensor, or `None`.
+        theta, phi, gamma, arrangement: As in `transfer_matrix`.
+        **imperfections: Its other arguments.
 
     Returns:
         Complex tensor of the shape of `x`, (*devices, batch, modes) for devices.
-
-    Raises:
-        ValueError: As in `transfer_matrix`, or if the last axis of `x` is not `modes`.
     """
     modes, blocks, turn, devices = _prepared(
-        (theta, phi, gamma),
-        arrangement,
-        (theta_error, phi_error, splitter_error, loss_db, straight_loss_db),
-        crosstalk,
+        theta, phi, gamma, arrangement, **imperfections
     )
     x = tf.convert_to_tensor(x)
     x = tf.cast(x, blocks.dtype if x.dtype.is_complex else blocks.dtype.real_dtype)
     shape, rank = sizes(x), len(devices)
-    fits = len(shape) in (2, rank + 2) if rank else len(shape) >= 1
-    if fits and rank and len(shape) > 2:
-        pairs = zip(shape, devices, strict=False)
-        fits = not any(_differ(size, count) for size, count in pairs)
+    of_devices = tuple(n if isinstance(n, int) else None for n in devices)
+    fits = len(shape) >= 1
+    if rank:
+        own = x.shape[:-2].is_compatible_with(of_devices)
+        fits = len(shape) == 2 or (len(shape) == rank + 2 and own)
     if not fits or shape[-1] != modes:
-        of_devices = tuple(n if isinstance(n, int) else None for n in devices)
         raise ValueError(
             f"Argument `x` must have the shape (..., {modes}), or for devices (batch, "
             f"{modes}) or (*devices, batch, {modes}). Received: shape "
@@ -171,10 +153,9 @@ def propagate(
     if rank:
         x = tf.reshape(x, [-1, *shape[-2:]])
         shape = [*devices, *shape[-2:]]
-    elif None in x.shape[:-1]:
-        x = tf.reshape(x, [1, -1, modes])
     else:
-        x = tf.reshape(x, [1, math.prod(shape[:-1]), modes])
+        known = None not in x.shape[:-1]
+        x = tf.reshape(x, [1, math.prod(shape[:-1]) if known else -1, modes])
     return tf.reshape(_propagated(x, blocks, turn), shape)
 
 
@@ -210,20 +191,30 @@ def _times(x, matrix):
     )
 
 
-def _differ(size, other) -> bool:
-    """Whether two sizes, tensors if not known yet, are known to differ."""
-    return isinstance(size, int) and isinstance(other, int) and size != other
-
-
-def _prepared(phases, arrangement, errors, crosstalk):
+def _prepared(
+    theta,
+    phi,
+    gamma,
+    arrangement,
+    theta_error=0.0,
+    phi_error=0.0,
+    splitter_error=0.0,
+    loss_db=0.0,
+    straight_loss_db=0.0,
+    crosstalk=None,
+):
     """(modes, blocks, e^{iγ} of shape (devices or 1, modes), shape of the devices)."""
-    names = ("theta", "phi", "gamma", "theta_error", "phi_error", "splitter_error")
-    for name, value in zip(names, (*phases, *errors[:3]), strict=True):
+    angles = {"theta": theta, "phi": phi, "gamma": gamma, "theta_error": theta_error}
+    angles |= {"phi_error": phi_error, "splitter_error": splitter_error}
+    for name, value in angles.items():
         _checks.tensor(name, value, np.isfinite, "finite")
-    for name, value in zip(("loss_db", "straight_loss_db"), errors[3:], strict=True):
+    losses = {"loss_db": loss_db, "straight_loss_db": straight_loss_db}
+    for name, value in losses.items():
         _checks.not_negative(name, value)
-    theta, phi, gamma, *errors = as_tensors(*phases, *errors)
-    theta_error, phi_error, splitter_error, loss_db, straight_loss_db = errors
+    theta, phi, gamma, theta_error, phi_error, splitter_error, *losses = as_tensors(
+        *angles.values(), *losses.values()
+    )
+    loss_db, straight_loss_db = losses
     if straight_loss_db.shape.rank:
         raise ValueError(
             "Argument `straight_loss_db` must be one number, in dB. "
@@ -259,7 +250,7 @@ def _prepared(phases, arrangement, errors, crosstalk):
         theta = tf.broadcast_to(theta, [*devices, *mask.shape])
     amplitude = interferometer.field_factor(loss_db)
     entries = tf.stack(interferometer.entries(theta, phi, first, second, amplitude))
-    entries = tf.reshape(entries, [4, _count(devices), mask.size])
+    entries = tf.reshape(entries, [4, math.prod(devices), mask.size])
     straight = interferometer.field_factor(straight_loss_db)
     plan = block_plan(modes, arrangement, _side(modes))
     blocks = combined(entries, straight, plan)
@@ -326,7 +317,3 @@ def _common_sizes(*tensors) -> list:
         return list(static)
     dynamic = functools.reduce(tf.broadcast_dynamic_shape, map(tf.shape, tensors))
     return [dynamic[i] if size is None else size for i, size in enumerate(static)]
-
-
-def _count(devices):
-    return math.prod(devices) if devices else 1

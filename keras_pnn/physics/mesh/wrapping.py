@@ -38,10 +38,6 @@ def wrapped(
         theta, phi and gamma, each in [0, 2π). The derivative of each with respect to
         the argument of its name is 1.
 
-    Raises:
-        ValueError: If shapes do not fit each other or the arrangement, or a value
-            known eagerly is NaN or infinite.
-
     Example:
 
     >>> theta, phi, gamma = wrapped([[-0.5], [0.0]], [[1.0], [0.0]])
@@ -73,8 +69,7 @@ def half_turns(
     Args:
         turns: Float tensor of shape (..., columns, modes // 2): the number of turns
             subtracted from each theta. Slots without a cell are ignored.
-        modes: Integer, the number of modes.
-        arrangement: `"clements"` or `"reck"`.
+        modes, arrangement: As in `cell_mask`.
 
     Returns:
         Float tensors of 0 and 1, of the shape of `turns` and of shape (..., modes).

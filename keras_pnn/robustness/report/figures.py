@@ -1,13 +1,12 @@
 """Draw the figures of a robustness result."""
 
-import dataclasses
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
 
 from keras_pnn import plotting
 from keras_pnn.robustness.report.sections import sensitivity_drops
-from keras_pnn.robustness.report.svg import svg
 from keras_pnn.robustness.report.words import (
     Display,
     axis_label,
@@ -19,43 +18,23 @@ from keras_pnn.robustness.report.words import (
     sweeps_of,
 )
 
-# Letters of a name in a picture.
+# Letters of a name in a figure.
 _LONGEST = 40
-# More points than a picture is wide would only make the file larger.
+# More points than a figure is wide would only make the file larger.
 _FINE = 1200
 
-# Section, caption, Matplotlib axes.
+# The key of a figure's `Section`, its caption, its Matplotlib axes.
 Drawn = Iterator[tuple[str, str, object]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Picture:
-    """A figure of a report.
-
-    Args:
-        key: the key of the `Section` that it belongs to.
-        caption: what it shows, for readers and for screen readers.
-        svg: an `<svg>` element; its ids are those of no other picture.
-    """
-
-    key: str
-    caption: str
-    svg: str
-
-
-def pictures(result) -> list[Picture]:
-    """Returns the figures of a `RobustnessResult`.
+def figures(result) -> Drawn:
+    """Yields the figures of a `RobustnessResult`.
 
     Raises:
         ImportError: If Matplotlib is not installed.
     """
-    drawn: list[Picture] = []
     draw = (_devices, _sweeps, _grid, _sensitivity, _curvature, _landscape, _transfer)
-    for part in draw:
-        for key, caption, ax in part(result):
-            image = svg(ax.figure, f"f{len(drawn) + 1}", caption)
-            drawn.append(Picture(key, caption, image))
-    return drawn
+    return itertools.chain.from_iterable(part(result) for part in draw)
 
 
 def _devices(result) -> Drawn:
@@ -63,13 +42,12 @@ def _devices(result) -> Drawn:
     if not devices:
         return
     metric = result.metric
+    nominal = {n: display.scaled(result.models[n].nominal[metric]) for n in devices}
     ax = plotting.distributions(
         {_text(n): display.scaled(v[metric]) for n, v in devices.items()},
         _text(display.label),
         spec=_spec(result),
-        nominal={
-            _text(n): display.scaled(result.models[n].nominal[metric]) for n in devices
-        },
+        nominal={_text(n): value for n, value in nominal.items()},
     )
     caption = (
         f"The {metric} of each device. Boxes: quartiles and median; whiskers: "
@@ -80,17 +58,16 @@ def _devices(result) -> Drawn:
 
 def _sweeps(result) -> Drawn:
     display, metric = Display.of(result), result.metric
+
+    def shown(values):
+        return None if values is None else display.scaled(values[metric])
+
     for name, scans in sweeps_of(result).items():
         axis = next(iter(scans.values())).axes[0]
-        key, label = f"sweep:{name}", _text(axis_label(axis))
-        x = axis.positions
+        key, label, x = f"sweep:{name}", _text(axis_label(axis)), axis.positions
         if x is None:
             # Points that are on no line are drawn in their order.
             x, label = np.arange(len(axis)), f"point of {label}"
-
-        def shown(values):
-            return None if values is None else display.scaled(values[metric])
-
         ax = plotting.bands(
             x,
             {
@@ -103,13 +80,12 @@ def _sweeps(result) -> Drawn:
             worst="min" if result.mode == "max" else "max",
         )
         yield key, f"The {metric} against {axis.words}.", ax
-        shares = {}
-        for model, scan in scans.items():
-            found = scan.yields(metric, result.spec, result.mode)
-            if found is not None and axis.random:
+        if axis.random:
+            shares = {}
+            for model, scan in scans.items():
+                found = scan.yields(metric, result.spec, result.mode)
                 rows = [(y.value, *y.interval) for y in found]
                 shares[_text(model)] = 100 * np.array(rows).T
-        if shares:
             caption = (
                 f"Yield at {specification(result)} against {axis.words}, with "
                 "95 % intervals."
@@ -119,9 +95,9 @@ def _sweeps(result) -> Drawn:
 
 def _grid(result) -> Drawn:
     grids, display = having(result, "grid"), Display.of(result)
-    values = {n: display.scaled(s.central(result.metric)) for n, s in grids.items()}
     if not grids:
         return
+    values = {n: display.scaled(s.central(result.metric)) for n, s in grids.items()}
     every = np.concatenate([np.ravel(v) for v in values.values()])
     limits = float(np.nanmin(every)), float(np.nanmax(every))
     for name, scan in grids.items():
@@ -140,26 +116,19 @@ def _grid(result) -> Drawn:
             limits=limits,
         )
         ax.set_title(_text(name))
-        _mark_points(ax, x, y)
+        # About 45 letters are as wide as a map, and 16 lines as high.
+        room = (2 + max(len(number(value)) for value in x)) / 45
+        for side, points, least in ((ax.xaxis, x, room), (ax.yaxis, y, 1 / 16)):
+            at = spaced(points, least)
+            side.set_ticks(at, [number(value) for value in at])
         caption = f"{name}: {result.metric} over both deviations; line: specification."
         yield "grid", caption, ax
-
-
-def _mark_points(ax, x: np.ndarray, y: np.ndarray) -> None:
-    """Puts the ticks of a map at measured points, ascending on each axis."""
-    # About 45 letters are as wide as a map, and 16 lines as high.
-    letters = 2 + max(len(number(value)) for value in x)
-    for axis, points, room in ((ax.xaxis, x, letters / 45), (ax.yaxis, y, 1 / 16)):
-        at = spaced(points, room)
-        axis.set_ticks(at, [number(value) for value in at])
 
 
 def spaced(points: np.ndarray, room: float) -> list[float]:
     """Returns those of ascending points whose labels have room, with both ends.
 
-    Args:
-        points: (n,).
-        room: the least distance of two, as a share of the range.
+    `room` is the least distance of two, as a share of the range.
     """
     few = [float(point) for point in points[chosen(len(points))]]
     least, kept = room * (few[-1] - few[0]), few[:1]
@@ -191,27 +160,24 @@ def _sensitivity(result) -> Drawn:
 
 
 def _curvature(result) -> Drawn:
-    found = having(result, "curvature")
-    for group in dict.fromkeys(g for parts in found.values() for g in parts):
-        curves = {}
-        for name, parts in found.items():
-            if group not in parts or parts[group].density is None:
-                continue
-            density, values = parts[group].density, parts[group].eigenvalues
+    groups: dict[str, dict] = {}
+    for name, parts in having(result, "curvature").items():
+        for group, part in parts.items():
+            density, values = part.density, part.eigenvalues
             step = max(1, len(density.grid) // _FINE)
-            curves[_text(name)] = {
+            groups.setdefault(group, {})[_text(name)] = {
                 "grid": density.grid[::step],
                 "density": density.density[::step],
                 "eigenvalues": [*values.smallest, *values.eigenvalues],
             }
-        if curves:
-            ax = plotting.density(curves)
-            ax.set_title(f"Hessian over {group_name(group)}")
-            caption = (
-                f"Density of the Hessian's eigenvalues over {group_name(group)}, "
-                "broadened; markers: the computed eigenvalues."
-            )
-            yield "curvature", caption, ax
+    for group, curves in groups.items():
+        ax = plotting.density(curves)
+        ax.set_title(f"Hessian over {group_name(group)}")
+        caption = (
+            f"Density of the Hessian's eigenvalues over {group_name(group)}, "
+            "broadened; markers: the computed eigenvalues."
+        )
+        yield "curvature", caption, ax
 
 
 def _landscape(result) -> Drawn:

@@ -1,10 +1,19 @@
 """Write a robustness result as one HTML file that needs nothing else."""
 
+import io
 import re
 from html import escape
+from xml.etree import ElementTree
 
-from keras_pnn.robustness.report.figures import pictures
+from keras_pnn.robustness.report.figures import figures
 from keras_pnn.robustness.report.sections import sections
+
+_SVG = "{http://www.w3.org/2000/svg}"
+_LINK = "{http://www.w3.org/1999/xlink}"
+_URL = re.compile(r"url\(#([^)]+)\)")
+# Pixels of the page per point of a figure: two figures stand beside each other on a
+# page that is 1100 wide.
+_PIXELS = 1.15
 
 # No script, and nothing from elsewhere: a browser refuses both.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -76,18 +85,21 @@ def html(result) -> str:
     Raises:
         ImportError: If Matplotlib is not installed.
     """
-    figures: dict[str, list] = {}
-    for picture in pictures(result):
-        figures.setdefault(picture.key, []).append(picture)
-    parts = sections(result)
+    drawn: dict[str, list[str]] = {}
+    for index, (key, caption, ax) in enumerate(figures(result), start=1):
+        # Matplotlib's line breaks and indents are a tenth of a file.
+        image = re.sub(r">\s+<", "><", svg(ax.figure, f"f{index}", caption))
+        drawn.setdefault(key, []).append(
+            f"<figure>\n{image}\n<figcaption>{_text(caption)}</figcaption>\n</figure>"
+        )
+    parts = {f"section-{i}": part for i, part in enumerate(sections(result), start=1)}
     names = ", ".join(result.models)
     links = "".join(
-        f'<li><a href="#{_anchor(index)}">{_text(part.title)}</a></li>'
-        for index, part in enumerate(parts)
+        f'<li><a href="#{anchor}">{_text(part.title)}</a></li>'
+        for anchor, part in parts.items()
     )
     body = "\n".join(
-        _section(_anchor(index), part, figures.get(part.key, []))
-        for index, part in enumerate(parts)
+        _section(anchor, part, drawn.get(part.key)) for anchor, part in parts.items()
     )
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -112,30 +124,20 @@ def html(result) -> str:
 """
 
 
-def _anchor(index: int) -> str:
-    return f"section-{index + 1}"
-
-
-def _section(anchor: str, part, figures) -> str:
+def _section(anchor: str, part, images: list[str] | None) -> str:
     lines = [f'<section id="{anchor}">', f"<h2>{_text(part.title)}</h2>"]
     if part.meaning:
         lines.append(f'<p class="meaning">{_text(part.meaning)}</p>')
-    if figures:
-        drawn = "\n".join(
-            f"<figure>\n{_shorter(picture.svg)}\n"
-            f"<figcaption>{_text(picture.caption)}</figcaption>\n</figure>"
-            for picture in figures
-        )
-        lines.append(f'<div class="figures">\n{drawn}\n</div>')
+    if images:
+        lines += ['<div class="figures">', *images, "</div>"]
     if part.tables:
-        tables = "\n".join(_table(table) for table in part.tables)
-        lines.append(f'<div class="tables">\n{tables}\n</div>')
+        lines += ['<div class="tables">', *map(_table, part.tables), "</div>"]
     if part.lines:
-        pairs = "\n".join(
+        pairs = (
             f"<dt>{_text(key)}</dt><dd>{_text(value)}</dd>"
             for key, value in part.lines.items()
         )
-        lines.append(f"<dl>\n{pairs}\n</dl>")
+        lines += ["<dl>", *pairs, "</dl>"]
     return "\n".join([*lines, "</section>"])
 
 
@@ -164,6 +166,59 @@ def _text(words: str) -> str:
     return escape(words)
 
 
-def _shorter(svg: str) -> str:
-    # Matplotlib's line breaks and indents are a tenth of a file.
-    return re.sub(r">\s+<", "><", svg)
+def svg(figure, prefix: str, caption: str) -> str:
+    """Returns a Matplotlib figure as an SVG element that shares a page with others.
+
+    Its text stays text; prolog, metadata, namespaces and style sheets are gone. Its
+    ids start with `prefix`; `caption` is for screen readers.
+    """
+    import matplotlib
+
+    stream = io.StringIO()
+    options = {"svg.hashsalt": prefix, "svg.fonttype": "none"}
+    with matplotlib.rc_context(options):
+        figure.savefig(stream, format="svg")
+    root = ElementTree.fromstring(stream.getvalue())
+    _clean(root)
+    _rename(root, prefix)
+    width, height = (float(v) for v in root.get("viewBox").split()[2:])
+    for name in ("version", "width", "height"):
+        root.attrib.pop(name, None)
+    root.set("role", "img")
+    root.set("aria-label", caption)
+    # The style sheet that `_clean` removes would have held for the whole page.
+    root.set(
+        "style",
+        "stroke-linejoin:round;stroke-linecap:butt;"
+        f"width:{_PIXELS * width:.0f}px;aspect-ratio:{width:g}/{height:g}",
+    )
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _clean(element) -> None:
+    element.tag = element.tag.removeprefix(_SVG)
+    for name in list(element.attrib):
+        if name.startswith(_LINK):
+            element.set(name.removeprefix(_LINK), element.attrib.pop(name))
+    for child in list(element):
+        if child.tag in (f"{_SVG}metadata", f"{_SVG}style"):
+            element.remove(child)
+        else:
+            _clean(child)
+
+
+def _rename(root, prefix: str) -> None:
+    """Gives ids a prefix where something refers to them, and removes the others."""
+    used = set()
+    for element in root.iter():
+        for key, value in element.attrib.items():
+            if key == "href" and value.startswith("#"):
+                used.add(value[1:])
+                element.set(key, f"#{prefix}-{value[1:]}")
+            elif "url(#" in value:
+                used.update(_URL.findall(value))
+                element.set(key, _URL.sub(rf"url(#{prefix}-\1)", value))
+    for element in root.iter():
+        name = element.attrib.pop("id", None)
+        if name in used:
+            element.set("id", f"{prefix}-{name}")

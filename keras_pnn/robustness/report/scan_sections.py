@@ -1,16 +1,17 @@
 """Arrange the sweeps and the grid of a robustness result in sections of tables."""
 
-import numpy as np
-
 from keras_pnn.robustness.axes import FactorAxis
-from keras_pnn.robustness.report.tables import Cell, Section, Table, models_table
 from keras_pnn.robustness.report.words import (
     Display,
+    Section,
+    Table,
     axis_label,
+    axis_unit,
     chosen,
     having,
     interval,
-    points,
+    models_table,
+    shown_points,
     specification,
 )
 
@@ -18,53 +19,49 @@ from keras_pnn.robustness.report.words import (
 def sweep_section(result, name: str, scans: dict) -> Section:
     display = Display.of(result)
     axis = next(iter(scans.values())).axes[0]
-    heads = ("", *(points(axis)[i] for i in chosen(len(axis))))
-    label = axis_label(axis)
+    heads, label = ("", *shown_points(axis)), axis_label(axis)
     shown = ("mean", "median", "p05", "p95", "min" if result.mode == "max" else "max")
     tables = [
         Table(
             f"{model}: {display.label} against {label}",
             heads,
-            tuple(_scan_rows(scan, display, shown)),
+            _scan_rows(scan, display, shown),
         )
         for model, scan in scans.items()
     ]
+    others = {}
     if result.metric != "loss":
         # The loss of all models in one short table: it is not specified.
         loss = Display.of(result, "loss")
-        rows = [
+        others[f"loss against {label}"] = [
             row
             for model, scan in scans.items()
             for row in _scan_rows(scan, loss, ("mean", "p95"), f"{model}: ")
         ]
-        if rows:
-            tables.append(Table(f"loss against {label}", heads, tuple(rows)))
     if axis.random:
         title = f"yield at {specification(result)} (%), 95 % interval against {label}"
-        rows = [row for one in scans.items() for row in _yields(result, *one)]
-        if rows:
-            tables.append(Table(title, heads, tuple(rows)))
+        others[title] = [r for one in scans.items() for r in _yields(result, *one)]
+    tables += [Table(title, heads, rows) for title, rows in others.items() if rows]
     if axis.positions is not None:
         tables.append(_tolerances(result, name, axis))
     return Section(
         f"sweep:{name}",
         ("Spread: " if axis.random else "Sweep: ") + axis.words,
         _sweep_meaning(result, axis, scans),
-        tuple(tables),
+        tables,
     )
 
 
 def _scan_rows(scan, display: Display, shown, prefix: str = "") -> list[tuple]:
     """Returns the rows of one sweep: the design, and statistics over the devices."""
-    at, metric = chosen(len(scan.axes[0])), display.metric
     found = {}
-    if scan.design is not None and metric in scan.design:
-        found["design"] = np.asarray(scan.design[metric])
-    if scan.devices is not None and metric in scan.devices:
-        summary = scan.summary(metric)
+    if scan.design is not None:
+        found["design"] = scan.design[display.metric]
+    if scan.devices is not None:
+        summary = scan.summary(display.metric)
         found |= {key: summary[key] for key in shown}
     return [
-        (prefix + key, *map(display.number, values[at]))
+        (prefix + key, *map(display.number, values[chosen(len(values))]))
         for key, values in found.items()
     ]
 
@@ -72,9 +69,7 @@ def _scan_rows(scan, display: Display, shown, prefix: str = "") -> list[tuple]:
 def _yields(result, model: str, scan) -> list[tuple]:
     """Returns the rows of the yields along a spread, with their intervals."""
     found = scan.yields(result.metric, result.spec, result.mode)
-    if found is None:
-        return []
-    some = [found[i] for i in chosen(len(scan.axes[0]))]
+    some = [found[i] for i in chosen(len(found))]
     rows = {
         model: [y.value for y in some],
         f"{model}: low": [y.interval[0] for y in some],
@@ -84,22 +79,19 @@ def _yields(result, model: str, scan) -> list[tuple]:
 
 
 def _tolerances(result, name: str, axis) -> Table:
-    metric, display = result.metric, Display.of(result)
-    unit = f" ({axis.unit})" if axis.unit else ""
-
-    def tolerance(i: int) -> Cell:
-        asked = metric, result.spec, result.mode
-        return lambda m: name in m.sweeps and interval(m.sweeps[name], *asked)[i]
+    asked, display = (result.metric, result.spec, result.mode), Display.of(result)
 
     def mean(model):
         scan = model.sweeps.get(name)
-        return scan and display.number(scan.area(metric), unit=True)
+        return scan and display.number(scan.area(result.metric), unit=True)
 
     rows = {
-        f"tolerance{unit}": tolerance(0),
-        f"width{unit}": tolerance(1),
-        f"mean {metric} over the range": mean,
+        f"{title}{axis_unit(axis)}": lambda m, i=i: (
+            name in m.sweeps and interval(m.sweeps[name], *asked)[i]
+        )
+        for i, title in enumerate(("tolerance", "width"))
     }
+    rows[f"mean {result.metric} over the range"] = mean
     return models_table(result, f"tolerance at {specification(result)}", rows)
 
 
@@ -126,27 +118,25 @@ def _sweep_meaning(result, axis, scans: dict) -> str:
 
 
 def grid_section(result) -> Section | None:
-    """Both deviations of a grid at once."""
     grids, display = having(result, "grid"), Display.of(result)
     if not grids:
         return None
     tables = []
     for model, scan in grids.items():
         first, second = scan.axes
-        rows_at, columns_at = chosen(len(first)), chosen(len(second))
-        values = scan.central(result.metric)
-        rows = tuple(
-            (points(first)[i], *(display.number(values[i, j]) for j in columns_at))
-            for i in rows_at
-        )
-        heads = tuple(points(second)[j] for j in columns_at)
+        values = scan.central(result.metric)[chosen(len(first))][:, chosen(len(second))]
+        rows = [
+            (point, *map(display.number, row))
+            for point, row in zip(shown_points(first), values, strict=True)
+        ]
         title = f"{model}: {display.label}; columns: {axis_label(second)}"
-        tables.append(Table(title, (axis_label(first), *heads), rows))
+        heads = axis_label(first), *shown_points(second)
+        tables.append(Table(title, heads, rows))
     devices = any(scan.devices is not None for scan in grids.values())
     return Section(
         "grid",
         "Grid: " + " × ".join(a.words for a in next(iter(grids.values())).axes),
         f"{'The mean over the devices' if devices else 'The design'} with both "
         f"deviations at once. The line in the map is {specification(result)}.",
-        tuple(tables),
+        tables,
     )

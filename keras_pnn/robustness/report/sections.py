@@ -1,18 +1,21 @@
 """Arrange a robustness result in sections of tables."""
 
-import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 
 from keras_pnn.robustness.report.scan_sections import grid_section, sweep_section
-from keras_pnn.robustness.report.tables import Cell, Section, Table, models_table
 from keras_pnn.robustness.report.words import (
     ABSENT,
+    Cell,
     Display,
+    Section,
+    Table,
+    axis_unit,
     group_name,
     having,
     interval,
+    models_table,
     number,
     specification,
     sweeps_of,
@@ -24,10 +27,19 @@ def sections(result) -> list[Section]:
     """Returns the parts that a `RobustnessResult` has, in the order of a report."""
     found = [_summary(result), _devices(result)]
     found += [sweep_section(result, *sweep) for sweep in sweeps_of(result).items()]
-    found += [grid_section(result), _worst(result), _sensitivity(result)]
-    rest = (_curvature, _landscape, _transfer, _setting)
-    found += [section(result) for section in rest]
+    rest = (_worst, _sensitivity, _curvature, _landscape, _transfer, _setting)
+    found += [section(result) for section in (grid_section, *rest)]
     return [section for section in found if section is not None]
+
+
+def _of(part: str, text: Callable) -> Cell:
+    """Returns a cell with a text about a part of a model."""
+
+    def cell(model):
+        found = getattr(model, part)
+        return found and text(found)
+
+    return cell
 
 
 def _yield_rows(result, heading: str) -> dict[str, Cell]:
@@ -44,52 +56,49 @@ def _yield_rows(result, heading: str) -> dict[str, Cell]:
     return {heading: share, f"{heading}, 95 % interval": bounds}
 
 
-def _statistic(metric: str, key: str, display: Display, unit: bool = False) -> Cell:
+def _statistic(display: Display, key: str, unit: bool = False) -> Cell:
     """Returns a cell with a statistic of a metric over the devices."""
 
     def cell(model):
-        found = model.summary(metric)
+        found = model.summary(display.metric)
         return found and display.number(found[key], unit)
 
     return cell
 
 
+def _nominal(display: Display, unit: bool = False) -> Cell:
+    return lambda model: display.number(model.nominal.get(display.metric), unit)
+
+
 def _summary(result) -> Section:
-    display, metric = Display.of(result), result.metric
+    display, asked = Display.of(result), (result.metric, result.spec, result.mode)
     tail, worst = ("p05", "min") if result.mode == "max" else ("p95", "max")
-
-    def statistic(key: str) -> Cell:
-        return _statistic(metric, key, display, unit=True)
-
-    def tolerance(name: str) -> Cell:
-        asked = metric, result.spec, result.mode
-        return lambda m: name in m.sweeps and interval(m.sweeps[name], *asked)[0]
-
-    def sharpness(group: str) -> Cell:
-        def cell(model):
-            found = model.curvature.get(group)
-            return found and number(found.eigenvalues.eigenvalues[0])
-
-        return cell
-
     rows = {
-        f"nominal {metric}": lambda m: display.number(m.nominal[metric], unit=True),
-        "devices: mean": statistic("mean"),
-        f"devices: {tail[1:].lstrip('0')}th percentile": statistic(tail),
-        "devices: worst": statistic(worst),
+        f"nominal {result.metric}": _nominal(display, unit=True),
+        "devices: mean": _statistic(display, "mean", unit=True),
+        f"devices: {tail[1:].lstrip('0')}th percentile": _statistic(
+            display, tail, unit=True
+        ),
+        "devices: worst": _statistic(display, worst, unit=True),
         **_yield_rows(result, f"yield at {specification(result)}"),
     }
     for name, scans in sweeps_of(result).items():
         axis = next(iter(scans.values())).axes[0]
-        unit = f" ({axis.unit})" if axis.unit else ""
-        rows[f"tolerance to {axis.words}{unit}"] = tolerance(name)
-    rows["adversarial worst case"] = lambda m: (
-        m.worst and display.number(m.worst.metrics[metric], unit=True)
+        rows[f"tolerance to {axis.words}{axis_unit(axis)}"] = lambda m, name=name: (
+            name in m.sweeps and interval(m.sweeps[name], *asked)[0]
+        )
+    rows["adversarial worst case"] = _of(
+        "worst", lambda worst: display.number(worst.metrics[result.metric], unit=True)
     )
     for group in _groups(result):
-        rows[f"λ_max of the Hessian, {group_name(group)}"] = sharpness(group)
+        rows[f"λ_max of the Hessian, {group_name(group)}"] = _of(
+            "curvature",
+            lambda parts, group=group: (
+                group in parts and number(parts[group].eigenvalues.eigenvalues[0])
+            ),
+        )
     table = models_table(result, "", rows)
-    kept = tuple(row for row in table.rows if any(c != ABSENT for c in row[1:]))
+    kept = [row for row in table.rows if any(cell != ABSENT for cell in row[1:])]
     return Section(
         "summary",
         "Summary",
@@ -97,25 +106,26 @@ def _summary(result) -> Section:
         "imperfection. Yield is the share of devices that keep the specification, "
         "with how many did; its interval is Wilson's. Tolerance: the interval around 0 "
         "in which the specification is kept.",
-        (dataclasses.replace(table, rows=kept),),
+        [Table("", table.columns, kept)],
     )
+
+
+def _displays(result, metrics) -> list[Display]:
+    """Returns how metrics are shown, that of the specification first."""
+    names = sorted(dict.fromkeys(metrics), key=lambda name: name != result.metric)
+    return [Display.of(result, name) for name in names]
 
 
 def _devices(result) -> Section | None:
     devices = having(result, "devices")
     if not devices:
         return None
-
     tables = []
-    names = dict.fromkeys(name for values in devices.values() for name in values)
-    for metric in sorted(names, key=lambda name: name != result.metric):
-        display = Display.of(result, metric)
-        rows: dict[str, Cell] = {
-            "nominal": lambda m, d=display: d.number(m.nominal.get(d.metric))
-        }
+    for display in _displays(result, (n for v in devices.values() for n in v)):
+        rows = {"nominal": _nominal(display)}
         for key in ("mean", "std", "median", "p05", "p95", "min", "max"):
-            rows[key] = _statistic(metric, key, display)
-        if metric == result.metric:
+            rows[key] = _statistic(display, key)
+        if display.metric == result.metric:
             rows |= _yield_rows(result, "yield")
         tables.append(models_table(result, display.label, rows))
     count = max(len(next(iter(v.values()))) for v in devices.values())
@@ -126,35 +136,28 @@ def _devices(result) -> Section | None:
         "are percentiles: 90 % of the devices lie between them; std is the standard "
         f"deviation. Yield: the share with {specification(result)}, with its 95 % "
         "interval (Wilson).",
-        tuple(tables),
+        tables,
     )
 
 
 def _worst(result) -> Section | None:
-    """The adversarial worst case."""
     worst = having(result, "worst")
     if not worst:
         return None
-
-    def cell(text: Callable) -> Cell:
-        return lambda m: m.worst and text(m.worst)
-
     rows: dict[str, Cell] = {}
     for key in dict.fromkeys(k for w in worst.values() for k in w.radius):
-        rows[f"radius: {key}"] = cell(lambda w, key=key: number(w.radius.get(key)))
-    names = dict.fromkeys(k for w in worst.values() for k in w.metrics)
-    for metric in sorted(names, key=lambda name: name != result.metric):
-        show = Display.of(result, metric).number
-        rows[f"{metric}, nominal"] = lambda m, n=metric, show=show: show(
-            m.nominal.get(n), unit=True
+        rows[f"radius: {key}"] = _of(
+            "worst", lambda w, key=key: number(w.radius.get(key))
         )
-        rows[f"{metric}, worst case"] = cell(
-            lambda w, n=metric, show=show: show(w.metrics.get(n), unit=True)
+    for display in _displays(result, (n for w in worst.values() for n in w.metrics)):
+        rows[f"{display.metric}, nominal"] = _nominal(display, unit=True)
+        rows[f"{display.metric}, worst case"] = _of(
+            "worst", lambda w, d=display: d.number(w.metrics.get(d.metric), unit=True)
         )
-    rows["starts × steps of the search"] = cell(
-        lambda w: "{} × {}".format(*np.subtract(np.shape(w.losses), (0, 1)))
+    rows["starts × steps of the search"] = _of(
+        "worst", lambda w: f"{len(w.losses)} × {w.losses.shape[1] - 1}"
     )
-    rows["samples the search looked at"] = cell(lambda w: str(w.samples))
+    rows["samples the search looked at"] = _of("worst", lambda w: str(w.samples))
     return Section(
         "worst",
         "Adversarial worst case",
@@ -162,30 +165,28 @@ def _worst(result) -> Section | None:
         "kept within its radius: the root mean square of its deviation over its "
         "elements, in its unit. The worst of N drawn devices depends on N; this does "
         "not. It is a lower bound of the true worst loss.",
-        (models_table(result, "", rows),),
+        [models_table(result, "", rows)],
     )
 
 
 def _sensitivity(result) -> Section | None:
-    """Each kind of imperfection in each layer alone."""
     found, display = having(result, "sensitivity"), Display.of(result)
     if not found:
         return None
     tables = []
     for model, part in found.items():
         drops = sensitivity_drops(result, model)
-        rows = tuple(
-            (layer, *(display.number(value) for value in row))
+        rows = [
+            (layer, *map(display.number, row))
             for layer, row in zip(part.layers, drops, strict=True)
-        )
+        ]
         tables.append(Table(model, ("layer", *map(str, part.kinds)), rows))
-    kinds = [kind for part in found.values() for kind in part.kinds]
-    ends = [kind for kind in kinds if kind.end]
+    ends = [bool(kind.end) for part in found.values() for kind in part.kinds]
     count = max(part.devices for part in found.values())
     mean = f"the mean over {count} {'device' if count == 1 else 'devices'}"
-    if not ends:
+    if not any(ends):
         columns = f"Each figure is {mean}"
-    elif len(ends) == len(kinds):
+    elif all(ends):
         columns = "Each column is an end of a sweep: the design with this deviation"
     else:
         columns = (
@@ -199,29 +200,33 @@ def _sensitivity(result) -> Section | None:
         f"The {change} of {result.metric} from nominal{display.difference} where only "
         f"this kind of imperfection in only this layer is off. {columns}. Negative: it "
         "got better; -: the layer has no such imperfection.",
-        tuple(tables),
+        tables,
     )
 
 
 def sensitivity_drops(result, model: str) -> np.ndarray:
     """Returns (layers, kinds): how much worse than nominal a model's metric is."""
     part, metric = result.models[model], result.metric
-    drops = part.nominal[metric] - np.asarray(part.sensitivity.metrics[metric])
+    drops = part.nominal[metric] - part.sensitivity.metrics[metric]
     return drops if result.mode == "max" else -drops
 
 
 def _curvature(result) -> Section | None:
-    """Eigenvalues and trace of the Hessian."""
     tables = []
+    last = ("λ_min", "trace", "loss", "variables")
     for group in _groups(result):
-        parts = [
-            m.curvature[group] for m in result.models.values() if group in m.curvature
-        ]
-        last = ("λ_min", "trace", "loss", "variables")
-        names = dict.fromkeys(name for part in parts for name in _curvature_cells(part))
+        columns = {
+            label: _curvature_cells(parts[group])
+            for label, parts in having(result, "curvature").items()
+            if group in parts
+        }
+        names = dict.fromkeys(name for cells in columns.values() for name in cells)
         names = [n for n in names if n not in last] + [n for n in last if n in names]
-        rows = {name: _curvature_cell(group, name) for name in names}
-        tables.append(models_table(result, group_name(group), rows))
+        rows = [
+            (n, *(columns.get(label, {}).get(n, ABSENT) for label in result.models))
+            for n in names
+        ]
+        tables.append(Table(group_name(group), ("", *result.models), rows))
     if not tables:
         return None
     return Section(
@@ -231,21 +236,13 @@ def _curvature(result) -> Section | None:
         "sharpest directions; each lies within its residual ‖Hv − λv‖ (in brackets) of "
         "an eigenvalue. Trace: their sum, estimated from random vectors, ± its "
         "standard error. Their sizes depend on the units of the variables.",
-        tuple(tables),
+        tables,
     )
 
 
 def _groups(result) -> dict[str, None]:
     """Returns the groups of variables whose curvature any model has."""
     return dict.fromkeys(g for m in result.models.values() for g in m.curvature)
-
-
-def _curvature_cell(group: str, name: str) -> Cell:
-    def cell(model):
-        part = model.curvature.get(group)
-        return part and _curvature_cells(part).get(name)
-
-    return cell
 
 
 def _curvature_cells(part) -> dict[str, str]:
@@ -261,13 +258,11 @@ def _curvature_cells(part) -> dict[str, str]:
         cells["λ_min"] = cell(
             found.smallest[0], found.smallest_residuals[0], found.smallest_converged[0]
         )
-    if trace is not None:
-        cells["trace"] = f"{number(trace.trace)} ± {trace.standard_error:.2g}"
+    cells["trace"] = f"{number(trace.trace)} ± {trace.standard_error:.2g}"
     return {**cells, "loss": number(found.loss), "variables": str(found.parameters)}
 
 
 def _landscape(result) -> Section | None:
-    """The loss around the controls."""
     if not having(result, "landscape"):
         return None
 
@@ -275,35 +270,32 @@ def _landscape(result) -> Section | None:
         spans = [part.alphas] + ([] if part.betas is None else [part.betas])
         return " × ".join(f"[{number(a[0])}, {number(a[-1])}]" for a in spans)
 
-    def cell(text: Callable) -> Cell:
-        return lambda m: m.landscape and text(m.landscape)
-
-    rows = {
-        "directions": cell(lambda part: part.directions),
-        "range along them": cell(reach),
-        "loss at the centre": cell(lambda part: number(part.center)),
-        "mean rise to the edge": cell(lambda part: number(part.rise)),
-        "largest loss": cell(lambda part: number(np.nanmax(part.loss))),
+    texts = {
+        "directions": lambda part: part.directions,
+        "range along them": reach,
+        "loss at the centre": lambda part: number(part.center),
+        "mean rise to the edge": lambda part: number(part.rise),
+        "largest loss": lambda part: number(np.nanmax(part.loss)),
     }
+    rows = {name: _of("landscape", text) for name, text in texts.items()}
     return Section(
         "landscape",
         "Loss landscape",
         "The loss where the controls are moved away from where training left them, "
         "the point (0, 0), along two directions; eigenvectors are the sharpest ones. "
         "The flatter, the less an error of the controls costs.",
-        (models_table(result, "", rows),),
+        [models_table(result, "", rows)],
     )
 
 
 def _transfer(result) -> Section | None:
-    """Models tested on the devices that some of them were trained on."""
     part, display = result.transfer, Display.of(result)
     if part is None:
         return None
-    rows = tuple(
-        (model, *(display.number(value) for value in row))
+    rows = [
+        (model, *map(display.number, row))
         for model, row in zip(part.models, part.metrics[result.metric], strict=True)
-    )
+    ]
     title = f"{display.label}; columns: tested on the device of"
     others = [name for name in part.models if name not in part.devices]
     none = f" Trained on none of these devices: {', '.join(others)}." if others else ""
@@ -312,13 +304,10 @@ def _transfer(result) -> Section | None:
         "Transfer between devices",
         "Each row is a model. Each column is the device that the model of that name "
         f"was trained on; every model is tested on it.{none}",
-        (Table(title, ("", *part.devices), rows),),
+        [Table(title, ("", *part.devices), rows)],
     )
 
 
 def _setting(result) -> Section | None:
-    """How the report was made."""
-    if not result.setting:
-        return None
     lines = {str(key): words(value) for key, value in result.setting.items()}
-    return Section("setting", "How it was made", "", lines=lines)
+    return Section("setting", "How it was made", "", lines=lines) if lines else None

@@ -1,7 +1,8 @@
-"""Say numbers, units and settings of a robustness report in words."""
+"""Say the numbers of a robustness report in words, and arrange them in tables."""
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -9,16 +10,44 @@ import numpy as np
 _POINTS = 9
 # Where nothing was measured.
 ABSENT = "-"
+# A model → the text of a cell; nothing (`None`, `False`) where it lacks the part.
+Cell = Callable[[object], object]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of texts; the first column has the names of the rows."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A part of a report, and what its numbers mean."""
+
+    # `"devices"`, `"sweep:temperature"`, …; figures have the same keys.
+    key: str
+    title: str
+    meaning: str
+    tables: list[Table] = dataclasses.field(default_factory=list)
+    # Name → text, for settings.
+    lines: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def models_table(result, title: str, rows: dict[str, Cell]) -> Table:
+    """Returns a table with one column for each model."""
+    body = [
+        (name, *(cell(model) or ABSENT for model in result.models.values()))
+        for name, cell in rows.items()
+    ]
+    return Table(title, ("", *result.models), body)
 
 
 @dataclasses.dataclass(frozen=True)
 class Display:
-    """How a metric is shown: accuracies in percent, other metrics as numbers.
-
-    Args:
-        metric: its name.
-        percent: whether it is shown in percent.
-    """
+    """How a metric is shown: accuracies in percent, other metrics as numbers."""
 
     metric: str
     percent: bool
@@ -41,7 +70,7 @@ class Display:
         """The unit of a difference of two values, in brackets."""
         return " (percentage points)" if self.percent else ""
 
-    def scaled(self, values):
+    def scaled(self, values) -> np.ndarray:
         """The values in the unit shown."""
         values = np.asarray(values, "float64")
         return 100 * values if self.percent else values
@@ -70,11 +99,7 @@ def specification(result) -> str:
 
 
 def interval(scan, metric: str, spec: float, mode: str) -> tuple[str, str]:
-    """Returns the interval within which a sweep keeps a specification, and its width.
-
-    Returns:
-        Two texts; a bound that is the end of the measured range has `≤` or `≥`.
-    """
+    """Returns the tolerance of a sweep and its width; ≤ and ≥ mark a range's end."""
     low, high = scan.tolerance(metric, spec, mode)
     if math.isnan(low):
         return ABSENT, ABSENT
@@ -105,12 +130,11 @@ def having(result, attribute: str) -> dict:
 
 def sweeps_of(result) -> dict[str, dict]:
     """Returns name of each sweep → model → its scan, where a model has it."""
-    names = dict.fromkeys(name for m in result.models.values() for name in m.sweeps)
-    models = result.models.items()
-    return {
-        name: {label: m.sweeps[name] for label, m in models if name in m.sweeps}
-        for name in names
-    }
+    found: dict[str, dict] = {}
+    for label, model in result.models.items():
+        for name, scan in model.sweeps.items():
+            found.setdefault(name, {})[label] = scan
+    return found
 
 
 def chosen(n: int) -> np.ndarray:
@@ -118,30 +142,34 @@ def chosen(n: int) -> np.ndarray:
     return np.unique(np.linspace(0, n - 1, min(n, _POINTS)).round().astype(int))
 
 
+def axis_unit(axis) -> str:
+    """Returns the unit of an axis in brackets."""
+    return f" ({axis.unit})" if axis.unit else ""
+
+
 def axis_label(axis) -> str:
-    """Returns an axis's label; a line through several elements says so."""
-    if np.ndim(axis.values) > 1 and axis.positions is not None:
-        unit = f" ({axis.unit})" if axis.unit else ""
-        return f"{axis.name}, length along its direction{unit}"
-    return axis.label
+    """Returns what an axis varies; a line through several elements says so."""
+    if axis.values.ndim > 1 and axis.positions is not None:
+        return f"{axis.name}, length along its direction{axis_unit(axis)}"
+    return axis.words + axis_unit(axis)
 
 
-def points(axis) -> list[str]:
-    """Returns the points of an axis as short texts."""
+def shown_points(axis) -> list[str]:
+    """Returns the chosen points of an axis as short texts."""
     if axis.positions is not None:
-        return [number(value) for value in axis.positions]
-    return [t if len(t) <= 16 else t[:15] + "…" for t in axis.ticks]
+        texts = [number(value) for value in axis.positions]
+    else:
+        texts = [t if len(t) <= 16 else t[:15] + "…" for t in axis.ticks]
+    return [texts[i] for i in chosen(len(axis))]
 
 
 def words(value) -> str:
     """Returns a setting as text: nested dicts and lists on one line."""
     if isinstance(value, dict):
         return ", ".join(f"{k} = {words(v)}" for k, v in value.items()) or ABSENT
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
     if isinstance(value, list | tuple):
         return ", ".join(words(v) for v in value) or ABSENT
-    if isinstance(value, float | np.floating):
+    if isinstance(value, float):
         return f"{value:.6g}"
     return ABSENT if value is None else str(value)
 

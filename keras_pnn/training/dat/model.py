@@ -217,9 +217,9 @@ class DATModel(SATModel):
     Logs: `error_loss`, the mean square that S leaves, over the layers; beside the loss.
 
     Raises:
-        ValueError: If `device` is `None` or cannot measure; `error_networks` is no
-            integer ≥ 1 or `error_epochs` none ≥ 0; or `internal_states` or `fields` is
-            not True or False.
+        ValueError: If `device` is `None` or cannot measure; `error_networks` is not
+            an integer ≥ 1 or `error_epochs` not one ≥ 0; or `internal_states` or
+            `fields` is not True or False.
 
     Example:
 

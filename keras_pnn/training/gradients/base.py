@@ -165,10 +165,10 @@ class DeviceGradient(ModelGradient):
             physical ones see the device's states in one and the model's in the other.
             Layers that give complex fields need it where errors turn the fields'
             phases: the loss's slope at the measured field and the model's derivative
-            then belong to different phases, and their product is no slope at all.
+            then belong to different phases, and their product is not a gradient.
 
     Raises:
-        ValueError: If `readout` is neither.
+        ValueError: If `readout` is unknown.
 
     Reference:
         - Wright et al., Nature 601:549 (2022)

@@ -1,8 +1,8 @@
-"""Draw curves: metrics against imperfections, tuning curves, spectral densities."""
+"""Draw metrics against imperfections, tuning curves, densities and samples."""
 
 import numpy as np
 
-from keras_pnn.plotting.axes import axis_of, legend_below, specification, styles
+from keras_pnn.plotting.axes import axis_of, finished, slanted, specification, styles
 
 
 def sweep(x, curves: dict, xlabel: str, ylabel: str = "accuracy (%)", ax=None):
@@ -11,12 +11,6 @@ def sweep(x, curves: dict, xlabel: str, ylabel: str = "accuracy (%)", ax=None):
     Args:
         x: values of the imperfection, (n,).
         curves: name → (n,), or (repeats, n) to show mean and range.
-        xlabel: label with unit.
-        ylabel: label with unit.
-        ax: a Matplotlib axis. Default: a new figure.
-
-    Returns:
-        The axis.
     """
     ax = axis_of(ax)
     for color, _, (name, values) in styles(curves):
@@ -25,9 +19,7 @@ def sweep(x, curves: dict, xlabel: str, ylabel: str = "accuracy (%)", ax=None):
         if len(values) > 1:
             low, high = values.min(0), values.max(0)
             ax.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
-    ax.set(xlabel=xlabel, ylabel=ylabel)
-    ax.grid(alpha=0.3)
-    return legend_below(ax)
+    return finished(ax, xlabel=xlabel, ylabel=ylabel)
 
 
 def bands(
@@ -41,14 +33,8 @@ def bands(
             which may be `None`. The design is drawn dashed; of the devices the median,
             solid with markers, the band from the 5th to the 95th percentile, and the
             worst, dotted.
-        xlabel: label with unit.
-        ylabel: label with unit.
         spec: the specification, a line across.
         worst: which of the devices is the worst, `"min"` or `"max"`.
-        ax: a Matplotlib axis. Default: a new figure.
-
-    Returns:
-        The axis.
     """
     ax = axis_of(ax)
     x = np.asarray(x)
@@ -80,9 +66,7 @@ def bands(
         if any(designs):
             ax.plot([], [], "--", color="0.35", linewidth=1.4, label="design")
     specification(ax, spec)
-    ax.set(xlabel=xlabel, ylabel=ylabel)
-    ax.grid(alpha=0.3)
-    return legend_below(ax)
+    return finished(ax, xlabel=xlabel, ylabel=ylabel)
 
 
 def yields(x, curves: dict, xlabel: str, ylabel: str = "yield (%)", ax=None):
@@ -92,12 +76,6 @@ def yields(x, curves: dict, xlabel: str, ylabel: str = "yield (%)", ax=None):
         x: (n,), for example a spread.
         curves: name → three arrays (n,) in percent: the share, the lower and the
             upper bound of its interval.
-        xlabel: label with unit.
-        ylabel: label with unit.
-        ax: a Matplotlib axis. Default: a new figure.
-
-    Returns:
-        The axis.
     """
     ax = axis_of(ax)
     x = np.asarray(x, "float64")
@@ -118,9 +96,7 @@ def yields(x, curves: dict, xlabel: str, ylabel: str = "yield (%)", ax=None):
             linewidth=1.4,
             label=name,
         )
-    ax.set(xlabel=xlabel, ylabel=ylabel, ylim=(-3, 103))
-    ax.grid(alpha=0.3)
-    return legend_below(ax)
+    return finished(ax, xlabel=xlabel, ylabel=ylabel, ylim=(-3, 103))
 
 
 def tuning_curve(control, weight, trained: dict, unit: str, ax=None):
@@ -131,10 +107,6 @@ def tuning_curve(control, weight, trained: dict, unit: str, ax=None):
         weight: its weights, (n,).
         trained: name → (controls, weights) of trained rings.
         unit: unit of the control.
-        ax: a Matplotlib axis. Default: a new figure.
-
-    Returns:
-        The axis.
     """
     ax = axis_of(ax)
     ax.plot(control, weight, color="0.6", label="tuning curve", zorder=1)
@@ -157,11 +129,6 @@ def density(curves: dict, xlabel: str = "eigenvalue λ", ax=None):
 
     Args:
         curves: name → a dict with `grid` (n,), `density` (n,) and `eigenvalues` (k,).
-        xlabel: label with unit.
-        ax: a Matplotlib axis. Default: a new figure.
-
-    Returns:
-        The axis.
     """
     ax = axis_of(ax)
     top = max(float(np.max(c["density"])) for c in curves.values())
@@ -173,11 +140,70 @@ def density(curves: dict, xlabel: str = "eigenvalue λ", ax=None):
         style = {"marker": marker, "linestyle": "none", "markeredgecolor": "black"}
         ax.plot(found, np.full(len(found), 2e-6 * top), color=color, **style)
     ax.plot([], [], color="0.6", label="computed eigenvalues", **style)
-    ax.set(
-        xlabel=xlabel,
-        ylabel="density of eigenvalues",
-        yscale="log",
-        ylim=(1e-6 * top, 3 * top),
-    )
+    limits = {"yscale": "log", "ylim": (1e-6 * top, 3 * top)}
+    return finished(ax, xlabel=xlabel, ylabel="density of eigenvalues", **limits)
+
+
+def histograms(values: dict, xlabel: str, bins: int = 60, ax=None):
+    """Draws histograms over each other.
+
+    Args:
+        values: name → array of any shape.
+        bins: number of bins, common to all.
+    """
+    ax = axis_of(ax)
+    flat = {name: np.ravel(v) for name, v in values.items()}
+    everything = np.concatenate(list(flat.values()))
+    edges = np.linspace(everything.min(), np.percentile(everything, 99.5), bins + 1)
+    for color, _, (name, v) in styles(flat):
+        ax.hist(
+            np.clip(v, edges[0], edges[-1]),
+            edges,
+            color=color,
+            alpha=0.55,
+            label=name,
+            weights=np.full(len(v), 100 / len(v)),
+        )
+    ax.set(xlabel=xlabel, ylabel="share of rings (%)")
     ax.grid(alpha=0.3)
-    return legend_below(ax)
+    ax.legend()
+    return ax
+
+
+def distributions(
+    values: dict, ylabel: str = "accuracy (%)", spec=None, nominal=None, ax=None
+):
+    """Draws one dot for each device, and a box, for each method.
+
+    The box spans the quartiles, with a line at the median; the whiskers reach from the
+    5th to the 95th percentile.
+
+    Args:
+        values: name → (devices,).
+        spec: the specification, a line across.
+        nominal: name → the design's value, a star; or `None`.
+    """
+    ax = axis_of(ax)
+    for place, (color, marker, (name, v)) in enumerate(styles(values)):
+        v = np.ravel(v)
+        # Multiples of the golden ratio spread neighbours apart, reproducibly.
+        spread = place + 0.08 + 0.25 * (np.arange(len(v)) * 0.6180339887498949 % 1)
+        ax.plot(spread, v, marker, color=color, alpha=0.55, markersize=4)
+        ax.boxplot(
+            v,
+            positions=[place - 0.14],
+            widths=0.22,
+            whis=(5, 95),
+            showfliers=False,
+            manage_ticks=False,
+            medianprops={"color": "black"},
+        )
+        if nominal is not None:
+            label = "nominal" if place == 0 else None
+            ax.plot(place - 0.14, nominal[name], "k*", markersize=8, label=label)
+    specification(ax, spec)
+    ax.set_xticks(range(len(values)), list(values))
+    # About 60 letters fill the width of the figure.
+    if max(map(len, values)) * len(values) > 60:
+        slanted(ax)
+    return finished(ax, grid="y", ylabel=ylabel, xlim=(-0.6, len(values) - 0.4))

@@ -1,0 +1,222 @@
+"""Log the curvature of the loss during training: eigenvalues, landscape."""
+
+import io
+import os
+import pathlib
+
+from keras_pnn import plotting
+from keras_pnn.callbacks.measuring import MeasuringCallback
+from keras_pnn.curvature.eigenvalues import check_search
+from keras_pnn.curvature.landscape import check_plan, find_landscape
+from keras_pnn.curvature.operator import HessianOperator
+
+
+class HessianEigenvalues(MeasuringCallback):
+    """Logs the largest eigenvalues of the loss's Hessian at the end of epochs.
+
+    It adds `hessian_eig_1`, …, `hessian_eig_k`, the largest first, to the epoch's
+    logs after the first epoch, every `every`-th, and the last (or the one at which a
+    callback before this one stops training). Between those the values are NaN:
+    `History` then has one value per epoch, `CSVLogger`, which fixes its columns at
+    the first epoch, has the columns, and no callback mistakes an old value for a new
+    one. Since the first epoch is measured, callbacks that compare with the best so
+    far start from a number. List this callback before those that read its keys.
+
+    Training is the same, to the bit, with and without it. Graphs are kept with the
+    model: they are traced once, see `pnn.curvature.HessianOperator`.
+
+    Args:
+        x, y: a probe set, as in `pnn.hessian_eigenvalues`. A few hundred samples are
+            usually enough to see a trend.
+        k: how many eigenvalues.
+        variables: `"controls"`, `"all"` or a predicate on variables.
+        every: how many epochs from one measurement to the next.
+        batch_size, sample_weight, tolerance, max_iterations, seed, batch_norm,
+            verbose: as in `pnn.hessian_eigenvalues`.
+        smallest: how many of the smallest eigenvalues to find as well, logged as
+            `hessian_smallest_1`, …, ascending.
+        log_dir: a folder for TensorBoard, which gets the epochs that were measured.
+            TensorBoard itself is not needed to write. Default: none.
+
+    Attributes:
+        epochs: the epochs that were measured in the last `fit`, from 0 as in Keras.
+        results: their `HessianResult`s, with residuals and eigenvectors.
+
+    Raises:
+        ValueError: If a number is not as described; or, as training begins, if an
+            argument does not suit the model.
+
+    Example:
+
+    ```python
+    hessian = pnn.callbacks.HessianEigenvalues(x_probe, y_probe, k=2, every=5)
+    history = model.fit(x, y, epochs=50, callbacks=[hessian])
+    history.history["hessian_eig_1"]
+    ```
+
+    Reference:
+
+    - [Ghorbani et al., 2019](https://arxiv.org/abs/1901.10159)
+    """
+
+    def __init__(
+        self,
+        x,
+        y=None,
+        k=1,
+        variables="controls",
+        every=1,
+        batch_size=256,
+        sample_weight=None,
+        tolerance=1e-2,
+        max_iterations=None,
+        seed=0,
+        batch_norm="frozen",
+        verbose=0,
+        smallest=0,
+        log_dir=None,
+    ):
+        super().__init__(every, log_dir)
+        check_search(k, smallest, tolerance, max_iterations, seed)
+        self.keys = (
+            *(f"hessian_eig_{i + 1}" for i in range(k)),
+            *(f"hessian_smallest_{i + 1}" for i in range(smallest)),
+        )
+        self._data = x, y, variables, batch_size, sample_weight, batch_norm
+        self._search = {"k": k, "smallest": smallest, "seed": seed}
+        self._search |= {"tolerance": tolerance, "max_iterations": max_iterations}
+        self._verbose = verbose
+
+    def prepare(self):
+        operator = HessianOperator(self.model, *self._data)
+        check_search(**self._search, parameters=operator.size)
+
+    def measure(self):
+        operator = HessianOperator(self.model, *self._data)
+        return operator.eigenvalues(**self._search, verbose=self._verbose)
+
+    def values(self, result):
+        return [*result.eigenvalues.tolist(), *result.smallest.tolist()]
+
+
+class LossLandscape(MeasuringCallback):
+    """Measures the loss around the weights at the end of epochs.
+
+    It adds `landscape_rise` to the epoch's logs: by how much the loss at the edge of
+    the landscape lies above its centre, on average. When it measures, what it logs
+    between, and what it leaves as it is: see `HessianEigenvalues`.
+
+    Args:
+        x, y: a probe set, as in `pnn.loss_landscape`.
+        every: how many epochs from one landscape to the next.
+        directions, extent, points, variables, batch_size, sample_weight, seed,
+            batch_norm, dimensions, tolerance, max_iterations, verbose: as in
+            `pnn.loss_landscape`. Eigenvectors are those of each epoch; random
+            directions keep their draw, and their norms follow the weights.
+        folder: where to write `landscape_0001.npz`, with the number of the epoch from
+            1, and a picture of the same name where Matplotlib is installed. Default:
+            no files.
+        log_dir: a folder for TensorBoard, which gets `landscape_rise`, and the picture
+            where Matplotlib is installed. Default: none.
+
+    Attributes:
+        epochs: the epochs that were measured in the last `fit`, from 0 as in Keras.
+        results: their `Landscape`s.
+
+    Raises:
+        ValueError: If `every` is not a positive integer; or, as training begins, if
+            an argument does not suit the model.
+
+    Example:
+
+    ```python
+    landscape = pnn.callbacks.LossLandscape(x_probe, y_probe, every=10, folder="loss")
+    history = model.fit(x, y, epochs=50, callbacks=[landscape])
+    history.history["landscape_rise"]
+    ```
+
+    Reference:
+
+    - [Li et al., 2018](https://arxiv.org/abs/1712.09913)
+    """
+
+    keys = ("landscape_rise",)
+
+    def __init__(
+        self,
+        x,
+        y=None,
+        every=1,
+        directions="eigenvectors",
+        extent=1.0,
+        points=11,
+        variables="controls",
+        batch_size=256,
+        sample_weight=None,
+        seed=0,
+        batch_norm="frozen",
+        dimensions=2,
+        tolerance=1e-2,
+        max_iterations=None,
+        verbose=0,
+        folder: str | os.PathLike | None = None,
+        log_dir: str | os.PathLike | None = None,
+    ):
+        super().__init__(every, log_dir)
+        self.folder = None if folder is None else pathlib.Path(folder)
+        self._data = x, y, variables, batch_size, sample_weight, batch_norm
+        self._plan = {"directions": directions, "dimensions": dimensions}
+        self._plan |= {"extent": extent, "points": points}
+        self._search = {"tolerance": tolerance, "seed": seed}
+        self._search |= {"max_iterations": max_iterations}
+        self._verbose = verbose
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+
+    def prepare(self):
+        check_search(**self._search)
+        check_plan(HessianOperator(self.model, *self._data), **self._plan)
+
+    def measure(self):
+        operator = HessianOperator(self.model, *self._data)
+        given = {**self._plan, **self._search}
+        return find_landscape(operator, **given, verbose=self._verbose)
+
+    def values(self, result):
+        return [result.rise]
+
+    def write(self, epoch, result, summaries):
+        if self.folder is None and summaries is None:
+            return
+        picture = _picture(result, epoch)
+        if self.folder is not None:
+            path = self.folder / f"landscape_{epoch + 1:04d}.npz"
+            result.save(path)
+            if picture is not None:
+                path.with_suffix(".png").write_bytes(picture[0])
+        if summaries is not None and picture is not None:
+            summaries.image(epoch, "landscape", *picture)
+
+
+def _picture(result, epoch):
+    """Returns a PNG file's content, its width and height; `None` without Matplotlib."""
+    kind = "eigenvector" if result.directions == "eigenvectors" else "direction"
+    first, second = f"along {kind} 1", f"along {kind} 2"
+    try:
+        ax = plotting.new_figure(5.0, 4.0).subplots()
+    except ImportError:
+        return None
+    if result.betas is None:
+        ax.plot(result.alphas, result.loss)
+        ax.set(xlabel=first, ylabel="loss")
+    else:
+        axes, loss = (result.alphas, result.betas), result.loss.T
+        plotting.heat_map(*axes, loss, first, second, "loss", ax=ax)
+        ax.plot(0, 0, "w+")
+    ax.set_title(f"epoch {epoch + 1}")
+    content = io.BytesIO()
+    plotting.save(ax, content)
+    return content.getvalue(), *ax.figure.canvas.get_width_height()

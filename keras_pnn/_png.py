@@ -1,4 +1,4 @@
-"""Read and write frames of a spatial light modulator as 8-bit greyscale PNG."""
+"""Read and write frames of a modulator as greyscale PNG of 8 or 16 bits."""
 
 import os
 import pathlib
@@ -16,7 +16,7 @@ def write_png(path: str | os.PathLike, levels: np.ndarray) -> None:
 
     Args:
         path: the file.
-        levels: (height, width), uint8, black 0 and white 255.
+        levels: (height, width), uint8, black 0 and white 255, or uint16, white 65535.
     """
     with _files.atomic(path) as part:
         part.write_bytes(tf.io.encode_png(levels[..., None]).numpy())
@@ -30,12 +30,12 @@ def read_png(path: str | os.PathLike, shape: tuple[int, int]) -> np.ndarray:
         shape: height and width that it must have.
 
     Returns:
-        uint8 array of that shape.
+        uint8 or uint16 array of that shape, as the file has it.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If it is not a PNG picture, is damaged, or is not 8-bit greyscale
-            of that size.
+        ValueError: If it is not a PNG picture, is damaged, or is not greyscale of that
+            size with 8 or 16 bits.
     """
     data = pathlib.Path(path).read_bytes()
     # TensorFlow would also decode a JPEG, whose levels differ from those written.
@@ -44,18 +44,20 @@ def read_png(path: str | os.PathLike, shape: tuple[int, int]) -> np.ndarray:
             f"{path} must be a PNG picture. Received: a file that starts with "
             f"{data[:8]!r}"
         )
+    # From the header, since TensorFlow converts to the type that is asked for.
+    depth = data[24] if len(data) > 24 else 0
     try:
-        picture = tf.io.decode_png(data).numpy()
+        kind = tf.uint16 if depth == 16 else tf.uint8
+        picture = tf.io.decode_png(data, dtype=kind).numpy()
     except tf.errors.InvalidArgumentError as error:
         raise ValueError(
             f"{path} must be a PNG picture. Received: a damaged one ({error.message})"
         ) from error
     height, width, channels = picture.shape
-    # From the header, since TensorFlow cuts 16 bits to 8.
-    depth = data[24]
-    if (height, width, channels, depth) != (*shape, 1, 8):
+    if (height, width, channels) != (*shape, 1) or depth not in (8, 16):
         raise ValueError(
-            f"{path} must be greyscale, {shape[0]} × {shape[1]} pixels of 8 bits. "
-            f"Received: {height} × {width} pixels, {channels} channels of {depth} bits"
+            f"{path} must be greyscale, {shape[0]} × {shape[1]} pixels of 8 or 16 "
+            f"bits. Received: {height} × {width} pixels, {channels} channels of "
+            f"{depth} bits"
         )
     return picture[..., 0]

@@ -9,7 +9,7 @@ import keras
 from keras_pnn import _checks
 from keras_pnn.callbacks.tensorboard import Summaries
 from keras_pnn.robustness.results import RobustnessResult
-from keras_pnn.robustness.specification import Specification
+from keras_pnn.robustness.specification import Specification, with_specification
 from keras_pnn.robustness.study import Study
 
 # Both tails: a low accuracy is bad, and so is a high loss.
@@ -79,6 +79,7 @@ class RobustnessReport(keras.callbacks.Callback):
     ```
     """
 
+    @with_specification
     def __init__(
         self,
         x,

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_pnn import _files, _tables
-from keras_pnn.layers.limits import ControlRange, range_of
+from keras_pnn.layers.limits import DAC, ControlRange, range_of
 from keras_pnn.layers.lookup import physical_layers
 from keras_pnn.layers.physical import PhysicalLayer
 from keras_pnn.layers.ring_layer import RingLayer
@@ -21,6 +21,7 @@ _HEADER = [
     "column",
     "value",
     "unit",
+    "code",
     "power_mW",
 ]
 
@@ -31,7 +32,9 @@ def export_controls(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
     One line for each control: layer, control, `index` in the variable (`2;0;13`),
     `tile`, `row` and `column` on the chip, counted from 0 (a ring's pass and place
     on the bank; a cell's upper mode and column in the mesh; a mask pixel's frame and
-    place on the modulator), then `value`, `unit` and the heater's `power_mW`.
+    place on the modulator), then `value`, `unit`, the converter's `code` and the
+    heater's `power_mW`. With a `dac`, the value is the one that the converter sets, of
+    which code and power are; without a `DAC`, the code is empty.
 
     Args:
         model: a built model with physical layers.
@@ -49,12 +52,16 @@ def export_controls(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
     summary, rows = {}, []
     for layer in layers.values():
         for name, variable in layer.controls.items():
-            values = np.asarray(variable)
-            if not np.isfinite(values).all():
+            if not np.isfinite(np.asarray(variable)).all():
                 raise ValueError(
                     f"Controls must be finite. Received: NaN or infinity in "
                     f"{layer.name}/{name}"
                 )
+        controls, _ = layer.current_values()
+        dac = getattr(layer, "dac", None)
+        for name, values in layer.as_set(controls).items():
+            values = np.asarray(values)
+            codes = dac.code(values) if isinstance(dac, DAC) else None
             quantity, power = layer.quantity(name), None
             if isinstance(layer, RingLayer):
                 _validate(layer, values, quantity.path)
@@ -67,10 +74,11 @@ def export_controls(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
                 }
             for index in map(tuple, np.argwhere(quantity.exists).tolist()):
                 place = layer.position(name, index)
+                code = "" if codes is None else codes[index]
                 watts = "" if power is None else f"{power[index]:.9g}"
                 value = np.format_float_scientific(values[index], trim="-")
                 label = ";".join(map(str, index))
-                cells = (label, *place, value, quantity.unit, watts)
+                cells = (label, *place, value, quantity.unit, code, watts)
                 rows.append([layer.name, name, *cells])
     with (
         _files.atomic(path) as part,
@@ -87,7 +95,7 @@ def load_controls(model: keras.layers.Layer, path: str | os.PathLike) -> None:
 
     Nothing is set unless the whole file fits the model. A spreadsheet may have saved
     it: with semicolons or tabs between cells, with decimal commas, or with comment
-    lines that begin with `#`.
+    lines that begin with `#`. Values are read; codes and powers are not.
 
     Args:
         model: a built model with the same physical layers, by name.

@@ -69,7 +69,7 @@ def convert(model: keras.Model, tuning=None, **kwargs) -> Conversion:
 
     Raises:
         ValueError: If the model is not built, is subclassed, has nothing to convert,
-            or holds a NaN.
+            is quantised (its kernels are integers), or holds a NaN.
 
     Example:
 
@@ -83,6 +83,17 @@ def convert(model: keras.Model, tuning=None, **kwargs) -> Conversion:
         raise ValueError(
             "`model` must be functional or Sequential, since the layers of a "
             f"subclassed model may do anything. Received: {type(model).__name__}"
+        )
+    quantised = {
+        part.name: part.quantization_mode
+        for part in _keras.flat_layers(model)
+        if part.quantization_mode is not None
+    }
+    if quantised:
+        raise ValueError(
+            "`model` must not be quantised, since integers are no weights: convert it "
+            "before `quantize`, and give the banks a `dac` for the steps of their "
+            f"drivers. Received: quantised layers {quantised}"
         )
     pairs: list[tuple[keras.layers.Layer, keras.layers.Layer]] = []
 

@@ -60,6 +60,13 @@ class Correlated:
         return cls(**config)
 
 
+# For a draw that lies beyond the bound of an imperfection.
+WAY_OUT = (
+    "Draw from a distribution that ends before, such as TFP's TruncatedNormal, or "
+    "give a smaller standard deviation. "
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Scaled:
     """The draws of a distribution, times a factor."""
@@ -196,7 +203,7 @@ class Variation:
             drawn = self.deviations(model, (seed, i))
             arrays = {(q.name, q.index): d.numpy() for q, d in drawn}
             for quantity, _ in drawn:
-                quantity.check(arrays[quantity.name, quantity.index])
+                quantity.check(arrays[quantity.name, quantity.index], WAY_OUT)
             label = f"seed {seed}, device {i}"
             devices.append(SimulatedDevice(arrays, shapes, label))
         return DeviceSet(devices)

@@ -6,6 +6,7 @@ from keras import ops
 
 from keras_pnn import _checks
 from keras_pnn.layers.limits import DAC
+from keras_pnn.layers.physical import refuse_complex
 from keras_pnn.physics import detection
 
 
@@ -62,19 +63,11 @@ class _OfIntensities(_Detector):
     """Base of layers that take real intensities, and compute in the output's dtype."""
 
     def call(self, inputs):
-        self._refuse_complex(inputs)
+        refuse_complex(self, inputs)
         return self._of_real(ops.cast(inputs, self._output_dtype))
 
-    def _refuse_complex(self, inputs):
-        dtype = keras.backend.standardize_dtype(inputs.dtype)
-        if "complex" in dtype:
-            raise ValueError(
-                f"`inputs` of {type(self).__name__} must be real: put a "
-                f"`Photodetector` layer before it. Received: dtype={dtype}"
-            )
-
     def compute_output_spec(self, inputs):
-        self._refuse_complex(inputs)
+        refuse_complex(self, inputs)
         return super().compute_output_spec(inputs)
 
 

@@ -3,6 +3,7 @@
 import math
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_pnn import _checks
@@ -69,6 +70,12 @@ class DAC:
 
     def __call__(self, value):
         return detection.quantize(value, self.bits, self.low, self.high)
+
+    def code(self, value) -> np.ndarray:
+        """Returns the integer codes of values, from 0 to `2**bits - 1`."""
+        inside = np.clip(np.asarray(value, "float64"), self.low, self.high)
+        share = (inside - self.low) / (self.high - self.low)
+        return np.rint(share * (2**self.bits - 1)).astype(int)
 
     def get_config(self):
         return {"bits": self.bits, "low": self.low, "high": self.high}

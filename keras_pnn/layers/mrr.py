@@ -59,7 +59,7 @@ class MRRBank(RingLayer):
 
     Raises:
         ValueError: If an argument is out of its range, or the layer's inputs do not
-            fit them.
+            fit them or are complex.
 
     Example:
 
@@ -126,7 +126,7 @@ class MRRConv2D(RingLayer):
 
     Raises:
         ValueError: If an argument is out of its range, or the layer's inputs do not
-            fit them.
+            fit them or are complex.
 
     Example:
 

@@ -1,5 +1,6 @@
 """Multiply fields by a unitary matrix, as a mesh of Mach–Zehnder interferometers."""
 
+import warnings
 from typing import ClassVar
 
 import keras
@@ -8,7 +9,7 @@ import tensorflow as tf
 
 from keras_pnn import _checks
 from keras_pnn.layers import mesh_initializers
-from keras_pnn.layers.limits import get_dac
+from keras_pnn.layers.limits import DAC, get_dac
 from keras_pnn.layers.physical import PhysicalLayer, arguments, check_built
 from keras_pnn.physics import decompose, interferometer, mesh
 
@@ -35,6 +36,14 @@ def as_matrix(name: str, value, shape: tuple[int, int]) -> np.ndarray:
         received = f"shape {found.shape}, dtype {found.dtype}"
         raise _checks.error(name, f"a matrix of shape {shape}", received)
     return found.astype("complex128")
+
+
+def relative_distance(reached: np.ndarray, target: np.ndarray) -> float:
+    """Returns ‖reached − target‖_F / ‖target‖_F; a unitary's norm is √units."""
+    # In units of the largest, as squares of 1e200 overflow.
+    scale = np.abs(target).max() or 1.0
+    apart = np.linalg.norm((reached - target) / scale)
+    return float(apart and apart / np.linalg.norm(target / scale))
 
 
 class FieldOutputs:
@@ -87,10 +96,10 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
         crosstalk: `None`, or a real matrix from the phases that are set to those that
             the shifters produce, see `physics.mesh.transfer_matrix`.
         dac: `None`, or a `DAC` for the phases of all shifters. They are first brought
-            into [0, 2π), which leaves the matrix unchanged without crosstalk (see
-            `physics.mesh.wrapped`). With crosstalk the matrix jumps where a phase
-            passes a whole turn, as on the chip. Set the range of the `dac` to
-            [0, 2π]: beyond its ends no gradient passes.
+            into [low, low + 2π) of the `dac`, which leaves the matrix unchanged
+            without crosstalk (see `physics.mesh.wrapped`). With crosstalk the matrix
+            jumps where a phase passes a whole turn, as on the chip. A range shorter
+            than a turn clips phases: no gradient passes there, and `program` warns.
 
     Input shape: `(..., units)`, complex, or real of any float dtype.
 
@@ -145,6 +154,10 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
             _checks.array, "crosstalk", crosstalk, shape, broadcast=False
         )
         self.dac = get_dac(dac)
+        # Where phases are wrapped to: the lowest, and the highest that stays.
+        self._range = (0.0, None)
+        if isinstance(self.dac, DAC):
+            self._range = (self.dac.low, self.dac.high)
 
     def build(self, input_shape):
         self._check_inputs(input_shape)
@@ -185,10 +198,7 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
 
     def _settings(self, controls: dict, imperfections: dict) -> dict:
         """Returns the arguments of `mesh.propagate` and `mesh.transfer_matrix`."""
-        phases = {name: controls[name] for name in _PHASES}
-        if self.dac is not None:
-            within = mesh.wrapped(*phases.values(), self.arrangement)
-            phases = {n: self.dac(v) for n, v in zip(_PHASES, within, strict=True)}
+        phases = self.as_set(controls)
         loss_db = imperfections["loss_db"]
         if isinstance(self.loss_db, np.ndarray):
             loss_db = loss_db + tf.constant(self.loss_db, loss_db.dtype)
@@ -208,6 +218,17 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
             "crosstalk": crosstalk,
         }
 
+    def as_set(self, controls: dict) -> dict:
+        if self.dac is None:
+            return dict(controls)
+        return {n: self.dac(phase) for n, phase in self._wrapped(controls).items()}
+
+    def _wrapped(self, controls: dict) -> dict:
+        """Returns phases in the turn of the converter, [0, 2π) without one."""
+        phases = (controls[name] for name in _PHASES)
+        within = mesh.wrapped(*phases, self.arrangement, *self._range)
+        return dict(zip(_PHASES, within, strict=True))
+
     def check_given(self, name: str, value: np.ndarray) -> None:
         if name == "splitter_imbalance" and not (np.abs(value) <= 1).all():
             worst = float(value.flat[np.argmax(np.abs(value))])
@@ -225,21 +246,32 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
         self._check_inputs(inputs.shape)
         return mesh.propagate(inputs, **self._settings(controls, imperfections))
 
-    def program(self, unitary) -> None:
+    def program(self, unitary) -> float:
         """Sets the phases for a unitary matrix on the ideal mesh.
 
         Crosstalk between the phase shifters is compensated: without a `dac` by phases
-        of any size, with one by phases in [0, 2π), which may leave a small distance;
+        of any size, with one by phases in its turn, which may leave a small distance;
         see `physics.decompose.compensated`.
 
         Args:
             unitary: complex or real matrix of shape (units, units).
 
+        Returns:
+            The distance left, ‖U − Û‖_F / √units, with Û the matrix of the ideal mesh
+            at the phases as they are stored and as the `dac` sets them, without
+            losses.
+
         Raises:
             ValueError: If the shape differs, or the matrix is not unitary.
+
+        Warns:
+            UserWarning: If phases lie beyond a `dac` whose range is shorter than a
+                turn.
         """
         unitary = as_matrix("unitary", unitary, (self.units, self.units))
         self._assign(decompose.phases(unitary, self.arrangement))
+        self._warn_of_clipping()
+        return relative_distance(self.lossless_matrix(), unitary)
 
     def correct(self, unitary) -> float:
         """Sets the phases for a unitary matrix, correcting present imperfections.
@@ -255,24 +287,59 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
 
         Raises:
             ValueError: If the shape differs, or the matrix is not unitary.
+
+        Warns:
+            UserWarning: As `program` does.
         """
         unitary = as_matrix("unitary", unitary, (self.units, self.units))
         check_built(self)
-        known = {
+        known = self._known_errors()
+        result = decompose.correct(unitary, **known, arrangement=self.arrangement)
+        self._assign(result.phases, within_turn=self.dac is not None)
+        self._warn_of_clipping()
+        return relative_distance(self.lossless_matrix(**known), unitary)
+
+    def _known_errors(self) -> dict[str, np.ndarray]:
+        return {
             name: np.asarray(self.imperfections[name], "float64")
             for name in ("theta_error", "phi_error", "splitter_error")
         }
-        result = decompose.correct(unitary, **known, arrangement=self.arrangement)
-        self._assign(result.phases)
+
+    def lossless_matrix(self, **errors) -> np.ndarray:
+        """Returns the matrix at the phases as set, without losses, in complex128.
+
+        Args:
+            **errors: `theta_error`, `phi_error`, `splitter_error`; by default 0.
+        """
         settings = self._settings(*self.current_values())
         phases = {n: np.asarray(settings[n], "float64") for n in self.controls}
-        reached = mesh.transfer_matrix(
-            **phases, **known, arrangement=self.arrangement, crosstalk=self.crosstalk
-        )
-        return float(np.linalg.norm(reached - unitary) / np.sqrt(self.units))
+        return mesh.transfer_matrix(
+            **phases, **errors, arrangement=self.arrangement, crosstalk=self.crosstalk
+        ).numpy()
 
-    def wrap(self) -> None:
-        """Brings all phases into [0, 2π), the range of heaters, for the same matrix.
+    def _warn_of_clipping(self) -> None:
+        """Warns if the phases to set lie beyond a converter of less than a turn."""
+        if not isinstance(self.dac, DAC):
+            return
+        within, limit = self._wrapped(self.current_values()[0]), self.dac.high
+        # Rounding to the last code is what any converter does.
+        limit += (limit - self.dac.low) / (2**self.dac.bits - 1)
+        beyond = sum(
+            np.sum(np.asarray(phase)[self.quantity(name).exists] > limit)
+            for name, phase in within.items()
+        )
+        if beyond:
+            warnings.warn(
+                f"{beyond} phases of layer '{self.name}' are clipped, since its `dac` "
+                f"covers [{self.dac.low:g}, {self.dac.high:g}] rad, less than a turn. "
+                "Give it a range of 2π, or check the distance that is returned.",
+                stacklevel=3,
+            )
+
+    def wrap(self) -> float:
+        """Brings all phases into one turn, the range of heaters, for the same matrix.
+
+        The turn is [0, 2π), or starts at the low end of the `dac`.
 
         The matrix stays the same to rounding for all imperfections; see
         `physics.mesh.wrapped`.
@@ -280,15 +347,24 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
         With crosstalk, the phases that the shifters produce stay the same up to whole
         turns. A few phases may be out of reach and miss a little, see
         `physics.decompose.compensated`. With crosstalk and a `dac`, which sets phases
-        in [0, 2π) directly, these are the phases before the `dac`.
+        in its turn directly, these are the phases before the `dac`.
+
+        Returns:
+            How far the matrix has moved, ‖U − Û‖_F / √units, at the present errors
+            and without losses: 0 but for rounding, or what crosstalk leaves.
 
         Raises:
             ValueError: If the layer is not built, or a phase is NaN or infinite.
         """
         check_built(self)
+        known = self._known_errors()
+        before = self.lossless_matrix(**known)
+        self._wrap()
+        return relative_distance(self.lossless_matrix(**known), before)
+
+    def _wrap(self) -> None:
         if self.crosstalk is None or self.dac is not None:
-            phases = (self.controls[n] for n in _PHASES)
-            self._store(*mesh.wrapped(*phases, self.arrangement))
+            self._store(**self._wrapped(self.controls))
             return
         now = {n: np.asarray(v, "float64") for n, v in self.controls.items()}
         both = self._exists * np.stack([now["theta"], now["phi"]])
@@ -300,20 +376,22 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
         """Sets the phases at which the shifters produce the given ones."""
         check_built(self)
         if self.crosstalk is not None:
-            # A `dac` sets phases in [0, 2π) only, and with crosstalk a turn matters.
+            # A `dac` sets phases in one turn only, and with crosstalk a turn matters.
             within_turn = within_turn or self.dac is not None
-            phases = decompose.compensated(phases, self.crosstalk, within_turn)
+            low = self._range[0] if within_turn else None
+            phases = decompose.compensated(phases, self.crosstalk, low)
         self._store(phases.theta, phases.phi, phases.gamma)
 
     def _store(self, theta, phi, gamma) -> None:
-        """Stores phases, none of which is rounded up to 2π."""
+        """Stores phases, none of which is rounded up to a whole turn."""
+        top = self._range[0] + 2 * np.pi
         for name, value in zip(_PHASES, (theta, phi, gamma), strict=True):
             variable = self.controls[name]
             kind = tf.as_dtype(variable.dtype).as_numpy_dtype
             exact = np.asarray(value, "float64")
             rounded = exact.astype(kind)
-            up = (exact < 2 * np.pi) & (rounded.astype("float64") >= 2 * np.pi)
-            below = np.nextafter(kind(2 * np.pi), kind(0))
+            up = (exact < top) & (rounded.astype("float64") >= top)
+            below = np.nextafter(kind(top), kind(self._range[0]))
             variable.assign(np.where(up, below, rounded))
 
     def transfer_matrix(self) -> tf.Tensor:

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from keras_pnn import _checks
 from keras_pnn.layers.limits import ControlRange
-from keras_pnn.layers.mzi import FieldOutputs, MZIMesh, as_matrix
+from keras_pnn.layers.mzi import FieldOutputs, MZIMesh, as_matrix, relative_distance
 from keras_pnn.layers.physical import PhysicalLayer, check_built
 from keras_pnn.physics._tensors import as_complex
 
@@ -154,15 +154,25 @@ class MZIDense(FieldOutputs, keras.layers.Layer):
         """The scale of the matrix."""
         return self.sigma.controls["gain"]
 
-    def program(self, matrix) -> None:
+    def program(self, matrix) -> float:
         """Sets all controls for a matrix on the ideal device.
 
         Args:
             matrix: complex or real matrix of shape (units, inputs):
                 outputs = matrix · inputs.
 
+        Returns:
+            The distance left, ‖M − M̂‖_F / ‖M‖_F, with M̂ the matrix of the ideal
+            device at the controls as they are stored and as the `dac` sets them,
+            without losses.
+
         Raises:
-            ValueError: If the shape differs, or an element is NaN or infinite.
+            ValueError: If the shape differs, an element is NaN or infinite, or the
+                largest singular value is beyond the range of the gain's dtype. The
+                controls are then unchanged.
+
+        Warns:
+            UserWarning: As `MZIMesh.program` does.
         """
         check_built(self)
         matrix = as_matrix("matrix", matrix, (self.units, self.v.units))
@@ -170,10 +180,22 @@ class MZIDense(FieldOutputs, keras.layers.Layer):
             raise _checks.error("matrix", "finite", "NaN or infinity")
         u, singular, vh = np.linalg.svd(matrix)
         gain = singular[0] if singular[0] > 0 else 1.0
+        kind = tf.as_dtype(self.gain.dtype)
+        if not np.isclose(float(tf.cast(gain, kind)), gain, rtol=0.01, atol=0):
+            expected = (
+                f"in the range of {kind.name}, the dtype of the gain of layer "
+                f"'{self.name}': scale it, or give the layer dtype='float64'"
+            )
+            received = f"a largest singular value of {gain:g}"
+            raise _checks.error("matrix", expected, received)
         self.u.program(u)
         self.v.program(vh)
         self.attenuation.assign(singular / gain)
         self.gain.assign(gain)
+        stored = float(self.gain) * np.asarray(self.attenuation, "float64")
+        modes = len(stored)
+        u, vh = self.u.lossless_matrix(), self.v.lossless_matrix()
+        return relative_distance((u[:, :modes] * stored) @ vh[:modes], matrix)
 
     def transfer_matrix(self) -> tf.Tensor:
         """Returns the matrix (units, inputs), with the present imperfections."""

@@ -74,7 +74,11 @@ class PhysicalLayer(keras.layers.Layer):
 
         Returns:
             The variable. It keeps its dtype under mixed precision.
+
+        Raises:
+            ValueError: If the layer has a quantity of that name.
         """
+        self._check_new(name)
         variable = self.add_weight(
             name=name,
             shape=shape,
@@ -111,8 +115,10 @@ class PhysicalLayer(keras.layers.Layer):
             The variable. It is never trained and never saved.
 
         Raises:
-            ValueError: If the nominal value is not above `lower_bound`.
+            ValueError: If the nominal value is not above `lower_bound`, or the layer
+                has a quantity of that name.
         """
+        self._check_new(name)
         if lower_bound is not None and not nominal > lower_bound:
             expected = f"above {lower_bound:g}, the lower bound of '{name}'"
             raise _checks.error("nominal", expected, f"{nominal:g}")
@@ -127,6 +133,13 @@ class PhysicalLayer(keras.layers.Layer):
         quantity = Quantity(self, name, variable, unit, nominal, **options)
         self._imperfections[name] = quantity
         return variable
+
+    def _check_new(self, name: str) -> None:
+        """Checks that a name means one control or imperfection, and no alias."""
+        taken = [*self._controls, *self._imperfections, *self.aliases]
+        if name in taken:
+            expected = f"a name that layer '{self.name}' does not have, {taken}"
+            raise _checks.error("name", expected, repr(name))
 
     @property
     def controls(self) -> dict[str, keras.Variable]:
@@ -176,6 +189,17 @@ class PhysicalLayer(keras.layers.Layer):
             f"{type(self).__name__} must implement "
             "`forward(inputs, controls, imperfections)`."
         )
+
+    def as_set(self, controls: dict) -> dict:
+        """Returns controls as the layer's converter, if any, sets them.
+
+        A subclass with a converter overrides it, and computes with what it returns;
+        `export_controls` writes that to the file.
+
+        Args:
+            controls: name to tensor, one entry for each of `layer.controls`.
+        """
+        return dict(controls)
 
     def current_values(self) -> tuple[dict, dict]:
         """Returns controls and imperfections, name to tensor, as `forward` takes them.
@@ -249,6 +273,32 @@ def arguments(layer: keras.layers.Layer, kind: type) -> dict:
             value = keras.saving.serialize_keras_object(value)
         config[name] = value
     return config
+
+
+class RealInputs:
+    """Refuses complex inputs, for layers of powers, which would drop a part."""
+
+    def call(self, inputs):
+        refuse_complex(self, inputs)
+        return super().call(inputs)
+
+    def compute_output_spec(self, inputs):
+        refuse_complex(self, inputs)
+        return super().compute_output_spec(inputs)
+
+
+def refuse_complex(layer: keras.layers.Layer, inputs) -> None:
+    """Checks that the inputs of a layer are real.
+
+    Raises:
+        ValueError: If they are complex.
+    """
+    dtype = keras.backend.standardize_dtype(inputs.dtype)
+    if "complex" in dtype:
+        raise ValueError(
+            f"`inputs` of {type(layer).__name__} '{layer.name}' must be real: put a "
+            f"`Photodetector` layer before it. Received: dtype={dtype}"
+        )
 
 
 def check_built(layer: keras.layers.Layer) -> None:

@@ -105,11 +105,12 @@ class Quantity:
             stored = tf.convert_to_tensor(self.variable)
         return scoped - stored + self.drift
 
-    def check(self, deviation) -> None:
+    def check(self, deviation, way_out: str = "") -> None:
         """Raises an error where a deviation reaches the bound, in the variable's dtype.
 
         Args:
             deviation: a number or an array, in the variable's unit.
+            way_out: a sentence for the message.
         """
         if self.lower_bound is None:
             return
@@ -121,6 +122,6 @@ class Quantity:
             raise ValueError(
                 f"'{self.path}' must be above {self.lower_bound:g}, so that its "
                 f"deviation from the nominal value {self.nominal:g} must be above "
-                f"{self.lower_bound - self.nominal:g}. "
+                f"{self.lower_bound - self.nominal:g}. {way_out}"
                 f"Received: a deviation of {float(deviation[beyond].min()):g}"
             )

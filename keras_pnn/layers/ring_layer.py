@@ -9,8 +9,17 @@ from keras import ops
 
 from keras_pnn import _checks
 from keras_pnn.layers import limits
-from keras_pnn.layers.physical import PhysicalLayer, arguments, check_built
-from keras_pnn.layers.ring_program import ControlsForWeights, controls_for
+from keras_pnn.layers.physical import (
+    PhysicalLayer,
+    RealInputs,
+    arguments,
+    check_built,
+)
+from keras_pnn.layers.ring_program import (
+    ControlsForWeights,
+    controls_for,
+    ideal_weights,
+)
 from keras_pnn.physics import detection
 from keras_pnn.physics import tuning as tunings
 
@@ -35,7 +44,7 @@ class WeightPenalty(keras.regularizers.Regularizer):
         return penalty
 
 
-class RingLayer(PhysicalLayer):
+class RingLayer(RealInputs, PhysicalLayer):
     """Base of layers whose kernel is a matrix of microring weights.
 
     `MRRBank` and `MRRConv2D` explain the arguments.
@@ -190,6 +199,9 @@ class RingLayer(PhysicalLayer):
         rows = ops.reshape(rows, (self.outputs, -1))[:, : self.fan_in]
         return ops.reshape(ops.transpose(rows), self._kernel_shape)
 
+    def as_set(self, controls):
+        return {"control": self.driven(controls["control"])}
+
     def driven(self, control):
         """Returns what the converter sets for a control."""
         return control if self.dac is None else self.dac(control)
@@ -252,7 +264,7 @@ class RingLayer(PhysicalLayer):
         high = limit * (1 - 2.0 ** (1 - self.adc_bits))
         return detection.quantize(value, self.adc_bits, -limit, high)
 
-    def program(self, weights, clip: bool = False) -> None:
+    def program(self, weights, clip: bool = False) -> float:
         """Sets the controls for target weights on the ideal device.
 
         Crosstalk between heaters, and between the rings and channels of a row, is
@@ -263,6 +275,11 @@ class RingLayer(PhysicalLayer):
             clip: whether a weight out of reach is replaced by the nearest in reach.
                 The reach follows from the tuning, from the ranges of
                 `control_constraint` and `dac`, and from the ring's neighbours.
+
+        Returns:
+            The distance left: the root mean square of effective minus target weight,
+            on the ideal device at the controls as they are stored and as the `dac`
+            sets them.
 
         Raises:
             ValueError: If the shape differs, a weight is NaN or infinite, or one is
@@ -281,6 +298,9 @@ class RingLayer(PhysicalLayer):
                 f"weights out of reach, such as {weights[missed][0]:g}"
             )
         self.controls["control"].assign(controls)
+        stored = self.as_set(self.current_values()[0])["control"]
+        missed = ideal_weights(self)(np.asarray(stored, "float64")) - weights
+        return float(np.sqrt(np.mean(missed**2)))
 
     def effective_weights(self):
         """Returns the weights, in the kernel's shape, with present imperfections."""

@@ -49,19 +49,14 @@ def controls_for(layer, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         controls = np.clip(alone, *limits)
         error = np.abs(weights - np.asarray(tuning.weight(controls)))
         return controls, (controls != alone) & (error > WEIGHT_TOLERANCE)
-    ideal = {
-        name: tf.constant(layer.quantity(name).nominal, "float64", v.shape)
-        for name, v in layer.imperfections.items()
-    }
-    # In a graph, beyond the end of a measured curve is NaN, eagerly an error.
-    weights_at = tf.function(layer.weights_at, autograph=False)
+    weights_at = ideal_weights(layer)
     target, best, least = weights, None, np.full(weights.shape, np.inf)
     # The tails of other rings are small beside a ring's own weight, so adding the
     # missing weight to the target converges. Heat is compensated at once.
     for _ in range(1 if layer.channel_spacing is None else 50):
         controls = _without_heat(layer, tuning.control(tuning.clip(target)))
         controls = np.clip(controls, *limits)
-        missing = weights - weights_at(tf.constant(controls), ideal).numpy()
+        missing = weights - weights_at(controls)
         target = target + np.nan_to_num(missing)
         error = np.nan_to_num(np.abs(missing), nan=np.inf)
         # By output: a weight out of reach does not affect the rows of other outputs.
@@ -72,6 +67,20 @@ def controls_for(layer, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if least.max() < WEIGHT_TOLERANCE / 10:
             break
     return best, least > 1e-4
+
+
+def ideal_weights(layer):
+    """Returns a function from controls to weights on the ideal device, in float64.
+
+    Beyond the end of a measured curve weights are NaN.
+    """
+    ideal = {
+        name: tf.constant(layer.quantity(name).nominal, "float64", v.shape)
+        for name, v in layer.imperfections.items()
+    }
+    # In a graph, beyond the end of a measured curve is NaN, eagerly an error.
+    weights_at = tf.function(layer.weights_at, autograph=False)
+    return lambda controls: weights_at(tf.constant(controls, "float64"), ideal).numpy()
 
 
 def _without_heat(layer, controls: np.ndarray) -> np.ndarray:

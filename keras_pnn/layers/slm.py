@@ -12,7 +12,12 @@ from keras import ops
 from keras_pnn import _checks
 from keras_pnn._png import read_png, write_png
 from keras_pnn.layers.limits import DAC, ControlRange, get_dac
-from keras_pnn.layers.physical import PhysicalLayer, arguments, check_built
+from keras_pnn.layers.physical import (
+    PhysicalLayer,
+    RealInputs,
+    arguments,
+    check_built,
+)
 from keras_pnn.physics import detection, frames, imaging
 
 
@@ -29,7 +34,7 @@ class _DrawnAsMatrix(keras.initializers.Initializer):
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class MaskedSLM(PhysicalLayer):
+class MaskedSLM(RealInputs, PhysicalLayer):
     """A dense layer in free space: images times masks, summed by a camera.
 
         display            SLM frame           camera
@@ -91,8 +96,8 @@ class MaskedSLM(PhysicalLayer):
     Output shape: `(batch, units)`.
 
     Raises:
-        ValueError: If the inputs do not have the pixels of `tile`, if an option of
-            the display or the camera is out of range or lacks `display_range`, or
+        ValueError: If the inputs are complex or lack the pixels of `tile`, if an option
+            of the display or the camera is out of range or lacks `display_range`, or
             (eagerly) if a rotation or shift is NaN or a scale not positive.
 
     Example:
@@ -195,10 +200,9 @@ class MaskedSLM(PhysicalLayer):
                 regularizer=self.bias_regularizer,
             )
 
-    def _set(self, controls: dict):
-        """Returns the masks as the SLM's converter sets them."""
+    def as_set(self, controls):
         mask = controls["mask"]
-        return mask if self.dac is None else self.dac(mask)
+        return {"mask": mask if self.dac is None else self.dac(mask)}
 
     def _met(self, shown, units: int, imperfections: dict):
         """Returns frames as the display's pixels meet them: (units, pixels)."""
@@ -219,7 +223,7 @@ class MaskedSLM(PhysicalLayer):
     def forward(self, inputs, controls, imperfections):
         # A reshape alone would merge the pixels of two small images.
         _image_size(tuple(inputs.shape), self._size)
-        mask = self._set(controls)
+        mask = self.as_set(controls)["mask"]
         weights = self._weights(mask, imperfections)
         pixels = ops.reshape(inputs, (-1, math.prod(self._size)))
         # The camera's sum has more digits than float16.
@@ -270,12 +274,16 @@ class MaskedSLM(PhysicalLayer):
     def compute_output_shape(self, input_shape):
         return (input_shape[0], self.units)
 
-    def program(self, weights, clip: bool = False) -> None:
+    def program(self, weights, clip: bool = False) -> float:
         """Sets the masks to a signed matrix.
 
         Args:
             weights: array of shape (pixels, units), as the kernel of `Dense`.
             clip: whether weights are clipped to ±1.
+
+        Returns:
+            The distance left: the root mean square of shown minus given weight, in
+            the aligned frame, with the steps of the `dac` and the contrast.
 
         Raises:
             ValueError: If the shape differs, a weight is NaN or infinite, or one is
@@ -292,11 +300,15 @@ class MaskedSLM(PhysicalLayer):
             )
         mask = np.clip(weights, -1, 1).T.reshape(self.units, *self._size)
         self.controls["mask"].assign(mask)
+        shown = self._leaking(self.as_set(self.current_values()[0])["mask"])
+        shown = np.asarray(shown, "float64").reshape(self.units, -1).T
+        return float(np.sqrt(np.mean((shown - weights) ** 2)))
 
     def effective_weights(self) -> tf.Tensor:
         """Returns the signed matrix (pixels, units), with the present misalignment."""
         controls, imperfections = self.current_values()
-        return ops.transpose(self._weights(self._set(controls), imperfections))
+        mask = self.as_set(controls)["mask"]
+        return ops.transpose(self._weights(mask, imperfections))
 
     @property
     def _layout(self) -> dict:
@@ -323,7 +335,7 @@ class MaskedSLM(PhysicalLayer):
             ValueError: If a mask is NaN or beyond ±1.
         """
         controls, _ = self.current_values()
-        mask = np.asarray(self._set(controls))
+        mask = np.asarray(self.as_set(controls)["mask"])
         if not (np.abs(mask) <= 1).all():
             raise ValueError(
                 "Masks must be within ±1 to be shown. Received: values from "
@@ -332,10 +344,11 @@ class MaskedSLM(PhysicalLayer):
         return (1 + np.asarray(frames.tile(mask, **self._layout))) / 2
 
     def save_frames(self, folder: str | os.PathLike) -> list[pathlib.Path]:
-        """Writes `frames` as 8-bit greyscale PNG files, black 0 and white 255.
+        """Writes `frames` as greyscale PNG files, black 0 and white 255.
 
-        A signed sum takes one more frame, entirely white, as the reference. 8 bits
-        have no middle: a mask of 0, mid-grey, is written as 128 and shows 0.004;
+        With a `DAC` of more than 8 bits the files have 16, and white is 65535. A
+        signed sum takes one more frame, entirely white, as the reference. 8 bits have
+        no middle: a mask of 0, mid-grey, is written as 128 and shows 0.004;
         `dac=DAC(8, -1, 1)` trains with the same steps.
 
         Args:
@@ -346,13 +359,14 @@ class MaskedSLM(PhysicalLayer):
             automatic one differs from run to run.
         """
         paths = self._frame_paths(folder)
-        levels = np.rint(255 * self.frames()).astype("uint8")
+        bits = 16 if isinstance(self.dac, DAC) and self.dac.bits > 8 else 8
+        levels = np.rint((2**bits - 1) * self.frames()).astype(f"uint{bits}")
         for path, level in zip(paths, levels, strict=True):
             write_png(path, level)
         return paths
 
     def load_frames(self, folder: str | os.PathLike) -> None:
-        """Sets the masks from files that `save_frames` wrote, to 8 bits.
+        """Sets the masks from files that `save_frames` wrote, to their 8 or 16 bits.
 
         Nothing is set unless all files fit the layer.
 
@@ -363,7 +377,7 @@ class MaskedSLM(PhysicalLayer):
         """
         shape = self.frame_shape
         levels = [read_png(p, shape[1:]) for p in self._frame_paths(folder)]
-        signed = 2 * np.stack(levels).astype("float64") / 255 - 1
+        signed = 2 * np.stack([n / np.iinfo(n.dtype).max for n in levels]) - 1
         masks = frames.untile(signed, self.units, self._size, **self._layout)
         self.controls["mask"].assign(masks)
 

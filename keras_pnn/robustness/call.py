@@ -17,10 +17,11 @@ from keras_pnn.robustness.points import (
     layer_names,
 )
 from keras_pnn.robustness.results import RobustnessResult
-from keras_pnn.robustness.specification import Specification
+from keras_pnn.robustness.specification import Specification, with_specification
 from keras_pnn.robustness.study import Study
 
 
+@with_specification
 def robustness_report(
     model: keras.Model,
     x,
@@ -70,7 +71,7 @@ def robustness_report(
             - `sweep_devices`: how many of the devices take part in sweeps and grid.
               Default: all.
             - `spec`: the specification: what `metric` must keep; from 0 to 1 for an
-              accuracy.
+              accuracy, by default 0.95. For any other metric it must be given.
             - `metric`: the name of a compiled metric, or `"loss"`. Default: the first
               compiled metric.
             - `mode`: `"max"`: the metric must be at least `spec`; `"min"`: at most;
@@ -82,8 +83,8 @@ def robustness_report(
               `loss_landscape`.
             - `worst_case`: whether to search for the worst device: within the root
               mean square of the devices' deviations and, for what they do not deviate
-              in, the largest value of a sweep's or the grid's axis; or a dictionary
-              imperfection → radius, see `worst_device`.
+              in, the point nearest to the design on a sweep's or the grid's axis; or a
+              dictionary imperfection → radius, see `worst_device`.
             - `sensitivity`: whether each kind of imperfection of each layer is also
               measured alone: with up to eight of the devices, and at the ends of
               sweeps.
@@ -128,6 +129,7 @@ def robustness_report(
     return study.measure(cache_dir, verbose)
 
 
+@with_specification
 def robustness_rows(
     model: keras.Model,
     x,
@@ -154,8 +156,8 @@ def robustness_rows(
         cache_dir: folder to write to. What is there already is not measured again.
         part: (i, n): the i-th of n parts, from 0.
         model, x, y, …: as in `robustness_report`, whose further arguments it takes.
-            `metric`, `hessian`, `landscape` and `worst_case`, which points do not
-            depend on, are ignored.
+            `metric`, `spec`, `hessian`, `landscape` and `worst_case`, which points do
+            not depend on, are ignored.
 
     Returns:
         One dictionary for each point of the part: `model`, `section`, `name` of the
@@ -176,7 +178,7 @@ def robustness_rows(
     if not 0 <= index < parts:
         raise _checks.error("part", "(i, n) with 0 ≤ i < n", part)
     # All metrics are measured; which of them a report is about does not matter here.
-    ignored = {"metric": "loss", "mode": "auto"}
+    ignored = {"metric": "loss", "mode": "auto", "spec": 0.0}
     ignored |= dict.fromkeys(("hessian", "landscape", "worst_case"), False)
     asked = Specification(**{**specification, **ignored})
     study = Study(asked, model, x, y, sample_weight, compare, name)

@@ -113,17 +113,28 @@ def reported_metric(models: dict, steps: dict, metric: str | None) -> str:
     return metric
 
 
-def check_attainable(spec: float, metric: str, models: dict, steps: dict) -> None:
-    """Raises ValueError if an accuracy is to keep what is not from 0 to 1."""
+def specified(spec: float | None, metric: str, models: dict, steps: dict) -> float:
+    """Returns the specification, by default 0.95 for an accuracy of Keras.
+
+    Raises:
+        ValueError: If there is no default for the metric, or an accuracy is to keep
+            what is not from 0 to 1.
+    """
+    counted = [_keras.named_metrics(m).get(metric) for m in models.values()]
+    if spec is None:
+        if not all(isinstance(hits, _ACCURACIES) for hits in counted):
+            expected = f"the value that {metric!r}, no accuracy of Keras, must keep"
+            raise _checks.error("spec", expected, spec)
+        return 0.95
     if 0 <= spec <= 1:
-        return
-    for label, found in steps.items():
-        hits = _keras.named_metrics(models[label]).get(metric)
+        return spec
+    for found, hits in zip(steps.values(), counted, strict=True):
         # One of the user's own, which might also count in percent.
         share = "acc" in metric.lower() and 0 < abs(found[metric]) <= 1
         if isinstance(hits, _ACCURACIES) or share:
             expected = f"from 0 to 1 for {metric!r}, such as 0.95 for 95 %"
             raise _checks.error("spec", expected, spec)
+    return spec
 
 
 def better(model: keras.Model, metric: str, mode: str) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_pnn import _keras
 from keras_pnn.devices import DeviceSet, SimulatedDevice, Variation, sweep
+from keras_pnn.devices.variation import WAY_OUT
 from keras_pnn.layers.lookup import architecture, find
 from keras_pnn.robustness.axes import Axis, DeviationAxis, FactorAxis, SpreadAxis
 from keras_pnn.robustness.results import Kind, Scan, Sensitivity
@@ -212,7 +213,7 @@ class Plan:
         drawn = variation.deviations(self.model, (self._seed, device))
         arrays = {(q.name, q.index): d.numpy() for q, d in drawn}
         for quantity, _ in drawn:
-            quantity.check(arrays[quantity.name, quantity.index])
+            quantity.check(arrays[quantity.name, quantity.index], WAY_OUT)
         return arrays
 
     def _each_alone(self) -> dict[tuple[int, Kind], list[Deviations]]:

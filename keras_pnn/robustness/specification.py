@@ -1,7 +1,8 @@
 """Describe a robustness study once: its arguments, their defaults, their checks."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Sequence
 
 from keras_pnn import _checks
 from keras_pnn.devices import SimulatedDevice, Variation
@@ -36,7 +37,7 @@ class Specification:
     n: int = 32
     sweeps: dict | None = None
     grid: dict | None = None
-    spec: float = 0.95
+    spec: float | None = None
     metric: str | None = None
     mode: str = "auto"
     hessian: bool | dict | None = True
@@ -66,7 +67,7 @@ class Specification:
             "n": n,
             "sweeps": _axes("sweeps", self.sweeps),
             "grid": _axes("grid", self.grid),
-            "spec": _checks.real("spec", self.spec),
+            "spec": _checks.optional(_checks.real, "spec", self.spec),
             "mode": _checks.choice("mode", self.mode, ("auto", "max", "min")),
             "hessian": HessianOptions.of(self.hessian),
             "landscape": landscape_options(self.landscape),
@@ -100,6 +101,24 @@ class Specification:
                 f"`sweep_devices` be at least 1. Received: {count} devices, of "
                 f"which {self.sweep_devices} take part in sweeps"
             )
+
+
+def with_specification(function: Callable) -> Callable:
+    """Shows the fields of a `Specification` in a signature, for help and completion."""
+    signature = inspect.signature(function)
+    *own, _ = signature.parameters.values()
+    fields = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=field.type,
+        )
+        for field in dataclasses.fields(Specification)
+        if field.name not in signature.parameters
+    ]
+    function.__signature__ = signature.replace(parameters=[*own, *fields])
+    return function
 
 
 def _devices(devices, variation) -> tuple[list[SimulatedDevice] | None, object]:

@@ -59,34 +59,34 @@ def tolerance(
 ) -> tuple[float, float]:
     """Returns the interval around 0 within which a curve keeps a specification.
 
-    The curve is taken as straight between its points, and followed from 0 to either
-    side up to where it first breaks the specification.
+    The curve is followed from 0 to either side, up to the last point before it first
+    breaks the specification: a bound is no finer than what was measured.
 
     Args:
         x: (n,) increasing, deviations from the design.
         values: (n,) the metric, kept as in `margin`.
 
     Returns:
-        (low, high). A bound at the end of the range means that the curve keeps the
-        specification as far as it was measured. Both are NaN where it breaks it at 0,
-        or where 0 is not within the range.
+        (low, high), each a position or 0. A bound at the end of the range means that
+        the curve keeps the specification as far as it was measured. Both are NaN where
+        it breaks it at 0 (between points, on a straight line), or where 0 is not
+        within the range.
     """
     over = margin(values, spec, mode)
     if not x[0] <= 0 <= x[-1] or not np.interp(0, x, over) >= 0:
         return math.nan, math.nan
-    return -_reach(-x[::-1], over[::-1]), _reach(x, over)
+    # A difference, since −0.0 is no bound.
+    return 0.0 - _reach(-x[::-1], over[::-1]), _reach(x, over)
 
 
 def _reach(x: np.ndarray, over: np.ndarray) -> float:
-    """Returns how far to the right of 0 the margin stays non-negative."""
-    last, level = 0.0, float(np.interp(0, x, over))
+    """Returns the last position to the right of 0 before the margin is negative."""
+    last = 0.0
     for position, value in zip(x[x > 0], over[x > 0], strict=True):
         # NaN breaks a specification.
-        if math.isnan(value):
-            return last
-        if value < 0:
-            return float(last + (position - last) * level / (level - value))
-        last, level = float(position), float(value)
+        if not value >= 0:
+            break
+        last = float(position)
     return last
 
 

@@ -14,12 +14,12 @@ from keras_pnn._version import __version__
 from keras_pnn.layers.context import current
 from keras_pnn.robustness.inputs import (
     better,
-    check_attainable,
     first_step,
     named_models,
     reported_metric,
     sample_count,
     shapes,
+    specified,
 )
 from keras_pnn.robustness.model_study import Metrics, ModelStudy
 from keras_pnn.robustness.points import OnTrained, Point
@@ -39,7 +39,8 @@ class Study:
 
     Attributes:
         studies: name of a model → its `ModelStudy`.
-        metric, mode: what the specification is about.
+        metric, mode, spec: the metric, which of its values are better, and the value
+            that it must keep.
 
     Raises:
         ValueError: As in `robustness_report`.
@@ -70,7 +71,7 @@ class Study:
         steps = {label: first_step(label, m, everything) for label, m in models.items()}
         self.metric = reported_metric(models, steps, specification.metric)
         self.mode = better(model, self.metric, specification.mode)
-        check_attainable(specification.spec, self.metric, models, steps)
+        self.spec = specified(specification.spec, self.metric, models, steps)
         self.specification = specification
         self.studies: dict[str, ModelStudy] = {}
         for label, one in models.items():
@@ -104,7 +105,7 @@ class Study:
         if trained_on:
             metrics = {self.metric: np.array(on_trained)}
             transfer = Transfer(tuple(models), tuple(trained_on), metrics)
-        spec, samples = self.specification.spec, self._described["samples"]
+        spec, samples = self.spec, self._described["samples"]
         settings = {n: s.setting(models[n].worst) for n, s in self.studies.items()}
         setting = {
             **self._described,

@@ -246,11 +246,12 @@ class _Ball:
 
 
 def default_radius(plan: Plan) -> dict[str, float]:
-    """Returns imperfection → how far devices, sweeps and grid go in it.
+    """Returns imperfection → how far the search goes in it.
 
-    The devices' spread, and for variables that they do not deviate in the largest
-    reach of an axis. Names are of one layer ("layer/imperfection") where not all
-    layers go as far.
+    The devices' spread, and for variables that they do not deviate in the first step
+    of an axis away from the design: a sweep often ends where every model fails. Of
+    several axes the largest counts. Names are of one layer ("layer/imperfection")
+    where not all layers go as far.
     """
     radius = plan.spread()
     taken = {id(q.variable) for name in radius for q in _imperfections(plan, name)}
@@ -281,11 +282,11 @@ def _imperfections(plan: Plan, name: str) -> list[Quantity]:
 
 
 def _reach(axis: Axis, found: list[Quantity]) -> float:
-    """Returns the largest root mean square over elements of an axis' points.
+    """Returns the least root mean square over elements of an axis' points, but 0.
 
     It is in the unit of the variables, which an alias's values are converted to.
     """
-    reach = 0.0
+    sizes = []
     for point in axis.values:
         elements = []
         for quantity in found:
@@ -298,5 +299,5 @@ def _reach(axis: Axis, found: list[Quantity]) -> float:
         if largest:
             # In units of the largest: where all are alike, the result is that number.
             share = math.sqrt(np.mean(np.square(values / largest)))
-            reach = max(reach, largest * share)
-    return reach
+            sizes.append(largest * share)
+    return min(sizes, default=0.0)

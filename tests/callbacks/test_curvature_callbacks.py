@@ -11,6 +11,7 @@ from tensorflow.core.util import event_pb2
 
 import keras_pnn as pnn
 from keras_pnn.callbacks import HessianEigenvalues, LossLandscape
+from keras_pnn.callbacks.tensorboard import Summaries
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((20, 3)).astype("float32")
@@ -123,13 +124,13 @@ class Counting(keras.layers.Layer):
 
 
 @pytest.mark.parametrize("make", [eigenvalues, landscape])
-def test_ten_epochs_and_a_second_fit_trace_once(make):
+def test_thirty_epochs_and_a_second_fit_trace_once(make):
     model = network(Counting())
     callback = make()
     counter = model.layers[3]
     counter.traces = 0
-    fit(model, callback, epochs=10)
-    assert callback.epochs == list(range(10))
+    fit(model, callback, epochs=30)
+    assert callback.epochs == list(range(30))
     fit(model, callback, epochs=2)
     assert callback.epochs == [0, 1]
     assert counter.traces == 1
@@ -193,6 +194,12 @@ def test_tensorboard_gets_what_was_measured(tmp_path):
     assert tf.io.decode_png(picture[2]).shape[:2] == (480, 600)
     # TensorFlow may have TensorBoard in reach; the writer does without.
     assert "tensorboard" not in sys.modules
+
+
+def test_summaries_leave_out_nan(tmp_path):
+    with Summaries(tmp_path) as summaries:
+        summaries.scalars(3, {"a": 1.5, "b": float("nan")})
+    assert events(tmp_path) == {(3, "a"): ("scalars", 1.5)}
 
 
 @pytest.mark.parametrize(

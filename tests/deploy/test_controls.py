@@ -8,7 +8,14 @@ from models import assert_same
 from written import FORMS, written
 
 import keras_pnn as pnn
-from keras_pnn.layers import MRRBank, MRRConv2D, MZIDense, MZIMesh, PhysicalLayer
+from keras_pnn.layers import (
+    MaskedSLM,
+    MRRBank,
+    MRRConv2D,
+    MZIDense,
+    MZIMesh,
+    PhysicalLayer,
+)
 from keras_pnn.physics.mesh import cell_mask
 
 
@@ -113,16 +120,42 @@ def test_power_is_the_sum_of_the_heaters(tmp_path):
     np.testing.assert_allclose(written, power, rtol=1e-5)
 
 
-def test_power_is_that_of_what_the_converter_drives(tmp_path):
+def test_value_code_and_power_are_those_of_what_the_converter_drives(tmp_path):
     # Codes 0, 1, 2 and 3 mA.
     bank = MRRBank(1, tuning="heater", dac=pnn.layers.DAC(2, 0.0, 3.0))
     model = keras.Sequential([keras.Input((2,)), bank])
     bank.controls["control"].assign([[1.2], [2.7]])
     summary = pnn.export_controls(model, tmp_path / "a.csv")
     power = 0.375 * np.array([1.0, 9.0])
-    written = [float(row["power_mW"]) for row in rows_of(tmp_path / "a.csv")]
-    np.testing.assert_allclose(written, power, 1e-6)
+    rows = rows_of(tmp_path / "a.csv")
+    written = [[float(row[n]) for n in ("value", "power_mW")] for row in rows]
+    np.testing.assert_allclose(written, np.transpose([[1.0, 3.0], power]), 1e-6)
+    assert [row["code"] for row in rows] == ["1", "3"]
     assert summary[bank.name]["heater_power_mW"] == pytest.approx(power.sum(), 1e-6)
+
+
+@pytest.mark.parametrize(
+    "make, shape, low, high",
+    [
+        (lambda dac: MZIMesh(4, dac=dac, name="part"), (4,), -np.pi, np.pi),
+        (lambda dac: MZIMesh(4, dac=dac, name="part"), (4,), 0.0, 2 * np.pi),
+        (lambda dac: MaskedSLM(3, dac=dac, name="part"), (2, 2), -1.0, 1.0),
+    ],
+)
+def test_a_table_of_quantised_controls_gives_the_same_device(
+    tmp_path, rng, make, shape, low, high
+):
+    layer, other = (make(pnn.layers.DAC(4, low, high)) for _ in range(2))
+    models = [keras.Sequential([keras.Input(shape), la]) for la in (layer, other)]
+    for variable in layer.controls.values():
+        variable.assign(rng.uniform(low, high, variable.shape))
+    pnn.export_controls(models[0], tmp_path / "c.csv")
+    pnn.load_controls(models[1], tmp_path / "c.csv")
+    x = rng.uniform(size=(3, *shape)).astype("float32")
+    np.testing.assert_array_equal(models[0](x), models[1](x))
+    for row in rows_of(tmp_path / "c.csv"):
+        expected = low + int(row["code"]) * (high - low) / 15
+        assert float(row["value"]) == pytest.approx(expected, abs=1e-6)
 
 
 def cell(name, value, line=3):

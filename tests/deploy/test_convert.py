@@ -202,3 +202,15 @@ def test_models_that_cannot_be_converted():
     for model in (subclassed, nan, nothing, unbuilt, "model", None):
         with pytest.raises(ValueError, match="Received"):
             pnn.convert(model)
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
+@pytest.mark.parametrize("quantised", ["dense", "part"])
+def test_a_quantised_layer_is_refused(mode, quantised):
+    """One that stays digital too: its copy would need quantising first."""
+    part = keras.layers.EinsumDense("ab,bc->ac", 4, name="part")
+    dense = keras.layers.Dense(4, name="dense")
+    model = keras.Sequential([keras.Input((6,)), part, dense])
+    model.get_layer(quantised).quantize(mode)
+    with pytest.raises(ValueError, match=f"quantised layers .*'{quantised}'"):
+        pnn.convert(model)

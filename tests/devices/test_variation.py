@@ -314,3 +314,9 @@ def test_bad_names_list_what_exists(make, name, listed):
 def test_bad_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_draw_beyond_what_exists_names_the_way_out():
+    model = keras.Sequential([keras.Input((100,)), pnn.layers.MRRBank(100)])
+    with pytest.raises(ValueError, match=r"TruncatedNormal.*smaller.*Received: "):
+        pnn.Variation(half_width_error=0.3).sample(model, 1)

@@ -4,6 +4,7 @@ import concurrent.futures
 import gc
 import signal
 import threading
+import time
 import types
 import weakref
 
@@ -11,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from models import Bench, ring_chip
 
 import keras_pnn as pnn
 from keras_pnn.hardware import acquisition
@@ -57,19 +59,6 @@ class Amplifier(pnn.HardwareDevice):
         return self.faults.get(call, lambda right: right)(right)
 
 
-class Bench(pnn.HardwareDevice):
-    """A simulated chip behind NumPy."""
-
-    def __init__(self, simulated, **kwargs):
-        super().__init__(**kwargs)
-        self.simulated = simulated
-        self.layers_seen = []
-
-    def measure(self, layer, inputs, controls):
-        self.layers_seen.append(layer.name)
-        return self.simulated.measure(layer, tf.constant(inputs), controls).numpy()
-
-
 def gain(dtype=None):
     layer = Gain(name="gain", dtype=dtype)
     layer.build((None, 3))
@@ -104,8 +93,8 @@ def network():
 
 
 def bench_of(model, **kwargs):
-    (chip,) = pnn.Variation(resonance_shift=0.08).sample(model, 1)
-    return chip, Bench(chip.attach(model), **kwargs)
+    chip = ring_chip(model)
+    return chip, Bench(chip, **kwargs)
 
 
 def amplified():
@@ -143,6 +132,7 @@ def sleeps(monkeypatch):
     """The seconds of each wait, which does not take place."""
     waits = []
     stub = types.SimpleNamespace(sleep=waits.append, perf_counter=lambda: 0.0)
+    stub.monotonic = time.monotonic
     monkeypatch.setattr(acquisition, "time", stub)
     return waits
 
@@ -170,20 +160,6 @@ def test_installed_equals_a_simulated_device():
     assert bench.calls == 3 * 2 * 2
 
 
-def test_installed_in_a_wrapper_and_in_the_model_inside():
-    model = network()
-    chip, bench = bench_of(model)
-    sat = pnn.SATModel(model)
-    sat.compile("sgd", "mse")
-    model.predict(X, verbose=0)
-    with chip.installed(model):
-        expected = model(X).numpy()
-    with bench.installed(sat):
-        np.testing.assert_allclose(sat.predict(X, verbose=0), expected, atol=1e-6)
-        np.testing.assert_allclose(model.predict(X, verbose=0), expected, atol=1e-6)
-    assert np.abs(model.predict(X, verbose=0) - expected).max() > 1e-3
-
-
 def wrapped(kind):
     """A compiled model, and a compiled wrapper around it."""
     model = amplified()
@@ -192,6 +168,14 @@ def wrapped(kind):
         wrapper = pnn.PATModel(model, device=Amplifier())
     wrapper.compile("sgd", "mse")
     return model, wrapper
+
+
+def test_installed_in_a_wrapper_holds_for_the_model_inside():
+    model, wrapper = wrapped("plain")
+    with Amplifier().installed(wrapper):
+        for each in (wrapper, model):
+            np.testing.assert_allclose(each.predict(X, verbose=0), X * 1.1, rtol=1e-6)
+    np.testing.assert_array_equal(model.predict(X, verbose=0), X)
 
 
 @pytest.mark.parametrize("kind", ["plain", "own device"])
@@ -306,7 +290,7 @@ def test_layers_that_are_not_on_the_device_are_the_models():
     first, second = model.layers[1:]
     with bench.installed(model):
         actual = model.predict(X, verbose=0)
-    assert set(bench.layers_seen) == {"second"}
+    assert bench.calls == 1
     now = {n: v.numpy() for n, v in second.controls.items()}
     expected = chip.measure(second, first(X), now)
     np.testing.assert_allclose(actual, expected, atol=1e-6)
@@ -348,13 +332,17 @@ def test_chunks_and_counter():
     whole = Amplifier(max_batch=6)
     measure(whole)
     assert whole.sizes == [6]
-    with pytest.raises(ValueError, match=r"`inputs` .*one sample.*\(0, 3\)"):
-        device.acquire(gain(), X[:0], controls())
 
 
 def test_repeats_are_averaged_in_double_precision():
-    readings = (1.0, 1e8, -1e8)
-    faults = {i + 1: lambda _, v=v: np.full((6, 3), v) for i, v in enumerate(readings)}
+    readings, buffer = (1.0, 1e8, -1e8), np.zeros((6, 3))
+
+    def reading(value):
+        # Always the same array, as drivers with a buffer return it.
+        buffer[:] = value
+        return buffer
+
+    faults = {i: lambda _, v=v: reading(v) for i, v in enumerate(readings, 1)}
     outputs = measure(Amplifier(faults, repeats=3))
     np.testing.assert_allclose(outputs, np.full((6, 3), 1 / 3), rtol=1e-6)
     # Each chunk has all its readings.
@@ -547,24 +535,18 @@ def test_a_programming_error_is_not_repeated(result, received):
         measure(device)
     assert (device.calls, caught.value.call, device.recovered) == (1, 1, 0)
     assert device.failures == 1
-    assert isinstance(caught.value.cause, (TypeError, ValueError, NotImplementedError))
-
-
-def test_what_numpy_makes_an_array_of_is_taken():
-    for convert in (np.float64, np.float16, lambda a: a.tolist(), tf.constant):
-        outputs = measure(Amplifier({1: convert}))
-        assert outputs.dtype == np.float32
-        np.testing.assert_allclose(outputs, RIGHT, rtol=2e-3)
-
-
-def test_measure_must_be_overridden():
     with pytest.raises(pnn.DeviceError, match=r"HardwareDevice must override `measure"):
         measure(pnn.HardwareDevice())
 
 
-def test_what_the_lab_does_to_its_arrays_stays_there():
-    buffer = np.zeros((2, 3), "float32")
+@pytest.mark.parametrize("convert", [np.float16, np.ndarray.tolist, tf.constant])
+def test_what_numpy_makes_an_array_of_is_taken(convert):
+    outputs = measure(Amplifier({1: convert}))
+    assert outputs.dtype == np.float32
+    np.testing.assert_allclose(outputs, RIGHT, rtol=2e-3)
 
+
+def test_what_the_lab_does_to_its_arrays_stays_there():
     class Careless(Amplifier):
         def configure(self, layer, controls):
             super().configure(layer, controls)
@@ -572,11 +554,10 @@ def test_what_the_lab_does_to_its_arrays_stays_there():
             controls.clear()
 
         def measure(self, layer, inputs, controls):
-            # Always the same array, as drivers with a buffer return it.
-            buffer[: len(inputs)] = super().measure(layer, inputs, controls)
+            outputs = super().measure(layer, inputs, controls)
             inputs *= 0
             controls["gain"] *= 0
-            return buffer[: len(inputs)]
+            return outputs
 
     device, inputs, set_to = Careless(max_batch=2, repeats=2), X.copy(), controls()
     for _ in range(2):
@@ -585,19 +566,21 @@ def test_what_the_lab_does_to_its_arrays_stays_there():
     np.testing.assert_array_equal(inputs, X)
     np.testing.assert_array_equal(set_to["gain"], controls()["gain"])
     assert len(device.set) == 1
-    assert outputs.flags.writeable and not np.shares_memory(outputs, buffer)
 
 
-def test_only_finite_numbers_are_sent():
+@pytest.mark.parametrize(
+    ("inputs", "value", "message"),
+    [
+        (X[:0], 2.0, r"`inputs` .*one sample.*\(0, 3\)"),
+        (X * np.nan, 2.0, r"`inputs` must be finite, .*'gain'\..*18 of 18"),
+        (X, np.inf, r"`controls\['gain'\]` .*layer 'gain'"),
+        (X.astype(str), 2.0, r"`inputs` must be an array .*layer 'gain'"),
+    ],
+)
+def test_only_finite_numbers_are_sent(inputs, value, message):
     device = Amplifier()
-    with pytest.raises(
-        ValueError, match=r"`inputs` must be finite, .*'gain'\..*18 of 18"
-    ):
-        device.acquire(gain(), X * np.nan, controls())
-    with pytest.raises(ValueError, match=r"`controls\['gain'\]` .*layer 'gain'"):
-        device.acquire(gain(), X, controls(np.inf))
-    with pytest.raises(ValueError, match=r"`inputs` must be an array .*layer 'gain'"):
-        device.acquire(gain(), X.astype(str), controls())
+    with pytest.raises(ValueError, match=message):
+        device.acquire(gain(), inputs, controls(value))
     assert device.calls == 0 and device.set == []
 
 
@@ -774,10 +757,6 @@ def test_raising_lets_other_errors_pass():
                 model.predict(X, verbose=0)
             assert isinstance(refusing.failure, pnn.DeviceError) is failure
         bad()
-    # A failure before the block, or one that was overcome, is none of this block's.
-    with pytest.raises(tf.errors.InvalidArgumentError), raising(device):
-        assert device.failure is None
-        bad()
     for other in (None, object()):
         with pytest.raises(KeyError), raising(other):
             raise KeyError("body")
@@ -810,7 +789,6 @@ def test_xla_and_replicas_are_refused(monkeypatch):
     wrapper.compile("sgd", "mse", jit_compile=True)
     with refused, Amplifier().installed(model):
         pass
-    wrapper.compile("sgd", "mse")
     two = types.SimpleNamespace(num_replicas_in_sync=2)
     monkeypatch.setattr(keras.Model, "distribute_strategy", two)
     several = pytest.raises(ValueError, match="a strategy with 2 replicas")
@@ -822,9 +800,6 @@ def test_a_subclass_without_super_init():
     class Forgetful(pnn.HardwareDevice):
         def __init__(self):
             self.chip = None
-
-        def measure(self, layer, inputs, controls):
-            return inputs
 
     device, model = Forgetful(), amplified()
     message = r"`Forgetful\.__init__` must call `super\(\)\.__init__\(\)`"

@@ -53,7 +53,7 @@ def read(path):
     return [content(each) for each in log.read(path, log.record_ids(path))]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     arrays=st.lists(ARRAYS, min_size=2, max_size=4),
     layer=st.text(min_size=1, max_size=8),
@@ -72,24 +72,20 @@ def test_round_trip(tmp_path_factory, arrays, layer, seconds):
 
 def test_a_digest_sees_every_difference():
     a = np.arange(6, dtype="float32")
-    base = ("first", a, {"p": a, "q": a + 1})
-    others = [
-        ("second", a, {"p": a, "q": a + 1}),
-        ("first", a.astype("float64"), {"p": a, "q": a + 1}),
-        ("first", a.view("int32"), {"p": a, "q": a + 1}),
-        ("first", a.reshape(2, 3), {"p": a, "q": a + 1}),
-        ("first", np.nextafter(a, np.float32(9)), {"p": a, "q": a + 1}),
-        ("first", -a * 0, {"p": a, "q": a + 1}),
-        ("first", a * 0, {"p": a, "q": a + 1}),
-        ("first", a, {"p": a + 1, "q": a}),
-        ("first", a, {"p": a, "r": a + 1}),
-        ("first", a, {"p": a}),
+    pq, bit = {"p": a, "q": a + 1}, np.nextafter(a, np.float32(9))
+    others = [a.astype("float64"), a.view("int32"), a.reshape(2, 3), bit, -a * 0, a * 0]
+    digests = [
+        request_digest("second", a, pq),
+        *(request_digest("first", other, pq) for other in others),
+        request_digest("first", a, {"p": a + 1, "q": a}),
+        request_digest("first", a, {"p": a, "r": a + 1}),
+        request_digest("first", a, {"p": a}),
+        request_digest("first", a, pq),
     ]
-    digests = [request_digest(*each) for each in [base, *others]]
     assert len(set(digests)) == len(digests)
-    assert request_digest("first", a, {"q": a + 1, "p": a}) == digests[0]
+    assert request_digest("first", a, {"q": a + 1, "p": a}) == digests[-1]
     for equal in (np.repeat(a, 2)[::2], a.astype(">f4")):
-        assert request_digest("first", equal, base[2]) == digests[0]
+        assert request_digest("first", equal, pq) == digests[-1]
 
 
 @pytest.fixture
@@ -104,10 +100,9 @@ def test_a_log_that_was_cut_short_is_refused(whole):
     # SQLite takes a file of one byte for an empty one.
     for size in range(2, len(data), 97):
         path.write_bytes(data[:size])
-        with pytest.raises(ValueError, match=r"bench\.log, which is damaged"):
-            read(path)
-        with pytest.raises(ValueError, match=r"bench\.log, which is damaged"):
-            pnn.HardwareDevice(log=path)
+        for opening in (read, log.prepare):
+            with pytest.raises(ValueError, match=r"bench\.log, which is damaged"):
+                opening(path)
         assert path.read_bytes() == data[:size]
 
 
@@ -164,7 +159,7 @@ def append_forever(path, pipe):
         pipe.send(seed + 1)
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.07, 0.15, 0.23])
+@pytest.mark.parametrize("delay", [0.0, 0.13])
 def test_a_process_that_is_killed_loses_what_it_writes_alone(tmp_path, delay):
     path = write(tmp_path / "bench.log", [])
     mine, its = FORK.Pipe(duplex=False)

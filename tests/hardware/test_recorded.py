@@ -4,25 +4,25 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from models import Bench, ring_chip
 
 import keras_pnn as pnn
 
 X = np.random.default_rng(0).normal(size=(6, 3)).astype("float32")
 
 
-class Noisy(pnn.HardwareDevice):
+class Noisy(Bench):
     """A chip that answers each time with other noise."""
 
-    def __init__(self, chip, seed=0, **kwargs):
-        super().__init__(backoff=0.0, **kwargs)
-        self.chip = chip
-        self.noise = np.random.default_rng(seed)
+    def __init__(self, chip, **kwargs):
+        super().__init__(chip, retries=3, **kwargs)
+        self.noise = np.random.default_rng(0)
         self.refuse = ()
 
     def measure(self, layer, inputs, controls):
         if self.calls in self.refuse:
             raise OSError("refused")
-        outputs = self.chip.measure(layer, tf.constant(inputs), controls).numpy()
+        outputs = super().measure(layer, inputs, controls)
         return outputs + self.noise.normal(size=outputs.shape) * 0.01
 
 
@@ -39,8 +39,7 @@ def model():
 
 
 def noisy(model, **kwargs):
-    (chip,) = pnn.Variation(resonance_shift=0.08).sample(model, 1)
-    return Noisy(chip.attach(model), **kwargs)
+    return Noisy(ring_chip(model), **kwargs)
 
 
 def acquired(device, layer, inputs=X):

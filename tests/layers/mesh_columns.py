@@ -17,8 +17,8 @@ def unitary(n, seed=0):
     return q * (np.diag(r) / np.abs(np.diag(r)))
 
 
-def within_a_turn(theta, phi, gamma, exists):
-    """The phases in [0, 2π) of the same mesh, cell by cell from the output.
+def within_a_turn(theta, phi, gamma, exists, low=0.0):
+    """The phases in [low, low + 2π) of the same mesh, cell by cell from the output.
 
     `sign` is what is still to be multiplied to each mode behind the cell.
     """
@@ -27,9 +27,10 @@ def within_a_turn(theta, phi, gamma, exists):
     for k, j in sorted(np.argwhere(exists).tolist(), reverse=True):
         m = 2 * j + k % 2
         more[k, j] = np.pi * (sign[m] != sign[m + 1])
-        sign[m] = sign[m + 1] = sign[m + 1] * (-1) ** np.floor(theta[k, j] / 2 / np.pi)
+        turns = np.floor((theta[k, j] - low) / (2 * np.pi))
+        sign[m] = sign[m + 1] = sign[m + 1] * (-1) ** turns
     raised = theta, phi + more, gamma + np.pi * (sign < 0)
-    return [np.mod(phase, 2 * np.pi) for phase in raised]
+    return [low + np.mod(phase - low, 2 * np.pi) for phase in raised]
 
 
 def as_set(layer, dac):
@@ -37,7 +38,7 @@ def as_set(layer, dac):
     names = ("theta", "phi", "gamma")
     phases = [np.asarray(layer.controls[n], "float64") for n in names]
     exists = cell_mask(layer.units, layer.arrangement)
-    within = within_a_turn(*phases, exists)
+    within = within_a_turn(*phases, exists, layer.dac.low)
     return {n: dac(v) for n, v in zip(names, within, strict=True)}
 
 

@@ -427,3 +427,22 @@ def test_gradients_and_hessian_products_against_differences(rng, name):
     for quantity, slope in zip(quantities, exact[:-1], strict=True):
         if quantity.mask is not None:
             np.testing.assert_array_equal(slope != 0, quantity.exists)
+
+
+@pytest.mark.parametrize("symbolic", [False, True], ids=["eager", "symbolic"])
+@pytest.mark.parametrize(
+    "layer, shape",
+    [
+        (lambda: MRRBank(2), (4,)),
+        (lambda: MRRBank(2, adc_bits=8), (4,)),
+        (lambda: MRRConv2D(2, 2), (3, 3, 1)),
+        (lambda: MaskedSLM(2), (4, 4)),
+        (lambda: MaskedSLM(2, display_range=(0, 1)), (4, 4)),
+    ],
+)
+def test_a_layer_of_powers_refuses_complex_fields(layer, shape, symbolic):
+    fields = np.full((1, *shape), 1 + 1j, "complex64")
+    if symbolic:
+        fields = keras.Input(shape, dtype="complex64")
+    with pytest.raises(ValueError, match="must be real: put a `Photodetector`"):
+        layer()(fields)

@@ -113,7 +113,7 @@ def test_programming_with_crosstalk(rng, method, arrangement, dac, dtype, accura
     left = getattr(layer, method)(unitary(6))
     distance = np.linalg.norm(layer.transfer_matrix() - unitary(6)) / np.sqrt(6)
     assert distance < accuracy
-    assert left is None or left == pytest.approx(distance, abs=1e-6)
+    assert left == pytest.approx(distance, abs=1e-6)
     for variable in layer.controls.values() if dac else ():
         assert (variable.numpy() >= 0).all()
         assert (variable.numpy() < np.array(2 * np.pi, dtype)).all()
@@ -152,7 +152,7 @@ def test_wrap_keeps_the_matrix(rng, arrangement, coupled, with_dac, dtype, accur
     # The next number below 0, which is rounded up to 2π.
     layer.controls["gamma"].assign([-1e-30, -1e-9, 0.0, 7.0, -7.0, 13.0])
     before = layer.transfer_matrix().numpy()
-    layer.wrap()
+    assert layer.wrap() < accuracy
     np.testing.assert_allclose(layer.transfer_matrix(), before, atol=accuracy)
     for variable in layer.controls.values():
         assert variable.dtype == dtype and (variable.numpy() >= 0).all()
@@ -171,3 +171,72 @@ def test_no_phase_is_stored_as_a_whole_turn():
         stored = np.asarray(layer.controls["theta"], "float64")
         assert 6.2 < stored[0, 0] < 2 * np.pi and stored[1, 0] == 1
         np.testing.assert_allclose(layer.controls["gamma"], [7.0, -7.0])
+
+
+def distance(layer, target):
+    reached = layer.transfer_matrix().numpy()
+    return np.linalg.norm(reached - target) / np.sqrt(len(target))
+
+
+@pytest.mark.parametrize("low", [-np.pi, -1.0, 0.5, 4.0])
+@pytest.mark.parametrize("coupled", [False, True], ids=["plain", "crosstalk"])
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+def test_a_converter_may_start_anywhere(arrangement, coupled, low):
+    layer = built(
+        6,
+        arrangement,
+        crosstalk=neighbours(6, arrangement, 0.05) if coupled else None,
+        dac=pnn.layers.DAC(16, low, low + 2 * np.pi),
+        dtype="float32",
+    )
+    assert layer.program(unitary(6)) < 1e-3
+    assert distance(layer, unitary(6)) < 1e-3
+    assert layer.wrap() < 1e-3
+    for variable in layer.controls.values():
+        there = variable.numpy()[layer.quantity(variable.name).exists]
+        assert (there >= np.float32(low)).all()
+        assert (there < low + 2 * np.pi).all()
+
+
+def test_the_highest_code_is_set_as_it_is():
+    """A whole turn of theta is not wrapped to 0, which would move other phases."""
+    layer = built(4, dac=pnn.layers.DAC(5, -np.pi, np.pi), dtype="float32")
+    layer.program(unitary(4))
+    layer.controls["theta"].assign(np.full((4, 2), np.pi))
+    once = layer.as_set(layer.controls)
+    for name, variable in layer.controls.items():
+        variable.assign(once[name])
+    for name, phase in layer.as_set(layer.controls).items():
+        np.testing.assert_array_equal(phase, once[name])
+
+
+@pytest.mark.parametrize("method", ["program", "correct"])
+def test_a_converter_of_less_than_a_turn_is_reported(method):
+    layer = built(8, dac=pnn.layers.DAC(12, 0.0, 1.5 * np.pi), name="short")
+    with pytest.warns(UserWarning, match="phases of layer 'short' are clipped"):
+        left = getattr(layer, method)(unitary(8))
+    assert left == pytest.approx(distance(layer, unitary(8)), rel=1e-6)
+    assert left > 0.1
+
+
+@pytest.mark.parametrize("high", [2 * np.pi, 2 * np.pi * (1 - 2**-6)])
+@pytest.mark.parametrize("coupled", [False, True], ids=["plain", "crosstalk"])
+def test_programming_returns_the_distance_that_is_left(recwarn, coupled, high):
+    crosstalk = neighbours(8, "clements", 0.1) if coupled else None
+    layer = built(8, crosstalk=crosstalk, dac=pnn.layers.DAC(6, 0.0, high))
+    left = layer.program(unitary(8))
+    assert left == pytest.approx(distance(layer, unitary(8)), rel=1e-6)
+    assert 0.01 < left < 0.5 and not recwarn.list
+    # Imperfections and losses of one device do not count.
+    imperfect(layer, np.random.default_rng(0))
+    assert layer.program(unitary(8)) == left
+
+
+def test_wrapping_with_crosstalk_returns_how_far_the_matrix_has_moved():
+    slots = 2 * cell_mask(8).size
+    crosstalk = np.eye(slots) + 0.1 * (np.eye(slots, k=1) + np.eye(slots, k=-1))
+    layer = built(8, crosstalk=crosstalk)
+    assert layer.program(unitary(8)) < 1e-12
+    before = layer.transfer_matrix().numpy()
+    moved = layer.wrap()
+    assert moved == pytest.approx(distance(layer, before), rel=1e-6) and moved > 0.01

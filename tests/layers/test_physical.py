@@ -1,3 +1,5 @@
+from typing import ClassVar
+
 import keras
 import numpy as np
 import pytest
@@ -197,3 +199,24 @@ def test_variables_are_selected():
     digital = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     with pytest.raises(ValueError, match="all"):
         select(digital, "controls")
+
+
+@pytest.mark.parametrize(
+    "first, second, name",
+    [
+        ("add_control", "add_imperfection", "gain"),
+        ("add_imperfection", "add_control", "gain"),
+        ("add_control", "add_control", "gain"),
+        ("add_imperfection", "add_control", "old name"),
+    ],
+)
+def test_a_name_means_one_quantity(first, second, name):
+    class Twice(pnn.layers.PhysicalLayer):
+        aliases: ClassVar = {"old name": ("gain", lambda amount: amount)}
+
+        def build(self, input_shape):
+            getattr(self, first)("gain", (1,), unit="")
+            getattr(self, second)(name, (1,), unit="")
+
+    with pytest.raises(ValueError, match=f"`name`.*Received: '{name}'"):
+        Twice().build((None, 1))

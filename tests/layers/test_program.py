@@ -7,7 +7,14 @@ import tensorflow as tf
 from models import measured
 
 import keras_pnn as pnn
-from keras_pnn.layers import DAC, ControlRange, MRRBank, MRRConv2D
+from keras_pnn.layers import (
+    DAC,
+    ControlRange,
+    MaskedSLM,
+    MRRBank,
+    MRRConv2D,
+    MZIDense,
+)
 
 
 def bank(outputs=4, inputs=8, **kwargs):
@@ -144,3 +151,54 @@ def test_a_hotter_ring_compensates_those_at_their_limit():
     heated = crosstalk @ shift
     np.testing.assert_allclose(heated[2], 1.0, rtol=0, atol=1e-6)
     np.testing.assert_allclose(np.delete(shift, 2), 0.5, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "layer, shape, target, clip",
+    [
+        (MRRBank(3, dac=DAC(6, 0.0, 1.0)), (4,), (4, 3), {}),
+        (MRRBank(3, channel_spacing=0.8), (4,), (4, 3), {"clip": True}),
+        (MRRConv2D(3, 2, dac=DAC(6, 0.0, 1.0)), (4, 4, 1), (2, 2, 1, 3), {}),
+        (MaskedSLM(3, dac=DAC(6, -1, 1)), (2, 2), (4, 3), {}),
+        (MaskedSLM(3, contrast=50.0), (2, 2), (4, 3), {}),
+    ],
+)
+def test_programming_returns_the_distance_that_is_left(rng, layer, shape, target, clip):
+    layer.build((None, *shape))
+    weights = rng.uniform(-0.99, 0.99, target)
+    left = layer.program(weights, **clip)
+    missed = np.asarray(layer.effective_weights(), "float64") - weights
+    assert isinstance(left, float)
+    assert left == pytest.approx(np.sqrt(np.mean(missed**2)), rel=1e-3, abs=1e-6)
+    assert clip or left > 1e-3
+    # The device at hand does not count.
+    for variable in layer.imperfections.values():
+        variable.assign(variable + 0.1)
+    assert layer.program(weights, **clip) == left
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3)])
+def test_programming_a_matrix_returns_the_distance_that_is_left(rng, shape):
+    layer = MZIDense(shape[0], dac=DAC(6, 0.0, 2 * np.pi))
+    layer.build((None, shape[1]))
+    matrix = 100 * rng.normal(size=shape)
+    left = layer.program(matrix)
+    missed = np.linalg.norm(layer.transfer_matrix() - matrix)
+    assert left == pytest.approx(missed / np.linalg.norm(matrix), rel=1e-3)
+    assert 0.01 < left < 0.5
+    assert layer.program(np.zeros(shape)) == 0
+
+
+@pytest.mark.parametrize("scale", [1e200, 1e-200, 1e39, 1e-39])
+def test_a_matrix_beyond_the_range_of_the_gain_is_refused(rng, scale):
+    matrix = scale * rng.normal(size=(3, 3))
+    layer = MZIDense(3, name="dense")
+    layer.build((None, 3))
+    before = layer.transfer_matrix().numpy()
+    message = r"`matrix` must be in the range of float32"
+    with np.errstate(over="ignore"), pytest.raises(ValueError, match=message):
+        layer.program(matrix)
+    np.testing.assert_array_equal(layer.transfer_matrix(), before)
+    wide = MZIDense(3, dtype="float64")
+    wide.build((None, 3))
+    assert wide.program(matrix) < 1e-12

@@ -430,6 +430,18 @@ def test_files_are_greyscale_of_8_bits_the_right_way_up(rng, tmp_path):
         np.testing.assert_allclose(picture, frame, atol=0.5 / 255 + 1e-6)
 
 
+@pytest.mark.parametrize("bits, depth", [(6, 8), (8, 8), (9, 16), (10, 16), (16, 16)])
+def test_frames_keep_the_bits_of_the_converter(rng, tmp_path, bits, depth):
+    layer = MaskedSLM(2, dac=pnn.layers.DAC(bits, -1, 1), name="slm")
+    layer.build((None, 4, 4))
+    layer.program(rng.uniform(-1, 1, (16, 2)))
+    before = layer.effective_weights().numpy()
+    (path,) = layer.save_frames(tmp_path)
+    assert path.read_bytes()[24] == depth
+    layer.load_frames(tmp_path)
+    np.testing.assert_allclose(layer.effective_weights(), before, atol=1e-6)
+
+
 def jpeg(path):
     levels = np.zeros((24, 56, 1), "uint8")
     path.write_bytes(tf.io.encode_jpeg(levels).numpy())
@@ -448,7 +460,7 @@ BAD_FILES = {
     "missing": lambda path: path.unlink(),
     "too small": png((24, 55, 1)),
     "RGB": png((24, 56, 3)),
-    "16 bits": png((24, 56, 1), "uint16"),
+    "16 bits, RGB": png((24, 56, 3), "uint16"),
     "jpeg": jpeg,
     "text": edit(lambda data: b"rotation,0.5\n"),
     "cut in the middle": edit(lambda data: data[: len(data) // 2]),

@@ -197,6 +197,13 @@ def percent_accuracy(y, p):
     return 100 * keras.ops.cast(hit, "float32")
 
 
+@pytest.mark.parametrize("metrics", [(), (entropy(),), (percent_accuracy,)])
+def test_a_metric_that_is_no_accuracy_needs_a_specification(network, metrics):
+    with pytest.raises(ValueError, match="`spec` must be the value that"):
+        prepared(network(metrics=metrics), mode="min")
+    assert prepared(network()).spec == 0.95
+
+
 def share_accuracy(y, p):
     return 0.5 + 0 * keras.ops.mean(p, -1)
 

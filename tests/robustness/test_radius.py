@@ -86,15 +86,15 @@ def test_elements_that_do_not_exist_do_not_count(moved):
     rms = {"shift": pytest.approx(0.3 / np.sqrt(3))}
     assert radius(moved, devices=chips) == rms
     assert radius(moved, sweeps={"shift": [(0.3, 0, 0, 0), (0, 0, 0, 9)]}) == rms
-    points = [(3, 0, 0, 0), (2, 2, 2, 0), (0, 0, 0, 0)]
+    points = [(6, 0, 0, 0), (2, 2, 2, 0), (0, 0, 0, 0)]
     assert radius(moved, sweeps={"shift": points}) == {"shift": 2.0}
 
 
 @pytest.mark.parametrize("argument", ["sweeps", "grid"])
-def test_axes_are_reaches(net, argument):
+def test_the_first_step_of_an_axis_is_a_reach(net, argument):
     axes = {"temperature": [-2.0, 0.0, 1.0], "half_width_error": [0.0, 0.2]}
     found = radius(net, **{argument: axes})
-    assert found == {"temperature": 2.0, "half_width_error": 0.2}
+    assert found == {"temperature": 1.0, "half_width_error": 0.2}
 
 
 @pytest.mark.parametrize(

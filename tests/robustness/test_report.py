@@ -211,9 +211,9 @@ def test_at_most_nine_points_are_shown_with_both_ends():
 @pytest.mark.parametrize(
     "values, expected",
     [
-        # Straight between points: from 0.96 at 0 down to 0.90 at 1 it is 0.95 at 1/6.
-        ([0.9, 0.96, 0.90], ("-0.1667 … 0.1667", "0.3333")),
-        ([0.96, 0.96, 0.90], ("≤ -1 … 0.1667", "≥ 1.167")),
+        # No finer than the points.
+        ([0.9, 0.96, 0.90], ("0 … 0", "0")),
+        ([0.96, 0.96, 0.90], ("≤ -1 … 0", "≥ 1")),
         ([0.96, 0.96, 0.95], ("≤ -1 … ≥ 1", "≥ 2")),
         ([0.99, 0.90, 0.99], ("-", "-")),
         ([0.90, np.nan, 0.99], ("-", "-")),
@@ -224,7 +224,7 @@ def test_interval_marks_the_ends_of_the_range(values, expected):
     assert interval(scan, "accuracy", 0.95, "max") == expected
     # A spread starts at 0 itself.
     scan = Scan((spread([0.0, 0.1, 0.2]),), None, both([[0.99, 0.97, 0.91]]))
-    assert interval(scan, "accuracy", 0.95, "max") == ("0 … 0.1333", "0.1333")
+    assert interval(scan, "accuracy", 0.95, "max") == ("0 … 0.1", "0.1")
 
 
 # Text.
@@ -488,10 +488,9 @@ def test_json_holds_what_follows_from_the_devices():
 @pytest.mark.parametrize(
     "spec, low, high, ends",
     [
-        # The mean is 0.90, 0.95, 0.96, 0.94, 0.80: it breaks 0.955 half way to -1, and
-        # a quarter of the way to 1; 0.85 between 0.94 at 1 and 0.80 at 2.
-        (0.955, -0.5, 0.25, (False, False)),
-        (0.85, -2.0, 1 + 9 / 14, (True, False)),
+        # The mean is 0.90, 0.95, 0.96, 0.94, 0.80.
+        (0.955, 0.0, 0.0, (False, False)),
+        (0.85, -2.0, 1.0, (True, False)),
     ],
 )
 def test_json_holds_what_follows_from_a_sweep(spec, low, high, ends):

@@ -134,25 +134,26 @@ def _broadcast(name, value, shape):
         raise _checks.error(name, expected, f"shape {array.shape}") from None
 
 
-def compensated(phases: MeshPhases, crosstalk, within_turn: bool = False) -> MeshPhases:
+def compensated(phases: MeshPhases, crosstalk, low: float | None = None) -> MeshPhases:
     """Solves for the phases to set so that crosstalk turns them into given ones.
 
     A shifter heats its neighbours in proportion to the phase that is set, so that one
-    more turn changes the mesh. With `within_turn`, turns are added to the acquired
-    phases, and their signs compensated as in `mesh.wrapped`, until the phases to set
-    lie in [0, 2π).
+    more turn changes the mesh. With `low`, turns are added to the acquired phases,
+    and their signs compensated as in `mesh.wrapped`, until the phases to set lie in
+    [low, low + 2π).
 
     A few phases may stay out of reach: with mutual heating, a setting slightly above
-    0 and one slightly below 2π leave a gap between them. Such phases are set to the
-    nearer end of the range. With n shifters and a crosstalk of ε to each of a few
-    neighbours these are about n ε² phases, each off by the order of ε² rad.
+    `low` and one slightly below a turn more leave a gap between them. Such phases are
+    set to the nearer end of the range. With n shifters and a crosstalk of ε to each of
+    a few neighbours these are about n ε² phases, each off by the order of ε² rad.
 
     Args:
         phases: `MeshPhases` that the light shall acquire.
         crosstalk: Array of shape (2 n, 2 n), n the number of slots: the acquired
             phases for those that are set, first θ, then φ, column by column. Rows and
             columns of slots without a cell are ignored.
-        within_turn: Boolean. Whether all phases to set shall lie in [0, 2π).
+        low: `None`, or the lowest phase to set, in rad: all shall lie within the
+            turn that starts there.
 
     Returns:
         `MeshPhases` to set.
@@ -181,7 +182,7 @@ def compensated(phases: MeshPhases, crosstalk, within_turn: bool = False) -> Mes
 
     wanted = np.stack([phases.theta, phases.phi])[cells]
     try:
-        if not within_turn:
+        if low is None:
             to_set = np.linalg.solve(among, wanted)
             return MeshPhases(*spread(to_set), phases.gamma, arrangement)
         inverse = np.linalg.inv(among)
@@ -198,7 +199,7 @@ def compensated(phases: MeshPhases, crosstalk, within_turn: bool = False) -> Mes
     for count in range(_ROUNDS + _SINGLE_ROUNDS):
         of_phi, of_gamma = mesh.half_turns(spread(turns)[0], modes, arrangement)
         halves = np.stack([np.zeros(mask.shape), of_phi])[cells]
-        to_set = inverse @ (wanted + np.pi * (2 * turns + halves))
+        to_set = inverse @ (wanted + np.pi * (2 * turns + halves)) - low
         beyond = np.linalg.norm(to_set - np.clip(to_set, 0, 2 * np.pi))
         if beyond < least:
             best, least = (to_set, of_gamma.numpy()), beyond
@@ -212,6 +213,6 @@ def compensated(phases: MeshPhases, crosstalk, within_turn: bool = False) -> Mes
         turns -= np.where(outside, np.floor((to_set + margin) / (2 * np.pi * step)), 0)
     to_set, of_gamma = best
     to_set = np.clip(to_set, 0, np.nextafter(2 * np.pi, 0))
-    gamma = np.mod(phases.gamma + np.pi * of_gamma, 2 * np.pi)
+    gamma = np.mod(phases.gamma + np.pi * of_gamma - low, 2 * np.pi)
     gamma = np.where(gamma < 2 * np.pi, gamma, 0)
-    return MeshPhases(*spread(to_set), gamma, arrangement)
+    return MeshPhases(*spread(to_set + low), gamma + low, arrangement)

@@ -1,4 +1,4 @@
-"""Wrap the phases of a mesh to [0, 2π) without changing its matrix."""
+"""Wrap the phases of a mesh to one turn without changing its matrix."""
 
 import numpy as np
 import tensorflow as tf
@@ -14,8 +14,10 @@ def wrapped(
     phi: TensorLike,
     gamma: TensorLike = 0.0,
     arrangement: str = "clements",
+    low: float = 0.0,
+    high: float | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Wraps phases to [0, 2π) without changing the matrix.
+    """Wraps phases to [low, low + 2π) without changing the matrix.
 
     phi and gamma have the period 2π, theta does not: a cell depends on θ/2, so that
     one turn flips the sign of both of its outputs. These signs are moved towards the
@@ -33,10 +35,13 @@ def wrapped(
         phi: Float tensor of the same shape, in rad.
         gamma: Float tensor of shape (modes,), in rad.
         arrangement: `"clements"` or `"reck"`.
+        low: the lowest phase, in rad.
+        high: `None`, or the highest phase of a converter: phases from `low` to
+            `high` stay as they are, a whole turn and more included.
 
     Returns:
-        theta, phi and gamma, each in [0, 2π). The derivative of each with respect to
-        the argument of its name is 1.
+        theta, phi and gamma, each in [low, low + 2π) or up to `high`. The derivative
+        of each with respect to the argument of its name is 1.
 
     Example:
 
@@ -54,10 +59,10 @@ def wrapped(
             "The leading axes of `theta`, `phi` and `gamma` must broadcast. "
             f"Received: {[tuple(s) for s in leading]}"
         )
-    theta, turns = _within_a_turn(theta)
+    theta, turns = _within_a_turn(theta, low, high)
     of_phi, of_gamma = half_turns(turns, modes, arrangement)
-    phi, _ = _within_a_turn(phi + np.pi * of_phi)
-    gamma, _ = _within_a_turn(gamma + np.pi * of_gamma)
+    phi, _ = _within_a_turn(phi + np.pi * of_phi, low, high)
+    gamma, _ = _within_a_turn(gamma + np.pi * of_gamma, low, high)
     return theta, phi, gamma
 
 
@@ -90,11 +95,17 @@ def half_turns(
     return tf.reshape(of_phi, shape), of_gamma
 
 
-def _within_a_turn(phase):
-    """(phases in [0, 2π), the turns subtracted); the derivative is 1."""
-    within = tf.math.floormod(phase, 2 * np.pi)
-    # A phase slightly below 0 may have been rounded up to a whole turn.
-    turn = tf.constant(2 * np.pi, within.dtype)
-    within -= tf.stop_gradient(tf.where(within < turn, tf.zeros_like(within), within))
+def _within_a_turn(phase, low, high):
+    """(phases in [low, low + 2π), the turns subtracted); the derivative is 1."""
+    low = tf.constant(low, phase.dtype)
+    within = tf.math.floormod(phase - low, 2 * np.pi) + low
+    # A phase slightly below `low` may have been rounded up to a whole turn.
+    top = tf.constant(2 * np.pi, within.dtype) + low
+    within -= tf.stop_gradient(
+        tf.where(within < top, tf.zeros_like(within), within - low)
+    )
+    if high is not None:
+        stays = (phase >= low) & (phase <= tf.constant(high, phase.dtype))
+        within = tf.where(stays, phase, within)
     turns = tf.round((phase - within) / (2 * np.pi))
     return within, tf.stop_gradient(turns)

@@ -225,7 +225,7 @@ def replaced_call(
 
 
 # Attributes that Keras hangs on tensors, and that new tensors lose.
-_ON_TENSORS = ("_keras_mask", "_keras_logits")
+_ON_TENSORS = MASK, LOGITS = ("_keras_mask", "_keras_logits")
 
 
 def tensor_attributes(tensor) -> dict:

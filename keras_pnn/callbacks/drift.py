@@ -3,24 +3,29 @@
 import math
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks, _keras
+from keras_pnn.layers.context import measuring_device
 from keras_pnn.layers.lookup import find
+from keras_pnn.training import bench
 
 
 class DriftInjection(keras.callbacks.Callback):
     """Lets an imperfection follow a drift process during training or validation.
 
-    Each step runs with the imperfection moved from its nominal value, and the value
+    Each step runs with the imperfection moved from its present value, and the value
     from before is put back when the step ends, also when it ends in an exception.
     Between steps (other callbacks, checkpoints, validation of a model that drifts in
     training) the device is as it was.
 
-    The process gives the deviation from the nominal value: 0.05 is a temperature of
-    0.05 K, and a scale of 1.05. An imperfection with elements (`"shift"` in y and x,
+    The process gives a deviation, which is added to the others of the imperfection:
+    those of a device that is installed or that measures in training, of other
+    injections, and of noise. On the design alone, 0.05 is a temperature of 0.05 K, and
+    a scale of 1.05. An imperfection with elements (`"shift"` in y and x,
     a resonance shift for each ring) moves in all of them alike. The power imbalance of
-    splitters (`"splitter_imbalance"`) sets their angles; beyond ±1 it counts as ±1.
+    splitters (`"splitter_imbalance"`) adds to their angles; beyond ±1 it counts as ±1.
 
     The deviation is `process.at(index, seed)`, where the index is
 
@@ -34,28 +39,31 @@ class DriftInjection(keras.callbacks.Callback):
     first batch. Several injections work at once; give each its own seed, or processes
     of one kind move together.
 
-    Logs at the end of an epoch: `drift_<imperfection>`, the last deviation that was
-    used, with "/" written as "_"; NaN in an epoch without validation, if the device
-    drifts in validation. With `during="validation"` the `val_` metrics are those of
-    the drifting device.
+    Logs at the end of an epoch: `drift_<imperfection>`, with "/" written as "_": the
+    deviation from nominal in the last step, in the unit of the variable (rad for an
+    imbalance), the mean over its elements. It is the sum of the device's and of all
+    injections; the noise of a `Variation`, anew at each step, comes on top. NaN in an
+    epoch without validation, if the device drifts in validation. With
+    `during="validation"` the `val_` metrics are those of the drifting device.
 
     Args:
         imperfection: Name of an imperfection: `"temperature"` for all layers that
             have it, `"layer_name/temperature"` for one layer.
         process: A process of `keras_pnn.drift`, or any object with `at(step, seed)`,
-            in the unit of the imperfection: deviations from nominal.
+            in the unit of the imperfection: deviations.
         during: `"training"` or `"validation"`. The second also acts in
             `model.evaluate(..., callbacks=[...])`.
         every: `"batch"` or `"epoch"`: how often the value moves.
         seed: Non-negative integer.
-        verbose: 1 prints the last deviation of each epoch.
+        verbose: 1 prints what is logged.
 
     Raises:
-        ValueError: If an argument is not as above. When training begins: if the model
-            has no such imperfection, or if the number of batches per epoch is unknown
-            and the index depends on it. Before a step: if the process would take the
-            imperfection beyond its bound (a scale of 0), or does not give a finite
-            number.
+        ValueError: If an argument is not as above. When a run begins: if the model
+            has no such imperfection; if a device on the bench measures a layer that has
+            it, which software cannot move; or if the number of batches per epoch is
+            unknown and the index depends on it. Before a step: if the sum of all
+            deviations would take the imperfection beyond its bound (a scale of 0), or
+            the process does not give a finite number.
 
     Example:
 
@@ -139,7 +147,7 @@ class DriftInjection(keras.callbacks.Callback):
             # Every epoch gets the key: CSVLogger fixes its columns at the first.
             logs[self.log_name] = math.nan if self._last is None else self._last
         if self.verbose and self._last is not None:
-            print(f"\nEpoch {epoch + 1}: {self.imperfection} drifted by {self._last:g}")
+            print(f"\nEpoch {epoch + 1}: {self.imperfection} is off by {self._last:g}")
 
     def _find(self):
         try:
@@ -151,6 +159,13 @@ class DriftInjection(keras.callbacks.Callback):
                 f"{error} The model is not built yet: give it a `keras.Input`, or call "
                 "it on a batch before `fit`."
             ) from error
+        for device in (self._device(), measuring_device()):
+            bench.check_movable(device, self._quantities, "Drift")
+
+    def _device(self):
+        """The device that measures in the steps that drift, or `None`."""
+        training = self.during == "training"
+        return getattr(self.model, "device", None) if training else None
 
     def _move(self, step, seed):
         """Computes the deviations of the step that is about to run."""
@@ -162,24 +177,51 @@ class DriftInjection(keras.callbacks.Callback):
                 "Argument `process` must give finite numbers. "
                 f"Received: {amount} at step {step} from {self.process!r}"
             )
-        self._amount, self._values = amount, []
+        self._deviations = []
         for quantity in self._quantities:
             variable = quantity.variable
             filled = tf.fill(variable.shape, tf.constant(amount, variable.dtype))
-            deviation = quantity.deviation(filled)
-            quantity.check(deviation)
-            self._values.append(quantity.value(deviation))
+            self._deviations.append(quantity.deviation(filled))
 
     def _step(self, function, iterator):
         """Runs one step on the drifted device."""
-        variables = [q.variable for q in self._quantities]
-        before = [tf.convert_to_tensor(v.value) for v in variables]
+        moved = [v for q in self._quantities for v in (q.variable, q.drift)]
+        before = [tf.convert_to_tensor(v) for v in moved]
+        _drifting.append(self)
         try:
-            for variable, value in zip(variables, self._values, strict=True):
-                variable.assign(value)
+            for quantity, deviation in zip(
+                self._quantities, self._deviations, strict=True
+            ):
+                quantity.variable.assign(quantity.added(deviation))
+                quantity.drift.assign_add(deviation)
+            # The last of several knows the sum.
+            for injection in _drifting:
+                injection._met = injection._sum()
             logs = function(iterator)
         finally:
-            for variable, value in zip(variables, before, strict=True):
+            _drifting.remove(self)
+            for variable, value in zip(moved, before, strict=True):
                 variable.assign(value)
-        self._last = self._amount
+        self._last = self._met
         return logs
+
+    def _sum(self) -> float:
+        """Returns the deviation from nominal, the mean over all elements.
+
+        Raises:
+            ValueError: If it takes an imperfection beyond its bound.
+        """
+        own = getattr(self._device(), "deviations", {})
+        elements = []
+        for quantity in self._quantities:
+            deviation = quantity.present
+            if (quantity.name, quantity.index) in own:
+                # The device's own, in place of the model's.
+                deviation = own[quantity.name, quantity.index] + quantity.drift.numpy()
+            quantity.check(deviation)
+            elements.append(deviation[quantity.exists])
+        return float(np.mean(np.concatenate(elements)))
+
+
+# Injections whose step runs, the outermost first.
+_drifting: list[DriftInjection] = []

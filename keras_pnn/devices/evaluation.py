@@ -113,8 +113,9 @@ class DeviceEvaluator:
 
         Raises:
             ValueError: If there is no device, or something else than a simulated
-                device, or if they deviate in different variables or come from
-                another architecture.
+                device, if they deviate in different variables, if they come from
+                another architecture, or if another device has set one of these
+                variables.
         """
         engine, bound = self._bound(devices)
         rows = [row for _, some in self._run(engine, bound, verbose) for row in some]
@@ -154,6 +155,7 @@ class DeviceEvaluator:
         _check_devices(devices)
         bound = [device.bind(self.model) for device in devices]
         variables = [quantity.variable for quantity, _ in bound[0]]
+        check_nominal(quantity for quantity, _ in bound[0])
         needs = footprint(self.model, variables)
         chunk = self.chunk
         if chunk is None:
@@ -299,6 +301,20 @@ def _check_devices(devices) -> None:
         )
     # Which checks that they deviate in the same variables.
     DeviceSet(devices)
+
+
+def check_nominal(quantities) -> None:
+    """Raises ValueError if an imperfection that devices set is off its nominal value.
+
+    Two devices are neither the one nor the other, nor their sum.
+    """
+    for quantity in quantities:
+        if quantity.nominal is not None and np.any(quantity.present):
+            raise ValueError(
+                "Devices deviate from the design: evaluate them outside "
+                "`device.installed(model)`, or call `layer.reset_imperfections()`. "
+                f"Received: a model whose '{quantity.path}' is off its nominal value"
+            )
 
 
 def _rows(data, start: int, stop: int):

@@ -62,7 +62,7 @@ class SimulatedDevice:
                 )
         self.deviations, self.architecture = arrays, architecture
         self.label = label
-        self._attached: dict[int, dict[str, np.ndarray]] = {}
+        self._attached: dict[int, dict[str, tuple[Quantity, np.ndarray]]] = {}
 
     def bind(self, model: keras.layers.Layer) -> list[tuple[Quantity, np.ndarray]]:
         """Pairs the model's variables with this device's deviations, ordered by name.
@@ -94,6 +94,9 @@ class SimulatedDevice:
     def installed(self, model: keras.layers.Layer) -> Iterator["SimulatedDevice"]:
         """Gives the model this device's imperfections until the block ends.
 
+        They replace those that a device around this block has set. Drift and noise are
+        added to them.
+
         The previous values come back bit for bit, also when the body raises. Weights
         that are loaded inside, as when a run is resumed, leave the device installed.
 
@@ -115,7 +118,9 @@ class SimulatedDevice:
         """Prepares `measure` for the layers of a model.
 
         Imperfections that the device does not name are those of the model at the time
-        of the measurement, as in `installed`.
+        of the measurement, as in `installed`. Those that it names are the device's own,
+        whatever the model has there (a digital twin), plus what moves the model in the
+        step: drift, noise and eq. 5.
 
         Raises:
             ValueError: As in `bind`; or if the device deviates in weights, which a
@@ -130,7 +135,7 @@ class SimulatedDevice:
                 )
             # An array: a tensor would belong to the graph that is being traced.
             value = (quantity.nominal + deviation).astype(quantity.variable.dtype)
-            attached[id(quantity.layer)][quantity.name] = value
+            attached[id(quantity.layer)][quantity.name] = quantity, value
         self._attached = attached
         return self
 
@@ -150,11 +155,9 @@ class SimulatedDevice:
                 "`attach` must be called with the layer's model before `measure`. "
                 f"Received: layer '{layer.name}'"
             )
-        own = self._attached[id(layer)]
-        imperfections = {
-            n: tf.convert_to_tensor(own.get(n, v))
-            for n, v in layer.imperfections.items()
-        }
+        imperfections = layer.current_values()[1]
+        for name, (quantity, value) in self._attached[id(layer)].items():
+            imperfections[name] = value + quantity.passing()
         return layer.forward(inputs, controls, imperfections)
 
     def __repr__(self):

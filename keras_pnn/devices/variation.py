@@ -13,6 +13,8 @@ from keras_pnn.devices.simulated import DeviceSet, SimulatedDevice
 from keras_pnn.layers.lookup import architecture, find
 from keras_pnn.layers.quantity import Quantity
 
+_fold_in = tf.random.experimental.stateless_fold_in
+
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class Correlated:
@@ -37,7 +39,7 @@ class Correlated:
     def draw(self, shape: tuple[int, ...], seed, dtype):
         """Returns one draw in the given shape, a pure function of the seed."""
         columns, rows = math.prod(shape[:-1]), shape[-1] if shape else 1
-        noise = tf.random.stateless_normal((columns, rows), seed, dtype=dtype)
+        noise = standard_normal((columns, rows), seed, dtype)
         left, right = (tf.cast(self._factor(n), dtype) for n in (columns, rows))
         field = tf.matmul(left, tf.matmul(noise, right, transpose_b=True))
         return tf.reshape(self.std * field, shape)
@@ -86,6 +88,11 @@ class Variation:
             and sets their angles. One layer alone is addressed by a dictionary:
             `Variation({"mrr_bank_1/resonance_shift": 0.08})`.
 
+    Draws of standard deviations and `Correlated` are pure functions of seed and model:
+    the same in eager mode, in graphs, under XLA and on other machines, to rounding. TFP
+    draws by other algorithms under XLA, so that training with one of its distributions
+    and `jit_compile=True` raises an error.
+
     `sample` raises if a draw lies beyond an imperfection's bound (a scale below 0).
     Training with noise draws inside a graph, where such a draw gives NaN.
 
@@ -119,6 +126,21 @@ class Variation:
                 expected = "a standard deviation, a TFP distribution or `Correlated`"
                 raise _checks.error(name, expected, repr(spread))
 
+    @property
+    def distributions(self) -> list[str]:
+        """The names whose spread is a TFP distribution."""
+
+        def is_one(spread):
+            if isinstance(spread, _Scaled):
+                return is_one(spread.spread)
+            return not (isinstance(spread, float) or hasattr(spread, "draw"))
+
+        return [name for name, spread in self.spreads.items() if is_one(spread)]
+
+    def quantities(self, model: keras.layers.Layer) -> list[Quantity]:
+        """Returns what of a model deviates."""
+        return [quantity for quantity, _ in self._plan(model)]
+
     def _plan(self, model) -> list[tuple[Quantity, object]]:
         """(quantity, spread) pairs; a name with a layer wins over one without."""
         plan: dict[int, tuple[Quantity, str]] = {}
@@ -144,14 +166,19 @@ class Variation:
         for quantity, spread in self._plan(model):
             index = 0 if quantity.shared else quantity.index
             key = zlib.crc32(quantity.name.encode()) & 0x7FFFFFFF
-            own = tf.random.experimental.stateless_fold_in(seed, key)
-            own = tf.random.experimental.stateless_fold_in(own, index)
+            own = _fold_in(_fold_in(seed, key, alg="philox"), index, alg="philox")
             drawn.append((quantity, quantity.deviation(_draw(quantity, spread, own))))
         return drawn
 
     def values(self, model: keras.layers.Layer, seed):
-        """Returns (variable, value) pairs of one device, drawn as in `deviations`."""
-        return [(q.variable, q.value(d)) for q, d in self.deviations(model, seed)]
+        """Draws one device on top of what the model's variables are at present.
+
+        What a device that is installed, or a drift, has set is the base of the draw.
+
+        Returns:
+            (variable, value) pairs, drawn as `deviations`.
+        """
+        return [(q.variable, q.added(d)) for q, d in self.deviations(model, seed)]
 
     def sample(self, model: keras.layers.Layer, n: int, seed: int = 0) -> DeviceSet:
         """Draws devices.
@@ -222,12 +249,33 @@ class Variation:
         return f"Variation({inner})"
 
 
+def standard_normal(shape: tuple[int, ...], seed, dtype) -> tf.Tensor:
+    """Returns standard normal numbers, alike in eager mode, in graphs and under XLA.
+
+    They differ in rounding alone. XLA draws other floats than TensorFlow does, but the
+    same whole numbers, which are transformed here (Box and Muller).
+
+    Args:
+        shape: their shape.
+        seed: two integers.
+        dtype: their dtype.
+    """
+    wide = tf.as_dtype(dtype) if tf.as_dtype(dtype).size > 4 else tf.float32
+    bits = tf.random.stateless_uniform(
+        (2, *shape), seed, minval=None, maxval=None, dtype="uint32", alg="philox"
+    )
+    # Never 0, whose logarithm is infinite.
+    uniform = (tf.cast(bits, wide) + 0.5) * 2.0**-32
+    radius = tf.sqrt(-2 * tf.math.log(uniform[0]))
+    return tf.cast(radius * tf.cos(2 * math.pi * uniform[1]), dtype)
+
+
 def _draw(quantity: Quantity, spread, seed):
     if isinstance(spread, _Scaled):
         return spread.factor * _draw(quantity, spread.spread, seed)
     shape, dtype = tuple(quantity.variable.shape), quantity.variable.dtype
     if isinstance(spread, float):
-        return spread * tf.random.stateless_normal(shape, seed, dtype=dtype)
+        return spread * standard_normal(shape, seed, dtype)
     if hasattr(spread, "draw"):
         return spread.draw(shape, seed, dtype)
     own = tuple(spread.batch_shape) + tuple(spread.event_shape)

@@ -145,9 +145,24 @@ def kernels_per_device() -> contextlib.AbstractContextManager[None]:
     return _changed(stacked=True)
 
 
-@tf.custom_gradient
 def valued(measured, modelled):
-    """Returns the values of `measured` with the derivatives of `modelled`."""
+    """Returns the values of `measured` with the derivatives of `modelled`.
+
+    The mask of the outputs is kept, and so are the logits behind a softmax or sigmoid
+    where `measured` has them too: a simulated device does, a bench does not.
+    """
+    outputs = _valued(measured, modelled)
+    theirs, ours = map(_keras.tensor_attributes, (measured, modelled))
+    logits = ours.pop(_keras.LOGITS, None)
+    # Those of the model alone would belong to other values.
+    if logits is not None and _keras.LOGITS in theirs:
+        ours[_keras.LOGITS] = _valued(theirs[_keras.LOGITS], logits)
+    _keras.set_tensor_attributes(outputs, ours)
+    return outputs
+
+
+@tf.custom_gradient
+def _valued(measured, modelled):
     return tf.identity(measured), lambda upstream: (None, upstream)
 
 

@@ -7,6 +7,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+_DRIFT = "_keras_pnn_drift"
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Quantity:
@@ -65,6 +67,43 @@ class Quantity:
         if base is None:
             base = tf.convert_to_tensor(self.variable)
         return base + tf.cast(deviation, self.variable.dtype)
+
+    def added(self, deviation) -> tf.Tensor:
+        """Returns the variable's present value plus a deviation."""
+        present = tf.convert_to_tensor(self.variable)
+        return present + tf.cast(deviation, present.dtype)
+
+    @property
+    def present(self) -> np.ndarray:
+        """The deviation from nominal that the variable stores, in float64."""
+        return np.asarray(self.variable).astype("float64") - self.nominal
+
+    @property
+    def drift(self) -> tf.Variable:
+        """How far drift has moved the variable in the present step; else 0.
+
+        A device that measures has deviations of its own in place of those of the
+        model, and adds this.
+        """
+        # Kept with the variable, past Keras' tracking: it is no state of the model.
+        attributes = vars(self.variable)
+        if _DRIFT not in attributes:
+            # A graph that asks for it must not own it.
+            with tf.init_scope():
+                zeros = tf.zeros(self.variable.shape, self.variable.dtype)
+                attributes[_DRIFT] = tf.Variable(zeros, trainable=False)
+        return attributes[_DRIFT]
+
+    def passing(self) -> tf.Tensor:
+        """Returns how far the present step has moved the variable.
+
+        That is drift, and what a stateless scope adds: noise, and eq. 5.
+        """
+        scoped = tf.convert_to_tensor(self.variable)
+        # A scope of its own, which overrides nothing.
+        with keras.StatelessScope():
+            stored = tf.convert_to_tensor(self.variable)
+        return scoped - stored + self.drift
 
     def check(self, deviation, way_out: str = "") -> None:
         """Raises an error where a deviation reaches the bound, in the variable's dtype.

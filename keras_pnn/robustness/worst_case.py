@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras_pnn import _checks, _keras
 from keras_pnn.curvature.batches import batch_length, batches
 from keras_pnn.devices import SimulatedDevice
+from keras_pnn.devices.evaluation import check_nominal
 from keras_pnn.layers.context import Overrides, current
 from keras_pnn.layers.lookup import architecture, find
 from keras_pnn.layers.quantity import Quantity
@@ -60,8 +61,8 @@ def worst_device(
 
     Raises:
         ValueError: If a radius is not positive, or its name matches no imperfection;
-            the model is not compiled; a device measures the layers; or the loss of
-            the design is not finite.
+            the model is not compiled; a device measures the layers, or has set one of
+            the imperfections; or the loss of the design is not finite.
 
     Example:
 
@@ -108,6 +109,7 @@ class WorstCaseSearch:
                 "outside `device.installed(model)`. Received: layers that a device "
                 "measures"
             )
+        check_nominal(self._quantities)
         generator = np.random.default_rng(seed)
         design = self._at([np.zeros(tuple(q.variable.shape)) for q in self._quantities])
         if not math.isfinite(design.loss):

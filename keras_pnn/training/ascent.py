@@ -47,6 +47,11 @@ class SAM:
             )
         self._rho.assign(_checks.real("rho", value, low=0))
 
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """What may change during training, and is saved with its state."""
+        return [] if self._rho is None else [self._rho]
+
     def scale(self, value):
         """Returns the elementwise scale T of the ascent: here 1."""
         return tf.ones_like(value)

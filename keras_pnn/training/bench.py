@@ -2,13 +2,14 @@
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import keras
 import tensorflow as tf
 
 from keras_pnn.hardware.device import DeviceError, raising
 from keras_pnn.layers.context import measuring_device
+from keras_pnn.layers.quantity import Quantity
 
 _COMPILE = inspect.signature(keras.Model.compile)
 
@@ -24,6 +25,31 @@ def on_bench(trainer) -> bool:
     Also one that is installed around the model, `with device.installed(model)`.
     """
     return any(hasattr(device, "measure_in_graph") for device in devices_of(trainer))
+
+
+def check_movable(device, quantities: Iterable[Quantity], what: str) -> None:
+    """Checks that a device is not one on the bench whose imperfections are to move.
+
+    Args:
+        device: any device, or `None`.
+        quantities: what is to move; weights may, as they are sent to the bench.
+        what: by what, for the message.
+
+    Raises:
+        ValueError: If the device measures the layer of an imperfection.
+    """
+    if not hasattr(device, "measure_in_graph"):
+        return
+    layers = getattr(device, "layers", None)
+    for quantity in quantities:
+        on_it = layers is None or quantity.layer.name in layers
+        if on_it and quantity.nominal is not None:
+            raise ValueError(
+                f"{what} cannot move a device on the bench: use a simulated device or "
+                "the model, or name layers that are not on the bench, as in "
+                f"'<layer>/{quantity.name}'. Received: '{quantity.path}', on "
+                f"{type(device).__name__}"
+            )
 
 
 def compile_options(trainer, *args, **kwargs) -> dict:

@@ -11,6 +11,7 @@ from keras_pnn.training import ascent as ascents
 from keras_pnn.training import bench
 from keras_pnn.training.adversary import Adversary
 from keras_pnn.training.adversary_rules import AdversaryRule, check_rules
+from keras_pnn.training.collapse import CollapseWarning
 from keras_pnn.training.gradients.base import (
     DeviceGradient,
     Evaluation,
@@ -40,11 +41,17 @@ class SATModel(Trainer):
     Metrics, batch normalisation statistics and the reported loss are those of the
     first pass; all passes draw the same dropout masks and noise, so that ρ = 0 is plain
     training to the last bit (under XLA, which orders sums as it likes, to rounding).
-    `sharpness`, the mean of L(Θ + ΔΘ, θ_adv) − L(Θ, θ0), is logged beside the loss.
+    `sharpness`, the mean of L(Θ + ΔΘ, θ_adv) − L(Θ, θ0), is logged beside the loss;
+    steps that the optimizer skips under `mixed_float16` do not count in it.
+
+    ρ that was changed is part of the saved state, as a learning rate is: loading
+    weights, or resuming a run, takes up the ρ that was saved.
 
     `evaluate`, `predict` and saving behave as those of the model inside, which is
     `sat.model`. With a device, `save` gives that digital model, and eigenvalues of
     the Hessian are the digital model's: a measurement has no second derivative.
+
+    A `fit` with an accuracy among its metrics warns once if that stays at chance.
 
     A model's own `compute_loss` is used, and metrics that it keeps itself are
     reported, as in plain training.
@@ -65,12 +72,17 @@ class SATModel(Trainer):
             (with `Autodiff`, one for each where their shapes differ),
             `"slm/rotation"` that of one layer.
         variation: a `Variation`. A fresh device is drawn each step, the same in
-            all passes, a pure function of `seed` and the step.
+            all passes, a pure function of `seed` and the step, whether XLA compiles the
+            step or not. What is drawn is
+            added to what a device that is installed, or a drift, has set.
         device: a device whose measurements replace the layers' outputs in both
             passes, while gradients go through the model: SAT online. The ascent is
-            then by these proxy gradients too. An imperfection that a
-            `SimulatedDevice` does not name follows `adversarial` and `variation`;
-            a device on the bench does not.
+            then by these proxy gradients too. To the deviations of a
+            `SimulatedDevice` those of `adversarial`, `variation` and drift are added;
+            a device on the bench cannot be moved by them, which is an error.
+        warmup: steps of the optimizer in which the ascent's ΔΘ and the deviations of
+            `variation` grow linearly from 0 to their full size; 0 for none. An
+            untrained network may find no direction among devices that differ much.
         clean_fraction: a in [0, 1]: the optimizer steps with (1 − a) times the
             gradient of the second pass plus a times that of the first. With a large
             adversarial radius and a = 0, a network can forget the nominal case.
@@ -84,6 +96,7 @@ class SATModel(Trainer):
         ValueError: If `model` overrides a step that would not be called; `rho` is
             negative; both `rho` and an ascent object are given; `perturb="controls"`
             and the model has no physical layer; `clean_fraction` is outside [0, 1];
+            `warmup` is no integer ≥ 0, or has nothing to act on;
             `seed` is not a 32-bit integer; or `adversarial` names what the model does
             not have, one variable twice, or one that `perturb` moves.
 
@@ -113,6 +126,7 @@ class SATModel(Trainer):
         adversarial: dict[str, AdversaryRule] | None = None,
         variation: Variation | None = None,
         device=None,
+        warmup: int = 0,
         clean_fraction: float = 0.0,
         seed: int = 0,
         gradient: GradientSource | None = None,
@@ -130,6 +144,12 @@ class SATModel(Trainer):
         if variation is not None and not hasattr(variation, "values"):
             raise _checks.error("variation", "a Variation", _checks.short(variation))
         self.variation = variation
+        self._warmup = _checks.integer("warmup", warmup, low=0)
+        if warmup and self.ascent is None and variation is None:
+            raise ValueError(
+                "`warmup` ramps an ascent or a variation. Received: "
+                f"warmup={warmup}, ascent=None, variation=None"
+            )
         if gradient is None:
             gradient = ModelGradient() if device is None else DeviceGradient()
         elif not isinstance(gradient, GradientSource):
@@ -141,6 +161,8 @@ class SATModel(Trainer):
         )
         self.seed = _checks.integer("seed", seed, -(2**31), 2**31 - 1)
         self._sharpness = keras.metrics.Mean(name="sharpness")
+        # Of the outputs, known from the first step on.
+        self.classes: int | None = None
 
     @property
     def rho(self):
@@ -154,6 +176,11 @@ class SATModel(Trainer):
                 f"`rho` needs an ascent, and ascent=None. Received: rho={value!r}"
             )
         self.ascent.rho = value
+
+    @property
+    def warmup(self) -> int:
+        """Steps in which ascent and noise grow; fixed, as steps are traced once."""
+        return self._warmup
 
     @property
     def clean_fraction(self) -> float:
@@ -182,11 +209,13 @@ class SATModel(Trainer):
         trainable = self.trainable_variables
         controls, adversary = self._perturbed()
         one_pass = not controls and not adversary
+        self._check_movable(adversary)
 
         # (Θ, θ0), and what eqs. 3 and 5 need of the gradient there.
         present = Overrides()
         if self.variation is not None:
-            present = Overrides(self.variation.values(self.model, seed))
+            self._check_draws()
+            present = self._drawn(seed)
         wrt = [*controls, *adversary.differentiated]
         if one_pass or self.clean_fraction:
             wrt = list(Overrides((v, None) for v in [*wrt, *trainable]))
@@ -212,6 +241,40 @@ class SATModel(Trainer):
             controls = select_variables(self.model, self.perturb)
         return controls, Adversary(self.model, self.adversarial, controls)
 
+    def _ramp(self):
+        """The share of ascent and noise in this step, in float32."""
+        step = tf.cast(tf.convert_to_tensor(self.optimizer.iterations), "float32")
+        return tf.minimum(step / self.warmup, 1.0)
+
+    def _drawn(self, seed) -> Overrides:
+        """The device of this step, added to what the variables are."""
+        if not self.warmup:
+            return Overrides(self.variation.values(self.model, seed))
+        drawn = self.variation.deviations(self.model, seed)
+        return Overrides(
+            (q.variable, q.added(tf.cast(self._ramp(), d.dtype) * d)) for q, d in drawn
+        )
+
+    def _check_draws(self) -> None:
+        """Raises ValueError if XLA would draw other devices than TensorFlow."""
+        if self.jit_compile and self.variation.distributions:
+            raise ValueError(
+                "TFP draws other devices under XLA than without: compile with "
+                "jit_compile=False, or give standard deviations or `Correlated` in "
+                "`variation`. Received: jit_compile=True, and distributions of "
+                f"{', '.join(self.variation.distributions)}"
+            )
+
+    def _check_movable(self, adversary: Adversary) -> None:
+        """Raises ValueError if a device on the bench would have to move."""
+        parameters = adversary.parameters
+        moved = {"`adversarial`": [q for p in parameters for q in p.quantities]}
+        if self.variation is not None:
+            moved["`variation`"] = self.variation.quantities(self.model)
+        for device in bench.devices_of(self):
+            for what, quantities in moved.items():
+                bench.check_movable(device, quantities, what)
+
     def _ascended(self, controls: list, present: Overrides, first: Evaluation):
         """Θ + ΔΘ, eq. 3."""
         if not controls:
@@ -219,6 +282,8 @@ class SATModel(Trainer):
         values = [present.value(v) for v in controls]
         gradients = summed([first.dense(v) for v in controls])
         steps = self.ascent(values, gradients, self.optimizer.iterations)
+        if self.warmup:
+            steps = [tf.cast(self._ramp(), s.dtype) * s for s in steps]
         return Overrides(
             (variable, value + step)
             for variable, value, step in zip(controls, values, steps, strict=True)
@@ -240,13 +305,24 @@ class SATModel(Trainer):
     def _apply(self, batch, first: Evaluation, second: Evaluation, gradients) -> dict:
         """Steps the optimizer and the metrics; returns the logs."""
         x, y, sample_weight = batch
+        if keras.ops.is_tensor(first.y_pred) and (first.y_pred.shape.rank or 0) > 1:
+            # One output that is a probability has two classes.
+            units = first.y_pred.shape[-1]
+            self.classes = units and max(units, 2)
         size = tf.shape(next(a for a in keras.tree.flatten(x) if a is not None))[0]
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        for metric, value in (
-            (_keras.loss_tracker(self), first.loss),
-            (self._sharpness, second.loss - first.loss),
+        # A step that overflowed is no step: its second pass may be anywhere.
+        skipped = _skips(self.optimizer, gradients)
+        rise = second.loss - first.loss
+        for metric, value, weight in (
+            (_keras.loss_tracker(self), first.loss, size),
+            (
+                self._sharpness,
+                tf.where(skipped, tf.zeros_like(rise), rise),
+                tf.where(skipped, 0, size),
+            ),
         ):
-            metric.update_state(value * replicas, sample_weight=size)
+            metric.update_state(value * replicas, sample_weight=weight)
         pairs = zip(gradients, self.trainable_variables, strict=True)
         self.optimizer.apply_gradients(pairs)
         return self.compute_metrics(x, y, first.y_pred, sample_weight=sample_weight)
@@ -254,6 +330,33 @@ class SATModel(Trainer):
     @property
     def train_metrics(self):
         return [self._sharpness]
+
+    def _own_callbacks(self):
+        suspects = []
+        if self.ascent is not None and self.rho != 0:
+            suspects.append(f"rho={self.rho}")
+        if self.variation is not None:
+            suspects.append(f"variation={self.variation!r}")
+        if self.adversarial:
+            suspects.append(f"adversarial={self.adversarial!r}")
+        own = super()._own_callbacks()
+        return [*own, CollapseWarning(suspects)] if suspects else own
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        for index, variable in enumerate(self._ascent_variables()):
+            store[f"ascent_{index}"] = variable
+
+    def load_own_variables(self, store):
+        super().load_own_variables(store)
+        saved = set(store.keys())
+        for index, variable in enumerate(self._ascent_variables()):
+            # Weights may be those of a run with another ascent.
+            if f"ascent_{index}" in saved:
+                variable.assign(store[f"ascent_{index}"])
+
+    def _ascent_variables(self) -> list:
+        return list(getattr(self.ascent, "variables", ()))
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
@@ -263,6 +366,7 @@ class SATModel(Trainer):
             "perturb": serialize(self.perturb),
             "adversarial": {n: serialize(r) for n, r in self.adversarial.items()},
             "variation": serialize(self.variation),
+            "warmup": self.warmup,
             "clean_fraction": self.clean_fraction,
             "seed": self.seed,
             "gradient": serialize(self.gradient),
@@ -277,6 +381,15 @@ class SATModel(Trainer):
                 for name, value in config.items()
             }
         )
+
+
+def _skips(optimizer: keras.optimizers.Optimizer, gradients: list) -> tf.Tensor:
+    """Tells whether an optimizer passes over a step, as gradients overflowed in it."""
+    if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return tf.constant(False)
+    dense = [tf.convert_to_tensor(g) for g in gradients if g is not None]
+    finite = [tf.reduce_all(tf.math.is_finite(tf.abs(g))) for g in dense]
+    return tf.logical_not(tf.reduce_all(finite))
 
 
 def _mixed(gradients: list, others: list, share: float) -> list:

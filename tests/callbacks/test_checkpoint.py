@@ -449,3 +449,39 @@ def test_one_file_is_kept_and_no_other_is_removed(tmp_path):
 def test_bad_arguments(every):
     with pytest.raises(ValueError, match="`every`"):
         Checkpoint("state", every=every)
+
+
+class Doubling(keras.callbacks.Callback):
+    """Doubles ρ after each epoch, and is killed at the beginning of one."""
+
+    def __init__(self, killed_at=None):
+        super().__init__()
+        self.killed_at = killed_at
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.killed_at:
+            raise Killed
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.rho *= 2
+
+
+@pytest.mark.parametrize("ascent", [pnn.SAM, pnn.ASAM])
+@pytest.mark.parametrize("keeper", [keras.callbacks.BackupAndRestore, Checkpoint])
+def test_a_resumed_run_goes_on_with_its_radius(keeper, ascent, tmp_path):
+    def run(killed_at=None):
+        model = sat(rho=None, ascent=ascent(0.01))
+        fit(model, Doubling(killed_at), keeper(str(tmp_path / "state")), epochs=4)
+        return model.rho
+
+    with pytest.raises(Killed):
+        run(killed_at=2)
+    np.testing.assert_allclose(run(), 0.16, rtol=1e-5)
+
+
+def test_weights_of_a_run_without_an_ascent_leave_the_radius(tmp_path):
+    path = tmp_path / "run.weights.h5"
+    sat(rho=None, ascent=None).save_weights(path)
+    model = sat(rho=0.3)
+    model.load_weights(path)
+    assert model.rho == pytest.approx(0.3)

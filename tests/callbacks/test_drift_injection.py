@@ -108,12 +108,12 @@ def test_training_follows_the_process(kind):
         validation_data=(X, X),
         callbacks=[DriftInjection("temperature", WALK, seed=3), meter],
     )
-    path = WALK.path(15, seed=3)
+    path = 0.25 + WALK.path(15, seed=3)
     for epoch in range(3):
         own = path[5 * epoch : 5 * epoch + 5]
         np.testing.assert_allclose(meter.train[epoch], means(own), rtol=1e-5)
     np.testing.assert_allclose(
-        history.history["drift_temperature"], path[4::5], rtol=1e-12
+        history.history["drift_temperature"], path[4::5], rtol=1e-6
     )
     # The device at rest is what lies between the steps, and what is validated.
     assert set(np.ravel(meter.between)) == {0.25}
@@ -174,6 +174,76 @@ def test_names_and_shapes():
     assert history.history["drift_b_temperature"] == [1.0]
     assert history.history["drift_shift"] == [10.0]
     assert not model.get_layer("a").imperfections["shift"].numpy().any()
+
+
+ORDERS = [["temperature", "b/temperature"], ["b/temperature", "temperature"]]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_drifts_of_the_chip_and_of_one_layer_add(order):
+    model, meter = heated(names=("a", "b")), Meter()
+    amounts = {"temperature": 3.0, "b/temperature": 1.0}
+    drifts = [DriftInjection(n, drift.Linear(0.0, amounts[n])) for n in order]
+    logs = model.fit(**FIT, callbacks=[*drifts, meter]).history
+    np.testing.assert_allclose(meter.train, 3.0 + 3.0 + 1.0)
+    # Of the chip, the mean of both layers.
+    assert logs["drift_temperature"] == [3.5]
+    assert logs["drift_b_temperature"] == [4.0]
+
+
+@pytest.mark.parametrize("during", ["training", "validation"])
+@pytest.mark.parametrize("name", ["temperature", "scale", "shift"])
+def test_drift_is_added_to_the_chip_that_is_installed(name, during):
+    model = heated()
+    (chip,) = pnn.devices.sweep(model, name, [2.0])
+    moving = DriftInjection(name, drift.Linear(0.0, start=3.0), during=during)
+    with chip.installed(model):
+        logs = model.fit(**FIT, validation_data=(X, X), callbacks=[moving]).history
+    assert logs[f"drift_{name}"] == [5.0]
+    met = (5.0, 2.0) if during == "training" else (2.0, 5.0)
+    np.testing.assert_allclose((*logs["loss"], *logs["val_loss"]), met)
+
+
+@pytest.mark.parametrize("twin", [None, 7.0])
+def test_drift_is_added_to_the_chip_that_measures(twin):
+    """And not to what the model has there, which is its twin."""
+    model, meter = heated(), Meter()
+    (chip,) = pnn.devices.sweep(model, "temperature", [2.0])
+    pat = pnn.PATModel(model, chip)
+    pat.compile(keras.optimizers.SGD(0.0), Trace())
+    if twin is not None:
+        model.get_layer("heated").imperfections["temperature"].assign(twin)
+    moving = DriftInjection("temperature", drift.Linear(1.0))
+    logs = pat.fit(**FIT, callbacks=[moving, meter]).history
+    np.testing.assert_allclose(meter.train[0], means(2.0 + np.arange(5)))
+    assert logs["drift_temperature"] == [6.0]
+    # The graph is kept, and is right without drift too.
+    np.testing.assert_allclose(pat.fit(**FIT).history["loss"], 2.0)
+
+
+def test_a_chip_on_the_bench_cannot_be_moved():
+    class Bench(pnn.HardwareDevice):
+        def measure(self, layer, inputs, controls):
+            return inputs
+
+    model = heated(names=("a", "b"))
+    moving = DriftInjection("temperature", WALK)
+    pat = pnn.PATModel(model, Bench(layers=["b"]))
+    pat.compile("sgd", Trace())
+    refused = pytest.raises(ValueError, match=r"'b/temperature', on Bench")
+    with refused:
+        pat.fit(**FIT, callbacks=[moving])
+    with refused, Bench(layers=["b"]).installed(model):
+        model.fit(**FIT, callbacks=[moving])
+    pat.fit(**FIT, callbacks=[DriftInjection("a/temperature", WALK)])
+    for moves in (
+        {"variation": pnn.Variation(temperature=1.0)},
+        {"adversarial": {"b/temperature": pnn.Autodiff(1.0)}},
+    ):
+        sat = pnn.SATModel(model, ascent=None, device=pat.device, **moves)
+        sat.compile("sgd", Trace())
+        with refused:
+            sat.fit(**FIT)
 
 
 def test_deviations_are_from_nominal():
@@ -271,7 +341,7 @@ def test_restored_after_an_exception(during):
             model.fit(**FIT, callbacks=callbacks)
         else:
             model.evaluate(X, X, batch_size=2, verbose=0, callbacks=callbacks)
-    expected = sum(WALK.path(3, seed) for seed in seeds)
+    expected = 3.0 + sum(WALK.path(3, seed) for seed in seeds)
     np.testing.assert_allclose(loss.met, expected, rtol=1e-6)
     rest(model)
     # Nothing is left behind on the model either.
@@ -308,7 +378,7 @@ def test_no_drift_waits_for_a_later_run():
     # A drift that may act does so.
     moving = [DriftInjection("temperature", hot, during="validation")]
     loss = model.evaluate(X, X, verbose=0, callbacks=moving)
-    assert loss == pytest.approx(plain + 99.5)
+    assert loss == pytest.approx(plain + 100.0)
 
 
 def test_a_resumed_run_drifts_as_an_uninterrupted_one(tmp_path):
@@ -376,7 +446,7 @@ def test_verbose(capsys):
     process = drift.Linear(0.0, start=1.5)
     injection = DriftInjection("temperature", process, verbose=1)
     heated().fit(**FIT, callbacks=[injection])
-    assert "Epoch 1: temperature drifted by 1.5" in capsys.readouterr().out
+    assert "Epoch 1: temperature is off by 1.5" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -464,6 +464,31 @@ def test_a_measurement_is_no_simulated_device():
     np.testing.assert_array_equal(after["loss"], before["loss"])
 
 
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_logits_survive(activation):
+    """A saturated cross-entropy among the metrics is not clipped, as in `evaluate`."""
+    loss = {"softmax": "categorical", "sigmoid": "binary"}[activation] + "_crossentropy"
+    head = keras.layers.Activation(activation)
+    model = bank(6, head, loss=loss, metrics=[loss])
+    devices = pnn.devices.sweep(model, "temperature", [0.0, 0.1])
+    assert_equals_evaluate(model, 200 * X, ONE_HOT, devices)
+
+
+def test_devices_within_a_device_are_refused():
+    """They would take its place."""
+    model = bank(6, loss=CROSS_ENTROPY)
+    (chip,) = pnn.devices.sweep(model, "temperature", [3.0])
+    warmer = pnn.devices.sweep(model, "temperature", [1.0])
+    refused = pytest.raises(ValueError, match="/temperature' is off its nominal")
+    with chip.installed(model), refused:
+        pnn.evaluate_devices(model, X, LABELS, warmer, verbose=0)
+    with chip.installed(model):
+        others = pnn.devices.sweep(model, "resonance_shift", [0.0])
+        found = pnn.evaluate_devices(model, X, LABELS, others, verbose=0)["loss"]
+        expected = model.evaluate(X, LABELS, verbose=0)
+        np.testing.assert_allclose(found, [expected], rtol=1e-5)
+
+
 def test_summary_and_table():
     values = {"loss": np.arange(5.0), "accuracy": np.linspace(0.5, 1, 5)}
     result = pnn.DeviceEvaluation(values, samples=9, batch_size=3, vectorized=True)

@@ -293,6 +293,70 @@ def test_drift_goes_on_when_the_second_stage_begins():
     assert logs["loss"][0] != pytest.approx(logs["loss"][1], rel=1e-3)
 
 
+# Masks and logits, of every trainer on a device.
+
+
+ONLINE = {
+    "pat": pnn.PATModel,
+    "pat output": lambda model, device: pnn.PATModel(model, device, "output"),
+    "sat output": lambda model, device: pnn.SATModel(
+        model, rho=0.0, device=device, gradient=pnn.training.DeviceGradient("output")
+    ),
+    "dat": lambda model, device: pnn.DATModel(model, device, 1),
+    "dat output": lambda model, device: pnn.DATModel(
+        model, device, 1, internal_states=False
+    ),
+}
+
+
+def first_step(kind, model, x, y, rate=0.0):
+    """The loss of a step on the nominal device."""
+    nominal = pnn.devices.sweep(model, "temperature", [0.0])[0]
+    trainer = ONLINE[kind](model, nominal) if kind else model
+    trainer.compile(keras.optimizers.SGD(rate), model.loss, run_eagerly=True)
+    return trainer.fit(x, y, batch_size=len(x), verbose=0).history["loss"][0]
+
+
+@pytest.mark.parametrize("kind", ONLINE)
+def test_masks_survive_a_measurement(kind):
+    """Padded steps do not count in the loss."""
+    bank = pnn.layers.MRRBank(2)
+    model = keras.Sequential([keras.Input((3, 4)), layers.Masking(), bank])
+    model.compile(loss="mse")
+    x = np.random.default_rng(3).normal(size=(4, 3, 4)).astype("float32")
+    x[1:, 1:] = 0
+    y = np.ones((4, 3, 2), "float32")
+    expected = model.evaluate(x, y, verbose=0)
+    np.testing.assert_allclose(first_step(kind, model, x, y), expected, rtol=1e-5)
+
+
+LOGITS = {
+    "softmax": ("sparse_categorical_crossentropy", Y),
+    "sigmoid": ("binary_crossentropy", np.eye(3, dtype="float32")[Y]),
+}
+
+
+def saturated(activation):
+    """A bank whose logits are far beyond what a clipped probability can tell."""
+    loss, y = LOGITS[activation]
+    model = bank(4, 3, activation=activation)
+    model.compile(keras.optimizers.SGD(0.0), loss)
+    return model, np.random.default_rng(1).normal(size=(8, 4)) * 200, y
+
+
+@pytest.mark.parametrize("kind", ONLINE)
+@pytest.mark.parametrize("activation", LOGITS)
+def test_logits_survive_a_measurement(kind, activation):
+    """A cross-entropy is not clipped, so that a saturated bank learns."""
+    plain, x, y = saturated(activation)
+    expected = plain.evaluate(x, y, verbose=0)
+    first_step(None, plain, x, y, rate=0.1)
+    model, *_ = saturated(activation)
+    loss = first_step(kind, model, x, y, rate=0.1)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    assert_same(model.weights, plain.weights, 1e-5)
+
+
 # Saving; real layers; bad arguments.
 
 

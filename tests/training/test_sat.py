@@ -1,5 +1,6 @@
 """Sharpness-aware training: what one step does, and what it leaves alone."""
 
+import contextlib
 import json
 
 import keras
@@ -7,7 +8,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers, ops
-from models import FIT, LOSS, assert_same, banks, compiled, numbers, run_script, samples
+from models import (
+    FIT,
+    LOSS,
+    assert_same,
+    banks,
+    compiled,
+    mesh,
+    numbers,
+    run_script,
+    samples,
+)
 
 import keras_pnn as pnn
 from keras_pnn.layers.lookup import physical_layers
@@ -455,6 +466,32 @@ def test_batches_are_all_that_fit_needs(epochs):
         sat.fit(batches, steps_per_epoch=2, verbose=0)
 
 
+class Overflow(keras.callbacks.Callback):
+    """Sets a loss scale that overflows in the first of several batches."""
+
+    def on_train_batch_begin(self, batch, logs=None):
+        first = batch == 0 and self.params["steps"] > 1
+        self.model.optimizer.dynamic_scale.assign(1e38 if first else 1024.0)
+
+
+@pytest.mark.parametrize("clean_fraction", [0.0, 0.5])
+def test_a_step_that_overflows_does_not_count_in_sharpness(clean_fraction):
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
+        sat = pnn.SATModel(model, rho=0.1, perturb="all", clean_fraction=clean_fraction)
+        compiled(sat, SGD(0.0))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    sat.optimizer.build(sat.trainable_variables)
+    fit = {"batch_size": 4, "shuffle": False, "verbose": 0, "callbacks": [Overflow()]}
+    (expected,) = sat.fit(X[4:8], Y[4:8], **fit).history["sharpness"]
+    (found,) = sat.fit(X[:8], Y[:8], **fit).history["sharpness"]
+    assert int(sat.optimizer.iterations.numpy()) == 2
+    assert np.isfinite(expected) and expected > 0
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
 def test_an_overflow_under_mixed_float16_skips_the_step():
     keras.config.set_dtype_policy("mixed_float16")
     try:
@@ -611,6 +648,29 @@ def test_noise_is_a_fresh_device_each_step(ascent):
             assert not value.numpy().any()
 
 
+@pytest.mark.parametrize("spread", [0.1, pnn.Correlated(0.1, length=2.0)])
+def test_noise_is_the_same_under_xla(spread):
+    losses = []
+    for options in ({}, {"jit_compile": True}, {"run_eagerly": True}):
+        noise = pnn.Variation(resonance_shift=spread)
+        sat = compiled(pnn.SATModel(banks(), ascent=None, variation=noise), **options)
+        losses.append(sat.fit(X, Y, **FIT).history["loss"])
+    # What is left is the rounding of the forward pass.
+    np.testing.assert_allclose(losses[1:], [losses[0]] * 2, rtol=1e-5)
+
+
+def test_distributions_that_xla_draws_otherwise_are_refused():
+    import tensorflow_probability as tfp
+
+    spread = pnn.Variation(resonance_shift=tfp.distributions.Normal(0.0, 0.1))
+    for noise in (spread, spread.scaled(0.5)):
+        sat = compiled(
+            pnn.SATModel(banks(), ascent=None, variation=noise), jit_compile=True
+        )
+        with pytest.raises(ValueError, match=r"jit_compile=False.*of resonance_shift"):
+            sat.fit(X, Y, **FIT)
+
+
 def test_noise_is_deterministic_in_its_seed():
     def weights(seed):
         sat = pnn.SATModel(banks(), rho=0.1, variation=NOISE, seed=seed)
@@ -639,6 +699,114 @@ def test_noise_and_ascent_on_one_variable(perturb):
         loss, sharpness = manual_step(model, SELECTIONS[perturb](model), 0.2, rate=0.0)
     np.testing.assert_allclose(logs["loss"], [loss], rtol=1e-5)
     np.testing.assert_allclose(logs["sharpness"], [sharpness], rtol=1e-3)
+
+
+class Sum(pnn.layers.PhysicalLayer):
+    """Adds its temperature to the inputs."""
+
+    def build(self, input_shape):
+        self.add_control("gain", (), unit="", initializer="ones")
+        self.add_imperfection("temperature", (), unit="K", shared=True)
+
+    def forward(self, inputs, controls, imperfections):
+        return controls["gain"] * inputs + imperfections["temperature"]
+
+
+ZEROS = np.zeros((4, 1), "float32")
+
+
+def heated(device=None, **kwargs):
+    """Logs of a step whose loss is the temperature."""
+    model = keras.Sequential([keras.Input((1,)), Sum()])
+    chip = pnn.devices.sweep(model, "temperature", [3.0])[0]
+    measures = chip if device == "measures" else None
+    sat = pnn.SATModel(model, ascent=None, device=measures, seed=3, **kwargs)
+    sat.compile(SGD(0.0), lambda y, y_pred: y_pred)
+    installs = contextlib.nullcontext()
+    if device == "installed":
+        installs = chip.installed(model)
+    drifts = pnn.callbacks.DriftInjection("temperature", pnn.drift.Linear(0, 3.0))
+    callbacks = [drifts] if device == "drifts" else []
+    with installs:
+        return sat.fit(ZEROS, ZEROS, batch_size=4, verbose=0, callbacks=callbacks)
+
+
+def slm():
+    return keras.Sequential([keras.Input((16,)), pnn.layers.MaskedSLM(3)])
+
+
+@pytest.mark.parametrize("device", ["installed", "drifts", "measures"])
+def test_noise_and_the_worst_case_are_added_to_the_chip(device):
+    noise = {"variation": pnn.Variation(temperature=0.5)}
+    (drawn,) = heated(**noise).history["loss"]
+    assert abs(drawn) > 0.1
+    worst = {"adversarial": {"temperature": pnn.Autodiff(radius=0.5)}}
+    logs = heated(device, **noise, **worst).history
+    np.testing.assert_allclose(logs["loss"], [3.0 + drawn], rtol=1e-6)
+    np.testing.assert_allclose(logs["sharpness"], [0.5], rtol=1e-5)
+
+
+RAMP = [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("moved", ["rho", "variation"])
+def test_warmup_ramps_ascent_and_noise(moved):
+    def losses(**kwargs):
+        if moved == "rho":
+            kwargs = {"rho": 0.2, **kwargs}
+        else:
+            noise = pnn.Variation(temperature=1.0)
+            kwargs = {"ascent": None, "variation": noise, **kwargs}
+        model = keras.Sequential([keras.Input((1,)), Sum()])
+        sat = pnn.SATModel(model, **kwargs)
+        sat.compile(SGD(0.0), lambda y, y_pred: y_pred)
+        fit = {"batch_size": 4, "epochs": 6, "verbose": 0}
+        logs = sat.fit(ZEROS + (moved == "rho"), ZEROS, **fit).history
+        return np.array(logs["sharpness" if moved == "rho" else "loss"])
+
+    # Linear in the radius and in the temperature.
+    full, ramped = losses(), losses(warmup=4)
+    assert np.abs(full).min() > 0.01
+    np.testing.assert_allclose(ramped, RAMP * full, atol=1e-6)
+
+
+def test_warmup_is_saved(tmp_path):
+    sat = compiled(pnn.SATModel(banks(), rho=0.1, warmup=7))
+    sat.save(tmp_path / "sat.keras")
+    assert keras.saving.load_model(tmp_path / "sat.keras").warmup == 7
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"warmup": -1}, "`warmup`.*Received: -1"),
+        ({"warmup": 2, "ascent": None}, "ramps an ascent or a variation"),
+    ],
+)
+def test_bad_warmup(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        pnn.SATModel(banks(), **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("build", "imperfection", "noise"),
+    [
+        (banks, "resonance_shift", "resonance_shift"),
+        (mesh, "splitter_error", "splitter_imbalance"),
+        (slm, "scale", "scale"),
+    ],
+)
+def test_noise_of_nothing_trains_the_chip_that_is_installed(build, imperfection, noise):
+    model = compiled(build(), SGD(0.0))
+    x = np.random.default_rng(2).normal(size=(8, *model.input_shape[1:]))
+    y = Y[:8] % 3
+    (chip,) = pnn.devices.sweep(model, imperfection, [0.3])
+    sat = pnn.SATModel(model, ascent=None, variation=pnn.Variation({noise: 1e-7}))
+    compiled(sat, SGD(0.0))
+    with chip.installed(model):
+        expected = model.evaluate(x, y, verbose=0)
+        logs = sat.fit(x, y, batch_size=8, verbose=0).history
+    np.testing.assert_allclose(logs["loss"], [expected], rtol=1e-4)
 
 
 def test_noise_on_dense_kernels():

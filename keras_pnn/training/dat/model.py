@@ -64,11 +64,17 @@ class ErrorModels:
         return next(network for own, network in pairs if own is layer)
 
     def corrected(self, layer, modelled, training: bool) -> tf.Tensor:
-        """Returns y + S(y), the layer's outputs with the errors that S predicts."""
+        """Returns y + S(y), the layer's outputs with the errors that S predicts.
+
+        Logits behind a softmax or sigmoid stay those of y: y + S(y) may have none.
+        """
         flat = tf.reshape(modelled, [-1, _size(modelled.shape)])
         errors = tf.reshape(self.of(layer)(flat, training=training), tf.shape(modelled))
         # The networks compute with their weights' precision, the layers perhaps less.
-        return modelled + tf.cast(errors, modelled.dtype)
+        corrected = modelled + tf.cast(errors, modelled.dtype)
+        attributes = _keras.tensor_attributes(modelled)
+        _keras.set_tensor_attributes(corrected, attributes)
+        return corrected
 
 
 class DualAdaptive(GradientSource):
@@ -188,7 +194,9 @@ class DATModel(SATModel):
     that lowers the mean square of |y + S(y)| − |measured|; the measured amplitudes,
     with the phases of y + S(y), replace the states (state fusion); and the network
     takes a step along the gradient through the model and S. With S = 0, where it
-    starts, and a device equal to the model, this is plain backpropagation.
+    starts, and a device equal to the model, this is plain backpropagation. Where a
+    simulated device ends in a softmax or sigmoid, a cross-entropy takes its logits, as
+    Keras does, and their derivative is the model's without the last S.
 
     Args:
         model: as in `SATModel`, with physical layers.

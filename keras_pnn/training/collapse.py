@@ -1,0 +1,54 @@
+"""Tell when training has collapsed: outputs that know nothing of their inputs."""
+
+import warnings
+
+import keras
+
+from keras_pnn import _keras
+
+_ACCURACIES = (
+    keras.metrics.Accuracy,
+    keras.metrics.BinaryAccuracy,
+    keras.metrics.CategoricalAccuracy,
+    keras.metrics.SparseCategoricalAccuracy,
+)
+# As many epochs in a row, with an accuracy of at most so many times chance.
+_EPOCHS, _MARGIN = 3, 1.1
+
+
+class CollapseWarning(keras.callbacks.Callback):
+    """Warns once in a `fit` whose accuracy stays at chance.
+
+    Nothing is said where no accuracy is among the metrics, or there are several
+    outputs. Chance is 1 / classes; where classes differ in size, a model that always
+    gives the largest is not told.
+
+    Args:
+        suspects: the arguments that may be too large, as they are written.
+    """
+
+    def __init__(self, suspects: list[str]):
+        super().__init__()
+        self._suspects = suspects
+        self._at_chance, self._told = 0, False
+
+    def on_epoch_end(self, epoch, logs=None):
+        metrics = _keras.named_metrics(self.model)
+        names = [n for n, m in metrics.items() if isinstance(m, _ACCURACIES)]
+        classes = self.model.classes
+        if self._told or len(names) != 1 or names[0] not in (logs or {}) or not classes:
+            return
+        chance, accuracy = 1 / classes, float(logs[names[0]])
+        at_chance = accuracy <= _MARGIN * chance
+        self._at_chance = self._at_chance + 1 if at_chance else 0
+        if self._at_chance < _EPOCHS:
+            return
+        self._told = True
+        warnings.warn(
+            f"Training seems to have collapsed: {names[0]} is {accuracy:.3g} after "
+            f"{_EPOCHS} epochs at chance ({classes} classes). Too large may be: "
+            f"{', '.join(self._suspects)}. Try one epoch of plain training first, "
+            "`warmup=` of at least the steps of an epoch, or smaller values. Train "
+            "from new weights: those of now may give no gradient any more.",
+            stacklevel=2,
+        )

@@ -88,10 +88,11 @@ class Variation:
             and sets their angles. One layer alone is addressed by a dictionary:
             `Variation({"mrr_bank_1/resonance_shift": 0.08})`.
 
-    Draws of standard deviations and `Correlated` are pure functions of seed and model:
-    the same in eager mode, in graphs, under XLA and on other machines, to rounding. TFP
-    draws by other algorithms under XLA, so that training with one of its distributions
-    and `jit_compile=True` raises an error.
+    Draws are pure functions of seed and model: the same in eager mode, in graphs,
+    under XLA and on other machines, to rounding. A TFP distribution is drawn as the
+    quantiles of uniform numbers. One without a quantile function is drawn by TFP, which
+    uses other algorithms under XLA, so that training with it and `jit_compile=True`
+    raises an error.
 
     `sample` raises if a draw lies beyond an imperfection's bound (a scale below 0).
     Training with noise draws inside a graph, where such a draw gives NaN.
@@ -127,13 +128,14 @@ class Variation:
                 raise _checks.error(name, expected, repr(spread))
 
     @property
-    def distributions(self) -> list[str]:
-        """The names whose spread is a TFP distribution."""
+    def without_quantile(self) -> list[str]:
+        """The names whose spread is a TFP distribution without a quantile function."""
 
         def is_one(spread):
             if isinstance(spread, _Scaled):
                 return is_one(spread.spread)
-            return not (isinstance(spread, float) or hasattr(spread, "draw"))
+            ours = isinstance(spread, float) or hasattr(spread, "draw")
+            return not ours and not _has_quantile(spread)
 
         return [name for name, spread in self.spreads.items() if is_one(spread)]
 
@@ -261,13 +263,29 @@ def standard_normal(shape: tuple[int, ...], seed, dtype) -> tf.Tensor:
         dtype: their dtype.
     """
     wide = tf.as_dtype(dtype) if tf.as_dtype(dtype).size > 4 else tf.float32
-    bits = tf.random.stateless_uniform(
-        (2, *shape), seed, minval=None, maxval=None, dtype="uint32", alg="philox"
-    )
+    bits = _whole_numbers((2, *shape), seed)
     # Never 0, whose logarithm is infinite.
     uniform = (tf.cast(bits, wide) + 0.5) * 2.0**-32
     radius = tf.sqrt(-2 * tf.math.log(uniform[0]))
     return tf.cast(radius * tf.cos(2 * math.pi * uniform[1]), dtype)
+
+
+def _whole_numbers(shape: tuple[int, ...], seed) -> tf.Tensor:
+    """Returns random whole numbers below 2³², the same under XLA as without."""
+    return tf.random.stateless_uniform(
+        shape, seed, minval=None, maxval=None, dtype="uint32", alg="philox"
+    )
+
+
+def _has_quantile(distribution) -> bool:
+    """Tells whether draws can be the quantiles of uniform numbers."""
+    if tuple(distribution.event_shape):
+        return False
+    try:
+        distribution.quantile(tf.constant(0.5, distribution.dtype))
+    except (NotImplementedError, AttributeError):
+        return False
+    return True
 
 
 def _draw(quantity: Quantity, spread, seed):
@@ -280,7 +298,14 @@ def _draw(quantity: Quantity, spread, seed):
         return spread.draw(shape, seed, dtype)
     own = tuple(spread.batch_shape) + tuple(spread.event_shape)
     extra = shape[: len(shape) - len(own)]
-    sample = tf.cast(spread.sample(extra, seed=seed), dtype)
+    if _has_quantile(spread):
+        bits = _whole_numbers((*extra, *own), seed)
+        # 23 bits, so that float32 holds neither 0 nor 1.
+        uniform = (tf.cast(tf.bitwise.right_shift(bits, 9), "float32") + 0.5) * 2.0**-23
+        sample = spread.quantile(tf.cast(uniform, spread.dtype))
+    else:
+        sample = spread.sample(extra, seed=seed)
+    sample = tf.cast(sample, dtype)
     if tuple(sample.shape) != shape:
         raise ValueError(
             f"The distribution of `{quantity.name}` must have a shape that ends the "

@@ -257,12 +257,12 @@ class SATModel(Trainer):
 
     def _check_draws(self) -> None:
         """Raises ValueError if XLA would draw other devices than TensorFlow."""
-        if self.jit_compile and self.variation.distributions:
+        if self.jit_compile and self.variation.without_quantile:
             raise ValueError(
                 "TFP draws other devices under XLA than without: compile with "
-                "jit_compile=False, or give standard deviations or `Correlated` in "
-                "`variation`. Received: jit_compile=True, and distributions of "
-                f"{', '.join(self.variation.distributions)}"
+                "jit_compile=False, or give distributions with a quantile function in "
+                "`variation`. Received: jit_compile=True, and distributions without of "
+                f"{', '.join(self.variation.without_quantile)}"
             )
 
     def _check_movable(self, adversary: Adversary) -> None:

@@ -68,8 +68,9 @@ def hessian_eigenvalues(
 
     Raises:
         ValueError: If the model is not compiled or built, an argument is not as
-            described, the loss is not finite, or a `HardwareDevice` is installed: a
-            measurement has no second derivative.
+            described, the loss is not finite, a `HardwareDevice` is installed, since a
+            measurement has no second derivative, or the layers have no exact one
+            either, see `pnn.curvature.HessianOperator`.
 
     With a model that trains on a device (`PATModel`) the eigenvalues are those of its
     digital model.

@@ -32,6 +32,11 @@ class HessianOperator(LinearOperator):
     batch sizes have differed, one graph serves any batch size. A Python attribute of a
     layer that has changed takes effect after `compile`, as in Keras' own steps.
 
+    With a new graph, the first product is compared with gradients, for two to four
+    products of the first batch: TensorFlow drops the second derivatives of some
+    operations. The comparison by differences of gradients, of layers that are not
+    Keras' own, needs single precision.
+
     Args:
         model: a compiled, built Keras model, wrapped or not.
         x, y, sample_weight, variables, batch_size, batch_norm: as in
@@ -45,7 +50,9 @@ class HessianOperator(LinearOperator):
     Raises:
         ValueError: If the model is not compiled or not built, or an argument is not
             as described. In a product: if the data is empty, the loss or the product
-            is not finite, or a device gives the outputs of the layers.
+            is not finite, a second derivative is dropped, a device gives the outputs
+            of the layers, a layer reads the `tf.Variable` behind one of `variables`,
+            or there are several batches and a stateful RNN.
 
     Example:
 
@@ -136,8 +143,9 @@ class HessianOperator(LinearOperator):
             The loss, which may be infinite or NaN.
 
         Raises:
-            ValueError: If the vector has another length, the data is empty, or a
-                device gives the outputs of the layers.
+            ValueError: If the vector has another length, the data is empty, a device
+                gives the outputs of the layers, a layer reads the `tf.Variable` behind
+                one of `variables`, or there are several batches and a stateful RNN.
         """
         loss, _, self.samples = self._mean("moved_loss", vector)
         return loss

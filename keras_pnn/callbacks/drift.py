@@ -1,4 +1,11 @@
-"""Let an imperfection drift during `fit` and `evaluate`."""
+"""Let an imperfection drift during `fit` and `evaluate`.
+
+From the callback to the weights: `on_train_begin` finds the imperfection's variables by
+name, and `_keras.wrap_step` puts `_step` around the compiled train function. `_step`
+assigns the drifted values, runs the step, and assigns the values from before. In the
+step, `PhysicalLayer.call` reads all variables anew and hands them to `forward`, which
+computes the weights: those of a ring in `RingLayer.weights_at`.
+"""
 
 import math
 

@@ -1,4 +1,12 @@
-"""Multiply fields by a unitary matrix, as a mesh of Mach–Zehnder interferometers."""
+"""Multiply fields by a unitary matrix, as a mesh of Mach–Zehnder interferometers.
+
+To add an imperfection: declare it in `MZIMesh.build`, which is all that devices, drift,
+sweeps and training need; take it as a keyword argument of the same name in
+`physics.mesh.transfer_matrix` and use it in `_prepared` there; and, where `program` and
+`correct` should compensate it, in `MZIMesh._known_errors` and
+`physics.decompose.correct`. `tests/physics/mesh_product.py` is the reference that the
+tests compare with.
+"""
 
 import warnings
 from typing import ClassVar

@@ -544,7 +544,7 @@ def test_mixed_float16():
 
 
 def test_noise_on_the_same_imperfection():
-    """θ0 is the drawn value; a variable that is only noisy keeps its draw."""
+    """θ0 is the drawn value, on top of what the variable holds; b is only noisy."""
     noise = pnn.Variation(a=0.5, b=0.2)
     for rule in (
         pnn.Autodiff(0.5, normalize=False),
@@ -553,7 +553,7 @@ def test_noise_on_the_same_imperfection():
     ):
         sat = sat_of(placed(), {"a": rule}, variation=noise, seed=7)
         for device in noise.sample(sat.model, 2, seed=7):
-            a, b = device.deviations["a", 0], device.deviations["b", 0]
+            a, b = A + device.deviations["a", 0], B + device.deviations["b", 0]
             close(seen(sat), a + 0.5 * slope_of_a(a), b, atol=5e-3)
             assert abs(a) > 0.05
     a, b = numbers(sat.model.layers[1].imperfections.values())

@@ -71,7 +71,7 @@ class MRRBank(RingLayer):
     >>> bank = pnn.layers.MRRBank(10, activation="relu")
     >>> bank(np.ones((2, 84), "float32")).shape
     TensorShape([2, 10])
-    >>> bank.program(np.zeros((84, 10)))
+    >>> distance = bank.program(np.zeros((84, 10)))
 
     Reference:
         - Tait et al., Sci. Rep. 7, 7430 (2017), doi:10.1038/s41598-017-07754-z

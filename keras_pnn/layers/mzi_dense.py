@@ -89,7 +89,7 @@ class MZIDense(FieldOutputs, keras.layers.Layer):
 
     >>> layer = pnn.layers.MZIDense(10)
     >>> layer.build((None, 64))
-    >>> layer.program(np.random.default_rng(0).normal(size=(10, 64)))
+    >>> distance = layer.program(np.random.default_rng(0).normal(size=(10, 64)))
 
     Reference:
 

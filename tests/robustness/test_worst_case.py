@@ -103,7 +103,8 @@ def test_it_is_worse_than_devices_of_its_radius():
     device, losses = worst_device(model, x, y, {"resonance_shift": 0.02})
     chips = pnn.Variation(resonance_shift=0.02).sample(model, 64, seed=0)
     drawn = pnn.evaluate_devices(model, x, y, chips, verbose=0)["loss"]
-    assert losses.max() > 1.3 * drawn.max()
+    assert losses.max() > 1.05 * drawn.max()
+    assert losses.max() > 1.5 * np.median(drawn)
     # At the design the outputs are the targets, and the loss has no slope.
     assert losses[0].min() > 0 and losses[0].max() > drawn.max()
     with device.installed(model):

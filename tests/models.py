@@ -129,3 +129,41 @@ def run_script(script, *arguments):
         text=True,
         timeout=300,
     )
+
+
+class Seen(keras.Model):
+    """Keeps the first feature of each sample that it trains on."""
+
+    def __init__(self):
+        super().__init__()
+        self.order = []
+        self.scale = self.add_weight(shape=(), initializer="ones", name="scale")
+
+    def call(self, x):
+        return x * self.scale
+
+    def train_step(self, data):
+        self.order.append(np.asarray(data[0])[:, 0].astype(int).tolist())
+        return super().train_step(data)
+
+
+def seen_model():
+    """A compiled `Seen`."""
+    model = Seen()
+    model.compile("sgd", "mse", run_eagerly=True)
+    model.build((None, 1))
+    return model
+
+
+def numbered(n):
+    """Samples of one feature, which is their number."""
+    return np.arange(n, dtype="float32")[:, None]
+
+
+def expected_order(n, batch_size, epochs, seed=0):
+    """The samples of each batch, as `Batches` promises them."""
+    out = []
+    for epoch in epochs:
+        order = np.random.default_rng([seed, epoch]).permutation(n).tolist()
+        out += [order[k : k + batch_size] for k in range(0, n, batch_size)]
+    return out

@@ -4,6 +4,7 @@ import socket
 import keras
 import numpy as np
 import pytest
+from models import expected_order, numbered, seen_model
 
 from keras_pnn import datasets
 
@@ -164,48 +165,13 @@ def test_head_of_an_impossible_number(sizes):
 # Batches
 
 
-class Seen(keras.Model):
-    """Keeps the first feature of each sample that it trains on."""
-
-    def __init__(self):
-        super().__init__()
-        self.order = []
-        self.scale = self.add_weight(shape=(), initializer="ones", name="scale")
-
-    def call(self, x):
-        return x * self.scale
-
-    def train_step(self, data):
-        self.order.append(np.asarray(data[0])[:, 0].astype(int).tolist())
-        return super().train_step(data)
-
-
-def seen_model():
-    model = Seen()
-    model.compile("sgd", "mse", run_eagerly=True)
-    model.build((None, 1))
-    return model
-
-
-def numbered(n):
-    return np.arange(n, dtype="float32")[:, None]
-
-
-def expected(n, batch_size, epochs, seed=0):
-    out = []
-    for epoch in epochs:
-        order = np.random.default_rng([seed, epoch]).permutation(n).tolist()
-        out += [order[k : k + batch_size] for k in range(0, n, batch_size)]
-    return out
-
-
 def test_order_is_the_formula():
     batches = datasets.Batches(numbered(10), numbered(10), 4, seed=5)
     assert len(batches) == 3
     for epoch, step in ((1, 2), (0, 0), (1, 0), (7, 1)):
         batches.epoch = epoch
         x, y = batches[step]
-        assert x[:, 0].tolist() == expected(10, 4, [epoch], seed=5)[step]
+        assert x[:, 0].tolist() == expected_order(10, 4, [epoch], seed=5)[step]
         np.testing.assert_array_equal(x, y)
         np.testing.assert_array_equal(batches.batch(step, epoch)[0], x)
     with pytest.raises(IndexError, match="Received: step=3"):
@@ -218,7 +184,7 @@ def test_fit_sees_each_epoch_in_its_order():
     model = seen_model()
     model.fit(batches, epochs=2, shuffle=False, verbose=0)
     model.fit(batches, epochs=1, shuffle=False, verbose=0)
-    assert model.order == expected(23, 4, [0, 1, 2])
+    assert model.order == expected_order(23, 4, [0, 1, 2])
 
 
 def test_keras_own_shuffle_raises():
@@ -236,7 +202,7 @@ def test_a_read_during_fit_does_not_count_as_shuffling():
     batches = datasets.Batches(numbered(24), numbered(24), 4)
     model = seen_model()
     model.fit(batches, shuffle=False, verbose=0, callbacks=[Probe()])
-    assert model.order == expected(24, 4, [0])
+    assert model.order == expected_order(24, 4, [0])
 
 
 def test_structures_and_dtypes():
@@ -245,7 +211,7 @@ def test_structures_and_dtypes():
     weights = np.arange(6.0)
     batches = datasets.Batches(x, y, 4, sample_weight=weights, drop_remainder=True)
     assert len(batches) == 1
-    (bx, by, bw), order = batches[0], expected(6, 4, [0])[0]
+    (bx, by, bw), order = batches[0], expected_order(6, 4, [0])[0]
     assert bx["a"].dtype == np.float32 and bx["b"].dtype == np.int64
     assert isinstance(by, tuple) and by[1].dtype == np.uint8
     for array in (bx["a"][:, 0], bx["b"], by[0][:, 0], by[1], bw):

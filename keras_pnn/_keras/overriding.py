@@ -132,10 +132,10 @@ class OverridingScope(keras.StatelessScope):
             raise ValueError(
                 f"Layer {self._names(overridden)} must read its variable "
                 f"`{overridden.path}` as attribute in `call`, so that another value "
-                "can stand for it. Received: a read of the `tf.Variable` itself, as by a concrete "
-                "function or a `tf.Variable` that the layer keeps. Let `call` use "
-                f"`self.{overridden.name}`, without `get_concrete_function`: Keras "
-                "compiles it anyway"
+                "can stand for it. Received: a read of the `tf.Variable` itself, as by "
+                "a concrete function or a `tf.Variable` that the layer keeps. Let "
+                f"`call` use `self.{overridden.name}`, without "
+                "`get_concrete_function`: Keras compiles it anyway"
             )
 
 

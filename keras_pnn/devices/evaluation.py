@@ -185,7 +185,9 @@ class DeviceEvaluator:
     def _build_metrics(self):
         """Makes the metrics' variables, as Keras does at the first batch."""
         try:
-            _keras.build_metrics(self.model, _rows(self._data, 0, 1))
+            # Whole: a model may be made for one batch size.
+            first = _rows(self._data, 0, self.batch_size)
+            _keras.build_metrics(self.model, first)
         except Exception as error:
             _, *asking = _keras.compile_state(self.model)
             if self._data[1] is not None or all(part is None for part in asking):

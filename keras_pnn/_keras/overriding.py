@@ -289,7 +289,6 @@ def _checked(before):
 
 
 def _held_back(before):
-    @functools.wraps(before)
     def assign(variable, *args, **kwargs):
         scope = _scope()
         if scope is not None:
@@ -305,10 +304,9 @@ _REPLACED = (
     (custom_gradient, "_eager_mode_decorator", _overridden),
     (record, "VariableWatcher", _watching),
     (resource_variable_ops, "variable_accessed", _checked),
-    *(
-        (resource_variable_ops.BaseResourceVariable, name, _held_back)
-        for name in ("assign", "assign_add", "assign_sub")
-    ),
+    (resource_variable_ops.ResourceVariable, "assign", _held_back),
+    (resource_variable_ops.ResourceVariable, "assign_add", _held_back),
+    (resource_variable_ops.ResourceVariable, "assign_sub", _held_back),
 )
 _lock = threading.Lock()
 _open = 0

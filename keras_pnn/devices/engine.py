@@ -13,10 +13,7 @@ from keras_pnn.layers.context import Overrides
 
 
 class _Assigned(Exception):
-    """Says which variables a layer's `call` assigns, beside those that are known."""
-
-    def __init__(self, variables: list):
-        self.variables = variables
+    """Says that a layer assigns variables that are not handed on yet."""
 
 
 class Engine:
@@ -85,9 +82,7 @@ class Engine:
         """
         try:
             return self._run(values, calibration(), batches())
-        except _Assigned as assigned:
-            # Known when the model is traced.
-            self._handed += assigned.variables
+        except _Assigned:
             self._trace()
         return self.run(values, calibration, batches)
 
@@ -178,12 +173,13 @@ class Engine:
         return found, handed, [_now(scope, v) for v in self._seeds]
 
     def _check(self, scope) -> None:
-        """Raises if a pass has assigned what no batch would hand to the next."""
+        """Raises if a pass has assigned what no batch hands to the next, as yet."""
         scope.check_unassigned(self.variables, "each device")
         known = {id(v) for v in [*self._state, *self._seeds, *self._compiled]}
         others = [v for v, _ in scope.updates() if id(v) not in known]
         if others:
-            raise _Assigned(others)
+            self._handed += others
+            raise _Assigned
 
     def _forward(self, values, shared, seeds, batch):
         """(outputs, attributes, loss, any NaN, states, seeds) of one device."""

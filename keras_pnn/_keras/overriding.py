@@ -196,11 +196,13 @@ def _overridden(before):
         scope = _scope()
         if scope is None:
             return before(function, args, kwargs)
-        if not scope.rematerialize and function.__qualname__ == _RECOMPUTE:
+        recomputes = function.__qualname__ == _RECOMPUTE
+        if not scope.rematerialize and recomputes:
             return inspect.getclosurevars(function).nonlocals["f"](*args, **kwargs)
 
         @functools.wraps(function)
         def inside(*args, **kwargs):
+            earlier = scope.again()
             result, gradient = function(*args, **kwargs)
             signature = inspect.signature(gradient)
             if not _takes_variables(signature):
@@ -209,7 +211,8 @@ def _overridden(before):
                     watched = record.should_record_backprop([value])
                     if not (variable.trainable or watched):
                         del scope.reads[-1][key]
-            later = scope.again()
+            # What is computed again draws the same random numbers.
+            later = earlier if recomputes else scope.again()
 
             def in_scope(*upstream, **variables):
                 with later.again():

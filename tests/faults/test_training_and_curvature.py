@@ -11,7 +11,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from keras import layers
 
 import keras_pnn as pnn
 
@@ -92,54 +91,7 @@ ONLINE = {
 }
 
 
-# Overflow, resuming, state.
-
-
-@seeded
-def recurrent():
-    rnn = layers.SimpleRNN(3, stateful=True, name="rnn")
-    model = network(rnn, pnn.layers.MRRBank(1), shape=None, batch_shape=(2, 3, 2))
-    return compiled(model, loss="mse"), rnn
-
-
-SERIES = RNG.normal(size=(4, 3, 2)).astype("float32")
-AIMS = np.ones((4, 1), "float32")
-
-
-@fault("The state of a stateful RNN is not stored")
-@pytest.mark.parametrize("kind", ["sat", "pat"])
-def test_trainers_store_the_state_of_an_rnn(kind):
-    """The state stays 0 after a batch."""
-    plain, expected = recurrent()
-    plain.fit(SERIES, AIMS, **{**FIT, "batch_size": 2})
-    model, rnn = recurrent()
-    with right_or_refused("rnn"):
-        if kind == "sat":
-            trainer = pnn.SATModel(model, rho=0.0)
-        else:
-            trainer = ONLINE[kind](model, nominal(model))
-        compiled(trainer, loss="mse").fit(SERIES, AIMS, **{**FIT, "batch_size": 2})
-        np.testing.assert_allclose(rnn.states[0], expected.states[0], atol=1e-3)
-
-
-def evaluated(model, rnn):
-    rnn.reset_state()
-    loss = model.evaluate(SERIES, AIMS, batch_size=2, verbose=0)
-    rnn.reset_state()
-    return loss
-
-
-@fault("Devices are evaluated without the state of an RNN")
-def test_devices_are_evaluated_with_the_state_of_an_rnn():
-    """Each batch begins with the state from before the evaluation."""
-    model, rnn = recurrent()
-    expected = evaluated(model, rnn)
-    with right_or_refused("rnn"):
-        devices = deviating(model, "temperature", 0.0, 0.0)
-        found = pnn.evaluate_devices(
-            model, SERIES, AIMS, devices, batch_size=2, verbose=0
-        )
-        np.testing.assert_allclose(found["loss"], [expected] * 2, rtol=1e-5)
+# Resuming.
 
 
 class Bench(pnn.HardwareDevice):

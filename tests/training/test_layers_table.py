@@ -4,7 +4,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from keras_layers_table import BATCH, NAMES, REFUSED, make
+from keras import layers
+from keras_layers_table import _GRAPHS, BATCH, DENSE, NAMES, REFUSED, Ageing, make
 
 import keras_pnn as pnn
 from keras_pnn import _keras
@@ -82,6 +83,23 @@ def test_every_trainer_stores_states_of_all_kinds(plain, kind):
     losses, *found = fitted("all states", ONLINE[kind], **options)
     assert_same(found, plain[1:], 1e-5)
     np.testing.assert_allclose(losses[-1], plain[0][-1], rtol=1e-5)
+
+
+def test_rematerialized_layers_train_as_others(monkeypatch):
+    """In plain Keras they draw and count twice, as the backward pass calls them."""
+
+    def stack(x):
+        return layers.BatchNormalization()(layers.Dropout(0.5)(Ageing()(x)))
+
+    def rematerialized(x):
+        with keras.RematScope("full"):
+            return stack(x)
+
+    monkeypatch.setitem(_GRAPHS, "stack", (DENSE, stack))
+    monkeypatch.setitem(_GRAPHS, "rematerialized stack", (DENSE, rematerialized))
+    expected = fitted("stack", lambda model: model, run_eagerly=True)
+    found = fitted("rematerialized stack", flat, run_eagerly=True)
+    assert_same(found, expected, 1e-6)
 
 
 def test_what_a_layer_assigns_cannot_be_drawn():

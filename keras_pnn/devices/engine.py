@@ -37,9 +37,11 @@ class Engine:
         self._not_tested = getattr(model, "train_metrics", ())
         compiled = [*_keras.compiled_metrics(model), *self._not_tested]
         self._compiled = [v for m in compiled for v in m.variables]
+        norms = batch_norm_layers(model)
+        # Assigned for one call, by `own_statistics`.
+        self._moved = [v for la in norms for v in (la.moving_mean, la.moving_variance)]
         # States of layers, which a device hands from batch to batch.
         self._handed = _keras.recurrent_states(model)
-        norms = batch_norm_layers(model)
         self._in_batch = norms if batch_norm == "batch" else []
         self._norms = norms if batch_norm == "reestimated" else []
         # Statistics are alike on all devices in front of what varies. They must not
@@ -175,8 +177,9 @@ class Engine:
     def _check(self, scope) -> None:
         """Raises if a pass has assigned what no batch hands to the next, as yet."""
         scope.check_unassigned(self.variables, "each device")
-        known = {id(v) for v in [*self._state, *self._seeds, *self._compiled]}
-        others = [v for v, _ in scope.updates() if id(v) not in known]
+        known = [*self._state, *self._seeds, *self._compiled, *self._moved]
+        ids = set(map(id, known))
+        others = [v for v, _ in scope.updates() if id(v) not in ids]
         if others:
             self._handed += others
             raise _Assigned
@@ -272,4 +275,5 @@ def _plain(value):
 
 def _now(scope, variable):
     value = scope.get_current_value(variable)
-    return tf.convert_to_tensor(variable) if value is None else value
+    # XLA takes no input of a map for one of its outputs.
+    return tf.identity(tf.convert_to_tensor(variable) if value is None else value)

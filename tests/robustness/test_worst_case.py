@@ -187,6 +187,6 @@ def test_states_of_layers_need_one_batch():
     model.compile("sgd", "mse")
     radius = {"temperature": 1.0}
     search = {"steps": 1, "restarts": 1}
-    with pytest.raises(ValueError, match="`lstm.*` must not be stateful.*one batch"):
+    with pytest.raises(ValueError, match=r"`lstm.*` must not be stateful.*one batch"):
         worst_device(model, x, y, radius, batch_size=BATCH, **search)
     worst_device(model, x[:BATCH], y[:BATCH], radius, **search)

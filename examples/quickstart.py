@@ -34,7 +34,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results"))
     args = parser.parse_args()
     if args.epochs is not None and args.epochs < 2:
-        parser.error("--epochs must be 2 or more: noise grows in the first")
+        parser.error("--epochs must be 2 or more, in which noise grows")
     if args.chips < 1:
         parser.error("--chips must be 1 or more")
     return args
@@ -66,13 +66,12 @@ def sharpness_aware(model: keras.Model, seed: int, warmup: int) -> pnn.SATModel:
 
 
 def train(model, name: str, data: str, batches, epochs: int, args) -> None:
-    """BP, or SAT whose noise grows in the first quarter (an epoch at least).
+    """BP, or SAT whose noise grows in the first half of the epochs, of two at least.
 
-    Among random devices a network without any training finds no direction, and an
-    epoch of few images is next to none.
+    Among random devices a network without any training finds no direction.
     """
     if name == "SAT":
-        warmup = max(1, epochs // 4) * len(batches)
+        warmup = max(2, epochs // 2) * len(batches)
         model = sharpness_aware(model, args.seed, warmup)
     setting = data, len(batches), args.batch_size, epochs, args.seed
     backup = unfinished(args.out, name, *setting)

@@ -4,9 +4,11 @@ import dataclasses
 
 import numpy as np
 
+from keras_pnn._display import Shown
 
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class LossResult:
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class LossResult(Shown):
     """What was measured on a loss as a function of a model's variables.
 
     Args:

@@ -17,12 +17,13 @@ import keras
 import numpy as np
 
 from keras_pnn import _checks, _tables
+from keras_pnn._display import Brief
 
 _BLOCK = 1024
 
 
-@dataclasses.dataclass(frozen=True)
-class Process:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Process(Brief):
     """Base of the drift processes: a number for each step.
 
     A subclass is a frozen dataclass and implements `_value(step, seed)`, where `step`
@@ -92,7 +93,7 @@ def _bounded(**bounds):
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Linear(Process):
     """A steady drift: `start + rate * step`.
 
@@ -114,7 +115,7 @@ class Linear(Process):
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Uniform(BlockProcess):
     """An independent draw from `[low, high)` at each step.
 
@@ -139,7 +140,7 @@ class Uniform(BlockProcess):
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class RandomWalk(BlockProcess):
     """A Gaussian random walk: the variance after `n` steps is `n * std**2`.
 
@@ -167,7 +168,7 @@ class RandomWalk(BlockProcess):
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class OrnsteinUhlenbeck(BlockProcess):
     """A stationary Gaussian drift: a temperature held by a controller.
 
@@ -204,7 +205,7 @@ class OrnsteinUhlenbeck(BlockProcess):
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Sinusoid(Process):
     """A periodic drift: `amplitude * sin(2 pi step / period + phase)`.
 
@@ -224,7 +225,7 @@ class Sinusoid(Process):
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Recorded(Process):
     """A measured drift, one value per step.
 

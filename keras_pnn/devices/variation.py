@@ -52,6 +52,10 @@ class Correlated:
         factor[:, 1:] *= np.sqrt(-np.expm1(-2 / self.length))
         return factor
 
+    def __repr__(self):
+        # To the last digit: the digest of a study depends on it.
+        return f"Correlated(std={self.std!r}, length={self.length!r})"
+
     def get_config(self):
         return {"std": self.std, "length": self.length}
 

@@ -82,6 +82,14 @@ def find(model: keras.layers.Layer, name: str, weights: bool = False) -> list[Qu
     return found
 
 
+def common_unit(found: list[Quantity]) -> str:
+    """Returns the unit of amounts of what a name found, `""` where there is none."""
+    # Another quantity, such as a power imbalance, is not in the variable's unit.
+    plain = all(q.convert is None and q.nominal is not None for q in found)
+    units = {q.unit for q in found}
+    return units.pop() if plain and len(units) == 1 else ""
+
+
 def architecture(
     model: keras.layers.Layer, names: Iterable[str]
 ) -> dict[str, list[list[int]]]:

@@ -49,7 +49,8 @@ def bands(
             if not any(devices):
                 ax.plot(x, values, "-", label=name, **style)
                 continue
-            ax.plot(x, values, "--", color=color, linewidth=1.4)
+            label = name if curve["devices"] is None else None
+            ax.plot(x, values, "--", color=color, linewidth=1.4, label=label)
         if curve["devices"] is not None:
             values = np.asarray(curve["devices"])[:, order]
             low, median, high = np.percentile(values, (5, 50, 95), axis=0)
@@ -188,7 +189,8 @@ def distributions(
         v = np.ravel(v)
         # Multiples of the golden ratio spread neighbours apart, reproducibly.
         spread = place + 0.08 + 0.25 * (np.arange(len(v)) * 0.6180339887498949 % 1)
-        ax.plot(spread, v, marker, color=color, alpha=0.55, markersize=4)
+        style = {"color": color, "alpha": 0.55, "markersize": 4, "label": name}
+        ax.plot(spread, v, marker, **style)
         ax.boxplot(
             v,
             positions=[place - 0.14],

@@ -87,14 +87,16 @@ def heat_map(
     """Draws a metric over two imperfections.
 
     Args:
-        x: (columns,) ascending.
-        y: (rows,) ascending.
+        x: (columns,) in any order, none twice.
+        y: (rows,) likewise.
         values: (rows, columns).
         level: value of a contour, a specification; or `None`.
         limits: smallest and largest value of the colours. Default: those of `values`.
     """
     ax = axis_of(ax)
-    values = np.asarray(values, "float64")
+    columns, rows = np.argsort(x), np.argsort(y)
+    x, y = np.asarray(x)[columns], np.asarray(y)[rows]
+    values = np.asarray(values, "float64")[np.ix_(rows, columns)]
     low, high = limits if limits is not None else (None, None)
     # Edges of the colour of their cell hide the seams between cells.
     mesh = ax.pcolormesh(

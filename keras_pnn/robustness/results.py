@@ -8,15 +8,19 @@ import pathlib
 import numpy as np
 
 from keras_pnn import _checks, _files
+from keras_pnn._display import Brief, Shown, dataframe
 from keras_pnn.curvature.eigenvalues import HessianResult
 from keras_pnn.curvature.landscape import Landscape
 from keras_pnn.curvature.spectrum import DensityResult, TraceResult
 from keras_pnn.devices import SimulatedDevice
 from keras_pnn.robustness import statistics
 from keras_pnn.robustness.axes import Axis
+from keras_pnn.robustness.report.conclusion import conclusion
 from keras_pnn.robustness.report.data import as_csv, as_dict, as_json, rows
 from keras_pnn.robustness.report.html import html
+from keras_pnn.robustness.report.sections import sections
 from keras_pnn.robustness.report.text import text
+from keras_pnn.robustness.report.words import specification
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +53,8 @@ class Yield:
         return {**counts, "yield": self.value, "low": low, "high": high}
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Scan:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Scan(Brief):
     """A model along one axis (a sweep) or two (a grid), on the design and on devices.
 
     Args:
@@ -106,8 +110,8 @@ class Scan:
         return x[order], self.central(metric)[order]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class WorstCase:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class WorstCase(Brief):
     """What an ascent over the imperfections found inside a radius.
 
     Args:
@@ -146,8 +150,8 @@ class Kind:
         return str(self)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Sensitivity:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Sensitivity(Brief):
     """What one kind of imperfection in one layer does alone.
 
     Args:
@@ -166,8 +170,8 @@ class Sensitivity:
     devices: int
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Curvature:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Curvature(Brief):
     """The Hessian of the loss over some variables."""
 
     eigenvalues: HessianResult
@@ -175,8 +179,8 @@ class Curvature:
     density: DensityResult
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Transfer:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Transfer(Brief):
     """Trained on one device, tested on another.
 
     Args:
@@ -191,8 +195,8 @@ class Transfer:
     metrics: dict[str, np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class ModelRobustness:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class ModelRobustness(Brief):
     """All that a report says of one model.
 
     Args:
@@ -227,8 +231,8 @@ class ModelRobustness:
         return None if values is None else statistics.summary(values)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class RobustnessResult:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class RobustnessResult(Shown):
     """What `robustness_report` found, and how.
 
     Args:
@@ -254,9 +258,12 @@ class RobustnessResult:
         """The yield of a model over the devices; `None` without devices."""
         return self.models[name].yield_of(self.metric, self.spec, self.mode)
 
-    def summary(self, name: str, metric: str) -> dict[str, float] | None:
-        """Statistics of a model's metric over the devices; `None` without devices."""
-        return self.models[name].summary(metric)
+    def summary(self) -> str:
+        """Returns the conclusion in words, and the figures that matter most, as text.
+
+        Statistics of one model are in `report.models[name].summary(metric)`.
+        """
+        return text(self, short=True)
 
     def to_dict(self) -> dict:
         """Returns the report in JSON's types; NaN and infinities become `None`.
@@ -295,13 +302,7 @@ class RobustnessResult:
         - `device`: the device's label, `"design"`, or `""` for a mean over devices;
         - each metric in a column of its name, in its own unit (0 … 1 for accuracy).
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError(
-                "to_dataframe needs pandas: pip install 'keras-pnn[dataframe]'"
-            ) from error
-        return pandas.DataFrame(rows(self))
+        return dataframe(rows(self))
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the report; an older file is replaced only once all is written.
@@ -321,5 +322,10 @@ class RobustnessResult:
             raise _checks.error("path", "a file in .html, .json or .csv", path)
         _files.write_text(path, writers[suffix](self))
 
-    def __str__(self):
-        return self.table()
+    def _parts(self):
+        found = [conclusion(self), *sections(self)][:2]
+        return [part for s in found for part in (*s.text, s.meaning, *s.tables) if part]
+
+    def __repr__(self):
+        names = ", ".join(self.models)
+        return f"<RobustnessResult of {names}: {specification(self)}>"

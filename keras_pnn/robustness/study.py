@@ -51,7 +51,7 @@ class Study:
         specification: Specification,
         model: keras.Model,
         x,
-        y,
+        y=None,
         sample_weight=None,
         compare: dict[str, keras.Model] | None = None,
         name: str | None = None,

@@ -7,9 +7,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks
+from keras_pnn._display import Brief
 
 
-class AdversaryRule:
+class AdversaryRule(Brief):
     """The step rule of eq. 5: from dL/dθ to θ_adv − θ0.
 
     The base of `FiniteDifference` and `Autodiff`, dataclasses with the fields
@@ -57,7 +58,7 @@ class AdversaryRule:
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class FiniteDifference(AdversaryRule):
     """Moves an imperfection to where the loss is worse, by finite differences.
 
@@ -118,7 +119,7 @@ class FiniteDifference(AdversaryRule):
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Autodiff(AdversaryRule):
     """Moves an imperfection to where the loss is worse, by automatic differentiation.
 

@@ -4,12 +4,13 @@ import keras
 import tensorflow as tf
 
 from keras_pnn import _checks
+from keras_pnn._display import Brief
 
 _SCHEDULE = keras.optimizers.schedules.LearningRateSchedule
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class SAM:
+class SAM(Brief):
     """Ascent along the gradient: ΔΘ = ρ g / ‖g‖₂, one norm over all variables.
 
     Args:

@@ -5,6 +5,7 @@ import inspect
 import keras
 
 from keras_pnn import _checks, _keras
+from keras_pnn._display import brief
 from keras_pnn.datasets import Batches
 from keras_pnn.layers.context import substituting
 from keras_pnn.training import bench
@@ -22,6 +23,7 @@ _OWN_STEPS = (
 )
 
 _FIT = inspect.signature(keras.Model.fit)
+_SUMMARY = inspect.signature(keras.Model.summary)
 
 
 class Trainer(keras.Model):
@@ -59,6 +61,19 @@ class Trainer(keras.Model):
         _keras.add_wrapper(self, model)
         self.supports_masking = True
         self.built = model.built
+
+    def summary(self, *args, **kwargs):
+        """As `keras.Model.summary`, of the model inside, below a line on this one."""
+        bound = _SUMMARY.bind(self, *args, **kwargs)
+        (bound.arguments.get("print_fn") or print)(repr(self))
+        self.model.summary(*args, **kwargs)
+
+    def __repr__(self):
+        # Keras also asks for it before everything is set.
+        names = ("model", "ascent", "adversarial", "variation", "device", "gradient")
+        found = {name: getattr(self, name, None) for name in names}
+        parts = "".join(f", {n}={brief(v)}" for n, v in found.items() if v)
+        return f"<{type(self).__name__} name={self.name}{parts}>"
 
     def build(self, input_shape=None):
         # The model inside builds itself when it is called.

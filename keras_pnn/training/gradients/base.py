@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from keras_pnn import _checks, _keras
+from keras_pnn._display import Brief
 from keras_pnn.layers.context import Overrides, measured_by, valued
 from keras_pnn.layers.lookup import physical_layers
 
@@ -49,7 +50,7 @@ class Evaluation:
         return tf.convert_to_tensor(gradient)
 
 
-class GradientSource:
+class GradientSource(Brief):
     """Base of the sources: a pass over a batch, which assigns nothing.
 
     Variables are read through a `StatelessScope`, so that two passes over one batch

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 from html import escape
 
 import keras
@@ -9,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 _LONGEST = 160
+_FEW = 4
 
 
 def brief(value) -> str:
@@ -17,19 +19,18 @@ def brief(value) -> str:
         return f"<{type(value).__name__} {value.name!r}>"
     if isinstance(value, np.ndarray | tf.Tensor | tf.Variable | keras.Variable):
         shape = tuple(value.shape)
-        if shape or tf.is_symbolic_tensor(value):
+        if tf.is_symbolic_tensor(value) or math.prod(shape) > _FEW:
             return f"<{keras.backend.standardize_dtype(value.dtype)} {shape}>"
-        value = np.asarray(value)[()]
+        value = np.asarray(value).tolist()
     if isinstance(value, float | np.floating):
         return f"{value:.6g}"
     if isinstance(value, dict):
-        if len(value) > 4:
-            return f"<{len(value)} entries>"
-        return "{" + ", ".join(f"{k!r}: {brief(v)}" for k, v in value.items()) + "}"
+        text = "{" + ", ".join(f"{k!r}: {brief(v)}" for k, v in value.items()) + "}"
+        return text if len(value) <= _FEW else f"<{len(value)} entries>"
     if isinstance(value, list | tuple):
-        if len(value) > 4:
-            return f"<{len(value)} items>"
-        return f"[{', '.join(map(brief, value))}]"
+        text = f"[{', '.join(map(brief, value[: _FEW + 1]))}]"
+        short = len(value) <= _FEW and len(text) <= 60
+        return text if short else f"<{len(value)} items>"
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -39,11 +40,13 @@ class Brief:
 
     def __repr__(self):
         # Also of an object whose `__init__` failed half-way.
-        names = inspect.signature(type(self)).parameters
-        found = {name: getattr(self, name, None) for name in names}
+        found = {name: getattr(self, name, None) for name in self._shown_names()}
         shown = [f"{n}={brief(v)}" for n, v in found.items() if v is not None]
         text = f"{type(self).__name__}({', '.join(shown)})"
         return text if len(text) <= _LONGEST else text[: _LONGEST - 4] + "...)"
+
+    def _shown_names(self) -> list[str]:
+        return list(inspect.signature(type(self)).parameters)
 
 
 class Shown(Brief):

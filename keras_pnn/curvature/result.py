@@ -40,6 +40,13 @@ class LossResult(Shown):
                 values[field.name] = list(value) if isinstance(value, tuple) else value
         return values
 
+    def _shown_names(self):
+        # How it was made comes last.
+        names = super()._shown_names()
+        common = [field.name for field in dataclasses.fields(LossResult)]
+        hidden = {*common, *self._long}
+        return [n for n in names if n not in hidden] + ["parameters", "samples"]
+
     def _made(self) -> str:
         return (
             f"{self.parameters} parameters, {self.samples} samples, batch norm "

@@ -21,17 +21,12 @@ _IMPERFECTIONS = (
 
 
 def place_of(name: str) -> str:
-    """Returns a sentence on where an argument belongs, `""` if that is not known."""
+    """Returns where an argument of the design belongs, `""` if that is not known."""
     kinds = [k.__name__ for k in _TUNINGS if name in inspect.signature(k).parameters]
     if kinds:
         return (
             f"`{name}` is an argument of {' and '.join(kinds)}: give it there, as in "
             f"`MRRBank(10, tuning=pnn.{kinds[0]}({name}=…))`. "
-        )
-    if name in _IMPERFECTIONS:
-        return (
-            f"`{name}` is an imperfection, of a device and not of the design: draw it "
-            f"with `pnn.Variation({name}=…)` or set it with `pnn.devices.sweep`. "
         )
     if name in _DAC:
         return f"`{name}` is an argument of `pnn.layers.DAC`: `dac=pnn.layers.DAC(…)`. "
@@ -45,7 +40,13 @@ def refuse_elsewhere(kind: type, unknown: dict) -> None:
         ValueError: If one does. Others are left to Keras.
     """
     for name, value in unknown.items():
-        if place := place_of(name):
+        place = place_of(name)
+        if name in _IMPERFECTIONS:
+            place = (
+                f"`{name}` is an imperfection, of a device and not of the design: draw "
+                f"it with `pnn.Variation({name}=…)` or use `pnn.devices.sweep`. "
+            )
+        if place:
             raise ValueError(
                 f"`{kind.__name__}` has no argument `{name}`. {place}"
                 f"Received: {name}={value!r}"

@@ -1,11 +1,13 @@
 """Find the controls, imperfections and weights of a model by name."""
 
 import dataclasses
+import difflib
 from collections.abc import Callable, Iterable
 
 import keras
 
 from keras_pnn import _keras
+from keras_pnn.layers.belonging import place_of
 from keras_pnn.layers.physical import PhysicalLayer
 from keras_pnn.layers.quantity import Quantity
 
@@ -74,10 +76,12 @@ def find(model: keras.layers.Layer, name: str, weights: bool = False) -> list[Qu
     if not found:
         names = [q.name for q in candidates] + [q.path for q in candidates]
         kind = "An imperfection or a weight" if weights else "An imperfection"
+        similar = difflib.get_close_matches(str(name), names, 1)
+        meant = f"Did you mean {similar[0]!r}? " if similar else ""
         raise ValueError(
             f"{kind} must be one of the model's: "
             f"{', '.join(dict.fromkeys(names)) or 'none (is the model built?)'}. "
-            f"Received: {name!r}"
+            f"{place_of(short)}{meant}Received: {name!r}"
         )
     return found
 

@@ -70,7 +70,7 @@ class Trainer(keras.Model):
 
     def __repr__(self):
         # Keras also asks for it before everything is set.
-        names = ("model", "ascent", "adversarial", "variation", "device", "gradient")
+        names = ("model", "ascent", "adversarial", "variation", "device")
         found = {name: getattr(self, name, None) for name in names}
         parts = "".join(f", {n}={brief(v)}" for n, v in found.items() if v)
         return f"<{type(self).__name__} name={self.name}{parts}>"

@@ -428,7 +428,7 @@ def test_errors():
     refuses("same variables", devices=warm, model=two)
     refuses("lengths", y=LABELS[1:])
     refuses("`x` must be finite", x=nan)
-    refuses("`x` must be an array.*Dataset", x=tf.data.Dataset.from_tensors(X))
+    refuses("`y` must be None.*Received: ndarray", x=tf.data.Dataset.from_tensors(X))
     refuses("`y` must hold the targets .*Received: y=None", y=None)
     sat = pnn.SATModel(model)
     sat.compile(loss="mse")

@@ -362,7 +362,8 @@ def test_text_puts_models_side_by_side():
     found.models["robust"].nominal["accuracy"] = 0.975
     found.models["other"] = ModelRobustness(nominal={"loss": 0.5, "accuracy": 0.5})
     written = text(found)
-    assert cells(written, "") == ["plain", "robust", "other"]
+    summary = section(written, "Summary")
+    assert cells(summary, "") == ["plain", "robust", "other"]
     assert cells(written, "nominal accuracy") == ["98.00 %", "97.50 %", "50.00 %"]
     # What a model lacks.
     assert cells(written, "devices: mean") == ["93.00 %", "93.00 %", "-"]
@@ -374,7 +375,8 @@ def test_text_puts_models_side_by_side():
 
 def test_text_leaves_out_what_is_absent():
     written = text(bare())
-    assert re.findall(r"^(\S.*?) ━", written, re.MULTILINE) == ["Summary"]
+    titles = re.findall(r"^(\S.*?) ━", written, re.MULTILINE)
+    assert titles == ["Conclusion", "Summary"]
     assert "yield at" not in written
 
 
@@ -386,7 +388,7 @@ def test_text_fits_a_hundred_columns_and_shows_names_as_they_are(monkeypatch):
     written = text(result((*names, *others)))
     assert max(map(len, written.splitlines())) <= 100
     assert "\x1b" not in written and "…\n" not in written
-    assert cells(written, "")[:3] == list(names)
+    assert cells(section(written, "Summary"), "")[:3] == list(names)
 
 
 # Rows and CSV.
@@ -592,6 +594,7 @@ def written():
 def test_html_is_well_formed_and_has_every_section(written):
     parsed = Page(written)
     assert re.findall(r"<h2>(.*?)</h2>", written) == [
+        "Conclusion",
         "Summary",
         "Devices",
         "Sweep: temperature",
@@ -604,6 +607,7 @@ def test_html_is_well_formed_and_has_every_section(written):
         "Loss landscape",
         "Transfer between devices",
         "How it was made",
+        "What the numbers mean",
     ]
     # Devices, sweep, spread and its yield, points, grids, sensitivities, curvature of
     # two groups, landscape, transfer.

@@ -30,10 +30,17 @@ class Axis:
 
     @property
     def label(self) -> str:
-        """Words and unit; a line through several elements says so."""
-        words = self.words
+        """Words and unit of its values."""
+        return self._with_unit(self.words)
+
+    @property
+    def line_label(self) -> str:
+        """Words and unit of its positions, which for several elements are lengths."""
         if self.values.ndim > 1 and self.positions is not None:
-            words = f"{self.name}, length along its direction"
+            return self._with_unit(f"{self.name}, length along its direction")
+        return self.label
+
+    def _with_unit(self, words: str) -> str:
         return f"{words} ({self.unit})" if self.unit else words
 
     @property

@@ -142,7 +142,7 @@ class DeviceEvaluation(Shown):
         for axis in self.axes:
             on_line = axis.positions is not None
             places.append(axis.positions if on_line else np.arange(len(axis)))
-            labels.append(axis.label if on_line else f"point of {axis.label}")
+            labels.append(axis.line_label if on_line else f"point of {axis.label}")
         if len(self.axes) == 1:
             return plotting.sweep(places[0], values, labels[0], metric, ax=ax)
         if len(self.axes) > 2 or len(results) > 1:

@@ -13,8 +13,10 @@ def sweep(x, curves: dict, xlabel: str, ylabel: str = "accuracy (%)", ax=None):
         curves: name → (n,), or (repeats, n) to show mean and range.
     """
     ax = axis_of(ax)
+    order = np.argsort(x, kind="stable")
+    x = np.asarray(x)[order]
     for color, _, (name, values) in styles(curves):
-        values = np.atleast_2d(values)
+        values = np.atleast_2d(values)[:, order]
         ax.plot(x, values.mean(0), "o-", color=color, label=name, markersize=4)
         if len(values) > 1:
             low, high = values.min(0), values.max(0)

@@ -15,8 +15,11 @@ from keras_pnn.robustness.statistics import margin
 
 def conclusion(result) -> Section:
     """Returns the section at the top: a paragraph for each model, and a comparison."""
-    text = [_model(result, name) for name in result.models]
-    text += _comparison(result)
+    text = [
+        f"The specification is {specification(result)}.",
+        *(_model(result, name) for name in result.models),
+        *_comparison(result),
+    ]
     return Section("conclusion", "Conclusion", "", text=tuple(text))
 
 
@@ -26,40 +29,39 @@ def _model(result, name: str) -> str:
     nominal = model.nominal[result.metric]
     verb = "keeps" if margin(nominal, result.spec, result.mode) >= 0 else "breaks"
     found = [
-        f"{name}: nominally, {result.metric} is {display.number(nominal, unit=True)}, "
-        f"which {verb} the specification, {specification(result)}."
+        f"{name}: the design {verb} it, with {display.number(nominal, unit=True)}."
     ]
     if kept := model.yield_of(*asked):
         summary = model.summary(result.metric)
         worst = summary["min" if result.mode == "max" else "max"]
         low, high = (100 * bound for bound in kept.interval)
+        mean = display.number(summary["mean"], unit=True)
         found.append(
-            f"On {kept.n} devices it is {display.number(summary['mean'], unit=True)} "
-            f"on average and {display.number(worst, unit=True)} on the worst; "
-            f"{kept.passed} of {kept.n} keep the specification (yield "
-            f"{100 * kept.value:.1f} %, 95 % interval {low:.1f} … {high:.1f} %)."
+            f"On {kept.n} devices the mean is {mean}, the worst "
+            f"{display.number(worst, unit=True)}; {kept.passed} of {kept.n} keep it "
+            f"(yield {100 * kept.value:.1f} %, 95 % interval {low:.1f} … {high:.1f} %)."
         )
     held, broken = {}, []
     for scan in model.sweeps.values():
         axis = scan.axes[0]
         if axis.positions is None:
             continue
-        kept, _ = interval(scan, *asked)
+        span, _ = interval(scan, *asked)
         unit = f" {axis.unit}" if axis.unit else ""
-        if kept == ABSENT:
+        if span == ABSENT:
             broken.append(axis.words)
         else:
             devices = scan.devices is not None
             curve = "The mean over the devices" if devices else "The design"
-            held.setdefault(curve, []).append(f"{axis.words} {kept}{unit}")
+            held.setdefault(curve, []).append(f"{axis.words} {span}{unit}")
     for curve, ranges in held.items():
-        found.append(f"{curve} keeps the specification over {'; '.join(ranges)}.")
+        found.append(f"{curve} keeps it over {'; '.join(ranges)}.")
     if broken:
         found.append(f"No tolerance to {', '.join(broken)} was found.")
     found += _costliest(result, name, display)
     if model.worst is not None:
         worst = display.number(model.worst.metrics[result.metric], unit=True)
-        found.append(f"The worst case that was found within the radii has {worst}.")
+        found.append(f"The worst case that was found, within its radii, has {worst}.")
     return " ".join(found)
 
 

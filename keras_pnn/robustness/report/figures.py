@@ -63,7 +63,7 @@ def _sweeps(result) -> Drawn:
 
     for name, scans in sweeps_of(result).items():
         axis = next(iter(scans.values())).axes[0]
-        key, label, x = f"sweep:{name}", _text(axis.label), axis.positions
+        key, label, x = f"sweep:{name}", _text(axis.line_label), axis.positions
         if x is None:
             # Points that are on no line are drawn in their order.
             x, label = np.arange(len(axis)), f"point of {label}"
@@ -107,8 +107,8 @@ def _grid(result) -> Drawn:
             scan.axes[1].positions,
             scan.axes[0].positions,
             values[name],
-            _text(scan.axes[1].label),
-            _text(scan.axes[0].label),
+            _text(scan.axes[1].line_label),
+            _text(scan.axes[0].line_label),
             _text(display.label),
             level=_spec(result),
             limits=limits,

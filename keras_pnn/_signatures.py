@@ -4,6 +4,16 @@ import inspect
 from collections.abc import Callable
 
 
+def like(other: Callable) -> Callable:
+    """Shows a function with the signature of another one, which it forwards to."""
+
+    def shown(function: Callable) -> Callable:
+        function.__signature__ = inspect.signature(other)
+        return function
+
+    return shown
+
+
 def passing_on(*receivers: Callable, without: tuple[str, ...] = ()) -> Callable:
     """Shows, in place of `**kwargs`, the keywords of what receives them.
 

@@ -6,6 +6,7 @@ import keras
 
 from keras_pnn import _checks, _keras
 from keras_pnn._display import brief
+from keras_pnn._signatures import like
 from keras_pnn.datasets import Batches
 from keras_pnn.layers.context import substituting
 from keras_pnn.training import bench
@@ -62,6 +63,7 @@ class Trainer(keras.Model):
         self.supports_masking = True
         self.built = model.built
 
+    @like(keras.Model.summary)
     def summary(self, *args, **kwargs):
         """As `keras.Model.summary`, of the model inside, below a line on this one."""
         bound = _SUMMARY.bind(self, *args, **kwargs)
@@ -120,6 +122,7 @@ class Trainer(keras.Model):
         """The device that measures the passes, or `None`."""
         return self.gradient.device
 
+    @like(keras.Model.compile)
     def compile(self, *args, **kwargs):
         """As `keras.Model.compile`.
 
@@ -137,6 +140,7 @@ class Trainer(keras.Model):
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
+    @like(keras.Model.fit)
     def fit(self, x=None, y=None, *args, **kwargs):
         """As `keras.Model.fit`.
 
@@ -189,6 +193,7 @@ class Trainer(keras.Model):
         """What `fit` needs besides the callbacks that it is given."""
         return []
 
+    @like(keras.Model.save)
     def save(self, filepath, overwrite=True, **kwargs):
         """As `keras.Model.save`; with a device, saves the digital model inside."""
         model = self if self.device is None else self.model

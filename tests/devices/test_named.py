@@ -17,8 +17,8 @@ def rings():
 
 
 def mesh():
-    inputs = keras.Input((3,))
-    return keras.Model(inputs, pnn.layers.MZIMesh(3, name="mesh")(inputs))
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, pnn.layers.MZIMesh(4, name="mesh")(inputs))
 
 
 def modulator():
@@ -144,7 +144,6 @@ def test_bad_files(tmp_path, text, message):
 
 
 def test_a_cell_that_the_mesh_lacks_has_no_line(tmp_path):
-    text = HEADER + "mesh,theta_error,1;1,0.1,rad\n"
     exists = mesh().get_layer("mesh").quantity("theta_error").exists
     (missing, *_) = np.argwhere(~exists)
     text = HEADER + f"mesh,theta_error,{missing[0]};{missing[1]},0.1,rad\n"

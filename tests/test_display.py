@@ -41,7 +41,7 @@ def test_brief(value, expected):
         (DEVICE, "<SimulatedDevice 'chip 3': resonance_shift>"),
         (pnn.SimulatedDevice({}), "<SimulatedDevice: nominal>"),
         (pnn.DeviceSet([]), "<DeviceSet of 0 devices>"),
-        (pnn.DeviceSet([DEVICE]), "<DeviceSet of 1 devices: resonance_shift>"),
+        (pnn.DeviceSet([DEVICE]), "<DeviceSet of 1 device: resonance_shift>"),
         (pnn.Correlated(0.1, 3), "Correlated(std=0.1, length=3.0)"),
         (pnn.layers.DAC(8, 0, 3), "DAC(bits=8, low=0, high=3)"),
         (pnn.ASAM(0.5), "ASAM(rho=0.5, eta=0.01)"),
@@ -74,6 +74,8 @@ def test_no_repr_is_long_or_has_lines():
         pnn.PATModel(model, device=chip),
         pnn.DATModel(model, device=chip),
         pnn.convert(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])),
+        pnn.datasets.Batches(LARGE, LARGE, batch_size=4),
+        pnn.robustness.Specification(devices=[DEVICE] * 32),
         # One whose `__init__` has not run.
         pnn.HardwareDevice.__new__(pnn.HardwareDevice),
     ]

@@ -189,4 +189,5 @@ class DeviceEvaluation(Shown):
     def __repr__(self):
         along = "".join(f", along {axis.label}" for axis in self.axes)
         means = ", ".join(f"{n} {np.mean(v):.4g}" for n, v in self.values.items())
-        return f"<DeviceEvaluation of {len(self)} devices{along}; means: {means}>"
+        count = f"{len(self)} device{'' if len(self) == 1 else 's'}"
+        return f"<DeviceEvaluation of {count}{along}; means: {means}>"

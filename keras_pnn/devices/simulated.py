@@ -365,7 +365,8 @@ class DeviceSet(Shown, Sequence):
     def __repr__(self):
         along = "".join(f", along {axis.label}" for axis in self.axes)
         names = f": {_names(self[0])}" if self else ""
-        return f"<DeviceSet of {len(self)} devices{along}{names}>"
+        count = f"{len(self)} device{'' if len(self) == 1 else 's'}"
+        return f"<DeviceSet of {count}{along}{names}>"
 
 
 def _deviation_table(devices: Sequence[SimulatedDevice]) -> Table:

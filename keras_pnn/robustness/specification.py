@@ -4,13 +4,14 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 from keras_pnn import _checks
+from keras_pnn._display import Brief
 from keras_pnn.devices import SimulatedDevice, Variation
 from keras_pnn.robustness.axes import Axis, SpreadAxis, axis_of
 from keras_pnn.robustness.curvature import HessianOptions, landscape_options
 
 
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Specification:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Specification(Brief):
     """What a robustness study measures on a model, and how.
 
     `robustness_report`, `robustness_rows` and the callback `RobustnessReport` take

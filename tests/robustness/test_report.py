@@ -756,7 +756,7 @@ def test_the_conclusion_of_extremes():
     assert "the mean is -, the worst -; 0 of 2 keep it" in joined(written)
     broken = Scan((axis("temperature", "K", [0, 1]),), both([0.5, 0.99]), None)
     written = joined(text(bare(0.5, sweeps={"temperature": broken})))
-    assert "No tolerance to temperature was found." in written
+    assert "No tolerance was found to: temperature." in written
 
 
 def test_summary_is_the_conclusion_and_the_first_table():

@@ -6,6 +6,7 @@ import math
 import numpy as np
 
 from keras_pnn import _checks
+from keras_pnn._display import Brief
 from keras_pnn.physics import interferometer, mesh
 from keras_pnn.physics.decompose.mesh_phases import MeshPhases, wrap
 from keras_pnn.physics.decompose.nulling import phases
@@ -15,8 +16,8 @@ from keras_pnn.physics.decompose.nulling import phases
 _ROUNDS, _SINGLE_ROUNDS = 20, 200
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Correction:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Correction(Brief):
     """Phases that correct a chip's known errors.
 
     Args:

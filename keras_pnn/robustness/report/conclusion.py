@@ -57,7 +57,7 @@ def _model(result, name: str) -> str:
     for curve, ranges in held.items():
         found.append(f"{curve} keeps it over {'; '.join(ranges)}.")
     if broken:
-        found.append(f"No tolerance to {', '.join(broken)} was found.")
+        found.append(f"No tolerance was found to: {', '.join(broken)}.")
     found += _costliest(result, name, display)
     if model.worst is not None:
         worst = display.number(model.worst.metrics[result.metric], unit=True)

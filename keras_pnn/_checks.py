@@ -263,10 +263,13 @@ def data_set_batches(x, y=None, sample_weight=None) -> Callable[[], Iterator[tup
 
 def _joined(batches: Iterator[tuple]) -> tuple:
     """Returns the batches of a data set as arrays."""
-    expected = "batches of arrays that differ in the first axis alone, the samples"
+    expected = (
+        "a data set of batches, such as `data.batch(100)`, whose arrays differ in the "
+        "first axis alone, the samples"
+    )
 
     def join(*parts):
-        if parts[0] is None:
+        if all(part is None for part in parts):
             return None
         try:
             return np.concatenate([np.asarray(part) for part in parts])

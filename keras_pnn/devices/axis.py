@@ -14,6 +14,12 @@ class Axis:
         name: the name that the sweep or the grid gives it.
         unit: the unit of its values, `""` for a pure number.
         values: (points,), or (points, …) for the elements of an imperfection.
+
+    Example:
+
+    >>> (axis,) = pnn.devices.sweep(model, "temperature", [-1.0, 0.0, 1.0]).axes
+    >>> axis.label
+    'temperature (K)'
     """
 
     name: str

@@ -120,7 +120,7 @@ class DeviceEvaluation(Shown):
 
         Raises:
             ValueError: If there is no such metric, a result of `compare` has other
-                axes, or points of a grid lie on no line.
+                axes, or there are more than two axes, or two and `compare`.
             ImportError: If Matplotlib is not installed.
         """
         known = self._numbers()
@@ -146,9 +146,10 @@ class DeviceEvaluation(Shown):
         if len(self.axes) == 1:
             return plotting.sweep(places[0], values, labels[0], metric, ax=ax)
         if len(self.axes) > 2 or len(results) > 1:
-            expected = "one result along at most two axes, to draw a map"
-            received = f"{len(results)} results along {len(self.axes)} axes"
-            raise _checks.error("compare", expected, received)
+            raise ValueError(
+                "A map shows one result along two axes. Received: "
+                f"{len(results)} results along {len(self.axes)} axes"
+            )
         (label, found), shape = next(iter(values.items())), tuple(map(len, self.axes))
         ax = plotting.heat_map(
             places[1], places[0], found.reshape(shape), *labels[::-1], metric, ax=ax

@@ -536,7 +536,7 @@ def test_data_sets(kind):
     [
         (as_data_set("tf", X, LABELS).repeat(), "`x` must be finite"),
         (as_data_set("tf", X, LABELS).take(0), "at least one batch. Received: none"),
-        (tf.data.Dataset.from_tensor_slices((X, LABELS)), "the first axis alone"),
+        (tf.data.Dataset.from_tensor_slices((X, LABELS)), r"`data\.batch\(100\)`"),
         (as_data_set("tf", X * np.nan, LABELS), "`x` must be finite. Received: NaN"),
     ],
 )

@@ -770,8 +770,8 @@ def test_html_explains_each_section(written):
     titles = re.findall(r'<h3 id="meaning-\w+">(.*?)</h3>', written)
     assert len(titles) == 10 and "Sweeps and tolerances" in titles
     targets = re.findall(r'<a href="(.*?)">What these numbers mean</a>', written)
-    # Three sweeps share one explanation.
-    assert len(targets) == 12 and len(set(targets)) == 10
+    # Three sweeps share one explanation, and so do conclusion and summary.
+    assert len(targets) == 13 and len(set(targets)) == 10
 
 
 def test_html_links_to_the_documentation_where_it_has_an_address(monkeypatch):

@@ -106,5 +106,5 @@ def anchor(key: str) -> str:
 
 
 def _kind(key: str) -> str:
-    """Sweeps have keys such as "sweep:temperature"."""
-    return key.partition(":")[0]
+    """Sweeps have keys such as "sweep:temperature"; two sections share a text."""
+    return "summary" if key == "conclusion" else key.partition(":")[0]

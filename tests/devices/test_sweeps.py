@@ -179,7 +179,7 @@ def test_a_result_over_a_grid():
     # Rows from the lowest rotation on.
     drawn = ax.collections[0].get_array().reshape(2, 3)
     np.testing.assert_allclose(drawn[0], result["loss"][3:])
-    with pytest.raises(ValueError, match=r"A map shows one result.*Received: 2 results"):
+    with pytest.raises(ValueError, match=r"A map shows one.*Received: 2 results"):
         result.plot(compare={"other": result})
 
 

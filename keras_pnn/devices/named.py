@@ -13,6 +13,9 @@ from keras_pnn.layers.quantity import Quantity
 
 _HEADER = ("layer", "imperfection", "index", "deviation", "unit")
 _NEEDED = _HEADER[:-1]
+# The first and the last line of a file that `write_csv` wrote: without the last, it was
+# cut short.
+_FIRST, _LAST = "# Deviations of one device", "# end"
 # (name, index) of a variable → by how much it deviates.
 Deviations = dict[tuple[str, int], np.ndarray]
 
@@ -85,6 +88,11 @@ def named_deviations(
 def read_csv(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
     """Returns name → deviation from a file, as `SimulatedDevice.from_csv` reads it."""
     table = _tables.read(path)
+    with open(path, encoding="utf-8", errors="ignore") as file:
+        lines = file.read().split("\n")
+    last = next(filter(None, map(str.strip, reversed(lines))))
+    if lines[0].startswith(_FIRST) and not last.startswith(_LAST):
+        raise _error(path, f"a last line that begins with {_LAST!r}", repr(last))
     if missing := [name for name in _NEEDED if name not in table.headings]:
         expected = f"the columns {', '.join(_HEADER)}; `unit` may be left out"
         raise _error(path, expected, f"{table.headings}, without {missing}")
@@ -101,8 +109,9 @@ def read_csv(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
         first = found[name][0]
-        if row.get("unit") and first.convert is None and row["unit"] != first.unit:
-            raise _error(where, f"the unit {first.unit!r} of {name}", row["unit"])
+        unit = first.unit if first.convert is None else ""
+        if row.get("unit", unit) != unit:
+            raise _error(where, f"the unit {unit!r} of {name}", repr(row["unit"]))
         if not row["index"]:
             if name in values:
                 raise _error(where, f"{name} once", "it again")
@@ -136,7 +145,8 @@ def write_csv(pairs: list[tuple[Quantity, np.ndarray]], path) -> None:
         _files.atomic(path) as part,
         open(part, "w", newline="", encoding="utf-8") as file,
     ):
-        writer = csv.writer(file)
+        file.write(f"{_FIRST}\n")
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(_HEADER)
         for quantity, deviation in pairs:
             for index in map(tuple, np.argwhere(quantity.exists).tolist()):
@@ -144,6 +154,7 @@ def write_csv(pairs: list[tuple[Quantity, np.ndarray]], path) -> None:
                 label = ";".join(map(str, index))
                 row = quantity.layer.name, quantity.name, label, value, quantity.unit
                 writer.writerow(row)
+        file.write(f"{_LAST}\n")
 
 
 def _error(where, expected: str, received) -> ValueError:

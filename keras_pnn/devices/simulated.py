@@ -1,5 +1,6 @@
 """Describe simulated devices: the imperfections by which each leaves the design."""
 
+import collections
 import contextlib
 import json
 import math
@@ -125,15 +126,15 @@ class SimulatedDevice(Shown):
         Args:
             model: a built model of its architecture.
             path: the file, as spreadsheets write it: semicolons or tabs may separate
-                cells, and lines that begin with `#` are skipped. `unit` may be left
-                out.
+                cells, and lines that begin with `#` are skipped. The column `unit` may
+                be left out.
             label: a name for tables.
 
         Raises:
             ValueError: If a column is missing, a name, an index or a unit does not fit
                 the model, a number is not finite, an element is given twice, or some
-                elements are missing (as in a file that was cut short). The error names
-                the file and the line.
+                elements are missing, or a file of `to_csv` was cut short. The error
+                names the file and the line.
             OSError: If the file cannot be read.
         """
         return cls.from_dict(model, read_csv(model, path), label)
@@ -384,9 +385,7 @@ def _deviation_table(devices: Sequence[SimulatedDevice]) -> Table:
 
 def _names(device: SimulatedDevice) -> str:
     """Returns what a device deviates in; several variables of a name with a count."""
-    counts: dict[str, int] = {}
-    for name, _ in sorted(device.deviations):
-        counts[name] = counts.get(name, 0) + 1
+    counts = collections.Counter(name for name, _ in sorted(device.deviations))
     texts = (name if n == 1 else f"{name} × {n}" for name, n in counts.items())
     return ", ".join(texts) or "nominal"
 

@@ -126,7 +126,7 @@ ELEMENTS = "".join(
         (HEADER + "third,temperature,,1,K\n", "line 2: .*Received: 'third/temperat"),
         (HEADER + ",temperature,,warm,K\n", "line 2: expected a finite number"),
         (HEADER + ",temperature,,nan,K\n", "line 2: expected a finite number"),
-        (HEADER + ",temperature,,1,mK\n", "line 2: expected the unit 'K'.*: mK"),
+        (HEADER + ",temperature,,1,mK\n", "line 2: expected the unit 'K'.*: 'mK'"),
         (HEADER + ",temperature,,1,K\n,temperature,,1,K\n", "line 3: .* once"),
         (HEADER + ",temperature,0,1,K\n", "line 2: expected an index"),
         (HEADER + "first,resonance_shift,2;0,1,nm\n", r"line 2: .*\(2, 3\).*'2;0'"),
@@ -141,6 +141,20 @@ def test_bad_files(tmp_path, text, message):
     path = written(tmp_path, text)
     with pytest.raises(ValueError, match=rf"chip\.csv.*{message}"):
         SimulatedDevice.from_csv(rings(), path)
+
+
+def test_no_file_that_was_cut_short_is_read(tmp_path):
+    model, path = rings(), tmp_path / "chip.csv"
+    values = {"second/resonance_shift": SHIFTS.T, "temperature": 1.25}
+    device = SimulatedDevice.from_dict(model, values)
+    device.to_csv(model, path)
+    whole = path.read_bytes()
+    for length in (0, 5, 40, *range(len(whole) - 60, len(whole) - 2)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"chip\.csv"):
+            SimulatedDevice.from_csv(model, path)
+    path.write_bytes(whole.rstrip())
+    assert_equal(device, SimulatedDevice.from_csv(model, path))
 
 
 def test_a_cell_that_the_mesh_lacks_has_no_line(tmp_path):

@@ -23,7 +23,8 @@ def brief(value) -> str:
             return f"<{keras.backend.standardize_dtype(value.dtype)} {shape}>"
         value = np.asarray(value).tolist()
     if isinstance(value, float | np.floating):
-        return f"{value:.6g}"
+        text = repr(float(value))
+        return text if len(text) <= 8 else f"{value:.6g}"
     if isinstance(value, dict):
         text = "{" + ", ".join(f"{k!r}: {brief(v)}" for k, v in value.items()) + "}"
         return text if len(value) <= _FEW else f"<{len(value)} entries>"

@@ -22,7 +22,7 @@ DEVICE = pnn.SimulatedDevice({("resonance_shift", 0): LARGE}, label="chip 3")
         (0.1 + 0.2, "0.3"),
         (np.float32(0.1), "0.1"),
         (LARGE, "<float64 (40, 50)>"),
-        (np.array([1.0, 2.5]), "[1, 2.5]"),
+        (np.array([1.0, 2.5]), "[1.0, 2.5]"),
         (keras.Variable(LARGE.astype("float32")), "<float32 (40, 50)>"),
         (list(range(9)), "<9 items>"),
         ({str(i): i for i in range(9)}, "<9 entries>"),
@@ -43,7 +43,7 @@ def test_brief(value, expected):
         (pnn.DeviceSet([]), "<DeviceSet of 0 devices>"),
         (pnn.DeviceSet([DEVICE]), "<DeviceSet of 1 device: resonance_shift>"),
         (pnn.Correlated(0.1, 3), "Correlated(std=0.1, length=3.0)"),
-        (pnn.layers.DAC(8, 0, 3), "DAC(bits=8, low=0, high=3)"),
+        (pnn.layers.DAC(8, 0, 3), "DAC(bits=8, low=0.0, high=3.0)"),
         (pnn.ASAM(0.5), "ASAM(rho=0.5, eta=0.01)"),
         (pnn.SPSA(0.1), "SPSA(step=0.1, directions=1)"),
         (
@@ -51,7 +51,7 @@ def test_brief(value, expected):
             "Autodiff(radius=<40 items>, normalize=True, sample_radius=False)",
         ),
         (drift.Recorded(LARGE[0]), "Recorded(values=<50 items>, past_end='raise')"),
-        (drift.RandomWalk(0.1), "RandomWalk(std=0.1, start=0)"),
+        (drift.RandomWalk(0.1), "RandomWalk(std=0.1, start=0.0)"),
         (
             pnn.OpticalPruning(1e-3),
             "OpticalPruning(alpha=0.001, tuning=LorentzianTuning(half_width=0.15))",

@@ -17,6 +17,12 @@ class DeviceEvaluation:
         batch_size: samples at once.
         vectorized: whether the devices ran in one graph.
         batch_norm: statistics of batch normalisation, as in `DeviceEvaluator`.
+
+    Example:
+
+    >>> found = pnn.evaluate_devices(model, x_test, y_test, devices, verbose=0)
+    >>> found["accuracy"].shape, found.summary("accuracy")["p05"]
+    >>> print(found.table())
     """
 
     values: dict[str, np.ndarray]

@@ -174,6 +174,13 @@ class DeviceSet(Sequence):
     Raises:
         ValueError: If the devices deviate in different variables, or come from
             different architectures.
+
+    Example:
+
+    >>> devices = pnn.Variation(resonance_shift=0.08).sample(model, 4, seed=0)
+    >>> devices.save("chips.npz")
+    >>> len(pnn.DeviceSet.load("chips.npz"))
+    4
     """
 
     def __init__(self, devices: Iterable[SimulatedDevice]):

@@ -24,6 +24,9 @@ def sweep(model: keras.layers.Layer, name: str, values) -> DeviceSet:
             give the elements of one their own: a plain number moves `"shift"` alike
             in y and x, and one pixel down alone is written `[(1, 0)]`.
 
+    Returns:
+        A `DeviceSet`, in the order of the values.
+
     Raises:
         ValueError: If the model has nothing of that name, or if a value is not
             finite, has another shape, or lies outside the imperfection's range (a
@@ -46,6 +49,9 @@ def grid(model: keras.layers.Layer, values: dict) -> DeviceSet:
     Args:
         model: a built model.
         values: name → values, each as in `sweep`.
+
+    Returns:
+        A `DeviceSet`.
 
     Raises:
         ValueError: As in `sweep`; or if there is no name, or two names address one

@@ -27,6 +27,13 @@ class Calibration:
         iterations: of the search, for all layers together.
         converged: whether the search ended by its tolerance everywhere.
         seconds: how long it took, measurements included.
+
+    Example:
+
+    >>> twin = pnn.calibrate(model, bench, x_train[:16], settings=2, verbose=0)
+    >>> print(twin.table())
+    >>> with twin.device.installed(model):
+    ...     model.evaluate(x_test, y_test, verbose=0)
     """
 
     device: SimulatedDevice

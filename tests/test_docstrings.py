@@ -15,6 +15,7 @@ import keras
 import matplotlib
 import numpy as np
 import pytest
+import scipy
 import tensorflow as tf
 
 import keras_pnn as pnn
@@ -66,7 +67,9 @@ def sections_needed(value) -> set[str]:
         if issubclass(value, Exception):
             return needed
         made = [vars(value).get(name) for name in ("__init__", "__post_init__")]
-        source = "".join(inspect.getsource(f) for f in made if f is not None)
+        # What a dataclass makes of its fields has no source.
+        made = [f for f in made if f and f.__code__.co_filename != "<string>"]
+        source = "".join(inspect.getsource(f) for f in made)
     else:
         needed |= {"Returns"}
         source = inspect.getsource(inspect.unwrap(value))
@@ -103,6 +106,16 @@ class Bench(pnn.HardwareDevice):
         return inputs @ np.asarray(weights)
 
 
+class Lab:
+    """What a laboratory's own code may look like."""
+
+    def set_currents(self, name, currents):
+        self.weights = np.asarray(pnn.LorentzianTuning().weight(currents))
+
+    def read(self, name, inputs):
+        return inputs @ self.weights
+
+
 def compiled(model):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(0.01), loss, metrics=["accuracy"])
@@ -123,6 +136,10 @@ def names(tmp_path_factory):
     outputs = pnn.layers.Photodetector(ports=3)(outputs)
     model = compiled(keras.Model(inputs, outputs))
     digital = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    flat = [keras.Input((4, 4)), keras.layers.Flatten()]
+    bank = compiled(keras.Sequential([*flat, pnn.layers.MRRBank(3, use_bias=False)]))
+    flat = [keras.Input((28, 28, 1)), keras.layers.Flatten()]
+    images = compiled(keras.Sequential([*flat, keras.layers.Dense(10)]))
     variation = pnn.Variation(resonance_shift=0.02)
     devices = variation.sample(model, 2, seed=0)
     bench = Bench(layers=["mrr_bank"])
@@ -136,30 +153,33 @@ def names(tmp_path_factory):
         model, x, y, name="plain", n=2, landscape=False, probe=8, verbose=0, **study
     )
     folder = tmp_path_factory.mktemp("examples")
-    (folder / "ring.csv").write_text(
-        "current_mA,weight\n"
-        + "".join(
-            f"{i},{float(pnn.HeaterTuning().weight(i))}\n" for i in np.arange(0, 2.5, 0.1)
-        )
-    )
+    currents = np.arange(0, 2.5, 0.1)
+    weights = np.asarray(pnn.HeaterTuning().weight(currents))
+    rows = [f"{i},{w}\n" for i, w in zip(currents, weights, strict=True)]
+    (folder / "ring.csv").write_text("".join(["current_mA,weight\n", *rows]))
     (folder / "chip_3.csv").write_text("temperature_K\n0.1\n0.2\n")
-    logged = Bench(layers=["mrr_bank"], log=folder / "bench.log")
-    with logged.installed(model):
-        model.predict(x, verbose=0)
+    with Bench(log=folder / "bench.log").installed(bank):
+        bank.evaluate(x, y, verbose=0)
     return {
         "keras_pnn": pnn,
-        **{"pnn": pnn, "keras": keras, "np": np, "tf": tf},
+        **{"pnn": pnn, "keras": keras, "np": np, "tf": tf, "scipy": scipy},
+        "decompose": pnn.physics.decompose,
+        **{"x_val": x, "y_val": y, "x_probe": x, "y_probe": y},
         **{"x": x, "y": y, "x_train": x, "y_train": y, "x_test": x, "y_test": y},
         **{"model": model, "digital": digital, "variation": variation},
         **{"devices": devices, "chip": devices[0], "bench": bench, "report": report},
         "sat": compiled(pnn.SATModel(model, rho=0.01)),
         "online": compiled(pnn.PATModel(model, device=bench)),
         "folder": folder,
+        # What stands for the names above in one example.
+        "keras_pnn.HardwareDevice": {"chip": Lab(), "model": bank},
+        "keras_pnn.RecordedDevice": {"model": bank},
+        "keras_pnn.convert": {"model": digital},
+        "keras_pnn.datasets.load": {"model": images},
     }
 
 
-# Blocks of these need a lab's instruments or data that are not here.
-NOT_RUN = {}
+NOT_RUN = {"keras_pnn.InstrumentDevice": "needs an instrument"}
 
 
 class AnyOutput(doctest.OutputChecker):
@@ -175,7 +195,16 @@ def test_examples_run(name, names, monkeypatch):
         pytest.skip(NOT_RUN[name])
     value = PUBLIC[name]
     monkeypatch.chdir(names["folder"])
-    scope = {**vars(sys.modules[value.__module__]), **names}
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    fit = keras.Model.fit
+
+    def one_epoch(self, *args, **kwargs):
+        call = inspect.signature(fit).bind(self, *args, **kwargs)
+        call.arguments |= {"epochs": 1, "verbose": 0}
+        return fit(*call.args, **call.kwargs)
+
+    monkeypatch.setattr(keras.Model, "fit", one_epoch)
+    scope = {**vars(sys.modules[value.__module__]), **names, **names.get(name, {})}
     text = inspect.getdoc(value)
     for source in re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S):
         exec(compile(textwrap.dedent(source), name, "exec"), scope)

@@ -29,6 +29,9 @@ class Process:
     is a non-negative int and `seed` a tuple of ints, both already checked. Its fields
     are finite numbers, within the bounds of `_checks.real` that their metadata give.
 
+    Raises:
+        ValueError: If a field is not a finite number, or is out of its range.
+
     Example:
 
     >>> from keras_pnn import drift
@@ -83,7 +86,7 @@ class BlockProcess(Process):
     Example:
 
     >>> walk = RandomWalk(std=0.1)
-    >>> walk.path(10, seed=1)[7] == walk.at(7, seed=1)
+    >>> bool(walk.path(10, seed=1)[7] == walk.at(7, seed=1))
     True
     """
 
@@ -133,6 +136,9 @@ class Uniform(BlockProcess):
     Args:
         low: Lower end, in the unit of the quantity.
         high: Upper end, not less than `low`, and a finite distance from it.
+
+    Raises:
+        ValueError: If `low` is above `high`, or one is not finite.
 
     Example:
 
@@ -261,6 +267,10 @@ class Recorded(Process):
         values: Sequence of at least one finite number, in the unit of the quantity.
         past_end: What a step beyond the record gives: `"raise"` raises a ValueError,
             `"hold"` gives the last value, `"repeat"` starts the record again.
+
+    Raises:
+        ValueError: If `values` is no sequence of at least one finite number, or
+            `past_end` is unknown.
 
     Example:
 

@@ -33,7 +33,7 @@ class Attenuators(FieldOutputs, PhysicalLayer):
 
     Example:
 
-    >>> attenuators = pnn.layers.Attenuators()
+    >>> attenuators = pnn.layers.Attenuators(4)
     >>> attenuators(np.ones((2, 4), "complex64")).shape
     TensorShape([2, 4])
     """

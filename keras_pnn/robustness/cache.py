@@ -112,7 +112,9 @@ def merge_rows(paths: Sequence[str | os.PathLike], path: str | os.PathLike) -> i
     ...     model, x_test, y_test, variation=variation, n=2,
     ...     cache_dir="job_0", verbose=0,
     ... )
-    >>> pnn.merge_rows(["job_0"], "points")
+    >>> import glob
+    >>> paths = glob.glob("job_*/*.sqlite")
+    >>> pnn.merge_rows(paths, "points.sqlite")
     """
     if isinstance(paths, str | os.PathLike) or not len(paths):
         raise _checks.error("paths", "a list of files, at least one", repr(paths))

@@ -30,7 +30,9 @@ class Calibration:
 
     Example:
 
-    >>> twin = pnn.calibrate(model, bench, x_train[:16], settings=2, verbose=0)
+    >>> twin = pnn.calibrate(
+    ...     model, bench, x_train[:16], ["resonance_shift"], iterations=20, verbose=0
+    ... )
     >>> print(twin.table())
     >>> with twin.device.installed(model):
     ...     model.evaluate(x_test, y_test, verbose=0)

@@ -1,5 +1,6 @@
 """The pages of `docs/` run: their blocks of Python, in order, in an empty folder."""
 
+import csv
 import pathlib
 import re
 import runpy
@@ -74,6 +75,16 @@ def written() -> str:
     """The text of all pages and tables."""
     files = sorted([*DOCS.rglob("*.md"), *DOCS.rglob("*.csv")])
     return "\n".join(path.read_text("utf-8") for path in files)
+
+
+@pytest.mark.parametrize("path", sorted(DOCS.rglob("*.csv")), ids=lambda p: p.stem)
+def test_every_table_of_results_says_how_it_was_made(path):
+    lines = path.read_text("utf-8").splitlines()
+    assert re.match(r"# commit: [0-9a-f]{7,}$", lines[0])
+    assert re.match(r"# command: .*python ", lines[1])
+    rows = list(csv.reader(line for line in lines if not line.startswith("#")))
+    assert len({len(row) for row in rows}) == 1
+    assert len(set(rows[0])) == len(rows[0])
 
 
 def test_options_of_commands_exist(capsys, monkeypatch):

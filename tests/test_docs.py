@@ -14,6 +14,7 @@ DOCS = pathlib.Path(__file__).resolve().parent.parent / "docs"
 PAGES = (
     "choosing-rho",
     "convert-a-network",
+    "describe-your-chip",
     "drift-and-noise",
     "from-model-to-lab",
     "imperfection-or-noise",

@@ -36,6 +36,12 @@ class HessianResult(LossResult):
         loss: the loss at these variables.
         variables, parameters, samples, batch_size, batch_norm, seed: as in
             `LossResult`.
+
+    Example:
+
+    >>> found = pnn.hessian_eigenvalues(model, x_train, y_train, k=1)
+    >>> print(found.table())
+    >>> found.eigenvalues[0], found.residuals[0], found.converged
     """
 
     eigenvalues: np.ndarray

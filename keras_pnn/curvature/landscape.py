@@ -26,6 +26,11 @@ class Landscape(LossResult):
             eigenvectors.
         variables, parameters, samples, batch_size, batch_norm, seed: as in
             `LossResult`.
+
+    Example:
+
+    >>> found = pnn.loss_landscape(model, x_train, y_train, points=3)
+    >>> found.save("landscape.npz")
     """
 
     alphas: np.ndarray

@@ -23,6 +23,11 @@ class TraceResult(LossResult):
         loss: the loss at these variables.
         variables, parameters, samples, batch_size, batch_norm, seed: as in
             `LossResult`.
+
+    Example:
+
+    >>> found = pnn.hessian_trace(model, x_train, y_train, vectors=5)
+    >>> print(f"{found.trace:.3g} ± {found.standard_error:.1g}")
     """
 
     trace: float
@@ -56,6 +61,11 @@ class DensityResult(LossResult):
         loss: the loss at these variables.
         variables, parameters, samples, batch_size, batch_norm, seed: as in
             `LossResult`.
+
+    Example:
+
+    >>> found = pnn.hessian_density(model, x_train, y_train, steps=5)
+    >>> mean_square = found.moment(2)
     """
 
     grid: np.ndarray

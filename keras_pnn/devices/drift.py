@@ -29,6 +29,15 @@ class Process(Brief):
     A subclass is a frozen dataclass and implements `_value(step, seed)`, where `step`
     is a non-negative int and `seed` a tuple of ints, both already checked. Its fields
     are finite numbers, within the bounds of `_checks.real` that their metadata give.
+
+    Raises:
+        ValueError: If a field is not a finite number, or is out of its range.
+
+    Example:
+
+    >>> from keras_pnn import drift
+    >>> drift.Linear(0.5).at(3), drift.Linear(0.5).path(3).tolist()
+    (1.5, [0.0, 0.5, 1.0])
     """
 
     def __post_init__(self):
@@ -74,6 +83,12 @@ class BlockProcess(Process):
     A block is a function of the seed, its number, and the value at which the block
     before it ends. A subclass implements `_draw(generator, start)`, which returns
     `_BLOCK` values, and after them the start of the next block if that depends on it.
+
+    Example:
+
+    >>> walk = RandomWalk(std=0.1)
+    >>> bool(walk.path(10, seed=1)[7] == walk.at(7, seed=1))
+    True
     """
 
     def _value(self, step, seed):
@@ -122,6 +137,15 @@ class Uniform(BlockProcess):
     Args:
         low: Lower end, in the unit of the quantity.
         high: Upper end, not less than `low`, and a finite distance from it.
+
+    Raises:
+        ValueError: If `low` is above `high`, or one is not finite.
+
+    Example:
+
+    >>> path = Uniform(-0.5, 0.5).path(1000, seed=0)
+    >>> bool(path.min() >= -0.5 and path.max() < 0.5)
+    True
     """
 
     low: float
@@ -183,6 +207,12 @@ class OrnsteinUhlenbeck(BlockProcess):
         relaxation: Relaxation time, in steps; greater than 0.
         mean: Stationary mean, in the unit of the quantity.
 
+    Example:
+
+    >>> path = OrnsteinUhlenbeck(std=0.2, relaxation=50).path(5000, seed=0)
+    >>> bool(abs(path.std() - 0.2) < 0.05)
+    True
+
     Reference:
 
     - [Gillespie, 1996](https://doi.org/10.1103/PhysRevE.54.2084)
@@ -213,6 +243,11 @@ class Sinusoid(Process):
         amplitude: Half the peak-to-peak swing, in the unit of the quantity.
         period: Steps per cycle; greater than 0.
         phase: Phase at step 0, in rad.
+
+    Example:
+
+    >>> round(Sinusoid(amplitude=2.0, period=4).at(1), 6)
+    2.0
     """
 
     amplitude: float
@@ -233,6 +268,10 @@ class Recorded(Process):
         values: Sequence of at least one finite number, in the unit of the quantity.
         past_end: What a step beyond the record gives: `"raise"` raises a ValueError,
             `"hold"` gives the last value, `"repeat"` starts the record again.
+
+    Raises:
+        ValueError: If `values` is no sequence of at least one finite number, or
+            `past_end` is unknown.
 
     Example:
 

@@ -279,6 +279,13 @@ class DeviceSet(Shown, Sequence):
     Raises:
         ValueError: If the devices deviate in different variables, come from
             different architectures, or are not as many as the axes have points.
+
+    Example:
+
+    >>> devices = pnn.Variation(resonance_shift=0.08).sample(model, 4, seed=0)
+    >>> devices.save("chips.npz")
+    >>> len(pnn.DeviceSet.load("chips.npz"))
+    4
     """
 
     def __init__(

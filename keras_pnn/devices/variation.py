@@ -30,6 +30,11 @@ class Correlated:
 
     Raises:
         ValueError: If `std` is negative or `length` is not positive.
+
+    Example:
+
+    >>> wafer = pnn.Variation(resonance_shift=pnn.Correlated(std=0.08, length=8))
+    >>> devices = wafer.sample(model, 4, seed=0)
     """
 
     def __init__(self, std: float, length: float):

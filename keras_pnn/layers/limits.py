@@ -22,6 +22,12 @@ class ControlRange(Brief, keras.constraints.Constraint):
 
     Raises:
         ValueError: If `low` is not below `high`.
+
+    Example:
+
+    >>> limit = pnn.layers.ControlRange(0.0, 3.0)  # mA
+    >>> limit(np.array([-1.0, 2.0, 9.0])).numpy().tolist()
+    [0.0, 2.0, 3.0]
     """
 
     def __init__(self, low: float = 0.0, high: float | None = None):

@@ -17,12 +17,35 @@ Selection = str | Iterable[str] | Callable[[keras.Variable], bool]
 
 
 def physical_layers(model: keras.layers.Layer) -> list[PhysicalLayer]:
-    """Returns the physical layers of a model, wrapped or not, in order."""
+    """Returns the physical layers of a model, wrapped or not, in order.
+
+    Args:
+        model: a model, or a layer.
+
+    Returns:
+        A list of layers, each once.
+
+    Example:
+
+    >>> for layer in pnn.layers.physical_layers(model):
+    ...     print(layer.name, list(layer.controls), list(layer.imperfections))
+    """
     return [la for la in _keras.flat_layers(model) if isinstance(la, PhysicalLayer)]
 
 
 def controls_of(model: keras.layers.Layer) -> list[keras.Variable]:
-    """Returns the trainable controls of a model's physical layers, in order."""
+    """Returns the trainable controls of a model's physical layers, in order.
+
+    Args:
+        model: a built model, or a layer.
+
+    Returns:
+        A list of variables.
+
+    Example:
+
+    >>> count = sum(v.shape.num_elements() for v in pnn.layers.controls_of(model))
+    """
     return [
         v for la in physical_layers(model) for v in la.controls.values() if v.trainable
     ]

@@ -31,6 +31,12 @@ class Attenuators(FieldOutputs, PhysicalLayer):
 
     Raises:
         ValueError: If `units` is not an integer of 1 or more.
+
+    Example:
+
+    >>> attenuators = pnn.layers.Attenuators(4)
+    >>> attenuators(np.ones((2, 4), "complex64")).shape
+    TensorShape([2, 4])
     """
 
     def __init__(self, units: int, **kwargs):

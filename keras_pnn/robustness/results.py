@@ -25,7 +25,18 @@ from keras_pnn.robustness.report.words import specification
 
 @dataclasses.dataclass(frozen=True)
 class Yield:
-    """How many devices keep the specification: `passed` of `n`."""
+    """How many devices keep the specification: `passed` of `n`.
+
+    Args:
+        passed: how many keep it.
+        n: how many there are.
+
+    Example:
+
+    >>> low, high = pnn.robustness.Yield(20, 20).interval
+    >>> round(low, 3)
+    0.839
+    """
 
     passed: int
     n: int
@@ -64,6 +75,11 @@ class Scan(Brief):
         devices: metric → (devices, points, …): every device, with what is scanned
             added to its own deviations (or in their place, for spreads); `None`
             without devices.
+
+    Example:
+
+    >>> scan = report.models["plain"].sweeps["temperature"]
+    >>> low, high = scan.tolerance("accuracy", 0.8, "max")  # K
     """
 
     axes: tuple[Axis, ...]
@@ -121,6 +137,12 @@ class WorstCase(Brief):
         losses: (restarts, steps + 1) losses along the ascents, on the search's data.
         samples: how many samples the search looked at.
         device: the device that was found.
+
+    Example:
+
+    >>> worst = report.models["plain"].worst
+    >>> with worst.device.installed(model):
+    ...     model.evaluate(x_test, y_test, verbose=0)
     """
 
     radius: dict[str, float]
@@ -162,6 +184,12 @@ class Sensitivity(Brief):
             for an end of a sweep the design's; NaN where a layer has no such
             imperfection.
         devices: how many devices were used.
+
+    Example:
+
+    >>> found = report.models["plain"].sensitivity
+    >>> found.metrics["accuracy"].shape == (len(found.layers), len(found.kinds))
+    True
     """
 
     layers: tuple[str, ...]
@@ -172,7 +200,17 @@ class Sensitivity(Brief):
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Curvature(Brief):
-    """The Hessian of the loss over some variables."""
+    """The Hessian of the loss over some variables.
+
+    Args:
+        eigenvalues: the largest, and the smallest.
+        trace: their sum.
+        density: how many lie where.
+
+    Example:
+
+    >>> found = report.models["plain"].curvature
+    """
 
     eigenvalues: HessianResult
     trace: TraceResult
@@ -188,6 +226,15 @@ class Transfer(Brief):
         devices: names of the devices, the columns: those that the models of the same
             name were trained on.
         metrics: metric → (models, devices).
+
+    Example:
+
+    >>> trained_on = {"plain": devices[0]}
+    >>> found = pnn.robustness_report(
+    ...     model, x_test, y_test, name="plain", trained_on=trained_on, hessian=False,
+    ...     landscape=False, worst_case=False, verbose=0,
+    ... )
+    >>> found.transfer
     """
 
     models: tuple[str, ...]
@@ -209,6 +256,11 @@ class ModelRobustness(Brief):
         sensitivity: per layer and kind, or `None`.
         curvature: `"controls"` and `"all"` → `Curvature`; empty without.
         landscape: the loss around the controls, or `None`.
+
+    Example:
+
+    >>> found = report.models["plain"]
+    >>> found.nominal["accuracy"], found.devices["accuracy"].min()
     """
 
     nominal: dict[str, float]
@@ -245,6 +297,11 @@ class RobustnessResult(Shown):
         setting: how it was made: data with their shapes and hash, specification,
             seeds, batch normalisation, versions, seconds; `"<name> per model"` where
             the models differ.
+
+    Example:
+
+    >>> report.save("report.json")
+    >>> report.models["plain"].nominal["accuracy"]
     """
 
     models: dict[str, ModelRobustness]

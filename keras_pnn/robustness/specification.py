@@ -30,6 +30,12 @@ class Specification(Brief):
     Raises:
         ValueError: If an argument is not as described, whatever the model.
         TypeError: If there is no such argument.
+
+    Example:
+
+    >>> asked = pnn.robustness.Specification(
+    ...     variation=pnn.Variation(resonance_shift=0.02), n=8, spec=0.9
+    ... )
     """
 
     devices: Sequence[SimulatedDevice] | Variation | None = None

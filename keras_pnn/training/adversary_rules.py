@@ -97,6 +97,11 @@ class FiniteDifference(AdversaryRule):
     Raises:
         ValueError: If an argument is out of its range.
 
+    Example:
+
+    >>> turned = pnn.FiniteDifference(radius=1.0, step=0.1)  # degrees
+    >>> sat = pnn.SATModel(model, rho=0.3, adversarial={"rotation": turned})
+
     Reference:
         - Xu et al., arXiv:2411.12352, eq. 5
     """
@@ -134,6 +139,11 @@ class Autodiff(AdversaryRule):
 
     Raises:
         ValueError: If an argument is out of its range.
+
+    Example:
+
+    >>> drift = pnn.Autodiff(radius=0.5, sample_radius=True)  # K
+    >>> sat = pnn.SATModel(model, rho=0.1, adversarial={"temperature": drift})
 
     Reference:
         - Xu et al., arXiv:2411.12352, eq. 5

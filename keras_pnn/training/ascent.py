@@ -25,6 +25,11 @@ class SAM(Brief):
     Raises:
         ValueError: If `rho` is negative or not finite.
 
+    Example:
+
+    >>> sat = pnn.SATModel(model, ascent=pnn.SAM(rho=0.1))
+    >>> sat.rho = 0.05
+
     Reference:
         - Xu et al., arXiv:2411.12352, eq. 3
         - Foret et al., ICLR 2021, arXiv:2010.01412
@@ -117,6 +122,10 @@ class ASAM(SAM):
 
     Raises:
         ValueError: If `rho` or `eta` is negative or not finite.
+
+    Example:
+
+    >>> sat = pnn.SATModel(model, ascent=pnn.ASAM(rho=0.5, eta=0.01))
 
     Reference:
         - Kwon et al., ICML 2021, arXiv:2102.11600

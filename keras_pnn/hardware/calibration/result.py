@@ -28,6 +28,15 @@ class Calibration(Shown):
         iterations: of the search, for all layers together.
         converged: whether the search ended by its tolerance everywhere.
         seconds: how long it took, measurements included.
+
+    Example:
+
+    >>> twin = pnn.calibrate(
+    ...     model, bench, x_train[:16], ["resonance_shift"], iterations=20, verbose=0
+    ... )
+    >>> print(twin.table())
+    >>> with twin.device.installed(model):
+    ...     model.evaluate(x_test, y_test, verbose=0)
     """
 
     device: SimulatedDevice

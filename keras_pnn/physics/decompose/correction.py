@@ -24,6 +24,13 @@ class Correction(Brief):
         phases: `MeshPhases` to program.
         error: Float. The remaining error ‖U − Û‖_F / √N, with Û the matrix of the
             imperfect mesh at these phases.
+
+    Example:
+
+    >>> zero = np.zeros((4, 2))
+    >>> found = decompose.correct(np.eye(4), zero, zero, np.zeros((4, 2, 2)))
+    >>> found.error < 1e-6
+    True
     """
 
     phases: MeshPhases

@@ -148,7 +148,12 @@ class GradientSource(Brief):
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class ModelGradient(GradientSource):
-    """Loss and gradient of the model itself, by automatic differentiation."""
+    """Loss and gradient of the model itself, by automatic differentiation.
+
+    Example:
+
+    >>> sat = pnn.SATModel(model, rho=0.1, gradient=pnn.training.ModelGradient())
+    """
 
     def __call__(self, trainer, batch, overrides, wrt, index=0) -> Evaluation:
         watched, overrides = overrides.watch(wrt)
@@ -176,6 +181,11 @@ class DeviceGradient(ModelGradient):
 
     Raises:
         ValueError: If `readout` is unknown.
+
+    Example:
+
+    >>> source = pnn.training.DeviceGradient("output")
+    >>> online = pnn.SATModel(model, rho=0.1, device=bench, gradient=source)
 
     Reference:
         - Wright et al., Nature 601:549 (2022)

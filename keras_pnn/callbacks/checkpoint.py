@@ -44,7 +44,7 @@ class Checkpoint(keras.callbacks.Callback):
     ```python
     batches = pnn.datasets.Batches(x, y, batch_size=64, seed=0)
     online = pnn.SATModel(model, rho=0.3, device=bench)
-    online.compile(keras.optimizers.Adam(0.01), loss="mse")
+    online.compile(keras.optimizers.Adam(0.01), loss="sparse_categorical_crossentropy")
     online.fit(batches, epochs=10,
                callbacks=[pnn.callbacks.Checkpoint("state", every=20)])
     ```

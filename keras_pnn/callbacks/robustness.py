@@ -7,9 +7,10 @@ import pathlib
 import keras
 
 from keras_pnn import _checks
+from keras_pnn._signatures import passing_on
 from keras_pnn.callbacks.tensorboard import Summaries
 from keras_pnn.robustness.results import RobustnessResult
-from keras_pnn.robustness.specification import Specification, with_specification
+from keras_pnn.robustness.specification import Specification
 from keras_pnn.robustness.study import Study
 
 # Both tails: a low accuracy is bad, and so is a high loss.
@@ -79,11 +80,11 @@ class RobustnessReport(keras.callbacks.Callback):
     ```
     """
 
-    @with_specification
+    @passing_on(Specification)
     def __init__(
         self,
         x,
-        y,
+        y=None,
         every: int = 1,
         folder: str | os.PathLike | None = None,
         log_dir: str | os.PathLike | None = None,
@@ -154,7 +155,7 @@ def _logged(result: RobustnessResult) -> dict[str, float]:
     label, found = next(iter(result.models.items()))
     values = {}
     for metric in found.devices or ():
-        summary = result.summary(label, metric)
+        summary = found.summary(metric)
         for statistic in _STATISTICS:
             values[f"val_{metric}_{statistic}"] = float(summary[statistic])
     if found.devices is not None:

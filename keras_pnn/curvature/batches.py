@@ -23,8 +23,9 @@ def batches(x, y, sample_weight, batch_size) -> tuple[Callable[[], Iterator], in
         A function without arguments that yields (x, y, sample_weight) as tensors, and
         the batch size; `None` for a data set, which has its own.
     """
-    if isinstance(x, (tf.data.Dataset, keras.utils.PyDataset)):
-        return _data_set_batches(x, y, sample_weight), None
+    if _checks.is_data_set(x):
+        start = _checks.data_set_batches(x, y, sample_weight)
+        return lambda: (keras.tree.map_structure(_tensor, b) for b in start()), None
     batch_size = _checks.integer("batch_size", batch_size, 1)
     # Targets may mark with NaN what a loss ignores: its value tells.
     arrays = _checks.data(x, y, sample_weight, finite_targets=False)
@@ -66,25 +67,3 @@ def _as_evaluated(array):
 
 def _tensor(leaf):
     return None if leaf is None else tf.convert_to_tensor(leaf)
-
-
-def _data_set_batches(x, y, sample_weight):
-    for name, value in (("y", y), ("sample_weight", sample_weight)):
-        if value is not None:
-            expected = "None when `x` is a data set, whose batches hold it"
-            raise _checks.error(name, expected, type(value).__name__)
-    python = isinstance(x, keras.utils.PyDataset)
-    if python:
-        infinite = x.num_batches is None
-    else:
-        infinite = x.cardinality() == tf.data.INFINITE_CARDINALITY
-    if infinite:
-        raise _checks.error("x", "finite: take some batches, as in `x.take(10)`", x)
-
-    def iterate():
-        for batch in (x[index] for index in range(x.num_batches)) if python else x:
-            yield keras.tree.map_structure(
-                _tensor, keras.utils.unpack_x_y_sample_weight(batch)
-            )
-
-    return iterate

@@ -10,7 +10,7 @@ from keras_pnn.curvature.operator import HessianOperator
 from keras_pnn.curvature.result import LossResult
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Landscape(LossResult):
     """The loss over a line or a plane through a model's variables Θ.
 
@@ -26,6 +26,11 @@ class Landscape(LossResult):
             eigenvectors.
         variables, parameters, samples, batch_size, batch_norm, seed: as in
             `LossResult`.
+
+    Example:
+
+    >>> found = pnn.loss_landscape(model, x_train, y_train, points=3)
+    >>> found.save("landscape.npz")
     """
 
     alphas: np.ndarray
@@ -67,7 +72,7 @@ class Landscape(LossResult):
             values[f"direction_{index + 1}"] = np.concatenate(flat)
         np.savez(path, **values)
 
-    def __str__(self):
+    def _parts(self):
         spans = [self.alphas, *([] if self.betas is None else [self.betas])]
         lines = [
             f"loss {self.center:.6g} at the centre, {self.loss.min():.6g} to "
@@ -81,7 +86,7 @@ class Landscape(LossResult):
             state = "converged" if self.converged.all() else "not converged"
             lines.append(f"eigenvalues {found} ({state})")
         lines.append(f"directions {self.directions}, {self._made()}")
-        return "\n".join(lines)
+        return ["\n".join(lines)]
 
 
 def loss_landscape(

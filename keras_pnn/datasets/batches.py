@@ -7,9 +7,10 @@ import keras
 import numpy as np
 
 from keras_pnn import _checks
+from keras_pnn._display import Brief
 
 
-class Batches(keras.utils.PyDataset):
+class Batches(Brief, keras.utils.PyDataset):
     """Shuffled batches in an order that depends on (seed, epoch, step) alone.
 
     Batch `k` of epoch `e` holds the samples

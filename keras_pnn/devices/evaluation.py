@@ -41,7 +41,9 @@ class DeviceEvaluator:
 
     Args:
         model: a compiled model.
-        x: inputs, an array or a list or dictionary of arrays.
+        x: inputs, an array or a list or dictionary of arrays; or a `tf.data.Dataset`
+            or `keras.utils.PyDataset`, whose batches hold targets and sample weights
+            too. A data set is read once, into memory, and cut by `batch_size`.
         y: targets, likewise, or `None` where the model's loss and metrics need none.
         batch_size: samples at once.
         sample_weight: one weight for each sample, or `None`.
@@ -76,7 +78,7 @@ class DeviceEvaluator:
         self,
         model: keras.Model,
         x,
-        y,
+        y=None,
         batch_size: int = 100,
         sample_weight=None,
         chunk: int | None = None,
@@ -123,7 +125,14 @@ class DeviceEvaluator:
         names = sorted(rows[0], key=lambda name: name != "loss")
         values = {n: np.array([r[n] for r in rows]) for n in names}
         return DeviceEvaluation(
-            values, self.samples, self.batch_size, engine.vectorized, self.batch_norm
+            values,
+            self.samples,
+            self.batch_size,
+            engine.vectorized,
+            self.batch_norm,
+            self.model.name,
+            tuple(device.label for device in devices),
+            getattr(devices, "axes", ()),
         )
 
     def chunks(
@@ -233,8 +242,8 @@ class DeviceEvaluator:
 def evaluate_devices(
     model: keras.Model,
     x,
-    y,
-    devices: Sequence[SimulatedDevice],
+    y=None,
+    devices: Sequence[SimulatedDevice] | None = None,
     batch_size: int = 100,
     sample_weight=None,
     chunk: int | None = None,
@@ -257,15 +266,16 @@ def evaluate_devices(
 
     Args:
         model: a compiled model.
-        x: inputs, an array or a list or dictionary of arrays.
-        y: targets, likewise.
-        devices: what `Variation.sample` returns.
+        x: inputs, an array or a list or dictionary of arrays; or a `tf.data.Dataset`
+            or `keras.utils.PyDataset`, as in `DeviceEvaluator`.
+        y: targets, likewise; `None` where a data set holds them.
+        devices: what `Variation.sample`, `sweep` and `grid` return.
         batch_size, sample_weight, chunk, memory_limit, batch_norm, calibration: as in
             `DeviceEvaluator`.
         verbose: 0 is silent, 1 or `"auto"` shows a progress bar.
 
     Returns:
-        A `DeviceEvaluation`.
+        A `DeviceEvaluation`, which knows the axes of a sweep or a grid.
 
     Raises:
         ValueError: As in `DeviceEvaluator` and its `evaluate`.

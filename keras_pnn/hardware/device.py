@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks
+from keras_pnn._display import Brief
 from keras_pnn._keras import models_around, set_aside
 from keras_pnn.hardware.acquisition import Acquisition, DeviceError
 from keras_pnn.hardware.log import storable
@@ -20,7 +21,7 @@ from keras_pnn.layers.lookup import physical_layers
 __all__ = ["DeviceError", "HardwareDevice", "raising"]
 
 
-class HardwareDevice:
+class HardwareDevice(Brief):
     """Base of devices on the bench: NumPy in, NumPy out.
 
     A subclass overrides `measure`, and where it helps `configure` and `recover`. This

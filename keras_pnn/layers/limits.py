@@ -7,12 +7,13 @@ import numpy as np
 from keras import ops
 
 from keras_pnn import _checks
+from keras_pnn._display import Brief
 from keras_pnn.physics import detection
 from keras_pnn.physics import tuning as tunings
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class ControlRange(keras.constraints.Constraint):
+class ControlRange(Brief, keras.constraints.Constraint):
     """Keeps a control between two limits after each step of the optimizer.
 
     Args:
@@ -21,6 +22,12 @@ class ControlRange(keras.constraints.Constraint):
 
     Raises:
         ValueError: If `low` is not below `high`.
+
+    Example:
+
+    >>> limit = pnn.layers.ControlRange(0.0, 3.0)  # mA
+    >>> limit(np.array([-1.0, 2.0, 9.0])).numpy().tolist()
+    [0.0, 2.0, 3.0]
     """
 
     def __init__(self, low: float = 0.0, high: float | None = None):
@@ -43,7 +50,7 @@ class ControlRange(keras.constraints.Constraint):
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class DAC:
+class DAC(Brief):
     """Rounds controls to `2**bits` even steps, and clips them to the range.
 
     Training continues through the steps; see `physics.detection.quantize`.

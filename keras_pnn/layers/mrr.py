@@ -10,6 +10,7 @@ import keras
 from keras import ops
 
 from keras_pnn import _checks
+from keras_pnn._signatures import passing_on
 from keras_pnn.layers import convolution
 from keras_pnn.layers.context import current
 from keras_pnn.layers.physical import arguments
@@ -79,6 +80,7 @@ class MRRBank(RingLayer):
         - Xu et al., arXiv:2411.12352
     """
 
+    @passing_on(RingLayer)
     def __init__(self, units: int, activation=None, use_bias: bool = True, **kwargs):
         super().__init__(activation, use_bias, **kwargs)
         self.units = _checks.integer("units", units, low=1)
@@ -144,6 +146,7 @@ class MRRConv2D(RingLayer):
         - Xu et al., arXiv:2411.12352, Fig. 2
     """
 
+    @passing_on(RingLayer)
     def __init__(
         self,
         filters: int,

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from keras_pnn import _checks, _keras
 from keras_pnn.layers import context
+from keras_pnn.layers.belonging import refuse_elsewhere
 from keras_pnn.layers.quantity import Quantity
 
 
@@ -45,6 +46,7 @@ class PhysicalLayer(keras.layers.Layer):
     aliases: ClassVar[dict[str, tuple[str, Callable]]] = {}
 
     def __init__(self, **kwargs):
+        refuse_elsewhere(type(self), kwargs)
         super().__init__(**kwargs)
         self._controls: dict[str, Quantity] = {}
         self._imperfections: dict[str, Quantity] = {}
@@ -265,7 +267,8 @@ def arguments(layer: keras.layers.Layer, kind: type) -> dict:
     """
     config = {}
     for name, parameter in inspect.signature(kind.__init__).parameters.items():
-        if name == "self" or parameter.kind is parameter.VAR_KEYWORD:
+        # Keywords alone are those that a base class takes, see `passing_on`.
+        if name == "self" or parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
             continue
         value = getattr(layer, name)
         if isinstance(value, np.ndarray):

@@ -8,12 +8,13 @@ import keras
 import tensorflow as tf
 
 from keras_pnn import _checks
+from keras_pnn._display import Brief
 
 _SCHEDULE = keras.optimizers.schedules.LearningRateSchedule
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class SAM:
+class SAM(Brief):
     """Ascent along the gradient: ΔΘ = ρ g / ‖g‖₂, one norm over all variables.
 
     Args:
@@ -23,6 +24,11 @@ class SAM:
 
     Raises:
         ValueError: If `rho` is negative or not finite.
+
+    Example:
+
+    >>> sat = pnn.SATModel(model, ascent=pnn.SAM(rho=0.1))
+    >>> sat.rho = 0.05
 
     Reference:
         - Xu et al., arXiv:2411.12352, eq. 3
@@ -116,6 +122,10 @@ class ASAM(SAM):
 
     Raises:
         ValueError: If `rho` or `eta` is negative or not finite.
+
+    Example:
+
+    >>> sat = pnn.SATModel(model, ascent=pnn.ASAM(rho=0.5, eta=0.01))
 
     Reference:
         - Kwon et al., ICML 2021, arXiv:2102.11600

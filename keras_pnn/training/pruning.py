@@ -4,11 +4,12 @@ import keras
 import tensorflow as tf
 
 from keras_pnn import _checks
+from keras_pnn._display import Brief
 from keras_pnn.physics import tuning as tunings
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class OpticalPruning(keras.regularizers.Regularizer):
+class OpticalPruning(Brief, keras.regularizers.Regularizer):
     """Regulariser α ‖∂w/∂c‖₂ of a layer's controls c.
 
     It drives rings to the flat parts of their tuning curves.

@@ -5,6 +5,8 @@ import inspect
 import keras
 
 from keras_pnn import _checks, _keras
+from keras_pnn._display import brief
+from keras_pnn._signatures import like
 from keras_pnn.datasets import Batches
 from keras_pnn.layers.context import Overrides, substituting
 from keras_pnn.training import bench
@@ -22,6 +24,7 @@ _OWN_STEPS = (
 )
 
 _FIT = inspect.signature(keras.Model.fit)
+_SUMMARY = inspect.signature(keras.Model.summary)
 
 
 class Trainer(keras.Model):
@@ -61,6 +64,20 @@ class Trainer(keras.Model):
         _keras.add_wrapper(self, model)
         self.supports_masking = True
         self.built = model.built
+
+    @like(keras.Model.summary)
+    def summary(self, *args, **kwargs):
+        """As `keras.Model.summary`, of the model inside, below a line on this one."""
+        bound = _SUMMARY.bind(self, *args, **kwargs)
+        (bound.arguments.get("print_fn") or print)(repr(self))
+        self.model.summary(*args, **kwargs)
+
+    def __repr__(self):
+        # Keras also asks for it before everything is set.
+        names = ("model", "ascent", "adversarial", "variation", "device")
+        found = {name: getattr(self, name, None) for name in names}
+        parts = "".join(f", {n}={brief(v)}" for n, v in found.items() if v)
+        return f"<{type(self).__name__} name={self.name}{parts}>"
 
     def build(self, input_shape=None):
         # The model inside builds itself when it is called.
@@ -107,6 +124,7 @@ class Trainer(keras.Model):
         """The device that measures the passes, or `None`."""
         return self.gradient.device
 
+    @like(keras.Model.compile)
     def compile(self, *args, **kwargs):
         """As `keras.Model.compile`.
 
@@ -124,6 +142,7 @@ class Trainer(keras.Model):
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
+    @like(keras.Model.fit)
     def fit(self, x=None, y=None, *args, **kwargs):
         """As `keras.Model.fit`.
 
@@ -183,6 +202,7 @@ class Trainer(keras.Model):
         """What `fit` needs besides the callbacks that it is given."""
         return []
 
+    @like(keras.Model.save)
     def save(self, filepath, overwrite=True, **kwargs):
         """As `keras.Model.save`; with a device, saves the digital model inside.
 

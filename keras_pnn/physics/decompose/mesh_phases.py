@@ -5,11 +5,12 @@ import dataclasses
 import numpy as np
 
 from keras_pnn import _checks
+from keras_pnn._display import Brief
 from keras_pnn.physics.mesh.lattice import cell_mask
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class MeshPhases:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class MeshPhases(Brief):
     """The phases of a mesh, in rad.
 
     Light passes the phases γ on all modes, then column 0, column 1, …:

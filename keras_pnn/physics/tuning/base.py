@@ -20,6 +20,12 @@ class Tuning:
 
     Attributes:
         unit: `"nm"` (the control is a detuning) or `"mA"` (a heater current).
+
+    Example:
+
+    >>> tuning = pnn.LorentzianTuning(half_width=0.15)
+    >>> float(tuning.weight(0.15)), tuning.unit
+    (0.0, 'nm')
     """
 
     unit = "nm"

@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 import numpy as np
 
+from keras_pnn._display import Table
 from keras_pnn.robustness.report.scan_sections import grid_section, sweep_section
 from keras_pnn.robustness.report.words import (
     ABSENT,
     Cell,
     Display,
     Section,
-    Table,
     axis_unit,
     group_name,
     having,

@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from keras_pnn import _checks, _keras
+from keras_pnn._signatures import passing_on
 from keras_pnn.layers.context import measure, substituting, valued
 from keras_pnn.layers.lookup import physical_layers
 from keras_pnn.training.dat.error_networks import ErrorNetwork
@@ -233,6 +234,7 @@ class DATModel(SATModel):
         - Zheng et al., Nat. Mach. Intell. 5:1119 (2023)
     """
 
+    @passing_on(SATModel, without=("gradient",))
     def __init__(
         self,
         model: keras.Model,

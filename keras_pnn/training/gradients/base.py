@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from keras_pnn import _checks, _keras
+from keras_pnn._display import Brief
 from keras_pnn.layers.context import Overrides, measured_by, valued
 from keras_pnn.layers.lookup import physical_layers
 
@@ -50,7 +51,7 @@ class Evaluation:
         return tf.convert_to_tensor(gradient)
 
 
-class GradientSource:
+class GradientSource(Brief):
     """Base of the sources: a pass over a batch, which assigns nothing.
 
     Variables are read through a `StatelessScope`, so that two passes over one batch
@@ -147,7 +148,12 @@ class GradientSource:
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class ModelGradient(GradientSource):
-    """Loss and gradient of the model itself, by automatic differentiation."""
+    """Loss and gradient of the model itself, by automatic differentiation.
+
+    Example:
+
+    >>> sat = pnn.SATModel(model, rho=0.1, gradient=pnn.training.ModelGradient())
+    """
 
     def __call__(self, trainer, batch, overrides, wrt, index=0) -> Evaluation:
         watched, overrides = overrides.watch(wrt)
@@ -175,6 +181,11 @@ class DeviceGradient(ModelGradient):
 
     Raises:
         ValueError: If `readout` is unknown.
+
+    Example:
+
+    >>> source = pnn.training.DeviceGradient("output")
+    >>> online = pnn.SATModel(model, rho=0.1, device=bench, gradient=source)
 
     Reference:
         - Wright et al., Nature 601:549 (2022)

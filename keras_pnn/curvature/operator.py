@@ -1,6 +1,7 @@
 """Apply the Hessian of a model's loss to vectors."""
 
 import itertools
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -70,13 +71,13 @@ class HessianOperator(LinearOperator):
 
     def __init__(
         self,
-        model,
+        model: keras.Model,
         x,
         y=None,
-        variables="controls",
-        batch_size=256,
+        variables: str | Callable = "controls",
+        batch_size: int = 256,
         sample_weight=None,
-        batch_norm="frozen",
+        batch_norm: str = "frozen",
     ):
         if not getattr(model, "compiled", False):
             expected = (
@@ -197,7 +198,6 @@ class HessianOperator(LinearOperator):
         if samples == 0:
             raise _checks.error("x", "at least one sample", "no samples")
         return loss / samples, total / samples, samples
-
 
     def _stateless_batches(self):
         """Yields the batches, of which several need layers without a state."""

@@ -52,7 +52,7 @@ class Correlated:
         factor[:, 1:] *= np.sqrt(-np.expm1(-2 / self.length))
         return factor
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {"std": self.std, "length": self.length}
 
     @classmethod
@@ -230,7 +230,7 @@ class Variation:
 
         return Variation({name: times(s) for name, s in self.spreads.items()})
 
-    def get_config(self):
+    def get_config(self) -> dict:
         for name, spread in self.spreads.items():
             if not isinstance(spread, float | Correlated):
                 raise ValueError(

@@ -5,6 +5,8 @@ ring and asks the layer's tuning for the weight; the law itself, such as the
 Lorentzian, is in `keras_pnn.physics.ring`.
 """
 
+from collections.abc import Callable
+
 import keras
 from keras import ops
 
@@ -78,13 +80,19 @@ class MRRBank(RingLayer):
         - Xu et al., arXiv:2411.12352
     """
 
-    def __init__(self, units: int, activation=None, use_bias: bool = True, **kwargs):
+    def __init__(
+        self,
+        units: int,
+        activation: str | Callable | None = None,
+        use_bias: bool = True,
+        **kwargs,
+    ):
         super().__init__(activation, use_bias, **kwargs)
         self.units = _checks.integer("units", units, low=1)
         self.input_spec = keras.layers.InputSpec(min_ndim=2)
         self.supports_masking = True
 
-    def build(self, input_shape):
+    def build(self, input_shape) -> None:
         inputs = input_shape[-1]
         if inputs is None:
             raise ValueError(
@@ -103,10 +111,10 @@ class MRRBank(RingLayer):
             outputs = self._tiled_product(inputs, kernel)
         return self.activation(self._biased(outputs))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape) -> tuple:
         return (*input_shape[:-1], self.units)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "units": self.units}
 
 
@@ -152,7 +160,7 @@ class MRRConv2D(RingLayer):
         data_format: str | None = None,
         dilation_rate: int | tuple[int, int] = (1, 1),
         groups: int = 1,
-        activation=None,
+        activation: str | Callable | None = None,
         use_bias: bool = True,
         **kwargs,
     ):
@@ -188,7 +196,7 @@ class MRRConv2D(RingLayer):
     def _channel_axis(self) -> int:
         return -1 if self.data_format == "channels_last" else 1
 
-    def build(self, input_shape):
+    def build(self, input_shape) -> None:
         channels = input_shape[self._channel_axis]
         if channels is None or channels % self.groups:
             raise ValueError(
@@ -237,7 +245,7 @@ class MRRConv2D(RingLayer):
             images, self.kernel_size, self.strides, self.dilation_rate, self.padding
         )
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape) -> tuple:
         first = self.data_format == "channels_first"
         batch, *rest = input_shape
         geometry = zip(
@@ -250,5 +258,5 @@ class MRRConv2D(RingLayer):
         sizes = [convolution.output_size(*axis, self.padding) for axis in geometry]
         return (batch, self.filters, *sizes) if first else (batch, *sizes, self.filters)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), **arguments(self, MRRConv2D)}

@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_pnn.training.ascent import SAM
 from keras_pnn.training.gradients.base import DeviceGradient
 from keras_pnn.training.sat import SATModel
 
@@ -43,7 +44,7 @@ class PATModel(SATModel):
         model: keras.Model,
         device,
         readout: str = "layers",
-        ascent=None,
+        ascent: str | SAM | None = None,
         **kwargs,
     ):
         kwargs.setdefault("name", f"pat_{getattr(model, 'name', '')}")

@@ -1,5 +1,7 @@
 """Train Keras models so that their loss stays flat: sharpness-aware training."""
 
+from collections.abc import Callable
+
 import keras
 import tensorflow as tf
 
@@ -120,9 +122,9 @@ class SATModel(Trainer):
     def __init__(
         self,
         model: keras.Model,
-        rho=None,
-        ascent="sam",
-        perturb="controls",
+        rho: float | keras.optimizers.schedules.LearningRateSchedule | None = None,
+        ascent: str | ascents.SAM | None = "sam",
+        perturb: str | Callable = "controls",
         adversarial: dict[str, AdversaryRule] | None = None,
         variation: Variation | None = None,
         device=None,
@@ -358,7 +360,7 @@ class SATModel(Trainer):
     def _ascent_variables(self) -> list:
         return list(getattr(self.ascent, "variables", ()))
 
-    def get_config(self):
+    def get_config(self) -> dict:
         serialize = keras.saving.serialize_keras_object
         return {
             **super().get_config(),

@@ -184,7 +184,7 @@ class Trainer(keras.Model):
         with substituting(None):
             return self.model.export(filepath, *args, **kwargs)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         if self.device is not None:
             raise ValueError(
                 f"A {type(self).__name__} with a device has no config: its `save` "

@@ -203,7 +203,7 @@ class SATModel(Trainer):
         at_origin = self.device is not None and adversary.needs_origin
         return adversary.passes + int(at_origin)
 
-    def train_step(self, data):
+    def train_step(self, data) -> dict:
         batch = keras.utils.unpack_x_y_sample_weight(data)
         self._build_inner(batch[0])
         step = tf.cast(tf.convert_to_tensor(self.optimizer.iterations), "int32")

@@ -94,7 +94,7 @@ class Trainer(keras.Model):
         """Metrics of the train step alone, which `evaluate` does not report."""
         return []
 
-    def test_step(self, data):
+    def test_step(self, data) -> dict:
         logs = super().test_step(data)
         for metric in self.train_metrics:
             logs.pop(metric.name, None)
@@ -122,7 +122,7 @@ class Trainer(keras.Model):
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
-    def fit(self, x=None, y=None, *args, **kwargs):
+    def fit(self, x=None, y=None, *args, **kwargs) -> keras.callbacks.History:
         """As `keras.Model.fit`.
 
         The order of a `pnn.datasets.Batches` is tied to the epoch: `shuffle` does not

@@ -1,4 +1,4 @@
-"""Give README, as an index shows it, the project's address, once there is one.
+"""Give README, as an index shows it, the address of the sources, once there is one.
 
 README.md links to its pictures and pages by their names in the repository. An index
 shows the text alone, so that the names there need the address in front.
@@ -6,27 +6,28 @@ shows the text alone, so that the names there need the address in front.
 
 import pathlib
 import re
-import tomllib
+import runpy
 
 import setuptools
 
 ROOT = pathlib.Path(__file__).parent
-SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-ADDRESS = SETTINGS["tool"]["keras-pnn"]["address"].rstrip("/")
+NAMES = runpy.run_path(str(ROOT / "keras_pnn" / "_version.py"))
+DOCS, SOURCES = NAMES["DOCS_URL"], NAMES["SOURCE_URL"]
 
 
 def readme() -> str:
     text = (ROOT / "README.md").read_text("utf-8")
-    if not ADDRESS:
+    if not SOURCES:
         return text
     relative = r"(?![a-z]+:|#)"
     pictures = rf"(!\[[^\]]*\]\(|<img [^>]*src=\"){relative}"
-    text = re.sub(pictures, rf"\1{ADDRESS}/raw/main/", text)
-    return re.sub(rf"(\]\(){relative}", rf"\1{ADDRESS}/blob/main/", text)
+    text = re.sub(pictures, rf"\1{SOURCES}/raw/main/", text)
+    return re.sub(rf"(\]\(){relative}", rf"\1{SOURCES}/blob/main/", text)
 
 
+addresses = {"Documentation": DOCS, "Source": SOURCES}
 setuptools.setup(
     long_description=readme(),
     long_description_content_type="text/markdown",
-    **({"url": ADDRESS} if ADDRESS else {}),
+    project_urls={n: a for n, a in addresses.items() if a},
 )

@@ -2,11 +2,11 @@
 
 import pathlib
 import re
-import tomllib
 
 import pytest
 
 import keras_pnn
+from keras_pnn import _version
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -22,10 +22,8 @@ def test_version():
 
 
 def test_address():
-    settings = tomllib.loads(text("pyproject.toml"))
-    address = settings["tool"]["keras-pnn"]["address"]
     found = re.findall(r"^repository-code: (\S+)$", text("CITATION.cff"), re.M)
-    assert found == [address] * bool(address)
+    assert found == [_version.SOURCE_URL] * bool(_version.SOURCE_URL)
 
 
 @pytest.mark.parametrize("name", ["setup.cfg", ".github/workflows/ci.yml"])

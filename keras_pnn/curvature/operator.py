@@ -1,7 +1,6 @@
 """Apply the Hessian of a model's loss to vectors."""
 
 import itertools
-from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -71,13 +70,13 @@ class HessianOperator(LinearOperator):
 
     def __init__(
         self,
-        model: keras.Model,
+        model,
         x,
         y=None,
-        variables: str | Callable = "controls",
-        batch_size: int = 256,
+        variables="controls",
+        batch_size=256,
         sample_weight=None,
-        batch_norm: str = "frozen",
+        batch_norm="frozen",
     ):
         if not getattr(model, "compiled", False):
             expected = (
@@ -198,6 +197,7 @@ class HessianOperator(LinearOperator):
         if samples == 0:
             raise _checks.error("x", "at least one sample", "no samples")
         return loss / samples, total / samples, samples
+
 
     def _stateless_batches(self):
         """Yields the batches, of which several need layers without a state."""

@@ -9,7 +9,6 @@ from keras_pnn import _checks, _keras
 from keras_pnn.layers.mrr import MRRBank, MRRConv2D
 from keras_pnn.layers.ring_layer import RingLayer
 from keras_pnn.layers.ring_program import controls_for
-from keras_pnn.physics.tuning import Tuning
 
 # Not the kernel's constraint: the controls are limited to their range instead.
 _COPIED = (
@@ -52,9 +51,7 @@ class Conversion:
         return self.table()
 
 
-def convert(
-    model: keras.Model, tuning: Tuning | str | None = None, **kwargs
-) -> Conversion:
+def convert(model: keras.Model, tuning=None, **kwargs) -> Conversion:
     """Converts the `Dense` and `Conv2D` layers of a trained model to weight banks.
 
     Each weight is replaced by the nearest within reach of a ring; biases, regularisers

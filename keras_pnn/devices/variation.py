@@ -52,7 +52,7 @@ class Correlated:
         factor[:, 1:] *= np.sqrt(-np.expm1(-2 / self.length))
         return factor
 
-    def get_config(self) -> dict:
+    def get_config(self):
         return {"std": self.std, "length": self.length}
 
     @classmethod

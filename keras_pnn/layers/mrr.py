@@ -80,13 +80,7 @@ class MRRBank(RingLayer):
         - Xu et al., arXiv:2411.12352
     """
 
-    def __init__(
-        self,
-        units: int,
-        activation: str | Callable | None = None,
-        use_bias: bool = True,
-        **kwargs,
-    ):
+    def __init__(self, units: int, activation=None, use_bias: bool = True, **kwargs):
         super().__init__(activation, use_bias, **kwargs)
         self.units = _checks.integer("units", units, low=1)
         self.input_spec = keras.layers.InputSpec(min_ndim=2)

@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks
-from keras_pnn.layers.limits import DAC, ControlRange
+from keras_pnn.layers.limits import ControlRange
 from keras_pnn.layers.mzi import FieldOutputs, MZIMesh, as_matrix, relative_distance
 from keras_pnn.layers.physical import PhysicalLayer, check_built
 from keras_pnn.physics._tensors import as_complex
@@ -36,7 +36,7 @@ class Attenuators(FieldOutputs, PhysicalLayer):
         super().__init__(autocast=False, **kwargs)
         self.units = _checks.integer("units", units, low=1)
 
-    def build(self, input_shape) -> None:
+    def build(self, input_shape):
         self._modes = min(self.units, input_shape[-1])
         self.add_control(
             "attenuation",
@@ -57,7 +57,7 @@ class Attenuators(FieldOutputs, PhysicalLayer):
         dark = tf.repeat(dark, self.units - self._modes, axis=-1)
         return tf.concat([fields, dark], axis=-1)
 
-    def get_config(self) -> dict:
+    def get_config(self):
         return {**super().get_config(), "units": self.units}
 
 
@@ -100,12 +100,12 @@ class MZIDense(FieldOutputs, keras.layers.Layer):
         self,
         units: int,
         arrangement: str = "clements",
-        phase_initializer: str | keras.initializers.Initializer = "haar",
-        phase_regularizer: str | keras.regularizers.Regularizer | None = None,
-        phase_constraint: str | keras.constraints.Constraint | None = None,
+        phase_initializer="haar",
+        phase_regularizer=None,
+        phase_constraint=None,
         loss_db: float = 0.0,
         straight_loss_db: float = 0.0,
-        dac: DAC | None = None,
+        dac=None,
         **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)
@@ -130,7 +130,7 @@ class MZIDense(FieldOutputs, keras.layers.Layer):
             "trainable": self.trainable,
         }
 
-    def build(self, input_shape) -> None:
+    def build(self, input_shape):
         if len(input_shape) < 2 or not input_shape[-1] or input_shape[-1] < 2:
             raise ValueError(
                 "The inputs of `MZIDense` must have the shape (batch, ..., modes), "
@@ -154,7 +154,7 @@ class MZIDense(FieldOutputs, keras.layers.Layer):
         """The scale of the matrix."""
         return self.sigma.controls["gain"]
 
-    def program(self, matrix: np.ndarray) -> float:
+    def program(self, matrix) -> float:
         """Sets all controls for a matrix on the ideal device.
 
         Args:
@@ -202,7 +202,7 @@ class MZIDense(FieldOutputs, keras.layers.Layer):
         check_built(self)
         return tf.transpose(self(tf.eye(self.v.units, dtype=self._output_dtype)))
 
-    def get_config(self) -> dict:
+    def get_config(self):
         config = self.u.get_config()
         mesh = {name: config[name] for name in self._mesh}
         return {**super().get_config(), "units": self.units, **mesh}

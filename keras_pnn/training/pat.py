@@ -2,7 +2,6 @@
 
 import keras
 
-from keras_pnn.training.ascent import SAM
 from keras_pnn.training.gradients.base import DeviceGradient
 from keras_pnn.training.sat import SATModel
 
@@ -44,7 +43,7 @@ class PATModel(SATModel):
         model: keras.Model,
         device,
         readout: str = "layers",
-        ascent: str | SAM | None = None,
+        ascent=None,
         **kwargs,
     ):
         kwargs.setdefault("name", f"pat_{getattr(model, 'name', '')}")

@@ -360,7 +360,7 @@ class SATModel(Trainer):
     def _ascent_variables(self) -> list:
         return list(getattr(self.ascent, "variables", ()))
 
-    def get_config(self) -> dict:
+    def get_config(self):
         serialize = keras.saving.serialize_keras_object
         return {
             **super().get_config(),

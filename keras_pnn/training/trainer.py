@@ -94,7 +94,7 @@ class Trainer(keras.Model):
         """Metrics of the train step alone, which `evaluate` does not report."""
         return []
 
-    def test_step(self, data) -> dict:
+    def test_step(self, data):
         logs = super().test_step(data)
         for metric in self.train_metrics:
             logs.pop(metric.name, None)
@@ -122,7 +122,7 @@ class Trainer(keras.Model):
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
-    def fit(self, x=None, y=None, *args, **kwargs) -> keras.callbacks.History:
+    def fit(self, x=None, y=None, *args, **kwargs):
         """As `keras.Model.fit`.
 
         The order of a `pnn.datasets.Batches` is tied to the epoch: `shuffle` does not
@@ -184,7 +184,7 @@ class Trainer(keras.Model):
         with substituting(None):
             return self.model.export(filepath, *args, **kwargs)
 
-    def get_config(self) -> dict:
+    def get_config(self):
         if self.device is not None:
             raise ValueError(
                 f"A {type(self).__name__} with a device has no config: its `save` "

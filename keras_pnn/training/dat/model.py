@@ -6,7 +6,6 @@ import tensorflow as tf
 from keras_pnn import _checks, _keras
 from keras_pnn.layers.context import measure, substituting, valued
 from keras_pnn.layers.lookup import physical_layers
-from keras_pnn.training.ascent import SAM
 from keras_pnn.training.dat.error_networks import ErrorNetwork
 from keras_pnn.training.gradients.base import (
     Evaluation,
@@ -243,7 +242,7 @@ class DATModel(SATModel):
         fields: bool = False,
         error_epochs: int | None = None,
         error_optimizer: keras.optimizers.Optimizer | None = None,
-        ascent: str | SAM | None = None,
+        ascent=None,
         **kwargs,
     ):
         kwargs.setdefault("name", f"dat_{getattr(model, 'name', '')}")

@@ -4,6 +4,9 @@
 `nox -- tests` all of them. Interpreters that are not installed are passed over.
 """
 
+import pathlib
+import shutil
+
 import nox
 
 nox.options.default_venv_backend = "venv"
@@ -63,10 +66,10 @@ def types(session: nox.Session):
 def package(session: nox.Session):
     """Build both distributions, and try the wheel apart from the checkout."""
     session.install("build", "twine")
-    folder = session.create_tmp()
-    session.run("python", "-m", "build", "--outdir", folder)
-    session.run("bash", "-c", f"twine check --strict {folder}/*", external=True)
-    session.run(
-        "bash", "-c", f"pip install --force-reinstall {folder}/*.whl", external=True
-    )
+    folder = pathlib.Path(session.create_tmp(), "dist")
+    shutil.rmtree(folder, ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(folder))
+    files = [str(path) for path in sorted(folder.iterdir())]
+    session.run("twine", "check", "--strict", *files)
+    session.install(*(path for path in files if path.endswith(".whl")))
     session.run("python", "tests/smoke.py", "--apart")

@@ -126,7 +126,7 @@ def check_training(x, y, chip):
         ),
         pnn.SATModel(network(), gradient=pnn.SPSA(0.01)),
         pnn.PATModel(network(), device=chip),
-        pnn.DATModel(network(), device=chip),
+        pnn.DATModel(network(), device=chip, error_networks=1),
     ]
     batches = pnn.datasets.Batches(x, y, batch_size=8)
     for trainer in trainers:

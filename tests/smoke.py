@@ -247,6 +247,6 @@ if __name__ == "__main__":
     here = pathlib.Path(__file__).resolve().parent.parent
     if "--apart" in sys.argv[1:]:
         place = pathlib.Path(keras_pnn.__file__).resolve()
-        assert here not in place.parents, f"{place} is the checkout's"
+        assert place.parents[1] != here, f"{place} is the checkout's"
     with tempfile.TemporaryDirectory() as temporary:
         main(pathlib.Path(temporary))

@@ -3,7 +3,7 @@
 import io
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from keras_pnn import plotting
 from keras_pnn.callbacks.measuring import MeasuringCallback
@@ -65,7 +65,7 @@ class HessianEigenvalues(MeasuringCallback):
         x,
         y=None,
         k: int = 1,
-        variables: str | Callable = "controls",
+        variables: str | Sequence[str] | Callable = "controls",
         every: int = 1,
         batch_size: int = 256,
         sample_weight=None,
@@ -151,7 +151,7 @@ class LossLandscape(MeasuringCallback):
         directions: str | list = "eigenvectors",
         extent: float | tuple[float, float] = 1.0,
         points: int | tuple[int, int] = 11,
-        variables: str | Callable = "controls",
+        variables: str | Sequence[str] | Callable = "controls",
         batch_size: int = 256,
         sample_weight=None,
         seed: int = 0,

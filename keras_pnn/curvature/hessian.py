@@ -1,6 +1,6 @@
 """Compute eigenvalues, trace and density of the Hessian of a model's loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 
@@ -14,7 +14,7 @@ def hessian_eigenvalues(
     x,
     y=None,
     k: int = 1,
-    variables: str | Callable = "controls",
+    variables: str | Sequence[str] | Callable = "controls",
     batch_size: int = 256,
     sample_weight=None,
     tolerance: float = 1e-3,
@@ -104,7 +104,7 @@ def hessian_trace(
     x,
     y=None,
     vectors: int = 100,
-    variables: str | Callable = "controls",
+    variables: str | Sequence[str] | Callable = "controls",
     batch_size: int = 256,
     sample_weight=None,
     seed: int = 0,
@@ -157,7 +157,7 @@ def hessian_density(
     steps: int = 64,
     vectors: int = 4,
     broadening: float | None = None,
-    variables: str | Callable = "controls",
+    variables: str | Sequence[str] | Callable = "controls",
     batch_size: int = 256,
     sample_weight=None,
     seed: int = 0,

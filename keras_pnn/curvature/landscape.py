@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -93,7 +93,7 @@ def loss_landscape(
     directions: str | list = "eigenvectors",
     extent: float | tuple[float, float] = 1.0,
     points: int | tuple[int, int] = 21,
-    variables: str | Callable = "controls",
+    variables: str | Sequence[str] | Callable = "controls",
     batch_size: int = 256,
     sample_weight=None,
     seed: int = 0,

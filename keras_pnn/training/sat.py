@@ -1,6 +1,6 @@
 """Train Keras models so that their loss stays flat: sharpness-aware training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
@@ -128,7 +128,7 @@ class SATModel(Trainer):
         model: keras.Model,
         rho: float | keras.optimizers.schedules.LearningRateSchedule | None = None,
         ascent: str | ascents.SAM | None = "sam",
-        perturb: str | Callable = "controls",
+        perturb: str | Sequence[str] | Callable = "controls",
         adversarial: dict[str, AdversaryRule] | None = None,
         variation: Variation | None = None,
         device=None,

@@ -12,6 +12,7 @@ import csv
 import json
 import pathlib
 import re
+import runpy
 
 import griffe
 from mkdocs.structure.files import File
@@ -97,6 +98,8 @@ def notebooks() -> list[pathlib.Path]:
 
 
 def on_config(config):
+    addresses = runpy.run_path(str(DOCS.parent / "keras_pnn" / "_version.py"))
+    config.site_url, config.repo_url = addresses["DOCS_URL"], addresses["SOURCE_URL"]
     for entry in config.nav:
         entry.get("Tutorials", []).extend(
             f"tutorials/{path.stem}.md" for path in notebooks()

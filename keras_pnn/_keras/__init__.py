@@ -400,4 +400,3 @@ def set_aside(model: keras.layers.Layer) -> Iterator[None]:
 
 def _compiled_as(model: keras.Model):
     return getattr(model, "_compile_config", None)
-

@@ -3,6 +3,7 @@
 import io
 import os
 import pathlib
+from collections.abc import Callable, Sequence
 
 from keras_pnn import plotting
 from keras_pnn.callbacks.measuring import MeasuringCallback
@@ -63,18 +64,18 @@ class HessianEigenvalues(MeasuringCallback):
         self,
         x,
         y=None,
-        k=1,
-        variables="controls",
-        every=1,
-        batch_size=256,
+        k: int = 1,
+        variables: str | Sequence[str] | Callable = "controls",
+        every: int = 1,
+        batch_size: int = 256,
         sample_weight=None,
-        tolerance=1e-2,
-        max_iterations=None,
-        seed=0,
-        batch_norm="frozen",
-        verbose=0,
-        smallest=0,
-        log_dir=None,
+        tolerance: float = 1e-2,
+        max_iterations: int | None = None,
+        seed: int = 0,
+        batch_norm: str = "frozen",
+        verbose: int = 0,
+        smallest: int = 0,
+        log_dir: str | os.PathLike | None = None,
     ):
         super().__init__(every, log_dir)
         check_search(k, smallest, tolerance, max_iterations, seed)
@@ -146,19 +147,19 @@ class LossLandscape(MeasuringCallback):
         self,
         x,
         y=None,
-        every=1,
-        directions="eigenvectors",
-        extent=1.0,
-        points=11,
-        variables="controls",
-        batch_size=256,
+        every: int = 1,
+        directions: str | list = "eigenvectors",
+        extent: float | tuple[float, float] = 1.0,
+        points: int | tuple[int, int] = 11,
+        variables: str | Sequence[str] | Callable = "controls",
+        batch_size: int = 256,
         sample_weight=None,
-        seed=0,
-        batch_norm="frozen",
-        dimensions=2,
-        tolerance=1e-2,
-        max_iterations=None,
-        verbose=0,
+        seed: int = 0,
+        batch_norm: str = "frozen",
+        dimensions: int = 2,
+        tolerance: float = 1e-2,
+        max_iterations: int | None = None,
+        verbose: int = 0,
         folder: str | os.PathLike | None = None,
         log_dir: str | os.PathLike | None = None,
     ):

@@ -86,7 +86,13 @@ class DriftInjection(keras.callbacks.Callback):
     """
 
     def __init__(
-        self, imperfection, process, during="training", every="batch", seed=0, verbose=0
+        self,
+        imperfection: str,
+        process,
+        during: str = "training",
+        every: str = "batch",
+        seed: int = 0,
+        verbose: int = 0,
     ):
         super().__init__()
         if not isinstance(imperfection, str) or not imperfection:

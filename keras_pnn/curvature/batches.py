@@ -13,7 +13,9 @@ def batch_length(x) -> int:
     return int(next(a for a in keras.tree.flatten(x) if a is not None).shape[0])
 
 
-def batches(x, y, sample_weight, batch_size) -> tuple[Callable[[], Iterator], int]:
+def batches(
+    x, y, sample_weight, batch_size
+) -> tuple[Callable[[], Iterator], int | None]:
     """Returns a function that starts a pass over the batches, and their size.
 
     Args:

@@ -1,6 +1,8 @@
 """Evaluate the loss along one or two directions through a model's variables."""
 
 import dataclasses
+import os
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -60,7 +62,7 @@ class Landscape(LossResult):
         """Returns everything but the directions' vectors, ready for JSON."""
         return {**super().to_dict(), "rise": self.rise}
 
-    def save(self, path) -> None:
+    def save(self, path: str | os.PathLike) -> None:
         """Writes the arrays to an `.npz` file, without pickled objects."""
         values = {
             field.name: getattr(self, field.name)
@@ -90,21 +92,21 @@ class Landscape(LossResult):
 
 
 def loss_landscape(
-    model,
+    model: keras.Model,
     x,
     y=None,
-    directions="eigenvectors",
-    extent=1.0,
-    points=21,
-    variables="controls",
-    batch_size=256,
+    directions: str | list = "eigenvectors",
+    extent: float | tuple[float, float] = 1.0,
+    points: int | tuple[int, int] = 21,
+    variables: str | Sequence[str] | Callable = "controls",
+    batch_size: int = 256,
     sample_weight=None,
-    seed=0,
-    batch_norm="frozen",
-    dimensions=2,
-    tolerance=1e-3,
-    max_iterations=None,
-    verbose=0,
+    seed: int = 0,
+    batch_norm: str = "frozen",
+    dimensions: int = 2,
+    tolerance: float = 1e-3,
+    max_iterations: int | None = None,
+    verbose: int = 0,
 ) -> Landscape:
     """Evaluates the loss along one or two directions through a model's variables Θ.
 

@@ -50,7 +50,13 @@ class Batches(Brief, keras.utils.PyDataset):
     """
 
     def __init__(
-        self, x, y, batch_size, seed=0, sample_weight=None, drop_remainder=False
+        self,
+        x,
+        y,
+        batch_size: int,
+        seed: int = 0,
+        sample_weight=None,
+        drop_remainder: bool = False,
     ):
         super().__init__()
         self.batch_size = _checks.integer("batch_size", batch_size, 1)
@@ -81,7 +87,7 @@ class Batches(Brief, keras.utils.PyDataset):
     def __len__(self):
         return self._steps
 
-    def batch(self, step, epoch):
+    def batch(self, step: int, epoch: int) -> tuple:
         """Returns batch `step` of epoch `epoch`, independently of `fit`.
 
         Returns:
@@ -124,7 +130,7 @@ class Batches(Brief, keras.utils.PyDataset):
         self.check_order()
         self.epoch += 1
 
-    def check_order(self):
+    def check_order(self) -> None:
         """Raises a ValueError if batches were read out of order."""
         if self._skipped:
             self._running = self._skipped = False

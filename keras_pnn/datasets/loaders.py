@@ -61,7 +61,7 @@ class Dataset:
         )
 
 
-def load(name="auto", verbose=True):
+def load(name: str = "auto", verbose: bool = True) -> Dataset:
     """Loads a data set of small grey images.
 
     MNIST is read from the `.npz` file, or from `mnist.npz` in the folder, that the

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import os
 
 import keras
 import numpy as np
@@ -46,7 +47,7 @@ class Process(Brief):
             number = _checks.real(field.name, value, **field.metadata)
             object.__setattr__(self, field.name, number)
 
-    def at(self, step, seed=0):
+    def at(self, step: int, seed: int | tuple[int, ...] = 0) -> float:
         """Returns the value at one step, a float in the unit of what drifts.
 
         Args:
@@ -56,7 +57,7 @@ class Process(Brief):
         """
         return self._value(_checks.integer("step", step, 0), _seed(seed))
 
-    def path(self, steps, seed=0):
+    def path(self, steps: int, seed: int | tuple[int, ...] = 0) -> np.ndarray:
         """Returns the values at steps 0 to `steps - 1`; `path(n)[i] == at(i)`.
 
         Args:
@@ -69,7 +70,7 @@ class Process(Brief):
         steps, seed = _checks.integer("steps", steps, 0), _seed(seed)
         return np.fromiter((self._value(i, seed) for i in range(steps)), "float64")
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
     @classmethod
@@ -293,7 +294,9 @@ class Recorded(Process):
         object.__setattr__(self, "values", tuple(values.tolist()))
 
     @classmethod
-    def from_csv(cls, path, column=None, past_end="raise"):
+    def from_csv(
+        cls, path: str | os.PathLike, column: str | None = None, past_end: str = "raise"
+    ) -> "Recorded":
         """Reads one column of a CSV file with a header line.
 
         Values are taken as they stand: a unit in the header, as in `temperature_K`,

@@ -239,7 +239,7 @@ class SimulatedDevice(Shown):
         self._attached = attached
         return self
 
-    def measure(self, layer: PhysicalLayer, inputs, controls: dict):
+    def measure(self, layer: PhysicalLayer, inputs, controls: dict) -> tf.Tensor:
         """Returns the outputs of one layer on this device, inside the graph.
 
         Args:

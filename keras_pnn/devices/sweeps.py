@@ -1,6 +1,7 @@
 """Make devices that differ in chosen values of an imperfection."""
 
 import itertools
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -13,7 +14,9 @@ from keras_pnn.layers.lookup import architecture, common_unit
 from keras_pnn.layers.quantity import Quantity
 
 
-def sweep(model: keras.layers.Layer, name: str, values) -> DeviceSet:
+def sweep(
+    model: keras.layers.Layer, name: str, values: Sequence | np.ndarray
+) -> DeviceSet:
     """Returns one device for each value of one imperfection, nominal otherwise.
 
     Args:

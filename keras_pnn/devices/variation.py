@@ -239,7 +239,7 @@ class Variation:
 
         return Variation({name: times(s) for name, s in self.spreads.items()})
 
-    def get_config(self):
+    def get_config(self) -> dict:
         for name, spread in self.spreads.items():
             if not isinstance(spread, float | Correlated):
                 raise ValueError(

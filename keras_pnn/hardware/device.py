@@ -2,9 +2,10 @@
 
 import contextlib
 import functools
+import os
 import types
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import keras
 import numpy as np
@@ -78,14 +79,14 @@ class HardwareDevice(Brief):
 
     def __init__(
         self,
-        layers=None,
+        layers: Sequence[str] | None = None,
         max_batch: int | None = None,
         repeats: int = 1,
         settle: float = 0.0,
         timeout: float | None = 60.0,
         retries: int = 3,
         backoff: float = 0.5,
-        log=None,
+        log: str | os.PathLike | None = None,
     ):
         self.layers = _layer_names(layers)
         self.max_batch = _checks.optional(

@@ -3,7 +3,7 @@
 import operator
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -43,7 +43,7 @@ class RecordedDevice(HardwareDevice):
     >>> [(r.layer, r.inputs.shape, r.seconds) for r in recorded]
     """
 
-    def __init__(self, path: str | os.PathLike, layers=None):
+    def __init__(self, path: str | os.PathLike, layers: Sequence[str] | None = None):
         super().__init__(layers=layers)
         self.path = os.path.abspath(os.fspath(path))
         self._ids = measurement_log.record_ids(self.path)

@@ -10,6 +10,7 @@ from keras_pnn import _checks
 from keras_pnn._display import Brief
 from keras_pnn.physics import detection
 from keras_pnn.physics import tuning as tunings
+from keras_pnn.physics._tensors import TensorLike
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -45,7 +46,7 @@ class ControlRange(Brief, keras.constraints.Constraint):
             return value
         return ops.minimum(value, ops.cast(self.high, value.dtype))
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {"low": self.low, "high": self.high}
 
 
@@ -78,13 +79,13 @@ class DAC(Brief):
     def __call__(self, value):
         return detection.quantize(value, self.bits, self.low, self.high)
 
-    def code(self, value) -> np.ndarray:
+    def code(self, value: TensorLike) -> np.ndarray:
         """Returns the integer codes of values, from 0 to `2**bits - 1`."""
         inside = np.clip(np.asarray(value, "float64"), self.low, self.high)
         share = (inside - self.low) / (self.high - self.low)
         return np.rint(share * (2**self.bits - 1)).astype(int)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {"bits": self.bits, "low": self.low, "high": self.high}
 
     @classmethod

@@ -31,7 +31,7 @@ class MeshInitializer:
     def __call__(self, modes: int, arrangement: str) -> decompose.MeshPhases:
         raise NotImplementedError
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {"seed": self._given}
 
     @classmethod
@@ -106,7 +106,7 @@ class Cross(UniformPhases):
     def _theta(self, generator, shape):
         return self.centre + self.spread * generator.standard_normal(shape)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {"spread": self.spread, **super().get_config()}
 
 

@@ -6,6 +6,8 @@ ring and asks the layer's tuning for the weight: `ResonanceTuning.weight` in
 detuning into through − drop.
 """
 
+from collections.abc import Callable
+
 import keras
 from keras import ops
 
@@ -87,7 +89,7 @@ class MRRBank(RingLayer):
         self.input_spec = keras.layers.InputSpec(min_ndim=2)
         self.supports_masking = True
 
-    def build(self, input_shape):
+    def build(self, input_shape) -> None:
         inputs = input_shape[-1]
         if inputs is None:
             raise ValueError(
@@ -106,10 +108,10 @@ class MRRBank(RingLayer):
             outputs = self._tiled_product(inputs, kernel)
         return self.activation(self._biased(outputs))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape) -> tuple:
         return (*input_shape[:-1], self.units)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "units": self.units}
 
 
@@ -156,7 +158,7 @@ class MRRConv2D(RingLayer):
         data_format: str | None = None,
         dilation_rate: int | tuple[int, int] = (1, 1),
         groups: int = 1,
-        activation=None,
+        activation: str | Callable | None = None,
         use_bias: bool = True,
         **kwargs,
     ):
@@ -192,7 +194,7 @@ class MRRConv2D(RingLayer):
     def _channel_axis(self) -> int:
         return -1 if self.data_format == "channels_last" else 1
 
-    def build(self, input_shape):
+    def build(self, input_shape) -> None:
         channels = input_shape[self._channel_axis]
         if channels is None or channels % self.groups:
             raise ValueError(
@@ -241,7 +243,7 @@ class MRRConv2D(RingLayer):
             images, self.kernel_size, self.strides, self.dilation_rate, self.padding
         )
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape) -> tuple:
         first = self.data_format == "channels_first"
         batch, *rest = input_shape
         geometry = zip(
@@ -254,5 +256,5 @@ class MRRConv2D(RingLayer):
         sizes = [convolution.output_size(*axis, self.padding) for axis in geometry]
         return (batch, self.filters, *sizes) if first else (batch, *sizes, self.filters)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), **arguments(self, MRRConv2D)}

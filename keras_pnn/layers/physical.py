@@ -31,7 +31,7 @@ class PhysicalLayer(keras.layers.Layer):
 
     ```python
     class Attenuators(pnn.layers.PhysicalLayer):
-        def build(self, input_shape):
+        def build(self, input_shape) -> None:
             self.add_control("amplitude", input_shape[-1:], unit="", initializer="ones")
             self.add_imperfection("loss_db", input_shape[-1:], unit="dB")
 
@@ -56,10 +56,10 @@ class PhysicalLayer(keras.layers.Layer):
         name: str,
         shape: tuple,
         unit: str,
-        initializer="zeros",
+        initializer: str | keras.initializers.Initializer = "zeros",
         nominal: float = 0.0,
-        regularizer=None,
-        constraint=None,
+        regularizer: str | keras.regularizers.Regularizer | None = None,
+        constraint: str | keras.constraints.Constraint | None = None,
         trainable: bool = True,
         mask: np.ndarray | None = None,
     ) -> keras.Variable:

@@ -1,11 +1,18 @@
 """Draw metrics against imperfections, tuning curves, densities and samples."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from keras_pnn.plotting.axes import axis_of, finished, slanted, specification, styles
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-def sweep(x, curves: dict, xlabel: str, ylabel: str = "accuracy (%)", ax=None):
+
+def sweep(
+    x, curves: dict, xlabel: str, ylabel: str = "accuracy (%)", ax: "Axes | None" = None
+) -> "Axes":
     """Draws a metric against an imperfection, one line for each method.
 
     Args:
@@ -33,8 +40,14 @@ def sweep(x, curves: dict, xlabel: str, ylabel: str = "accuracy (%)", ax=None):
 
 
 def bands(
-    x, curves: dict, xlabel: str, ylabel: str, spec=None, worst: str = "min", ax=None
-):
+    x,
+    curves: dict,
+    xlabel: str,
+    ylabel: str,
+    spec=None,
+    worst: str = "min",
+    ax: "Axes | None" = None,
+) -> "Axes":
     """Draws a metric against an imperfection, for the design and for devices.
 
     Args:
@@ -89,7 +102,9 @@ def bands(
     return finished(ax, xlabel=xlabel, ylabel=ylabel)
 
 
-def yields(x, curves: dict, xlabel: str, ylabel: str = "yield (%)", ax=None):
+def yields(
+    x, curves: dict, xlabel: str, ylabel: str = "yield (%)", ax: "Axes | None" = None
+) -> "Axes":
     """Draws yields with their confidence intervals.
 
     Args:
@@ -126,7 +141,9 @@ def yields(x, curves: dict, xlabel: str, ylabel: str = "yield (%)", ax=None):
     return finished(ax, xlabel=xlabel, ylabel=ylabel, ylim=(-3, 103))
 
 
-def tuning_curve(control, weight, trained: dict, unit: str, ax=None):
+def tuning_curve(
+    control, weight, trained: dict, unit: str, ax: "Axes | None" = None
+) -> "Axes":
     """Draws weight against control, with the trained controls on the curve.
 
     Args:
@@ -161,7 +178,9 @@ def tuning_curve(control, weight, trained: dict, unit: str, ax=None):
     return ax
 
 
-def density(curves: dict, xlabel: str = "eigenvalue λ", ax=None):
+def density(
+    curves: dict, xlabel: str = "eigenvalue λ", ax: "Axes | None" = None
+) -> "Axes":
     """Draws spectral densities on a logarithmic axis, with eigenvalues marked.
 
     Args:
@@ -190,7 +209,9 @@ def density(curves: dict, xlabel: str = "eigenvalue λ", ax=None):
     return finished(ax, xlabel=xlabel, ylabel="density of eigenvalues", **limits)
 
 
-def histograms(values: dict, xlabel: str, bins: int = 60, ax=None):
+def histograms(
+    values: dict, xlabel: str, bins: int = 60, ax: "Axes | None" = None
+) -> "Axes":
     """Draws histograms over each other.
 
     Args:
@@ -225,8 +246,12 @@ def histograms(values: dict, xlabel: str, bins: int = 60, ax=None):
 
 
 def distributions(
-    values: dict, ylabel: str = "accuracy (%)", spec=None, nominal=None, ax=None
-):
+    values: dict,
+    ylabel: str = "accuracy (%)",
+    spec=None,
+    nominal=None,
+    ax: "Axes | None" = None,
+) -> "Axes":
     """Draws one dot for each device, and a box, for each method.
 
     The box spans the quartiles, with a line at the median; the whiskers reach from the

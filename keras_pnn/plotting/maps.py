@@ -1,8 +1,13 @@
 """Draw maps in colours or grey: images, matrices, heat maps, loss landscapes."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from keras_pnn.plotting.axes import axis_of, new_figure, slanted
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def images(pictures: dict, ax=None):
@@ -93,8 +98,16 @@ def matrices(
 
 
 def heat_map(
-    x, y, values, xlabel: str, ylabel: str, unit: str, level=None, limits=None, ax=None
-):
+    x,
+    y,
+    values,
+    xlabel: str,
+    ylabel: str,
+    unit: str,
+    level=None,
+    limits=None,
+    ax: "Axes | None" = None,
+) -> "Axes":
     """Draws a metric over two imperfections.
 
     Args:

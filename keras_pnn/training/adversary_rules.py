@@ -44,7 +44,7 @@ class AdversaryRule(Brief):
         unit = scaled / tf.where(tf.equal(peak, 0), tf.ones_like(peak), peak)
         return tf.math.divide_no_nan(radius * unit, tf.norm(unit))
 
-    def get_config(self):
+    def get_config(self) -> dict:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         # Lists: Keras does not undo what it makes of a tuple.
         return {

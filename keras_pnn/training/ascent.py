@@ -35,7 +35,9 @@ class SAM(Brief):
         - Foret et al., ICLR 2021, arXiv:2010.01412
     """
 
-    def __init__(self, rho=0.05):
+    def __init__(
+        self, rho: float | keras.optimizers.schedules.LearningRateSchedule = 0.05
+    ):
         self.schedule = rho if isinstance(rho, _SCHEDULE) else None
         # A variable, so that a new value reaches a step that is already traced.
         self._rho = None
@@ -99,7 +101,7 @@ class SAM(Brief):
             for u, t, v in zip(unit, scales, values, strict=True)
         ]
 
-    def get_config(self):
+    def get_config(self) -> dict:
         serialize = keras.saving.serialize_keras_object
         return {"rho": serialize(self.rho)}
 
@@ -131,7 +133,11 @@ class ASAM(SAM):
         - Kwon et al., ICML 2021, arXiv:2102.11600
     """
 
-    def __init__(self, rho=0.05, eta: float = 0.01):
+    def __init__(
+        self,
+        rho: float | keras.optimizers.schedules.LearningRateSchedule = 0.05,
+        eta: float = 0.01,
+    ):
         super().__init__(rho)
         self.eta = _checks.real("eta", eta, low=0)
 
@@ -139,7 +145,7 @@ class ASAM(SAM):
         """Returns T = |Θ| + η."""
         return tf.abs(value) + tf.cast(self.eta, value.dtype)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "eta": self.eta}
 
 

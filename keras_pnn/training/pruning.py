@@ -30,7 +30,7 @@ class OpticalPruning(Brief, keras.regularizers.Regularizer):
         - Xu et al., Optica 2024; the baseline of arXiv:2411.12352, Fig. 2
     """
 
-    def __init__(self, alpha: float, tuning=None):
+    def __init__(self, alpha: float, tuning: tunings.Tuning | str | None = None):
         self.alpha = _checks.real("alpha", alpha, low=0)
         self.tuning = tunings.get(tuning)
 
@@ -46,7 +46,7 @@ class OpticalPruning(Brief, keras.regularizers.Regularizer):
         floor = tf.cast(keras.config.epsilon() ** 2, square.dtype)
         return tf.cast(self.alpha, square.dtype) * tf.sqrt(square + floor)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         tuning = keras.saving.serialize_keras_object(self.tuning)
         return {"alpha": self.alpha, "tuning": tuning}
 

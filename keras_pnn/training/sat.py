@@ -1,5 +1,7 @@
 """Train Keras models so that their loss stays flat: sharpness-aware training."""
 
+from collections.abc import Callable, Sequence
+
 import keras
 import tensorflow as tf
 
@@ -125,9 +127,9 @@ class SATModel(Trainer):
     def __init__(
         self,
         model: keras.Model,
-        rho=None,
-        ascent="sam",
-        perturb="controls",
+        rho: float | keras.optimizers.schedules.LearningRateSchedule | None = None,
+        ascent: str | ascents.SAM | None = "sam",
+        perturb: str | Sequence[str] | Callable = "controls",
         adversarial: dict[str, AdversaryRule] | None = None,
         variation: Variation | None = None,
         device=None,
@@ -204,7 +206,7 @@ class SATModel(Trainer):
         at_origin = self.device is not None and adversary.needs_origin
         return adversary.passes + int(at_origin)
 
-    def train_step(self, data):
+    def train_step(self, data) -> dict:
         batch = keras.utils.unpack_x_y_sample_weight(data)
         self._build_inner(batch[0])
         step = tf.cast(tf.convert_to_tensor(self.optimizer.iterations), "int32")

@@ -38,7 +38,11 @@ class Correction(Brief):
 
 
 def correct(
-    unitary, theta_error, phi_error, splitter_error, arrangement="clements"
+    unitary: np.ndarray,
+    theta_error: np.ndarray | float,
+    phi_error: np.ndarray | float,
+    splitter_error: np.ndarray | float,
+    arrangement: str = "clements",
 ) -> Correction:
     """Decomposes a unitary for a mesh with known errors, cell by cell.
 

@@ -66,13 +66,13 @@ class MeshPhases(Brief):
         return {**phases, "arrangement": self.arrangement}
 
 
-def wrap(angle):
+def wrap(angle) -> np.ndarray:
     """Wraps angles to (−π, π]."""
     angle = np.angle(np.exp(1j * angle))
     return np.where(angle > -np.pi, angle, np.pi)
 
 
-def haar_phases(n, seed=0, arrangement="clements") -> MeshPhases:
+def haar_phases(n: int, seed: int = 0, arrangement: str = "clements") -> MeshPhases:
     """Draws the phases of a Haar-random unitary, without the matrix.
 
     φ and γ are uniform, and all phases are independent. The power that a cell sends

@@ -1,6 +1,7 @@
 """Define the interface of tuning curves: control to weight, and back."""
 
 import numpy as np
+import tensorflow as tf
 
 from keras_pnn import _checks
 from keras_pnn.physics._tensors import TensorLike
@@ -49,7 +50,7 @@ class Tuning:
         """
         raise NotImplementedError
 
-    def heater_shift(self, control: TensorLike):
+    def heater_shift(self, control: TensorLike) -> tf.Tensor:
         """Computes the resonance shift by the ring's own heater.
 
         Args:
@@ -60,7 +61,7 @@ class Tuning:
         """
         raise NotImplementedError
 
-    def detuning(self, control: TensorLike):
+    def detuning(self, control: TensorLike) -> tf.Tensor:
         """Computes the detuning: the ring's resonance minus its laser.
 
         Args:
@@ -71,7 +72,7 @@ class Tuning:
         """
         return self.heater_shift(control)
 
-    def heater_power(self, control: TensorLike):
+    def heater_power(self, control: TensorLike) -> tf.Tensor | None:
         """Computes the electrical power of the heater.
 
         Args:
@@ -87,7 +88,7 @@ class Tuning:
         control: TensorLike,
         shift: TensorLike = 0.0,
         half_width_error: TensorLike = 0.0,
-    ):
+    ) -> tf.Tensor:
         """Computes the weight at a control, with the imperfections of the ring.
 
         Args:
@@ -136,7 +137,9 @@ class Tuning:
         """
         return np.clip(self._known(weight), *self.weight_range)[()]
 
-    def row_weight(self, detuning: TensorLike, half_width_error: TensorLike = 0.0):
+    def row_weight(
+        self, detuning: TensorLike, half_width_error: TensorLike = 0.0
+    ) -> tf.Tensor:
         """Computes the weights of a row of rings on one bus.
 
         Args:

@@ -196,7 +196,7 @@ class DeviceGradient(ModelGradient):
     def __init__(self, readout: str = "layers"):
         self.readout = _checks.choice("readout", readout, ("layers", "output"))
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {"readout": self.readout}
 
     def _forward(self, trainer, batch, overrides):

@@ -306,6 +306,29 @@ def wrap_step(model: keras.Model, kind: str, wrapper: Callable) -> StepHandle:
     return StepHandle(steps, wrapper)
 
 
+def make_test_functions(
+    model: keras.Model, force: bool, second: Callable[[], bool]
+) -> None:
+    """Makes a model's test function, as Keras asks for, of two that are traced apart.
+
+    Args:
+        force: whether to make it where there is one.
+        second: tells, as a step is about to run, whether the second one is to run.
+    """
+    if model.test_function is not None and not force:
+        return
+    made = []
+    for _ in range(2):
+        keras.Model.make_test_function(model, force=True)
+        made.append(model.test_function)
+    model.test_function = lambda iterator: made[bool(second())](iterator)
+
+
+def in_fit(options: dict) -> bool:
+    """Tells by the arguments of `evaluate` whether `fit` calls it, to validate."""
+    return options.get("_use_cached_eval_dataset", False)
+
+
 def retrace(model: keras.Model, kind: str) -> None:
     """Makes a step be traced anew, within the wrappers that are around it."""
     getattr(model, f"make_{kind}_function")(force=True)

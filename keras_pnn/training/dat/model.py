@@ -149,7 +149,7 @@ class DualAdaptive(GradientSource):
 
     def _outside(self, trainer, batch, overrides, learning):
         """Only the outputs of the whole network are fused with what was measured."""
-        with overrides.scope(trainer), self._measuring(trainer):
+        with overrides.scope(trainer), self.measuring(trainer):
             measured = trainer(batch[0], training=True)
 
         def substitute(layer, inputs, controls, modelled):
@@ -215,6 +215,7 @@ class DATModel(SATModel):
         **kwargs: further arguments of `SATModel`.
 
     Logs: `error_loss`, the mean square that S leaves, over the layers; beside the loss.
+    In validation the device runs as a whole, without S and state fusion.
 
     Raises:
         ValueError: If `device` is `None` or cannot measure; `error_networks` is not

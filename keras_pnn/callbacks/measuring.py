@@ -11,9 +11,9 @@ class MeasuringCallback(keras.callbacks.Callback):
     """Measures after the first epoch, every `every`-th, and the last.
 
     In the epochs between, the logged values are NaN. What is measured is the digital
-    model, also in a `fit` on a device. A subclass defines `keys`, what
-    it logs; `measure()`, which returns a result; and `values(result)`, the numbers to
-    log. It may define `prepare()`, called as training begins on a built model, which
+    model, also in a `fit` on a device. A subclass defines `keys`, what it logs;
+    `measure()`, which returns a result; and `values(result)`, the numbers to log. It
+    may define `prepare()`, called as training begins on a built model, which
     raises where arguments do not suit it; and `write(epoch, result, summaries)`, for
     files and for more than numbers in TensorBoard (`None` without `log_dir`).
 

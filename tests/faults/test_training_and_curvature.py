@@ -10,7 +10,6 @@ import functools
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from keras import layers
 
 import keras_pnn as pnn
@@ -66,12 +65,6 @@ def compiled(model, rate=0.1, loss=LOSS, **kwargs):
     return model
 
 
-def first_loss(model, x=X, y=Y, **kwargs):
-    """The loss of one training step on all samples."""
-    fit = {**FIT, "batch_size": len(x), **kwargs}
-    return model.fit(x, y, **fit).history["loss"][0]
-
-
 def deviating(model, name, *values):
     """Simulated devices that deviate from nominal in one imperfection."""
     return pnn.devices.sweep(model, name, values)
@@ -79,11 +72,6 @@ def deviating(model, name, *values):
 
 def nominal(model):
     return deviating(model, "temperature", 0.0)[0]
-
-
-def loss_on(device, model, x=X, y=Y):
-    with device.installed(model):
-        return model.evaluate(x, y, verbose=0)
 
 
 ONLINE = {
@@ -142,53 +130,7 @@ def test_devices_are_evaluated_with_the_state_of_an_rnn():
         np.testing.assert_allclose(found["loss"], [expected] * 2, rtol=1e-5)
 
 
-class Bench(pnn.HardwareDevice):
-    """A bench that measures what a simulated device gives."""
-
-    def __init__(self, chip):
-        super().__init__(retries=0)
-        self.chip, self.broken = chip, False
-
-    def measure(self, layer, inputs, controls):
-        if self.broken:
-            raise OSError("no light")
-        return self.chip.measure(layer, tf.constant(inputs), controls).numpy()
-
-    def attach(self, model):
-        self.chip.attach(model)
-        return super().attach(model)
-
-
-@fault("Averaged weights are saved as the run's state")
-def test_a_run_that_failed_in_validation_resumes_with_its_weights(tmp_path):
-    """`SwapEMAWeights` has the averages in the model when the device fails."""
-
-    def run(folder, fails=False):
-        model = bank()
-        bench = Bench(nominal(model)).attach(model)
-        sat = pnn.SATModel(model, rho=0.0)
-        sat.compile(keras.optimizers.SGD(1.0, use_ema=True, ema_momentum=0.5), LOSS)
-
-        def fail(logs=None):
-            bench.broken = fails
-
-        callbacks = [
-            keras.callbacks.SwapEMAWeights(),
-            pnn.callbacks.Checkpoint(tmp_path / folder),
-            keras.callbacks.LambdaCallback(on_test_begin=fail),
-        ]
-        fit = {**FIT, "epochs": 2, "validation_data": (X, Y), "callbacks": callbacks}
-        with bench.installed(model):
-            sat.fit(X, Y, **fit)
-        return model.get_weights()
-
-    with pytest.raises(pnn.DeviceError):
-        run("killed", fails=True)
-    for found, expected in zip(run("killed"), run("whole"), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-
-
-# Saving, validation.
+# Saving.
 
 
 @fault("A predicate is saved that cannot be loaded", (TypeError, ValueError))
@@ -203,36 +145,3 @@ def test_a_lambda_in_perturb_is_loaded_or_refused_when_saving(tmp_path):
         return
     loaded = keras.saving.load_model(tmp_path / "sat.keras")
     np.testing.assert_array_equal(loaded.predict(X, verbose=0), sat.predict(X))
-
-
-VALIDATED = {
-    "pat": lambda model, chip: pnn.PATModel(model, chip),
-    "dat": ONLINE["dat"],
-    "sat": lambda model, chip: pnn.SATModel(model, rho=0.0, device=chip),
-    "bench": lambda model, chip: pnn.PATModel(model, Bench(chip)),
-}
-
-
-def validated(kind):
-    """Logs of a fit on a chip, and the losses of the chip and of the model."""
-    model = compiled(bank(), rate=0.0)
-    chip = deviating(model, "resonance_shift", 0.2)[0]
-    expected = loss_on(chip, model), model.evaluate(X, Y, verbose=0)
-    online = compiled(VALIDATED[kind](model, chip), rate=0.0)
-    return online.fit(X, Y, **FIT, validation_data=(X, Y)).history, *expected
-
-
-@fault("Validation during a fit on a device is digital")
-@pytest.mark.parametrize("kind", VALIDATED)
-def test_validation_is_on_the_device(kind):
-    """`val_loss` is that of the digital model, by which callbacks then choose."""
-    logs, on_chip, _ = validated(kind)
-    np.testing.assert_allclose(logs["val_loss"], [on_chip], rtol=1e-5)
-
-
-@fault("The digital model's figures have no name of their own", KeyError)
-@pytest.mark.parametrize("kind", ["pat", "bench"])
-def test_the_digital_model_is_validated_beside_the_device(kind):
-    """There is no `val_model_loss`."""
-    logs, _, digital = validated(kind)
-    np.testing.assert_allclose(logs["val_model_loss"], [digital], rtol=1e-5)

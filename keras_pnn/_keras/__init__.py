@@ -5,8 +5,6 @@ puts a function of its own in the place of one of theirs.
 """
 
 import contextlib
-import functools
-import types
 import weakref
 from collections.abc import Callable, Iterator
 

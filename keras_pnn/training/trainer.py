@@ -113,7 +113,7 @@ class Trainer(keras.Model):
         return logs
 
     def evaluate(self, *args, **kwargs):
-        """As `keras.Model.evaluate`; of the digital model, unless one is installed.
+        """As `keras.Model.evaluate`; digital, unless a device is installed.
 
         The validation of a `fit` on a device is on the device, see `fit`.
         """

@@ -22,10 +22,8 @@ def validating(trainer, callbacks: list) -> Iterator[None]:
     metrics = _values(trainer.metrics_variables)
     state = _values([*trainer.variables, *trainer.optimizer.variables])
     trainer.reset_metrics()
-    for kept, (_, value) in zip(
-        _digital(trainer), _values(trainer.metrics_variables), strict=True
-    ):
-        kept.assign(value)
+    for kept, own in zip(_digital(trainer), trainer.metrics_variables, strict=True):
+        kept.assign(tf.convert_to_tensor(own))
     trainer.validating = True
     try:
         yield

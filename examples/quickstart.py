@@ -34,7 +34,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results"))
     args = parser.parse_args()
     if args.epochs is not None and args.epochs < 2:
-        parser.error("--epochs must be 2 or more: the first one is plain")
+        parser.error("--epochs must be 2 or more, in which noise grows")
     if args.chips < 1:
         parser.error("--chips must be 1 or more")
     return args
@@ -49,40 +49,41 @@ def compiled(model: keras.Model, steps: int) -> keras.Model:
     return model
 
 
-def sharpness_aware(model: keras.Model, seed: int) -> pnn.SATModel:
+def sharpness_aware(model: keras.Model, seed: int, warmup: int) -> pnn.SATModel:
     """SAT among chips that differ and warm up at random."""
     from tensorflow_probability import distributions as tfd
 
-    noise = pnn.Variation(resonance_shift=0.06, temperature=tfd.Uniform(-2.5, 2.5))
-    return pnn.SATModel(model, rho=0.5, ascent="asam", variation=noise, seed=seed)
+    return pnn.SATModel(
+        model,
+        rho=0.5,
+        ascent="asam",
+        variation=pnn.Variation(
+            resonance_shift=0.06, temperature=tfd.Uniform(-2.5, 2.5)
+        ),
+        warmup=warmup,
+        seed=seed,
+    )
 
 
 def train(model, name: str, data: str, batches, epochs: int, args) -> None:
-    """BP, or BP in the first quarter (an epoch at least) and SAT for the rest.
+    """BP, or SAT whose noise grows in the first half of the epochs, of two at least.
 
-    Among random devices a network without any training finds no direction, and an
-    epoch of few images is next to none.
+    Among random devices a network without any training finds no direction.
     """
-    phases = [(model, 0, epochs)]
     if name == "SAT":
-        plain = max(1, epochs // 4)
-        phases = [
-            (model, 0, plain),
-            (sharpness_aware(model, args.seed), plain, epochs),
-        ]
+        warmup = max(2, epochs // 2) * len(batches)
+        model = sharpness_aware(model, args.seed, warmup)
     setting = data, len(batches), args.batch_size, epochs, args.seed
-    for phase, (trainer, first, last) in enumerate(phases):
-        backup = unfinished(args.out, f"{name}_{phase}", *setting)
-        compiled(trainer, epochs * len(batches)).fit(
-            batches,
-            initial_epoch=first,
-            epochs=last,
-            shuffle=False,
-            callbacks=[
-                pnn.callbacks.BatchOrder(batches),
-                keras.callbacks.BackupAndRestore(backup),
-            ],
-        )
+    backup = unfinished(args.out, name, *setting)
+    compiled(model, epochs * len(batches)).fit(
+        batches,
+        epochs=epochs,
+        shuffle=False,
+        callbacks=[
+            pnn.callbacks.BatchOrder(batches),
+            keras.callbacks.BackupAndRestore(backup),
+        ],
+    )
 
 
 def measure(model, data, chips: int) -> dict:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import keras
 import tensorflow as tf
+from keras.src.random.seed_generator import global_seed_generator
 
 from keras_pnn._keras.overriding import OverridingScope, owners
 from keras_pnn._keras.overriding import inlining as inlining
@@ -68,6 +69,37 @@ def seed_states(model: keras.layers.Layer) -> list[keras.Variable]:
         for layer in parts(model)
         for generator in getattr(layer, "_seed_generators", ())
     ]
+
+
+def global_seed_state() -> keras.Variable:
+    """Returns the state of the generator from which layers without one draw."""
+    return global_seed_generator().state
+
+
+def recurrent_states(model: keras.layers.Layer) -> list[keras.Variable]:
+    """Returns the states that RNNs hand from batch to batch, which nothing saves."""
+    return [
+        state
+        for layer in parts(model)
+        for state in keras.tree.flatten(getattr(layer, "states", None))
+        if isinstance(state, keras.Variable)
+    ]
+
+
+def handing(model: keras.Model, scope: OverridingScope) -> list[str]:
+    """Returns the names of layers that a pass has given a state for the next batch.
+
+    Metrics, random states and the statistics of batch normalisation do not count.
+    """
+    others = {id(v) for v in [*model.metrics_variables, *seed_states(model)]}
+    layers = [
+        layer
+        for variable, _ in scope.updates()
+        if id(variable) not in others
+        for layer in scope.owners(variable)
+        if not isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    return list(dict.fromkeys(layer.name for layer in layers))
 
 
 # Values in the place of variables.

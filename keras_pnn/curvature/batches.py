@@ -41,6 +41,22 @@ def batches(x, y, sample_weight, batch_size) -> tuple[Callable[[], Iterator], in
     return iterate, batch_size
 
 
+def check_no_states(names: list[str]) -> None:
+    """Raises ValueError if layers hand a state on to the batch that comes next.
+
+    Args:
+        names: of these layers, see `_keras.handing`.
+    """
+    if names:
+        raise ValueError(
+            f"Layer {' and '.join(f'`{name}`' for name in names)} must not be "
+            "stateful, or the data must be one batch: `evaluate` hands the state of "
+            "one batch to the next, which an average over batches does not. Received: "
+            "several batches. Give all samples in one batch, or build the layer with "
+            "`stateful=False`"
+        )
+
+
 def _as_evaluated(array):
     """Casts floating-point numbers as `evaluate` does."""
     if array is None or array.dtype.kind != "f":

@@ -185,7 +185,9 @@ class DeviceEvaluator:
     def _build_metrics(self):
         """Makes the metrics' variables, as Keras does at the first batch."""
         try:
-            _keras.build_metrics(self.model, _rows(self._data, 0, 1))
+            # Whole: a model may be made for one batch size.
+            first = _rows(self._data, 0, self.batch_size)
+            _keras.build_metrics(self.model, first)
         except Exception as error:
             _, *asking = _keras.compile_state(self.model)
             if self._data[1] is not None or all(part is None for part in asking):
@@ -209,12 +211,14 @@ class DeviceEvaluator:
                 yield _rows(self._data, first, first + self.batch_size)
                 bar.add(1)
 
+        def calibration():
+            return (_rows(self._calibration, *part) for part in self._parts)
+
         failed = 0
         for start in range(0, len(bound), engine.rows):
             group = bound[start : start + engine.rows]
             values = [[q.value(d) for q, d in pairs] for pairs in group]
-            calibration = (_rows(self._calibration, *part) for part in self._parts)
-            rows, without_value = engine.run(values, calibration, batches())
+            rows, without_value = engine.run(values, calibration, batches)
             failed += without_value
             yield start, rows
         if failed:
@@ -244,10 +248,12 @@ def evaluate_devices(
     Loss and metrics are those of `model.evaluate`, weighting and regularisers
     included; the losses of single outputs are means over all samples, also where the
     last batch is shorter. The model is left as it was. Layers with a `SeedGenerator`
-    draw the same for all devices, anew for each batch. Devices that give NaN, as
-    where a measured tuning curve is left, have metrics of NaN, and a warning says how
-    many. The graph is kept with the model: later calls use it again, for other
-    devices and data too, under the conditions that `DeviceEvaluator` lists.
+    draw the same for all devices, anew for each batch. What layers keep from batch to
+    batch, as stateful RNNs do, starts as it is in the model, and goes on as each device
+    has it. Devices that give NaN, as where a measured tuning curve is left, have
+    metrics of NaN, and a warning says how many. The graph is kept with the model: later
+    calls use it again, for other devices and data too, under the conditions that
+    `DeviceEvaluator` lists.
 
     Args:
         model: a compiled model.

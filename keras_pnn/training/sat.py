@@ -38,9 +38,10 @@ class SATModel(Trainer):
     passes to each step, all through the model, since a device on the bench cannot be
     turned.
 
-    Metrics, batch normalisation statistics and the reported loss are those of the
-    first pass; all passes draw the same dropout masks and noise, so that ρ = 0 is plain
-    training to the last bit (under XLA, which orders sums as it likes, to rounding).
+    Metrics, statistics of batch normalisation, the states of RNNs and the reported loss
+    are those of the first pass; all passes begin with the same states and draw the same
+    dropout masks and noise, so that ρ = 0 is plain training to the last bit (under XLA,
+    which orders sums as it likes, to rounding).
     `sharpness`, the mean of L(Θ + ΔΘ, θ_adv) − L(Θ, θ0), is logged beside the loss.
     Steps that the optimizer skips under `mixed_float16`, since gradients overflow,
     do not count in it: their ΔΘ comes from those gradients. In the loss and the
@@ -239,7 +240,7 @@ class SATModel(Trainer):
             second = self.gradient(self, batch, worst, trainable, index=1)
             gradients = _mixed(second.gradients, gradients, self.clean_fraction)
         with tf.control_dependencies(bench.measurements(self, first, second)):
-            self._commit(first)
+            self._commit(first, present)
             return self._apply(batch, first, second, gradients)
 
     def _perturbed(self) -> tuple[list[keras.Variable], Adversary]:

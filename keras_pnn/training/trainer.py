@@ -6,7 +6,7 @@ import keras
 
 from keras_pnn import _checks, _keras
 from keras_pnn.datasets import Batches
-from keras_pnn.layers.context import substituting
+from keras_pnn.layers.context import Overrides, substituting
 from keras_pnn.training import bench
 from keras_pnn.training.batch_order import BatchOrder
 from keras_pnn.training.gradients.base import Evaluation
@@ -29,10 +29,11 @@ class Trainer(keras.Model):
     """A model around a model, which trains it in another way.
 
     `evaluate`, `predict` and saving behave as those of the model inside, but for the
-    validation of a `fit` on a device, which is on the device. A `compute_loss` of the
-    model's own is used, with the loss that this model is compiled with, and so are the
-    metrics that it keeps itself. A subclass sets `gradient`, a `GradientSource`, and
-    implements `train_step`.
+    validation of a `fit` on a device, which is on the device. What layers assign in
+    `call` (statistics, states of RNNs, random states, metrics) is stored once a step,
+    as in plain training. A `compute_loss` of the model's own is used, with the loss
+    that this model is compiled with, and so are the metrics that it keeps itself. A
+    subclass sets `gradient`, a `GradientSource`, and implements `train_step`.
 
     Args:
         model: any Keras model that leaves the steps of training, evaluation and
@@ -258,23 +259,28 @@ class Trainer(keras.Model):
             ]
             self.model(keras.tree.pack_sequence_as(x, symbols))
 
-    def _commit(self, evaluation: Evaluation) -> None:
-        """Stores what a pass updated: statistics, random states, metrics."""
-        for variable in [*self.model.non_trainable_variables, *self.metrics_variables]:
-            value = evaluation.scope.get_current_value(variable)
-            if value is not None and variable not in evaluation.overrides:
-                variable.assign(value)
+    def _commit(self, evaluation: Evaluation, drawn: Overrides) -> None:
+        """Stores what a pass assigned: statistics, states of all kinds, metrics.
+
+        Raises:
+            ValueError: If a layer has assigned what was drawn for this step.
+        """
+        evaluation.scope.check_unassigned(drawn, "`variation`")
+        for variable, value in evaluation.scope.updates():
+            variable.assign(value)
         evaluation.commit()
 
     def save_own_variables(self, store):
-        # Keras does not save the state of random generators; an interrupted run
-        # could then not go on with the same numbers.
+        # Keras does not save the states of random generators and RNNs; an interrupted
+        # run could then not go on as it would have.
         for index, state in enumerate(_keras.seed_states(self.model)):
             store[f"seed_{index}"] = state
+        for index, state in enumerate(_keras.recurrent_states(self.model)):
+            store[f"recurrent_{index}"] = state
 
     def load_own_variables(self, store):
-        states = _keras.seed_states(self.model)
-        saved = [key for key in list(store.keys()) if key.startswith("seed_")]
+        states, keys = _keras.seed_states(self.model), set(store.keys())
+        saved = [key for key in keys if key.startswith("seed_")]
         if len(saved) not in (0, len(states)):
             raise ValueError(
                 f"`{self.name}` expected the states of {len(states)} random "
@@ -282,6 +288,11 @@ class Trainer(keras.Model):
             )
         for index in range(len(saved)):
             states[index].assign(store[f"seed_{index}"])
+        for index, state in enumerate(_keras.recurrent_states(self.model)):
+            # Weights may be loaded into a model for batches of another size.
+            key = f"recurrent_{index}"
+            if key in keys and store[key].shape == state.shape:
+                state.assign(store[key])
 
 
 def _overrides(model: keras.Model, name: str) -> bool:

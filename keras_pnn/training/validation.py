@@ -20,9 +20,10 @@ def validating(trainer, callbacks: list) -> Iterator[None]:
     whatever callbacks had put in their place.
     """
     metrics = _values(trainer.metrics_variables)
-    state = _values([*trainer.variables, *trainer.optimizer.variables])
+    handed = _keras.recurrent_states(trainer.model)
+    state = _values([*trainer.variables, *trainer.optimizer.variables, *handed])
     trainer.reset_metrics()
-    for kept, own in zip(_digital(trainer), trainer.metrics_variables, strict=True):
+    for own, kept in _digital(trainer):
         kept.assign(tf.convert_to_tensor(own))
     trainer.validating = True
     try:
@@ -49,15 +50,15 @@ def test_both(trainer, step: Callable[[], dict]) -> dict:
     Raises:
         ValueError: If the device's logs have one of these names already.
     """
-    metrics, kept = trainer.metrics_variables, _digital(trainer)
-    scope = Overrides(zip(metrics, kept, strict=True)).scope(trainer)
+    pairs = _digital(trainer)
+    scope = Overrides(pairs).scope(trainer)
     # First, as it assigns nothing: both see the same random states.
     with scope, substituting(None):
         digital = {f"model_{name}": value for name, value in step().items()}
     with trainer.gradient.measuring(trainer):
         logs = step()
-    for variable, own in zip(kept, metrics, strict=True):
-        variable.assign(scope.get_current_value(own))
+    for own, kept in pairs:
+        kept.assign(scope.get_current_value(own))
     if taken := sorted(logs.keys() & digital.keys()):
         raise ValueError(
             "In validation on a device, `model_<metric>` is a metric of the digital "
@@ -67,13 +68,14 @@ def test_both(trainer, step: Callable[[], dict]) -> dict:
     return {**logs, **digital}
 
 
-def _digital(trainer) -> list[keras.Variable]:
-    """What the metrics' variables are for the digital model, in their order."""
-    variables, found = trainer.metrics_variables, _keras.kept(trainer)
+def _digital(trainer) -> list[tuple]:
+    """Pairs metrics' variables and RNNs' states with those of the digital model."""
+    handed = _keras.recurrent_states(trainer.model)
+    variables, found = [*trainer.metrics_variables, *handed], _keras.kept(trainer)
     if len(found.get("digital", ())) != len(variables):
         with trainer.distribute_strategy.scope():
             found["digital"] = [_like(variable) for variable in variables]
-    return found["digital"]
+    return list(zip(variables, found["digital"], strict=True))
 
 
 def _like(variable: keras.Variable) -> keras.Variable:

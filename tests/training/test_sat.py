@@ -576,6 +576,12 @@ def unbuilt():
     return keras.Sequential([*photonic().layers[1:3], pnn.layers.MRRBank(3)])
 
 
+def recurrent():
+    inputs = keras.Input(batch_shape=(4, 4))
+    x = layers.LSTM(3, stateful=True)(layers.Reshape((2, 2))(inputs))
+    return keras.Model(inputs, pnn.layers.MRRBank(3)(x))
+
+
 SAVED = {
     "asam": (photonic, {"ascent": pnn.ASAM(0.3, eta=0.1), "perturb": "all"}),
     "noise": (
@@ -597,6 +603,7 @@ SAVED = {
     ),
     "names": (photonic, {"perturb": ["first/*", "*_shift", "b*"]}),
     "subclassed": (Subclassed, {"rho": 0.1, "perturb": "all"}),
+    "stateful": (recurrent, {"rho": 0.1}),
 }
 
 

@@ -112,6 +112,28 @@ def test_both_see_the_same_random_numbers(options):
     assert np.ptp(logs["val_loss"]) > 0
 
 
+def test_the_states_of_rnns_are_handed_on_apart():
+    """From batch to batch of the device, and of the digital model."""
+
+    def trained(make, **kwargs):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((4,), batch_size=4)
+        x = pnn.layers.MRRBank(3, name="bank")(inputs)
+        x = keras.layers.Reshape((1, 3))(x)
+        rnn = keras.layers.SimpleRNN(2, stateful=True)
+        model = keras.Model(inputs, keras.layers.Dense(3)(rnn(x)))
+        chip = ring_chip(model)
+        online = still(make(model, chip))
+        with chip.installed(model) if kwargs else contextlib.nullcontext():
+            return online.fit(X, Y, **FIT, epochs=2).history, np.array(rnn.states[0])
+
+    logs, state = trained(lambda model, chip: pnn.PATModel(model, chip))
+    on_chip, expected = trained(lambda model, chip: model, installed=True)
+    for name in ("loss", "val_loss", "val_accuracy"):
+        np.testing.assert_allclose(logs[name], on_chip[name], rtol=1e-5)
+    np.testing.assert_allclose(state, expected, rtol=1e-4)
+
+
 def test_what_runs_the_device_in_a_fit():
     """Validation in the epochs that are due, and no `evaluate` of a callback."""
 

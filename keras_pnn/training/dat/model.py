@@ -118,10 +118,6 @@ class DualAdaptive(GradientSource):
                 steps += zip(slopes, own, strict=True)
 
         def commit():
-            for variable in (v for n in networks for v in n.non_trainable_variables):
-                value = scope.get_current_value(variable)
-                if value is not None:
-                    variable.assign(value)
             if learning:
                 self.errors.optimizer.apply_gradients(steps)
             mean = tf.add_n([m for _, m in misfits]) / len(misfits)
@@ -149,7 +145,8 @@ class DualAdaptive(GradientSource):
 
     def _outside(self, trainer, batch, overrides, learning):
         """Only the outputs of the whole network are fused with what was measured."""
-        with overrides.scope(trainer), self.measuring(trainer):
+        seen = overrides.scope(trainer)
+        with seen, self.measuring(trainer):
             measured = trainer(batch[0], training=True)
 
         def substitute(layer, inputs, controls, modelled):
@@ -163,6 +160,9 @@ class DualAdaptive(GradientSource):
             fused = keras.tree.map_structure(self._fused, measured, predicted)
             y_pred = keras.tree.map_structure(valued, fused, predicted)
             loss = loss_of(trainer, batch, y_pred)
+        # Statistics and states are those of the measured pass.
+        for update in seen.updates():
+            scope.add_update(update)
         return loss, y_pred, scope, [(n, misfit) for n in self.errors.networks]
 
     def _misfit(self, predicted, measured) -> tf.Tensor:

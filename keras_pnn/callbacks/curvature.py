@@ -23,6 +23,9 @@ class HessianEigenvalues(MeasuringCallback):
     one. Since the first epoch is measured, callbacks that compare with the best so
     far start from a number. List this callback before those that read its keys.
 
+    A device in the loop of the training is not measured, since a measurement has no
+    second derivative: the eigenvalues are the digital model's, as `val_model_loss` is.
+
     Training is the same, to the bit, with and without it. Graphs are kept with the
     model: they are traced once, see `pnn.curvature.HessianOperator`.
 
@@ -104,8 +107,8 @@ class LossLandscape(MeasuringCallback):
     """Measures the loss around the weights at the end of epochs.
 
     It adds `landscape_rise` to the epoch's logs: by how much the loss at the edge of
-    the landscape lies above its centre, on average. When it measures, what it logs
-    between, and what it leaves as it is: see `HessianEigenvalues`.
+    the landscape lies above its centre, on average. When and what it measures, what it
+    logs between, and what it leaves as it is: see `HessianEigenvalues`.
 
     Args:
         x, y: a probe set, as in `pnn.loss_landscape`.

@@ -27,6 +27,9 @@ class RecordedDevice(HardwareDevice):
     first. A log for each part of the run avoids that: each part is replayed from the
     state that it began with.
 
+    Validation in a `fit` on a device is measured and logged too: replay it by a `fit`
+    with the same `validation_data` and `validation_freq`.
+
     Args:
         path: a file that `HardwareDevice(log=path)` wrote.
         layers: names of the physical layers that were on the device, `None` for all.

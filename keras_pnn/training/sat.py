@@ -44,14 +44,20 @@ class SATModel(Trainer):
     are those of the first pass; all passes begin with the same states and draw the same
     dropout masks and noise, so that ρ = 0 is plain training to the last bit (under XLA,
     which orders sums as it likes, to rounding).
-    `sharpness`, the mean of L(Θ + ΔΘ, θ_adv) − L(Θ, θ0), is logged beside the loss;
-    steps that the optimizer skips under `mixed_float16` do not count in it.
+    `sharpness`, the mean of L(Θ + ΔΘ, θ_adv) − L(Θ, θ0), is logged beside the loss.
+    Steps that the optimizer skips under `mixed_float16`, since gradients overflow,
+    do not count in it: their ΔΘ comes from those gradients. In the loss and the
+    metrics they count, as in plain Keras, since their first pass is in order.
 
-    ρ that was changed is part of the saved state, as a learning rate is: loading
-    weights, or resuming a run, takes up the ρ that was saved.
+    ρ that was changed is part of the saved state, as a learning rate is: resuming a
+    run takes up the ρ that was saved, and so does `sat.load_weights`, whatever `rho`
+    this model was made with. Set `sat.rho` afterwards for another, or load the
+    weights alone with `sat.model.load_weights`.
 
     `evaluate`, `predict` and saving behave as those of the model inside, which is
-    `sat.model`. With a device, `save` gives that digital model, and eigenvalues of
+    `sat.model`. With a device, validation in `fit` is on the device, with the digital
+    model's figures beside it as `val_model_loss` and so on; `evaluate` is digital
+    unless a device is installed; `save` gives the digital model, and eigenvalues of
     the Hessian are the digital model's: a measurement has no second derivative.
 
     A `fit` with an accuracy among its metrics warns once if that stays at chance.

@@ -147,7 +147,7 @@ class DualAdaptive(GradientSource):
     def _outside(self, trainer, batch, overrides, learning):
         """Only the outputs of the whole network are fused with what was measured."""
         seen = overrides.scope(trainer)
-        with seen, self._measuring(trainer):
+        with seen, self.measuring(trainer):
             measured = trainer(batch[0], training=True)
 
         def substitute(layer, inputs, controls, modelled):
@@ -216,6 +216,7 @@ class DATModel(SATModel):
         **kwargs: further arguments of `SATModel`.
 
     Logs: `error_loss`, the mean square that S leaves, over the layers; beside the loss.
+    In validation the device runs as a whole, without S and state fusion.
 
     Raises:
         ValueError: If `device` is `None` or cannot measure; `error_networks` is not

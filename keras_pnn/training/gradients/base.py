@@ -116,8 +116,8 @@ class GradientSource(Brief):
         return self._forward(trainer, batch, overrides)[0]
 
     @contextlib.contextmanager
-    def _measuring(self, trainer):
-        """The context in which layers are measured, where there is a device."""
+    def measuring(self, trainer):
+        """Lets the device measure the layers until the block ends, if there is one."""
         if self.device is None:
             yield
             return
@@ -141,7 +141,7 @@ class GradientSource(Brief):
     def _forward(self, trainer, batch, overrides: Overrides):
         """Loss, outputs, and the scope that holds what would have been assigned."""
         scope = overrides.scope(trainer)
-        with scope, self._measuring(trainer):
+        with scope, self.measuring(trainer):
             y_pred = trainer(batch[0], training=True)
             return loss_of(trainer, batch, y_pred), y_pred, scope
 
@@ -205,7 +205,7 @@ class DeviceGradient(ModelGradient):
         # Statistics are those of the measured pass, losses of layers those of the
         # model's, whose derivatives they have.
         seen = overrides.scope(trainer)
-        with seen, self._measuring(trainer):
+        with seen, self.measuring(trainer):
             measured = trainer(batch[0], training=True)
         scope = overrides.scope(trainer)
         with scope:

@@ -57,7 +57,7 @@ def test_options_of_commands_exist(capsys, monkeypatch):
     text = "\n".join(path.read_text("utf-8") for path in sorted(DOCS.glob("*.md")))
     commands = {
         (match[1], option)
-        for match in re.finditer(r"python (examples/\w+\.py)(.*)", text)
+        for match in re.finditer(r"python (examples/[\w/]+\.py)(.*)", text)
         for option in re.findall(r"--[\w-]+", match[2])
     }
     assert commands

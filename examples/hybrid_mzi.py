@@ -56,7 +56,7 @@ optimizer = keras.optimizers.Adam(rate)
 model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=True)
 order = pnn.callbacks.BatchOrder(batches)
 print(f"{epochs} epochs on {len(images)} images of {data.name}")
-model.fit(batches, epochs=epochs, shuffle=False, callbacks=order)
+model.fit(batches, epochs=epochs, shuffle=False, callbacks=[order])
 
 path = pathlib.Path("results", "hybrid_mzi.keras")
 path.parent.mkdir(exist_ok=True)

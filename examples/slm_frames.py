@@ -41,40 +41,35 @@ def free_space():
     return keras.Model(inputs, pnn.layers.MaskedSLM(10, name="slm_2")(hidden))
 
 
-def fit(model, first, last):
-    rate = keras.optimizers.schedules.CosineDecay(0.006, epochs * len(batches))
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    optimizer = keras.optimizers.Adam(rate)
-    model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=True)
-    order = pnn.callbacks.BatchOrder(batches)
-    model.fit(batches, epochs=last, initial_epoch=first, shuffle=False, callbacks=order)
-
-
 def accuracy(model):
     return 100 * model.evaluate(x_test, y_test, verbose=0, return_dict=True)["accuracy"]
 
 
-out = pathlib.Path("results", "slm_frames")
-# Each layer's frame on its own: degrees, pixels, and parts of the scale.
+# Each layer's frame on its own: degrees, pixels, and parts of the scale. They grow in
+# the first epoch, since an untrained network finds no direction among them.
 noise = pnn.Variation(
     rotation=tfd.Uniform(-1.5, 1.5),
     shift=tfd.Uniform(-1.5, 1.5),
     scale=tfd.Uniform(-0.045, 0.065),
 )
-models = {"plain": free_space(), "robust": free_space()}
-print(f"{epochs} epochs each, on {len(x_train)} images of {data.name}")
-fit(models["plain"], 0, epochs)
-fit(models["robust"], 0, 1)  # among random ones, an untrained network finds no way
-fit(pnn.SATModel(models["robust"], ascent=None, variation=noise), 1, epochs)
-for name, model in models.items():
-    print(f"{name}: {accuracy(model):.2f} % aligned")
+among = pnn.SATModel(free_space(), ascent=None, variation=noise, warmup=len(batches))
+out, frames = pathlib.Path("results", "slm_frames"), {}
+for name, model in {"plain": free_space(), "robust": among}.items():
+    print(f"{name}: {epochs} epochs on {len(x_train)} images of {data.name}")
+    rate = keras.optimizers.schedules.CosineDecay(0.006, epochs * len(batches))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    adam = keras.optimizers.Adam(rate)
+    model.compile(adam, loss, metrics=["accuracy"], jit_compile=True)
+    order = pnn.callbacks.BatchOrder(batches)
+    model.fit(batches, epochs=epochs, shuffle=False, callbacks=[order])
+    print(f"  aligned {accuracy(model):.2f} %")
     for layer in pnn.layers.physical_layers(model):
         layer.save_frames(out / name)
         layer.load_frames(out / name)
+    frames[name] = pnn.layers.physical_layers(model)[0].frames()[0]
     print(f"  from 8-bit frames {accuracy(model):.2f} %")
     for what, values in MISALIGNED.items():
         with pnn.devices.grid(model, values)[0].installed(model):
             print(f"  {what} {accuracy(model):.2f} %")
-frames = {name: model.get_layer("slm_1").frames()[0] for name, model in models.items()}
 pnn.plotting.save(pnn.plotting.images(frames), out / "frames.png")
-print(f"The frames, and a picture of the first two, are in {out}/")
+print(f"The frames, and a picture of the first ones, are in {out}/")

@@ -1,9 +1,9 @@
 """Run the README's examples, and compare what they print with its table.
 
-    python tests/readme.py            # with the README's seed; fails if they differ
+    python tests/readme.py            # on MNIST, if it is found; fails if they differ
     python tests/readme.py 0 1 2      # mean ± spread over seeds, as the table has it
 
-The data are those of `pnn.datasets.load()`. Accuracies are in percent.
+With seeds, the data are those of `pnn.datasets.load()`. Accuracies are in percent.
 """
 
 import contextlib
@@ -13,6 +13,8 @@ import re
 import sys
 
 import numpy as np
+
+import keras_pnn as pnn
 
 README = pathlib.Path(__file__).resolve().parent.parent / "README.md"
 SYSTEMS = ("rings", "mesh", "masks")
@@ -71,6 +73,9 @@ def differences(data: str, figures: dict) -> list[str]:
 
 def main() -> None:
     seeds = [int(seed) for seed in sys.argv[1:]]
+    if not seeds and pnn.datasets.load().name != "mnist":
+        print("MNIST is not here; the tests compare the figures of the digits.")
+        return
     if not seeds:
         wrong = differences(*measured())
         raise SystemExit("\n".join(wrong) or None)

@@ -22,10 +22,10 @@ parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--quick", action="store_true", help="fewer images and epochs")
 quick = parser.parse_args().quick
 data = pnn.datasets.load()
-epochs = 40 if data.name == "digits" else 3
+size, epochs = 128, 40 if data.name == "digits" else 3
 if quick:
-    data, epochs = data.head(4000, 1000), 12 if data.name == "digits" else 4
-batches = pnn.datasets.Batches(data.x_train, data.y_train, batch_size=128, seed=0)
+    data, size, epochs = data.head(2000, 500), 32, 8
+batches = pnn.datasets.Batches(data.x_train, data.y_train, batch_size=size, seed=0)
 
 
 def normalized(x):
@@ -57,7 +57,7 @@ for name, model in models.items():
     rate = keras.optimizers.schedules.CosineDecay(0.01, epochs * len(batches))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     adam = keras.optimizers.Adam(rate)
-    model.compile(adam, loss, metrics=["accuracy"], jit_compile=True)
+    model.compile(adam, loss, metrics=["accuracy"], jit_compile=not quick)
     order = pnn.callbacks.BatchOrder(batches)
     model.fit(batches, epochs=epochs, shuffle=False, callbacks=[order])
 

@@ -59,7 +59,7 @@ for name, model in {"plain": free_space(), "robust": among}.items():
     rate = keras.optimizers.schedules.CosineDecay(0.006, epochs * len(batches))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     adam = keras.optimizers.Adam(rate)
-    model.compile(adam, loss, metrics=["accuracy"], jit_compile=True)
+    model.compile(adam, loss, metrics=["accuracy"], jit_compile=not quick)
     order = pnn.callbacks.BatchOrder(batches)
     model.fit(batches, epochs=epochs, shuffle=False, callbacks=[order])
     print(f"  aligned {accuracy(model):.2f} %")

@@ -45,10 +45,10 @@ def lenet5():
     return keras.Model(inputs, pnn.layers.MRRBank(10)(x))
 
 
-# What training draws at each step: shifts per ring in nm, the chip's temperature in K.
-# An untrained network finds no direction among such chips, so they grow at first.
+# What SAT draws at each step: a shift per ring in nm, the chip's temperature in K. An
+# untrained network finds no direction among such chips, so they grow in the first half.
 noise = pnn.Variation(resonance_shift=0.06, temperature=tfd.Uniform(-2.5, 2.5))
-ramp = max(1, epochs // 4) * len(batches)
+ramp = max(2, epochs // 2) * len(batches)
 ascent = pnn.ASAM(rho=0.5)
 sat = pnn.SATModel(lenet5(), ascent=ascent, variation=noise, warmup=ramp)
 models, warm = {"BP": lenet5(), "SAT": sat}, {}

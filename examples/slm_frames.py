@@ -45,23 +45,29 @@ def accuracy(model):
     return 100 * model.evaluate(x_test, y_test, verbose=0, return_dict=True)["accuracy"]
 
 
-# Each layer's frame on its own: degrees, pixels, and parts of the scale. They grow in
-# the first epoch, since an untrained network finds no direction among them.
-noise = pnn.Variation(
-    rotation=tfd.Uniform(-1.5, 1.5),
-    shift=tfd.Uniform(-1.5, 1.5),
-    scale=tfd.Uniform(-0.045, 0.065),
-)
-among = pnn.SATModel(free_space(), ascent=None, variation=noise, warmup=len(batches))
-out, frames = pathlib.Path("results", "slm_frames"), {}
-for name, model in {"plain": free_space(), "robust": among}.items():
-    print(f"{name}: {epochs} epochs on {len(x_train)} images of {data.name}")
+def fit(model, first, last):
     rate = keras.optimizers.schedules.CosineDecay(0.006, epochs * len(batches))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     adam = keras.optimizers.Adam(rate)
     model.compile(adam, loss, metrics=["accuracy"], jit_compile=not quick)
     order = pnn.callbacks.BatchOrder(batches)
-    model.fit(batches, epochs=epochs, shuffle=False, callbacks=[order])
+    model.fit(
+        batches, epochs=last, initial_epoch=first, shuffle=False, callbacks=[order]
+    )
+
+
+# Each layer's frame on its own: degrees, pixels, and parts of the scale.
+offsets, scales = tfd.Uniform(-1.5, 1.5), tfd.Uniform(-0.045, 0.065)
+noise = pnn.Variation(rotation=offsets, shift=offsets, scale=scales)
+out, frames = pathlib.Path("results", "slm_frames"), {}
+for name in ("plain", "robust"):
+    print(f"{name}: {epochs} epochs on {len(x_train)} images of {data.name}")
+    model = free_space()
+    if name == "plain":
+        fit(model, 0, epochs)
+    else:  # plain at first: an untrained network finds no direction among offsets
+        fit(model, 0, 1)
+        fit(pnn.SATModel(model, ascent=None, variation=noise), 1, epochs)
     print(f"  aligned {accuracy(model):.2f} %")
     for layer in pnn.layers.physical_layers(model):
         layer.save_frames(out / name)

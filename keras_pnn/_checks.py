@@ -6,6 +6,7 @@ Each function returns the checked value and raises a `ValueError` that reads
 
 import math
 import numbers
+import types
 from collections.abc import Callable, Collection
 
 import keras
@@ -81,6 +82,68 @@ def pair(name: str, value, low: int | None = None) -> tuple[int, int]:
     except (TypeError, ValueError):
         expected = f"an integer{_bounds(low, None, None, None)} or a pair of them"
         raise error(name, expected, short(value)) from None
+
+
+def saved(owner, name: str, value, instead: str = ""):
+    """Returns an argument of a layer or model as `get_config` writes it.
+
+    A file holds no code: what is called must have a name or a configuration.
+
+    Args:
+        owner: the layer or model.
+        name: the argument.
+        value: an object, or a structure of objects.
+        instead: what may be given in place of a function, for the message.
+
+    Raises:
+        ValueError: If a lambda, a method, a `functools.partial` or an object without
+            `get_config` and `from_config` is part of it, or a function of the user's
+            in whose place Keras would load one of its own of that name.
+    """
+    for part in keras.tree.flatten(value):
+        if callable(part) and not _has_name(part) and not _has_config(part):
+            raise _unsaved(owner, name, part, instead)
+    try:
+        config = keras.saving.serialize_keras_object(value)
+    except (NotImplementedError, TypeError) as problem:
+        raise _unsaved(owner, name, value, instead) from problem
+    if _holds_lambda(config):
+        raise _unsaved(owner, name, value, instead)
+    return config
+
+
+def _has_name(part) -> bool:
+    if not isinstance(part, types.FunctionType) or part.__name__ == "<lambda>":
+        return False
+    if part.__module__.partition(".")[0] in ("keras", "tensorflow"):
+        return True
+    try:
+        config = keras.saving.serialize_keras_object(part)
+        return keras.saving.deserialize_keras_object(config) is part
+    except (TypeError, ValueError):
+        # Not registered: `load_model` finds it in `custom_objects`.
+        return True
+
+
+def _has_config(part) -> bool:
+    kind = type(part)
+    return hasattr(kind, "get_config") and hasattr(kind, "from_config")
+
+
+def _holds_lambda(config) -> bool:
+    if isinstance(config, dict):
+        found = config.get("class_name") == "__lambda__"
+        return found or any(map(_holds_lambda, config.values()))
+    return isinstance(config, list | tuple) and any(map(_holds_lambda, config))
+
+
+def _unsaved(owner, name: str, value, instead: str) -> ValueError:
+    return ValueError(
+        f"{type(owner).__name__} '{owner.name}' cannot be saved with this `{name}`: "
+        f"{instead}give a function defined by `def` and decorated with "
+        "`@keras.saving.register_keras_serializable()`, or an object with `get_config` "
+        f"and `from_config`. Received: {name}={short(value)}"
+    )
 
 
 def optional(check: Callable, name: str, value, *args, **kwargs):

@@ -29,7 +29,7 @@ class HessianEigenvalues(MeasuringCallback):
         x, y: a probe set, as in `pnn.hessian_eigenvalues`. A few hundred samples are
             usually enough to see a trend.
         k: how many eigenvalues.
-        variables: `"controls"`, `"all"` or a predicate on variables.
+        variables: as in `pnn.hessian_eigenvalues`.
         every: how many epochs from one measurement to the next.
         batch_size, sample_weight, tolerance, max_iterations, seed, batch_norm,
             verbose: as in `pnn.hessian_eigenvalues`.

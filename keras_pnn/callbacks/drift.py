@@ -4,7 +4,9 @@ From the callback to the weights: `on_train_begin` finds the imperfection's vari
 name, and `_keras.wrap_step` puts `_step` around the compiled train function. `_step`
 assigns the drifted values, runs the step, and assigns the values from before. In the
 step, `PhysicalLayer.call` reads all variables anew and hands them to `forward`, which
-computes the weights: those of a ring in `RingLayer.weights_at`.
+computes the weights: those of a ring in `RingLayer.weights_at`. A simulated device that
+measures in training has values of its own; it adds the drift, which `_step` therefore
+keeps in `Quantity.drift` too, in `SimulatedDevice.measure`.
 """
 
 import math

@@ -41,9 +41,9 @@ def hessian_eigenvalues(
         y: targets, in the structure that `evaluate` takes; `None` with a data set.
         k: how many eigenvalues.
         variables: `"controls"`, the trainable controls of the physical layers;
-            `"all"`, the model's trainable variables; or a predicate on variables,
-            which is asked of trainable variables and of imperfections. With several
-            units among them (mA, rad), eigenvalues depend on the units.
+            `"all"`, the model's trainable variables; names or patterns of trainable
+            variables and imperfections (`"slm_*/mask"`); or a predicate on them. With
+            several units among them (mA, rad), eigenvalues depend on the units.
         batch_size: samples per batch, for memory only unless `batch_norm="batch"`.
             A data set has its own.
         sample_weight: as in `evaluate`; `None` with a data set.

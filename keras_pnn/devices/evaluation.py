@@ -311,7 +311,7 @@ def check_nominal(quantities) -> None:
     for quantity in quantities:
         if quantity.nominal is not None and np.any(quantity.present):
             raise ValueError(
-                "Devices deviate from the design: evaluate them outside "
+                "Devices deviate from the design: use them outside "
                 "`device.installed(model)`, or call `layer.reset_imperfections()`. "
                 f"Received: a model whose '{quantity.path}' is off its nominal value"
             )

@@ -119,8 +119,8 @@ class SimulatedDevice:
 
         Imperfections that the device does not name are those of the model at the time
         of the measurement, as in `installed`. Those that it names are the device's own,
-        whatever the model has there (a digital twin), plus what moves the model in the
-        step: drift, noise and eq. 5.
+        plus what moves the model in the step: drift, noise and eq. 5. A trainer raises
+        if another device has set them in the model: two devices have no sum.
 
         Raises:
             ValueError: As in `bind`; or if the device deviates in weights, which a

@@ -1,13 +1,17 @@
 """Find the controls, imperfections and weights of a model by name."""
 
 import dataclasses
+import fnmatch
 from collections.abc import Callable, Iterable
 
 import keras
 
-from keras_pnn import _keras
+from keras_pnn import _checks, _keras
 from keras_pnn.layers.physical import PhysicalLayer
 from keras_pnn.layers.quantity import Quantity
+
+# What chooses variables, see `select_variables`.
+Selection = str | Iterable[str] | Callable[[keras.Variable], bool]
 
 
 def physical_layers(model: keras.layers.Layer) -> list[PhysicalLayer]:
@@ -93,36 +97,75 @@ def architecture(
     return shapes
 
 
+def check_selection(argument: str, which: Selection) -> Selection:
+    """Returns what `select_variables` takes: a predicate, a string or several.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if callable(which) or isinstance(which, str):
+        return which
+    names = tuple(which) if isinstance(which, list | tuple) else ()
+    if not names or not all(isinstance(name, str) for name in names):
+        expected = "'controls', 'all', names or patterns, or a predicate on variables"
+        raise _checks.error(argument, expected, _checks.short(which))
+    return names
+
+
 def select_variables(
-    model: keras.layers.Layer, which: str | Callable[[keras.Variable], bool]
+    model: keras.layers.Layer, which: Selection
 ) -> list[keras.Variable]:
     """Returns the variables for an ascent or a Hessian.
 
     Args:
         model: a built model.
         which: `"controls"`, the trainable controls of its physical layers; `"all"`,
-            its trainable variables; or a predicate on trainable variables and
-            imperfections.
+            its trainable variables; a name or pattern of trainable variables and
+            imperfections, of all layers (`"control"`) or of some
+            (`"mrr_bank_*/control"`); several of these; or a predicate on trainable
+            variables and imperfections.
 
     Raises:
-        ValueError: If nothing is selected, or `which` is something else.
+        ValueError: If nothing is selected, by one of several names, or `which` is
+            something else.
     """
-    if which == "controls":
-        selected = controls_of(model)
-        hint = "Pass 'all' for every trainable variable, or a predicate on variables."
-    elif which == "all":
-        selected, hint = model.trainable_variables, "The model has none."
-    elif callable(which):
-        candidates = [*model.trainable_variables, *imperfections_of(model)]
+    which = check_selection("variables", which)
+    candidates = [*model.trainable_variables, *imperfections_of(model)]
+    if callable(which):
         selected = [v for v in candidates if which(v)]
-        hint = "The predicate selected nothing."
+        if not selected:
+            raise _none(model, which, "The predicate selected nothing.")
+        return selected
+    layers = {id(q.variable): q.layer.name for q in quantities(model)}
+    found = {}
+    for name in [which] if isinstance(which, str) else which:
+        matching = _matching(model, name, candidates, layers)
+        found |= {id(v): v for v in matching}
+    return list(found.values())
+
+
+def _matching(model, name: str, candidates: list, layers: dict) -> list:
+    """The variables that one string means."""
+    if name == "controls":
+        found = controls_of(model)
+        hint = "Pass 'all' for every trainable variable, or a predicate on variables."
+    elif name == "all":
+        found, hint = model.trainable_variables, "The model has none."
     else:
-        raise ValueError(
-            "Variables must be 'controls', 'all' or a predicate on variables. "
-            f"Received: {which!r}"
-        )
-    if not selected:
-        raise ValueError(
-            f"No variables were found in model '{model.name}' for {which!r}. {hint}"
-        )
-    return selected
+        paths = [f"{layers.get(id(v), model.name)}/{v.name}" for v in candidates]
+        found = [
+            v
+            for v, path in zip(candidates, paths, strict=True)
+            if fnmatch.fnmatchcase(path if "/" in name else v.name, name)
+        ]
+        known = dict.fromkeys([*(v.name for v in candidates), *paths])
+        hint = f"It has: {', '.join(known)}."
+    if not found:
+        raise _none(model, name, hint)
+    return found
+
+
+def _none(model, which, hint: str) -> ValueError:
+    return ValueError(
+        f"No variables were found in model '{model.name}' for {which!r}. {hint}"
+    )

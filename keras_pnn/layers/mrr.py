@@ -1,8 +1,9 @@
 """Compute with microring weights: the layers `MRRBank` and `MRRConv2D`.
 
 Both take their weights from `RingLayer.weights_at`, which adds up what shifts each
-ring and asks the layer's tuning for the weight; the law itself, such as the
-Lorentzian, is in `keras_pnn.physics.ring`.
+ring and asks the layer's tuning for the weight: `ResonanceTuning.weight` in
+`keras_pnn.physics.tuning.lorentzian`, which turns a control into a detuning, and a
+detuning into through − drop.
 """
 
 import keras

@@ -2,7 +2,9 @@
 
 To add an imperfection: declare it in `MZIMesh.build`, which is all that devices, drift,
 sweeps and training need; take it as a keyword argument of the same name in
-`physics.mesh.transfer_matrix` and use it in `_prepared` there; and, where `program` and
+`physics.mesh.transfer_matrix`, check it in `_prepared` there and add it to the phases
+or to the entries of the cells (if it can differ from device to device, it also joins
+the shapes that must broadcast); and, where `program` and
 `correct` should compensate it, in `MZIMesh._known_errors` and
 `physics.decompose.correct`. `tests/physics/mesh_product.py` is the reference that the
 tests compare with.

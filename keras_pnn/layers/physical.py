@@ -259,6 +259,9 @@ def arguments(layer: keras.layers.Layer, kind: type) -> dict:
     """Returns the arguments of a class of the layer as `get_config` writes them.
 
     Each named argument of `kind.__init__` is an attribute of the layer.
+
+    Raises:
+        ValueError: If an argument cannot be saved, such as a lambda.
     """
     config = {}
     for name, parameter in inspect.signature(kind.__init__).parameters.items():
@@ -267,10 +270,11 @@ def arguments(layer: keras.layers.Layer, kind: type) -> dict:
         value = getattr(layer, name)
         if isinstance(value, np.ndarray):
             value = value.tolist()
-        elif name == "activation":
-            value = keras.activations.serialize(value)
         elif not isinstance(value, tuple):
-            value = keras.saving.serialize_keras_object(value)
+            saved = _checks.saved(layer, name, value)
+            # A short name for Keras' own functions.
+            named = name == "activation"
+            value = keras.activations.serialize(value) if named else saved
         config[name] = value
     return config
 

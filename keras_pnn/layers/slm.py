@@ -346,10 +346,10 @@ class MaskedSLM(RealInputs, PhysicalLayer):
     def save_frames(self, folder: str | os.PathLike) -> list[pathlib.Path]:
         """Writes `frames` as greyscale PNG files, black 0 and white 255.
 
-        With a `DAC` of more than 8 bits the files have 16, and white is 65535. A
-        signed sum takes one more frame, entirely white, as the reference. 8 bits have
-        no middle: a mask of 0, mid-grey, is written as 128 and shows 0.004;
-        `dac=DAC(8, -1, 1)` trains with the same steps.
+        With a `DAC` of more than 8 bits, or a `dac` whose steps are not known, the
+        files have 16, and white is 65535. A signed sum takes one more frame, entirely
+        white, as the reference. 8 bits have no middle: a mask of 0, mid-grey, is
+        written as 128 and shows 0.004; `dac=DAC(8, -1, 1)` trains with the same steps.
 
         Args:
             folder: where to write; it is created if it does not exist.
@@ -357,10 +357,22 @@ class MaskedSLM(RealInputs, PhysicalLayer):
         Returns:
             The paths, `<layer>_000.png` and so on. Give the layer a name, since an
             automatic one differs from run to run.
+
+        Raises:
+            ValueError: If a mask is NaN or beyond ±1, or the `DAC` has more than 16
+                bits, which no greyscale PNG file holds.
         """
         paths = self._frame_paths(folder)
-        bits = 16 if isinstance(self.dac, DAC) and self.dac.bits > 8 else 8
-        levels = np.rint((2**bits - 1) * self.frames()).astype(f"uint{bits}")
+        bits = 8
+        if self.dac is not None:
+            bits = self.dac.bits if isinstance(self.dac, DAC) else 16
+        if bits > 16:
+            raise ValueError(
+                f"A greyscale PNG file has 16 bits at most: give MaskedSLM "
+                f"'{self.name}' a `dac` of no more. Received: {bits} bits"
+            )
+        kind = "uint8" if bits <= 8 else "uint16"
+        levels = np.rint(np.iinfo(kind).max * self.frames()).astype(kind)
         for path, level in zip(paths, levels, strict=True):
             write_png(path, level)
         return paths

@@ -1,4 +1,7 @@
-"""Compute the transmission of a microring, and of a row of microrings."""
+"""Compute the transmission of a microring, and of a row of microrings.
+
+The weight of a control, through − drop, is formed in `keras_pnn.physics.tuning`.
+"""
 
 import numpy as np
 import tensorflow as tf

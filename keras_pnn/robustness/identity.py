@@ -1,6 +1,7 @@
 """Identify what the figures of a study depend on, alike in every process."""
 
 import functools
+import inspect
 import json
 import types
 from collections.abc import Iterator
@@ -70,4 +71,17 @@ def _plain(value):
     try:
         return [name, _plain(value.get_config())]
     except (AttributeError, NotImplementedError, TypeError, ValueError):
-        return [name]
+        return [name, _plain(_arguments(value))]
+
+
+def _arguments(value) -> dict:
+    """Returns the attributes of a layer that bear the names of its arguments.
+
+    They are in the place of a configuration where it has none, or cannot be saved.
+    """
+    if not isinstance(value, keras.layers.Layer):
+        return {}
+    kinds = [kind.__init__ for kind in type(value).__mro__]
+    names = {name for init in kinds for name in inspect.signature(init).parameters}
+    names = sorted(names | {"dtype_policy"})
+    return {n: getattr(value, n) for n in names if hasattr(value, n)}

@@ -1,4 +1,8 @@
-"""Move variables to where the loss around them is worst: eq. 3, and adaptively."""
+"""Move variables to where the loss around them is worst: eq. 3, and adaptively.
+
+`SATModel.train_step` calls the ascent, ΔΘ = ascent(variables, gradients), between its
+two passes. Imperfections (eq. 5) are moved by `keras_pnn.training.adversary`.
+"""
 
 import keras
 import tensorflow as tf

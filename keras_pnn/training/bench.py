@@ -7,6 +7,9 @@ from collections.abc import Iterable, Iterator
 import keras
 import tensorflow as tf
 
+from keras_pnn import _keras
+from keras_pnn.devices.evaluation import check_nominal
+from keras_pnn.devices.simulated import SimulatedDevice
 from keras_pnn.hardware.device import DeviceError, raising
 from keras_pnn.layers.context import measuring_device
 from keras_pnn.layers.quantity import Quantity
@@ -25,6 +28,18 @@ def on_bench(trainer) -> bool:
     Also one that is installed around the model, `with device.installed(model)`.
     """
     return any(hasattr(device, "measure_in_graph") for device in devices_of(trainer))
+
+
+def check_alone(trainer) -> None:
+    """Checks that a simulated device measures a model that no other device has set.
+
+    Raises:
+        ValueError: If an imperfection that the device sets is off its nominal value in
+            the model: what is measured would lack it.
+    """
+    built = all(layer.built for layer in _keras.parts(trainer.model))
+    if built and isinstance(trainer.device, SimulatedDevice):
+        check_nominal(q for q, _ in trainer.device.bind(trainer.model))
 
 
 def check_movable(device, quantities: Iterable[Quantity], what: str) -> None:

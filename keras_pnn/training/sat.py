@@ -6,7 +6,7 @@ import tensorflow as tf
 from keras_pnn import _checks, _keras
 from keras_pnn.devices.variation import Variation
 from keras_pnn.layers.context import Overrides
-from keras_pnn.layers.lookup import select_variables
+from keras_pnn.layers.lookup import check_selection, select_variables
 from keras_pnn.training import ascent as ascents
 from keras_pnn.training import bench
 from keras_pnn.training.adversary import Adversary
@@ -65,8 +65,11 @@ class SATModel(Trainer):
         ascent: `"sam"`, `"asam"`, or an object such as `pnn.ASAM(0.5, eta=0.01)`,
             which has its own rho. `None` leaves the ascent out: one pass, plain
             training with the noise or the device that is given.
-        perturb: what the ascent moves: `"controls"`, `"all"` trainable variables,
-            or a predicate on variables, which is also asked of imperfections.
+        perturb: what the ascent moves: `"controls"`; `"all"` trainable variables; a
+            name or a pattern of trainable variables and imperfections, of all layers
+            (`"resonance_shift"`) or of some (`"mrr_bank_*/control"`); several of
+            these; or a predicate on variables. A predicate is saved if it is a
+            function that is registered with Keras; a lambda is not, and `save` raises.
         adversarial: name of an imperfection → `pnn.FiniteDifference` or
             `pnn.Autodiff`. `"rotation"` is one value for all layers that have it
             (with `Autodiff`, one for each where their shapes differ),
@@ -94,8 +97,9 @@ class SATModel(Trainer):
 
     Raises:
         ValueError: If `model` overrides a step that would not be called; `rho` is
-            negative; both `rho` and an ascent object are given; `perturb="controls"`
-            and the model has no physical layer; `clean_fraction` is outside [0, 1];
+            negative; both `rho` and an ascent object are given; `perturb` selects
+            nothing, as `"controls"` in a model without physical layers;
+            `clean_fraction` is outside [0, 1];
             `warmup` is no integer ≥ 0, or has nothing to act on;
             `seed` is not a 32-bit integer; or `adversarial` names what the model does
             not have, one variable twice, or one that `perturb` moves.
@@ -135,9 +139,7 @@ class SATModel(Trainer):
         kwargs.setdefault("name", f"sat_{getattr(model, 'name', '')}")
         super().__init__(model, **kwargs)
         self.ascent = ascents.get(ascent, rho)
-        if not callable(perturb):
-            _checks.choice("perturb", perturb, ("controls", "all"))
-        self.perturb = perturb
+        self.perturb = check_selection("perturb", perturb)
         self.adversarial = check_rules(adversarial)
         if model.built:
             self._perturbed()
@@ -359,17 +361,17 @@ class SATModel(Trainer):
         return list(getattr(self.ascent, "variables", ()))
 
     def get_config(self):
-        serialize = keras.saving.serialize_keras_object
+        instead = "give names or patterns such as 'mrr_bank_*/control', or "
         return {
             **super().get_config(),
-            "ascent": serialize(self.ascent),
-            "perturb": serialize(self.perturb),
-            "adversarial": {n: serialize(r) for n, r in self.adversarial.items()},
-            "variation": serialize(self.variation),
+            "perturb": _checks.saved(self, "perturb", self.perturb, instead),
+            **{
+                name: _checks.saved(self, name, getattr(self, name))
+                for name in ("ascent", "adversarial", "variation", "gradient")
+            },
             "warmup": self.warmup,
             "clean_fraction": self.clean_fraction,
             "seed": self.seed,
-            "gradient": serialize(self.gradient),
         }
 
     @classmethod

@@ -139,9 +139,10 @@ class Trainer(keras.Model):
         Raises:
             ValueError: If an array or a tensor of inputs holds no sample, or NaN or
                 infinity; `steps_per_epoch` is not the length of a `Batches`; there is
-                a `Checkpoint`, and the order of the batches is not known; or a device
+                a `Checkpoint`, and the order of the batches is not known; a device
                 on the bench is installed around the model, which was compiled with
-                `steps_per_execution` above 1.
+                `steps_per_execution` above 1; or the model has deviations of its own
+                in what a simulated `device` sets.
             DeviceError: If the device failed for good.
         """
         bound = _FIT.bind(self, x, y, *args, **kwargs)
@@ -165,18 +166,31 @@ class Trainer(keras.Model):
             callbacks = keras.tree.flatten(given) if given is not None else []
             options["callbacks"] = [*own, *callbacks]
         check_order(x, options["shuffle"], callbacks)
+        bench.check_alone(self)
         # A run that was resumed and failed may have left one.
         _keras.start_at(self, None)
         with bench.reporting(self, callbacks):
             return super().fit(*bound.args[1:], **bound.kwargs)
+
+    def train_on_batch(self, *args, **kwargs):
+        """As `keras.Model.train_on_batch`."""
+        bench.check_alone(self)
+        return super().train_on_batch(*args, **kwargs)
 
     def _own_callbacks(self) -> list[keras.callbacks.Callback]:
         """What `fit` needs besides the callbacks that it is given."""
         return []
 
     def save(self, filepath, overwrite=True, **kwargs):
-        """As `keras.Model.save`; with a device, saves the digital model inside."""
+        """As `keras.Model.save`; with a device, saves the digital model inside.
+
+        Raises:
+            ValueError: If an argument of this model or of `compile` cannot be loaded
+                again, such as a lambda.
+        """
         model = self if self.device is None else self.model
+        # Keras would have opened the file, and lost an older one, when this raises.
+        keras.saving.serialize_keras_object(model)
         return keras.Model.save(model, filepath, overwrite=overwrite, **kwargs)
 
     def export(self, filepath, *args, **kwargs):
@@ -192,6 +206,12 @@ class Trainer(keras.Model):
             )
         serialize = keras.saving.serialize_keras_object
         return {"name": self.name, "model": serialize(self.model)}
+
+    def get_compile_config(self):
+        if self.compiled:
+            for name, value in _keras.compile_arguments(self).items():
+                _checks.saved(self, name, value)
+        return super().get_compile_config()
 
     def _build_inner(self, x) -> None:
         """Creates the variables that Keras leaves for the first call."""

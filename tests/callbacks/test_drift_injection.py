@@ -204,15 +204,11 @@ def test_drift_is_added_to_the_chip_that_is_installed(name, during):
     np.testing.assert_allclose((*logs["loss"], *logs["val_loss"]), met)
 
 
-@pytest.mark.parametrize("twin", [None, 7.0])
-def test_drift_is_added_to_the_chip_that_measures(twin):
-    """And not to what the model has there, which is its twin."""
+def test_drift_is_added_to_the_chip_that_measures():
     model, meter = heated(), Meter()
     (chip,) = pnn.devices.sweep(model, "temperature", [2.0])
     pat = pnn.PATModel(model, chip)
     pat.compile(keras.optimizers.SGD(0.0), Trace())
-    if twin is not None:
-        model.get_layer("heated").imperfections["temperature"].assign(twin)
     moving = DriftInjection("temperature", drift.Linear(1.0))
     logs = pat.fit(**FIT, callbacks=[moving, meter]).history
     np.testing.assert_allclose(meter.train[0], means(2.0 + np.arange(5)))

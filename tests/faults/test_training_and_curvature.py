@@ -188,21 +188,7 @@ def test_a_run_that_failed_in_validation_resumes_with_its_weights(tmp_path):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-# Saving, validation.
-
-
-@fault("A predicate is saved that cannot be loaded", (TypeError, ValueError))
-@pytest.mark.filterwarnings("ignore:The object being serialized includes a `lambda`")
-def test_a_lambda_in_perturb_is_loaded_or_refused_when_saving(tmp_path):
-    """`save` warns, and `load_model` refuses the file."""
-    sat = compiled(pnn.SATModel(bank(), perturb=lambda v: v.name == "control"))
-    try:
-        sat.save(tmp_path / "sat.keras")
-    except ValueError as error:
-        assert "perturb" in str(error)
-        return
-    loaded = keras.saving.load_model(tmp_path / "sat.keras")
-    np.testing.assert_array_equal(loaded.predict(X, verbose=0), sat.predict(X))
+# Validation.
 
 
 VALIDATED = {

@@ -192,10 +192,35 @@ def test_variables_are_selected():
     assert select(model, "all") == model.trainable_variables
     heat = select(model, lambda v: v.name == "temperature")
     assert heat == [model.layers[0].imperfections["temperature"]]
-    with pytest.raises(ValueError, match="Received"):
-        select(model, "weights")
+    dense = model.layers[1].name
+    shift = model.layers[0].imperfections["resonance_shift"]
+    for which, expected in {
+        "control": [control],
+        "one/control": [control],
+        f"{dense}/bias": [model.layers[1].bias],
+        "*/bias": [model.layers[0].bias, model.layers[1].bias],
+        "o*/[cr]*": [control, shift],
+        ("bias", "controls", f"{dense}/*"): [
+            model.layers[0].bias,
+            model.layers[1].bias,
+            control,
+            model.layers[1].kernel,
+        ],
+    }.items():
+        given = which if isinstance(which, str) else list(which)
+        found = select(model, given)
+        assert [id(v) for v in found] == [id(v) for v in expected], which
+    for which in ("weights", "two/*", ["control", "weights"], "Control"):
+        with pytest.raises(ValueError, match=r"No variables.*It has: control, bias"):
+            select(model, which)
+    with pytest.raises(ValueError, match=r"`variables` must be.*Received: 3"):
+        select(model, 3)
     with pytest.raises(ValueError, match="No variables"):
         select(model, lambda v: False)
+    # What is frozen is no variable to train.
+    model.layers[1].trainable = False
+    with pytest.raises(ValueError, match="No variables"):
+        select(model, "kernel")
     digital = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     with pytest.raises(ValueError, match="all"):
         select(digital, "controls")

@@ -442,6 +442,29 @@ def test_frames_keep_the_bits_of_the_converter(rng, tmp_path, bits, depth):
     np.testing.assert_allclose(layer.effective_weights(), before, atol=1e-6)
 
 
+def fine(mask):
+    """Steps of 12 bits."""
+    return keras.ops.round(mask * 2048) / 2048
+
+
+def test_frames_keep_the_steps_of_a_function(rng, tmp_path):
+    layer = MaskedSLM(2, dac=fine, name="slm")
+    layer.build((None, 4, 4))
+    layer.program(rng.uniform(-1, 1, (16, 2)))
+    before = layer.effective_weights().numpy()
+    layer.save_frames(tmp_path)
+    layer.load_frames(tmp_path)
+    np.testing.assert_allclose(layer.effective_weights(), before, atol=1e-6)
+
+
+def test_steps_that_no_picture_holds_are_refused(tmp_path):
+    layer = MaskedSLM(2, dac=pnn.layers.DAC(17, -1, 1), name="slm")
+    layer.build((None, 4, 4))
+    with pytest.raises(ValueError, match=r"16 bits at most.*'slm'.*Received: 17 bits"):
+        layer.save_frames(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def jpeg(path):
     levels = np.zeros((24, 56, 1), "uint8")
     path.write_bytes(tf.io.encode_jpeg(levels).numpy())

@@ -98,6 +98,29 @@ def test_code_does_not_matter():
     assert of(network(extra=[first])) == of(network(extra=[second]))
 
 
+class Bare(keras.layers.Layer):
+    """A layer without `get_config`, which Keras would not save."""
+
+    def __init__(self, power, **kwargs):
+        super().__init__(**kwargs)
+        self.power = power
+
+    def call(self, inputs):
+        return inputs**self.power
+
+
+@pytest.mark.parametrize(
+    "first, second",
+    [
+        ({"extra": [Bare(2)]}, {"extra": [Bare(3)]}),
+        ({"extra": [Bare(2)]}, {"extra": [Bare(2, dtype="float16")]}),
+        ({"dac": lambda v: v}, {"dac": lambda v: v, "use_bias": False}),
+    ],
+)
+def test_layers_that_cannot_be_saved_are_told_by_their_arguments(first, second):
+    assert of(network(**first)) == of(network(**first)) != of(network(**second))
+
+
 def test_arrays():
     ones = np.ones((2, 3))
     assert data_digest([ones, None]) == data_digest(ones.copy(order="F"))

@@ -132,6 +132,33 @@ def test_bad_arguments(arguments, message):
         worst_device(x=X, y=X, **given)
 
 
+def test_a_model_that_is_on_a_device_is_refused():
+    """Its derivatives are those of the design, or its deviations would be lost."""
+    model = linear()
+
+    class Bench(pnn.HardwareDevice):
+        def measure(self, layer, inputs, controls):
+            return inputs
+
+    radius = {"offset": 0.1}
+    with (
+        Bench().attach(model).installed(model),
+        pytest.raises(ValueError, match=r"outside .*installed.*device measures"),
+    ):
+        worst_device(model, X, X, radius)
+    (chip,) = pnn.devices.sweep(model, "offset", [0.5])
+    with (
+        chip.installed(model),
+        pytest.raises(ValueError, match=r"'stage_0/offset' is off its nominal value"),
+    ):
+        worst_device(model, X, X, radius)
+    # Other imperfections stay as they are.
+    (warm,) = pnn.devices.sweep(model, "temperature", [0.5])
+    with warm.installed(model):
+        _, losses = worst_device(model, X, X, radius)
+    assert losses.max() == pytest.approx(0.2 * 5 - 0.5, rel=1e-5)
+
+
 def walled(end):
     """A model whose loss is its first output, up to where that is `end`."""
     model = linear()

@@ -178,6 +178,27 @@ def test_a_bench_and_its_simulation_give_the_same_step(readout):
     assert_same(simulated.variables, model.variables, 2e-6)
 
 
+def test_a_chip_measures_a_model_that_no_other_device_has_set():
+    """Its deviations add to others' of other imperfections; two of one do not add."""
+    model, still = meshes(), keras.optimizers.SGD(0.0)
+    chip = mesh_chip()
+    (lossy,) = pnn.devices.sweep(model, "loss_db", [1.0])
+    pat = compiled(pnn.PATModel(model, chip), still)
+    with lossy.installed(model):
+        with chip.installed(compiled(model, still)):
+            expected = model.evaluate(X, Y, verbose=0, return_dict=True)["loss"]
+        logs = pat.fit(X, Y, batch_size=8, verbose=0).history
+    np.testing.assert_allclose(logs["loss"], [expected], rtol=1e-5)
+    refused = pytest.raises(ValueError, match=r"outside .*/phi_error' is off its nom")
+    with mesh_chip(0.1).installed(model):
+        with refused:
+            pat.fit(X, Y, verbose=0)
+        with refused:
+            pat.train_on_batch(X, Y)
+    # The model is nominal again.
+    pat.train_on_batch(X, Y)
+
+
 def two_outputs():
     keras.utils.set_random_seed(0)
     inputs = keras.Input((4,))

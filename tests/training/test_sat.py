@@ -288,8 +288,7 @@ def test_perturb_against_a_manual_step(name):
     for m in (model, manual):
         for layer in physical_layers(m):
             layer.imperfections["temperature"].assign(0.25)
-    perturb = name if name in ("controls", "all") else lambda v: v.name == name
-    sat = compiled(pnn.SATModel(model, rho=0.2, perturb=perturb))
+    sat = compiled(pnn.SATModel(model, rho=0.2, perturb=name))
     logs = sat.fit(X[:4], Y[:4], batch_size=4, verbose=0).history
     loss, sharpness = manual_step(manual, SELECTIONS[name](manual), 0.2)
     np.testing.assert_allclose(logs["loss"], [loss], rtol=1e-5)
@@ -310,7 +309,10 @@ PLAIN = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
     [
         ({"model": PLAIN}, "Pass 'all'"),
         ({"model": PLAIN, "perturb": lambda v: False}, "predicate selected nothing"),
-        ({"perturb": "weights"}, "`perturb` must be one of.*Received: 'weights'"),
+        ({"perturb": "weights"}, "for 'weights'. It has: control, .*first/control"),
+        ({"perturb": ["bias", "gain"]}, "for 'gain'"),
+        ({"perturb": 3}, "`perturb` must be 'controls', .*names.*Received: 3"),
+        ({"perturb": []}, "`perturb` must be"),
         ({"rho": -0.1}, "`rho` must be.*≥ 0"),
         ({"rho": 0.1, "ascent": pnn.SAM(0.1)}, "an object has its own"),
         ({"seed": 2**31}, "`seed` must be an integer in .*Received: "),
@@ -588,6 +590,7 @@ SAVED = {
             "perturb": all_but_the_bias,
         },
     ),
+    "names": (photonic, {"perturb": ["first/*", "*_shift", "b*"]}),
     "subclassed": (Subclassed, {"rho": 0.1, "perturb": "all"}),
 }
 
@@ -686,10 +689,9 @@ def test_noise_is_deterministic_in_its_seed():
 @pytest.mark.parametrize("perturb", ["controls", "temperature"])
 def test_noise_and_ascent_on_one_variable(perturb):
     """The ascent starts from the drawn value, and neither stays."""
-    which = (lambda v: v.name == perturb) if perturb == "temperature" else perturb
     variation = pnn.Variation(control=0.02, temperature=0.5)
     model = banks()
-    sat = pnn.SATModel(model, rho=0.2, perturb=which, variation=variation, seed=2)
+    sat = pnn.SATModel(model, rho=0.2, perturb=perturb, variation=variation, seed=2)
     compiled(sat, SGD(0.0))
     before = [v.numpy() for v in model.variables]
     logs = sat.fit(X[:4], Y[:4], batch_size=4, verbose=0).history

@@ -1,4 +1,9 @@
-"""Write a robustness result as one HTML file that needs nothing else."""
+"""Write a robustness result as one HTML file that needs nothing else.
+
+The way of a number to the page: `ModelStudy.measure` evaluates the devices and keeps an
+array of theirs in `results.ModelRobustness.devices`; `sections` takes its statistics
+and lays out titles, explanations and tables of texts; `html` writes these.
+"""
 
 import io
 import re

@@ -1,4 +1,8 @@
-"""Arrange a robustness result in sections of tables."""
+"""Arrange a robustness result in sections of tables.
+
+Numbers come from `results.ModelRobustness`, which `ModelStudy.measure` fills; `html`
+and `text` write the sections.
+"""
 
 from collections.abc import Callable
 

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import inspect
 from collections.abc import Callable
 
 import keras
@@ -84,6 +85,11 @@ class GradientSource:
         return source
 
     def get_config(self) -> dict:
+        if inspect.signature(type(self)).parameters:
+            raise NotImplementedError(
+                f"{type(self).__name__} must have a `get_config` to be saved, which "
+                "returns its arguments."
+            )
         return {}
 
     @classmethod

@@ -50,10 +50,8 @@ def fit(model, first, last):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     adam = keras.optimizers.Adam(rate)
     model.compile(adam, loss, metrics=["accuracy"], jit_compile=not quick)
-    order = pnn.callbacks.BatchOrder(batches)
-    model.fit(
-        batches, epochs=last, initial_epoch=first, shuffle=False, callbacks=[order]
-    )
+    order = [pnn.callbacks.BatchOrder(batches)]
+    model.fit(batches, epochs=last, initial_epoch=first, shuffle=False, callbacks=order)
 
 
 # Each layer's frame on its own: degrees, pixels, and parts of the scale.

@@ -9,8 +9,8 @@ The bench is a simulated instrument: a process of its own, reached over TCP, who
 are off by amounts that nobody else knows, and which refuses some of the commands. For
 your own, write a file such as instrument.toml, and leave `simulator.running` out.
 
-    python examples/instrument_in_the_loop.py            # TIME
-    python examples/instrument_in_the_loop.py --quick    # TIME
+    python examples/instrument_in_the_loop.py            # about a minute
+    python examples/instrument_in_the_loop.py --quick    # a quarter of a minute
 """
 
 import argparse

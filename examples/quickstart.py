@@ -4,8 +4,8 @@ Plain backpropagation (BP) and sharpness-aware training (SAT) get the same netwo
 optimizer and epochs. The table shows what is left of each when the whole chip is
 warmer or colder than at calibration, and on 20 other chips.
 
-    python examples/quickstart.py            # MNIST: TIME; digits: TIME
-    python examples/quickstart.py --quick    # TIME
+    python examples/quickstart.py            # MNIST: about eight minutes on two cores
+    python examples/quickstart.py --quick    # a minute; rough figures
 """
 
 import argparse

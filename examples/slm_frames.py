@@ -4,8 +4,8 @@ A free-space network 784–144–10, trained once plainly and once among frames 
 rotate, shift and scale at random. The lab gets 13 greyscale pictures of each network;
 they are read back, so that the table shows what 8 bits and misalignments cost.
 
-    python examples/slm_frames.py            # MNIST: TIME; digits: TIME
-    python examples/slm_frames.py --quick    # TIME
+    python examples/slm_frames.py            # MNIST: about four minutes on two cores
+    python examples/slm_frames.py --quick    # half a minute; rough figures
 """
 
 import argparse

@@ -7,7 +7,7 @@ Each function returns the checked value and raises a `ValueError` that reads
 import math
 import numbers
 import types
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 
 import keras
 import numpy as np
@@ -271,10 +271,12 @@ def concrete(value) -> np.ndarray | None:
 def data(x, y=None, sample_weight=None, finite_targets: bool = True) -> tuple:
     """Returns a data set as structures of NumPy arrays of one length.
 
-    Each is an array or a list or dictionary of arrays, not a list of numbers or a data
-    set. There must be inputs, and neither NaN nor infinity; `finite_targets=False`
-    allows targets to mark with NaN what a loss ignores.
+    Each is an array or a list or dictionary of arrays, not a list of numbers; or `x` is
+    a data set, which is read once. There must be inputs, and neither NaN nor infinity;
+    `finite_targets=False` allows targets to mark with NaN what a loss ignores.
     """
+    if is_data_set(x):
+        x, y, sample_weight = _joined(data_set_batches(x, y, sample_weight)())
     parts = {"x": x, "y": y, "sample_weight": sample_weight}
     parts = {name: samples(name, part) for name, part in parts.items()}
     if all(a is None for a in keras.tree.flatten(parts["x"])):
@@ -290,6 +292,63 @@ def data(x, y=None, sample_weight=None, finite_targets: bool = True) -> tuple:
         if name != "y" or finite_targets:
             finite(name, part)
     return tuple(parts.values())
+
+
+def is_data_set(x) -> bool:
+    """Tells whether `x` is a data set whose batches hold inputs and targets."""
+    return isinstance(x, tf.data.Dataset | keras.utils.PyDataset)
+
+
+def data_set_batches(x, y=None, sample_weight=None) -> Callable[[], Iterator[tuple]]:
+    """Returns a function that yields (x, y, sample_weight) of a data set's batches.
+
+    Raises:
+        ValueError: If targets or weights are given beside it, or it has no end.
+    """
+    for name, value in (("y", y), ("sample_weight", sample_weight)):
+        if value is not None:
+            expected = "None when `x` is a data set, whose batches hold it"
+            raise error(name, expected, type(value).__name__)
+    python = isinstance(x, keras.utils.PyDataset)
+    if python:
+        infinite = x.num_batches is None
+    else:
+        infinite = x.cardinality() == tf.data.INFINITE_CARDINALITY
+    if infinite:
+        raise error("x", "finite: take some batches, as in `x.take(10)`", x)
+
+    def iterate():
+        for batch in (x[index] for index in range(x.num_batches)) if python else x:
+            yield keras.utils.unpack_x_y_sample_weight(batch)
+
+    return iterate
+
+
+def _joined(batches: Iterator[tuple]) -> tuple:
+    """Returns the batches of a data set as arrays."""
+    expected = (
+        "a data set of batches, such as `data.batch(100)`, whose arrays differ in the "
+        "first axis alone, the samples"
+    )
+
+    def join(*parts):
+        if all(part is None for part in parts):
+            return None
+        try:
+            return np.concatenate([np.asarray(part) for part in parts])
+        except (TypeError, ValueError):
+            received = sorted({tuple(getattr(p, "shape", ())) for p in parts})
+            raise error("x", expected, f"parts of shapes {received[:3]}") from None
+
+    every = list(batches)
+    if not every:
+        raise error("x", "a data set with at least one batch", "none")
+    try:
+        return keras.tree.map_structure(join, *every)
+    except (TypeError, ValueError) as problem:
+        if str(problem).startswith("Argument"):
+            raise
+        raise error("x", expected, "batches of other structures") from problem
 
 
 def samples(name: str, value):

@@ -8,7 +8,7 @@ refuse it.
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import layers
+from keras import layers, ops
 
 import keras_pnn as pnn
 
@@ -61,6 +61,49 @@ class Concrete(layers.Dense):
 
     def call(self, inputs):
         return self.function(inputs)
+
+
+class Ageing(layers.Layer):
+    """Loses a part of its light at each call, in inference too."""
+
+    def build(self, input_shape):
+        self.age = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+    def call(self, inputs):
+        self.age.assign_add(1.0)
+        return inputs * ops.exp(-0.1 * self.age)
+
+
+class Noisy(layers.Layer):
+    """Adds noise from Keras' own generator, in inference too."""
+
+    def call(self, inputs):
+        shape, dtype = ops.shape(inputs), self.compute_dtype
+        return inputs + keras.random.normal(shape, stddev=0.3, dtype=dtype)
+
+
+class Reporting(layers.Layer):
+    """Keeps a metric of its own, and adds a loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = keras.metrics.Mean(name="level")
+
+    def call(self, inputs):
+        self.mean.update_state(inputs)
+        self.add_loss(0.1 * ops.mean(inputs**2))
+        return inputs
+
+
+class Counting(layers.Layer):
+    """Keeps a state that Keras does not know."""
+
+    def build(self, input_shape):
+        self.count = tf.Variable(0.0, trainable=False)
+
+    def call(self, inputs):
+        self.count.assign(self.count + 1.0)
+        return inputs
 
 
 class Subclass(keras.Model):
@@ -162,7 +205,7 @@ _KEYED = {
         "group normalization": (layers.GroupNormalization, {"groups": 2}),
         "unit normalization": (layers.UnitNormalization, {}),
         "spectral normalization": (
-            lambda: layers.SpectralNormalization(layers.Dense(5)),
+            lambda: layers.SpectralNormalization(layers.Dense(5, name="assigned")),
             {},
         ),
         "rescaling": (layers.Rescaling, {"scale": 0.5}),
@@ -171,12 +214,19 @@ _KEYED = {
         "recompute_grad": (Recomputed, {"units": 5}),
         "custom_gradient": (Custom, {"units": 5, "use_bias": False}),
         "concrete function": (Concrete, {"units": 5, "use_bias": False}),
+        "metric": (Reporting, {}),
+        "global generator": (Noisy, {}),
+        "tf.Variable": (Counting, {}),
         "MRRBank": (lambda: pnn.layers.MRRBank(3), {}),
         "Photodetector": (lambda: pnn.layers.Photodetector(), {}),
     },
     SERIES: {
         "simple rnn": (layers.SimpleRNN, {"units": 3}),
         "lstm": (layers.LSTM, {"units": 3}),
+        "lstm dropout": (
+            layers.LSTM,
+            {"units": 3, "dropout": 0.3, "recurrent_dropout": 0.3},
+        ),
         "gru": (layers.GRU, {"units": 3, "return_sequences": True}),
         "unrolled gru": (layers.GRU, {"units": 3, "unroll": True}),
         "bidirectional": (lambda: layers.Bidirectional(layers.SimpleRNN(2)), {}),
@@ -302,19 +352,47 @@ for _shape, _kinds in _KEYED.items():
     for _name, (_kind, _options) in _kinds.items():
         _GRAPHS[_name] = _shape, (lambda k, o: lambda x: k(**o)(x))(_kind, _options)
 
+
+def _twice(x):
+    layer = layers.GRU(3, stateful=True, return_sequences=True)
+    return layer(layer(x))
+
+
+def _states(x):
+    """States of all kinds, in a model with a physical layer."""
+    return _stack(
+        lambda: layers.LSTM(4, stateful=True, return_sequences=True, dropout=0.3),
+        layers.BatchNormalization,
+        lambda: layers.SimpleRNN(4, stateful=True),
+        lambda: layers.SpectralNormalization(layers.Dense(4)),
+        lambda: layers.Dropout(0.3),
+        Ageing,
+        Noisy,
+        Reporting,
+        lambda: pnn.layers.MRRBank(4),
+    )(x)
+
+
+# Layers that hand a state from batch to batch, in inference too.
 STATEFUL = {
-    "stateful simple rnn": lambda: layers.SimpleRNN(3, stateful=True),
-    "stateful lstm": lambda: layers.LSTM(3, stateful=True),
-    "stateful gru": lambda: layers.GRU(3, stateful=True, return_sequences=True),
-    "stateful cells": lambda: layers.RNN(
+    "stateful simple rnn": lambda x: layers.SimpleRNN(3, stateful=True)(x),
+    "stateful lstm": lambda x: layers.LSTM(3, stateful=True)(x),
+    "stateful gru": lambda x: layers.GRU(3, stateful=True, unroll=True)(x),
+    "stateful cells": lambda x: layers.RNN(
         [layers.LSTMCell(3), layers.GRUCell(2)], stateful=True
-    ),
-    "stateful bidirectional": lambda: layers.Bidirectional(
+    )(x),
+    "stateful bidirectional": lambda x: layers.Bidirectional(
         layers.LSTM(2, stateful=True)
+    )(x),
+    "stateful conv lstm1d": _stack(
+        lambda: layers.Reshape((2, 6, 1)),
+        lambda: layers.ConvLSTM1D(1, 2, stateful=True),
     ),
+    "stateful twice": _twice,
+    "ageing": lambda x: Ageing()(x),
+    "all states": _states,
 }
-for _name, _kind in STATEFUL.items():
-    _GRAPHS[_name] = SERIES, (lambda k: lambda x: k()(x))(_kind)
+_GRAPHS |= {name: (SERIES, graph) for name, graph in STATEFUL.items()}
 
 NAMES = tuple(_GRAPHS)
 
@@ -330,8 +408,14 @@ SINGLE = (
     "mixed precision",
 )
 
-# Layers that read a variable where no other value can stand for it.
-UNREACHED = ("concrete function",)
+# Layers that draw in inference, from a generator that is no layer's.
+RANDOM = ("global generator", "all states")
+
+# Layers that no value can stand for, or that nothing holds back, and what is said.
+REFUSED = {
+    "concrete function": "Layer `concrete.*` must read its variable .* attribute",
+    "tf.Variable": "Layer `counting.*` must keep what it assigns .* `self.add_weight",
+}
 
 
 def make(name: str) -> tuple[keras.Model, np.ndarray, np.ndarray]:

@@ -22,9 +22,11 @@ ROOMS = (
 )
 LEAVES = (
     "_checks",
+    "_display",
     "_files",
     "_keras",
     "_png",
+    "_signatures",
     "_tables",
     "_version",
     "datasets",

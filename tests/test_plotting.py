@@ -77,7 +77,7 @@ def test_distributions_draws_each_device_and_the_percentiles():
     rest = [line for line in ax.lines if line is not dots]
     ends = {float(y) for line in rest for y in line.get_ydata()}
     assert {1.0, 19.0, 5.0, 15.0, 10.0} <= ends
-    assert legend(ax) == ["nominal", "specification 3"]
+    assert legend(ax) == ["a", "nominal", "specification 3"]
 
 
 def test_heat_map_draws_the_specification():

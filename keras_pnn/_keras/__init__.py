@@ -5,66 +5,33 @@ puts a function of its own in the place of one of theirs.
 """
 
 import contextlib
-import functools
-import types
 import weakref
 from collections.abc import Callable, Iterator
 
 import keras
 import tensorflow as tf
 
+from keras_pnn._keras.layers import flat_layers as flat_layers
+from keras_pnn._keras.layers import global_seed_state as global_seed_state
+from keras_pnn._keras.layers import handing as handing
+from keras_pnn._keras.layers import own_trainable as own_trainable
+from keras_pnn._keras.layers import own_variables as own_variables
+from keras_pnn._keras.layers import parts
+from keras_pnn._keras.layers import recurrent_states as recurrent_states
+from keras_pnn._keras.layers import seed_states as seed_states
 from keras_pnn._keras.overriding import OverridingScope, owners
 from keras_pnn._keras.overriding import inlining as inlining
 from keras_pnn._keras.second_derivatives import (
     twice_differentiable as twice_differentiable,
 )
+from keras_pnn._keras.steps import Steps
+from keras_pnn._keras.steps import in_fit as in_fit
+from keras_pnn._keras.steps import make_test_functions as make_test_functions
+from keras_pnn._keras.steps import retrace as retrace
+from keras_pnn._keras.steps import start_at as start_at
+from keras_pnn._keras.steps import wrap_step as wrap_step
 
 _KINDS = ("train", "test", "predict")
-
-# Layers and variables.
-
-
-def flat_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """Returns the model's layers without the models around them, once each.
-
-    The order is that in which layers were attached, depth first, so that a wrapper
-    and the model inside give the same list.
-    """
-    return [la for la in parts(model) if not isinstance(la, keras.Model)]
-
-
-def parts(model: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """Returns a model and all models and layers inside, once each, depth first."""
-    found: dict[int, keras.layers.Layer] = {}
-
-    def walk(layer):
-        if id(layer) not in found:
-            found[id(layer)] = layer
-            for inner in layer._layers:
-                walk(inner)
-
-    walk(model)
-    return list(found.values())
-
-
-def own_trainable(layer: keras.layers.Layer) -> list[keras.Variable]:
-    """Returns the trainable variables that the layer itself holds."""
-    return list(layer._trainable_variables)
-
-
-def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
-    """Returns the variables that the layer itself holds, trainable ones first."""
-    return [*layer._trainable_variables, *layer._non_trainable_variables]
-
-
-def seed_states(model: keras.layers.Layer) -> list[keras.Variable]:
-    """Returns the states of the random generators of all layers."""
-    return [
-        generator.state
-        for layer in parts(model)
-        for generator in getattr(layer, "_seed_generators", ())
-    ]
-
 
 # Values in the place of variables.
 
@@ -276,115 +243,7 @@ def cannot_vectorize(error: Exception) -> bool:
     return "pfor" in str(error) or "onverter" in str(error)
 
 
-# Compiled steps.
-
-
-class StepHandle:
-    """Takes the wrapper of one `wrap_step` out again, unless it is out already."""
-
-    def __init__(self, steps: "_Steps", wrapper: Callable):
-        self.remove = functools.partial(steps.remove, wrapper)
-
-
-def wrap_step(model: keras.Model, kind: str, wrapper: Callable) -> StepHandle:
-    """Puts a function around each step of the present run of a model.
-
-    Call it from `on_train_begin` or `on_test_begin`, and `remove` the handle when
-    the run ends. Keras does not tell callbacks that a run has failed; a wrapper that a
-    failed run leaves behind acts in no later run. `train_on_batch` and `test_on_batch`
-    run without wrappers.
-
-    Args:
-        kind: `"train"` or `"test"`.
-        wrapper: a function of (function, iterator) that returns the step's logs, where
-            `function(iterator)` runs the step. The last wrapper is the outermost.
-    """
-    steps = getattr(model, f"{kind}_function")
-    if not isinstance(steps, _Steps):
-        steps = _Steps(model, kind)
-    steps.add(wrapper)
-    return StepHandle(steps, wrapper)
-
-
-def retrace(model: keras.Model, kind: str) -> None:
-    """Makes a step be traced anew, within the wrappers that are around it."""
-    getattr(model, f"make_{kind}_function")(force=True)
-
-
-def start_at(model: keras.Model, epoch: int | None) -> None:
-    """Lets the next `fit`, or the one that begins, start at an epoch.
-
-    `None` stands for the one that is passed to `fit`.
-    """
-    model._initial_epoch = epoch
-
-
-class _Steps:
-    """Stands in for a model's compiled function, with wrappers around it.
-
-    Keras calls `make_train_function` when a run begins, and `train_function` at each
-    step; both are replaced on the instance while there is a wrapper. `train_on_batch`
-    calls both, too, but passes a generator to the function.
-    """
-
-    def __init__(self, model: keras.Model, kind: str):
-        self._model = weakref.ref(model)
-        self._attribute, self._maker = f"{kind}_function", f"make_{kind}_function"
-        self._wrappers: list[Callable] = []
-        # Whether Keras has asked for the function since the last step.
-        self._may_begin = False
-        self._function = getattr(model, self._attribute)
-        self.attach()
-
-    def __call__(self, iterator):
-        if isinstance(iterator, types.GeneratorType):
-            self._may_begin = False
-            return self._function(iterator)
-        self._drop_those_of_another_run()
-        function = self._function
-        for wrapper in self._wrappers:
-            function = functools.partial(wrapper, function)
-        return function(iterator)
-
-    def add(self, wrapper: Callable) -> None:
-        self._drop_those_of_another_run()
-        self._wrappers.append(wrapper)
-
-    def remove(self, wrapper: Callable) -> None:
-        self._wrappers = [w for w in self._wrappers if w is not wrapper]
-        model = self._model()
-        if self._wrappers or model is None:
-            return
-        if getattr(model, self._attribute) is self:
-            setattr(model, self._attribute, self._function)
-        if vars(model).get(self._maker) == self._make:
-            self.detach()
-
-    def attach(self) -> None:
-        """Takes the place of the model's function and of what makes it."""
-        model = self._model()
-        setattr(model, self._attribute, self)
-        vars(model)[self._maker] = self._make
-
-    def detach(self) -> None:
-        """Gives the model back what makes its function."""
-        vars(self._model()).pop(self._maker, None)
-
-    def _drop_those_of_another_run(self) -> None:
-        if self._may_begin:
-            self._wrappers = []
-        self._may_begin = False
-
-    def _make(self, force: bool = False) -> None:
-        """Makes the function, as Keras asks for when a run may begin."""
-        model = self._model()
-        if getattr(model, self._attribute) is self:
-            setattr(model, self._attribute, self._function)
-        getattr(type(model), self._maker)(model, force=force)
-        self._function = getattr(model, self._attribute)
-        setattr(model, self._attribute, self)
-        self._may_begin = self._may_begin or not force
-
+# Models and the functions that they compile.
 
 # Model → the models around it.
 _wrappers: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()
@@ -414,7 +273,7 @@ def set_aside(model: keras.layers.Layer) -> Iterator[None]:
         for kind in _KINDS
     ]
     for each, kind, function, _ in before:
-        if isinstance(function, _Steps):
+        if isinstance(function, Steps):
             function.detach()
         setattr(each, f"{kind}_function", None)
     try:
@@ -426,7 +285,7 @@ def set_aside(model: keras.layers.Layer) -> Iterator[None]:
             # Functions of a model that was compiled anew are out of date.
             same = _compiled_as(each) is compiled
             setattr(each, f"{kind}_function", function if same else None)
-            if same and isinstance(function, _Steps):
+            if same and isinstance(function, Steps):
                 function.attach()
         for new in models_around(model):
             # A wrapper that was made in between has nothing from before.
@@ -437,4 +296,3 @@ def set_aside(model: keras.layers.Layer) -> Iterator[None]:
 
 def _compiled_as(model: keras.Model):
     return getattr(model, "_compile_config", None)
-

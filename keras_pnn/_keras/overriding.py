@@ -4,6 +4,7 @@ A `keras.StatelessScope` alone does not reach far enough. A `tf.function` that w
 traced before has captured the variable itself, and one that is traced inside keeps the
 values of this one pass. A `tf.custom_gradient` differentiates by the variables that it
 reads, not by values that stand for them, and runs its gradient outside of the scope.
+Gradients go through what is assigned inside, where an assignment has none.
 """
 
 import contextlib
@@ -28,24 +29,28 @@ class OverridingScope(keras.StatelessScope):
     """A stateless scope whose values hold in nested functions, or which is refused.
 
     Inside, a `tf.function` runs as the Python function that it decorates, and values
-    that a `tf.custom_gradient` reads are among its variables.
+    that a `tf.custom_gradient` reads are among its variables. A variable that is
+    assigned and read again has the gradients of both reads, as in Keras' own steps.
 
     Args:
         pairs: the (variable, value) pairs.
         others: pairs whose values are those of the variables.
-        owners: a function of a variable that names the layers that hold it.
+        owners: a function of a variable that returns the layers that hold it.
         rematerialize: whether `tf.recompute_grad` computes again in the backward
             pass; it has no second derivative.
 
     Raises:
-        ValueError: If one of the variables is read past the scope.
+        ValueError: If one of the variables is read past the scope, or a layer assigns
+            a `tf.Variable` of its own.
     """
 
     def __init__(self, pairs, others, owners: Callable, rematerialize: bool = True):
         super().__init__([*pairs, *others], collect_losses=True)
         self.rematerialize = rematerialize
         self.reads: list[dict] = []
-        self._owners = owners
+        self.owners = owners
+        self._given = dict(self.state_mapping)
+        self._assigned: dict[int, keras.Variable] = {}
         # What a `tf.distribute` strategy holds for a variable has components.
         self._behind = {
             id(component): variable
@@ -69,30 +74,73 @@ class OverridingScope(keras.StatelessScope):
                 read[id(variable)] = variable, value
         return value
 
+    def add_update(self, update):
+        variable, value = update
+        if value.dtype.is_floating or value.dtype.is_complex:
+            value = tf.stop_gradient(value)
+            given = self._given.get(id(variable))
+            if given is not None:
+                value = value + (given - tf.stop_gradient(given))
+        self._assigned[id(variable)] = variable
+        super().add_update((variable, value))
+
+    def updates(self) -> list[tuple]:
+        """Returns (variable, value) of all that was assigned inside."""
+        return [(v, self.state_mapping[i]) for i, v in self._assigned.items()]
+
     def again(self) -> "OverridingScope":
         """Returns a scope with the present values, for a gradient that runs later."""
         scope = copy.copy(self)
         scope.state_mapping = dict(self.state_mapping)
-        scope.losses, scope.reads = [], []
+        scope.losses, scope.reads, scope._assigned = [], [], {}
         return scope
+
+    def check_unassigned(self, variables, given: str) -> None:
+        """Refuses that a layer has assigned variables for which values are given.
+
+        Args:
+            variables: Keras variables.
+            given: by what, for the message.
+        """
+        for variable in variables:
+            if id(variable) in self._assigned:
+                raise ValueError(
+                    f"Layer {self._names(variable)} must keep its variable "
+                    f"`{variable.path}` as it is, since {given} gives it a value. "
+                    "Received: a `call` that assigns it, as `SpectralNormalization` "
+                    "does in training. Leave the variable out, or the layer that "
+                    "assigns it"
+                )
+
+    def check_assigned(self, variable: tf.Variable) -> None:
+        """Refuses that a layer assigns a `tf.Variable`, which nothing holds back."""
+        if self.owners(variable):
+            raise ValueError(
+                f"Layer {self._names(variable)} must keep what it assigns in `call` in "
+                "a Keras variable, since a step may take several passes, of which one "
+                "counts. Received: an assignment to a `tf.Variable`. Make it by "
+                "`self.add_weight(..., trainable=False)`"
+            )
+
+    def _names(self, variable) -> str:
+        return " and ".join(f"`{layer.name}`" for layer in self.owners(variable))
 
     def check(self, variable: tf.Variable) -> None:
         """Refuses that a variable is read for which a value is given."""
         overridden = self._behind.get(id(variable))
         if overridden is not None:
-            names = " and ".join(f"`{name}`" for name in self._owners(overridden))
             raise ValueError(
-                f"Layer {names} must read its variable `{overridden.path}` as "
-                "attribute in `call`, so that another value can stand for it. "
-                "Received: a read of the `tf.Variable` itself, as by a concrete "
-                "function or a `tf.Variable` that the layer keeps. Let `call` use "
-                f"`self.{overridden.name}`, without `get_concrete_function`: Keras "
-                "compiles it anyway"
+                f"Layer {self._names(overridden)} must read its variable "
+                f"`{overridden.path}` as attribute in `call`, so that another value "
+                "can stand for it. Received: a read of the `tf.Variable` itself, as by "
+                "a concrete function or a `tf.Variable` that the layer keeps. Let "
+                f"`call` use `self.{overridden.name}`, without "
+                "`get_concrete_function`: Keras compiles it anyway"
             )
 
 
 def owners(model: keras.layers.Layer, parts: Callable) -> Callable:
-    """Returns a function from a variable to the names of the layers that hold it.
+    """Returns a function from a variable to the layers that hold it.
 
     Args:
         model: the model; it is not kept alive.
@@ -100,15 +148,16 @@ def owners(model: keras.layers.Layer, parts: Callable) -> Callable:
     """
     reference = weakref.ref(model)
 
-    def names(variable):
-        return [
-            layer.name
-            for layer in parts(reference())
-            for own in (layer._trainable_variables, layer._non_trainable_variables)
-            if any(v is variable for v in own)
-        ]
+    def held(layer):
+        yield from layer._trainable_variables
+        yield from layer._non_trainable_variables
+        # Of RNNs, which Keras does not track.
+        yield from keras.tree.flatten(getattr(layer, "states", None))
+        yield from (v for v in vars(layer).values() if isinstance(v, tf.Variable))
 
-    return names
+    return lambda variable: [
+        layer for layer in parts(reference()) if any(v is variable for v in held(layer))
+    ]
 
 
 def _scope() -> OverridingScope | None:
@@ -147,11 +196,13 @@ def _overridden(before):
         scope = _scope()
         if scope is None:
             return before(function, args, kwargs)
-        if not scope.rematerialize and function.__qualname__ == _RECOMPUTE:
+        recomputes = function.__qualname__ == _RECOMPUTE
+        if not scope.rematerialize and recomputes:
             return inspect.getclosurevars(function).nonlocals["f"](*args, **kwargs)
 
         @functools.wraps(function)
         def inside(*args, **kwargs):
+            earlier = scope.again()
             result, gradient = function(*args, **kwargs)
             signature = inspect.signature(gradient)
             if not _takes_variables(signature):
@@ -160,7 +211,8 @@ def _overridden(before):
                     watched = record.should_record_backprop([value])
                     if not (variable.trainable or watched):
                         del scope.reads[-1][key]
-            later = scope.again()
+            # What is computed again draws the same random numbers.
+            later = earlier if recomputes else scope.again()
 
             def in_scope(*upstream, **variables):
                 with later.again():
@@ -239,12 +291,25 @@ def _checked(before):
     return accessed
 
 
+def _held_back(before):
+    def assign(variable, *args, **kwargs):
+        scope = _scope()
+        if scope is not None:
+            scope.check_assigned(variable)
+        return before(variable, *args, **kwargs)
+
+    return assign
+
+
 _REPLACED = (
     (type(tf.function(lambda: None)), "__call__", _inlined),
     (custom_gradient, "_graph_mode_decorator", _overridden),
     (custom_gradient, "_eager_mode_decorator", _overridden),
     (record, "VariableWatcher", _watching),
     (resource_variable_ops, "variable_accessed", _checked),
+    (resource_variable_ops.ResourceVariable, "assign", _held_back),
+    (resource_variable_ops.ResourceVariable, "assign_add", _held_back),
+    (resource_variable_ops.ResourceVariable, "assign_sub", _held_back),
 )
 _lock = threading.Lock()
 _open = 0

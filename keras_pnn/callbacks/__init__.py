@@ -1,6 +1,16 @@
-from keras_pnn.callbacks.checkpoint import Checkpoint as Checkpoint
-from keras_pnn.callbacks.curvature import HessianEigenvalues as HessianEigenvalues
-from keras_pnn.callbacks.curvature import LossLandscape as LossLandscape
-from keras_pnn.callbacks.drift import DriftInjection as DriftInjection
-from keras_pnn.callbacks.robustness import RobustnessReport as RobustnessReport
-from keras_pnn.training.batch_order import BatchOrder as BatchOrder
+"""Analyse a model and let it drift during `fit`."""
+
+from keras_pnn.callbacks.checkpoint import Checkpoint
+from keras_pnn.callbacks.curvature import HessianEigenvalues, LossLandscape
+from keras_pnn.callbacks.drift import DriftInjection
+from keras_pnn.callbacks.robustness import RobustnessReport
+from keras_pnn.training.batch_order import BatchOrder
+
+__all__ = [
+    "BatchOrder",
+    "Checkpoint",
+    "DriftInjection",
+    "HessianEigenvalues",
+    "LossLandscape",
+    "RobustnessReport",
+]

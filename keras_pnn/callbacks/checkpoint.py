@@ -24,7 +24,9 @@ class Checkpoint(keras.callbacks.Callback):
     Unlike `keras.callbacks.BackupAndRestore` it also keeps states in the middle of an
     epoch: the batches that are done are passed over, no update is lost or applied
     twice, and the metrics of the epoch go on. Give `fit` batches in a known order:
-    a `pnn.datasets.Batches`, or arrays with `shuffle=False`.
+    a `pnn.datasets.Batches`, or arrays with `shuffle=False`. List it behind callbacks
+    that change ρ or a rate at the end of an epoch, and before a
+    `keras.callbacks.SwapEMAWeights(swap_on_epoch=True)`.
 
     Args:
         folder: where the state is kept, in one file; removed when `fit` ends as it
@@ -44,7 +46,7 @@ class Checkpoint(keras.callbacks.Callback):
     ```python
     batches = pnn.datasets.Batches(x, y, batch_size=64, seed=0)
     online = pnn.SATModel(model, rho=0.3, device=bench)
-    online.compile(keras.optimizers.Adam(0.01), loss="mse")
+    online.compile(keras.optimizers.Adam(0.01), loss="sparse_categorical_crossentropy")
     online.fit(batches, epochs=10,
                callbacks=[pnn.callbacks.Checkpoint("state", every=20)])
     ```
@@ -72,8 +74,6 @@ class Checkpoint(keras.callbacks.Callback):
         self._check_begins(start.batches)
         self._start = start
         self._epoch, self._done, self._due = start.epoch, 0, False
-        # Those of training, while validation uses the metrics; else `None`.
-        self._metrics = None
         _keras.start_at(self.model, start.epoch or None)
         self._handle = _keras.wrap_step(self.model, "train", self._step)
 
@@ -97,15 +97,14 @@ class Checkpoint(keras.callbacks.Callback):
         else:
             logs = function(iterator)
             self._due = self.every and done // self.every > self._done // self.every
-        self._done, self._metrics = done, None
+        self._done = done
         return logs
 
     def save_state(self) -> str:
         """Writes the present state; returns a note that says which it is."""
         if self._start is None:
             return f"The state in {str(self.folder)!r} is as it was."
-        metrics = self._metrics or metrics_of(self.model)
-        position = Position(self._epoch, self._done, metrics)
+        position = Position(self._epoch, self._done, metrics_of(self.model))
         if (self._epoch, self._done) <= (self._start.epoch, self._start.batches):
             # What was passed over was done before.
             position = self._start
@@ -124,10 +123,6 @@ class Checkpoint(keras.callbacks.Callback):
         if self._due:
             self._due = False
             self.save_state()
-
-    def on_test_begin(self, logs=None):
-        if self._start is not None:
-            self._metrics = metrics_of(self.model)
 
     def on_epoch_end(self, epoch, logs=None):
         self._epoch, self._done = epoch + 1, 0

@@ -3,6 +3,7 @@
 import io
 import os
 import pathlib
+from collections.abc import Callable, Sequence
 
 from keras_pnn import plotting
 from keras_pnn.callbacks.measuring import MeasuringCallback
@@ -21,6 +22,9 @@ class HessianEigenvalues(MeasuringCallback):
     the first epoch, has the columns, and no callback mistakes an old value for a new
     one. Since the first epoch is measured, callbacks that compare with the best so
     far start from a number. List this callback before those that read its keys.
+
+    A device in the loop of the training is not measured, since a measurement has no
+    second derivative: the eigenvalues are the digital model's, as `val_model_loss` is.
 
     Training is the same, to the bit, with and without it. Graphs are kept with the
     model: they are traced once, see `pnn.curvature.HessianOperator`.
@@ -63,18 +67,18 @@ class HessianEigenvalues(MeasuringCallback):
         self,
         x,
         y=None,
-        k=1,
-        variables="controls",
-        every=1,
-        batch_size=256,
+        k: int = 1,
+        variables: str | Sequence[str] | Callable = "controls",
+        every: int = 1,
+        batch_size: int = 256,
         sample_weight=None,
-        tolerance=1e-2,
-        max_iterations=None,
-        seed=0,
-        batch_norm="frozen",
-        verbose=0,
-        smallest=0,
-        log_dir=None,
+        tolerance: float = 1e-2,
+        max_iterations: int | None = None,
+        seed: int = 0,
+        batch_norm: str = "frozen",
+        verbose: int = 0,
+        smallest: int = 0,
+        log_dir: str | os.PathLike | None = None,
     ):
         super().__init__(every, log_dir)
         check_search(k, smallest, tolerance, max_iterations, seed)
@@ -103,8 +107,8 @@ class LossLandscape(MeasuringCallback):
     """Measures the loss around the weights at the end of epochs.
 
     It adds `landscape_rise` to the epoch's logs: by how much the loss at the edge of
-    the landscape lies above its centre, on average. When it measures, what it logs
-    between, and what it leaves as it is: see `HessianEigenvalues`.
+    the landscape lies above its centre, on average. When and what it measures, what it
+    logs between, and what it leaves as it is: see `HessianEigenvalues`.
 
     Args:
         x, y: a probe set, as in `pnn.loss_landscape`.
@@ -146,19 +150,19 @@ class LossLandscape(MeasuringCallback):
         self,
         x,
         y=None,
-        every=1,
-        directions="eigenvectors",
-        extent=1.0,
-        points=11,
-        variables="controls",
-        batch_size=256,
+        every: int = 1,
+        directions: str | list = "eigenvectors",
+        extent: float | tuple[float, float] = 1.0,
+        points: int | tuple[int, int] = 11,
+        variables: str | Sequence[str] | Callable = "controls",
+        batch_size: int = 256,
         sample_weight=None,
-        seed=0,
-        batch_norm="frozen",
-        dimensions=2,
-        tolerance=1e-2,
-        max_iterations=None,
-        verbose=0,
+        seed: int = 0,
+        batch_norm: str = "frozen",
+        dimensions: int = 2,
+        tolerance: float = 1e-2,
+        max_iterations: int | None = None,
+        verbose: int = 0,
         folder: str | os.PathLike | None = None,
         log_dir: str | os.PathLike | None = None,
     ):

@@ -30,7 +30,7 @@ class DriftInjection(keras.callbacks.Callback):
     training) the device is as it was.
 
     The process gives a deviation, which is added to the others of the imperfection:
-    those of a device that is installed or that measures in training, of other
+    those of a device that is installed or that measures in `fit`, of other
     injections, and of noise. On the design alone, 0.05 is a temperature of 0.05 K, and
     a scale of 1.05. An imperfection with elements (`"shift"` in y and x,
     a resonance shift for each ring) moves in all of them alike. The power imbalance of
@@ -53,7 +53,8 @@ class DriftInjection(keras.callbacks.Callback):
     imbalance), the mean over its elements. It is the sum of the device's and of all
     injections; the noise of a `Variation`, anew at each step, comes on top. NaN in an
     epoch without validation, if the device drifts in validation. With
-    `during="validation"` the `val_` metrics are those of the drifting device.
+    `during="validation"` the `val_` metrics are those of the drifting device; in a
+    `fit` on a device, the digital model of the `val_model_` metrics drifts with it.
 
     Args:
         imperfection: Name of an imperfection: `"temperature"` for all layers that
@@ -61,7 +62,7 @@ class DriftInjection(keras.callbacks.Callback):
         process: A process of `keras_pnn.drift`, or any object with `at(step, seed)`,
             in the unit of the imperfection: deviations.
         during: `"training"` or `"validation"`. The second also acts in
-            `model.evaluate(..., callbacks=[...])`.
+            `model.evaluate(..., callbacks=[...])`, which is digital.
         every: `"batch"` or `"epoch"`: how often the value moves.
         seed: Non-negative integer.
         verbose: 1 prints what is logged.
@@ -86,7 +87,13 @@ class DriftInjection(keras.callbacks.Callback):
     """
 
     def __init__(
-        self, imperfection, process, during="training", every="batch", seed=0, verbose=0
+        self,
+        imperfection: str,
+        process,
+        during: str = "training",
+        every: str = "batch",
+        seed: int = 0,
+        verbose: int = 0,
     ):
         super().__init__()
         if not isinstance(imperfection, str) or not imperfection:
@@ -106,14 +113,16 @@ class DriftInjection(keras.callbacks.Callback):
         self.verbose = verbose
         self.log_name = "drift_" + imperfection.replace("/", "_")
         self._epoch, self._last = 0, None
+        self._in_fit = False
 
     def set_params(self, params):
         # `fit` and a plain `evaluate` begin with this call, and validation within
         # `fit` does not: an epoch left over from an earlier `fit` ends here.
         super().set_params(params)
-        self._epoch = 0
+        self._epoch, self._in_fit = 0, False
 
     def on_train_begin(self, logs=None):
+        self._in_fit = True
         self._find()
         if self.during != "training":
             return
@@ -173,8 +182,7 @@ class DriftInjection(keras.callbacks.Callback):
 
     def _device(self):
         """The device that measures in the steps that drift, or `None`."""
-        training = self.during == "training"
-        return getattr(self.model, "device", None) if training else None
+        return getattr(self.model, "device", None) if self._in_fit else None
 
     def _move(self, step, seed):
         """Computes the deviations of the step that is about to run."""

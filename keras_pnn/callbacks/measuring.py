@@ -4,14 +4,16 @@ import keras
 
 from keras_pnn import _checks
 from keras_pnn.callbacks.tensorboard import Summaries
+from keras_pnn.layers.context import substituting
 
 
 class MeasuringCallback(keras.callbacks.Callback):
     """Measures after the first epoch, every `every`-th, and the last.
 
-    In the epochs between, the logged values are NaN. A subclass defines `keys`, what
-    it logs; `measure()`, which returns a result; and `values(result)`, the numbers to
-    log. It may define `prepare()`, called as training begins on a built model, which
+    In the epochs between, the logged values are NaN. What is measured is the digital
+    model, also in a `fit` on a device. A subclass defines `keys`, what it logs;
+    `measure()`, which returns a result; and `values(result)`, the numbers to log. It
+    may define `prepare()`, called as training begins on a built model, which
     raises where arguments do not suit it; and `write(epoch, result, summaries)`, for
     files and for more than numbers in TensorBoard (`None` without `log_dir`).
 
@@ -38,12 +40,14 @@ class MeasuringCallback(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self.epochs, self.results = [], []
         if self.model.built:
-            self.prepare()
+            with substituting(None):
+                self.prepare()
 
     def on_epoch_end(self, epoch, logs=None):
         named = dict.fromkeys(self.keys, float("nan"))
         if self._due(epoch):
-            result = self.measure()
+            with substituting(None):
+                result = self.measure()
             self.epochs.append(epoch)
             self.results.append(result)
             named = dict(zip(self.keys, self.values(result), strict=True))

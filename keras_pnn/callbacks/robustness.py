@@ -7,9 +7,11 @@ import pathlib
 import keras
 
 from keras_pnn import _checks
+from keras_pnn._signatures import passing_on
 from keras_pnn.callbacks.tensorboard import Summaries
+from keras_pnn.layers.context import substituting
 from keras_pnn.robustness.results import RobustnessResult
-from keras_pnn.robustness.specification import Specification, with_specification
+from keras_pnn.robustness.specification import Specification
 from keras_pnn.robustness.study import Study
 
 # Both tails: a low accuracy is bad, and so is a high loss.
@@ -36,6 +38,10 @@ class RobustnessReport(keras.callbacks.Callback):
     every epoch: what moves is the model. Training is the same, to the bit, with and
     without it, and devices are measured from the design also where `DriftInjection`
     moves the model during the steps.
+
+    What it measures are simulated devices of the design, also where a device is in the
+    loop of the training: `val_accuracy` is then that device's, `val_model_accuracy`
+    the design's, and `val_accuracy_mean` that of the simulated devices.
 
     List it before the callbacks that read its keys, and tell them the direction:
     `EarlyStopping("val_accuracy_p05", mode="max")`. The `patience` of `EarlyStopping`
@@ -79,11 +85,11 @@ class RobustnessReport(keras.callbacks.Callback):
     ```
     """
 
-    @with_specification
+    @passing_on(Specification)
     def __init__(
         self,
         x,
-        y,
+        y=None,
         every: int = 1,
         folder: str | os.PathLike | None = None,
         log_dir: str | os.PathLike | None = None,
@@ -129,12 +135,14 @@ class RobustnessReport(keras.callbacks.Callback):
 
     def _prepare(self):
         # Once for a training: what it compiles serves every epoch.
-        self._study = Study(self.specification, self.model, **self._data)
+        with substituting(None):
+            self._study = Study(self.specification, self.model, **self._data)
 
     def _measure(self, epoch):
         if self._study is None:
             self._prepare()
-        result = self._study.measure(verbose=self.verbose)
+        with substituting(None):
+            result = self._study.measure(verbose=self.verbose)
         self.epochs.append(epoch)
         self.results.append(result)
         self._values = _logged(result)
@@ -154,7 +162,7 @@ def _logged(result: RobustnessResult) -> dict[str, float]:
     label, found = next(iter(result.models.items()))
     values = {}
     for metric in found.devices or ():
-        summary = result.summary(label, metric)
+        summary = found.summary(metric)
         for statistic in _STATISTICS:
             values[f"val_{metric}_{statistic}"] = float(summary[statistic])
     if found.devices is not None:

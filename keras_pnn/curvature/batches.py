@@ -13,7 +13,9 @@ def batch_length(x) -> int:
     return int(next(a for a in keras.tree.flatten(x) if a is not None).shape[0])
 
 
-def batches(x, y, sample_weight, batch_size) -> tuple[Callable[[], Iterator], int]:
+def batches(
+    x, y, sample_weight, batch_size
+) -> tuple[Callable[[], Iterator], int | None]:
     """Returns a function that starts a pass over the batches, and their size.
 
     Args:
@@ -23,8 +25,9 @@ def batches(x, y, sample_weight, batch_size) -> tuple[Callable[[], Iterator], in
         A function without arguments that yields (x, y, sample_weight) as tensors, and
         the batch size; `None` for a data set, which has its own.
     """
-    if isinstance(x, (tf.data.Dataset, keras.utils.PyDataset)):
-        return _data_set_batches(x, y, sample_weight), None
+    if _checks.is_data_set(x):
+        start = _checks.data_set_batches(x, y, sample_weight)
+        return lambda: (keras.tree.map_structure(_tensor, b) for b in start()), None
     batch_size = _checks.integer("batch_size", batch_size, 1)
     # Targets may mark with NaN what a loss ignores: its value tells.
     arrays = _checks.data(x, y, sample_weight, finite_targets=False)
@@ -41,6 +44,22 @@ def batches(x, y, sample_weight, batch_size) -> tuple[Callable[[], Iterator], in
     return iterate, batch_size
 
 
+def check_no_states(names: list[str]) -> None:
+    """Raises ValueError if layers hand a state on to the batch that comes next.
+
+    Args:
+        names: of these layers, see `_keras.handing`.
+    """
+    if names:
+        raise ValueError(
+            f"Layer {' and '.join(f'`{name}`' for name in names)} must not be "
+            "stateful, or the data must be one batch: `evaluate` hands the state of "
+            "one batch to the next, which an average over batches does not. Received: "
+            "several batches. Give all samples in one batch, or build the layer with "
+            "`stateful=False`"
+        )
+
+
 def _as_evaluated(array):
     """Casts floating-point numbers as `evaluate` does."""
     if array is None or array.dtype.kind != "f":
@@ -50,25 +69,3 @@ def _as_evaluated(array):
 
 def _tensor(leaf):
     return None if leaf is None else tf.convert_to_tensor(leaf)
-
-
-def _data_set_batches(x, y, sample_weight):
-    for name, value in (("y", y), ("sample_weight", sample_weight)):
-        if value is not None:
-            expected = "None when `x` is a data set, whose batches hold it"
-            raise _checks.error(name, expected, type(value).__name__)
-    python = isinstance(x, keras.utils.PyDataset)
-    if python:
-        infinite = x.num_batches is None
-    else:
-        infinite = x.cardinality() == tf.data.INFINITE_CARDINALITY
-    if infinite:
-        raise _checks.error("x", "finite: take some batches, as in `x.take(10)`", x)
-
-    def iterate():
-        for batch in (x[index] for index in range(x.num_batches)) if python else x:
-            yield keras.tree.map_structure(
-                _tensor, keras.utils.unpack_x_y_sample_weight(batch)
-            )
-
-    return iterate

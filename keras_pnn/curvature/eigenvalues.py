@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from keras_pnn import _checks
+from keras_pnn._display import Table
 from keras_pnn.curvature.lanczos import extreme_vectors
 from keras_pnn.curvature.result import LossResult
 
@@ -15,7 +16,7 @@ DENSE_LIMIT = 32
 SMALLEST_SCALE = 0.01
 
 
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class HessianResult(LossResult):
     """The extreme eigenvalues that `hessian_eigenvalues` found, and how.
 
@@ -35,6 +36,12 @@ class HessianResult(LossResult):
         loss: the loss at these variables.
         variables, parameters, samples, batch_size, batch_norm, seed: as in
             `LossResult`.
+
+    Example:
+
+    >>> found = pnn.hessian_eigenvalues(model, x_train, y_train, k=1)
+    >>> print(found.table())
+    >>> found.eigenvalues[0], found.residuals[0], found.converged
     """
 
     eigenvalues: np.ndarray
@@ -51,29 +58,25 @@ class HessianResult(LossResult):
 
     _long = ("eigenvectors", "smallest_eigenvectors")
 
-    def table(self) -> str:
-        """Returns the eigenvalues as a table of text."""
-        lines = [f"{'':>5} {'eigenvalue':>14} {'residual':>10}  converged"]
+    def _parts(self):
         names = [str(index + 1) for index in range(len(self.eigenvalues))]
         names += [f"n-{i}" if i else "n" for i in range(len(self.smallest))]
-        rows = zip(
+        found = zip(
             names,
             (*self.eigenvalues, *self.smallest),
             (*self.residuals, *self.smallest_residuals),
             (*self.converged, *self.smallest_converged),
             strict=True,
         )
-        for name, value, residual, converged in rows:
-            answer = "yes" if converged else "no"
-            lines.append(f"{name:>5} {value:>14.6g} {residual:>10.2g}  {answer}")
-        lines.append(
+        rows = [
+            (name, f"{value:.6g}", f"{residual:.2g}", "yes" if converged else "no")
+            for name, value, residual, converged in found
+        ]
+        return [
+            Table("", ("", "eigenvalue", "residual", "converged"), rows),
             f"loss {self.loss:.6g}, {self.iterations} products, tolerance "
-            f"{self.tolerance:g}, {self._made()}"
-        )
-        return "\n".join(lines)
-
-    def __str__(self):
-        return self.table()
+            f"{self.tolerance:g}, {self._made()}",
+        ]
 
 
 def find_eigenvalues(

@@ -66,6 +66,8 @@ class LossGraphs:
         self._sizes = [int(np.prod(v.shape)) for v in variables]
         self.training = batch_norm == "batch"
         self.checked = False
+        # Names of layers with a state that one batch hands to the next, once traced.
+        self.handing: list[str] = []
         self.product = self._graph(LossGraphs._product)
         self.moved_loss = self._graph(LossGraphs._moved_loss)
 
@@ -95,6 +97,8 @@ class LossGraphs:
                 sample_weight=sample_weight,
                 **training_argument(model.compute_loss, self.training),
             )
+        scope.check_unassigned(self.variables, "the point of the derivative")
+        self.handing = _keras.handing(model, scope)
         # Keras divides a loss by the replicas of the strategy it is made under.
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         return loss * replicas if replicas > 1 else loss

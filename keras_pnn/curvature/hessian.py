@@ -1,24 +1,28 @@
 """Compute eigenvalues, trace and density of the Hessian of a model's loss."""
 
+from collections.abc import Callable, Sequence
+
+import keras
+
 from keras_pnn.curvature.eigenvalues import HessianResult as HessianResult
 from keras_pnn.curvature.operator import HessianOperator
 from keras_pnn.curvature.spectrum import DensityResult, TraceResult
 
 
 def hessian_eigenvalues(
-    model,
+    model: keras.Model,
     x,
     y=None,
-    k=1,
-    variables="controls",
-    batch_size=256,
+    k: int = 1,
+    variables: str | Sequence[str] | Callable = "controls",
+    batch_size: int = 256,
     sample_weight=None,
-    tolerance=1e-3,
-    max_iterations=None,
-    seed=0,
-    batch_norm="frozen",
-    verbose=0,
-    smallest=0,
+    tolerance: float = 1e-3,
+    max_iterations: int | None = None,
+    seed: int = 0,
+    batch_norm: str = "frozen",
+    verbose: int = 0,
+    smallest: int = 0,
 ) -> HessianResult:
     """Finds the extreme eigenvalues of the Hessian of a model's loss, its sharpness.
 
@@ -96,16 +100,16 @@ def hessian_eigenvalues(
 
 
 def hessian_trace(
-    model,
+    model: keras.Model,
     x,
     y=None,
-    vectors=100,
-    variables="controls",
-    batch_size=256,
+    vectors: int = 100,
+    variables: str | Sequence[str] | Callable = "controls",
+    batch_size: int = 256,
     sample_weight=None,
-    seed=0,
-    batch_norm="frozen",
-    verbose=0,
+    seed: int = 0,
+    batch_norm: str = "frozen",
+    verbose: int = 0,
 ) -> TraceResult:
     """Estimates the trace of the Hessian of a model's loss, the sum of eigenvalues.
 
@@ -147,18 +151,18 @@ def hessian_trace(
 
 
 def hessian_density(
-    model,
+    model: keras.Model,
     x,
     y=None,
-    steps=64,
-    vectors=4,
-    broadening=None,
-    variables="controls",
-    batch_size=256,
+    steps: int = 64,
+    vectors: int = 4,
+    broadening: float | None = None,
+    variables: str | Sequence[str] | Callable = "controls",
+    batch_size: int = 256,
     sample_weight=None,
-    seed=0,
-    batch_norm="frozen",
-    verbose=0,
+    seed: int = 0,
+    batch_norm: str = "frozen",
+    verbose: int = 0,
 ) -> DensityResult:
     """Estimates the density of the eigenvalues of the Hessian of a model's loss.
 

@@ -1,6 +1,8 @@
 """Evaluate the loss along one or two directions through a model's variables."""
 
 import dataclasses
+import os
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -10,7 +12,7 @@ from keras_pnn.curvature.operator import HessianOperator
 from keras_pnn.curvature.result import LossResult
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Landscape(LossResult):
     """The loss over a line or a plane through a model's variables Θ.
 
@@ -26,6 +28,11 @@ class Landscape(LossResult):
             eigenvectors.
         variables, parameters, samples, batch_size, batch_norm, seed: as in
             `LossResult`.
+
+    Example:
+
+    >>> found = pnn.loss_landscape(model, x_train, y_train, points=3)
+    >>> found.save("landscape.npz")
     """
 
     alphas: np.ndarray
@@ -55,7 +62,7 @@ class Landscape(LossResult):
         """Returns everything but the directions' vectors, ready for JSON."""
         return {**super().to_dict(), "rise": self.rise}
 
-    def save(self, path) -> None:
+    def save(self, path: str | os.PathLike) -> None:
         """Writes the arrays to an `.npz` file, without pickled objects."""
         values = {
             field.name: getattr(self, field.name)
@@ -67,7 +74,7 @@ class Landscape(LossResult):
             values[f"direction_{index + 1}"] = np.concatenate(flat)
         np.savez(path, **values)
 
-    def __str__(self):
+    def _parts(self):
         spans = [self.alphas, *([] if self.betas is None else [self.betas])]
         lines = [
             f"loss {self.center:.6g} at the centre, {self.loss.min():.6g} to "
@@ -81,25 +88,25 @@ class Landscape(LossResult):
             state = "converged" if self.converged.all() else "not converged"
             lines.append(f"eigenvalues {found} ({state})")
         lines.append(f"directions {self.directions}, {self._made()}")
-        return "\n".join(lines)
+        return ["\n".join(lines)]
 
 
 def loss_landscape(
-    model,
+    model: keras.Model,
     x,
     y=None,
-    directions="eigenvectors",
-    extent=1.0,
-    points=21,
-    variables="controls",
-    batch_size=256,
+    directions: str | list = "eigenvectors",
+    extent: float | tuple[float, float] = 1.0,
+    points: int | tuple[int, int] = 21,
+    variables: str | Sequence[str] | Callable = "controls",
+    batch_size: int = 256,
     sample_weight=None,
-    seed=0,
-    batch_norm="frozen",
-    dimensions=2,
-    tolerance=1e-3,
-    max_iterations=None,
-    verbose=0,
+    seed: int = 0,
+    batch_norm: str = "frozen",
+    dimensions: int = 2,
+    tolerance: float = 1e-3,
+    max_iterations: int | None = None,
+    verbose: int = 0,
 ) -> Landscape:
     """Evaluates the loss along one or two directions through a model's variables Θ.
 

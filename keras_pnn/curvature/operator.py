@@ -1,14 +1,12 @@
 """Apply the Hessian of a model's loss to vectors."""
 
-import itertools
-
 import keras
 import numpy as np
 import tensorflow as tf
 from scipy.sparse.linalg import LinearOperator
 
 from keras_pnn import _checks, _keras
-from keras_pnn.curvature.batches import batch_length, batches
+from keras_pnn.curvature.batches import batch_length, batches, check_no_states
 from keras_pnn.curvature.dropped import check_second_derivatives, rounding
 from keras_pnn.curvature.eigenvalues import find_eigenvalues
 from keras_pnn.curvature.graphs import loss_graphs
@@ -51,8 +49,8 @@ class HessianOperator(LinearOperator):
         ValueError: If the model is not compiled or not built, or an argument is not
             as described. In a product: if the data is empty, the loss or the product
             is not finite, a second derivative is dropped, a device gives the outputs
-            of the layers, a layer reads the `tf.Variable` behind one of `variables`,
-            or there are several batches and a stateful RNN.
+            of the layers, a layer reads the `tf.Variable` behind one of `variables`
+            or assigns it, or there are several batches and a layer with a state.
 
     Example:
 
@@ -145,7 +143,8 @@ class HessianOperator(LinearOperator):
         Raises:
             ValueError: If the vector has another length, the data is empty, a device
                 gives the outputs of the layers, a layer reads the `tf.Variable` behind
-                one of `variables`, or there are several batches and a stateful RNN.
+                one of `variables` or assigns it, or there are several batches and a
+                layer with a state.
         """
         loss, _, self.samples = self._mean("moved_loss", vector)
         return loss
@@ -185,7 +184,9 @@ class HessianOperator(LinearOperator):
         graph = getattr(graphs, name)
         vectors = list(map(tf.convert_to_tensor, (vector, *more)))
         loss, total, samples = 0.0, 0.0, 0
-        for batch in self._stateless_batches():
+        for batch in self._batches():
+            if samples:
+                check_no_states(graphs.handing)
             size = batch_length(batch[0])
             if name == "product" and not graphs.checked:
                 check_second_derivatives(graphs, batch)
@@ -198,27 +199,6 @@ class HessianOperator(LinearOperator):
             raise _checks.error("x", "at least one sample", "no samples")
         return loss / samples, total / samples, samples
 
-
-    def _stateless_batches(self):
-        """Yields the batches, of which several need layers without a state."""
-        batches = self._batches()
-        # The first two at once, before anything is traced.
-        first = list(itertools.islice(batches, 2))
-        names = [
-            f"`{layer.name}`"
-            for layer in _keras.flat_layers(self.model)
-            if getattr(layer, "stateful", False)
-        ]
-        if len(first) > 1 and names:
-            raise ValueError(
-                f"Layer {' and '.join(names)} must not be stateful, or the data must "
-                "be one batch: `evaluate` hands the state of one batch to the next, "
-                "which a Hessian averaged over batches does not. Received: several "
-                "batches. Give all samples in one batch, or build the layer with "
-                "`stateful=False`"
-            )
-        yield from first
-        yield from batches
 
 
 class CountedProducts:

@@ -4,9 +4,11 @@ import dataclasses
 
 import numpy as np
 
+from keras_pnn._display import Shown
 
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class LossResult:
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class LossResult(Shown):
     """What was measured on a loss as a function of a model's variables.
 
     Args:
@@ -37,6 +39,13 @@ class LossResult:
                 value = value.tolist() if isinstance(value, np.ndarray) else value
                 values[field.name] = list(value) if isinstance(value, tuple) else value
         return values
+
+    def _shown_names(self):
+        # How it was made comes last.
+        names = super()._shown_names()
+        common = [field.name for field in dataclasses.fields(LossResult)]
+        hidden = {*common, *self._long}
+        return [n for n in names if n not in hidden] + ["parameters", "samples"]
 
     def _made(self) -> str:
         return (

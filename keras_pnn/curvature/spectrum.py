@@ -12,7 +12,7 @@ from keras_pnn.curvature.result import LossResult
 MAX_POINTS = 100_000
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class TraceResult(LossResult):
     """The trace of a Hessian, with its standard error.
 
@@ -23,6 +23,11 @@ class TraceResult(LossResult):
         loss: the loss at these variables.
         variables, parameters, samples, batch_size, batch_norm, seed: as in
             `LossResult`.
+
+    Example:
+
+    >>> found = pnn.hessian_trace(model, x_train, y_train, vectors=5)
+    >>> print(f"{found.trace:.3g} ± {found.standard_error:.1g}")
     """
 
     trace: float
@@ -30,15 +35,15 @@ class TraceResult(LossResult):
     estimates: np.ndarray
     loss: float
 
-    def __str__(self):
-        return (
+    def _parts(self):
+        return [
             f"trace {self.trace:.6g} ± {self.standard_error:.2g} (standard error, "
             f"{len(self.estimates)} random vectors)\n"
             f"loss {self.loss:.6g}, {self._made()}"
-        )
+        ]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class DensityResult(LossResult):
     """The density of a Hessian's eigenvalues.
 
@@ -56,6 +61,11 @@ class DensityResult(LossResult):
         loss: the loss at these variables.
         variables, parameters, samples, batch_size, batch_norm, seed: as in
             `LossResult`.
+
+    Example:
+
+    >>> found = pnn.hessian_density(model, x_train, y_train, steps=5)
+    >>> mean_square = found.moment(2)
     """
 
     grid: np.ndarray
@@ -85,13 +95,13 @@ class DensityResult(LossResult):
         inside = (self.nodes >= low) & (self.nodes < high)
         return float(self.weights[inside].sum())
 
-    def __str__(self):
-        return (
+    def _parts(self):
+        return [
             f"eigenvalues from {self.nodes.min():.6g} to {self.nodes.max():.6g}, mean "
             f"{self.moment(1):.6g}, {100 * self.share(-np.inf, 0):.3g} % below 0, "
             f"broadening {self.broadening:.3g} ({self.vectors} random vectors, "
             f"{self.steps} steps)\nloss {self.loss:.6g}, {self._made()}"
-        )
+        ]
 
 
 def find_trace(operator, vectors=100, seed=0, verbose=0) -> TraceResult:

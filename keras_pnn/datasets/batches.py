@@ -7,9 +7,10 @@ import keras
 import numpy as np
 
 from keras_pnn import _checks
+from keras_pnn._display import Brief
 
 
-class Batches(keras.utils.PyDataset):
+class Batches(Brief, keras.utils.PyDataset):
     """Shuffled batches in an order that depends on (seed, epoch, step) alone.
 
     Batch `k` of epoch `e` holds the samples
@@ -49,7 +50,13 @@ class Batches(keras.utils.PyDataset):
     """
 
     def __init__(
-        self, x, y, batch_size, seed=0, sample_weight=None, drop_remainder=False
+        self,
+        x,
+        y,
+        batch_size: int,
+        seed: int = 0,
+        sample_weight=None,
+        drop_remainder: bool = False,
     ):
         super().__init__()
         self.batch_size = _checks.integer("batch_size", batch_size, 1)
@@ -80,7 +87,7 @@ class Batches(keras.utils.PyDataset):
     def __len__(self):
         return self._steps
 
-    def batch(self, step, epoch):
+    def batch(self, step: int, epoch: int) -> tuple:
         """Returns batch `step` of epoch `epoch`, independently of `fit`.
 
         Returns:
@@ -123,7 +130,7 @@ class Batches(keras.utils.PyDataset):
         self.check_order()
         self.epoch += 1
 
-    def check_order(self):
+    def check_order(self) -> None:
         """Raises a ValueError if batches were read out of order."""
         if self._skipped:
             self._running = self._skipped = False

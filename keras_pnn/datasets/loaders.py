@@ -23,6 +23,12 @@ class Dataset:
         y_train, y_test: int32, shape `(n,)`.
         name: `"mnist"`, `"digits"`, or the stem of the file.
         source: The path, or where else the data came from.
+
+    Example:
+
+    >>> data = pnn.datasets.load("digits", verbose=False).head(100, 50)
+    >>> data.x_train.shape
+    (100, 28, 28, 1)
     """
 
     x_train: np.ndarray
@@ -55,7 +61,7 @@ class Dataset:
         )
 
 
-def load(name="auto", verbose=True):
+def load(name: str = "auto", verbose: bool = True) -> Dataset:
     """Loads a data set of small grey images.
 
     MNIST is read from the `.npz` file, or from `mnist.npz` in the folder, that the

@@ -47,6 +47,10 @@ def export_controls(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
     Raises:
         ValueError: If the model has no physical layer, or a control is not finite or,
             for want of a constraint, out of its tuning's range.
+
+    Example:
+
+    >>> table = pnn.export_controls(model, "controls.csv")
     """
     layers = _named_layers(model)
     summary, rows = {}, []
@@ -106,6 +110,11 @@ def load_controls(model: keras.layers.Layer, path: str | os.PathLike) -> None:
             is cut short or too long, a value is not a number or out of the control's
             range, a unit differs, or a control is missing or given twice. The error
             names the file and the line.
+
+    Example:
+
+    >>> table = pnn.export_controls(model, "controls.csv")
+    >>> pnn.load_controls(model, "controls.csv")
     """
     layers = _named_layers(model)
     # NaN marks the values still to be read.

@@ -6,6 +6,8 @@ import keras
 import numpy as np
 
 from keras_pnn import _checks, _keras
+from keras_pnn._display import Shown, Table
+from keras_pnn._signatures import passing_on
 from keras_pnn.layers.mrr import MRRBank, MRRConv2D
 from keras_pnn.layers.ring_layer import RingLayer
 from keras_pnn.layers.ring_program import controls_for
@@ -17,11 +19,13 @@ _COPIED = (
     "bias_constraint",
     "activity_regularizer",
 )
+# What the digital layers have themselves.
+_FROM_LAYER = (*_COPIED, "activation", "use_bias")
 _GEOMETRY = ("strides", "padding", "data_format", "dilation_rate", "groups")
 
 
-@dataclasses.dataclass(frozen=True)
-class Conversion:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Conversion(Shown):
     """A converted model, and the errors of its weights.
 
     Args:
@@ -30,27 +34,35 @@ class Conversion:
             number), `clipped` (those out of reach), `max_error` and `rms_error`
             (effective minus digital weight).
         kept: names of layers with weights that stay digital.
+
+    Example:
+
+    >>> conversion = pnn.convert(digital)
+    >>> sum(layer["clipped"] for layer in conversion.layers)
+    0
     """
 
     model: keras.Model
     layers: list[dict]
     kept: list[str]
 
-    def table(self) -> str:
-        """Returns one line for each layer."""
-        title = f"{'layer':<20} {'weights':>9} {'clipped':>9}"
-        rows = [f"{title} {'max error':>10} {'rms error':>10}"]
-        line = "{name:<20} {weights:>9} {clipped:>9} "
-        line += "{max_error:>10.4g} {rms_error:>10.4g}"
-        rows += [line.format(**row) for row in self.layers]
-        if self.kept:
-            rows.append(f"kept digital: {', '.join(self.kept)}")
-        return "\n".join(rows)
+    def _parts(self):
+        rows = [
+            (
+                row["name"],
+                str(row["weights"]),
+                str(row["clipped"]),
+                f"{row['max_error']:.4g}",
+                f"{row['rms_error']:.4g}",
+            )
+            for row in self.layers
+        ]
+        columns = ("layer", "weights", "clipped", "max error", "rms error")
+        kept = [f"kept digital: {', '.join(self.kept)}"] if self.kept else []
+        return [Table("", columns, rows), *kept]
 
-    def __str__(self):
-        return self.table()
 
-
+@passing_on(RingLayer, without=_FROM_LAYER)
 def convert(model: keras.Model, tuning=None, **kwargs) -> Conversion:
     """Converts the `Dense` and `Conv2D` layers of a trained model to weight banks.
 

@@ -1,6 +1,7 @@
 """Simulated devices: one, many, over time."""
 
 from keras_pnn.devices import drift
+from keras_pnn.devices.axis import Axis
 from keras_pnn.devices.evaluation import DeviceEvaluator, evaluate_devices
 from keras_pnn.devices.result import DeviceEvaluation
 from keras_pnn.devices.simulated import DeviceSet, SimulatedDevice
@@ -8,6 +9,7 @@ from keras_pnn.devices.sweeps import grid, sweep
 from keras_pnn.devices.variation import Correlated, Variation
 
 __all__ = [
+    "Axis",
     "Correlated",
     "DeviceEvaluation",
     "DeviceEvaluator",

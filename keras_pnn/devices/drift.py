@@ -12,22 +12,33 @@ import dataclasses
 import functools
 import itertools
 import math
+import os
 
 import keras
 import numpy as np
 
 from keras_pnn import _checks, _tables
+from keras_pnn._display import Brief
 
 _BLOCK = 1024
 
 
-@dataclasses.dataclass(frozen=True)
-class Process:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Process(Brief):
     """Base of the drift processes: a number for each step.
 
     A subclass is a frozen dataclass and implements `_value(step, seed)`, where `step`
     is a non-negative int and `seed` a tuple of ints, both already checked. Its fields
     are finite numbers, within the bounds of `_checks.real` that their metadata give.
+
+    Raises:
+        ValueError: If a field is not a finite number, or is out of its range.
+
+    Example:
+
+    >>> from keras_pnn import drift
+    >>> drift.Linear(0.5).at(3), drift.Linear(0.5).path(3).tolist()
+    (1.5, [0.0, 0.5, 1.0])
     """
 
     def __post_init__(self):
@@ -36,7 +47,7 @@ class Process:
             number = _checks.real(field.name, value, **field.metadata)
             object.__setattr__(self, field.name, number)
 
-    def at(self, step, seed=0):
+    def at(self, step: int, seed: int | tuple[int, ...] = 0) -> float:
         """Returns the value at one step, a float in the unit of what drifts.
 
         Args:
@@ -46,7 +57,7 @@ class Process:
         """
         return self._value(_checks.integer("step", step, 0), _seed(seed))
 
-    def path(self, steps, seed=0):
+    def path(self, steps: int, seed: int | tuple[int, ...] = 0) -> np.ndarray:
         """Returns the values at steps 0 to `steps - 1`; `path(n)[i] == at(i)`.
 
         Args:
@@ -59,7 +70,7 @@ class Process:
         steps, seed = _checks.integer("steps", steps, 0), _seed(seed)
         return np.fromiter((self._value(i, seed) for i in range(steps)), "float64")
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
     @classmethod
@@ -73,6 +84,12 @@ class BlockProcess(Process):
     A block is a function of the seed, its number, and the value at which the block
     before it ends. A subclass implements `_draw(generator, start)`, which returns
     `_BLOCK` values, and after them the start of the next block if that depends on it.
+
+    Example:
+
+    >>> walk = RandomWalk(std=0.1)
+    >>> bool(walk.path(10, seed=1)[7] == walk.at(7, seed=1))
+    True
     """
 
     def _value(self, step, seed):
@@ -92,7 +109,7 @@ def _bounded(**bounds):
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Linear(Process):
     """A steady drift: `start + rate * step`.
 
@@ -114,13 +131,22 @@ class Linear(Process):
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Uniform(BlockProcess):
     """An independent draw from `[low, high)` at each step.
 
     Args:
         low: Lower end, in the unit of the quantity.
         high: Upper end, not less than `low`, and a finite distance from it.
+
+    Raises:
+        ValueError: If `low` is above `high`, or one is not finite.
+
+    Example:
+
+    >>> path = Uniform(-0.5, 0.5).path(1000, seed=0)
+    >>> bool(path.min() >= -0.5 and path.max() < 0.5)
+    True
     """
 
     low: float
@@ -139,7 +165,7 @@ class Uniform(BlockProcess):
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class RandomWalk(BlockProcess):
     """A Gaussian random walk: the variance after `n` steps is `n * std**2`.
 
@@ -167,7 +193,7 @@ class RandomWalk(BlockProcess):
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class OrnsteinUhlenbeck(BlockProcess):
     """A stationary Gaussian drift: a temperature held by a controller.
 
@@ -181,6 +207,12 @@ class OrnsteinUhlenbeck(BlockProcess):
         std: Stationary standard deviation, in the unit of the quantity; 0 or more.
         relaxation: Relaxation time, in steps; greater than 0.
         mean: Stationary mean, in the unit of the quantity.
+
+    Example:
+
+    >>> path = OrnsteinUhlenbeck(std=0.2, relaxation=50).path(5000, seed=0)
+    >>> bool(abs(path.std() - 0.2) < 0.05)
+    True
 
     Reference:
 
@@ -204,7 +236,7 @@ class OrnsteinUhlenbeck(BlockProcess):
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Sinusoid(Process):
     """A periodic drift: `amplitude * sin(2 pi step / period + phase)`.
 
@@ -212,6 +244,11 @@ class Sinusoid(Process):
         amplitude: Half the peak-to-peak swing, in the unit of the quantity.
         period: Steps per cycle; greater than 0.
         phase: Phase at step 0, in rad.
+
+    Example:
+
+    >>> round(Sinusoid(amplitude=2.0, period=4).at(1), 6)
+    2.0
     """
 
     amplitude: float
@@ -224,7 +261,7 @@ class Sinusoid(Process):
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Recorded(Process):
     """A measured drift, one value per step.
 
@@ -232,6 +269,10 @@ class Recorded(Process):
         values: Sequence of at least one finite number, in the unit of the quantity.
         past_end: What a step beyond the record gives: `"raise"` raises a ValueError,
             `"hold"` gives the last value, `"repeat"` starts the record again.
+
+    Raises:
+        ValueError: If `values` is no sequence of at least one finite number, or
+            `past_end` is unknown.
 
     Example:
 
@@ -253,7 +294,9 @@ class Recorded(Process):
         object.__setattr__(self, "values", tuple(values.tolist()))
 
     @classmethod
-    def from_csv(cls, path, column=None, past_end="raise"):
+    def from_csv(
+        cls, path: str | os.PathLike, column: str | None = None, past_end: str = "raise"
+    ) -> "Recorded":
         """Reads one column of a CSV file with a header line.
 
         Values are taken as they stand: a unit in the header, as in `temperature_K`,

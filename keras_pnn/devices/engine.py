@@ -1,6 +1,6 @@
 """Trace a model's test step as a function of the device, for many devices at once."""
 
-from collections.abc import Iterable
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -10,6 +10,10 @@ from keras_pnn import _keras
 from keras_pnn.devices.mapped import Mapped, filled, graph
 from keras_pnn.devices.normalization import batch_norm_layers, own_statistics, pooled
 from keras_pnn.layers.context import Overrides
+
+
+class _Assigned(Exception):
+    """Says that a layer assigns variables that are not handed on yet."""
 
 
 class Engine:
@@ -28,26 +32,30 @@ class Engine:
 
     def __init__(self, model, variables, rows, batch_norm, differs):
         self.model, self.variables, self.rows = model, variables, rows
-        self._state = model.metrics_variables
+        self._metrics = model.metrics_variables
         # What the train step counts, which no evaluation reports.
         self._not_tested = getattr(model, "train_metrics", ())
-        # What the model and its layers update themselves, in the forward pass.
-        others = [*_keras.compiled_metrics(model), *self._not_tested]
-        known = {id(v) for m in others for v in m.variables}
-        self._forward_state = [
-            i for i, v in enumerate(self._state) if id(v) not in known
-        ]
+        compiled = [*_keras.compiled_metrics(model), *self._not_tested]
+        self._compiled = [v for m in compiled for v in m.variables]
         norms = batch_norm_layers(model)
+        # Assigned for one call, by `own_statistics`.
+        self._moved = [v for la in norms for v in (la.moving_mean, la.moving_variance)]
+        # States of layers, which a device hands from batch to batch.
+        self._handed = _keras.recurrent_states(model)
         self._in_batch = norms if batch_norm == "batch" else []
         self._norms = norms if batch_norm == "reestimated" else []
         # Statistics are alike on all devices in front of what varies. They must not
         # be stacked there, or all that follows would be.
         self._own = {id(la) for la in self._norms if differs(la)}
-        self._seeds = _keras.seed_states(model)
+        self._seeds = [*_keras.seed_states(model), _keras.global_seed_state()]
         self._zero = self._zero_states()
         self._trace()
 
     def _trace(self):
+        self._state = [*self._metrics, *self._handed]
+        # What the model and its layers update themselves, in the forward pass.
+        compiled = {id(v) for v in self._compiled}
+        self._in_pass = [i for i, v in enumerate(self._state) if id(v) not in compiled]
         self._forward_all = Mapped(self._forward, self.rows)
         self._moments_all = Mapped(self._moments, self.rows)
         # Without relaxed shapes: the losses of single outputs are weighted with the
@@ -60,51 +68,64 @@ class Engine:
         return self.rows > 1 and self._forward_all.vectorized
 
     def run(
-        self, values: list[list], calibration: Iterable, batches: Iterable
+        self, values: list[list], calibration: Callable, batches: Callable
     ) -> tuple[list[dict], int]:
         """Evaluates devices, at most as many as there are rows.
 
         Args:
             values: the values of the variables, for each device.
-            calibration: batches of inputs for `"reestimated"`.
-            batches: (x, y, sample_weight) tuples.
+            calibration: a function that gives the batches of inputs for
+                `"reestimated"`.
+            batches: one that gives (x, y, sample_weight) tuples.
 
         Returns:
             The loss and the metrics of each device, name to value, and how many
             devices have given NaN.
         """
+        try:
+            return self._run(values, calibration(), batches())
+        except _Assigned:
+            self._trace()
+        return self.run(values, calibration, batches)
+
+    def _run(self, values, calibration, batches):
         devices = len(values)
         stacks = [
             filled(tf.stack(column), self.rows) for column in zip(*values, strict=True)
         ]
         first_seeds = seeds = [tf.convert_to_tensor(v) for v in self._seeds]
+        first = handed = [self._same(tf.convert_to_tensor(v)) for v in self._handed]
         parts = []
         for x in calibration if self._norms else ():
-            moments, seeds = self._moments_all(stacks, devices, seeds, x)
+            moments, handed, seeds = self._moments_all(
+                [*stacks, *handed], devices, seeds, x
+            )
             seeds = [s[0] for s in seeds]
             parts.append(moments)
         own, shared = self._statistics(parts)
-        states, seeds = self._zero, first_seeds
+        states, seeds = [*self._zero, *first], first_seeds
         for batch in batches:
-            metrics = [states[i] for i in self._forward_state]
-            *passed, seeds = self._forward_all(
-                [*stacks, *own, *metrics], devices, shared, seeds, batch
+            # The first tells which devices have failed.
+            passed = [states[1 + i] for i in self._in_pass]
+            *outputs, seeds = self._forward_all(
+                [*stacks, *own, *passed], devices, shared, seeds, batch
             )
-            states = self._metrics_all(states, batch, *passed)
+            states = self._metrics_all(states, batch, *outputs)
             seeds = [s[0] for s in seeds]
         return self._results(states, devices)
 
-    def _zero_states(self) -> list[tf.Tensor]:
-        """Each device's state before the first batch.
+    def _same(self, value) -> tf.Tensor:
+        """A stack of one value."""
+        return tf.stack([value] * self.rows)
 
-        That is the metrics' variables, and whether the device has given NaN.
-        """
-        before = [v.numpy() for v in self._state]
+    def _zero_states(self) -> list[tf.Tensor]:
+        """Whether each device has given NaN, and metrics, before the first batch."""
+        before = [v.numpy() for v in self._metrics]
         self.model.reset_metrics()
-        zero = [*(v.numpy() for v in self._state), False]
-        for variable, value in zip(self._state, before, strict=True):
+        zero = [False, *(v.numpy() for v in self._metrics)]
+        for variable, value in zip(self._metrics, before, strict=True):
             variable.assign(value)
-        return [tf.stack([tf.convert_to_tensor(v)] * self.rows) for v in zero]
+        return [self._same(tf.convert_to_tensor(v)) for v in zero]
 
     def _statistics(self, parts: list) -> tuple[list, list]:
         """Pools what `_moments` found for each batch, stacked over devices.
@@ -141,22 +162,33 @@ class Engine:
         return [v for la in norms for v in (la.moving_mean, la.moving_variance)]
 
     def _moments(self, values, seeds, x):
-        """What `normalization.moments` returns for each layer and call, and seeds."""
-        overrides = Overrides(
-            zip([*self.variables, *self._seeds], [*values, *seeds], strict=True)
-        )
+        """(what `own_statistics` finds for each layer and call, states, seeds)."""
+        given = [*self.variables, *self._handed, *self._seeds]
+        overrides = Overrides(zip(given, [*values, *seeds], strict=True))
         with (
             overrides.scope(self.model) as scope,
             own_statistics(self._norms) as found,
         ):
             self.model(x, training=False)
-        return found, [_now(scope, v) for v in self._seeds]
+        self._check(scope)
+        handed = [_now(scope, v) for v in self._handed]
+        return found, handed, [_now(scope, v) for v in self._seeds]
+
+    def _check(self, scope) -> None:
+        """Raises if a pass has assigned what no batch hands to the next, as yet."""
+        scope.check_unassigned(self.variables, "each device")
+        known = [*self._state, *self._seeds, *self._compiled, *self._moved]
+        ids = set(map(id, known))
+        others = [v for v, _ in scope.updates() if id(v) not in ids]
+        if others:
+            self._handed += others
+            raise _Assigned
 
     def _forward(self, values, shared, seeds, batch):
-        """(outputs, attributes, loss, metrics' state, any NaN, seeds) of one device."""
+        """(outputs, attributes, loss, any NaN, states, seeds) of one device."""
         x, y, sample_weight = batch
-        metrics = [self._state[i] for i in self._forward_state]
-        stacked = [*self.variables, *self._moving(True), *metrics]
+        passed = [self._state[i] for i in self._in_pass]
+        stacked = [*self.variables, *self._moving(True), *passed]
         alike = [*self._moving(False), *self._seeds]
         overrides = Overrides(
             zip([*stacked, *alike], [*values, *shared, *seeds], strict=True)
@@ -167,12 +199,13 @@ class Engine:
             loss = _keras.compute_loss(
                 self.model, x, y, y_pred, sample_weight, training=False
             )
+        self._check(scope)
         # What Keras hangs on tensors would be lost in a map over devices.
         outputs = keras.tree.flatten(y_pred)
         attributes = [_keras.tensor_attributes(t) for t in outputs]
         failed = tf.reduce_any([_any_nan(t) for t in [loss, *outputs]])
-        now, seeds = ([_now(scope, v) for v in vs] for vs in (metrics, self._seeds))
-        return y_pred, attributes, loss, now, failed, seeds
+        now, seeds = ([_now(scope, v) for v in vs] for vs in (passed, self._seeds))
+        return y_pred, attributes, loss, failed, now, seeds
 
     def _update_all(self, states, batch, *passed):
         # Metrics take little time, and some use operations that TensorFlow cannot
@@ -183,14 +216,14 @@ class Engine:
             fn_output_signature=[s.dtype for s in states],
         )
 
-    def _update(self, state, batch, y_pred, attributes, loss, passed, failed):
+    def _update(self, state, batch, y_pred, attributes, loss, failed, passed):
         """The state of one device after a batch."""
         x, y, sample_weight = batch
         outputs = keras.tree.flatten(y_pred)
         for output, its_own in zip(outputs, attributes, strict=True):
             _keras.set_tensor_attributes(output, its_own)
-        *state, failed_before = state
-        for i, value in zip(self._forward_state, passed, strict=True):
+        failed_before, *state = state
+        for i, value in zip(self._in_pass, passed, strict=True):
             state[i] = value
         mapping = zip(self._state, state, strict=True)
         with keras.StatelessScope(state_mapping=mapping) as scope:
@@ -199,7 +232,7 @@ class Engine:
             _keras.count_losses(self.model, y, y_pred, sample_weight)
             self.model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
             now = [_now(scope, v) for v in self._state]
-        return [*now, tf.logical_or(failed_before, failed)]
+        return [tf.logical_or(failed_before, failed), *now]
 
     def _results(self, states, devices: int) -> tuple[list[dict], int]:
         """The loss and the metrics of each device, and how many gave NaN.
@@ -208,7 +241,7 @@ class Engine:
         answer, or class 0.
         """
         results = []
-        *states, failed = states
+        failed, *states = states
         for i in range(devices):
             mapping = zip(self._state, [s[i] for s in states], strict=True)
             with keras.StatelessScope(state_mapping=mapping):
@@ -242,4 +275,5 @@ def _plain(value):
 
 def _now(scope, variable):
     value = scope.get_current_value(variable)
-    return tf.convert_to_tensor(variable) if value is None else value
+    # XLA takes no input of a map for one of its outputs.
+    return tf.identity(tf.convert_to_tensor(variable) if value is None else value)

@@ -41,7 +41,9 @@ class DeviceEvaluator:
 
     Args:
         model: a compiled model.
-        x: inputs, an array or a list or dictionary of arrays.
+        x: inputs, an array or a list or dictionary of arrays; or a `tf.data.Dataset`
+            or `keras.utils.PyDataset`, whose batches hold targets and sample weights
+            too. A data set is read once, into memory, and cut by `batch_size`.
         y: targets, likewise, or `None` where the model's loss and metrics need none.
         batch_size: samples at once.
         sample_weight: one weight for each sample, or `None`.
@@ -76,7 +78,7 @@ class DeviceEvaluator:
         self,
         model: keras.Model,
         x,
-        y,
+        y=None,
         batch_size: int = 100,
         sample_weight=None,
         chunk: int | None = None,
@@ -123,7 +125,14 @@ class DeviceEvaluator:
         names = sorted(rows[0], key=lambda name: name != "loss")
         values = {n: np.array([r[n] for r in rows]) for n in names}
         return DeviceEvaluation(
-            values, self.samples, self.batch_size, engine.vectorized, self.batch_norm
+            values,
+            self.samples,
+            self.batch_size,
+            engine.vectorized,
+            self.batch_norm,
+            self.model.name,
+            tuple(device.label for device in devices),
+            getattr(devices, "axes", ()),
         )
 
     def chunks(
@@ -185,7 +194,9 @@ class DeviceEvaluator:
     def _build_metrics(self):
         """Makes the metrics' variables, as Keras does at the first batch."""
         try:
-            _keras.build_metrics(self.model, _rows(self._data, 0, 1))
+            # Whole: a model may be made for one batch size.
+            first = _rows(self._data, 0, self.batch_size)
+            _keras.build_metrics(self.model, first)
         except Exception as error:
             _, *asking = _keras.compile_state(self.model)
             if self._data[1] is not None or all(part is None for part in asking):
@@ -209,12 +220,14 @@ class DeviceEvaluator:
                 yield _rows(self._data, first, first + self.batch_size)
                 bar.add(1)
 
+        def calibration():
+            return (_rows(self._calibration, *part) for part in self._parts)
+
         failed = 0
         for start in range(0, len(bound), engine.rows):
             group = bound[start : start + engine.rows]
             values = [[q.value(d) for q, d in pairs] for pairs in group]
-            calibration = (_rows(self._calibration, *part) for part in self._parts)
-            rows, without_value = engine.run(values, calibration, batches())
+            rows, without_value = engine.run(values, calibration, batches)
             failed += without_value
             yield start, rows
         if failed:
@@ -229,8 +242,8 @@ class DeviceEvaluator:
 def evaluate_devices(
     model: keras.Model,
     x,
-    y,
-    devices: Sequence[SimulatedDevice],
+    y=None,
+    devices: Sequence[SimulatedDevice] | None = None,
     batch_size: int = 100,
     sample_weight=None,
     chunk: int | None = None,
@@ -244,22 +257,25 @@ def evaluate_devices(
     Loss and metrics are those of `model.evaluate`, weighting and regularisers
     included; the losses of single outputs are means over all samples, also where the
     last batch is shorter. The model is left as it was. Layers with a `SeedGenerator`
-    draw the same for all devices, anew for each batch. Devices that give NaN, as
-    where a measured tuning curve is left, have metrics of NaN, and a warning says how
-    many. The graph is kept with the model: later calls use it again, for other
-    devices and data too, under the conditions that `DeviceEvaluator` lists.
+    draw the same for all devices, anew for each batch. What layers keep from batch to
+    batch, as stateful RNNs do, starts as it is in the model, and goes on as each device
+    has it. Devices that give NaN, as where a measured tuning curve is left, have
+    metrics of NaN, and a warning says how many. The graph is kept with the model: later
+    calls use it again, for other devices and data too, under the conditions that
+    `DeviceEvaluator` lists.
 
     Args:
         model: a compiled model.
-        x: inputs, an array or a list or dictionary of arrays.
-        y: targets, likewise.
-        devices: what `Variation.sample` returns.
+        x: inputs, an array or a list or dictionary of arrays; or a `tf.data.Dataset`
+            or `keras.utils.PyDataset`, as in `DeviceEvaluator`.
+        y: targets, likewise; `None` where a data set holds them.
+        devices: what `Variation.sample`, `sweep` and `grid` return.
         batch_size, sample_weight, chunk, memory_limit, batch_norm, calibration: as in
             `DeviceEvaluator`.
         verbose: 0 is silent, 1 or `"auto"` shows a progress bar.
 
     Returns:
-        A `DeviceEvaluation`.
+        A `DeviceEvaluation`, which knows the axes of a sweep or a grid.
 
     Raises:
         ValueError: As in `DeviceEvaluator` and its `evaluate`.

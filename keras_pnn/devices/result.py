@@ -1,13 +1,23 @@
 """Hold the loss and the metrics of one model on many devices."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 
+from keras_pnn import _checks, plotting
+from keras_pnn._display import Shown, Table, dataframe
+from keras_pnn.devices.axis import Axis
 
-@dataclasses.dataclass(frozen=True)
-class DeviceEvaluation:
+_STATISTICS = ("mean", "std", "p05", "min", "max")
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class DeviceEvaluation(Shown):
     """Loss and metrics of one model on many devices.
+
+    Where the devices come from `sweep` or `grid`, the result knows their axes: `table`
+    has a line for each point, and `plot` a curve or a map.
 
     Args:
         values: name → array (devices,), the loss and the metrics; with further axes
@@ -17,6 +27,15 @@ class DeviceEvaluation:
         batch_size: samples at once.
         vectorized: whether the devices ran in one graph.
         batch_norm: statistics of batch normalisation, as in `DeviceEvaluator`.
+        model: the model's name.
+        labels: names of the devices, `""` for one without.
+        axes: those of the devices' sweep or grid, else none.
+
+    Example:
+
+    >>> warm = pnn.devices.sweep(model, "temperature", [-1, 0, 1])
+    >>> result = pnn.evaluate_devices(model, x_test, y_test, warm)
+    >>> result.to_dataframe()       # temperature (K), device, loss, accuracy
     """
 
     values: dict[str, np.ndarray]
@@ -24,6 +43,9 @@ class DeviceEvaluation:
     batch_size: int
     vectorized: bool
     batch_norm: str = "frozen"
+    model: str = ""
+    labels: tuple[str, ...] = ()
+    axes: tuple[Axis, ...] = ()
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.values[name]
@@ -45,17 +67,128 @@ class DeviceEvaluation:
 
     def to_dict(self) -> dict:
         """Returns everything in JSON's types."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        axes = [
+            {"name": a.name, "unit": a.unit, "values": a.values.tolist()}
+            for a in self.axes
+        ]
         return {
-            **dataclasses.asdict(self),
+            **fields,
             "values": {n: v.tolist() for n, v in self.values.items()},
+            "labels": list(self.labels),
+            "axes": axes,
         }
 
-    def table(self) -> str:
-        """Returns one line for each metric."""
-        columns = ("mean", "std", "p05", "min", "max")
-        rows = [f"{'':>16}  " + " ".join(f"{c:>9}" for c in columns)]
+    def to_dataframe(self):
+        """Returns one row for each device, as a pandas DataFrame.
+
+        Its columns: one for each axis, named with its unit (`temperature (K)`), with
+        numbers, or texts such as `"(0, 1)"` for points of several elements; `device`,
+        the device's label; and each metric that is one number.
+
+        Raises:
+            ImportError: If pandas is not installed.
+        """
+        labels = self.labels or [""] * len(self)
+        metrics = {n: self.values[n].tolist() for n in self._numbers()}
+        return dataframe(
+            [
+                {**place, "device": label, **{n: v[i] for n, v in metrics.items()}}
+                for i, (place, label) in enumerate(
+                    zip(self._places(), labels, strict=True)
+                )
+            ]
+        )
+
+    def plot(
+        self,
+        metric: str | None = None,
+        name: str | None = None,
+        compare: dict[str, "DeviceEvaluation"] | None = None,
+        ax=None,
+    ):
+        """Draws a metric: along a sweep, as a map over a grid, else one dot a device.
+
+        Args:
+            metric: a metric, or `"loss"`. Default: the first metric.
+            name: what to call this result in the legend. Default: the model's name.
+            compare: name → further results, with the same axes.
+            ax: Matplotlib axes to draw on. Default: those of a new figure.
+
+        Returns:
+            The Matplotlib axes.
+
+        Raises:
+            ValueError: If there is no such metric, a result of `compare` has other
+                axes, or there are more than two axes, or two and `compare`.
+            ImportError: If Matplotlib is not installed.
+        """
+        known = self._numbers()
+        if metric is None:
+            metric = next((n for n in known if n != "loss"), "loss")
+        _checks.choice("metric", metric, known)
+        results = {name or self.model or "model": self, **(compare or {})}
+        for label, other in results.items():
+            if not isinstance(other, DeviceEvaluation) or metric not in other.values:
+                expected = f"names and results with {metric!r}"
+                raise _checks.error("compare", expected, f"{label!r}")
+            ours, theirs = ([(a.name, a.ticks) for a in r.axes] for r in (self, other))
+            if ours != theirs:
+                raise _checks.error("compare", f"results along {ours}", theirs)
+        values = {label: one.values[metric] for label, one in results.items()}
+        if not self.axes:
+            return plotting.distributions(values, metric, ax=ax)
+        places, labels = [], []
+        for axis in self.axes:
+            on_line = axis.positions is not None
+            places.append(axis.positions if on_line else np.arange(len(axis)))
+            labels.append(axis.line_label if on_line else f"point of {axis.label}")
+        if len(self.axes) == 1:
+            return plotting.sweep(places[0], values, labels[0], metric, ax=ax)
+        if len(self.axes) > 2 or len(results) > 1:
+            raise ValueError(
+                "A map shows one result along two axes. Received: "
+                f"{len(results)} results along {len(self.axes)} axes"
+            )
+        (label, found), shape = next(iter(values.items())), tuple(map(len, self.axes))
+        ax = plotting.heat_map(
+            places[1], places[0], found.reshape(shape), *labels[::-1], metric, ax=ax
+        )
+        ax.set_title(label)
+        return ax
+
+    def _numbers(self) -> list[str]:
+        """Returns the metrics that are one number for a device."""
+        return [name for name, values in self.values.items() if values.ndim == 1]
+
+    def _places(self) -> list[dict]:
+        """Returns for each device name of the axis → its point, a number or a text."""
+        if not self.axes:
+            return [{} for _ in range(len(self))]
+        points = [
+            [(a.label, p) for p in (a.values if a.values.ndim == 1 else a.ticks)]
+            for a in self.axes
+        ]
+        return [dict(place) for place in itertools.product(*points)]
+
+    def _parts(self):
+        if self.axes:
+            names = self._numbers()
+            columns = (*(axis.label for axis in self.axes), *names)
+            ticks = itertools.product(*(axis.ticks for axis in self.axes))
+            rows = [
+                (*place, *(f"{self.values[n][i]:.4f}" for n in names))
+                for i, place in enumerate(ticks)
+            ]
+            return [Table("", columns, rows)]
+        rows = []
         for name in self.values:
             summary = self.summary(name)
-            cells = " ".join(f"{summary[c]:9.4f}" for c in columns)
-            rows.append(f"{name:>16}  {cells}")
-        return "\n".join(rows)
+            rows.append((name, *(f"{summary[key]:.4f}" for key in _STATISTICS)))
+        return [Table("", ("", *_STATISTICS), rows)]
+
+    def __repr__(self):
+        along = "".join(f", along {axis.label}" for axis in self.axes)
+        means = ", ".join(f"{n} {np.mean(v):.4g}" for n, v in self.values.items())
+        count = f"{len(self)} device{'' if len(self) == 1 else 's'}"
+        return f"<DeviceEvaluation of {count}{along}; means: {means}>"

@@ -1,7 +1,9 @@
 """Describe simulated devices: the imperfections by which each leaves the design."""
 
+import collections
 import contextlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -10,6 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks, _files
+from keras_pnn._display import Shown, Table
+from keras_pnn.devices.axis import Axis
+from keras_pnn.devices.named import named_deviations, read_csv, write_csv
 from keras_pnn.layers.context import keeping
 from keras_pnn.layers.lookup import architecture, physical_layers, quantities
 from keras_pnn.layers.physical import PhysicalLayer
@@ -18,8 +23,14 @@ from keras_pnn.layers.quantity import Quantity
 _FORMAT = "keras_pnn.devices/1"
 
 
-class SimulatedDevice:
+class SimulatedDevice(Shown):
     """The imperfections of one device, for models of one architecture.
+
+    `from_dict` and `from_csv` take names, such as `"mrr_bank_1/resonance_shift"`.
+
+    Devices add up: in `chip + warmer` each element deviates by the sum of both, in the
+    variable's own unit. Deviations are from nominal, so that scales of 1.1 and 1.2
+    make one of 1.3; power imbalances of splitters add as the angles that they are.
 
     Args:
         deviations: `{(name, index): array}`, the deviation from the nominal value
@@ -45,6 +56,14 @@ class SimulatedDevice:
         architecture: dict[str, list[list[int]]] | None = None,
         label: str = "",
     ):
+        if not isinstance(deviations, dict) or not all(
+            isinstance(key, tuple) and len(key) == 2 for key in deviations
+        ):
+            expected = (
+                "a dictionary {(name, index): array}; SimulatedDevice.from_dict(model, "
+                "…) takes names such as 'temperature' and 'mrr_bank/temperature'"
+            )
+            raise _checks.error("deviations", expected, _checks.short(deviations))
         arrays = {key: _storable(np.asarray(a)) for key, a in deviations.items()}
         if architecture is None:
             architecture = {}
@@ -63,6 +82,87 @@ class SimulatedDevice:
         self.deviations, self.architecture = arrays, architecture
         self.label = label
         self._attached: dict[int, dict[str, tuple[Quantity, np.ndarray]]] = {}
+
+    @classmethod
+    def from_dict(
+        cls, model: keras.layers.Layer, deviations: dict, label: str = ""
+    ) -> "SimulatedDevice":
+        """Describes a device by the names of what deviates.
+
+        Args:
+            model: a built model of its architecture.
+            deviations: name → deviation from the nominal value, in the imperfection's
+                unit: a number for every element, or an array in the variable's shape.
+                Names are those of `Variation`: `"temperature"` of all layers, or
+                `"mrr_bank_1/temperature"` of one; `"splitter_imbalance"`; weights.
+            label: a name for tables.
+
+        Raises:
+            ValueError: If a name is unknown, two names set one variable, or a value
+                is not finite, has another shape or is out of range.
+
+        Example:
+
+        >>> chip = pnn.SimulatedDevice.from_dict(
+        ...     model, {"mrr_bank/resonance_shift": shifts, "temperature": 1.0}
+        ... )
+        """
+        return cls(*named_deviations(model, deviations), label)
+
+    @classmethod
+    def from_csv(
+        cls, model: keras.layers.Layer, path: str | os.PathLike, label: str = ""
+    ) -> "SimulatedDevice":
+        """Reads a device from a table: one line for each element, or for all at once.
+
+            layer,imperfection,index,deviation,unit
+            mrr_bank,resonance_shift,0;0,0.031,nm
+            mrr_bank,resonance_shift,0;1,-0.012,nm
+            ,temperature,,1.0,K
+
+        Without a layer, a line is about all layers that have the imperfection; without
+        an index, about every element. What the file does not name is nominal.
+
+        Args:
+            model: a built model of its architecture.
+            path: the file, as spreadsheets write it: semicolons or tabs may separate
+                cells, and lines that begin with `#` are skipped. The column `unit` may
+                be left out.
+            label: a name for tables.
+
+        Raises:
+            ValueError: If a column is missing, a name, an index or a unit does not fit
+                the model, a number is not finite, an element is given twice, or some
+                elements are missing, or a file of `to_csv` was cut short. The error
+                names the file and the line.
+            OSError: If the file cannot be read.
+        """
+        return cls.from_dict(model, read_csv(model, path), label)
+
+    def to_csv(self, model: keras.layers.Layer, path: str | os.PathLike) -> None:
+        """Writes the device as `from_csv` reads it.
+
+        Raises:
+            ValueError: As in `bind`.
+        """
+        write_csv(self.bind(model), path)
+
+    def __add__(self, other: "SimulatedDevice") -> "SimulatedDevice":
+        if not isinstance(other, SimulatedDevice):
+            return NotImplemented
+        for name in self.architecture.keys() & other.architecture.keys():
+            shapes = self.architecture[name], other.architecture[name]
+            if shapes[0] != shapes[1]:
+                raise ValueError(
+                    "Devices that are added must come from one architecture. Received: "
+                    f"{name} of shapes {shapes[0]} and {shapes[1]}"
+                )
+        sums = dict(self.deviations)
+        for key, deviation in other.deviations.items():
+            sums[key] = sums[key] + deviation if key in sums else deviation
+        labels = [device.label for device in (self, other) if device.label]
+        shapes = {**self.architecture, **other.architecture}
+        return SimulatedDevice(sums, shapes, " + ".join(labels))
 
     def bind(self, model: keras.layers.Layer) -> list[tuple[Quantity, np.ndarray]]:
         """Pairs the model's variables with this device's deviations, ordered by name.
@@ -139,7 +239,7 @@ class SimulatedDevice:
         self._attached = attached
         return self
 
-    def measure(self, layer: PhysicalLayer, inputs, controls: dict):
+    def measure(self, layer: PhysicalLayer, inputs, controls: dict) -> tf.Tensor:
         """Returns the outputs of one layer on this device, inside the graph.
 
         Args:
@@ -160,31 +260,49 @@ class SimulatedDevice:
             imperfections[name] = value + quantity.passing()
         return layer.forward(inputs, controls, imperfections)
 
+    def _parts(self):
+        return [repr(self)[1:-1], _deviation_table([self])]
+
     def __repr__(self):
-        names = sorted({name for name, _ in self.deviations})
-        return f"<SimulatedDevice {self.label} {', '.join(names)}>"
+        label = f" {self.label!r}" if self.label else ""
+        return f"<SimulatedDevice{label}: {_names(self)}>"
 
 
-class DeviceSet(Sequence):
+class DeviceSet(Shown, Sequence):
     """A sequence of simulated devices, saved and loaded as one `.npz` file.
 
     Args:
         devices: the devices.
+        axes: of a sweep or a grid, the `Axis` objects along which the devices lie, the
+            last one varying fastest. A slice of the devices has none.
 
     Raises:
-        ValueError: If the devices deviate in different variables, or come from
-            different architectures.
+        ValueError: If the devices deviate in different variables, come from
+            different architectures, or are not as many as the axes have points.
+
+    Example:
+
+    >>> devices = pnn.Variation(resonance_shift=0.08).sample(model, 4, seed=0)
+    >>> devices.save("chips.npz")
+    >>> len(pnn.DeviceSet.load("chips.npz"))
+    4
     """
 
-    def __init__(self, devices: Iterable[SimulatedDevice]):
-        self._devices = tuple(devices)
+    def __init__(
+        self, devices: Iterable[SimulatedDevice], axes: tuple[Axis, ...] = ()
+    ):
+        self._devices, self.axes = tuple(devices), tuple(axes)
+        points = math.prod(map(len, self.axes))
+        if self.axes and points != len(self._devices):
+            expected = f"axes with one point for each of {len(self._devices)} devices"
+            raise _checks.error("axes", expected, f"{points} points")
         kinds = [(d.deviations.keys(), d.architecture) for d in self._devices]
         for device, kind in zip(self._devices, kinds, strict=True):
             if kind != kinds[0]:
                 raise ValueError(
                     "Argument `devices` must all deviate in the same variables of one "
-                    f"architecture, {_names(self._devices[0])}. "
-                    f"Received: device {device.label!r} with {_names(device)}"
+                    f"architecture, {_keys(self._devices[0])}. "
+                    f"Received: device {device.label!r} with {_keys(device)}"
                 )
 
     def __len__(self):
@@ -205,6 +323,8 @@ class DeviceSet(Sequence):
             "keys": keys,
             "architecture": one.architecture,
         }
+        if self.axes:
+            header["axes"] = [(a.name, a.unit, a.values.tolist()) for a in self.axes]
         arrays = {
             f"a{i}": np.stack([d.deviations[key] for d in self])
             for i, key in enumerate(keys)
@@ -230,6 +350,10 @@ class DeviceSet(Sequence):
                 labels, shapes = header["labels"], header["architecture"]
                 stacks = [file[f"a{i}"] for i in range(len(keys))]
                 rows = list(zip(labels, *stacks, strict=True))
+                axes = [
+                    Axis(str(name), str(unit), np.array(values, "float64"))
+                    for name, unit, values in header.get("axes", ())
+                ]
         except FileNotFoundError:
             raise
         except Exception as error:
@@ -237,13 +361,43 @@ class DeviceSet(Sequence):
                 "Argument `path` must be an .npz file written by `DeviceSet.save`. "
                 f"Received: {os.fspath(path)} ({type(error).__name__}: {error})"
             ) from error
-        return cls(
+        devices = (
             SimulatedDevice(dict(zip(keys, arrays, strict=True)), shapes, label)
             for label, *arrays in rows
         )
+        return cls(devices, axes)
+
+    def _parts(self):
+        return [repr(self)[1:-1], _deviation_table(self)] if self else [repr(self)]
+
+    def __repr__(self):
+        along = "".join(f", along {axis.label}" for axis in self.axes)
+        names = f": {_names(self[0])}" if self else ""
+        count = f"{len(self)} device{'' if len(self) == 1 else 's'}"
+        return f"<DeviceSet of {count}{along}{names}>"
+
+
+def _deviation_table(devices: Sequence[SimulatedDevice]) -> Table:
+    """Returns one row for each variable that the devices deviate in."""
+    rows = []
+    for key in sorted(devices[0].deviations):
+        values = np.stack([d.deviations[key] for d in devices]).astype("float64")
+        figures = np.sqrt(np.mean(values**2)), values.min(), values.max()
+        shape = str(values.shape[1:])
+        rows.append((f"{key[0]}[{key[1]}]", shape, *(f"{v:.4g}" for v in figures)))
+    title = "Deviations from nominal, each in its imperfection's unit"
+    columns = ("", "shape", "root mean square", "smallest", "largest")
+    return Table(title, columns, rows)
 
 
 def _names(device: SimulatedDevice) -> str:
+    """Returns what a device deviates in; several variables of a name with a count."""
+    counts = collections.Counter(name for name, _ in sorted(device.deviations))
+    texts = (name if n == 1 else f"{name} × {n}" for name, n in counts.items())
+    return ", ".join(texts) or "nominal"
+
+
+def _keys(device: SimulatedDevice) -> str:
     return ", ".join(f"{n}[{i}]" for n, i in sorted(device.deviations)) or "none"
 
 

@@ -1,18 +1,22 @@
 """Make devices that differ in chosen values of an imperfection."""
 
 import itertools
+from collections.abc import Sequence
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_pnn import _checks
+from keras_pnn.devices.axis import Axis
+from keras_pnn.devices.named import deviations_of, given_once
 from keras_pnn.devices.simulated import DeviceSet, SimulatedDevice
-from keras_pnn.layers.lookup import architecture, find
+from keras_pnn.layers.lookup import architecture, common_unit
 from keras_pnn.layers.quantity import Quantity
 
 
-def sweep(model: keras.layers.Layer, name: str, values) -> DeviceSet:
+def sweep(
+    model: keras.layers.Layer, name: str, values: Sequence | np.ndarray
+) -> DeviceSet:
     """Returns one device for each value of one imperfection, nominal otherwise.
 
     Args:
@@ -24,6 +28,10 @@ def sweep(model: keras.layers.Layer, name: str, values) -> DeviceSet:
             give the elements of one their own: a plain number moves `"shift"` alike
             in y and x, and one pixel down alone is written `[(1, 0)]`.
 
+    Returns:
+        A `DeviceSet` whose `axes` hold name, unit and values, which what
+        `evaluate_devices` returns keeps.
+
     Raises:
         ValueError: If the model has nothing of that name, or if a value is not
             finite, has another shape, or lies outside the imperfection's range (a
@@ -32,7 +40,9 @@ def sweep(model: keras.layers.Layer, name: str, values) -> DeviceSet:
     Example:
 
     >>> warm = pnn.devices.sweep(model, "temperature", np.linspace(-2, 2, 9))
-    >>> pnn.evaluate_devices(model, x_test, y_test, warm)["accuracy"]
+    >>> result = pnn.evaluate_devices(model, x_test, y_test, warm)
+    >>> print(result)                           # one line for each temperature
+    >>> result.plot("accuracy")
     """
     return grid(model, {name: values})
 
@@ -46,6 +56,9 @@ def grid(model: keras.layers.Layer, values: dict) -> DeviceSet:
     Args:
         model: a built model.
         values: name → values, each as in `sweep`.
+
+    Returns:
+        A `DeviceSet`, as `sweep` does, with one axis for each name.
 
     Raises:
         ValueError: As in `sweep`; or if there is no name, or two names address one
@@ -66,48 +79,24 @@ def grid(model: keras.layers.Layer, values: dict) -> DeviceSet:
             "{'temperature': [-1, 0, 1]}",
             repr(values),
         )
-    axes, keys = [], {}
-    for name, points in values.items():
-        points = np.atleast_1d(_checks.array(name, points))
-        found = find(model, name, weights=True)
-        for key in ((q.name, q.index) for q in found):
-            if key in keys:
-                raise ValueError(
-                    "An imperfection must be given once. Received: "
-                    f"{keys[key]!r} and {name!r}, which both set it"
-                )
-            keys[key] = name
-        axes.append([_deviations(name, found, p) for p in points])
-    shapes = architecture(model, {name for name, _ in keys})
+    points = {n: np.atleast_1d(_checks.array(n, v)) for n, v in values.items()}
+    axes, steps = [], []
+    for name, found in given_once(model, points).items():
+        axes.append(Axis(name, common_unit(found), points[name]))
+        steps.append(
+            [
+                (f"{name} = {_text(found, point)}", deviations_of(name, found, point))
+                for point in points[name]
+            ]
+        )
+    names = {key[0] for options in steps for _, moved in options for key in moved}
+    shapes = architecture(model, names)
     devices = []
-    for chosen in itertools.product(*axes):
+    for chosen in itertools.product(*steps):
         merged = {k: v for _, deviations in chosen for k, v in deviations.items()}
         label = ", ".join(text for text, _ in chosen)
         devices.append(SimulatedDevice(merged, shapes, label))
-    return DeviceSet(devices)
-
-
-def _deviations(
-    name: str, found: list[Quantity], point: np.ndarray
-) -> tuple[str, dict]:
-    """A label, and the deviation of each quantity at one point of a sweep."""
-    deviations = {}
-    for quantity in found:
-        shape = tuple(quantity.variable.shape)
-        try:
-            amount = np.broadcast_to(point, shape)
-        except ValueError:
-            expected = f"numbers, or arrays of shape {shape}"
-            raise _checks.error(name, expected, f"shape {point.shape}") from None
-        if quantity.nominal is not None:
-            _, _, short = name.rpartition("/")
-            nominal = quantity.nominal if quantity.convert is None else 0.0
-            quantity.layer.check_given(short, nominal + amount)
-        amount = tf.constant(amount, quantity.variable.dtype)
-        deviation = np.asarray(quantity.deviation(amount))
-        quantity.check(deviation)
-        deviations[quantity.name, quantity.index] = deviation
-    return f"{name} = {_text(found, point)}", deviations
+    return DeviceSet(devices, tuple(axes))
 
 
 def _text(found: list[Quantity], point: np.ndarray) -> str:

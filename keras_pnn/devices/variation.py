@@ -30,6 +30,11 @@ class Correlated:
 
     Raises:
         ValueError: If `std` is negative or `length` is not positive.
+
+    Example:
+
+    >>> wafer = pnn.Variation(resonance_shift=pnn.Correlated(std=0.08, length=8))
+    >>> devices = wafer.sample(model, 4, seed=0)
     """
 
     def __init__(self, std: float, length: float):
@@ -51,6 +56,10 @@ class Correlated:
         factor = np.tril(np.exp(-np.maximum(steps, 0) / self.length))
         factor[:, 1:] *= np.sqrt(-np.expm1(-2 / self.length))
         return factor
+
+    def __repr__(self):
+        # To the last digit: the digest of a study depends on it.
+        return f"Correlated(std={self.std!r}, length={self.length!r})"
 
     def get_config(self):
         return {"std": self.std, "length": self.length}
@@ -230,7 +239,7 @@ class Variation:
 
         return Variation({name: times(s) for name, s in self.spreads.items()})
 
-    def get_config(self):
+    def get_config(self) -> dict:
         for name, spread in self.spreads.items():
             if not isinstance(spread, float | Correlated):
                 raise ValueError(

@@ -25,6 +25,13 @@ class DeviceError(RuntimeError):
         layer: name of the layer that was measured.
         call: number of the call of the device's `measure`, from 1.
         cause: the last exception, if there was one.
+
+    Example:
+
+    >>> try:
+    ...     online.fit(x_train, y_train, verbose=0)
+    ... except pnn.DeviceError as error:
+    ...     print(error)
     """
 
     # Keras would replace it by a RuntimeError with the arguments of `Layer.call`.

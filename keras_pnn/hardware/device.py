@@ -2,15 +2,17 @@
 
 import contextlib
 import functools
+import os
 import types
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks
+from keras_pnn._display import Brief
 from keras_pnn._keras import models_around, set_aside
 from keras_pnn.hardware.acquisition import Acquisition, DeviceError
 from keras_pnn.hardware.log import storable
@@ -20,7 +22,7 @@ from keras_pnn.layers.lookup import physical_layers
 __all__ = ["DeviceError", "HardwareDevice", "raising"]
 
 
-class HardwareDevice:
+class HardwareDevice(Brief):
     """Base of devices on the bench: NumPy in, NumPy out.
 
     A subclass overrides `measure`, and where it helps `configure` and `recover`. This
@@ -77,14 +79,14 @@ class HardwareDevice:
 
     def __init__(
         self,
-        layers=None,
+        layers: Sequence[str] | None = None,
         max_batch: int | None = None,
         repeats: int = 1,
         settle: float = 0.0,
         timeout: float | None = 60.0,
         retries: int = 3,
         backoff: float = 0.5,
-        log=None,
+        log: str | os.PathLike | None = None,
     ):
         self.layers = _layer_names(layers)
         self.max_batch = _checks.optional(

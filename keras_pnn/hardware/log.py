@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from keras_pnn._display import Brief
 from keras_pnn._files import digest
 
 # Marks the file as a log of this form: "PNN" and the number of the form.
@@ -44,8 +45,8 @@ _DAMAGE = (
 )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Record:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Record(Brief):
     """One measurement of one layer.
 
     Args:

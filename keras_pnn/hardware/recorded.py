@@ -3,7 +3,7 @@
 import operator
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -27,6 +27,9 @@ class RecordedDevice(HardwareDevice):
     first. A log for each part of the run avoids that: each part is replayed from the
     state that it began with.
 
+    Validation in a `fit` on a device is measured and logged too: replay it by a `fit`
+    with the same `validation_data` and `validation_freq`.
+
     Args:
         path: a file that `HardwareDevice(log=path)` wrote.
         layers: names of the physical layers that were on the device, `None` for all.
@@ -43,7 +46,7 @@ class RecordedDevice(HardwareDevice):
     >>> [(r.layer, r.inputs.shape, r.seconds) for r in recorded]
     """
 
-    def __init__(self, path: str | os.PathLike, layers=None):
+    def __init__(self, path: str | os.PathLike, layers: Sequence[str] | None = None):
         super().__init__(layers=layers)
         self.path = os.path.abspath(os.fspath(path))
         self._ids = measurement_log.record_ids(self.path)

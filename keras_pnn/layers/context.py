@@ -60,12 +60,13 @@ class Overrides(Mapping):
 
     def scope(
         self, model: keras.Model, rematerialize: bool = True
-    ) -> keras.StatelessScope:
+    ) -> _keras.OverridingScope:
         """Returns the scope in which these values are in force for a model's loss.
 
         They also are in functions under `tf.function`, which run as the functions
         that they decorate, and under `tf.recompute_grad` and `tf.custom_gradient`, as
-        well as in their gradients. A read past the scope is refused.
+        well as in their gradients. A read past the scope is refused. What is assigned
+        inside are the scope's `updates()`, of whatever kind the variables are.
 
         Args:
             model: the model that is called inside.
@@ -74,7 +75,7 @@ class Overrides(Mapping):
 
         Raises:
             ValueError: Inside, if a layer reads the `tf.Variable` behind one of these
-                variables.
+                variables, or assigns a `tf.Variable` of its own.
         """
         # Keras hands a regulariser None for a variable that the scope does not hold.
         regularized = [

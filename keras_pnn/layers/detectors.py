@@ -1,5 +1,7 @@
 """Detect light: photodiodes, their shot noise, and the converter behind them."""
 
+from collections.abc import Sequence
+
 import keras
 import numpy as np
 from keras import ops
@@ -25,7 +27,7 @@ class _Detector(keras.layers.Layer):
     def _output_dtype(self):
         return "float64" if self.compute_dtype == "float64" else "float32"
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape) -> tuple:
         return tuple(input_shape)
 
     def compute_output_spec(self, inputs):
@@ -106,7 +108,12 @@ class Photodetector(_OfFields):
     - Xu et al., arXiv:2411.12352, Fig. 4: the normalised readout of ten ports.
     """
 
-    def __init__(self, normalize: str | None = None, ports=None, **kwargs):
+    def __init__(
+        self,
+        normalize: str | None = None,
+        ports: int | Sequence[int] | None = None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.normalize = _checks.choice("normalize", normalize, (None, "l2"))
         if np.iterable(ports):
@@ -115,7 +122,7 @@ class Photodetector(_OfFields):
             self.ports = _checks.optional(_checks.integer, "ports", ports, low=1)
             self._read = None if ports is None else tuple(range(self.ports))
 
-    def build(self, input_shape):
+    def build(self, input_shape) -> None:
         if self._read is not None:
             self._build_for(input_shape, ports=self._read)
 
@@ -125,11 +132,11 @@ class Photodetector(_OfFields):
             outputs = _normalized(outputs)
         return outputs if self._read is None else ops.take(outputs, self._read, axis=-1)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape) -> tuple:
         read = input_shape[-1] if self._read is None else len(self._read)
         return (*input_shape[:-1], read)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         own = {"normalize": self.normalize, "ports": self.ports}
         return {**super().get_config(), **own}
 
@@ -165,7 +172,12 @@ class BalancedDetector(_OfFields):
     array([[ 8., -4.]], dtype=float32)
     """
 
-    def __init__(self, plus=None, minus=None, **kwargs):
+    def __init__(
+        self,
+        plus: Sequence[int] | None = None,
+        minus: Sequence[int] | None = None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         if (plus is None) != (minus is None):
             raise ValueError(
@@ -182,7 +194,7 @@ class BalancedDetector(_OfFields):
                     f"common. Received: plus={plus}, minus={minus}"
                 )
 
-    def build(self, input_shape):
+    def build(self, input_shape) -> None:
         self._build_for(input_shape, plus=self.plus or (), minus=self.minus or ())
         if self.plus is None and input_shape[-1] % 2:
             raise ValueError(
@@ -197,11 +209,11 @@ class BalancedDetector(_OfFields):
         plus = ops.take(light, self.plus, axis=-1)
         return detection.balanced(plus, ops.take(light, self.minus, axis=-1))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape) -> tuple:
         pairs = input_shape[-1] // 2 if self.plus is None else len(self.plus)
         return (*input_shape[:-1], pairs)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "plus": self.plus, "minus": self.minus}
 
 
@@ -242,7 +254,7 @@ class ShotNoise(_OfIntensities):
     def _of_real(self, inputs):
         return detection.shot_noise(inputs, self.photons, self.seed_generator.next())
 
-    def get_config(self):
+    def get_config(self) -> dict:
         own = {"photons": self.photons, "seed": self.seed}
         return {**super().get_config(), **own}
 
@@ -282,7 +294,7 @@ class ADC(_OfIntensities):
     def _of_real(self, inputs):
         return self._converter(inputs)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), **self._converter.get_config()}
 
 

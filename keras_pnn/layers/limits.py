@@ -7,12 +7,14 @@ import numpy as np
 from keras import ops
 
 from keras_pnn import _checks
+from keras_pnn._display import Brief
 from keras_pnn.physics import detection
 from keras_pnn.physics import tuning as tunings
+from keras_pnn.physics._tensors import TensorLike
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class ControlRange(keras.constraints.Constraint):
+class ControlRange(Brief, keras.constraints.Constraint):
     """Keeps a control between two limits after each step of the optimizer.
 
     Args:
@@ -21,6 +23,12 @@ class ControlRange(keras.constraints.Constraint):
 
     Raises:
         ValueError: If `low` is not below `high`.
+
+    Example:
+
+    >>> limit = pnn.layers.ControlRange(0.0, 3.0)  # mA
+    >>> limit(np.array([-1.0, 2.0, 9.0])).numpy().tolist()
+    [0.0, 2.0, 3.0]
     """
 
     def __init__(self, low: float = 0.0, high: float | None = None):
@@ -38,12 +46,12 @@ class ControlRange(keras.constraints.Constraint):
             return value
         return ops.minimum(value, ops.cast(self.high, value.dtype))
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {"low": self.low, "high": self.high}
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class DAC:
+class DAC(Brief):
     """Rounds controls to `2**bits` even steps, and clips them to the range.
 
     Training continues through the steps; see `physics.detection.quantize`.
@@ -71,13 +79,13 @@ class DAC:
     def __call__(self, value):
         return detection.quantize(value, self.bits, self.low, self.high)
 
-    def code(self, value) -> np.ndarray:
+    def code(self, value: TensorLike) -> np.ndarray:
         """Returns the integer codes of values, from 0 to `2**bits - 1`."""
         inside = np.clip(np.asarray(value, "float64"), self.low, self.high)
         share = (inside - self.low) / (self.high - self.low)
         return np.rint(share * (2**self.bits - 1)).astype(int)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {"bits": self.bits, "low": self.low, "high": self.high}
 
     @classmethod

@@ -1,12 +1,14 @@
 """Find the controls, imperfections and weights of a model by name."""
 
 import dataclasses
+import difflib
 import fnmatch
 from collections.abc import Callable, Iterable
 
 import keras
 
 from keras_pnn import _checks, _keras
+from keras_pnn.layers.belonging import place_of
 from keras_pnn.layers.physical import PhysicalLayer
 from keras_pnn.layers.quantity import Quantity
 
@@ -15,12 +17,35 @@ Selection = str | Iterable[str] | Callable[[keras.Variable], bool]
 
 
 def physical_layers(model: keras.layers.Layer) -> list[PhysicalLayer]:
-    """Returns the physical layers of a model, wrapped or not, in order."""
+    """Returns the physical layers of a model, wrapped or not, in order.
+
+    Args:
+        model: a model, or a layer.
+
+    Returns:
+        A list of layers, each once.
+
+    Example:
+
+    >>> for layer in pnn.layers.physical_layers(model):
+    ...     print(layer.name, list(layer.controls), list(layer.imperfections))
+    """
     return [la for la in _keras.flat_layers(model) if isinstance(la, PhysicalLayer)]
 
 
 def controls_of(model: keras.layers.Layer) -> list[keras.Variable]:
-    """Returns the trainable controls of a model's physical layers, in order."""
+    """Returns the trainable controls of a model's physical layers, in order.
+
+    Args:
+        model: a built model, or a layer.
+
+    Returns:
+        A list of variables.
+
+    Example:
+
+    >>> count = sum(v.shape.num_elements() for v in pnn.layers.controls_of(model))
+    """
     return [
         v for la in physical_layers(model) for v in la.controls.values() if v.trainable
     ]
@@ -78,12 +103,22 @@ def find(model: keras.layers.Layer, name: str, weights: bool = False) -> list[Qu
     if not found:
         names = [q.name for q in candidates] + [q.path for q in candidates]
         kind = "An imperfection or a weight" if weights else "An imperfection"
+        similar = difflib.get_close_matches(str(name), names, 1)
+        meant = f"Did you mean {similar[0]!r}? " if similar else ""
         raise ValueError(
             f"{kind} must be one of the model's: "
             f"{', '.join(dict.fromkeys(names)) or 'none (is the model built?)'}. "
-            f"Received: {name!r}"
+            f"{place_of(short)}{meant}Received: {name!r}"
         )
     return found
+
+
+def common_unit(found: list[Quantity]) -> str:
+    """Returns the unit of amounts of what a name found, `""` where there is none."""
+    # Another quantity, such as a power imbalance, is not in the variable's unit.
+    plain = all(q.convert is None and q.nominal is not None for q in found)
+    units = {q.unit for q in found}
+    return units.pop() if plain and len(units) == 1 else ""
 
 
 def architecture(

@@ -16,6 +16,12 @@ class MeshInitializer:
     Args:
         seed: an integer, or `None` for one drawn after
             `keras.utils.set_random_seed`. One seed always gives the same phases.
+
+    Example:
+
+    >>> phases = pnn.layers.mesh_initializers.Bar(seed=0)(4, "clements")
+    >>> phases.theta.shape
+    (4, 2)
     """
 
     def __init__(self, seed: int | None = None):
@@ -25,7 +31,7 @@ class MeshInitializer:
     def __call__(self, modes: int, arrangement: str) -> decompose.MeshPhases:
         raise NotImplementedError
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {"seed": self._given}
 
     @classmethod
@@ -35,7 +41,15 @@ class MeshInitializer:
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class Haar(MeshInitializer):
-    """Draws the phases of a Haar-random unitary: `physics.decompose.haar_phases`."""
+    """Draws the phases of a Haar-random unitary: `physics.decompose.haar_phases`.
+
+    Args:
+        seed: see `MeshInitializer`.
+
+    Example:
+
+    >>> mesh = pnn.layers.MZIMesh(4, phase_initializer=Haar(seed=0))
+    """
 
     def __call__(self, modes, arrangement):
         return decompose.haar_phases(modes, self.seed, arrangement)
@@ -46,6 +60,13 @@ class UniformPhases(MeshInitializer):
     """Draws all phases uniformly: theta in [0, π], phi and gamma in [−π, π].
 
     The unitary is not Haar-random: light stays near the mode that it enters.
+
+    Args:
+        seed: see `MeshInitializer`.
+
+    Example:
+
+    >>> mesh = pnn.layers.MZIMesh(4, phase_initializer=UniformPhases(seed=0))
     """
 
     def __call__(self, modes, arrangement):
@@ -70,6 +91,10 @@ class Cross(UniformPhases):
 
     Raises:
         ValueError: If `spread` is negative or not finite.
+
+    Example:
+
+    >>> mesh = pnn.layers.MZIMesh(4, phase_initializer=Cross(spread=0.1, seed=0))
     """
 
     centre = 0.0
@@ -81,13 +106,22 @@ class Cross(UniformPhases):
     def _theta(self, generator, shape):
         return self.centre + self.spread * generator.standard_normal(shape)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {"spread": self.spread, **super().get_config()}
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class Bar(Cross):
-    """Draws theta near π: light stays in its mode. Arguments as in `Cross`."""
+    """Draws theta near π: light stays in its mode. Arguments as in `Cross`.
+
+    Args:
+        spread: standard deviation of theta, in rad.
+        seed: see `MeshInitializer`.
+
+    Example:
+
+    >>> mesh = pnn.layers.MZIMesh(4, phase_initializer=Bar(spread=0.1, seed=0))
+    """
 
     centre = np.pi
 
@@ -96,7 +130,23 @@ _NAMES = {"haar": Haar, "uniform": UniformPhases, "cross": Cross, "bar": Bar}
 
 
 def get(identifier) -> MeshInitializer:
-    """Returns a mesh initializer from a name, a configuration or an object."""
+    """Returns a mesh initializer from a name, a configuration or an object.
+
+    Args:
+        identifier: `"haar"`, `"uniform"`, `"cross"`, `"bar"`, the configuration of an
+            initializer, or a `MeshInitializer`.
+
+    Returns:
+        A `MeshInitializer`.
+
+    Raises:
+        ValueError: If `identifier` is anything else.
+
+    Example:
+
+    >>> type(get("cross")).__name__
+    'Cross'
+    """
     if isinstance(identifier, str) and identifier in _NAMES:
         return _NAMES[identifier]()
     if isinstance(identifier, dict):

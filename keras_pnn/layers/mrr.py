@@ -6,10 +6,13 @@ ring and asks the layer's tuning for the weight: `ResonanceTuning.weight` in
 detuning into through − drop.
 """
 
+from collections.abc import Callable
+
 import keras
 from keras import ops
 
 from keras_pnn import _checks
+from keras_pnn._signatures import passing_on
 from keras_pnn.layers import convolution
 from keras_pnn.layers.context import current
 from keras_pnn.layers.physical import arguments
@@ -79,13 +82,14 @@ class MRRBank(RingLayer):
         - Xu et al., arXiv:2411.12352
     """
 
+    @passing_on(RingLayer)
     def __init__(self, units: int, activation=None, use_bias: bool = True, **kwargs):
         super().__init__(activation, use_bias, **kwargs)
         self.units = _checks.integer("units", units, low=1)
         self.input_spec = keras.layers.InputSpec(min_ndim=2)
         self.supports_masking = True
 
-    def build(self, input_shape):
+    def build(self, input_shape) -> None:
         inputs = input_shape[-1]
         if inputs is None:
             raise ValueError(
@@ -104,10 +108,10 @@ class MRRBank(RingLayer):
             outputs = self._tiled_product(inputs, kernel)
         return self.activation(self._biased(outputs))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape) -> tuple:
         return (*input_shape[:-1], self.units)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "units": self.units}
 
 
@@ -144,6 +148,7 @@ class MRRConv2D(RingLayer):
         - Xu et al., arXiv:2411.12352, Fig. 2
     """
 
+    @passing_on(RingLayer)
     def __init__(
         self,
         filters: int,
@@ -153,7 +158,7 @@ class MRRConv2D(RingLayer):
         data_format: str | None = None,
         dilation_rate: int | tuple[int, int] = (1, 1),
         groups: int = 1,
-        activation=None,
+        activation: str | Callable | None = None,
         use_bias: bool = True,
         **kwargs,
     ):
@@ -189,7 +194,7 @@ class MRRConv2D(RingLayer):
     def _channel_axis(self) -> int:
         return -1 if self.data_format == "channels_last" else 1
 
-    def build(self, input_shape):
+    def build(self, input_shape) -> None:
         channels = input_shape[self._channel_axis]
         if channels is None or channels % self.groups:
             raise ValueError(
@@ -238,7 +243,7 @@ class MRRConv2D(RingLayer):
             images, self.kernel_size, self.strides, self.dilation_rate, self.padding
         )
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape) -> tuple:
         first = self.data_format == "channels_first"
         batch, *rest = input_shape
         geometry = zip(
@@ -251,5 +256,5 @@ class MRRConv2D(RingLayer):
         sizes = [convolution.output_size(*axis, self.padding) for axis in geometry]
         return (batch, self.filters, *sizes) if first else (batch, *sizes, self.filters)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), **arguments(self, MRRConv2D)}

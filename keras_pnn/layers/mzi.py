@@ -63,7 +63,7 @@ class FieldOutputs:
     def _output_dtype(self) -> str:
         return "complex128" if self.compute_dtype == "float64" else "complex64"
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape) -> tuple:
         return (*input_shape[:-1], self.units)
 
     def compute_output_spec(self, inputs):
@@ -137,13 +137,13 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
         self,
         units: int,
         arrangement: str = "clements",
-        phase_initializer="haar",
-        phase_regularizer=None,
-        phase_constraint=None,
+        phase_initializer: str | keras.initializers.Initializer = "haar",
+        phase_regularizer: str | keras.regularizers.Regularizer | None = None,
+        phase_constraint: str | keras.constraints.Constraint | None = None,
         loss_db: float | np.ndarray = 0.0,
         straight_loss_db: float = 0.0,
-        crosstalk=None,
-        dac=None,
+        crosstalk: np.ndarray | None = None,
+        dac: DAC | None = None,
         **kwargs,
     ):
         # Inputs are cast in `forward`: an amplitude of 7e4 overflows float16.
@@ -169,7 +169,7 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
         if isinstance(self.dac, DAC):
             self._range = (self.dac.low, self.dac.high)
 
-    def build(self, input_shape):
+    def build(self, input_shape) -> None:
         self._check_inputs(input_shape)
         exists, shape = self._exists, self._exists.shape
         with tf.init_scope():
@@ -195,7 +195,7 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
         nominal = 0.0 if isinstance(self.loss_db, np.ndarray) else self.loss_db
         self.add_imperfection("loss_db", shape, unit="dB", nominal=nominal, mask=exists)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape) -> tuple:
         self._check_inputs(input_shape)
         return super().compute_output_shape(input_shape)
 
@@ -256,7 +256,7 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
         self._check_inputs(inputs.shape)
         return mesh.propagate(inputs, **self._settings(controls, imperfections))
 
-    def program(self, unitary) -> float:
+    def program(self, unitary: np.ndarray) -> float:
         """Sets the phases for a unitary matrix on the ideal mesh.
 
         Crosstalk between the phase shifters is compensated: without a `dac` by phases
@@ -283,7 +283,7 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
         self._warn_of_clipping()
         return relative_distance(self.lossless_matrix(), unitary)
 
-    def correct(self, unitary) -> float:
+    def correct(self, unitary: np.ndarray) -> float:
         """Sets the phases for a unitary matrix, correcting present imperfections.
 
         They are corrected cell by cell; see `physics.decompose.correct`.
@@ -414,5 +414,5 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
         column, cell = index
         return "", 2 * cell + column % 2, column
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), **arguments(self, MZIMesh)}

@@ -5,6 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks
+from keras_pnn.layers.belonging import refuse_elsewhere
 from keras_pnn.layers.limits import ControlRange
 from keras_pnn.layers.mzi import FieldOutputs, MZIMesh, as_matrix, relative_distance
 from keras_pnn.layers.physical import PhysicalLayer, check_built
@@ -30,6 +31,12 @@ class Attenuators(FieldOutputs, PhysicalLayer):
 
     Raises:
         ValueError: If `units` is not an integer of 1 or more.
+
+    Example:
+
+    >>> attenuators = pnn.layers.Attenuators(4)
+    >>> attenuators(np.ones((2, 4), "complex64")).shape
+    TensorShape([2, 4])
     """
 
     def __init__(self, units: int, **kwargs):
@@ -108,6 +115,7 @@ class MZIDense(FieldOutputs, keras.layers.Layer):
         dac=None,
         **kwargs,
     ):
+        refuse_elsewhere(type(self), kwargs)
         super().__init__(autocast=False, **kwargs)
         self._mesh = {
             "arrangement": arrangement,

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from keras_pnn import _checks, _keras
 from keras_pnn.layers import context
+from keras_pnn.layers.belonging import refuse_elsewhere
 from keras_pnn.layers.quantity import Quantity
 
 
@@ -30,7 +31,7 @@ class PhysicalLayer(keras.layers.Layer):
 
     ```python
     class Attenuators(pnn.layers.PhysicalLayer):
-        def build(self, input_shape):
+        def build(self, input_shape) -> None:
             self.add_control("amplitude", input_shape[-1:], unit="", initializer="ones")
             self.add_imperfection("loss_db", input_shape[-1:], unit="dB")
 
@@ -45,6 +46,7 @@ class PhysicalLayer(keras.layers.Layer):
     aliases: ClassVar[dict[str, tuple[str, Callable]]] = {}
 
     def __init__(self, **kwargs):
+        refuse_elsewhere(type(self), kwargs)
         super().__init__(**kwargs)
         self._controls: dict[str, Quantity] = {}
         self._imperfections: dict[str, Quantity] = {}
@@ -54,10 +56,10 @@ class PhysicalLayer(keras.layers.Layer):
         name: str,
         shape: tuple,
         unit: str,
-        initializer="zeros",
+        initializer: str | keras.initializers.Initializer = "zeros",
         nominal: float = 0.0,
-        regularizer=None,
-        constraint=None,
+        regularizer: str | keras.regularizers.Regularizer | None = None,
+        constraint: str | keras.constraints.Constraint | None = None,
         trainable: bool = True,
         mask: np.ndarray | None = None,
     ) -> keras.Variable:
@@ -265,7 +267,8 @@ def arguments(layer: keras.layers.Layer, kind: type) -> dict:
     """
     config = {}
     for name, parameter in inspect.signature(kind.__init__).parameters.items():
-        if name == "self" or parameter.kind is parameter.VAR_KEYWORD:
+        # Keywords alone are those that a base class takes, see `passing_on`.
+        if name == "self" or parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
             continue
         value = getattr(layer, name)
         if isinstance(value, np.ndarray):

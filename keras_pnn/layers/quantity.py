@@ -7,11 +7,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_pnn._display import Brief
+
 _DRIFT = "_keras_pnn_drift"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Quantity:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Quantity(Brief):
     """A variable of a model, what it means, and how it is addressed.
 
     Args:

@@ -1,6 +1,7 @@
 """Set, read out and describe a matrix of microring weights, for all its layers."""
 
 import math
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -52,22 +53,22 @@ class RingLayer(RealInputs, PhysicalLayer):
 
     def __init__(
         self,
-        activation=None,
+        activation: str | Callable | None = None,
         use_bias: bool = True,
-        tuning=None,
-        kernel_initializer="glorot_uniform",
-        bias_initializer="zeros",
-        kernel_regularizer=None,
-        control_regularizer=None,
-        bias_regularizer=None,
-        activity_regularizer=None,
-        control_constraint="tuning",
-        bias_constraint=None,
+        tuning: tunings.Tuning | str | None = None,
+        kernel_initializer: str | keras.initializers.Initializer = "glorot_uniform",
+        bias_initializer: str | keras.initializers.Initializer = "zeros",
+        kernel_regularizer: str | keras.regularizers.Regularizer | None = None,
+        control_regularizer: str | keras.regularizers.Regularizer | None = None,
+        bias_regularizer: str | keras.regularizers.Regularizer | None = None,
+        activity_regularizer: str | keras.regularizers.Regularizer | None = None,
+        control_constraint: str | keras.constraints.Constraint | None = "tuning",
+        bias_constraint: str | keras.constraints.Constraint | None = None,
         temperature_sensitivity: float = 0.08,
-        crosstalk=None,
+        crosstalk: np.ndarray | None = None,
         channel_spacing: float | None = None,
         bank_size: tuple[int, int] | None = None,
-        dac=None,
+        dac: limits.DAC | None = None,
         adc_bits: int | None = None,
         adc_range: float | None = None,
         **kwargs,
@@ -264,7 +265,7 @@ class RingLayer(RealInputs, PhysicalLayer):
         high = limit * (1 - 2.0 ** (1 - self.adc_bits))
         return detection.quantize(value, self.adc_bits, -limit, high)
 
-    def program(self, weights, clip: bool = False) -> float:
+    def program(self, weights: np.ndarray, clip: bool = False) -> float:
         """Sets the controls for target weights on the ideal device.
 
         Crosstalk between heaters, and between the rings and channels of a row, is
@@ -302,17 +303,17 @@ class RingLayer(RealInputs, PhysicalLayer):
         missed = ideal_weights(self)(np.asarray(stored, "float64")) - weights
         return float(np.sqrt(np.mean(missed**2)))
 
-    def effective_weights(self):
+    def effective_weights(self) -> tf.Tensor:
         """Returns the weights, in the kernel's shape, with present imperfections."""
         controls, imperfections = self.current_values()
         return self.weights_at(self.driven(controls["control"]), imperfections)
 
-    def heater_power(self):
+    def heater_power(self) -> tf.Tensor | None:
         """Returns the power of each heater in mW, or `None` without heaters."""
         controls, _ = self.current_values()
         return self.tuning.heater_power(self.driven(controls["control"]))
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), **arguments(self, RingLayer)}
 
 

@@ -3,6 +3,7 @@
 import math
 import os
 import pathlib
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -121,20 +122,20 @@ class MaskedSLM(RealInputs, PhysicalLayer):
         grid: tuple[int, int] = (3, 4),
         margin: int | tuple[int, int] = (2, 1),
         pixel_repeat: int | tuple[int, int] = (1, 2),
-        activation=None,
+        activation: str | Callable | None = None,
         use_bias: bool = False,
         display_range: tuple[float, float] | None = None,
         display_bits: int | None = None,
-        dac=None,
+        dac: DAC | None = None,
         contrast: float | None = None,
         photons: float | None = None,
         read_noise: float = 0.0,
         seed: int | None = None,
-        mask_initializer="glorot_uniform",
-        mask_regularizer=None,
-        mask_constraint="range",
-        bias_initializer="zeros",
-        bias_regularizer=None,
+        mask_initializer: str | keras.initializers.Initializer = "glorot_uniform",
+        mask_regularizer: str | keras.regularizers.Regularizer | None = None,
+        mask_constraint: str | keras.constraints.Constraint | None = "range",
+        bias_initializer: str | keras.initializers.Initializer = "zeros",
+        bias_regularizer: str | keras.regularizers.Regularizer | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -178,7 +179,7 @@ class MaskedSLM(RealInputs, PhysicalLayer):
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.bias_regularizer = keras.regularizers.get(bias_regularizer)
 
-    def build(self, input_shape):
+    def build(self, input_shape) -> None:
         size = _image_size(tuple(input_shape), self.tile)
         self.add_control(
             "mask",
@@ -271,10 +272,10 @@ class MaskedSLM(RealInputs, PhysicalLayer):
             light = light + self.read_noise * noise
         return light
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape) -> tuple:
         return (input_shape[0], self.units)
 
-    def program(self, weights, clip: bool = False) -> float:
+    def program(self, weights: np.ndarray, clip: bool = False) -> float:
         """Sets the masks to a signed matrix.
 
         Args:
@@ -407,7 +408,7 @@ class MaskedSLM(RealInputs, PhysicalLayer):
         )
         return frame, *(r * (c * (n + 2 * m) + m + p) for r, c, n, m, p in sides)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), **arguments(self, MaskedSLM)}
 
 

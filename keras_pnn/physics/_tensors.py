@@ -9,7 +9,7 @@ import tensorflow as tf
 TensorLike = float | np.ndarray | tf.Tensor | tf.Variable | keras.Variable
 
 
-def as_tensors(*values):
+def as_tensors(*values) -> tuple[tf.Tensor, ...]:
     """Converts values to tensors of one float dtype.
 
     The widest dtype of the arrays and tensors is taken, but never less than float32,

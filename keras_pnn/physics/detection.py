@@ -58,6 +58,9 @@ def balanced(plus: TensorLike, minus: TensorLike) -> tf.Tensor:
         plus: Intensity on the diode that adds.
         minus: Intensity on the diode that subtracts.
 
+    Returns:
+        Float tensor, the difference.
+
     Raises:
         ValueError: If a value is complex: a field in place of an intensity.
 
@@ -91,6 +94,13 @@ def shot_noise(intensity: TensorLike, photons: TensorLike, seed) -> tf.Tensor:
         intensity: Intensity, 0 or more. In a graph, others give NaN.
         photons: Mean number of detected photons per unit of intensity, positive.
         seed: Two integers, or an integer tensor of shape (2,).
+
+    Returns:
+        Float tensor of the shape of `intensity`.
+
+    Raises:
+        ValueError: If `seed` is not two integers, or eagerly: `intensity` is negative,
+            or `photons` is not positive.
 
     Example:
 
@@ -171,6 +181,13 @@ def quantize(x: TensorLike, bits: int, low: TensorLike, high: TensorLike) -> tf.
         bits: Resolution, an integer from 1 to 24.
         low: Lowest level.
         high: Highest level, above `low`.
+
+    Returns:
+        Float tensor of levels, in the shape of `x`.
+
+    Raises:
+        ValueError: If `bits` is not an integer from 1 to 24, or eagerly: `x` is NaN, or
+            `low` and `high` are not finite or not in order.
 
     Example:
 

@@ -46,6 +46,10 @@ def tile(
         Float tensor of the shape that `frame_shape` gives: (frames, frame height,
         frame width).
 
+    Raises:
+        ValueError: If an argument of the layout is out of range, or the masks do not
+            fit it.
+
     Example:
 
     >>> tile(np.ones((144, 28, 28))).shape
@@ -103,6 +107,10 @@ def untile(
     Returns:
         Float tensor of shape (units, height, width).
 
+    Raises:
+        ValueError: If an argument of the layout is out of range, or the frames do not
+            fit it.
+
     Example:
 
     >>> masks = np.random.default_rng(0).normal(size=(10, 12, 12))
@@ -135,7 +143,16 @@ def frame_shape(
 ) -> tuple[int, int, int]:
     """Returns the shape (frames, height, width) of the frames for `units` masks.
 
-    Arguments as in `untile`.
+    Args:
+        units: number of masks, 1 or more.
+        tile: (height, width) of a mask in pixels.
+        grid, margin, pixel_repeat: as in `tile`.
+
+    Returns:
+        Three integers.
+
+    Raises:
+        ValueError: If an argument is out of range.
 
     Example:
 

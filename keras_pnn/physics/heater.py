@@ -14,6 +14,13 @@ def power(current: TensorLike, resistance: TensorLike = 375.0) -> tf.Tensor:
         current: Current in mA.
         resistance: Resistance in Ω, positive.
 
+    Returns:
+        Float tensor, the power in mW.
+
+    Raises:
+        ValueError: If, eagerly, the current is not finite or the resistance not
+            positive.
+
     Example:
 
     >>> round(float(power(1.229)), 3)
@@ -47,6 +54,13 @@ def resonance_shift(
             the share of heater j's power that reaches ring i; measured, or from
             `crosstalk_matrix`. `None`: only its own heater reaches a ring.
 
+    Returns:
+        Float tensor, the shifts in nm.
+
+    Raises:
+        ValueError: If `crosstalk` does not fit the rings, or eagerly: `efficiency` is
+            not positive, or `crosstalk` not finite.
+
     Example:
 
     >>> round(float(resonance_shift(1.229)), 3)
@@ -77,7 +91,21 @@ def resonance_shift(
 def current_for_shift(
     shift: np.ndarray, efficiency: float, resistance: float
 ) -> np.ndarray:
-    """Solves for the current in mA whose heater makes a shift of 0 nm or more."""
+    """Solves for the current in mA whose heater makes a shift of 0 nm or more.
+
+    Args:
+        shift: shifts in nm, 0 or more.
+        efficiency: nm/mW, positive.
+        resistance: Ω, positive.
+
+    Returns:
+        Array, the currents in mA.
+
+    Example:
+
+    >>> float(np.round(current_for_shift(np.array(0.3), 0.53, 375.0), 3))
+    1.229
+    """
     return np.sqrt(shift / (efficiency * resistance / 1000))
 
 
@@ -98,6 +126,10 @@ def crosstalk_matrix(
 
     Returns:
         Float tensor of shape `(n, n)`.
+
+    Raises:
+        ValueError: If `positions` have more than two axes, or eagerly: an argument is
+            out of its range.
 
     Example:
 

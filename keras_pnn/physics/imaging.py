@@ -49,6 +49,10 @@ def affine(
         float32. In a graph, NaN, and its gradients too, where a parameter is not
         finite or a scale not positive.
 
+    Raises:
+        ValueError: If `image` is not real or has fewer than two axes, `center` is not a
+            pair, or eagerly: an argument is not finite, or `scale` not positive.
+
     Example:
 
     >>> image = np.array([[0.0, 1.0], [0.0, 0.0]])

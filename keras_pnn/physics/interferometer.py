@@ -44,6 +44,10 @@ def transfer_matrix(
     Returns:
         Complex tensor of shape (..., 2, 2).
 
+    Raises:
+        ValueError: If the shapes do not fit, or eagerly: a phase or an error is not
+            finite, or a loss is negative.
+
     Example:
 
     >>> bar = transfer_matrix(np.pi, 0.0)
@@ -81,6 +85,18 @@ def of_splitters(splitter_error: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
     Args:
         splitter_error: tensor of shape (..., 2), or a number for both.
+
+    Returns:
+        Two tensors of shape (...), in rad.
+
+    Raises:
+        ValueError: If the last axis is not 2.
+
+    Example:
+
+    >>> first, second = of_splitters(tf.constant([0.1, 0.2]))
+    >>> round(float(second), 3)
+    0.2
     """
     if not splitter_error.shape.rank:
         return splitter_error, splitter_error
@@ -93,7 +109,19 @@ def of_splitters(splitter_error: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def field_factor(loss_db: tf.Tensor) -> tf.Tensor:
-    """Returns the factor of a field for a loss of power in dB."""
+    """Returns the factor of a field for a loss of power in dB.
+
+    Args:
+        loss_db: loss of power in dB, 0 or more.
+
+    Returns:
+        Float tensor, from 0 to 1.
+
+    Example:
+
+    >>> float(field_factor(tf.constant(20.0)))
+    0.10000000149011612
+    """
     return 10.0 ** (-loss_db / 20)
 
 
@@ -102,6 +130,21 @@ def entries(theta, phi, first, second, amplitude) -> tuple[tf.Tensor, ...]:
 
     `first` and `second` are the splitters' angle errors, `amplitude` is the factor of
     the field. The last two elements do not depend on `phi`, nor on its shape.
+
+    Args:
+        theta, phi: phases in rad.
+        first, second: angle errors of the splitters, in rad.
+        amplitude: factor of the field, from 0 to 1.
+
+    Returns:
+        Four complex tensors.
+
+    Example:
+
+    >>> zero = tf.constant(0.0)
+    >>> t11, t12, t21, t22 = entries(zero, zero, zero, zero, tf.constant(1.0))
+    >>> abs(complex(t12)), abs(complex(t11))  # cross
+    (1.0, 0.0)
     """
     cos, sin = amplitude * tf.cos(theta / 2), amplitude * tf.sin(theta / 2)
     sum_cos, sum_sin = tf.cos(first + second), tf.sin(first + second)
@@ -127,6 +170,20 @@ def angle_from_imbalance(imbalance: TensorLike) -> tf.Tensor:
     e = −sin 2ε, so that ε = −arcsin(e)/2.
 
     `imbalance`, in [−1, 1], is the power straight on less the power across.
+
+    Args:
+        imbalance: the power straight on less the power across, in [−1, 1].
+
+    Returns:
+        Float tensor, the angle error in rad.
+
+    Raises:
+        ValueError: If, eagerly, `imbalance` is outside [−1, 1].
+
+    Example:
+
+    >>> round(float(angle_from_imbalance(0.15)), 4)
+    -0.0753
     """
     _checks.tensor("imbalance", imbalance, lambda v: np.abs(v) <= 1, "in [-1, 1]")
     (imbalance,) = as_tensors(imbalance)
@@ -137,6 +194,20 @@ def imbalance_from_angle(angle: TensorLike) -> tf.Tensor:
     """Converts the angle error of a splitter to its power imbalance, e = −sin 2ε.
 
     The inverse of `angle_from_imbalance`. `angle`, in rad, must be finite.
+
+    Args:
+        angle: angle error in rad.
+
+    Returns:
+        Float tensor, from −1 to 1.
+
+    Raises:
+        ValueError: If, eagerly, `angle` is not finite.
+
+    Example:
+
+    >>> round(float(imbalance_from_angle(-0.0753)), 3)
+    0.15
     """
     _checks.tensor("angle", angle, np.isfinite, "finite")
     (angle,) = as_tensors(angle)

@@ -38,6 +38,9 @@ def add_drop(
     Returns:
         `(through, drop)`: the fractions of the input power at the two ports.
 
+    Raises:
+        ValueError: If, eagerly, an argument is out of its range.
+
     Example:
 
     >>> through, drop = add_drop(0.0, r1=0.5, r2=0.5, amplitude=1.0)
@@ -85,6 +88,9 @@ def lorentzian(
 
     Returns:
         `(through, drop)`: the fractions of the input power at the two ports.
+
+    Raises:
+        ValueError: If, eagerly, an argument is out of its range.
 
     Example:
 
@@ -146,6 +152,10 @@ def wdm_row(
     Returns:
         `(through, drop)`, each of shape `(..., channels)`: the fractions of each
         channel's power at the two ends of the row.
+
+    Raises:
+        ValueError: If the shapes do not fit, or eagerly: an argument is out of its
+            range.
 
     Example:
 

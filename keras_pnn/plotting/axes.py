@@ -14,8 +14,15 @@ def new_figure(width: float = 6.0, height: float = 4.0):
     Args:
         width, height: inches.
 
+    Returns:
+        A Matplotlib figure.
+
     Raises:
         ImportError: If Matplotlib is not installed.
+
+    Example:
+
+    >>> ax = new_figure(width=4, height=3).subplots()
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -31,7 +38,17 @@ def new_figure(width: float = 6.0, height: float = 4.0):
 
 
 def save(ax, path: str | os.PathLike) -> None:
-    """Writes the figure that an axis belongs to."""
+    """Writes the figure that an axis belongs to.
+
+    Args:
+        ax: a Matplotlib axis.
+        path: of the picture; its ending gives the format.
+
+    Example:
+
+    >>> ax = new_figure().subplots()
+    >>> save(ax, "figure.png")
+    """
     ax.figure.savefig(path)
 
 

@@ -1,20 +1,37 @@
 """Draw metrics against imperfections, tuning curves, densities and samples."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from keras_pnn.plotting.axes import axis_of, finished, slanted, specification, styles
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-def sweep(x, curves: dict, xlabel: str, ylabel: str = "accuracy (%)", ax=None):
+
+def sweep(
+    x, curves: dict, xlabel: str, ylabel: str = "accuracy (%)", ax: "Axes | None" = None
+) -> "Axes":
     """Draws a metric against an imperfection, one line for each method.
 
     Args:
         x: values of the imperfection, (n,).
         curves: name → (n,), or (repeats, n) to show mean and range.
+
+    Returns:
+        A Matplotlib axis.
+
+    Example:
+
+    >>> curves = {"plain": [70, 98, 75], "SAT": [95, 97, 96]}
+    >>> ax = sweep([-1, 0, 1], curves, "temperature (K)")
     """
     ax = axis_of(ax)
+    order = np.argsort(x, kind="stable")
+    x = np.asarray(x)[order]
     for color, _, (name, values) in styles(curves):
-        values = np.atleast_2d(values)
+        values = np.atleast_2d(values)[:, order]
         ax.plot(x, values.mean(0), "o-", color=color, label=name, markersize=4)
         if len(values) > 1:
             low, high = values.min(0), values.max(0)
@@ -23,8 +40,14 @@ def sweep(x, curves: dict, xlabel: str, ylabel: str = "accuracy (%)", ax=None):
 
 
 def bands(
-    x, curves: dict, xlabel: str, ylabel: str, spec=None, worst: str = "min", ax=None
-):
+    x,
+    curves: dict,
+    xlabel: str,
+    ylabel: str,
+    spec=None,
+    worst: str = "min",
+    ax: "Axes | None" = None,
+) -> "Axes":
     """Draws a metric against an imperfection, for the design and for devices.
 
     Args:
@@ -35,6 +58,15 @@ def bands(
             worst, dotted.
         spec: the specification, a line across.
         worst: which of the devices is the worst, `"min"` or `"max"`.
+
+    Returns:
+        A Matplotlib axis.
+
+    Example:
+
+    >>> devices = np.random.default_rng(0).uniform(80, 99, (20, 3))
+    >>> curves = {"SAT": {"design": devices.max(0), "devices": devices}}
+    >>> ax = bands([-1, 0, 1], curves, "temperature (K)", "accuracy (%)", spec=90)
     """
     ax = axis_of(ax)
     x = np.asarray(x)
@@ -49,7 +81,8 @@ def bands(
             if not any(devices):
                 ax.plot(x, values, "-", label=name, **style)
                 continue
-            ax.plot(x, values, "--", color=color, linewidth=1.4)
+            label = name if curve["devices"] is None else None
+            ax.plot(x, values, "--", color=color, linewidth=1.4, label=label)
         if curve["devices"] is not None:
             values = np.asarray(curve["devices"])[:, order]
             low, median, high = np.percentile(values, (5, 50, 95), axis=0)
@@ -69,13 +102,22 @@ def bands(
     return finished(ax, xlabel=xlabel, ylabel=ylabel)
 
 
-def yields(x, curves: dict, xlabel: str, ylabel: str = "yield (%)", ax=None):
+def yields(
+    x, curves: dict, xlabel: str, ylabel: str = "yield (%)", ax: "Axes | None" = None
+) -> "Axes":
     """Draws yields with their confidence intervals.
 
     Args:
         x: (n,), for example a spread.
         curves: name → three arrays (n,) in percent: the share, the lower and the
             upper bound of its interval.
+
+    Returns:
+        A Matplotlib axis.
+
+    Example:
+
+    >>> ax = yields([0, 1], {"SAT": ([99, 90], [95, 80], [100, 95])}, "spread (nm)")
     """
     ax = axis_of(ax)
     x = np.asarray(x, "float64")
@@ -99,7 +141,9 @@ def yields(x, curves: dict, xlabel: str, ylabel: str = "yield (%)", ax=None):
     return finished(ax, xlabel=xlabel, ylabel=ylabel, ylim=(-3, 103))
 
 
-def tuning_curve(control, weight, trained: dict, unit: str, ax=None):
+def tuning_curve(
+    control, weight, trained: dict, unit: str, ax: "Axes | None" = None
+) -> "Axes":
     """Draws weight against control, with the trained controls on the curve.
 
     Args:
@@ -107,6 +151,16 @@ def tuning_curve(control, weight, trained: dict, unit: str, ax=None):
         weight: its weights, (n,).
         trained: name → (controls, weights) of trained rings.
         unit: unit of the control.
+
+    Returns:
+        A Matplotlib axis.
+
+    Example:
+
+    >>> control = np.linspace(0, 1, 50)  # nm
+    >>> weight = np.asarray(pnn.LorentzianTuning().weight(control))
+    >>> trained = {"SAT": (control[::5], weight[::5])}
+    >>> ax = tuning_curve(control, weight, trained, "nm")
     """
     ax = axis_of(ax)
     ax.plot(control, weight, color="0.6", label="tuning curve", zorder=1)
@@ -124,11 +178,22 @@ def tuning_curve(control, weight, trained: dict, unit: str, ax=None):
     return ax
 
 
-def density(curves: dict, xlabel: str = "eigenvalue λ", ax=None):
+def density(
+    curves: dict, xlabel: str = "eigenvalue λ", ax: "Axes | None" = None
+) -> "Axes":
     """Draws spectral densities on a logarithmic axis, with eigenvalues marked.
 
     Args:
         curves: name → a dict with `grid` (n,), `density` (n,) and `eigenvalues` (k,).
+
+    Returns:
+        A Matplotlib axis.
+
+    Example:
+
+    >>> grid = np.linspace(-1, 5, 50)
+    >>> curve = {"grid": grid, "density": np.exp(-(grid**2)), "eigenvalues": [4.2]}
+    >>> ax = density({"plain": curve})
     """
     ax = axis_of(ax)
     top = max(float(np.max(c["density"])) for c in curves.values())
@@ -144,12 +209,22 @@ def density(curves: dict, xlabel: str = "eigenvalue λ", ax=None):
     return finished(ax, xlabel=xlabel, ylabel="density of eigenvalues", **limits)
 
 
-def histograms(values: dict, xlabel: str, bins: int = 60, ax=None):
+def histograms(
+    values: dict, xlabel: str, bins: int = 60, ax: "Axes | None" = None
+) -> "Axes":
     """Draws histograms over each other.
 
     Args:
         values: name → array of any shape.
         bins: number of bins, common to all.
+
+    Returns:
+        A Matplotlib axis.
+
+    Example:
+
+    >>> detunings = np.random.default_rng(0).uniform(0, 1, 500)
+    >>> ax = histograms({"plain": detunings}, "detuning (nm)")
     """
     ax = axis_of(ax)
     flat = {name: np.ravel(v) for name, v in values.items()}
@@ -171,8 +246,12 @@ def histograms(values: dict, xlabel: str, bins: int = 60, ax=None):
 
 
 def distributions(
-    values: dict, ylabel: str = "accuracy (%)", spec=None, nominal=None, ax=None
-):
+    values: dict,
+    ylabel: str = "accuracy (%)",
+    spec=None,
+    nominal=None,
+    ax: "Axes | None" = None,
+) -> "Axes":
     """Draws one dot for each device, and a box, for each method.
 
     The box spans the quartiles, with a line at the median; the whiskers reach from the
@@ -182,13 +261,22 @@ def distributions(
         values: name → (devices,).
         spec: the specification, a line across.
         nominal: name → the design's value, a star; or `None`.
+
+    Returns:
+        A Matplotlib axis.
+
+    Example:
+
+    >>> chips = np.random.default_rng(0).uniform(80, 99, 20)
+    >>> ax = distributions({"plain": chips - 5, "SAT": chips}, spec=90)
     """
     ax = axis_of(ax)
     for place, (color, marker, (name, v)) in enumerate(styles(values)):
         v = np.ravel(v)
         # Multiples of the golden ratio spread neighbours apart, reproducibly.
         spread = place + 0.08 + 0.25 * (np.arange(len(v)) * 0.6180339887498949 % 1)
-        ax.plot(spread, v, marker, color=color, alpha=0.55, markersize=4)
+        style = {"color": color, "alpha": 0.55, "markersize": 4, "label": name}
+        ax.plot(spread, v, marker, **style)
         ax.boxplot(
             v,
             positions=[place - 0.14],

@@ -1,8 +1,13 @@
 """Draw maps in colours or grey: images, matrices, heat maps, loss landscapes."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from keras_pnn.plotting.axes import axis_of, new_figure, slanted
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def images(pictures: dict, ax=None):
@@ -10,6 +15,13 @@ def images(pictures: dict, ax=None):
 
     Args:
         pictures: name → (height, width), values from 0 to 1, all of one width.
+
+    Returns:
+        A Matplotlib axis.
+
+    Example:
+
+    >>> ax = images({"mask": np.eye(8)})
     """
     ax = axis_of(ax)
     arrays = [np.asarray(p) for p in pictures.values()]
@@ -43,6 +55,10 @@ def matrices(
 
     Returns:
         The last axis.
+
+    Example:
+
+    >>> ax = matrices({"transfer": [[97, 91], [90, 96]]}, "tested on", "trained on")
     """
     arrays = [np.asarray(v, "float64") for v in values.values()]
     height, width = arrays[0].shape
@@ -82,19 +98,37 @@ def matrices(
 
 
 def heat_map(
-    x, y, values, xlabel: str, ylabel: str, unit: str, level=None, limits=None, ax=None
-):
+    x,
+    y,
+    values,
+    xlabel: str,
+    ylabel: str,
+    unit: str,
+    level=None,
+    limits=None,
+    ax: "Axes | None" = None,
+) -> "Axes":
     """Draws a metric over two imperfections.
 
     Args:
-        x: (columns,) ascending.
-        y: (rows,) ascending.
+        x: (columns,) in any order, none twice.
+        y: (rows,) likewise.
         values: (rows, columns).
         level: value of a contour, a specification; or `None`.
         limits: smallest and largest value of the colours. Default: those of `values`.
+
+    Returns:
+        A Matplotlib axis.
+
+    Example:
+
+    >>> values = [[90, 95, 91], [85, 92, 84]]
+    >>> ax = heat_map([-1, 0, 1], [0, 2], values, "K", "px", "accuracy (%)", level=90)
     """
     ax = axis_of(ax)
-    values = np.asarray(values, "float64")
+    columns, rows = np.argsort(x), np.argsort(y)
+    x, y = np.asarray(x)[columns], np.asarray(y)[rows]
+    values = np.asarray(values, "float64")[np.ix_(rows, columns)]
     low, high = limits if limits is not None else (None, None)
     # Edges of the colour of their cell hide the seams between cells.
     mesh = ax.pcolormesh(
@@ -128,6 +162,12 @@ def landscapes(values: dict, xlabel: str, ylabel: str):
 
     Returns:
         The last axis.
+
+    Example:
+
+    >>> axis = np.linspace(-1, 1, 5)
+    >>> bowl = axis[:, None] ** 2 + axis**2
+    >>> ax = landscapes({"plain": (axis, axis, bowl)}, "α", "β")
     """
     figure = new_figure(4.4 * len(values) + 0.8, 7.6)
     from matplotlib.ticker import MaxNLocator

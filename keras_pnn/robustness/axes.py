@@ -1,60 +1,12 @@
 """Say what a sweep or a grid varies: a deviation, a spread, or a factor."""
 
-import dataclasses
-from typing import ClassVar
-
 import numpy as np
 
 from keras_pnn import _checks
-from keras_pnn.devices import Variation
-from keras_pnn.robustness import statistics
+from keras_pnn.devices import Axis, Variation
 
 _SPREAD = "std:"
 _FACTOR = "variation"
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Axis:
-    """One axis of a scan.
-
-    Args:
-        name: the name that sweeps and grid give it.
-        unit: the unit of its values, `""` for a pure number.
-        values: (points,), or (points, …) for the elements of an imperfection.
-    """
-
-    name: str
-    unit: str
-    values: np.ndarray
-
-    # Whether its values are spreads of random deviations.
-    random: ClassVar[bool] = False
-
-    @property
-    def words(self) -> str:
-        """What it varies, in words."""
-        return self.name
-
-    @property
-    def positions(self) -> np.ndarray | None:
-        """(points,) positions on a line through 0; `None` if they are on none."""
-        return statistics.line_positions(self.values)
-
-    @property
-    def ticks(self) -> list[str]:
-        """The points as texts."""
-        return [
-            f"{v:g}" if v.ndim == 0 else f"({', '.join(f'{e:g}' for e in v.flat)})"
-            for v in self.values
-        ]
-
-    def __len__(self):
-        return len(self.values)
-
-    def to_dict(self) -> dict:
-        """Returns name, unit, values and their positions on a line."""
-        names = ("name", "unit", "values", "positions")
-        return {name: getattr(self, name) for name in names}
 
 
 class DeviationAxis(Axis):

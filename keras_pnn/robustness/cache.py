@@ -105,6 +105,16 @@ def merge_rows(paths: Sequence[str | os.PathLike], path: str | os.PathLike) -> i
     Raises:
         ValueError: If there is no file, one is no such file, or `path` has another
             suffix.
+
+    Example:
+
+    >>> pnn.robustness_rows(
+    ...     model, x_test, y_test, variation=variation, n=2,
+    ...     cache_dir="job_0", verbose=0,
+    ... )
+    >>> import glob
+    >>> paths = glob.glob("job_*/*.sqlite")
+    >>> pnn.merge_rows(paths, "points.sqlite")
     """
     if isinstance(paths, str | os.PathLike) or not len(paths):
         raise _checks.error("paths", "a list of files, at least one", repr(paths))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import keras
 
 from keras_pnn import _checks
+from keras_pnn._signatures import passing_on
 from keras_pnn.devices import SimulatedDevice, Variation
 from keras_pnn.robustness.points import (
     GRID,
@@ -17,15 +18,15 @@ from keras_pnn.robustness.points import (
     layer_names,
 )
 from keras_pnn.robustness.results import RobustnessResult
-from keras_pnn.robustness.specification import Specification, with_specification
+from keras_pnn.robustness.specification import Specification
 from keras_pnn.robustness.study import Study
 
 
-@with_specification
+@passing_on(Specification)
 def robustness_report(
     model: keras.Model,
     x,
-    y,
+    y=None,
     devices: Sequence[SimulatedDevice] | Variation | None = None,
     variation: Variation | None = None,
     *,
@@ -46,7 +47,9 @@ def robustness_report(
 
     Args:
         model: a compiled, built model, wrapped (`SATModel`) or not.
-        x, y, sample_weight: test data, arrays or structures of arrays.
+        x, y, sample_weight: test data, arrays or structures of arrays; or `x` is a
+            `tf.data.Dataset` or `keras.utils.PyDataset`, which is read once and holds
+            the others.
         devices: simulated devices, as `Variation.sample` returns; or a `Variation`
             to draw from; or `None`.
         variation: draws `n` devices, when `devices` is `None`.
@@ -76,6 +79,8 @@ def robustness_report(
               compiled metric.
             - `mode`: `"max"`: the metric must be at least `spec`; `"min"`: at most;
               `"auto"` asks Keras' metric.
+            - `fast`: whether to leave out the curvature and the landscape, which take
+              longest on a model of some size.
             - `hessian`: whether to measure the curvature; or a dictionary of
               `HessianOptions`.
             - `landscape`: whether to draw the loss along the two leading eigenvectors
@@ -113,7 +118,7 @@ def robustness_report(
     ...     variation=pnn.Variation(resonance_shift=0.08), n=32,
     ...     sweeps={"temperature": np.linspace(-2, 2, 21), "variation": [0, 0.5, 1, 2]},
     ... )
-    >>> print(report)
+    >>> print(report.summary())
     >>> report.save("report.html")
     """
     study = Study(
@@ -129,11 +134,11 @@ def robustness_report(
     return study.measure(cache_dir, verbose)
 
 
-@with_specification
+@passing_on(Specification)
 def robustness_rows(
     model: keras.Model,
     x,
-    y,
+    y=None,
     *,
     cache_dir: str | os.PathLike,
     part: tuple[int, int] = (0, 1),

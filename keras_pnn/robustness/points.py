@@ -10,7 +10,7 @@ import numpy as np
 from keras_pnn import _keras
 from keras_pnn.devices import DeviceSet, SimulatedDevice, Variation, sweep
 from keras_pnn.devices.variation import WAY_OUT
-from keras_pnn.layers.lookup import architecture, find
+from keras_pnn.layers.lookup import architecture, common_unit, find
 from keras_pnn.robustness.axes import Axis, DeviationAxis, FactorAxis, SpreadAxis
 from keras_pnn.robustness.results import Kind, Scan, Sensitivity
 from keras_pnn.robustness.specification import Specification
@@ -160,11 +160,7 @@ class Plan:
         elif isinstance(axis, SpreadAxis):
             names = axis.imperfections
         found = [q for name in names for q in find(self.model, name, weights=True)]
-        # Another quantity, such as a power imbalance, is not in the variable's unit.
-        plain = all(q.convert is None and q.nominal is not None for q in found)
-        units = {q.unit for q in found}
-        unit = units.pop() if plain and len(units) == 1 else ""
-        fitted = dataclasses.replace(axis, unit=unit)
+        fitted = dataclasses.replace(axis, unit=common_unit(found))
         if isinstance(axis, DeviationAxis):
             devices = sweep(self.model, axis.name, axis.values)
             self._moved[fitted] = [device.deviations for device in devices]

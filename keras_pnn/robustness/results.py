@@ -8,20 +8,35 @@ import pathlib
 import numpy as np
 
 from keras_pnn import _checks, _files
+from keras_pnn._display import Brief, Shown, dataframe
 from keras_pnn.curvature.eigenvalues import HessianResult
 from keras_pnn.curvature.landscape import Landscape
 from keras_pnn.curvature.spectrum import DensityResult, TraceResult
 from keras_pnn.devices import SimulatedDevice
 from keras_pnn.robustness import statistics
 from keras_pnn.robustness.axes import Axis
-from keras_pnn.robustness.report.data import as_csv, as_dict, as_json, rows
+from keras_pnn.robustness.report.conclusion import conclusion
+from keras_pnn.robustness.report.export import as_csv, as_dict, as_json, rows
+from keras_pnn.robustness.report.formatting import specification
 from keras_pnn.robustness.report.html import html
+from keras_pnn.robustness.report.sections import sections
 from keras_pnn.robustness.report.text import text
 
 
 @dataclasses.dataclass(frozen=True)
 class Yield:
-    """How many devices keep the specification: `passed` of `n`."""
+    """How many devices keep the specification: `passed` of `n`.
+
+    Args:
+        passed: how many keep it.
+        n: how many there are.
+
+    Example:
+
+    >>> low, high = pnn.robustness.Yield(20, 20).interval
+    >>> round(low, 3)
+    0.839
+    """
 
     passed: int
     n: int
@@ -49,8 +64,8 @@ class Yield:
         return {**counts, "yield": self.value, "low": low, "high": high}
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Scan:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Scan(Brief):
     """A model along one axis (a sweep) or two (a grid), on the design and on devices.
 
     Args:
@@ -60,6 +75,11 @@ class Scan:
         devices: metric → (devices, points, …): every device, with what is scanned
             added to its own deviations (or in their place, for spreads); `None`
             without devices.
+
+    Example:
+
+    >>> scan = report.models["plain"].sweeps["temperature"]
+    >>> low, high = scan.tolerance("accuracy", 0.8, "max")  # K
     """
 
     axes: tuple[Axis, ...]
@@ -106,8 +126,8 @@ class Scan:
         return x[order], self.central(metric)[order]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class WorstCase:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class WorstCase(Brief):
     """What an ascent over the imperfections found inside a radius.
 
     Args:
@@ -117,6 +137,12 @@ class WorstCase:
         losses: (restarts, steps + 1) losses along the ascents, on the search's data.
         samples: how many samples the search looked at.
         device: the device that was found.
+
+    Example:
+
+    >>> worst = report.models["plain"].worst
+    >>> with worst.device.installed(model):
+    ...     model.evaluate(x_test, y_test, verbose=0)
     """
 
     radius: dict[str, float]
@@ -146,8 +172,8 @@ class Kind:
         return str(self)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Sensitivity:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Sensitivity(Brief):
     """What one kind of imperfection in one layer does alone.
 
     Args:
@@ -158,6 +184,12 @@ class Sensitivity:
             for an end of a sweep the design's; NaN where a layer has no such
             imperfection.
         devices: how many devices were used.
+
+    Example:
+
+    >>> found = report.models["plain"].sensitivity
+    >>> found.metrics["accuracy"].shape == (len(found.layers), len(found.kinds))
+    True
     """
 
     layers: tuple[str, ...]
@@ -166,17 +198,27 @@ class Sensitivity:
     devices: int
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Curvature:
-    """The Hessian of the loss over some variables."""
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Curvature(Brief):
+    """The Hessian of the loss over some variables.
+
+    Args:
+        eigenvalues: the largest, and the smallest.
+        trace: their sum.
+        density: how many lie where.
+
+    Example:
+
+    >>> found = report.models["plain"].curvature
+    """
 
     eigenvalues: HessianResult
     trace: TraceResult
     density: DensityResult
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Transfer:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Transfer(Brief):
     """Trained on one device, tested on another.
 
     Args:
@@ -184,6 +226,15 @@ class Transfer:
         devices: names of the devices, the columns: those that the models of the same
             name were trained on.
         metrics: metric → (models, devices).
+
+    Example:
+
+    >>> trained_on = {"plain": devices[0]}
+    >>> found = pnn.robustness_report(
+    ...     model, x_test, y_test, name="plain", trained_on=trained_on, hessian=False,
+    ...     landscape=False, worst_case=False, verbose=0,
+    ... )
+    >>> found.transfer
     """
 
     models: tuple[str, ...]
@@ -191,8 +242,8 @@ class Transfer:
     metrics: dict[str, np.ndarray]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class ModelRobustness:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class ModelRobustness(Brief):
     """All that a report says of one model.
 
     Args:
@@ -205,6 +256,11 @@ class ModelRobustness:
         sensitivity: per layer and kind, or `None`.
         curvature: `"controls"` and `"all"` → `Curvature`; empty without.
         landscape: the loss around the controls, or `None`.
+
+    Example:
+
+    >>> found = report.models["plain"]
+    >>> found.nominal["accuracy"], found.devices["accuracy"].min()
     """
 
     nominal: dict[str, float]
@@ -227,8 +283,8 @@ class ModelRobustness:
         return None if values is None else statistics.summary(values)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class RobustnessResult:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class RobustnessResult(Shown):
     """What `robustness_report` found, and how.
 
     Args:
@@ -241,6 +297,11 @@ class RobustnessResult:
         setting: how it was made: data with their shapes and hash, specification,
             seeds, batch normalisation, versions, seconds; `"<name> per model"` where
             the models differ.
+
+    Example:
+
+    >>> report.save("report.json")
+    >>> report.models["plain"].nominal["accuracy"]
     """
 
     models: dict[str, ModelRobustness]
@@ -254,9 +315,12 @@ class RobustnessResult:
         """The yield of a model over the devices; `None` without devices."""
         return self.models[name].yield_of(self.metric, self.spec, self.mode)
 
-    def summary(self, name: str, metric: str) -> dict[str, float] | None:
-        """Statistics of a model's metric over the devices; `None` without devices."""
-        return self.models[name].summary(metric)
+    def summary(self) -> str:
+        """Returns the conclusion in words, and the figures that matter most, as text.
+
+        Statistics of one model are in `report.models[name].summary(metric)`.
+        """
+        return text(self, short=True)
 
     def to_dict(self) -> dict:
         """Returns the report in JSON's types; NaN and infinities become `None`.
@@ -295,13 +359,7 @@ class RobustnessResult:
         - `device`: the device's label, `"design"`, or `""` for a mean over devices;
         - each metric in a column of its name, in its own unit (0 … 1 for accuracy).
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError(
-                "to_dataframe needs pandas: pip install 'keras-pnn[dataframe]'"
-            ) from error
-        return pandas.DataFrame(rows(self))
+        return dataframe(rows(self))
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the report; an older file is replaced only once all is written.
@@ -321,5 +379,10 @@ class RobustnessResult:
             raise _checks.error("path", "a file in .html, .json or .csv", path)
         _files.write_text(path, writers[suffix](self))
 
-    def __str__(self):
-        return self.table()
+    def _parts(self):
+        found = [conclusion(self), *sections(self)][:2]
+        return [part for s in found for part in (*s.text, s.meaning, *s.tables) if part]
+
+    def __repr__(self):
+        names = ", ".join(self.models)
+        return f"<RobustnessResult of {names}: {specification(self)}>"

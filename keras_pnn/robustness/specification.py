@@ -1,17 +1,17 @@
 """Describe a robustness study once: its arguments, their defaults, their checks."""
 
 import dataclasses
-import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from keras_pnn import _checks
+from keras_pnn._display import Brief
 from keras_pnn.devices import SimulatedDevice, Variation
 from keras_pnn.robustness.axes import Axis, SpreadAxis, axis_of
 from keras_pnn.robustness.curvature import HessianOptions, landscape_options
 
 
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class Specification:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Specification(Brief):
     """What a robustness study measures on a model, and how.
 
     `robustness_report`, `robustness_rows` and the callback `RobustnessReport` take
@@ -30,6 +30,12 @@ class Specification:
     Raises:
         ValueError: If an argument is not as described, whatever the model.
         TypeError: If there is no such argument.
+
+    Example:
+
+    >>> asked = pnn.robustness.Specification(
+    ...     variation=pnn.Variation(resonance_shift=0.02), n=8, spec=0.9
+    ... )
     """
 
     devices: Sequence[SimulatedDevice] | Variation | None = None
@@ -40,6 +46,7 @@ class Specification:
     spec: float | None = None
     metric: str | None = None
     mode: str = "auto"
+    fast: bool = False
     hessian: bool | dict | None = True
     landscape: bool | dict | None = True
     worst_case: bool | dict = True
@@ -69,8 +76,9 @@ class Specification:
             "grid": _axes("grid", self.grid),
             "spec": _checks.optional(_checks.real, "spec", self.spec),
             "mode": _checks.choice("mode", self.mode, ("auto", "max", "min")),
-            "hessian": HessianOptions.of(self.hessian),
-            "landscape": landscape_options(self.landscape),
+            "fast": _checks.boolean("fast", self.fast),
+            "hessian": HessianOptions.of(self._unless_fast("hessian")),
+            "landscape": landscape_options(self._unless_fast("landscape")),
             "sensitivity": _checks.boolean("sensitivity", self.sensitivity),
             "trained_on": by_name(
                 "trained_on", self.trained_on, SimulatedDevice, "simulated devices"
@@ -89,6 +97,14 @@ class Specification:
         for axis in (*self.sweeps.values(), *self.grid.values()):
             self._check_spread(axis, count)
 
+    def _unless_fast(self, name: str):
+        """Returns an option that `fast` switches off."""
+        given = getattr(self, name)
+        if self.fast and isinstance(given, dict):
+            expected = "no dictionary with fast=True, which leaves it out"
+            raise _checks.error(name, expected, _checks.short(given))
+        return False if self.fast else given
+
     def _check_spread(self, axis: Axis, count: int) -> None:
         """Raises ValueError if the study lacks the devices that an axis spreads."""
         lacking, given = "`devices` or `variation`", bool(count)
@@ -101,24 +117,6 @@ class Specification:
                 f"`sweep_devices` be at least 1. Received: {count} devices, of "
                 f"which {self.sweep_devices} take part in sweeps"
             )
-
-
-def with_specification(function: Callable) -> Callable:
-    """Shows the fields of a `Specification` in a signature, for help and completion."""
-    signature = inspect.signature(function)
-    *own, _ = signature.parameters.values()
-    fields = [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=field.default,
-            annotation=field.type,
-        )
-        for field in dataclasses.fields(Specification)
-        if field.name not in signature.parameters
-    ]
-    function.__signature__ = signature.replace(parameters=[*own, *fields])
-    return function
 
 
 def _devices(devices, variation) -> tuple[list[SimulatedDevice] | None, object]:

@@ -101,27 +101,3 @@ def area(x: np.ndarray, values: np.ndarray) -> float:
     if x[0] == x[-1]:
         return float(y.mean())
     return float(trapezoid(y, x) / (x[-1] - x[0]))
-
-
-def line_positions(values: np.ndarray) -> np.ndarray | None:
-    """Returns where the points of a sweep lie on a line through 0.
-
-    Args:
-        values: (n,), or (n, …) for an imperfection with several elements.
-
-    Returns:
-        (n,): the values themselves; or signed lengths along the line that the points
-        lie on, positive towards the last. `None` if they are on no such line.
-    """
-    if values.ndim == 1:
-        return values
-    flat = values.reshape(len(values), -1)
-    lengths = np.linalg.norm(flat, axis=1)
-    if not lengths.any():
-        return lengths
-    # The farthest point has the direction that rounding matters least for.
-    direction = flat[lengths.argmax()] / lengths.max()
-    along = flat @ direction
-    if np.abs(flat - np.outer(along, direction)).max() > 1e-9 * lengths.max():
-        return None
-    return along if along[-1] >= along[0] else -along

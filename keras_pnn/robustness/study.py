@@ -44,6 +44,15 @@ class Study:
 
     Raises:
         ValueError: As in `robustness_report`.
+
+    Example:
+
+    >>> asked = pnn.robustness.Specification(
+    ...     variation=pnn.Variation(resonance_shift=0.02), n=2, hessian=False,
+    ...     landscape=False, worst_case=False,
+    ... )
+    >>> study = pnn.robustness.Study(asked, model, x_test, y_test)
+    >>> report = study.measure(verbose=0)
     """
 
     def __init__(
@@ -51,7 +60,7 @@ class Study:
         specification: Specification,
         model: keras.Model,
         x,
-        y,
+        y=None,
         sample_weight=None,
         compare: dict[str, keras.Model] | None = None,
         name: str | None = None,

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks, _keras
-from keras_pnn.curvature.batches import batch_length, batches
+from keras_pnn.curvature.batches import batch_length, batches, check_no_states
 from keras_pnn.devices import SimulatedDevice
 from keras_pnn.devices.evaluation import check_nominal
 from keras_pnn.layers.context import Overrides, current
@@ -62,7 +62,8 @@ def worst_device(
     Raises:
         ValueError: If a radius is not positive, or its name matches no imperfection;
             the model is not compiled; a device measures the layers, or has set one of
-            the imperfections; or the loss of the design is not finite.
+            the imperfections; the loss of the design is not finite; or there are
+            several batches and a layer with a state.
 
     Example:
 
@@ -95,6 +96,7 @@ class WorstCaseSearch:
             raise _checks.error("radius", expected, f"one twice in {list(radius)}")
         self._model = model
         self._batches = batches(x, y, sample_weight, batch_size)[0]
+        self._handing: list[str] = []
         self._step = tf.function(self._batch, autograph=False, reduce_retracing=True)
 
     def run(
@@ -157,6 +159,8 @@ class WorstCaseSearch:
         loss, samples = 0.0, 0
         slope = [np.zeros(part.shape) for part in parts]
         for x, y, sample_weight in self._batches():
+            if samples:
+                check_no_states(self._handing)
             size = batch_length(x)
             value, gradients = self._step(tensors, x, y, sample_weight)
             loss, samples = loss + size * float(value), samples + size
@@ -171,11 +175,13 @@ class WorstCaseSearch:
             tape.watch(deviations)
             pairs = zip(self._quantities, deviations, strict=True)
             values = Overrides((q.variable, q.value(d)) for q, d in pairs)
-            with values.scope(self._model):
+            with values.scope(self._model) as scope:
                 outputs = self._model(x, training=False)
                 loss = _keras.compute_loss(
                     self._model, x, y, outputs, sample_weight, training=False
                 )
+        scope.check_unassigned(values, "the search")
+        self._handing = _keras.handing(self._model, scope)
         zero = tf.UnconnectedGradients.ZERO
         return loss, tape.gradient(loss, deviations, unconnected_gradients=zero)
 

@@ -7,9 +7,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks
+from keras_pnn._display import Brief
 
 
-class AdversaryRule:
+class AdversaryRule(Brief):
     """The step rule of eq. 5: from dL/dθ to θ_adv − θ0.
 
     The base of `FiniteDifference` and `Autodiff`, dataclasses with the fields
@@ -43,7 +44,7 @@ class AdversaryRule:
         unit = scaled / tf.where(tf.equal(peak, 0), tf.ones_like(peak), peak)
         return tf.math.divide_no_nan(radius * unit, tf.norm(unit))
 
-    def get_config(self):
+    def get_config(self) -> dict:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         # Lists: Keras does not undo what it makes of a tuple.
         return {
@@ -57,7 +58,7 @@ class AdversaryRule:
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class FiniteDifference(AdversaryRule):
     """Moves an imperfection to where the loss is worse, by finite differences.
 
@@ -96,6 +97,11 @@ class FiniteDifference(AdversaryRule):
     Raises:
         ValueError: If an argument is out of its range.
 
+    Example:
+
+    >>> turned = pnn.FiniteDifference(radius=1.0, step=0.1)  # degrees
+    >>> sat = pnn.SATModel(model, rho=0.3, adversarial={"rotation": turned})
+
     Reference:
         - Xu et al., arXiv:2411.12352, eq. 5
     """
@@ -118,7 +124,7 @@ class FiniteDifference(AdversaryRule):
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Autodiff(AdversaryRule):
     """Moves an imperfection to where the loss is worse, by automatic differentiation.
 
@@ -133,6 +139,11 @@ class Autodiff(AdversaryRule):
 
     Raises:
         ValueError: If an argument is out of its range.
+
+    Example:
+
+    >>> drift = pnn.Autodiff(radius=0.5, sample_radius=True)  # K
+    >>> sat = pnn.SATModel(model, rho=0.1, adversarial={"temperature": drift})
 
     Reference:
         - Xu et al., arXiv:2411.12352, eq. 5

@@ -8,12 +8,13 @@ import keras
 import tensorflow as tf
 
 from keras_pnn import _checks
+from keras_pnn._display import Brief
 
 _SCHEDULE = keras.optimizers.schedules.LearningRateSchedule
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class SAM:
+class SAM(Brief):
     """Ascent along the gradient: ΔΘ = ρ g / ‖g‖₂, one norm over all variables.
 
     Args:
@@ -24,12 +25,19 @@ class SAM:
     Raises:
         ValueError: If `rho` is negative or not finite.
 
+    Example:
+
+    >>> sat = pnn.SATModel(model, ascent=pnn.SAM(rho=0.1))
+    >>> sat.rho = 0.05
+
     Reference:
         - Xu et al., arXiv:2411.12352, eq. 3
         - Foret et al., ICLR 2021, arXiv:2010.01412
     """
 
-    def __init__(self, rho=0.05):
+    def __init__(
+        self, rho: float | keras.optimizers.schedules.LearningRateSchedule = 0.05
+    ):
         self.schedule = rho if isinstance(rho, _SCHEDULE) else None
         # A variable, so that a new value reaches a step that is already traced.
         self._rho = None
@@ -93,7 +101,7 @@ class SAM:
             for u, t, v in zip(unit, scales, values, strict=True)
         ]
 
-    def get_config(self):
+    def get_config(self) -> dict:
         serialize = keras.saving.serialize_keras_object
         return {"rho": serialize(self.rho)}
 
@@ -117,11 +125,19 @@ class ASAM(SAM):
     Raises:
         ValueError: If `rho` or `eta` is negative or not finite.
 
+    Example:
+
+    >>> sat = pnn.SATModel(model, ascent=pnn.ASAM(rho=0.5, eta=0.01))
+
     Reference:
         - Kwon et al., ICML 2021, arXiv:2102.11600
     """
 
-    def __init__(self, rho=0.05, eta: float = 0.01):
+    def __init__(
+        self,
+        rho: float | keras.optimizers.schedules.LearningRateSchedule = 0.05,
+        eta: float = 0.01,
+    ):
         super().__init__(rho)
         self.eta = _checks.real("eta", eta, low=0)
 
@@ -129,7 +145,7 @@ class ASAM(SAM):
         """Returns T = |Θ| + η."""
         return tf.abs(value) + tf.cast(self.eta, value.dtype)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {**super().get_config(), "eta": self.eta}
 
 

@@ -104,6 +104,13 @@ def measurements(trainer, *evaluations) -> list[tf.Tensor]:
     return [*(e.loss for e in evaluations), *gradients]
 
 
+def take_averages_out(callbacks: list) -> None:
+    """Puts the weights of training back where `SwapEMAWeights` has the averages."""
+    for callback in callbacks:
+        if isinstance(callback, keras.callbacks.SwapEMAWeights):
+            callback.on_test_end()
+
+
 @contextlib.contextmanager
 def reporting(trainer, callbacks: list) -> Iterator[None]:
     """Raises what fails on the bench during a run with a note on how to go on.
@@ -130,6 +137,7 @@ def reporting(trainer, callbacks: list) -> Iterator[None]:
     except DeviceError as error:
         keeper = next((c for c in callbacks if hasattr(c, "save_state")), None)
         if keeper is not None:
+            take_averages_out(callbacks)
             note = keeper.save_state()
         else:
             note = (

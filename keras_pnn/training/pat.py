@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_pnn._signatures import passing_on
 from keras_pnn.training.gradients.base import DeviceGradient
 from keras_pnn.training.sat import SATModel
 
@@ -38,6 +39,7 @@ class PATModel(SATModel):
         - Wright et al., Nature 601:549 (2022)
     """
 
+    @passing_on(SATModel, without=("gradient",))
     def __init__(
         self,
         model: keras.Model,

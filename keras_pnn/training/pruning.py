@@ -4,11 +4,12 @@ import keras
 import tensorflow as tf
 
 from keras_pnn import _checks
+from keras_pnn._display import Brief
 from keras_pnn.physics import tuning as tunings
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class OpticalPruning(keras.regularizers.Regularizer):
+class OpticalPruning(Brief, keras.regularizers.Regularizer):
     """Regulariser α ‖∂w/∂c‖₂ of a layer's controls c.
 
     It drives rings to the flat parts of their tuning curves.
@@ -29,7 +30,7 @@ class OpticalPruning(keras.regularizers.Regularizer):
         - Xu et al., Optica 2024; the baseline of arXiv:2411.12352, Fig. 2
     """
 
-    def __init__(self, alpha: float, tuning=None):
+    def __init__(self, alpha: float, tuning: tunings.Tuning | str | None = None):
         self.alpha = _checks.real("alpha", alpha, low=0)
         self.tuning = tunings.get(tuning)
 
@@ -45,7 +46,7 @@ class OpticalPruning(keras.regularizers.Regularizer):
         floor = tf.cast(keras.config.epsilon() ** 2, square.dtype)
         return tf.cast(self.alpha, square.dtype) * tf.sqrt(square + floor)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         tuning = keras.saving.serialize_keras_object(self.tuning)
         return {"alpha": self.alpha, "tuning": tuning}
 

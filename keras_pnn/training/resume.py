@@ -132,9 +132,17 @@ def pass_over(model: keras.Model, iterator: Iterator, batches: int, metrics) -> 
 
 
 def check_order(x, shuffle, callbacks: list) -> None:
-    """Raises ValueError if a resumed epoch would see other batches than before."""
-    resumable = any(hasattr(callback, "save_state") for callback in callbacks)
-    if resumable and (shuffle or inspect.isgenerator(x)):
+    """Raises ValueError if a resumed run would not go on as it was."""
+    keepers = [i for i, c in enumerate(callbacks) if hasattr(c, "save_state")]
+    before = callbacks[: max(keepers, default=0)]
+    if any(getattr(callback, "swap_on_epoch", False) for callback in before):
+        raise ValueError(
+            "A `Checkpoint` keeps the weights of training, and not the averages that "
+            "SwapEMAWeights(swap_on_epoch=True) leaves in the model at the end of an "
+            "epoch: list the `Checkpoint` first. Received: callbacks="
+            f"{[type(c).__name__ for c in callbacks]}"
+        )
+    if keepers and (shuffle or inspect.isgenerator(x)):
         raise ValueError(
             "A `Checkpoint` goes on in the middle of an epoch, so the order of the "
             "batches must be known: pass a `pnn.datasets.Batches`, or arrays or a data "

@@ -1,5 +1,7 @@
 """Train Keras models so that their loss stays flat: sharpness-aware training."""
 
+from collections.abc import Callable, Sequence
+
 import keras
 import tensorflow as tf
 
@@ -38,17 +40,24 @@ class SATModel(Trainer):
     passes to each step, all through the model, since a device on the bench cannot be
     turned.
 
-    Metrics, batch normalisation statistics and the reported loss are those of the
-    first pass; all passes draw the same dropout masks and noise, so that ρ = 0 is plain
-    training to the last bit (under XLA, which orders sums as it likes, to rounding).
-    `sharpness`, the mean of L(Θ + ΔΘ, θ_adv) − L(Θ, θ0), is logged beside the loss;
-    steps that the optimizer skips under `mixed_float16` do not count in it.
+    Metrics, statistics of batch normalisation, the states of RNNs and the reported loss
+    are those of the first pass; all passes begin with the same states and draw the same
+    dropout masks and noise, so that ρ = 0 is plain training to the last bit (under XLA,
+    which orders sums as it likes, to rounding).
+    `sharpness`, the mean of L(Θ + ΔΘ, θ_adv) − L(Θ, θ0), is logged beside the loss.
+    Steps that the optimizer skips under `mixed_float16`, since gradients overflow,
+    do not count in it: their ΔΘ comes from those gradients. In the loss and the
+    metrics they count, as in plain Keras, since their first pass is in order.
 
-    ρ that was changed is part of the saved state, as a learning rate is: loading
-    weights, or resuming a run, takes up the ρ that was saved.
+    ρ that was changed is part of the saved state, as a learning rate is: resuming a
+    run takes up the ρ that was saved, and so does `sat.load_weights`, whatever `rho`
+    this model was made with. Set `sat.rho` afterwards for another, or load the
+    weights alone with `sat.model.load_weights`.
 
     `evaluate`, `predict` and saving behave as those of the model inside, which is
-    `sat.model`. With a device, `save` gives that digital model, and eigenvalues of
+    `sat.model`. With a device, validation in `fit` is on the device, with the digital
+    model's figures beside it as `val_model_loss` and so on; `evaluate` is digital
+    unless a device is installed; `save` gives the digital model, and eigenvalues of
     the Hessian are the digital model's: a measurement has no second derivative.
 
     A `fit` with an accuracy among its metrics warns once if that stays at chance.
@@ -124,9 +133,9 @@ class SATModel(Trainer):
     def __init__(
         self,
         model: keras.Model,
-        rho=None,
-        ascent="sam",
-        perturb="controls",
+        rho: float | keras.optimizers.schedules.LearningRateSchedule | None = None,
+        ascent: str | ascents.SAM | None = "sam",
+        perturb: str | Sequence[str] | Callable = "controls",
         adversarial: dict[str, AdversaryRule] | None = None,
         variation: Variation | None = None,
         device=None,
@@ -203,7 +212,7 @@ class SATModel(Trainer):
         at_origin = self.device is not None and adversary.needs_origin
         return adversary.passes + int(at_origin)
 
-    def train_step(self, data):
+    def train_step(self, data) -> dict:
         batch = keras.utils.unpack_x_y_sample_weight(data)
         self._build_inner(batch[0])
         step = tf.cast(tf.convert_to_tensor(self.optimizer.iterations), "int32")
@@ -233,7 +242,7 @@ class SATModel(Trainer):
             second = self.gradient(self, batch, worst, trainable, index=1)
             gradients = _mixed(second.gradients, gradients, self.clean_fraction)
         with tf.control_dependencies(bench.measurements(self, first, second)):
-            self._commit(first)
+            self._commit(first, present)
             return self._apply(batch, first, second, gradients)
 
     def _perturbed(self) -> tuple[list[keras.Variable], Adversary]:

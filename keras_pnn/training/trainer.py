@@ -5,12 +5,15 @@ import inspect
 import keras
 
 from keras_pnn import _checks, _keras
+from keras_pnn._display import brief
+from keras_pnn._signatures import like
 from keras_pnn.datasets import Batches
-from keras_pnn.layers.context import substituting
+from keras_pnn.layers.context import Overrides, substituting
 from keras_pnn.training import bench
 from keras_pnn.training.batch_order import BatchOrder
 from keras_pnn.training.gradients.base import Evaluation
 from keras_pnn.training.resume import check_order
+from keras_pnn.training.validation import test_both, validating
 
 # What a model may override, and nothing would call.
 _OWN_STEPS = (
@@ -22,15 +25,18 @@ _OWN_STEPS = (
 )
 
 _FIT = inspect.signature(keras.Model.fit)
+_SUMMARY = inspect.signature(keras.Model.summary)
 
 
 class Trainer(keras.Model):
     """A model around a model, which trains it in another way.
 
-    `evaluate`, `predict` and saving behave as those of the model inside. Its
-    `compute_loss` is used where it has one of its own, with the loss that this model
-    is compiled with, and so are the metrics that it keeps itself. A subclass sets
-    `gradient`, a `GradientSource`, and implements `train_step`.
+    `evaluate`, `predict` and saving behave as those of the model inside, but for the
+    validation of a `fit` on a device, which is on the device. What layers assign in
+    `call` (statistics, states of RNNs, random states, metrics) is stored once a step,
+    as in plain training. A `compute_loss` of the model's own is used, with the loss
+    that this model is compiled with, and so are the metrics that it keeps itself. A
+    subclass sets `gradient`, a `GradientSource`, and implements `train_step`.
 
     Args:
         model: any Keras model that leaves the steps of training, evaluation and
@@ -59,6 +65,22 @@ class Trainer(keras.Model):
         _keras.add_wrapper(self, model)
         self.supports_masking = True
         self.built = model.built
+        # Whether the validation of a `fit` on a device is running.
+        self.validating = False
+
+    @like(keras.Model.summary)
+    def summary(self, *args, **kwargs):
+        """As `keras.Model.summary`, of the model inside, below a line on this one."""
+        bound = _SUMMARY.bind(self, *args, **kwargs)
+        (bound.arguments.get("print_fn") or print)(repr(self))
+        self.model.summary(*args, **kwargs)
+
+    def __repr__(self):
+        # Keras also asks for it before everything is set.
+        names = ("model", "ascent", "adversarial", "variation", "device")
+        found = {name: getattr(self, name, None) for name in names}
+        parts = "".join(f", {n}={brief(v)}" for n, v in found.items() if v)
+        return f"<{type(self).__name__} name={self.name}{parts}>"
 
     def build(self, input_shape=None):
         # The model inside builds itself when it is called.
@@ -94,17 +116,36 @@ class Trainer(keras.Model):
         """Metrics of the train step alone, which `evaluate` does not report."""
         return []
 
+    def make_test_function(self, force=False):
+        _keras.make_test_functions(self, force, lambda: self.validating)
+
     def test_step(self, data):
+        if self.validating:
+            return test_both(self, lambda: self._tested(data))
+        return self._tested(data)
+
+    def _tested(self, data) -> dict:
         logs = super().test_step(data)
         for metric in self.train_metrics:
             logs.pop(metric.name, None)
         return logs
+
+    def evaluate(self, *args, **kwargs):
+        """As `keras.Model.evaluate`; digital, unless a device is installed.
+
+        The validation of a `fit` on a device is on the device, see `fit`.
+        """
+        if not _keras.in_fit(kwargs) or not bench.devices_of(self):
+            return super().evaluate(*args, **kwargs)
+        with validating(self, kwargs["callbacks"].callbacks):
+            return super().evaluate(*args, **kwargs)
 
     @property
     def device(self):
         """The device that measures the passes, or `None`."""
         return self.gradient.device
 
+    @like(keras.Model.compile)
     def compile(self, *args, **kwargs):
         """As `keras.Model.compile`.
 
@@ -122,15 +163,28 @@ class Trainer(keras.Model):
         if self.built:
             self.optimizer.build(self.trainable_variables)
 
+    @like(keras.Model.fit)
     def fit(self, x=None, y=None, *args, **kwargs):
         """As `keras.Model.fit`.
 
         The order of a `pnn.datasets.Batches` is tied to the epoch: `shuffle` does not
         matter, and a resumed run goes on with the batches of an uninterrupted one.
 
-        A device on the bench that fails for good ends it with a `DeviceError`. With a
-        `pnn.callbacks.Checkpoint`, the state after the last whole step is in its
-        folder then, and a new `fit` with it goes on at the next batch.
+        Validation is on the device, as training is: callbacks that choose by
+        `val_loss` or `val_accuracy` choose by the device. The digital model's figures
+        stand beside them as `val_model_loss`, `val_model_accuracy`, …; both test the
+        same batches in one pass. Where measuring is slow, `validation_freq=5` measures
+        after every fifth epoch. Each device runs as a whole, as with
+        `device.installed(model)`, whatever passes the training takes. This holds for
+        the device of this trainer, and for one on the bench that is installed around
+        it. A simulated device that is installed is in the model's own imperfections,
+        so that `val_loss` is on it too, and the only one.
+
+        A device on the bench that fails for good, in training or validation, ends it
+        with a `DeviceError`. With a `pnn.callbacks.Checkpoint`, the state after the
+        last whole step is in its folder then, and a new `fit` with it goes on at the
+        next batch. After a failed validation, weights are those of training, also where
+        a callback such as `keras.callbacks.SwapEMAWeights` had others in their place.
 
         Inputs are checked before anything changes, those of validation too. Batches of
         a `tf.data.Dataset` or a generator cannot be known ahead: NaN among them makes
@@ -139,10 +193,12 @@ class Trainer(keras.Model):
         Raises:
             ValueError: If an array or a tensor of inputs holds no sample, or NaN or
                 infinity; `steps_per_epoch` is not the length of a `Batches`; there is
-                a `Checkpoint`, and the order of the batches is not known; a device
-                on the bench is installed around the model, which was compiled with
-                `steps_per_execution` above 1; or the model has deviations of its own
-                in what a simulated `device` sets.
+                a `Checkpoint`, and the order of the batches is not known, or it is
+                listed behind a `SwapEMAWeights(swap_on_epoch=True)`; a device on the
+                bench is installed around the model, which was compiled with
+                `steps_per_execution` above 1; the model has deviations of its own in
+                what a simulated `device` sets; or a metric in validation on a device
+                is named `model_<metric>` as one of the digital model.
             DeviceError: If the device failed for good.
         """
         bound = _FIT.bind(self, x, y, *args, **kwargs)
@@ -181,6 +237,7 @@ class Trainer(keras.Model):
         """What `fit` needs besides the callbacks that it is given."""
         return []
 
+    @like(keras.Model.save)
     def save(self, filepath, overwrite=True, **kwargs):
         """As `keras.Model.save`; with a device, saves the digital model inside.
 
@@ -222,23 +279,28 @@ class Trainer(keras.Model):
             ]
             self.model(keras.tree.pack_sequence_as(x, symbols))
 
-    def _commit(self, evaluation: Evaluation) -> None:
-        """Stores what a pass updated: statistics, random states, metrics."""
-        for variable in [*self.model.non_trainable_variables, *self.metrics_variables]:
-            value = evaluation.scope.get_current_value(variable)
-            if value is not None and variable not in evaluation.overrides:
-                variable.assign(value)
+    def _commit(self, evaluation: Evaluation, drawn: Overrides) -> None:
+        """Stores what a pass assigned: statistics, states of all kinds, metrics.
+
+        Raises:
+            ValueError: If a layer has assigned what was drawn for this step.
+        """
+        evaluation.scope.check_unassigned(drawn, "`variation`")
+        for variable, value in evaluation.scope.updates():
+            variable.assign(value)
         evaluation.commit()
 
     def save_own_variables(self, store):
-        # Keras does not save the state of random generators; an interrupted run
-        # could then not go on with the same numbers.
+        # Keras does not save the states of random generators and RNNs; an interrupted
+        # run could then not go on as it would have.
         for index, state in enumerate(_keras.seed_states(self.model)):
             store[f"seed_{index}"] = state
+        for index, state in enumerate(_keras.recurrent_states(self.model)):
+            store[f"recurrent_{index}"] = state
 
     def load_own_variables(self, store):
-        states = _keras.seed_states(self.model)
-        saved = [key for key in list(store.keys()) if key.startswith("seed_")]
+        states, keys = _keras.seed_states(self.model), set(store.keys())
+        saved = [key for key in keys if key.startswith("seed_")]
         if len(saved) not in (0, len(states)):
             raise ValueError(
                 f"`{self.name}` expected the states of {len(states)} random "
@@ -246,6 +308,11 @@ class Trainer(keras.Model):
             )
         for index in range(len(saved)):
             states[index].assign(store[f"seed_{index}"])
+        for index, state in enumerate(_keras.recurrent_states(self.model)):
+            # Weights may be loaded into a model for batches of another size.
+            key = f"recurrent_{index}"
+            if key in keys and store[key].shape == state.shape:
+                state.assign(store[key])
 
 
 def _overrides(model: keras.Model, name: str) -> bool:

@@ -352,6 +352,75 @@ def test_metrics_of_an_epoch_outlive_its_validation(tmp_path):
         assert history.history[name] == [value]
 
 
+class Coarse(keras.callbacks.Callback):
+    """Validates the weights with fewer digits than they are trained with."""
+
+    def on_test_begin(self, logs=None):
+        self.own = self.model.get_weights()
+        self.model.set_weights([np.round(w, 1) for w in self.own])
+
+    def on_test_end(self, logs=None):
+        self.model.set_weights(self.own)
+
+
+def averaging(bench):
+    """Trains on a bench with averages of the weights."""
+    optimizer = keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.5)
+    model = network()
+    bench.simulated = ring_chip(model)
+    pat = pnn.PATModel(model, bench, name="online")
+    return compiled(pat, optimizer, run_eagerly=True)
+
+
+def validated(model, *callbacks):
+    batches = pnn.datasets.Batches(X, Y, batch_size=4, seed=3)
+    options = {"epochs": EPOCHS, "verbose": 0, "callbacks": list(callbacks)}
+    return model.fit(batches, validation_data=(X, Y), **options)
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("swap", [keras.callbacks.SwapEMAWeights, Coarse])
+def test_a_device_that_dies_in_validation_leaves_the_weights_of_training(
+    swap, first, tmp_path
+):
+    """Though callbacks have others in the model then."""
+    whole = averaging(Bench(None))
+    validated(whole, swap())
+    # The same callback in both runs: Keras leaves it as it was when the device died.
+    callbacks = [swap(), Checkpoint(tmp_path / "state")][:: -1 if first else 1]
+    # Two layers: in the first batch of the first validation.
+    killed = averaging(Bench(None, breaks=2 * STEPS + 1))
+    with pytest.raises(pnn.DeviceError):
+        validated(killed, *callbacks)
+    assert position(tmp_path / "state") == (0, STEPS)
+    left = state(killed)
+    resumed = averaging(Bench(None))
+    load_state(resumed, tmp_path / "state")
+    assert_same(state(resumed), left)
+    validated(resumed, *callbacks)
+    # Keras swaps weights by sums, which it rounds.
+    assert_same(state(resumed), state(whole), 1e-6)
+
+
+def test_averages_at_the_end_of_an_epoch_are_not_the_state(tmp_path):
+    def swap():
+        return keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
+
+    def keep():
+        return Checkpoint(tmp_path / "state")
+
+    whole = averaging(Bench(None))
+    validated(whole, swap())
+    with pytest.raises(ValueError, match=r"list the `Checkpoint` first.*'SwapEMA"):
+        validated(averaging(Bench(None)), swap(), keep())
+    with pytest.raises(pnn.DeviceError):
+        validated(averaging(Bench(None)), keep(), swap(), Dies("on_epoch_end"))
+    assert position(tmp_path / "state") == (1, 0)
+    resumed = averaging(Bench(None))
+    validated(resumed, keep(), swap())
+    assert_same(state(resumed), state(whole), 1e-6)
+
+
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("moment", ["on_train_begin", "on_train_batch_begin"])
 @pytest.mark.parametrize("kept", [(0, 4), (1, 2)])

@@ -217,6 +217,24 @@ def test_drift_is_added_to_the_chip_that_measures():
     np.testing.assert_allclose(pat.fit(**FIT).history["loss"], 2.0)
 
 
+@pytest.mark.parametrize("during", ["training", "validation"])
+def test_drift_in_a_fit_on_a_chip(during):
+    """In validation the chip drifts too, and beside it the model."""
+    model = heated()
+    (chip,) = pnn.devices.sweep(model, "temperature", [2.0])
+    pat = pnn.PATModel(model, chip)
+    pat.compile(keras.optimizers.SGD(0.0), Trace())
+    moving = DriftInjection("temperature", drift.Linear(0.0, start=3.0), during)
+    logs = pat.fit(**FIT, validation_data=(X, X), callbacks=[moving]).history
+    met = (5.0, 2.0, 0.0) if during == "training" else (2.0, 5.0, 3.0)
+    found = [logs[name][0] for name in ("loss", "val_loss", "val_model_loss")]
+    np.testing.assert_allclose(found, met)
+    assert logs["drift_temperature"] == [5.0]
+    # Outside of `fit` it is the model that is evaluated.
+    loss = pat.evaluate(X, X, verbose=0, callbacks=[moving])
+    assert loss == pytest.approx(met[2])
+
+
 def test_a_chip_on_the_bench_cannot_be_moved():
     class Bench(pnn.HardwareDevice):
         def measure(self, layer, inputs, controls):
@@ -227,8 +245,9 @@ def test_a_chip_on_the_bench_cannot_be_moved():
     pat = pnn.PATModel(model, Bench(layers=["b"]))
     pat.compile("sgd", Trace())
     refused = pytest.raises(ValueError, match=r"'b/temperature', on Bench")
-    with refused:
-        pat.fit(**FIT, callbacks=[moving])
+    for during in ("training", "validation"):
+        with refused:
+            pat.fit(**FIT, callbacks=[DriftInjection("temperature", WALK, during)])
     with refused, Bench(layers=["b"]).installed(model):
         model.fit(**FIT, callbacks=[moving])
     pat.fit(**FIT, callbacks=[DriftInjection("a/temperature", WALK)])

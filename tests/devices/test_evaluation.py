@@ -428,7 +428,7 @@ def test_errors():
     refuses("same variables", devices=warm, model=two)
     refuses("lengths", y=LABELS[1:])
     refuses("`x` must be finite", x=nan)
-    refuses("`x` must be an array.*Dataset", x=tf.data.Dataset.from_tensors(X))
+    refuses("`y` must be None.*Received: ndarray", x=tf.data.Dataset.from_tensors(X))
     refuses("`y` must hold the targets .*Received: y=None", y=None)
     sat = pnn.SATModel(model)
     sat.compile(loss="mse")
@@ -499,3 +499,50 @@ def test_summary_and_table():
     lines = result.table().splitlines()
     assert len(lines) == 3 and "accuracy" in lines[2] and "0.7500" in lines[2]
     assert result.to_dict()["batch_norm"] == "frozen"
+
+
+def as_data_set(kind, *parts):
+    if kind == "tf":
+        return tf.data.Dataset.from_tensor_slices(parts).batch(10)
+    if kind == "tf of unknown length":
+        return as_data_set("tf", *parts).filter(lambda *batch: True)
+
+    class Parts(keras.utils.PyDataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return tuple(part[10 * index : 10 * index + 10] for part in parts)
+
+    return Parts()
+
+
+@pytest.mark.parametrize("kind", ["tf", "tf of unknown length", "keras"])
+def test_data_sets(kind):
+    model = bank(6, loss=CROSS_ENTROPY, weighted_metrics=["accuracy"])
+    devices = SHIFTS.sample(model, 2)
+    data = as_data_set(kind, X, LABELS, WEIGHTS)
+    found = pnn.evaluate_devices(model, data, devices=devices, verbose=0)
+    expected = pnn.evaluate_devices(
+        model, X, LABELS, devices, sample_weight=WEIGHTS, verbose=0
+    )
+    assert found.samples == N
+    for name, values in expected.values.items():
+        np.testing.assert_array_equal(found[name], values)
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (as_data_set("tf", X, LABELS).repeat(), "`x` must be finite"),
+        (as_data_set("tf", X, LABELS).take(0), "at least one batch. Received: none"),
+        (tf.data.Dataset.from_tensor_slices((X, LABELS)), r"`data\.batch\(100\)`"),
+        (as_data_set("tf", X * np.nan, LABELS), "`x` must be finite. Received: NaN"),
+    ],
+)
+def test_bad_data_sets(data, message):
+    model = bank(6, loss=CROSS_ENTROPY)
+    with pytest.raises(ValueError, match=message):
+        pnn.evaluate_devices(
+            model, data, devices=SHIFTS.sample(model, 2), verbose=0
+        )

@@ -168,8 +168,9 @@ def test_what_does_not_differ_between_devices_runs_once():
     values = [[q.value(d) for q, d in pairs] for pairs in bound]
     stacks = [tf.stack(column) for column in zip(*values, strict=True)]
     batch = (tf.constant(images), tf.constant(np.arange(6) % 3), None)
+    seeds = [tf.convert_to_tensor(v) for v in engine._seeds]
     program = engine._forward_all._stacked.experimental_get_compiler_ir(
-        stacks, [], [], batch
+        stacks, [], seeds, batch
     )(stage="hlo")
     lines = [line for line in program.splitlines() if " convolution(" in line]
     assert len(lines) == 1 and "f32[6,6,6,3]" in lines[0]

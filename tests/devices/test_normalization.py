@@ -115,7 +115,7 @@ def test_statistics_in_front_of_what_varies_are_not_stacked():
     values = [[q.value(d) for q, d in pairs] for pairs in bound]
     stacks = [tf.stack(column) for column in zip(*values, strict=True)]
     seeds = [tf.convert_to_tensor(v) for v in engine._seeds]
-    moments, _ = engine._moments_all(stacks, 3, seeds, CALIBRATION)
+    moments, *_ = engine._moments_all(stacks, 3, seeds, CALIBRATION)
     own, shared = engine._statistics([moments])
     assert [v.shape for v in own] == [(3, 5), (3, 5), (3, 6), (3, 6)]
     expected = np.asarray(model.get_layer("d0")(CALIBRATION))

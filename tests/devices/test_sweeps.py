@@ -114,3 +114,89 @@ def test_values_must_be_finite_numbers(bad):
 def test_bad_grids(make, values, message):
     with pytest.raises(ValueError, match=message):
         grid(make(), values)
+
+
+def evaluated(devices, accuracy, **changes):
+    values = {"loss": 1 - np.asarray(accuracy), "accuracy": np.asarray(accuracy)}
+    labels = tuple(device.label for device in devices)
+    made = {"model": "rings", "labels": labels, "axes": devices.axes, **changes}
+    return pnn.DeviceEvaluation(values, 9, 3, True, **made)
+
+
+def test_a_sweep_has_an_axis():
+    devices = sweep(banks(), "temperature", [-1.0, 0.0, 2.5])
+    (axis,) = devices.axes
+    assert (axis.name, axis.unit, axis.label) == ("temperature", "K", "temperature (K)")
+    np.testing.assert_array_equal(axis.values, [-1.0, 0.0, 2.5])
+    assert repr(axis) == "<Axis temperature: 3 points, -1 … 2.5 K>"
+    assert "along temperature (K)" in repr(devices)
+    assert devices[1:].axes == ()
+    # Of another quantity than the variable's.
+    assert sweep(meshes(), "splitter_imbalance", [0.1]).axes[0].unit == ""
+    with pytest.raises(ValueError, match=r"`axes` must be .*3 devices\. Received: 2"):
+        pnn.DeviceSet(devices, [pnn.devices.Axis("x", "", np.zeros(2))])
+
+
+def test_axes_are_saved(tmp_path):
+    devices = grid(modulator(), {"rotation": [0.0, 3.0], "shift": [(0, 0), (1, 0)]})
+    devices.save(tmp_path / "moved.npz")
+    loaded = pnn.DeviceSet.load(tmp_path / "moved.npz")
+    for one, other in zip(devices.axes, loaded.axes, strict=True):
+        assert (one.name, one.unit) == (other.name, other.unit)
+        np.testing.assert_array_equal(one.values, other.values)
+
+
+def test_a_result_along_a_sweep():
+    devices = sweep(banks(), "temperature", [1.0, -1.0, 0.0])
+    result = evaluated(devices, [0.9, 0.5, 0.75])
+    lines = [line.split() for line in result.table().splitlines()]
+    assert lines[0] == ["temperature", "(K)", "loss", "accuracy"]
+    assert lines[2] == ["-1", "0.5000", "0.5000"]
+    frame = result.to_dataframe()
+    assert list(frame) == ["temperature (K)", "device", "loss", "accuracy"]
+    assert frame["temperature (K)"].tolist() == [1.0, -1.0, 0.0]
+    assert frame.device[1] == "temperature = -1"
+    ax = result.plot(compare={"SAT": evaluated(devices, [0.9, 0.8, 0.95])})
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("temperature (K)", "accuracy")
+    names = [text.get_text() for text in ax.figure.legends[0].texts]
+    assert names == ["rings", "SAT"]
+    np.testing.assert_array_equal(ax.lines[0].get_xdata(), [-1.0, 0.0, 1.0])
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), [0.5, 0.75, 0.9])
+    assert result.to_dict()["axes"][0]["values"] == [1.0, -1.0, 0.0]
+
+
+def test_a_result_over_a_grid():
+    devices = grid(
+        modulator(), {"rotation": [1.0, 0.0], "shift": [(0, 0), (1, 0), (2, 0)]}
+    )
+    result = evaluated(devices, np.linspace(0.4, 0.9, 6))
+    first = result.to_dataframe().iloc[1]
+    assert (first["rotation (deg)"], first["shift (px)"]) == (1.0, "(1, 0)")
+    ax = result.plot("loss")
+    assert ax.get_title() == "rings"
+    assert ax.get_ylabel() == "rotation (deg)"
+    assert ax.get_xlabel() == "shift, length along its direction (px)"
+    # Rows from the lowest rotation on.
+    drawn = ax.collections[0].get_array().reshape(2, 3)
+    np.testing.assert_allclose(drawn[0], result["loss"][3:])
+    with pytest.raises(ValueError, match=r"A map shows one.*Received: 2 results"):
+        result.plot(compare={"other": result})
+
+
+def test_results_without_axes_are_drawn_device_by_device():
+    devices = pnn.Variation(temperature=1.0).sample(banks(), 3)
+    result = evaluated(devices, [0.5, 0.6, 0.7])
+    ax = result.plot(name="plain", compare={"SAT": result})
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["plain", "SAT"]
+    assert list(result.to_dataframe()) == ["device", "loss", "accuracy"]
+
+
+def test_bad_plots():
+    result = evaluated(sweep(banks(), "temperature", [0.0, 1.0]), [0.5, 0.6])
+    other = evaluated(sweep(banks(), "temperature", [0.0, 2.0]), [0.5, 0.6])
+    with pytest.raises(ValueError, match="`metric` must be one of 'loss', 'accuracy'"):
+        result.plot("auc")
+    with pytest.raises(ValueError, match="`compare` must be results along"):
+        result.plot(compare={"other": other})
+    with pytest.raises(ValueError, match="`compare` must be names and results"):
+        result.plot(compare={"other": 1})

@@ -88,6 +88,21 @@ def test_replay_of_a_model_bit_for_bit(model, tmp_path):
     assert recorded.calls == 6
 
 
+def test_replay_of_a_fit_with_its_validation(tmp_path):
+    def trained(device):
+        model = network()
+        model.set_weights([0.1 * np.ones_like(w) for w in model.get_weights()])
+        device.simulated = ring_chip(model)
+        pat = pnn.PATModel(model, device)
+        pat.compile(keras.optimizers.SGD(0.1), "mse", run_eagerly=True)
+        fit = {"epochs": 2, "shuffle": False, "verbose": 0}
+        return pat.fit(X, X[:, :1], validation_data=(X, X[:, :1]), **fit).history
+
+    logs = trained(Noisy(None, log=tmp_path / "bench.log"))
+    assert logs["val_loss"][0] != logs["val_model_loss"][0]
+    assert trained(pnn.RecordedDevice(tmp_path / "bench.log")) == logs
+
+
 def test_replay_in_order_and_the_last_one_again(model, tmp_path):
     device = noisy(model, log=tmp_path / "bench.log")
     layer = model.get_layer("first")

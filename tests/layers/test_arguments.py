@@ -216,3 +216,21 @@ def test_fields_in_place_of_intensities_are_refused(layer):
     for inputs in (keras.Input((6,), dtype="complex64"), np.ones((1, 6), "complex64")):
         with pytest.raises(ValueError, match=r"`inputs`.*Received: dtype=complex64"):
             layer(inputs)
+
+
+@pytest.mark.parametrize(
+    "kind, arguments, message",
+    [
+        (MRRBank, {"half_width": 0.1}, "no argument `half_width`.*LorentzianTuning"),
+        (MRRConv2D, {"max_current": 4}, "argument of HeaterTuning.*tuning=.*max_curr"),
+        (MRRBank, {"temperature": 1.0}, r"is an imperfection.*pnn\.Variation\(temper"),
+        (MZIMesh, {"theta_error": 0.1}, r"imperfection.*pnn\.Variation\(theta_error"),
+        (MaskedSLM, {"rotation": 3}, "imperfection.*Received: rotation=3"),
+        (MZIDense, {"bits": 4}, "is an argument of `pnn.layers.DAC`"),
+        (MRRBank, {"nonsense": 1}, "Unrecognized keyword arguments.*nonsense"),
+    ],
+)
+def test_arguments_that_belong_elsewhere(kind, arguments, message):
+    first = (3, 3) if kind is MRRConv2D else (4,)
+    with pytest.raises(ValueError, match=message):
+        kind(*first, **arguments)

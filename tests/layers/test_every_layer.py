@@ -1,6 +1,5 @@
 """Check all layers alike: configuration, saving, graphs, XLA, devices, derivatives."""
 
-import doctest
 import json
 
 import keras
@@ -302,20 +301,6 @@ UNITARY = np.eye(4)
 def test_a_layer_that_is_not_built_says_so(call):
     with pytest.raises(ValueError, match=r"built.*Received"):
         call()
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        *(MRRBank, MRRConv2D, MZIMesh, MZIDense, MaskedSLM, DAC),
-        *(Photodetector, BalancedDetector, ShotNoise, ADC),
-    ],
-)
-def test_docstring_examples_run(kind):
-    names = {"pnn": pnn, "np": np, "keras": keras}
-    finder = doctest.DocTestFinder(recurse=False)
-    (example,) = finder.find(kind, kind.__name__, globs=names)
-    assert doctest.DocTestRunner().run(example).failed == 0
 
 
 # Derivatives, in float64.

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_pnn as pnn
 from keras_pnn import _keras
@@ -268,3 +269,13 @@ def test_what_an_error_says_without_its_traces(text, expected):
     assert said.startswith(expected)
     assert "\n" not in said and "File" not in said
     assert len(inputs.brief(ValueError("word " * 500))) <= 240
+
+
+def test_a_study_of_a_data_set(model, unmeasured):
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(25)
+    found = prepared(model, data, None, variation=VARIATION, n=2)
+    arrays = prepared(model, variation=VARIATION, n=2)
+    (one,), (other,) = found.studies.values(), arrays.studies.values()
+    assert one.digest() == other.digest()
+    with pytest.raises(ValueError, match="`y` must be None when `x` is a data set"):
+        prepared(model, data, Y)

@@ -4,6 +4,7 @@ import csv
 import html.parser
 import io
 import json
+import pathlib
 import re
 import sys
 
@@ -15,11 +16,13 @@ from keras_pnn.curvature.landscape import Landscape
 from keras_pnn.curvature.spectrum import DensityResult, TraceResult
 from keras_pnn.devices import SimulatedDevice
 from keras_pnn.robustness.axes import DeviationAxis, SpreadAxis
-from keras_pnn.robustness.report.data import rows
+from keras_pnn.robustness.report import explanations
+from keras_pnn.robustness.report import html as report_html
+from keras_pnn.robustness.report.export import rows
 from keras_pnn.robustness.report.figures import spaced
+from keras_pnn.robustness.report.formatting import Display, chosen, interval, number
 from keras_pnn.robustness.report.html import html as page
 from keras_pnn.robustness.report.text import text
-from keras_pnn.robustness.report.words import Display, chosen, interval, number
 from keras_pnn.robustness.results import (
     Curvature,
     Kind,
@@ -362,7 +365,8 @@ def test_text_puts_models_side_by_side():
     found.models["robust"].nominal["accuracy"] = 0.975
     found.models["other"] = ModelRobustness(nominal={"loss": 0.5, "accuracy": 0.5})
     written = text(found)
-    assert cells(written, "") == ["plain", "robust", "other"]
+    summary = section(written, "Summary")
+    assert cells(summary, "") == ["plain", "robust", "other"]
     assert cells(written, "nominal accuracy") == ["98.00 %", "97.50 %", "50.00 %"]
     # What a model lacks.
     assert cells(written, "devices: mean") == ["93.00 %", "93.00 %", "-"]
@@ -374,7 +378,8 @@ def test_text_puts_models_side_by_side():
 
 def test_text_leaves_out_what_is_absent():
     written = text(bare())
-    assert re.findall(r"^(\S.*?) ━", written, re.MULTILINE) == ["Summary"]
+    titles = re.findall(r"^(\S.*?) ━", written, re.MULTILINE)
+    assert titles == ["Conclusion", "Summary"]
     assert "yield at" not in written
 
 
@@ -386,7 +391,7 @@ def test_text_fits_a_hundred_columns_and_shows_names_as_they_are(monkeypatch):
     written = text(result((*names, *others)))
     assert max(map(len, written.splitlines())) <= 100
     assert "\x1b" not in written and "…\n" not in written
-    assert cells(written, "")[:3] == list(names)
+    assert cells(section(written, "Summary"), "")[:3] == list(names)
 
 
 # Rows and CSV.
@@ -592,6 +597,7 @@ def written():
 def test_html_is_well_formed_and_has_every_section(written):
     parsed = Page(written)
     assert re.findall(r"<h2>(.*?)</h2>", written) == [
+        "Conclusion",
         "Summary",
         "Devices",
         "Sweep: temperature",
@@ -604,6 +610,7 @@ def test_html_is_well_formed_and_has_every_section(written):
         "Loss landscape",
         "Transfer between devices",
         "How it was made",
+        "What the numbers mean",
     ]
     # Devices, sweep, spread and its yield, points, grids, sensitivities, curvature of
     # two groups, landscape, transfer.
@@ -708,3 +715,90 @@ def test_a_grid_has_its_ticks_at_the_measured_points():
     shown = re.findall(r">([^<>]+)</text>", written)
     assert shown[:3] == ["0", "0.27", "splitter (rad)"]
     assert shown[3:7] == ["-0.13", "0", "0.13", "phase (rad)"]
+
+
+# In words, and in notebooks.
+
+
+def test_the_conclusion_says_what_was_found():
+    written = joined(section(text(result()), "Conclusion"))
+    for words in (
+        "The specification is accuracy ≥ 95 %.",
+        "plain: the design keeps it, with 98.00 %.",
+        "On 4 devices the mean is 93.00 %, the worst 80.00 %; 3 of 4 keep it (yield "
+        "75.0 %, 95 % interval 30.1 … 95.4 %).",
+        # The mean is 0.90, 0.95, 0.96, 0.94, 0.80.
+        "The mean over the devices keeps it over temperature -1 … 0 K; σ of phase 0 …",
+        "Alone, temperature = 2 in layer 'bank' costs most: 10.00 percentage points.",
+        "The worst case that was found, within its radii, has 41.50 %.",
+    ):
+        assert words in written
+    assert "has the best mean" not in written
+
+
+def test_the_conclusion_compares_models():
+    found = result(("plain", "robust", "nominal"))
+    better = dict(devices=both(DEVICES + 0.005))
+    found.models["robust"] = full_model(**better)
+    found.models["nominal"] = ModelRobustness(nominal={"loss": 0.5, "accuracy": 0.5})
+    written = joined(section(text(found), "Conclusion"))
+    assert "robust has the best mean, 93.50 %; next is plain with 93.00 %." in written
+    assert "intervals of their yields overlap" in written
+    assert "nominal: the design breaks it, with 50.00 %." in written
+    # Losses: the least is the best.
+    written = joined(section(text(result(("a", "b"), **LOW)), "Conclusion"))
+    assert "the worst 0.2; 3 of 4 keep it" in written
+    assert "the best models have the same mean" in written
+
+
+def test_the_conclusion_of_extremes():
+    written = text(bare(devices=both([np.nan, 0.5])))
+    assert "the mean is -, the worst -; 0 of 2 keep it" in joined(written)
+    broken = Scan((axis("temperature", "K", [0, 1]),), both([0.5, 0.99]), None)
+    written = joined(text(bare(0.5, sweeps={"temperature": broken})))
+    assert "No tolerance was found to: temperature." in written
+
+
+def test_summary_is_the_conclusion_and_the_first_table():
+    found = result()
+    assert text(found).startswith(found.summary())
+    assert found.summary().startswith("Conclusion ━")
+    assert "Summary ━" in found.summary() and "Devices ━" not in found.summary()
+
+
+def test_html_explains_each_section(written):
+    titles = re.findall(r'<h3 id="meaning-\w+">(.*?)</h3>', written)
+    assert len(titles) == 10 and "Sweeps and tolerances" in titles
+    targets = re.findall(r'<a href="(.*?)">What these numbers mean</a>', written)
+    # Three sweeps share one explanation, and so do conclusion and summary.
+    assert len(targets) == 13 and len(set(targets)) == 10
+
+
+def test_html_links_to_the_documentation_where_it_has_an_address(monkeypatch):
+    for module in (report_html, explanations):
+        monkeypatch.setattr(module, "DOCS_URL", "https://docs.example")
+    written = page(bare())
+    Page(written)
+    target = "https://docs.example/what-the-numbers-mean/#devices"
+    assert f'<a href="{target}">What these numbers mean</a>' in written
+    assert "meaning-" not in written and "#meanings" not in written
+
+
+def test_explanations_have_a_heading_in_the_documentation():
+    page = pathlib.Path(__file__).parents[2] / "docs" / "what-the-numbers-mean.md"
+    headings = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.MULTILINE)
+    slugs = {re.sub(r"[^\w-]", "", h.lower().replace(" ", "-")) for h in headings}
+    assert {place for _, place, _ in explanations._TEXTS.values()} <= slugs
+
+
+def test_a_report_in_a_notebook_and_on_one_line():
+    found = result(("plain", "<b>"))
+    shown = found._repr_html_()
+    Page(shown)
+    assert shown.count("<table>") == 1 and "&lt;b&gt;: the design keeps it" in shown
+    assert repr(found) == "<RobustnessResult of plain, <b>: accuracy ≥ 95 %>"
+    for part in (found.models["plain"], curvature().trace, landscape(), TRANSFER):
+        assert len(repr(part)) <= 160 and "\n" not in repr(part)
+    assert "eigenvalues=[12.5, 3.25]" in repr(curvature().eigenvalues)
+    for part in (curvature().eigenvalues, curvature().density, landscape()):
+        Page(part._repr_html_())

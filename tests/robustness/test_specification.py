@@ -53,6 +53,8 @@ DEVICE = pnn.SimulatedDevice({})
         ({"hessian": {"k": 0}}, "In `hessian`.*`k` must be .*Received: 0"),
         ({"hessian": {"variables": ()}}, r"In `hessian`.*`variables`.*Received: \(\)"),
         ({"landscape": "yes"}, "`landscape` must be .*Received: 'yes'"),
+        ({"fast": 1}, "`fast` must be True or False. Received: 1"),
+        ({"fast": True, "hessian": {"k": 2}}, "`hessian` must be no dictionary"),
         ({"landscape": {"x": 1}}, "`landscape` must be .*dictionary of"),
     ],
 )
@@ -82,6 +84,9 @@ def test_options():
     assert Specification(hessian={"variables": "all"}).hessian.variables == ("all",)
     assert Specification(landscape=None).landscape is None
     assert Specification(landscape={"points": 3}).landscape == {"points": 3}
+    fast = Specification(fast=True)
+    assert fast.hessian is None and fast.landscape is None
+    assert fast.worst_case is True and fast.sensitivity is True
 
 
 def test_devices():

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from keras_pnn.devices.axis import line_positions
 from keras_pnn.robustness import statistics
 
 
@@ -84,10 +85,10 @@ def test_area_is_the_mean_over_an_uneven_range():
 
 def test_positions_of_points_on_a_line():
     numbers = np.array([-1.0, 0.0, 2.0])
-    assert statistics.line_positions(numbers) is not None
-    np.testing.assert_array_equal(statistics.line_positions(numbers), numbers)
+    assert line_positions(numbers) is not None
+    np.testing.assert_array_equal(line_positions(numbers), numbers)
     shifts = np.array([(-3.0, -4.0), (0.0, 0.0), (6.0, 8.0)])
-    np.testing.assert_allclose(statistics.line_positions(shifts), [-5, 0, 10])
-    np.testing.assert_allclose(statistics.line_positions(shifts[::-1]), [-10, 0, 5])
-    assert statistics.line_positions(np.eye(2)) is None
-    np.testing.assert_array_equal(statistics.line_positions(np.zeros((2, 2))), [0, 0])
+    np.testing.assert_allclose(line_positions(shifts), [-5, 0, 10])
+    np.testing.assert_allclose(line_positions(shifts[::-1]), [-10, 0, 5])
+    assert line_positions(np.eye(2)) is None
+    np.testing.assert_array_equal(line_positions(np.zeros((2, 2))), [0, 0])

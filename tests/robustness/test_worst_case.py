@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from keras_layers_table import BATCH, make
 
 import keras_pnn as pnn
 from keras_pnn.robustness import worst_device
@@ -206,3 +207,13 @@ def test_a_slope_that_is_not_finite_is_none():
     _, losses = worst_device(model, X, X, {"offset": 0.1}, restarts=1)
     assert np.isfinite(losses).all()
     assert losses[0, 1] == pytest.approx(0.1) and losses.max() >= 0.2 * (1 - 1e-6)
+
+
+def test_states_of_layers_need_one_batch():
+    model, x, y = make("all states")
+    model.compile("sgd", "mse")
+    radius = {"temperature": 1.0}
+    search = {"steps": 1, "restarts": 1}
+    with pytest.raises(ValueError, match=r"`lstm.*` must not be stateful.*one batch"):
+        worst_device(model, x, y, radius, batch_size=BATCH, **search)
+    worst_device(model, x[:BATCH], y[:BATCH], radius, **search)

@@ -478,6 +478,7 @@ class Overflow(keras.callbacks.Callback):
 
 @pytest.mark.parametrize("clean_fraction", [0.0, 0.5])
 def test_a_step_that_overflows_does_not_count_in_sharpness(clean_fraction):
+    """In the loss it counts, as in plain Keras."""
     keras.config.set_dtype_policy("mixed_float16")
     try:
         model = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
@@ -492,6 +493,10 @@ def test_a_step_that_overflows_does_not_count_in_sharpness(clean_fraction):
     assert int(sat.optimizer.iterations.numpy()) == 2
     assert np.isfinite(expected) and expected > 0
     np.testing.assert_allclose(found, expected, rtol=1e-3)
+    compiled(model, SGD(0.0)).optimizer.build(model.trainable_variables)
+    (plain,) = model.fit(X[:8], Y[:8], **fit).history["loss"]
+    (loss,) = sat.fit(X[:8], Y[:8], **fit).history["loss"]
+    np.testing.assert_allclose(loss, plain, rtol=1e-3)
 
 
 def test_an_overflow_under_mixed_float16_skips_the_step():
@@ -571,6 +576,12 @@ def unbuilt():
     return keras.Sequential([*photonic().layers[1:3], pnn.layers.MRRBank(3)])
 
 
+def recurrent():
+    inputs = keras.Input(batch_shape=(4, 4))
+    x = layers.LSTM(3, stateful=True)(layers.Reshape((2, 2))(inputs))
+    return keras.Model(inputs, pnn.layers.MRRBank(3)(x))
+
+
 SAVED = {
     "asam": (photonic, {"ascent": pnn.ASAM(0.3, eta=0.1), "perturb": "all"}),
     "noise": (
@@ -592,6 +603,7 @@ SAVED = {
     ),
     "names": (photonic, {"perturb": ["first/*", "*_shift", "b*"]}),
     "subclassed": (Subclassed, {"rho": 0.1, "perturb": "all"}),
+    "stateful": (recurrent, {"rho": 0.1}),
 }
 
 

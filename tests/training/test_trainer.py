@@ -314,3 +314,12 @@ def test_steps_of_the_models_own_are_refused(name):
         pnn.SATModel(model, perturb="all")
     with pytest.raises(ValueError, match="SATModel, which overrides train_step"):
         pnn.SATModel(pnn.SATModel(bank()))
+
+
+@pytest.mark.parametrize("trainer", [pnn.SATModel, pnn.PATModel, pnn.DATModel])
+def test_summary_shows_the_network_inside(trainer):
+    model, lines = online(trainer, hardware=False), []
+    model.summary(print_fn=lines.append)
+    assert lines[0] == repr(model) and lines[0].startswith(f"<{trainer.__name__} name=")
+    written = "\n".join(map(str, lines))
+    assert "bank (MRRBank)" in written and "device=<SimulatedDevice" in written

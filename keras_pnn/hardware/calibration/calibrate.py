@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import keras
 import numpy as np
@@ -28,7 +28,7 @@ def calibrate(
     model: keras.Model,
     device,
     inputs,
-    imperfections=None,
+    imperfections: Sequence[str] | None = None,
     settings: int = 8,
     spread: dict[str, float] | None = None,
     probes: int | None = None,

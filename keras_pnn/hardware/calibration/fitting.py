@@ -248,7 +248,7 @@ def search(
     loss = problem(z)[0]
     coarser = [n for n in _NOISES if n > 3 * noise]
     if coarser and problem.residual > _UNEXPLAINED * noise:
-        other = problem.start
+        other, there = problem.start, ended
         for coarse in (*coarser, noise):
             problem.noise = coarse
             end = tolerance if coarse == noise else max(tolerance, _STAGES[-1])

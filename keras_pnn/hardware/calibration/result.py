@@ -2,11 +2,12 @@
 
 import dataclasses
 
+from keras_pnn._display import Shown, Table
 from keras_pnn.devices.simulated import SimulatedDevice
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Calibration:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Calibration(Shown):
     """What `calibrate` found, and how.
 
     A residual is √(Σ|model − device|² / Σ|device|²) over the readings of a layer.
@@ -27,6 +28,15 @@ class Calibration:
         iterations: of the search, for all layers together.
         converged: whether the search ended by its tolerance everywhere.
         seconds: how long it took, measurements included.
+
+    Example:
+
+    >>> twin = pnn.calibrate(
+    ...     model, bench, x_train[:16], ["resonance_shift"], iterations=20, verbose=0
+    ... )
+    >>> print(twin.table())
+    >>> with twin.device.installed(model):
+    ...     model.evaluate(x_test, y_test, verbose=0)
     """
 
     device: SimulatedDevice
@@ -54,32 +64,36 @@ class Calibration:
         del values["device"]
         return values
 
-    def table(self) -> str:
-        """Returns residuals and imperfections as tables of text."""
-        width = max(len(n) for n in ("", *self.residuals, *self.imperfections))
-        lines = [
-            f"{'':{width}} {'fitted':^21} {'held out':^21}",
-            f"{'residual':{width}}" + f" {'before':>10} {'after':>10}" * 2,
+    def _parts(self):
+        residuals = [
+            (name, *(f"{value:.2e}" for value in values.values()))
+            for name, values in self.residuals.items()
         ]
-        for name, values in self.residuals.items():
-            cells = " ".join(f"{value:>10.2e}" for value in values.values())
-            lines.append(f"{name:{width}} {cells}")
-        heads = ("rms", "prior", "unit", "unknowns", "at limit")
-        lines.append(" ".join([f"{'deviation':{width}}", *(f"{h:>10}" for h in heads)]))
-        for name, row in self.imperfections.items():
-            lines.append(
-                f"{name:{width}} {row['rms']:>10.4g} {row['prior']:>10.4g} "
-                f"{row['unit']:>10} {row['unknowns']:>10} {row['at_limit']:>10}"
+        heads = ("fitted, before", "after", "held out, before", "after")
+        deviations = [
+            (
+                name,
+                f"{row['rms']:.4g}",
+                f"{row['prior']:.4g}",
+                row["unit"],
+                str(row["unknowns"]),
+                str(row["at_limit"]),
             )
+            for name, row in self.imperfections.items()
+        ]
+        columns = ("deviation", "rms", "prior", "unit", "unknowns", "at limit")
         samples = ", ".join(str(n) for n in dict.fromkeys(self.samples.values()))
-        lines.append(
+        return [
+            Table("", ("residual", *heads), residuals),
+            Table("", columns, deviations),
             f"{self.settings} settings ({self.settings_held_out} held out) of "
             f"{samples} samples ({self.holdout:.0%} held out), noise {self.noise:g}, "
             f"{self.iterations} iterations, "
             f"{'converged' if self.converged else 'not converged'}, "
-            f"seed {self.seed}, {self.seconds:.1f} s"
-        )
-        return "\n".join(lines)
+            f"seed {self.seed}, {self.seconds:.1f} s",
+        ]
 
-    def __str__(self):
-        return self.table()
+    def __repr__(self):
+        state = "" if self.converged else ", not converged"
+        left = (f"{n} {r['held_out_after']:.2g}" for n, r in self.residuals.items())
+        return f"<Calibration: held-out residuals {', '.join(left)}{state}>"

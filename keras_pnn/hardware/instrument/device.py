@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from keras_pnn import _checks
+from keras_pnn._signatures import passing_on
 from keras_pnn.hardware.device import DeviceError, HardwareDevice
 from keras_pnn.hardware.instrument.measurable import check_layer, existing
 from keras_pnn.hardware.instrument.scpi import InstrumentError, Session, parse_readings
@@ -123,6 +124,7 @@ class InstrumentDevice(HardwareDevice):
         - PyVISA, https://pyvisa.readthedocs.io
     """
 
+    @passing_on(HardwareDevice, without=("layers",))
     def __init__(self, configuration: dict, **options):
         self.bench = _bench(configuration)
         options = {**self.bench.device, **options}
@@ -140,6 +142,7 @@ class InstrumentDevice(HardwareDevice):
         self._compared = weakref.WeakSet()
 
     @classmethod
+    @passing_on(HardwareDevice, without=("layers",))
     def from_toml(cls, path: str | os.PathLike, **options) -> "InstrumentDevice":
         """Reads the configuration from a TOML file.
 

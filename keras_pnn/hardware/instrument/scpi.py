@@ -21,7 +21,16 @@ SHOWN = 80
 
 
 class InstrumentError(RuntimeError):
-    """An instrument refused a command, did not answer, or answered unparseably."""
+    """An instrument refused a command, did not answer, or answered unparseably.
+
+    Example:
+
+    >>> try:
+    ...     raise pnn.hardware.InstrumentError("-113, undefined header")
+    ... except pnn.hardware.InstrumentError as error:
+    ...     print(error)
+    -113, undefined header
+    """
 
 
 class Session:

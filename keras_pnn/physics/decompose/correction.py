@@ -6,6 +6,7 @@ import math
 import numpy as np
 
 from keras_pnn import _checks
+from keras_pnn._display import Brief
 from keras_pnn.physics import interferometer, mesh
 from keras_pnn.physics.decompose.mesh_phases import MeshPhases, wrap
 from keras_pnn.physics.decompose.nulling import phases
@@ -15,14 +16,21 @@ from keras_pnn.physics.decompose.nulling import phases
 _ROUNDS, _SINGLE_ROUNDS = 20, 200
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Correction:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Correction(Brief):
     """Phases that correct a chip's known errors.
 
     Args:
         phases: `MeshPhases` to program.
         error: Float. The remaining error ‖U − Û‖_F / √N, with Û the matrix of the
             imperfect mesh at these phases.
+
+    Example:
+
+    >>> zero = np.zeros((4, 2))
+    >>> found = decompose.correct(np.eye(4), zero, zero, np.zeros((4, 2, 2)))
+    >>> found.error < 1e-6
+    True
     """
 
     phases: MeshPhases
@@ -30,7 +38,11 @@ class Correction:
 
 
 def correct(
-    unitary, theta_error, phi_error, splitter_error, arrangement="clements"
+    unitary: np.ndarray,
+    theta_error: np.ndarray | float,
+    phi_error: np.ndarray | float,
+    splitter_error: np.ndarray | float,
+    arrangement: str = "clements",
 ) -> Correction:
     """Decomposes a unitary for a mesh with known errors, cell by cell.
 

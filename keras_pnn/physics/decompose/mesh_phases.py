@@ -5,11 +5,12 @@ import dataclasses
 import numpy as np
 
 from keras_pnn import _checks
+from keras_pnn._display import Brief
 from keras_pnn.physics.mesh.lattice import cell_mask
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class MeshPhases:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class MeshPhases(Brief):
     """The phases of a mesh, in rad.
 
     Light passes the phases γ on all modes, then column 0, column 1, …:
@@ -65,13 +66,13 @@ class MeshPhases:
         return {**phases, "arrangement": self.arrangement}
 
 
-def wrap(angle):
+def wrap(angle) -> np.ndarray:
     """Wraps angles to (−π, π]."""
     angle = np.angle(np.exp(1j * angle))
     return np.where(angle > -np.pi, angle, np.pi)
 
 
-def haar_phases(n, seed=0, arrangement="clements") -> MeshPhases:
+def haar_phases(n: int, seed: int = 0, arrangement: str = "clements") -> MeshPhases:
     """Draws the phases of a Haar-random unitary, without the matrix.
 
     φ and γ are uniform, and all phases are independent. The power that a cell sends

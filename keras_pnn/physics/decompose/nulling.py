@@ -13,7 +13,7 @@ from keras_pnn.physics.mesh.lattice import cell_mask
 _TOLERANCE = 1e-5
 
 
-def phases(unitary, arrangement="clements") -> MeshPhases:
+def phases(unitary: np.ndarray, arrangement: str = "clements") -> MeshPhases:
     """Decomposes a unitary into the phases of a mesh without errors.
 
     In the rectangle the matrix is nulled below its diagonal, from the right by cells

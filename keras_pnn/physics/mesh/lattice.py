@@ -30,6 +30,11 @@ def cell_mask(modes: int, arrangement: str = "clements") -> np.ndarray:
         ValueError: If `modes` is not an integer of 2 or more, or `arrangement` is
             unknown.
 
+    Example:
+
+    >>> cell_mask(4).astype(int).tolist()
+    [[1, 1], [1, 0], [1, 1], [1, 0]]
+
     Reference:
 
     - Clements et al., Optica 3:1460 (2016).

@@ -43,6 +43,10 @@ def wrapped(
         theta, phi and gamma, each in [low, low + 2π) or up to `high`. The derivative
         of each with respect to the argument of its name is 1.
 
+    Raises:
+        ValueError: If shapes do not fit, `high` is not above `low`, or eagerly: a phase
+            is not finite.
+
     Example:
 
     >>> theta, phi, gamma = wrapped([[-0.5], [0.0]], [[1.0], [0.0]])
@@ -78,6 +82,12 @@ def half_turns(
 
     Returns:
         Float tensors of 0 and 1, of the shape of `turns` and of shape (..., modes).
+
+    Example:
+
+    >>> of_phi, of_gamma = half_turns(tf.zeros((4, 2)), 4, "clements")
+    >>> of_gamma.numpy()
+    array([0., 0., 0., 0.], dtype=float32)
     """
     mask, next_cells = cell_mask(modes, arrangement), followers(modes, arrangement)
     shape = sizes(turns)

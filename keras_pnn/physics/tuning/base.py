@@ -1,6 +1,7 @@
 """Define the interface of tuning curves: control to weight, and back."""
 
 import numpy as np
+import tensorflow as tf
 
 from keras_pnn import _checks
 from keras_pnn.physics._tensors import TensorLike
@@ -20,6 +21,12 @@ class Tuning:
 
     Attributes:
         unit: `"nm"` (the control is a detuning) or `"mA"` (a heater current).
+
+    Example:
+
+    >>> tuning = pnn.LorentzianTuning(half_width=0.15)
+    >>> float(tuning.weight(0.15)), tuning.unit
+    (0.0, 'nm')
     """
 
     unit = "nm"
@@ -43,7 +50,7 @@ class Tuning:
         """
         raise NotImplementedError
 
-    def heater_shift(self, control: TensorLike):
+    def heater_shift(self, control: TensorLike) -> tf.Tensor:
         """Computes the resonance shift by the ring's own heater.
 
         Args:
@@ -54,7 +61,7 @@ class Tuning:
         """
         raise NotImplementedError
 
-    def detuning(self, control: TensorLike):
+    def detuning(self, control: TensorLike) -> tf.Tensor:
         """Computes the detuning: the ring's resonance minus its laser.
 
         Args:
@@ -65,7 +72,7 @@ class Tuning:
         """
         return self.heater_shift(control)
 
-    def heater_power(self, control: TensorLike):
+    def heater_power(self, control: TensorLike) -> tf.Tensor | None:
         """Computes the electrical power of the heater.
 
         Args:
@@ -81,7 +88,7 @@ class Tuning:
         control: TensorLike,
         shift: TensorLike = 0.0,
         half_width_error: TensorLike = 0.0,
-    ):
+    ) -> tf.Tensor:
         """Computes the weight at a control, with the imperfections of the ring.
 
         Args:
@@ -130,7 +137,9 @@ class Tuning:
         """
         return np.clip(self._known(weight), *self.weight_range)[()]
 
-    def row_weight(self, detuning: TensorLike, half_width_error: TensorLike = 0.0):
+    def row_weight(
+        self, detuning: TensorLike, half_width_error: TensorLike = 0.0
+    ) -> tf.Tensor:
         """Computes the weights of a row of rings on one bus.
 
         Args:

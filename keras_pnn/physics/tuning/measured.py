@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -94,8 +95,8 @@ class MeasuredTuning(Tuning):
 
     def __init__(
         self,
-        control,
-        weight,
+        control: Sequence[float] | np.ndarray,
+        weight: Sequence[float] | np.ndarray,
         unit: str,
         efficiency: float = 0.53,
         resistance: float = 375.0,

@@ -6,10 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from keras_pnn import plotting
-from keras_pnn.robustness.report.sections import sensitivity_drops
-from keras_pnn.robustness.report.words import (
+from keras_pnn.robustness.report.formatting import (
     Display,
-    axis_label,
     chosen,
     group_name,
     having,
@@ -17,6 +15,7 @@ from keras_pnn.robustness.report.words import (
     specification,
     sweeps_of,
 )
+from keras_pnn.robustness.report.sections import sensitivity_drops
 
 # Letters of a name in a figure.
 _LONGEST = 40
@@ -64,7 +63,7 @@ def _sweeps(result) -> Drawn:
 
     for name, scans in sweeps_of(result).items():
         axis = next(iter(scans.values())).axes[0]
-        key, label, x = f"sweep:{name}", _text(axis_label(axis)), axis.positions
+        key, label, x = f"sweep:{name}", _text(axis.line_label), axis.positions
         if x is None:
             # Points that are on no line are drawn in their order.
             x, label = np.arange(len(axis)), f"point of {label}"
@@ -103,14 +102,13 @@ def _grid(result) -> Drawn:
     for name, scan in grids.items():
         if any(axis.positions is None for axis in scan.axes):
             continue
-        first, second = (np.argsort(axis.positions) for axis in scan.axes)
-        y, x = scan.axes[0].positions[first], scan.axes[1].positions[second]
+        y, x = (np.sort(axis.positions) for axis in scan.axes)
         ax = plotting.heat_map(
-            x,
-            y,
-            values[name][np.ix_(first, second)],
-            _text(axis_label(scan.axes[1])),
-            _text(axis_label(scan.axes[0])),
+            scan.axes[1].positions,
+            scan.axes[0].positions,
+            values[name],
+            _text(scan.axes[1].line_label),
+            _text(scan.axes[0].line_label),
             _text(display.label),
             level=_spec(result),
             limits=limits,

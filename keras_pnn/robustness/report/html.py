@@ -7,9 +7,12 @@ and lays out titles, explanations and tables of texts; `html` writes these.
 
 import io
 import re
-from html import escape
 from xml.etree import ElementTree
 
+from keras_pnn._display import escaped
+from keras_pnn._version import DOCS_URL
+from keras_pnn.robustness.report.conclusion import conclusion
+from keras_pnn.robustness.report.explanations import anchor, explanation, link
 from keras_pnn.robustness.report.figures import figures
 from keras_pnn.robustness.report.sections import sections
 
@@ -35,7 +38,8 @@ body { margin: 0 auto; max-width: 76rem; padding: 1.5rem 1.25rem 4rem;
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0.5rem 0; }
 h2 { font-size: 1.3rem; margin: 2.6rem 0 0.4rem; padding-top: 0.6rem;
   border-top: 2px solid var(--line); overflow-wrap: anywhere; }
-p { margin: 0.3rem 0 0.9rem; max-width: 48rem; }
+h3 { font-size: 1rem; margin: 1.1rem 0 0.2rem; overflow-wrap: anywhere; }
+p { margin: 0.3rem 0 0.9rem; max-width: 48rem; overflow-wrap: break-word; }
 header p { overflow-wrap: anywhere; }
 .meaning, figcaption { color: var(--soft); }
 nav ul { list-style: none; display: flex; flex-wrap: wrap; gap: 0.2rem 1.1rem;
@@ -95,30 +99,34 @@ def html(result) -> str:
         # Matplotlib's line breaks and indents are a tenth of a file.
         image = re.sub(r">\s+<", "><", svg(ax.figure, f"f{index}", caption))
         drawn.setdefault(key, []).append(
-            f"<figure>\n{image}\n<figcaption>{_text(caption)}</figcaption>\n</figure>"
+            f"<figure>\n{image}\n<figcaption>{escaped(caption)}</figcaption>\n</figure>"
         )
-    parts = {f"section-{i}": part for i, part in enumerate(sections(result), start=1)}
+    found = [conclusion(result), *sections(result)]
+    parts = {f"section-{i}": part for i, part in enumerate(found)}
     names = ", ".join(result.models)
     links = "".join(
-        f'<li><a href="#{anchor}">{_text(part.title)}</a></li>'
-        for anchor, part in parts.items()
+        f'<li><a href="#{place}">{escaped(part.title)}</a></li>'
+        for place, part in parts.items()
     )
     body = "\n".join(
-        _section(anchor, part, drawn.get(part.key)) for anchor, part in parts.items()
+        _section(place, part, drawn.get(part.key)) for place, part in parts.items()
     )
+    if not DOCS_URL:
+        body += "\n" + _meanings(found)
+        links += '<li><a href="#meanings">What the numbers mean</a></li>'
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<title>Robustness report: {_text(names)}</title>
+<title>Robustness report: {escaped(names)}</title>
 <style>{_STYLE}</style>
 </head>
 <body>
 <header>
 <h1>Robustness report</h1>
-<p>{_text(names)}</p>
+<p>{escaped(names)}</p>
 <nav aria-label="Sections"><ul>{links}</ul></nav>
 </header>
 <main>
@@ -129,46 +137,37 @@ def html(result) -> str:
 """
 
 
-def _section(anchor: str, part, images: list[str] | None) -> str:
-    lines = [f'<section id="{anchor}">', f"<h2>{_text(part.title)}</h2>"]
-    if part.meaning:
-        lines.append(f'<p class="meaning">{_text(part.meaning)}</p>')
+def _section(place: str, part, images: list[str] | None) -> str:
+    lines = [f'<section id="{place}">', f"<h2>{escaped(part.title)}</h2>"]
+    lines += [f"<p>{escaped(paragraph)}</p>" for paragraph in part.text]
+    more = ""
+    if explanation(part.key):
+        more = f' <a href="{link(part.key)}">What these numbers mean</a>'
+    if part.meaning or more:
+        lines.append(f'<p class="meaning">{escaped(part.meaning)}{more}</p>')
     if images:
         lines += ['<div class="figures">', *images, "</div>"]
     if part.tables:
-        lines += ['<div class="tables">', *map(_table, part.tables), "</div>"]
+        tables = (table.html() for table in part.tables)
+        lines += ['<div class="tables">', *tables, "</div>"]
     if part.lines:
         pairs = (
-            f"<dt>{_text(key)}</dt><dd>{_text(value)}</dd>"
+            f"<dt>{escaped(key)}</dt><dd>{escaped(value)}</dd>"
             for key, value in part.lines.items()
         )
         lines += ["<dl>", *pairs, "</dl>"]
     return "\n".join([*lines, "</section>"])
 
 
-def _table(table) -> str:
-    caption = f"<caption>{_text(table.title)}</caption>" if table.title else ""
-    # An empty heading would be read aloud as one.
-    first = table.columns[0]
-    corner = f'<th scope="col">{_text(first)}</th>' if first else "<td></td>"
-    heads = "".join(f'<th scope="col">{_text(name)}</th>' for name in table.columns[1:])
-    rows = "\n".join(
-        f'<tr><th scope="row">{_text(row[0])}</th>'
-        + "".join(f"<td>{_text(cell)}</td>" for cell in row[1:])
-        + "</tr>"
-        for row in table.rows
+def _meanings(parts: list) -> str:
+    """Returns the explanations that the sections link to, each once."""
+    entries = {anchor(part.key): explanation(part.key) for part in parts}
+    lines = (
+        f'<h3 id="{place}">{escaped(title)}</h3>\n<p>{escaped(words)}</p>'
+        for place, (title, words) in filter(lambda entry: entry[1], entries.items())
     )
-    return (
-        f'<div class="scroll"><table>{caption}\n<thead><tr>{corner}{heads}</tr></thead>'
-        f"\n<tbody>\n{rows}\n</tbody></table></div>"
-    )
-
-
-def _text(words: str) -> str:
-    # A number keeps its sign and its unit on its line.
-    for sign in ("≥ ", "≤ ", " %"):
-        words = words.replace(sign, sign.replace(" ", "\u00a0"))
-    return escape(words)
+    heading = "<h2>What the numbers mean</h2>"
+    return "\n".join(['<section id="meanings">', heading, *lines, "</section>"])
 
 
 def svg(figure, prefix: str, caption: str) -> str:

@@ -1,11 +1,10 @@
 """Arrange the sweeps and the grid of a robustness result in sections of tables."""
 
+from keras_pnn._display import Table
 from keras_pnn.robustness.axes import FactorAxis
-from keras_pnn.robustness.report.words import (
+from keras_pnn.robustness.report.formatting import (
     Display,
     Section,
-    Table,
-    axis_label,
     axis_unit,
     chosen,
     having,
@@ -19,7 +18,7 @@ from keras_pnn.robustness.report.words import (
 def sweep_section(result, name: str, scans: dict) -> Section:
     display = Display.of(result)
     axis = next(iter(scans.values())).axes[0]
-    heads, label = ("", *shown_points(axis)), axis_label(axis)
+    heads, label = ("", *shown_points(axis)), axis.line_label
     shown = ("mean", "median", "p05", "p95", "min" if result.mode == "max" else "max")
     tables = [
         Table(
@@ -129,8 +128,8 @@ def grid_section(result) -> Section | None:
             (point, *map(display.number, row))
             for point, row in zip(shown_points(first), values, strict=True)
         ]
-        title = f"{model}: {display.label}; columns: {axis_label(second)}"
-        heads = axis_label(first), *shown_points(second)
+        title = f"{model}: {display.label}; columns: {second.line_label}"
+        heads = first.line_label, *shown_points(second)
         tables.append(Table(title, heads, rows))
     devices = any(scan.devices is not None for scan in grids.values())
     return Section(

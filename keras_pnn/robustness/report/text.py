@@ -2,16 +2,17 @@
 
 import io
 
+from keras_pnn.robustness.report.conclusion import conclusion
 from keras_pnn.robustness.report.sections import sections
 
 _WIDTH = 100
 _LABEL_WIDTH = 36
 
 
-def text(result) -> str:
+def text(result, short: bool = False) -> str:
     """Returns a `RobustnessResult` as tables of text, 100 characters wide.
 
-    Its lines are plain Unicode, without colours.
+    Its lines are plain Unicode, without colours. The short form ends after the summary.
     """
     from rich.console import Console
     from rich.padding import Padding
@@ -28,10 +29,10 @@ def text(result) -> str:
         markup=False,
         emoji=False,
     )
-    for section in sections(result):
+    for section in [conclusion(result), *sections(result)][: 2 if short else None]:
         console.rule(Text(section.title), characters="━", align="left")
-        if section.meaning:
-            console.print(Padding(Text(section.meaning), (0, 0, 0, 2)))
+        for paragraph in filter(None, (*section.text, section.meaning)):
+            console.print(Padding(Text(paragraph), (0, 0, 0, 2)))
         for table in section.tables:
             if table.title:
                 console.print(Text(table.title))

@@ -66,7 +66,7 @@ class ErrorNetwork(keras.layers.Layer):
         self._ups = [stage(width, 2, True) for width in WIDTHS[-2::-1]]
         self._last = stage(1, last=True)
 
-    def build(self, input_shape):
+    def build(self, input_shape) -> None:
         self._grid = squarest(input_shape[-1])
         multiple = 2 ** len(self._downs)
         self._padded = [multiple * math.ceil(n / multiple) for n in self._grid]
@@ -137,7 +137,7 @@ class ErrorStage(keras.layers.Layer):
         self.networks, self.filters, self.last = networks, filters, last
         self.strides, self.transpose = strides, transpose
 
-    def build(self, input_shape):
+    def build(self, input_shape) -> None:
         # As in a grouped convolution: initializers see the channels of one network.
         # He's keep the power through a ReLU of real and imaginary parts.
         shape = (2, 3, 3, input_shape[-1], self.networks * self.filters)
@@ -193,7 +193,7 @@ class ErrorStage(keras.layers.Layer):
         self.variance.assign(variances + rest * (spread - variances))
         return rows, scales * tf.math.rsqrt(spread + _EPSILON), shifts
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape) -> tuple:
         sides = [
             convolved_side(n, self.strides, self.transpose) for n in input_shape[2:4]
         ]

@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from keras_pnn import _checks, _keras
+from keras_pnn._signatures import passing_on
 from keras_pnn.layers.context import measure, substituting, valued
 from keras_pnn.layers.lookup import physical_layers
 from keras_pnn.training.dat.error_networks import ErrorNetwork
@@ -118,10 +119,6 @@ class DualAdaptive(GradientSource):
                 steps += zip(slopes, own, strict=True)
 
         def commit():
-            for variable in (v for n in networks for v in n.non_trainable_variables):
-                value = scope.get_current_value(variable)
-                if value is not None:
-                    variable.assign(value)
             if learning:
                 self.errors.optimizer.apply_gradients(steps)
             mean = tf.add_n([m for _, m in misfits]) / len(misfits)
@@ -149,7 +146,8 @@ class DualAdaptive(GradientSource):
 
     def _outside(self, trainer, batch, overrides, learning):
         """Only the outputs of the whole network are fused with what was measured."""
-        with overrides.scope(trainer), self._measuring(trainer):
+        seen = overrides.scope(trainer)
+        with seen, self.measuring(trainer):
             measured = trainer(batch[0], training=True)
 
         def substitute(layer, inputs, controls, modelled):
@@ -163,6 +161,9 @@ class DualAdaptive(GradientSource):
             fused = keras.tree.map_structure(self._fused, measured, predicted)
             y_pred = keras.tree.map_structure(valued, fused, predicted)
             loss = loss_of(trainer, batch, y_pred)
+        # Statistics and states are those of the measured pass.
+        for update in seen.updates():
+            scope.add_update(update)
         return loss, y_pred, scope, [(n, misfit) for n in self.errors.networks]
 
     def _misfit(self, predicted, measured) -> tf.Tensor:
@@ -215,6 +216,7 @@ class DATModel(SATModel):
         **kwargs: further arguments of `SATModel`.
 
     Logs: `error_loss`, the mean square that S leaves, over the layers; beside the loss.
+    In validation the device runs as a whole, without S and state fusion.
 
     Raises:
         ValueError: If `device` is `None` or cannot measure; `error_networks` is not
@@ -233,6 +235,7 @@ class DATModel(SATModel):
         - Zheng et al., Nat. Mach. Intell. 5:1119 (2023)
     """
 
+    @passing_on(SATModel, without=("gradient",))
     def __init__(
         self,
         model: keras.Model,

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from keras_pnn import _checks, _keras
+from keras_pnn._display import Brief
 from keras_pnn.layers.context import Overrides, measured_by, valued
 from keras_pnn.layers.lookup import physical_layers
 
@@ -50,7 +51,7 @@ class Evaluation:
         return tf.convert_to_tensor(gradient)
 
 
-class GradientSource:
+class GradientSource(Brief):
     """Base of the sources: a pass over a batch, which assigns nothing.
 
     Variables are read through a `StatelessScope`, so that two passes over one batch
@@ -115,8 +116,8 @@ class GradientSource:
         return self._forward(trainer, batch, overrides)[0]
 
     @contextlib.contextmanager
-    def _measuring(self, trainer):
-        """The context in which layers are measured, where there is a device."""
+    def measuring(self, trainer):
+        """Lets the device measure the layers until the block ends, if there is one."""
         if self.device is None:
             yield
             return
@@ -140,14 +141,19 @@ class GradientSource:
     def _forward(self, trainer, batch, overrides: Overrides):
         """Loss, outputs, and the scope that holds what would have been assigned."""
         scope = overrides.scope(trainer)
-        with scope, self._measuring(trainer):
+        with scope, self.measuring(trainer):
             y_pred = trainer(batch[0], training=True)
             return loss_of(trainer, batch, y_pred), y_pred, scope
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class ModelGradient(GradientSource):
-    """Loss and gradient of the model itself, by automatic differentiation."""
+    """Loss and gradient of the model itself, by automatic differentiation.
+
+    Example:
+
+    >>> sat = pnn.SATModel(model, rho=0.1, gradient=pnn.training.ModelGradient())
+    """
 
     def __call__(self, trainer, batch, overrides, wrt, index=0) -> Evaluation:
         watched, overrides = overrides.watch(wrt)
@@ -176,6 +182,11 @@ class DeviceGradient(ModelGradient):
     Raises:
         ValueError: If `readout` is unknown.
 
+    Example:
+
+    >>> source = pnn.training.DeviceGradient("output")
+    >>> online = pnn.SATModel(model, rho=0.1, device=bench, gradient=source)
+
     Reference:
         - Wright et al., Nature 601:549 (2022)
     """
@@ -185,7 +196,7 @@ class DeviceGradient(ModelGradient):
     def __init__(self, readout: str = "layers"):
         self.readout = _checks.choice("readout", readout, ("layers", "output"))
 
-    def get_config(self):
+    def get_config(self) -> dict:
         return {"readout": self.readout}
 
     def _forward(self, trainer, batch, overrides):
@@ -194,7 +205,7 @@ class DeviceGradient(ModelGradient):
         # Statistics are those of the measured pass, losses of layers those of the
         # model's, whose derivatives they have.
         seen = overrides.scope(trainer)
-        with seen, self._measuring(trainer):
+        with seen, self.measuring(trainer):
             measured = trainer(batch[0], training=True)
         scope = overrides.scope(trainer)
         with scope:

@@ -40,13 +40,17 @@ class SPSA(GradientSource):
         - Spall, IEEE Trans. Automat. Contr. 37:332 (1992)
     """
 
-    def __init__(self, step=0.01, directions: int = 1):
+    def __init__(
+        self,
+        step: float | keras.optimizers.schedules.LearningRateSchedule = 0.01,
+        directions: int = 1,
+    ):
         if not isinstance(step, keras.optimizers.schedules.LearningRateSchedule):
             step = _checks.real("step", step, above=0)
         self.step = step
         self.directions = _checks.integer("directions", directions, low=1)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         step = self.step
         if not isinstance(step, float):
             step = keras.saving.serialize_keras_object(step)

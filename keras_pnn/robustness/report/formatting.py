@@ -6,21 +6,14 @@ from collections.abc import Callable
 
 import numpy as np
 
+from keras_pnn._display import Table
+
 # A sweep's points, a grid's rows: no more than fit beside each other on a page.
 _POINTS = 9
 # Where nothing was measured.
 ABSENT = "-"
 # A model → the text of a cell; nothing (`None`, `False`) where it lacks the part.
 Cell = Callable[[object], object]
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A table of texts; the first column has the names of the rows."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +25,8 @@ class Section:
     title: str
     meaning: str
     tables: list[Table] = dataclasses.field(default_factory=list)
+    # Paragraphs that are the content themselves.
+    text: tuple[str, ...] = ()
     # Name → text, for settings.
     lines: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -145,13 +140,6 @@ def chosen(n: int) -> np.ndarray:
 def axis_unit(axis) -> str:
     """Returns the unit of an axis in brackets."""
     return f" ({axis.unit})" if axis.unit else ""
-
-
-def axis_label(axis) -> str:
-    """Returns what an axis varies; a line through several elements says so."""
-    if axis.values.ndim > 1 and axis.positions is not None:
-        return f"{axis.name}, length along its direction{axis_unit(axis)}"
-    return axis.words + axis_unit(axis)
 
 
 def shown_points(axis) -> list[str]:

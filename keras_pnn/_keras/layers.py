@@ -1,0 +1,79 @@
+"""Find the layers inside a model, and the variables and states that they hold."""
+
+import keras
+from keras.src.random.seed_generator import global_seed_generator
+
+from keras_pnn._keras.overriding import OverridingScope
+
+
+def flat_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """Returns the model's layers without the models around them, once each.
+
+    The order is that in which layers were attached, depth first, so that a wrapper
+    and the model inside give the same list.
+    """
+    return [la for la in parts(model) if not isinstance(la, keras.Model)]
+
+
+def parts(model: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """Returns a model and all models and layers inside, once each, depth first."""
+    found: dict[int, keras.layers.Layer] = {}
+
+    def walk(layer):
+        if id(layer) not in found:
+            found[id(layer)] = layer
+            for inner in layer._layers:
+                walk(inner)
+
+    walk(model)
+    return list(found.values())
+
+
+def own_trainable(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """Returns the trainable variables that the layer itself holds."""
+    return list(layer._trainable_variables)
+
+
+def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """Returns the variables that the layer itself holds, trainable ones first."""
+    return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
+def seed_states(model: keras.layers.Layer) -> list[keras.Variable]:
+    """Returns the states of the random generators of all layers."""
+    return [
+        generator.state
+        for layer in parts(model)
+        for generator in getattr(layer, "_seed_generators", ())
+    ]
+
+
+def global_seed_state() -> keras.Variable:
+    """Returns the state of the generator from which layers without one draw."""
+    return global_seed_generator().state
+
+
+def recurrent_states(model: keras.layers.Layer) -> list[keras.Variable]:
+    """Returns the states that RNNs hand from batch to batch, which nothing saves."""
+    return [
+        state
+        for layer in parts(model)
+        for state in keras.tree.flatten(getattr(layer, "states", None))
+        if isinstance(state, keras.Variable)
+    ]
+
+
+def handing(model: keras.Model, scope: OverridingScope) -> list[str]:
+    """Returns the names of layers that a pass has given a state for the next batch.
+
+    Metrics, random states and the statistics of batch normalisation do not count.
+    """
+    others = {id(v) for v in [*model.metrics_variables, *seed_states(model)]}
+    layers = [
+        layer
+        for variable, _ in scope.updates()
+        if id(variable) not in others
+        for layer in scope.owners(variable)
+        if not isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    return list(dict.fromkeys(layer.name for layer in layers))

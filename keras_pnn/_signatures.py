@@ -1,0 +1,45 @@
+"""Show in a signature the keywords that a function passes on."""
+
+import inspect
+from collections.abc import Callable
+
+
+def like(other: Callable) -> Callable:
+    """Shows a function with the signature of another one, which it forwards to."""
+
+    def shown(function: Callable) -> Callable:
+        function.__signature__ = inspect.signature(other)
+        return function
+
+    return shown
+
+
+def passing_on(*receivers: Callable, without: tuple[str, ...] = ()) -> Callable:
+    """Shows, in place of `**kwargs`, the keywords of what receives them.
+
+    Help and completion then list them. The function itself stays as it is.
+
+    Args:
+        receivers: the functions or classes that `**kwargs` go to. If the last one
+            takes any keyword itself, the function is shown with `**kwargs` too.
+        without: names that are not passed on.
+    """
+
+    def shown(function: Callable) -> Callable:
+        signature = inspect.signature(function)
+        *own, rest = signature.parameters.values()
+        names = {p.name for p in own} | {"self", *without}
+        for receiver in receivers:
+            last = None
+            for parameter in inspect.signature(receiver).parameters.values():
+                if parameter.kind is parameter.VAR_KEYWORD:
+                    last = rest
+                elif parameter.name not in names:
+                    names.add(parameter.name)
+                    own.append(parameter.replace(kind=parameter.KEYWORD_ONLY))
+        if last is not None:
+            own.append(rest)
+        function.__signature__ = signature.replace(parameters=own)
+        return function
+
+    return shown

@@ -1,0 +1,100 @@
+"""Name, unit and points of what a sweep or a grid varies."""
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Axis:
+    """One axis of a sweep or a grid.
+
+    Args:
+        name: the name that the sweep or the grid gives it.
+        unit: the unit of its values, `""` for a pure number.
+        values: (points,), or (points, …) for the elements of an imperfection.
+
+    Example:
+
+    >>> (axis,) = pnn.devices.sweep(model, "temperature", [-1.0, 0.0, 1.0]).axes
+    >>> axis.label
+    'temperature (K)'
+    """
+
+    name: str
+    unit: str
+    values: np.ndarray
+
+    # Whether its values are spreads of random deviations.
+    random: ClassVar[bool] = False
+
+    @property
+    def words(self) -> str:
+        """What it varies, in words."""
+        return self.name
+
+    @property
+    def label(self) -> str:
+        """Words and unit of its values."""
+        return self._with_unit(self.words)
+
+    @property
+    def line_label(self) -> str:
+        """Words and unit of its positions, which for several elements are lengths."""
+        if self.values.ndim > 1 and self.positions is not None:
+            return self._with_unit(f"{self.name}, length along its direction")
+        return self.label
+
+    def _with_unit(self, words: str) -> str:
+        return f"{words} ({self.unit})" if self.unit else words
+
+    @property
+    def positions(self) -> np.ndarray | None:
+        """(points,) positions on a line through 0; `None` if they are on none."""
+        return line_positions(self.values)
+
+    @property
+    def ticks(self) -> list[str]:
+        """The points as texts."""
+        return [
+            f"{v:g}" if v.ndim == 0 else f"({', '.join(f'{e:g}' for e in v.flat)})"
+            for v in self.values
+        ]
+
+    def __len__(self):
+        return len(self.values)
+
+    def __repr__(self):
+        unit = f" {self.unit}" if self.unit else ""
+        ends = " … ".join(dict.fromkeys((self.ticks[0], self.ticks[-1])))
+        return f"<{type(self).__name__} {self.name}: {len(self)} points, {ends}{unit}>"
+
+    def to_dict(self) -> dict:
+        """Returns name, unit, values and their positions on a line."""
+        names = ("name", "unit", "values", "positions")
+        return {name: getattr(self, name) for name in names}
+
+
+def line_positions(values: np.ndarray) -> np.ndarray | None:
+    """Returns where the points of a sweep lie on a line through 0.
+
+    Args:
+        values: (n,), or (n, …) for an imperfection with several elements.
+
+    Returns:
+        (n,): the values themselves; or signed lengths along the line that the points
+        lie on, positive towards the last. `None` if they are on no such line.
+    """
+    if values.ndim == 1:
+        return values
+    flat = values.reshape(len(values), -1)
+    lengths = np.linalg.norm(flat, axis=1)
+    if not lengths.any():
+        return lengths
+    # The farthest point has the direction that rounding matters least for.
+    direction = flat[lengths.argmax()] / lengths.max()
+    along = flat @ direction
+    if np.abs(flat - np.outer(along, direction)).max() > 1e-9 * lengths.max():
+        return None
+    return along if along[-1] >= along[0] else -along

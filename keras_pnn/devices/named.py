@@ -1,0 +1,161 @@
+"""Turn deviations that are given by name, or in a CSV file, into those of a device."""
+
+import csv
+import os
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_pnn import _checks, _files, _tables
+from keras_pnn.layers.lookup import architecture, find
+from keras_pnn.layers.quantity import Quantity
+
+_HEADER = ("layer", "imperfection", "index", "deviation", "unit")
+_NEEDED = _HEADER[:-1]
+# The first and the last line of a file that `write_csv` wrote: without the last, it was
+# cut short.
+_FIRST, _LAST = "# Deviations of one device", "# end"
+# (name, index) of a variable → by how much it deviates.
+Deviations = dict[tuple[str, int], np.ndarray]
+
+
+def given_once(model: keras.layers.Layer, names) -> dict[str, list[Quantity]]:
+    """Returns name → the quantities that it addresses.
+
+    Raises:
+        ValueError: If a name is unknown, or two names address one variable.
+    """
+    addressed, keys = {}, {}
+    for name in names:
+        addressed[name] = find(model, name, weights=True)
+        for key in ((q.name, q.index) for q in addressed[name]):
+            if key in keys:
+                raise ValueError(
+                    "An imperfection must be given once. Received: "
+                    f"{keys[key]!r} and {name!r}, which both set it"
+                )
+            keys[key] = name
+    return addressed
+
+
+def deviations_of(name: str, found: list[Quantity], amount: np.ndarray) -> Deviations:
+    """Returns the deviation of each quantity that a name addresses.
+
+    Args:
+        name: as in `find`.
+        found: what it found.
+        amount: a number, or an array in the shape of the variables.
+
+    Raises:
+        ValueError: If the shape differs, or a value is out of the quantity's range.
+    """
+    deviations = {}
+    for quantity in found:
+        value = _checks.array(name, amount, tuple(quantity.variable.shape))
+        if quantity.nominal is not None:
+            _, _, short = name.rpartition("/")
+            nominal = quantity.nominal if quantity.convert is None else 0.0
+            quantity.layer.check_given(short, nominal + value)
+        value = tf.constant(value, quantity.variable.dtype)
+        deviation = np.asarray(quantity.deviation(value))
+        quantity.check(deviation)
+        deviations[quantity.name, quantity.index] = deviation
+    return deviations
+
+
+def named_deviations(
+    model: keras.layers.Layer, values: dict
+) -> tuple[Deviations, dict[str, list[list[int]]]]:
+    """Returns (deviations, architecture) of a device from its named deviations.
+
+    Raises:
+        ValueError: As in `SimulatedDevice.from_dict`.
+    """
+    named = isinstance(values, dict) and all(isinstance(name, str) for name in values)
+    if not named or not values:
+        expected = (
+            "a dictionary of names and deviations, such as {'temperature': 1.0, "
+            "'mrr_bank/resonance_shift': array}"
+        )
+        raise _checks.error("deviations", expected, _checks.short(values))
+    merged: Deviations = {}
+    for name, found in given_once(model, values).items():
+        merged |= deviations_of(name, found, _checks.array(name, values[name]))
+    return merged, architecture(model, {name for name, _ in merged})
+
+
+def read_csv(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
+    """Returns name → deviation from a file, as `SimulatedDevice.from_csv` reads it."""
+    table = _tables.read(path)
+    with open(path, encoding="utf-8", errors="ignore") as file:
+        lines = file.read().split("\n")
+    last = next(filter(None, map(str.strip, reversed(lines))))
+    if lines[0].startswith(_FIRST) and not last.startswith(_LAST):
+        raise _error(path, f"a last line that begins with {_LAST!r}", repr(last))
+    if missing := [name for name in _NEEDED if name not in table.headings]:
+        expected = f"the columns {', '.join(_HEADER)}; `unit` may be left out"
+        raise _error(path, expected, f"{table.headings}, without {missing}")
+    if not table.rows:
+        raise _error(path, "at least one line below the headings", "none")
+    numbers = table.numbers(table.headings.index("deviation"))
+    values: dict[str, np.ndarray] = {}
+    found: dict[str, list[Quantity]] = {}
+    for i, (cells, number) in enumerate(zip(table.rows, numbers, strict=True)):
+        row, where = dict(zip(table.headings, cells, strict=True)), table.place(i)
+        name = "/".join(filter(None, (row["layer"], row["imperfection"])))
+        try:
+            found.setdefault(name, find(model, name, weights=True))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        first = found[name][0]
+        unit = first.unit if first.convert is None else ""
+        if row.get("unit", unit) != unit:
+            raise _error(where, f"the unit {unit!r} of {name}", repr(row["unit"]))
+        if not row["index"]:
+            if name in values:
+                raise _error(where, f"{name} once", "it again")
+            values[name] = np.array(number)
+            continue
+        shape = tuple(first.variable.shape)
+        parts = row["index"].split(";")
+        index = tuple(int(p) if p.strip().isdecimal() else -1 for p in parts)
+        inside = len(index) == len(shape) and all(
+            0 <= i < n for i, n in zip(index, shape, strict=True)
+        )
+        if not inside or not first.exists[index]:
+            expected = f"an index of an element of {name}, of shape {shape}"
+            raise _error(where, expected, repr(row["index"]))
+        # NaN marks the elements that are still to be read.
+        array = values.setdefault(name, np.where(first.exists, np.nan, 0.0))
+        if array.shape != shape or not np.isnan(array[index]):
+            raise _error(where, f"each element of {name} once", row["index"])
+        array[index] = number
+    for name, array in values.items():
+        if np.isnan(array).any():
+            there = found[name][0].exists
+            expected = f"{there.sum()} elements of {name}, or one line without an index"
+            raise _error(path, expected, np.isfinite(array[there]).sum())
+    return values
+
+
+def write_csv(pairs: list[tuple[Quantity, np.ndarray]], path) -> None:
+    """Writes a device's quantities and deviations, as `read_csv` reads them."""
+    with (
+        _files.atomic(path) as part,
+        open(part, "w", newline="", encoding="utf-8") as file,
+    ):
+        file.write(f"{_FIRST}\n")
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(_HEADER)
+        for quantity, deviation in pairs:
+            for index in map(tuple, np.argwhere(quantity.exists).tolist()):
+                value = np.format_float_scientific(deviation[index], trim="-")
+                label = ";".join(map(str, index))
+                row = quantity.layer.name, quantity.name, label, value, quantity.unit
+                writer.writerow(row)
+        file.write(f"{_LAST}\n")
+
+
+def _error(where, expected: str, received) -> ValueError:
+    return ValueError(f"{where}: expected {expected}. Received: {received}")

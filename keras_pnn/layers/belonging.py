@@ -1,0 +1,53 @@
+"""Say where an argument belongs that was given to something else."""
+
+import inspect
+
+from keras_pnn.physics import tuning
+
+_TUNINGS = (tuning.LorentzianTuning, tuning.HeaterTuning, tuning.MeasuredTuning)
+_DAC = ("bits", "low", "high")
+_IMPERFECTIONS = (
+    "resonance_shift",
+    "half_width_error",
+    "temperature",
+    "theta_error",
+    "phi_error",
+    "splitter_error",
+    "splitter_imbalance",
+    "rotation",
+    "shift",
+    "scale",
+)
+
+
+def place_of(name: str) -> str:
+    """Returns where an argument of the design belongs, `""` if that is not known."""
+    kinds = [k.__name__ for k in _TUNINGS if name in inspect.signature(k).parameters]
+    if kinds:
+        return (
+            f"`{name}` is an argument of {' and '.join(kinds)}: give it there, as in "
+            f"`MRRBank(10, tuning=pnn.{kinds[0]}({name}=…))`. "
+        )
+    if name in _DAC:
+        return f"`{name}` is an argument of `pnn.layers.DAC`: `dac=pnn.layers.DAC(…)`. "
+    return ""
+
+
+def refuse_elsewhere(kind: type, unknown: dict) -> None:
+    """Checks that none of a layer's unknown arguments belongs elsewhere.
+
+    Raises:
+        ValueError: If one does. Others are left to Keras.
+    """
+    for name, value in unknown.items():
+        place = place_of(name)
+        if name in _IMPERFECTIONS:
+            place = (
+                f"`{name}` is an imperfection, of a device and not of the design: draw "
+                f"it with `pnn.Variation({name}=…)` or use `pnn.devices.sweep`. "
+            )
+        if place:
+            raise ValueError(
+                f"`{kind.__name__}` has no argument `{name}`. {place}"
+                f"Received: {name}={value!r}"
+            )

@@ -1,0 +1,110 @@
+"""Explain what the numbers of a report mean, for readers of the HTML page."""
+
+from keras_pnn._version import DOCS_URL
+
+_PAGE = "what-the-numbers-mean"
+
+# Kind of section → title, heading on the documentation's page, and a short text.
+_TEXTS = {
+    "summary": (
+        "Summary",
+        "devices",
+        "Nominal is the design, with no imperfection. A device is the design with "
+        "deviations of its own in every element. The mean is what many chips have on "
+        "average; the percentile is what 95 % of them do better than. The worst "
+        "depends on the number of devices: compare it for equal numbers only. λ_max "
+        "has the unit of the loss over the square of the variables' unit.",
+    ),
+    "devices": (
+        "Devices and yield",
+        "devices",
+        "All models get the same devices where their architectures agree. The spread "
+        "is that of devices with one set of weights, not that of training runs. An "
+        "estimate of a tail needs devices in the tail: take 100 or more for the 5th "
+        "percentile. The interval of the yield (Wilson, 95 %) is about which devices "
+        "were drawn; it knows nothing of a wrong standard deviation or of the test set "
+        "being finite.",
+    ),
+    "sweep": (
+        "Sweeps and tolerances",
+        "sweeps",
+        "Points are deviations from the nominal value, so that 0 is the design. The "
+        "tolerance is followed from 0 to each side, up to the last point before the "
+        "curve first breaks the specification. ≤ and ≥ mark an end of the measured "
+        "range, beyond which nothing is known; - says that the specification is broken "
+        "at 0 already. The mean may keep the specification where some devices do not: "
+        "for their share, read the yield.",
+    ),
+    "grid": (
+        "Grids",
+        "sweeps",
+        "Each cell is one combination of two deviations from the nominal values. The "
+        "line is where the specification is just kept.",
+    ),
+    "worst": (
+        "Adversarial worst case",
+        "adversarial-worst-case",
+        "Gradient ascent over the imperfections looks for the largest loss within a "
+        "radius for each. It is a lower bound of the worst loss, since the ascent is "
+        "local, and no prediction: no random device points in this direction when "
+        "there are thousands of elements. It bounds what correlated errors could do.",
+    ),
+    "sensitivity": (
+        "Sensitivity",
+        "sensitivity",
+        "What one kind of imperfection in one layer costs alone. The costs do not add "
+        "up to that of a whole device: layers interact, and a layer that looks "
+        "harmless alone may be what breaks a network at its limit.",
+    ),
+    "curvature": (
+        "Curvature",
+        "curvature",
+        "The largest eigenvalues of the Hessian say how sharply the loss rises along "
+        "the sharpest directions; small, independent errors of standard deviation σ "
+        "raise it by ½ σ² × trace on average. Eigenvalues depend on the unit of the "
+        "variables, and hold near the present controls only: for large deviations, "
+        "read the sweeps.",
+    ),
+    "landscape": (
+        "Loss landscape",
+        "loss-landscape",
+        "Two directions of many thousands: a flat picture shows that these two are "
+        "flat. Along eigenvectors it is the sharpest pair at the centre, so that "
+        "random directions look flatter.",
+    ),
+    "transfer": (
+        "Transfer",
+        "transfer",
+        "A network that was trained on one chip may fit the errors of that chip. "
+        "Compare each model on its own device with the same model on the others.",
+    ),
+    "setting": (
+        "How it was made",
+        "how-it-was-made-and-made-again",
+        "The same model, data, arguments, seed and version give the same figures, to "
+        "rounding. The digest tells whether two reports are about the same data.",
+    ),
+}
+
+
+def explanation(key: str) -> tuple[str, str] | None:
+    """Returns (title, text) for a section's key, `None` where there is none."""
+    title, _, text = _TEXTS.get(_kind(key), (None, None, None))
+    return title and (title, text)
+
+
+def link(key: str) -> str:
+    """Returns the address of an explanation: of the documentation, or on the page."""
+    if DOCS_URL:
+        return f"{DOCS_URL}/{_PAGE}/#{_TEXTS[_kind(key)][1]}"
+    return f"#{anchor(key)}"
+
+
+def anchor(key: str) -> str:
+    """Returns the id of an explanation on the page."""
+    return f"meaning-{_kind(key)}"
+
+
+def _kind(key: str) -> str:
+    """Sweeps have keys such as "sweep:temperature"; two sections share a text."""
+    return "summary" if key == "conclusion" else key.partition(":")[0]

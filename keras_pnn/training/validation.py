@@ -1,0 +1,97 @@
+"""Validate on the device during `fit`, with the digital model beside it."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import keras
+import tensorflow as tf
+
+from keras_pnn import _keras
+from keras_pnn.layers.context import Overrides, substituting
+from keras_pnn.training import bench
+
+
+@contextlib.contextmanager
+def validating(trainer, callbacks: list) -> Iterator[None]:
+    """Runs the validation of a `fit` on the device until the block ends.
+
+    The metrics are then those of training again. If the block raises, as where a
+    device on the bench fails, weights and optimizer are also what they were before it,
+    whatever callbacks had put in their place.
+    """
+    metrics = _values(trainer.metrics_variables)
+    handed = _keras.recurrent_states(trainer.model)
+    state = _values([*trainer.variables, *trainer.optimizer.variables, *handed])
+    trainer.reset_metrics()
+    for own, kept in _digital(trainer):
+        kept.assign(tf.convert_to_tensor(own))
+    trainer.validating = True
+    try:
+        yield
+    except BaseException:
+        bench.take_averages_out(callbacks)
+        _assign(state)
+        raise
+    finally:
+        trainer.validating = False
+        _assign(metrics)
+
+
+def test_both(trainer, step: Callable[[], dict]) -> dict:
+    """Tests one batch on the device and on the digital model.
+
+    Args:
+        trainer: the model that is trained, in a `validating` block.
+        step: tests the batch and returns the logs.
+
+    Returns:
+        The logs of the device, and those of the digital model as `model_<metric>`.
+
+    Raises:
+        ValueError: If the device's logs have one of these names already.
+    """
+    pairs = _digital(trainer)
+    scope = Overrides(pairs).scope(trainer)
+    # First, as it assigns nothing: both see the same random states.
+    with scope, substituting(None):
+        digital = {f"model_{name}": value for name, value in step().items()}
+    with trainer.gradient.measuring(trainer):
+        logs = step()
+    for own, kept in pairs:
+        kept.assign(scope.get_current_value(own))
+    if taken := sorted(logs.keys() & digital.keys()):
+        raise ValueError(
+            "In validation on a device, `model_<metric>` is a metric of the digital "
+            "model: give outputs and metrics other names. Received: "
+            f"{', '.join(taken)}"
+        )
+    return {**logs, **digital}
+
+
+def _digital(trainer) -> list[tuple]:
+    """Pairs metrics' variables and RNNs' states with those of the digital model."""
+    handed = _keras.recurrent_states(trainer.model)
+    variables, found = [*trainer.metrics_variables, *handed], _keras.kept(trainer)
+    if len(found.get("digital", ())) != len(variables):
+        with trainer.distribute_strategy.scope():
+            found["digital"] = [_like(variable) for variable in variables]
+    return list(zip(variables, found["digital"], strict=True))
+
+
+def _like(variable: keras.Variable) -> keras.Variable:
+    return keras.Variable(
+        tf.zeros(variable.shape, variable.dtype),
+        dtype=variable.dtype,
+        trainable=False,
+        aggregation=variable.aggregation,
+        synchronization=variable.synchronization,
+    )
+
+
+def _values(variables: list) -> list[tuple]:
+    return [(variable, tf.convert_to_tensor(variable)) for variable in variables]
+
+
+def _assign(values: list[tuple]) -> None:
+    for variable, value in values:
+        variable.assign(value)

@@ -1,0 +1,252 @@
+"""Try every public name of the installed package: a session from layers to report.
+
+`python tests/smoke.py --apart` also fails if the package comes from this checkout. It
+needs none of the extras, and takes about a minute.
+"""
+
+import importlib
+import inspect
+import pathlib
+import pkgutil
+import sys
+import tempfile
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_pnn
+
+
+class Noted:
+    """The package, which notes the names that are used."""
+
+    def __init__(self):
+        self.used = set()
+
+    def __getattr__(self, name):
+        self.used.add(name)
+        return getattr(keras_pnn, name)
+
+
+pnn = Noted()
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def public_modules():
+    """The package and its modules whose path has no private part."""
+    yield keras_pnn
+    for found in pkgutil.walk_packages(keras_pnn.__path__, "keras_pnn."):
+        # The tables of instruments need the extra [instruments].
+        if "._" not in found.name and not found.name.endswith("instrument.wiring"):
+            yield importlib.import_module(found.name)
+
+
+def names_of(module):
+    """What a module offers: `__all__`, or what the file of a room imports."""
+    if hasattr(module, "__all__") or not hasattr(module, "__path__"):
+        return getattr(module, "__all__", ())
+    return [
+        name
+        for name, value in vars(module).items()
+        if getattr(value, "__module__", "").startswith("keras_pnn")
+    ]
+
+
+def check_names() -> int:
+    """Finds each public name, with a docstring of its own."""
+    count = 0
+    for module in public_modules():
+        for name in names_of(module):
+            count += 1
+            value = getattr(module, name)
+            place = f"{module.__name__}.{name}"
+            if inspect.ismodule(value):
+                assert value.__name__.startswith("keras_pnn"), place
+            elif callable(value):
+                assert inspect.getdoc(value), f"{place} has no docstring"
+    return count
+
+
+def network(**kwargs):
+    """Two microring banks, compiled."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,))
+    x = pnn.layers.MRRBank(5, activation="relu", name="first", **kwargs)(inputs)
+    model = keras.Model(inputs, pnn.layers.MRRBank(3, name="second")(x))
+    model.compile("adam", LOSS, metrics=["accuracy"])
+    return model
+
+
+def check_layers(folder):
+    """Builds every layer, runs it, saves it and loads it."""
+    layers = pnn.layers
+    inputs = keras.Input((6, 6, 2))
+    x = layers.MRRConv2D(3, 3)(inputs)
+    x = layers.MZIDense(4)(keras.layers.Flatten()(x))
+    x = layers.ADC(8)(layers.ShotNoise(1e4)(layers.Photodetector()(x)))
+    x = layers.MZIMesh(4)(layers.Attenuators(4)(x))
+    masks = layers.MaskedSLM(2, dac=layers.DAC(8, -1.0, 1.0))(inputs[..., 0])
+    outputs = [layers.BalancedDetector()(x), masks]
+    model = keras.Model(inputs, outputs)
+    assert len(layers.physical_layers(model)) >= 5
+    data = np.random.default_rng(0).random((2, 6, 6, 2), "float32")
+    model.save(folder / "layers.keras")
+    loaded = keras.models.load_model(folder / "layers.keras")
+    assert [o.shape for o in loaded(data)] == [o.shape for o in model(data)]
+
+
+def check_tunings():
+    """Finds the weights of rings by each kind of tuning."""
+    control = np.linspace(0, 2, 200)
+    curve = 1 - 2 / (1 + ((control - 1) / 0.2) ** 2)
+    tunings = (
+        pnn.LorentzianTuning(),
+        pnn.HeaterTuning(),
+        pnn.MeasuredTuning(control, curve, "nm"),
+    )
+    for tuning in tunings:
+        assert isinstance(tuning, pnn.Tuning)
+        assert np.isfinite(np.asarray(tuning.weight(np.float32([0.3, 0.9])))).all()
+
+
+def check_training(x, y, chip):
+    """Trains by each method, and returns the network that SAT trained."""
+    sat = pnn.SATModel(
+        network(control_regularizer=pnn.OpticalPruning(1e-3)),
+        ascent=pnn.SAM(0.05),
+        variation=pnn.Variation(resonance_shift=pnn.Correlated(0.02, 3.0)),
+    )
+    trainers = [
+        sat,
+        pnn.SATModel(network(), ascent=pnn.ASAM(0.5)),
+        pnn.SATModel(network(), adversarial={"temperature": pnn.Autodiff(0.5)}),
+        pnn.SATModel(
+            network(), adversarial={"temperature": pnn.FiniteDifference(0.5, step=0.1)}
+        ),
+        pnn.SATModel(network(), gradient=pnn.SPSA(0.01)),
+        pnn.PATModel(network(), device=chip),
+        pnn.DATModel(network(), device=chip, error_networks=1),
+    ]
+    batches = pnn.datasets.Batches(x, y, batch_size=8)
+    for trainer in trainers:
+        trainer.compile("adam", LOSS, metrics=["accuracy"])
+        history = trainer.fit(batches, epochs=1, verbose=0)
+        assert np.isfinite(history.history["loss"]).all(), trainer
+    return sat
+
+
+def check_hardware(model, chip, x, folder):
+    """Logs a bench, replays it, and calibrates the model to it."""
+
+    class Bench(pnn.HardwareDevice):
+        def measure(self, layer, inputs, controls):
+            return np.asarray(chip.measure(layer, tf.constant(inputs), controls))
+
+    class Silent(pnn.HardwareDevice):
+        def measure(self, layer, inputs, controls):
+            raise OSError("no answer")
+
+    chip.attach(model)
+    bench = Bench(log=folder / "bench.log")
+    with bench.installed(model):
+        expected = model.predict(x, verbose=0)
+    with pnn.RecordedDevice(folder / "bench.log").installed(model):
+        np.testing.assert_array_equal(model.predict(x, verbose=0), expected)
+    found = pnn.calibrate(model, bench, x[:4], settings=2, iterations=5, verbose=0)
+    assert isinstance(found, pnn.Calibration)
+    try:
+        with Silent(retries=0).installed(model):
+            model.predict(x, verbose=0)
+    except pnn.DeviceError:
+        pass
+    else:
+        raise AssertionError("a silent bench passed")
+    assert issubclass(pnn.InstrumentDevice, pnn.HardwareDevice)
+
+
+def check_deployment(folder):
+    """Converts a digital network, and carries its controls over a file."""
+    inputs = keras.Input((4,))
+    found = pnn.convert(keras.Model(inputs, keras.layers.Dense(3)(inputs)))
+    assert isinstance(found, pnn.Conversion)
+    pnn.export_controls(found.model, folder / "controls.csv")
+    pnn.load_controls(found.model, folder / "controls.csv")
+
+
+def check_curvature(model, x, y):
+    """Measures eigenvalues, trace, density and landscape."""
+    results = {
+        pnn.HessianResult: pnn.hessian_eigenvalues(model, x, y, k=1),
+        pnn.TraceResult: pnn.hessian_trace(model, x, y, vectors=2),
+        pnn.DensityResult: pnn.hessian_density(model, x, y, steps=4, vectors=1),
+        pnn.Landscape: pnn.loss_landscape(model, x, y, points=3),
+    }
+    for kind, result in results.items():
+        assert isinstance(result, kind)
+
+
+def check_report(model, x, y, devices, folder):
+    """Measures a report in parts, merges them, and writes each format."""
+    study = {
+        "devices": list(devices),
+        "sweeps": {"temperature": [-1, 0, 1]},
+        "hessian": False,
+        "landscape": False,
+        "worst_case": False,
+        "verbose": 0,
+    }
+    for i in range(2):
+        part = folder / f"part{i}"
+        pnn.robustness_rows(model, x, y, cache_dir=part, part=(i, 2), **study)
+    files = [path for i in range(2) for path in (folder / f"part{i}").iterdir()]
+    pnn.merge_rows(files, folder / "all.sqlite")
+    report = pnn.robustness_report(model, x, y, **study)
+    assert isinstance(report, pnn.RobustnessResult) and str(report)
+    for name in ("report.json", "report.csv"):
+        report.save(folder / name)
+
+
+def check_modules(model, x, y):
+    """Uses a name of each module that the steps above leave out."""
+    assert pnn.physics.decompose.haar_phases(4, 0).theta.shape == (4, 2)
+    warming = pnn.callbacks.DriftInjection(
+        "temperature", pnn.drift.Linear(0.1), during="validation"
+    )
+    model.evaluate(x, y, verbose=0, callbacks=[warming])
+    assert len(pnn.devices.sweep(model, "temperature", [0.0, 1.0])) == 2
+    for module in ("curvature", "deploy", "hardware", "plotting", "robustness"):
+        assert inspect.ismodule(getattr(pnn, module))
+    assert pnn.training.SATModel is pnn.SATModel
+
+
+def main(folder: pathlib.Path):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(24, 4)).astype("float32"), rng.integers(0, 3, 24)
+    count = check_names()
+    check_layers(folder)
+    check_tunings()
+    model = network()
+    devices = pnn.Variation(resonance_shift=0.02).sample(model, 3, seed=0)
+    assert isinstance(devices, pnn.DeviceSet)
+    assert isinstance(devices[0], pnn.SimulatedDevice)
+    sat = check_training(x, y, devices[0])
+    found = pnn.evaluate_devices(sat, x, y, devices)
+    assert isinstance(found, pnn.DeviceEvaluation)
+    check_hardware(model, devices[0], x, folder)
+    check_deployment(folder)
+    check_curvature(model, x, y)
+    check_report(model, x, y, devices, folder)
+    check_modules(model, x, y)
+    left_out = set(keras_pnn.__all__) - pnn.used
+    assert not left_out, f"not tried: {sorted(left_out)}"
+    print(f"keras_pnn {keras_pnn.__version__}: {count} public names, all found")
+
+
+if __name__ == "__main__":
+    here = pathlib.Path(__file__).resolve().parent.parent
+    if "--apart" in sys.argv[1:]:
+        place = pathlib.Path(keras_pnn.__file__).resolve()
+        assert place.parents[1] != here, f"{place} is the checkout's"
+    with tempfile.TemporaryDirectory() as temporary:
+        main(pathlib.Path(temporary))

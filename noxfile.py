@@ -58,8 +58,8 @@ def tests(session: nox.Session, stack: str):
 @nox.session
 def types(session: nox.Session):
     """Check the annotations."""
-    session.install("-e", ".[instruments,plot,dataframe]", "pyright")
-    session.run("pyright")
+    session.install("-e", ".[instruments,plot,dataframe]", "pyright[nodejs]")
+    session.run("pyright[nodejs]")
 
 
 @nox.session

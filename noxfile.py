@@ -36,7 +36,7 @@ TELLING = [
     "tests/layers/test_arguments.py",
     "tests/layers/test_mrr.py",
     "tests/layers/test_mesh_phases.py",
-    "tests/physics/test_examples.py",
+    "tests/training/test_validation.py",
     "tests/training/test_sat.py",
     "tests/devices/test_evaluation.py",
     "tests/robustness/test_report.py",
@@ -58,7 +58,7 @@ def tests(session: nox.Session, stack: str):
 @nox.session
 def types(session: nox.Session):
     """Check the annotations."""
-    session.install("-e", ".[instruments,plot,dataframe]", "pyright")
+    session.install("-e", ".[instruments,plot,dataframe]", "pyright[nodejs]")
     session.run("pyright")
 
 

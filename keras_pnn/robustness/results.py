@@ -16,11 +16,11 @@ from keras_pnn.devices import SimulatedDevice
 from keras_pnn.robustness import statistics
 from keras_pnn.robustness.axes import Axis
 from keras_pnn.robustness.report.conclusion import conclusion
-from keras_pnn.robustness.report.data import as_csv, as_dict, as_json, rows
+from keras_pnn.robustness.report.export import as_csv, as_dict, as_json, rows
+from keras_pnn.robustness.report.formatting import specification
 from keras_pnn.robustness.report.html import html
 from keras_pnn.robustness.report.sections import sections
 from keras_pnn.robustness.report.text import text
-from keras_pnn.robustness.report.words import specification
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,11 +18,11 @@ from keras_pnn.devices import SimulatedDevice
 from keras_pnn.robustness.axes import DeviationAxis, SpreadAxis
 from keras_pnn.robustness.report import explanations
 from keras_pnn.robustness.report import html as report_html
-from keras_pnn.robustness.report.data import rows
+from keras_pnn.robustness.report.export import rows
 from keras_pnn.robustness.report.figures import spaced
+from keras_pnn.robustness.report.formatting import Display, chosen, interval, number
 from keras_pnn.robustness.report.html import html as page
 from keras_pnn.robustness.report.text import text
-from keras_pnn.robustness.report.words import Display, chosen, interval, number
 from keras_pnn.robustness.results import (
     Curvature,
     Kind,

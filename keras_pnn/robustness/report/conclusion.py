@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from keras_pnn.robustness.report.sections import sensitivity_drops
-from keras_pnn.robustness.report.words import (
+from keras_pnn.robustness.report.formatting import (
     ABSENT,
     Display,
     Section,
     interval,
     specification,
 )
+from keras_pnn.robustness.report.sections import sensitivity_drops
 from keras_pnn.robustness.statistics import margin
 
 

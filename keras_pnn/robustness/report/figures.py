@@ -6,8 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from keras_pnn import plotting
-from keras_pnn.robustness.report.sections import sensitivity_drops
-from keras_pnn.robustness.report.words import (
+from keras_pnn.robustness.report.formatting import (
     Display,
     chosen,
     group_name,
@@ -16,6 +15,7 @@ from keras_pnn.robustness.report.words import (
     specification,
     sweeps_of,
 )
+from keras_pnn.robustness.report.sections import sensitivity_drops
 
 # Letters of a name in a figure.
 _LONGEST = 40

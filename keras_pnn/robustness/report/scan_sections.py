@@ -2,7 +2,7 @@
 
 from keras_pnn._display import Table
 from keras_pnn.robustness.axes import FactorAxis
-from keras_pnn.robustness.report.words import (
+from keras_pnn.robustness.report.formatting import (
     Display,
     Section,
     axis_unit,

@@ -9,8 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from keras_pnn._display import Table
-from keras_pnn.robustness.report.scan_sections import grid_section, sweep_section
-from keras_pnn.robustness.report.words import (
+from keras_pnn.robustness.report.formatting import (
     ABSENT,
     Cell,
     Display,
@@ -25,6 +24,7 @@ from keras_pnn.robustness.report.words import (
     sweeps_of,
     words,
 )
+from keras_pnn.robustness.report.scan_sections import grid_section, sweep_section
 
 
 def sections(result) -> list[Section]:

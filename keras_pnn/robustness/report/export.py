@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_pnn.devices import SimulatedDevice
 from keras_pnn.robustness import statistics
-from keras_pnn.robustness.report.words import open_ends
+from keras_pnn.robustness.report.formatting import open_ends
 
 _FIXED = ("model", "section", "name", "value", "value_2", "device")
 

@@ -254,14 +254,13 @@ def evaluate_devices(
     """Evaluates a model on many devices, in one graph.
 
     Loss and metrics are those of `model.evaluate`, weighting and regularisers
-    included; the losses of single outputs are means over all samples, also where the
-    last batch is shorter. The model is left as it was. Layers with a `SeedGenerator`
-    draw the same for all devices, anew for each batch. What layers keep from batch to
-    batch, as stateful RNNs do, starts as it is in the model, and goes on as each device
-    has it. Devices that give NaN, as where a measured tuning curve is left, have
-    metrics of NaN, and a warning says how many. The graph is kept with the model: later
-    calls use it again, for other devices and data too, under the conditions that
-    `DeviceEvaluator` lists.
+    included; the losses of single outputs are means over all samples, even if the
+    last batch is shorter. The model is not changed. Layers with a `SeedGenerator`
+    draw the same for all devices, anew for each batch. Stateful layers, such as
+    stateful RNNs, start from the model's state, and each device continues its own.
+    Devices that give NaN, as beyond the end of a measured tuning curve, have metrics
+    of NaN, and a warning counts them. The graph is kept with the model and reused, for
+    other devices and data too, under the conditions that `DeviceEvaluator` lists.
 
     Args:
         model: a compiled model.

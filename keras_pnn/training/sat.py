@@ -245,7 +245,7 @@ class SATModel(Trainer):
         """What the second pass moves: by the ascent, and by eq. 5."""
         controls = []
         if self.ascent is not None:
-            controls = select_variables(self.model, self.perturb)
+            controls = select_variables(self.model, self.perturb, "perturb")
         return controls, Adversary(self.model, self.adversarial, controls)
 
     def _ramp(self):

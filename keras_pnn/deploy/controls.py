@@ -11,6 +11,7 @@ from keras_pnn.layers.limits import DAC, ControlRange, range_of
 from keras_pnn.layers.lookup import physical_layers
 from keras_pnn.layers.physical import PhysicalLayer
 from keras_pnn.layers.ring_layer import RingLayer
+from keras_pnn.physics.tuning import MeasuredTuning
 
 _HEADER = [
     "layer",
@@ -41,8 +42,9 @@ def export_controls(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
         path: the file. It is replaced whole or not at all.
 
     Returns:
-        `{layer name: {"rings": …, "passes": …, "heater_power_mW": …}}` for each
-        weight bank; the power is the sum over its rings, `None` without heaters.
+        A dictionary that holds, under the name of each weight bank, a dictionary of
+        its `rings`, `passes` and `heater_power_mW`, the sum over its rings, which is
+        `None` without heaters.
 
     Raises:
         ValueError: If the model has no physical layer, or a control is not finite or,
@@ -169,15 +171,20 @@ def _read(row: dict, value: float, values: dict, layers: dict, where: str) -> No
         _validate(quantity.layer, value, where)
     if isinstance(quantity.variable.constraint, ControlRange):
         low, high = range_of(quantity.variable.constraint)
-        dac = getattr(quantity.layer, "dac", None)
-        if isinstance(dac, DAC):
+        if isinstance(dac := getattr(quantity.layer, "dac", None), DAC):
             # The nearest code to a limit may lie half a step beyond it.
-            room = 0.5001 * (dac.high - dac.low) / (2**dac.bits - 1)
-            low = min(low, max(low - room, dac.low))
-            high = max(high, min(high + room, dac.high))
+            limits = keras.ops.convert_to_tensor([low, high], quantity.variable.dtype)
+            first, last = np.asarray(dac(limits))
+            low, high = min(low, first), max(high, last)
         # Written from float32, in which a limit of 0.1 is a little more.
         if not np.float32(low) <= np.float32(value) <= np.float32(high):
-            raise _error(where, f"a value from {low} to {high}", value)
+            expected = f"a value from {low} to {high}"
+            tuning = getattr(quantity.layer, "tuning", None)
+            if isinstance(tuning, MeasuredTuning) and not (
+                tuning.training_range[0] <= value <= tuning.training_range[1]
+            ):
+                expected += ", away from the ends of the measured curve by its `margin`"
+            raise _error(where, expected, value)
     array[index] = value
 
 

@@ -35,6 +35,7 @@ def run(notebook) -> None:
             timeout=1800,
             kernel_name="python3",
             record_timing=False,
+            coalesce_streams=True,
             resources={"metadata": {"path": folder}},
         ).execute()
     for cell in notebook.cells:

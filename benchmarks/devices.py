@@ -3,8 +3,8 @@
     pip install -e ".[benchmark]" && python benchmarks/devices.py
 
 Prints a table and writes `results/benchmark_devices.json`: the hybrid network of
-`examples/networks.py`, a digital front end before a mesh of 64 modes, on 100 devices
-and 10,000 images. In turn, round by round,
+`examples/paper/shared.py`, a digital front end before a mesh of 64 modes, on 100
+devices and 10,000 images. In turn, round by round,
 
 - `model.evaluate` inside `device.installed(model)`, one device after the other, with
   `jit_compile` as Keras sets it and with `jit_compile=True`, in batches of 100 and of
@@ -34,8 +34,8 @@ import tensorflow as tf
 import keras_pnn as pnn
 from keras_pnn.physics import mesh
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples"))
-from networks import free_space, hybrid, lenet5, standardized
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples/paper"))
+from shared import free_space, hybrid, lenet5, standardized
 
 ERRORS = {"theta_error": 0.15, "phi_error": 0.15, "splitter_imbalance": 0.15}
 # For the memory: a network and how its devices differ.

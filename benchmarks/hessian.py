@@ -318,8 +318,10 @@ def compare_products(seeds: int) -> None:
     import keras_pnn as pnn
     from keras_pnn.curvature import lanczos
 
-    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples"))
-    from networks import lenet5
+    sys.path.insert(
+        0, str(pathlib.Path(__file__).resolve().parents[1] / "examples/paper")
+    )
+    from shared import lenet5
 
     data = pnn.datasets.load("digits", verbose=False)
     model = lenet5()

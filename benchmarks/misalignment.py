@@ -25,8 +25,8 @@ from keras_pnn.layers.context import Overrides
 from keras_pnn.layers.lookup import find
 from keras_pnn.training.gradients.base import ModelGradient
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples"))
-from networks import free_space, standardized
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples/paper"))
+from shared import free_space, standardized
 
 RULES = {
     "rotation": pnn.FiniteDifference(radius=1.0, step=0.5),

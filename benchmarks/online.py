@@ -22,8 +22,8 @@ from steps import compiled, paired
 
 import keras_pnn as pnn
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples"))
-from networks import hybrid
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples/paper"))
+from shared import hybrid
 
 
 def arguments() -> argparse.Namespace:

@@ -26,8 +26,8 @@ import numpy as np
 
 import keras_pnn as pnn
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples"))
-from networks import lenet5
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples/paper"))
+from shared import lenet5
 
 
 def arguments() -> argparse.Namespace:

@@ -143,6 +143,14 @@ def test_mnist_is_read_from_the_variable(download, monkeypatch, tmp_path):
         datasets.load()
 
 
+def test_the_variable_can_ask_for_the_digits(download, monkeypatch):
+    download()
+    monkeypatch.setenv("KERAS_PNN_DATA", "digits")
+    assert datasets.load(verbose=False).name == "digits"
+    with pytest.raises(FileNotFoundError, match="KERAS_PNN_DATA"):
+        datasets.load("mnist")
+
+
 def test_mnist_is_downloaded_else_auto_falls_back_to_digits(download, capsys):
     before = socket.getdefaulttimeout()
     download()

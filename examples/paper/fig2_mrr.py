@@ -17,17 +17,13 @@ several processes. What is there of the methods is printed and drawn at the end;
 import argparse
 import json
 import pathlib
-import sys
 import time
 
 import keras
 import numpy as np
+from shared import compiled, few, fit, keep, kept, lenet5, unfinished
 
 import keras_pnn as pnn
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from networks import lenet5
-from runs import fit, keep, kept, unfinished
 
 TEMPERATURES = (-2, -1, -0.5, -0.25, -0.1, 0, 0.1, 0.25, 0.5, 1, 2)
 METHODS = {
@@ -111,13 +107,6 @@ def second_half(method: str, network: keras.Model, seed: int, steps: int):
         # Adaptive radii leave rings at a detuning of 0 where they are.
         network = pnn.SATModel(network, rho=2.0, ascent="sam", seed=seed)
     return compiled(network, keras.optimizers.Adam(rate))
-
-
-def compiled(model: keras.Model, optimizer="adam") -> keras.Model:
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    # XLA on CPU can take twice as long for the convolutions.
-    model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
-    return model
 
 
 def on_banks(method: str, model: keras.Model) -> keras.Model:
@@ -241,7 +230,7 @@ def main() -> None:
     if not args.report:
         data = pnn.datasets.load(args.data)
         if args.quick:
-            data, args.epochs, args.chips = data.head(1000, 200), 2, 2
+            data, args.epochs, args.chips = few(data), 2, 2
         for seed in args.seeds:
             for method in args.methods:
                 path = args.out / f"run_{method}_{seed}.json"

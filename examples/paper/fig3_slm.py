@@ -20,17 +20,23 @@ methods is printed and drawn at the end; `--report` does only that.
 import argparse
 import json
 import pathlib
-import sys
 import time
 
 import keras
 import numpy as np
+from shared import (
+    compiled,
+    few,
+    fit,
+    free_space,
+    keep,
+    kept,
+    random_misalignment,
+    standardized,
+    unfinished,
+)
 
 import keras_pnn as pnn
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from networks import free_space, random_misalignment, standardized
-from runs import fit, keep, kept, unfinished
 
 ROTATIONS = (-3, -2, -1, 0, 1, 2, 3)
 SHIFTS = (-2, -1, 0, 1, 2)
@@ -90,13 +96,6 @@ def epochs_of(method: str, epochs: int) -> int:
     return 9 * epochs if method.startswith("random") else epochs
 
 
-def compiled(model: keras.Model, rate=0.001) -> keras.Model:
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    optimizer = keras.optimizers.Adam(rate)
-    model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=True)
-    return model
-
-
 def sweeps(model: keras.Model, layer: str) -> dict:
     """Name → devices: one thing off at a time, then all combinations."""
     down = [(s, 0.0) for s in SHIFTS]
@@ -125,15 +124,16 @@ def run(method: str, seed: int, data, args) -> dict:
     if method.startswith("random"):
         # Among random misalignments an untrained network finds no direction, so the
         # first epoch is plain; the budget counts it.
-        fit(compiled(model, 0.003), batches, 1)
+        fit(compiled(model, keras.optimizers.Adam(0.003), True), batches, 1)
         first_epoch = 1
     rate = keras.optimizers.schedules.CosineDecay(0.003, epochs * len(batches))
-    training = compiled(trainer(method, model, seed), rate)
+    optimizer = keras.optimizers.Adam(rate)
+    training = compiled(trainer(method, model, seed), optimizer, jit=True)
     setting = seed, epochs, data.name, len(batches), args.batch_size
     backup = keras.callbacks.BackupAndRestore(unfinished(args.out, method, *setting))
     fit(training, batches, epochs, first_epoch, [backup])
     seconds = time.perf_counter() - start
-    compiled(model)
+    compiled(model, jit=True)
     x, y = standardized(data.x_test), data.y_test
     accuracy = {
         reading: {
@@ -210,7 +210,7 @@ def main() -> None:
     if not args.report:
         data = pnn.datasets.load(args.data)
         if args.quick:
-            data, args.epochs = data.head(1000, 200), 2
+            data, args.epochs = few(data), 2
         for seed in args.seeds:
             for method in args.methods:
                 path = args.out / f"run_{method}_{seed}.json"

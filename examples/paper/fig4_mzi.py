@@ -25,17 +25,13 @@ import itertools
 import json
 import pathlib
 import shutil
-import sys
 import time
 
 import keras
 import numpy as np
+from shared import compiled, few, fit, hybrid, keep, kept, standardized, unfinished
 
 import keras_pnn as pnn
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-from networks import hybrid, standardized
-from runs import fit, keep, kept, unfinished
 
 METHODS = {
     "bp": "BP",
@@ -150,13 +146,6 @@ def trainer(method, model, options, sigma, device, rho, seed) -> keras.Model:
             model, device=device, readout="output", ascent=ascent, seed=seed
         )
     return pnn.DATModel(model, device=device, seed=seed, **options["dat"])
-
-
-def compiled(model: keras.Model, optimizer="adam") -> keras.Model:
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    # XLA on CPU can take twice as long for the convolutions.
-    model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
-    return model
 
 
 def name_of(setting, method, sigma, device, rho, seed) -> str:
@@ -324,7 +313,7 @@ def main() -> None:
     if not args.report:
         data = pnn.datasets.load(args.data)
         if args.quick:
-            data = data.head(1000, 500)
+            data = few(data, 1000, 500)
         for key in wanted(args):
             setting, method, sigma, device, rho, seed = key
             name = f"{setting}_{method}_sigma{sigma:g}_device{device}"

@@ -19,21 +19,20 @@ from keras_pnn.training.trainer import Trainer
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Keeps weights, optimizer and position; a restarted `fit` goes on from there.
+    """Saves weights, optimizer and position; a restarted `fit` continues from there.
 
-    Unlike `keras.callbacks.BackupAndRestore` it also keeps states in the middle of an
-    epoch: the batches that are done are passed over, no update is lost or applied
-    twice, and the metrics of the epoch go on. Give `fit` batches in a known order:
-    a `pnn.datasets.Batches`, or arrays with `shuffle=False`. List it behind callbacks
+    Unlike `keras.callbacks.BackupAndRestore` it also saves states in the middle of an
+    epoch: a restarted `fit` skips the finished batches, loses or repeats no update, and
+    continues the metrics of the epoch. Give `fit` batches in a known order:
+    a `pnn.datasets.Batches`, or arrays with `shuffle=False`. List it after callbacks
     that change ρ or a rate at the end of an epoch, and before a
     `keras.callbacks.SwapEMAWeights(swap_on_epoch=True)`.
 
     Args:
-        folder: where the state is kept, in one file; removed when `fit` ends as it
-            should.
-        every: batches between two states, or `None` for the ends of epochs alone.
-            With `steps_per_execution` above 1, after the execution in which the next
-            one is due.
+        folder: where the state is kept, in one file; removed when `fit` ends normally.
+        every: batches between two states, or `None` for the ends of epochs only.
+            With `steps_per_execution` above 1, a state is saved after the execution in
+            which it is due.
 
     Raises:
         ValueError: If `every` is not an integer ≥ 1. When training begins: if the model

@@ -17,17 +17,17 @@ class HessianEigenvalues(MeasuringCallback):
 
     It adds `hessian_eig_1`, …, `hessian_eig_k`, the largest first, to the epoch's
     logs after the first epoch, every `every`-th, and the last (or the one at which a
-    callback before this one stops training). Between those the values are NaN:
-    `History` then has one value per epoch, `CSVLogger`, which fixes its columns at
-    the first epoch, has the columns, and no callback mistakes an old value for a new
-    one. Since the first epoch is measured, callbacks that compare with the best so
-    far start from a number. List this callback before those that read its keys.
+    callback before this one stops training). In other epochs the values are NaN, so
+    that `History` has one value per epoch, `CSVLogger` has the columns from the first
+    epoch on, and no callback mistakes an old value for a new one. Since the first epoch
+    is measured, callbacks that compare with the best value start from a number. List
+    this callback before those that read its keys.
 
-    A device in the loop of the training is not measured, since a measurement has no
-    second derivative: the eigenvalues are the digital model's, as `val_model_loss` is.
+    With a device in the loop, the eigenvalues are those of the digital model, since a
+    measurement has no second derivative.
 
-    Training is the same, to the bit, with and without it. Graphs are kept with the
-    model: they are traced once, see `pnn.curvature.HessianOperator`.
+    The callback does not change the training by a single bit. Graphs are kept with the
+    model and traced once, see `pnn.curvature.HessianOperator`.
 
     Args:
         x, y: a probe set, as in `pnn.hessian_eigenvalues`. A few hundred samples are
@@ -106,9 +106,8 @@ class HessianEigenvalues(MeasuringCallback):
 class LossLandscape(MeasuringCallback):
     """Measures the loss around the weights at the end of epochs.
 
-    It adds `landscape_rise` to the epoch's logs: by how much the loss at the edge of
-    the landscape lies above its centre, on average. When and what it measures, what it
-    logs between, and what it leaves as it is: see `HessianEigenvalues`.
+    It adds `landscape_rise` to the epoch's logs: the mean loss at the edge of the
+    landscape minus the loss at its centre. All else is as in `HessianEigenvalues`.
 
     Args:
         x, y: a probe set, as in `pnn.loss_landscape`.

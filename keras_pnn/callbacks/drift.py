@@ -24,17 +24,16 @@ from keras_pnn.training import bench
 class DriftInjection(keras.callbacks.Callback):
     """Lets an imperfection follow a drift process during training or validation.
 
-    Each step runs with the imperfection moved from its present value, and the value
-    from before is put back when the step ends, also when it ends in an exception.
-    Between steps (other callbacks, checkpoints, validation of a model that drifts in
-    training) the device is as it was.
+    The imperfection is moved for each step, and its previous value is restored when the
+    step ends, also after an exception. Between steps (other callbacks, checkpoints,
+    validation of a model that drifts in training) the device is unchanged.
 
-    The process gives a deviation, which is added to the others of the imperfection:
-    those of a device that is installed or that measures in `fit`, of other
-    injections, and of noise. On the design alone, 0.05 is a temperature of 0.05 K, and
-    a scale of 1.05. An imperfection with elements (`"shift"` in y and x,
-    a resonance shift for each ring) moves in all of them alike. The power imbalance of
-    splitters (`"splitter_imbalance"`) adds to their angles; beyond ±1 it counts as ±1.
+    The process gives a deviation, which adds to those of an installed device, of a
+    device in the loop, of other injections and of random draws. On the design alone,
+    0.05 is a temperature of 0.05 K, and a scale of 1.05. An imperfection with elements
+    (`"shift"` in y and x, a resonance shift for each ring) moves in all of them alike.
+    The power imbalance of splitters (`"splitter_imbalance"`) adds to their angles;
+    beyond ±1 it counts as ±1.
 
     The deviation is `process.at(index, seed)`, where the index is
 

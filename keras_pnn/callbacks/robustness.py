@@ -23,7 +23,7 @@ _PARTS = ("devices", "variation", "sweeps", "grid", "hessian", "worst_case")
 
 
 class RobustnessReport(keras.callbacks.Callback):
-    """Measures devices and sweeps at the end of epochs, and logs what matters.
+    """Measures devices and sweeps at the end of epochs, and logs the main figures.
 
     It adds to the epoch's logs, with NaN in the epochs that are not due:
 
@@ -35,19 +35,18 @@ class RobustnessReport(keras.callbacks.Callback):
       range of each sweep, with "/", ":" and "+" written as "_".
 
     The first epoch is due, every `every`-th, and the last. The devices are the same in
-    every epoch: what moves is the model. Training is the same, to the bit, with and
-    without it, and devices are measured from the design also where `DriftInjection`
-    moves the model during the steps.
+    every epoch. The callback does not change the training by a single bit. Deviations
+    are from the design, even if `DriftInjection` moves the model during the steps.
 
-    What it measures are simulated devices of the design, also where a device is in the
-    loop of the training: `val_accuracy` is then that device's, `val_model_accuracy`
-    the design's, and `val_accuracy_mean` that of the simulated devices.
+    It measures simulated devices, even with a device in the loop: `val_accuracy` is
+    then the figure of the device in the loop, `val_model_accuracy` that of the design,
+    and `val_accuracy_mean` that of the simulated devices.
 
     List it before the callbacks that read its keys, and tell them the direction:
     `EarlyStopping("val_accuracy_p05", mode="max")`. The `patience` of `EarlyStopping`
-    and `ReduceLROnPlateau` counts epochs, and Keras takes the NaN of an epoch that is
-    not due for no improvement: give them more than `every`, or they act before a
-    second report. To wait for three reports without improvement, give `3 * every`.
+    and `ReduceLROnPlateau` counts epochs, and to Keras the NaN of an epoch that is
+    not due is no improvement: set it above `every`, or they act before a
+    second report. To wait for three reports without improvement, set `3 * every`.
 
     Args:
         x, y, sample_weight: data to measure on.
@@ -59,8 +58,8 @@ class RobustnessReport(keras.callbacks.Callback):
         verbose: 1 shows progress.
         **specification: further arguments of `pnn.robustness_report`, but for
             `compare` and `cache_dir`: devices, a variation or sweeps, from which the
-            keys come. Curvature, landscape, sensitivity and the worst case are left
-            out unless they are asked for.
+            keys come. Curvature, landscape, sensitivity and the worst case are off by
+            default.
 
     Attributes:
         epochs: the epochs that were measured in the last `fit`, from 0.

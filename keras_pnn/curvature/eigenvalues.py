@@ -18,7 +18,7 @@ SMALLEST_SCALE = 0.01
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class HessianResult(LossResult):
-    """The extreme eigenvalues that `hessian_eigenvalues` found, and how.
+    """The result of `hessian_eigenvalues`.
 
     Args:
         eigenvalues: (k,) array, the largest first.

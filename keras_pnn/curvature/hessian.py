@@ -29,13 +29,13 @@ def hessian_eigenvalues(
         H v = λ v,    H = ∂²L/∂Θ²,    λ₁ ≥ λ₂ ≥ … ≥ λₖ ≥ … ≥ λₙ
 
     L is the loss that `model.evaluate` reports, regularisers and `add_loss`
-    included. The largest are meant algebraically: of −10, 3 and 1 the first is 3,
+    included. "Largest" is meant algebraically: of −10, 3 and 1 the first is 3,
     where power iteration would find −10. H is never formed: a Lanczos iteration with
-    thick restarts asks for products Hv only (up to 32 parameters, all columns of H
-    are computed instead). An eigenvalue that occurs m times counts m times: a check
-    from a second random vector finds the copies that one Krylov space lacks. The
-    model is left as it was, down to its random seeds. Its graph is kept for further
-    calls, see `pnn.curvature.HessianOperator`.
+    thick restarts needs only products Hv (for up to 32 parameters, all columns of H
+    are computed instead). An eigenvalue of multiplicity m counts m times: a second
+    random start vector finds the copies that one Krylov space lacks. The model is not
+    changed, nor are its random seeds. Its graph is kept for further calls, see
+    `pnn.curvature.HessianOperator`.
 
     Args:
         model: a compiled, built Keras model, wrapped (`SATModel`) or not.
@@ -51,16 +51,16 @@ def hessian_eigenvalues(
         batch_size: samples per batch, for memory only unless `batch_norm="batch"`.
             A data set has its own.
         sample_weight: as in `evaluate`; `None` with a data set.
-        tolerance: relative accuracy asked of an eigenvalue's residual, ‖Hv − λv‖ ≤
-            `tolerance` × |λ|. λ itself is then closer by far.
-        max_iterations: about how many products to spend, each a pass over the
-            data; by default 500, or 20 `k` if that is more. Whatever has not
-            converged by then is returned with its residual, `converged` False.
+        tolerance: required relative residual, ‖Hv − λv‖ ≤ `tolerance` × |λ|. λ itself
+            is then far more accurate.
+        max_iterations: approximate limit on products, each a pass over the
+            data; by default 500, or 20 `k` if that is more. Eigenvalues that have not
+            converged by then are returned with their residual, `converged` False.
         seed: integer, seed of the starting vector.
         batch_norm: `"frozen"` differentiates the loss of `evaluate`
-            (`training=False`, moving statistics). `"batch"` that of training
-            (`training=True`): each batch's own statistics, with dropout and noise
-            drawn as the next step would, held fixed; nothing is updated.
+            (`training=False`, moving statistics). `"batch"` differentiates the loss of
+            training (`training=True`): each batch's own statistics, and the dropout and
+            noise of the next step, held fixed; nothing is updated.
         verbose: 1 shows a line that counts products.
         smallest: how many of the smallest eigenvalues to find as well; −10 in the
             example. Their residuals must be within `tolerance` × max(|λ|, ‖H‖/100),

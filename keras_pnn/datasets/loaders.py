@@ -66,7 +66,8 @@ def load(name: str = "auto", verbose: bool = True) -> Dataset:
 
     MNIST is read from the `.npz` file, or from `mnist.npz` in the folder, that the
     environment variable `KERAS_PNN_DATA` names; without it from the downloads of
-    Keras, which `keras.datasets.mnist` fetches if need be.
+    Keras, which `keras.datasets.mnist` fetches if need be. `KERAS_PNN_DATA=digits`
+    makes `"auto"` the digits.
 
     Args:
         name: One of
@@ -98,6 +99,8 @@ def load(name: str = "auto", verbose: bool = True) -> Dataset:
     ```
     """
     reason = "as asked"
+    if name == "auto" and os.environ.get("KERAS_PNN_DATA") == "digits":
+        name, reason = "digits", "from KERAS_PNN_DATA"
     if name == "digits":
         data = _digits()
     elif name in ("mnist", "auto"):

@@ -33,8 +33,8 @@ def export_controls(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
     `tile`, `row` and `column` on the chip, counted from 0 (a ring's pass and place
     on the bank; a cell's upper mode and column in the mesh; a mask pixel's frame and
     place on the modulator), then `value`, `unit`, the converter's `code` and the
-    heater's `power_mW`. With a `dac`, the value is the one that the converter sets, of
-    which code and power are; without a `DAC`, the code is empty.
+    heater's `power_mW`. With a `dac`, value and power are those of the code; without a
+    `DAC`, the code is empty.
 
     Args:
         model: a built model with physical layers.

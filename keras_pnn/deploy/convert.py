@@ -31,7 +31,7 @@ class Conversion(Shown):
     Args:
         model: the model of weight banks.
         layers: one dictionary for each converted layer: `name`, `weights` (their
-            number), `clipped` (those out of reach), `max_error` and `rms_error`
+            number), `clipped` (those out of range), `max_error` and `rms_error`
             (effective minus digital weight).
         kept: names of layers with weights that stay digital.
 
@@ -66,7 +66,7 @@ class Conversion(Shown):
 def convert(model: keras.Model, tuning=None, **kwargs) -> Conversion:
     """Converts the `Dense` and `Conv2D` layers of a trained model to weight banks.
 
-    Each weight is replaced by the nearest within reach of a ring; biases, regularisers
+    Each weight becomes the nearest weight in the range of a ring. Biases, regularisers
     and all other layers are copied. Functional and `Sequential` models inside the
     model are converted too. The given model stays unchanged.
 

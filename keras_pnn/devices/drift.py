@@ -195,10 +195,10 @@ class RandomWalk(BlockProcess):
 @keras.saving.register_keras_serializable(package="keras_pnn")
 @dataclasses.dataclass(frozen=True, repr=False)
 class OrnsteinUhlenbeck(BlockProcess):
-    """A stationary Gaussian drift: a temperature held by a controller.
+    """A stationary Gaussian drift, such as a controlled temperature.
 
-    It has the mean `mean`, standard deviation `std` at every step (the first one
-    included) and correlation `exp(-n / relaxation)` between values `n` steps apart.
+    It has the mean `mean` and standard deviation `std` at every step, and the
+    correlation `exp(-n / relaxation)` between values `n` steps apart.
     The discretisation is exact:
     `x[k+1] - mean = a (x[k] - mean) + std sqrt(1 - a**2) z[k]`,
     `a = exp(-1 / relaxation)`, `z` standard normal.

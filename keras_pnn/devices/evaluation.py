@@ -19,13 +19,12 @@ from keras_pnn.layers.context import current
 class DeviceEvaluator:
     """Evaluates a model on devices, call after call, on the same data.
 
-    Devices run `chunk` at a time in one graph. Layers in front of what varies run
-    once for all of them. The last chunk is filled up with copies of its last device,
-    so that nothing is compiled for it. With `chunk` given, a chunk of the same
-    devices in the same order gives the same figures to the last bit, in whichever
-    call and however many devices there are; between chunks of other sizes figures
-    agree to rounding, save where layers draw random numbers. Cut what is to be resumed
-    at multiples of `chunk`.
+    Devices run `chunk` at a time in one graph. Layers before the first imperfection run
+    once for all devices. The last chunk is filled up with copies of its last device,
+    so that it needs no other graph. If `chunk` is given, the same devices in the same
+    order give the same figures to the last bit, in every call. Between chunks of
+    different sizes figures agree to rounding, unless layers draw random numbers. To
+    resume an evaluation, split the devices at multiples of `chunk`.
 
     Graphs are kept with the model, for this and all other evaluators, and are freed
     with it. A new one is traced and compiled for
@@ -43,24 +42,24 @@ class DeviceEvaluator:
         model: a compiled model.
         x: inputs, an array or a list or dictionary of arrays; or a `tf.data.Dataset`
             or `keras.utils.PyDataset`, whose batches hold targets and sample weights
-            too. A data set is read once, into memory, and cut by `batch_size`.
-        y: targets, likewise, or `None` where the model's loss and metrics need none.
+            too. A data set is read once into memory, and batched by `batch_size`.
+        y: targets, likewise, or `None` if the model's loss and metrics need none.
         batch_size: samples at once.
         sample_weight: one weight for each sample, or `None`.
-        chunk: devices at once, also where there are fewer. Default: as many as
-            `memory_limit` allows, at most those that there are. With 1 they run one
-            after the other, in a graph that is not vectorised.
-        memory_limit: GiB that an evaluation may take beside what the process has,
-            compiling included, estimated from the layers' outputs and variables. One
-            device runs also where it is estimated to need more.
+        chunk: devices at once, even if there are fewer. Default: as many as
+            `memory_limit` allows. With 1 they run one after the other, in a graph that
+            is not vectorised.
+        memory_limit: additional memory that an evaluation may use, in GiB, compiling
+            included, estimated from the layers' outputs and variables. At least one
+            device runs at a time, even if it is estimated to need more.
         batch_norm: the statistics with which `BatchNormalization` layers normalise.
             `"frozen"`: the model's. `"batch"`: those of each batch of `x`, so that
-            figures depend on `batch_size`. `"reestimated"`: each device's own, of
-            `calibration`. All else is as in inference; the model's statistics stay.
+            figures depend on `batch_size`. `"reestimated"`: each device's own, from
+            `calibration`. All else is as in inference; the model is not changed.
         calibration: inputs like `x` for `"reestimated"`, a few hundred samples of
-            training data. They run in batches of at most `batch_size`, of even
-            sizes, in which the layers normalise with the batch's statistics; mean
-            and variance of all batches together are the device's.
+            training data. They run in batches of even size, at most `batch_size`, in
+            which the layers normalise with the batch's statistics; the device's
+            statistics are the mean and variance over all batches.
 
     Raises:
         ValueError: If the model is not compiled, if data are empty, hold NaN or
@@ -255,14 +254,13 @@ def evaluate_devices(
     """Evaluates a model on many devices, in one graph.
 
     Loss and metrics are those of `model.evaluate`, weighting and regularisers
-    included; the losses of single outputs are means over all samples, also where the
-    last batch is shorter. The model is left as it was. Layers with a `SeedGenerator`
-    draw the same for all devices, anew for each batch. What layers keep from batch to
-    batch, as stateful RNNs do, starts as it is in the model, and goes on as each device
-    has it. Devices that give NaN, as where a measured tuning curve is left, have
-    metrics of NaN, and a warning says how many. The graph is kept with the model: later
-    calls use it again, for other devices and data too, under the conditions that
-    `DeviceEvaluator` lists.
+    included; the losses of single outputs are means over all samples, even if the
+    last batch is shorter. The model is not changed. Layers with a `SeedGenerator`
+    draw the same for all devices, anew for each batch. Stateful layers, such as
+    stateful RNNs, start from the model's state, and each device continues its own.
+    Devices that give NaN, as beyond the end of a measured tuning curve, have metrics
+    of NaN, and a warning counts them. The graph is kept with the model and reused, for
+    other devices and data too, under the conditions that `DeviceEvaluator` lists.
 
     Args:
         model: a compiled model.

@@ -16,8 +16,8 @@ _STATISTICS = ("mean", "std", "p05", "min", "max")
 class DeviceEvaluation(Shown):
     """Loss and metrics of one model on many devices.
 
-    Where the devices come from `sweep` or `grid`, the result knows their axes: `table`
-    has a line for each point, and `plot` a curve or a map.
+    A result of devices from `sweep` or `grid` keeps their axes: `table` has one line
+    for each point, and `plot` draws a curve or a map.
 
     Args:
         values: name → array (devices,), the loss and the metrics; with further axes
@@ -29,7 +29,7 @@ class DeviceEvaluation(Shown):
         batch_norm: statistics of batch normalisation, as in `DeviceEvaluator`.
         model: the model's name.
         labels: names of the devices, `""` for one without.
-        axes: those of the devices' sweep or grid, else none.
+        axes: of the devices' sweep or grid; empty for other devices.
 
     Example:
 

@@ -28,15 +28,15 @@ class SimulatedDevice(Shown):
 
     `from_dict` and `from_csv` take names, such as `"mrr_bank_1/resonance_shift"`.
 
-    Devices add up: in `chip + warmer` each element deviates by the sum of both, in the
-    variable's own unit. Deviations are from nominal, so that scales of 1.1 and 1.2
-    make one of 1.3; power imbalances of splitters add as the angles that they are.
+    Devices add: in `chip + warmer` each element deviates by the sum of both, in the
+    variable's unit. Since deviations are from nominal, scales of 1.1 and 1.2 add to
+    1.3. Power imbalances of splitters add as the angles of the splitters.
 
     Args:
         deviations: `{(name, index): array}`, the deviation from the nominal value
             of the `index`-th variable of that name in the model's order of layers.
         architecture: `{name: shapes}`, the shapes of all variables of these names
-            in the model it was made for. Default: those of the deviations.
+            in the device's model. Default: those of the deviations.
         label: a name for tables.
 
     Raises:
@@ -87,7 +87,7 @@ class SimulatedDevice(Shown):
     def from_dict(
         cls, model: keras.layers.Layer, deviations: dict, label: str = ""
     ) -> "SimulatedDevice":
-        """Describes a device by the names of what deviates.
+        """Makes a device from the names of its deviations.
 
         Args:
             model: a built model of its architecture.
@@ -113,15 +113,15 @@ class SimulatedDevice(Shown):
     def from_csv(
         cls, model: keras.layers.Layer, path: str | os.PathLike, label: str = ""
     ) -> "SimulatedDevice":
-        """Reads a device from a table: one line for each element, or for all at once.
+        """Reads a device from a CSV file.
 
             layer,imperfection,index,deviation,unit
             mrr_bank,resonance_shift,0;0,0.031,nm
             mrr_bank,resonance_shift,0;1,-0.012,nm
             ,temperature,,1.0,K
 
-        Without a layer, a line is about all layers that have the imperfection; without
-        an index, about every element. What the file does not name is nominal.
+        A line without a layer applies to all layers that have the imperfection; a line
+        without an index applies to every element. All else is nominal.
 
         Args:
             model: a built model of its architecture.
@@ -194,11 +194,11 @@ class SimulatedDevice(Shown):
     def installed(self, model: keras.layers.Layer) -> Iterator["SimulatedDevice"]:
         """Gives the model this device's imperfections until the block ends.
 
-        They replace those that a device around this block has set. Drift and noise are
-        added to them.
+        They replace those of a device installed around this block. Drift and noise add
+        to them.
 
-        The previous values come back bit for bit, also when the body raises. Weights
-        that are loaded inside, as when a run is resumed, leave the device installed.
+        The previous values are restored bit for bit, also after an error. The device
+        stays installed when weights are loaded inside, as when a run is resumed.
 
         Raises:
             ValueError: As in `bind`; nothing is installed then.

@@ -24,13 +24,13 @@ def sweep(
         name: an imperfection of all layers (`"temperature"`) or of one
             (`"mrr_bank_1/temperature"`).
         values: deviations from the nominal value, in the imperfection's unit: 0.05
-            is a `"scale"` of 1.05. Either (n,), each for every element, or (n, …) to
-            give the elements of one their own: a plain number moves `"shift"` alike
-            in y and x, and one pixel down alone is written `[(1, 0)]`.
+            is a `"scale"` of 1.05. Either (n,), each for every element, or (n, …),
+            with a value for each element: a plain number moves `"shift"` alike
+            in y and x; one pixel down only is `[(1, 0)]`.
 
     Returns:
-        A `DeviceSet` whose `axes` hold name, unit and values, which what
-        `evaluate_devices` returns keeps.
+        A `DeviceSet` whose `axes` hold name, unit and values. The result of
+        `evaluate_devices` keeps them.
 
     Raises:
         ValueError: If the model has nothing of that name, or if a value is not

@@ -18,7 +18,7 @@ _fold_in = tf.random.experimental.stateless_fold_in
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class Correlated:
-    """A Gaussian deviation that neighbouring rings share in part.
+    """Gaussian deviations that are correlated between neighbouring rings.
 
     The last axis of a variable counts bank rows, the others, flattened, the columns
     of the bank. Two rings at distances Δr and Δc on this grid have the correlation
@@ -86,21 +86,21 @@ class _Scaled:
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class Variation:
-    """The statistics of imperfections, from which devices are drawn.
+    """Statistics of imperfections, from which devices are drawn.
 
     Args:
         **spreads: for each imperfection (`resonance_shift`) a standard deviation in
             its unit, a TFP distribution, or `Correlated(std, length)`. Every layer
-            gets draws of its own, except for an imperfection that is shared by the
-            chip (`temperature`). The name of a weight (`kernel`) adds the draw to
+            has its own draws, except for an imperfection that the chip shares
+            (`temperature`). The name of a weight (`kernel`) adds the draw to
             the weight. `splitter_imbalance` draws the power imbalance of splitters
-            and sets their angles. One layer alone is addressed by a dictionary:
+            and sets their angles. Address one layer by a dictionary:
             `Variation({"mrr_bank_1/resonance_shift": 0.08})`.
 
     Draws are pure functions of seed and model: the same in eager mode, in graphs,
-    under XLA and on other machines, to rounding. A TFP distribution is drawn as the
-    quantiles of uniform numbers. One without a quantile function is drawn by TFP, which
-    uses other algorithms under XLA, so that training with it and `jit_compile=True`
+    under XLA and on other machines, to rounding. TFP distributions are drawn as
+    quantiles of uniform numbers. A distribution without a quantile function is drawn by
+    TFP, which draws differently under XLA: training with it and `jit_compile=True`
     raises an error.
 
     `sample` raises if a draw lies beyond an imperfection's bound (a scale below 0).

@@ -25,15 +25,15 @@ __all__ = ["DeviceError", "HardwareDevice", "raising"]
 class HardwareDevice(Brief):
     """Base of devices on the bench: NumPy in, NumPy out.
 
-    A subclass overrides `measure`, and where it helps `configure` and `recover`. This
-    class checks what comes back, splits batches, averages readings, limits times,
+    A subclass overrides `measure`, and optionally `configure` and `recover`. This
+    class checks readings, splits batches, averages readings, limits times,
     repeats failed calls, counts and logs. In training and evaluation the layers'
-    outputs are the device's, their gradients those of the model.
+    outputs come from the device, their gradients from the model.
 
     The three methods are called in one thread, which is not the one that made the
-    object; after a time-out, in a new one, while the old call may still hang. They
-    may change the arrays that they get. An interrupt from the keyboard passes
-    through; within `fit` and `evaluate` it waits for the end of the step.
+    object. After a time-out they are called in a new thread, while the old call may
+    still hang. They may change their arrays. A keyboard interrupt passes through;
+    within `fit` and `evaluate` it waits for the end of the step.
 
     Args:
         layers: names of the physical layers that are on the device, `None` for all.
@@ -42,11 +42,11 @@ class HardwareDevice(Brief):
         repeats: readings that are averaged, in double precision.
         settle: seconds to wait after `configure`.
         timeout: seconds for each call of the lab's methods, `None` for no limit.
-        retries: how many times a failed call is repeated: an exception, no result
-            in time, NaN or infinity. A wrong shape or type is an error at once.
+        retries: how many times a failed call (an exception, a time-out, NaN or
+            infinity) is repeated. A wrong shape or type is an error at once.
         backoff: seconds before the first repeat; doubles each time, up to a minute.
         log: path of an SQLite file to which each measurement is appended, `None` for
-            none. `pnn.RecordedDevice` replays it. A record is on the disk before
+            none. `pnn.RecordedDevice` replays it. Each record is written to disk before
             `acquire` returns, which takes some 10 ms; a crash loses at most the record
             being written. Several processes may append to one log.
 

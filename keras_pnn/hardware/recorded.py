@@ -17,15 +17,13 @@ class RecordedDevice(HardwareDevice):
     """Replays the log of a `HardwareDevice`, bit for bit.
 
     A measurement is found by the layer's name, the inputs and the controls, to the
-    last bit. One that was made several times is replayed in the order of the log,
-    and the last one again for all further requests. The device is also a sequence of
-    its records.
+    last bit. Repeated measurements are replayed in the order of the log; further
+    requests get the last one. The device is also a sequence of its records.
 
-    Where readings are noisy, the log of a run that was interrupted and resumed does
-    not replay it as a whole: what was measured after the last state that was kept has
-    been measured twice, and the first reading, which training has lost, is found
-    first. A log for each part of the run avoids that: each part is replayed from the
-    state that it began with.
+    With noisy readings, the log of an interrupted and resumed run does not replay the
+    run as a whole: measurements after the last saved state were made twice, and the
+    first reading, which training has lost, is replayed first. To avoid that, use one
+    log for each part of the run, and replay each part from its initial state.
 
     Validation in a `fit` on a device is measured and logged too: replay it by a `fit`
     with the same `validation_data` and `validation_freq`.

@@ -148,7 +148,7 @@ def check_selection(argument: str, which: Selection) -> Selection:
 
 
 def select_variables(
-    model: keras.layers.Layer, which: Selection
+    model: keras.layers.Layer, which: Selection, argument: str = "variables"
 ) -> list[keras.Variable]:
     """Returns the variables for an ascent or a Hessian.
 
@@ -159,27 +159,30 @@ def select_variables(
             imperfections, of all layers (`"control"`) or of some
             (`"mrr_bank_*/control"`); several of these; or a predicate on trainable
             variables and imperfections.
+        argument: what the caller calls `which`, for messages.
 
     Raises:
         ValueError: If nothing is selected, by one of several names, or `which` is
             something else.
     """
-    which = check_selection("variables", which)
+    which = check_selection(argument, which)
     candidates = [*model.trainable_variables, *imperfections_of(model)]
     if callable(which):
         selected = [v for v in candidates if which(v)]
         if not selected:
-            raise _none(model, which, "The predicate selected nothing.")
+            raise _none(model, argument, which, "The predicate selected nothing.")
         return selected
     layers = {id(q.variable): q.layer.name for q in quantities(model)}
     found = {}
     for name in [which] if isinstance(which, str) else which:
-        matching = _matching(model, name, candidates, layers)
+        matching = _matching(model, argument, name, candidates, layers)
         found |= {id(v): v for v in matching}
     return list(found.values())
 
 
-def _matching(model, name: str, candidates: list, layers: dict) -> list:
+def _matching(
+    model, argument: str, name: str, candidates: list, layers: dict
+) -> list:
     """The variables that one string means."""
     if name == "controls":
         found = controls_of(model)
@@ -196,11 +199,13 @@ def _matching(model, name: str, candidates: list, layers: dict) -> list:
         known = dict.fromkeys([*(v.name for v in candidates), *paths])
         hint = f"It has: {', '.join(known)}."
     if not found:
-        raise _none(model, name, hint)
+        raise _none(model, argument, name, hint)
     return found
 
 
-def _none(model, which, hint: str) -> ValueError:
+def _none(model, argument: str, which, hint: str) -> ValueError:
     return ValueError(
-        f"No variables were found in model '{model.name}' for {which!r}. {hint}"
+        f"Argument `{argument}` must be 'controls', 'all', names or patterns of "
+        f"variables of model '{model.name}', or a predicate on them. {hint} "
+        f"Received: {which!r}"
     )

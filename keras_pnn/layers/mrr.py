@@ -52,14 +52,14 @@ class MRRBank(RingLayer):
         crosstalk: thermal crosstalk between the rings of a row, a matrix
             (columns, columns) with ones on the diagonal, as
             `physics.heater.crosstalk_matrix` returns it. Default: no crosstalk.
-        channel_spacing: distance of neighbouring channels in nm. When given, each
-            channel passes all rings of its row. Default: only its own ring.
+        channel_spacing: distance of neighbouring channels in nm. If given, each
+            channel passes all rings of its row. Default: it passes only its own ring.
         bank_size: (rows, columns) of the physical bank, on which the matrix is
             tiled. Default: one bank of the size of the matrix.
         dac: a quantiser of the controls, such as `pnn.layers.DAC`.
         adc_bits: resolution of the readout, from 2 to 24, applied per tile before the
             digital sum (two's complement, so that a dark tile reads 0). Default: exact.
-        adc_range: largest readout, plus or minus. Default: for each sample the
+        adc_range: largest absolute readout. Default: for each sample the
             largest of its tiles (an auto-ranging receiver).
 
     Input shape: `(batch, ..., inputs)`.

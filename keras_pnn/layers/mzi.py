@@ -84,11 +84,11 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
     meets first before the second; and `loss_db`, in the shape of the phases. The power
     imbalance `splitter_imbalance` is an alias of `splitter_error`; draws of it are
     clipped to [−1, 1]. Values in slots without a cell are ignored. They stay at 0,
-    unless a constraint, which acts on all slots, moves them.
+    unless a constraint, which acts on all slots, changes them.
 
-    Phases have no scale: 2π more of `phi` or `gamma` changes nothing, and 2π more of
-    `theta` flips the sign of a cell, which `phi` and `gamma` can compensate (see
-    `wrap`). The ascent of `ASAM` is in proportion to the phase, so use `SAM` here.
+    Phases have no scale: adding 2π to `phi` or `gamma` changes nothing, and adding 2π
+    to `theta` flips the sign of a cell, which `phi` and `gamma` can compensate (see
+    `wrap`). Use `SAM` for phases, since the ascent of `ASAM` is proportional to them.
 
     Args:
         units: number of modes, at inputs and at outputs, 2 or more.
@@ -103,8 +103,8 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
             the loss of each cell; the imperfection is then nominally 0 and is added
             to it. A cell's total loss is clipped at 0.
         straight_loss_db: loss of a mode that passes a column without a cell, in dB.
-        crosstalk: `None`, or a real matrix from the phases that are set to those that
-            the shifters produce, see `physics.mesh.transfer_matrix`.
+        crosstalk: `None`, or a real matrix from set phases to produced phases, see
+            `physics.mesh.transfer_matrix`.
         dac: `None`, or a `DAC` for the phases of all shifters. They are first brought
             into [low, low + 2π) of the `dac`, which leaves the matrix unchanged
             without crosstalk (see `physics.mesh.wrapped`). With crosstalk the matrix

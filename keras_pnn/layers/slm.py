@@ -47,16 +47,16 @@ class MaskedSLM(RealInputs, PhysicalLayer):
     `outputs = activation(Σ_pixels x · w)`: the display shows the image once for each
     unit, the spatial light modulator (SLM) attenuates each copy by the unit's mask,
     and a region of the camera sums the light (Xu et al., section 2.3). `w` is the
-    frame of masks as the display's pixels meet it: rotated, shifted and scaled as a
-    whole about its centre, while display and camera stay in place. Light that misses
+    frame of masks at the display's pixels: the whole frame is rotated, shifted and
+    scaled about its centre, while display and camera stay in place. Light that misses
     the frame is lost.
 
-    An SLM transmits from 0 to 1. A signed mask m is shown as t = (1 + m)/2, margins
-    and empty tiles at mid-grey; an entirely white frame measures Σx, and
-    2 Σ x·t − Σ x is the signed sum. Inputs may be negative in the same way: with
+    An SLM transmits from 0 to 1. A signed mask m is shown as t = (1 + m)/2, with
+    margins and empty tiles at mid-grey; an entirely white frame measures Σx, and
+    2 Σ x·t − Σ x is the signed sum. Negative inputs work in the same way: with
     `display_range=(low, high)` the display shows (x − low)/(high − low), and low · Σw
-    of the aligned frame is added digitally. Without a display range, both are taken
-    as exact, and the layer is the signed product itself.
+    of the aligned frame is added digitally. Without a display range, both are exact,
+    and the layer is the signed product itself.
 
     Controls: `mask`, of shape (units, height, width), from −1 to 1.
     Imperfections of the frame: `rotation` (degrees, positive counter-clockwise as
@@ -69,8 +69,8 @@ class MaskedSLM(RealInputs, PhysicalLayer):
             for flat inputs, a square.
         grid: Rows and columns of tiles on a frame. Units that do not fit go to
             further frames.
-        margin: Rows and columns of mid-grey on each side of a mask, before pixels
-            are repeated: a number for both, or two.
+        margin: Rows and columns of mid-grey on each side of a mask, before
+            `pixel_repeat`: one number for both, or two.
         pixel_repeat: Rows and columns of the SLM for one row and column of a mask.
         activation: As in `Dense`, applied digitally.
         use_bias: Whether a digital bias is added.

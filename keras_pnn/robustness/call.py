@@ -40,56 +40,56 @@ def robustness_report(
 ) -> RobustnessResult:
     """Measures how robust a model is to drift, fabrication and the worst case.
 
-    Every figure is measured with simulated devices, with the imperfections that the
-    devices and sweeps name starting from their nominal values, on all of `x` and `y`;
-    curvature, landscape and the search for the worst case on the first `probe`
-    samples. The model is left as it was.
+    Every figure is measured with simulated devices on all of `x` and `y`; curvature,
+    landscape and the search for the worst case use the first `probe` samples. The
+    imperfections that devices and sweeps name start from their nominal values. The
+    model is not changed.
 
     Args:
         model: a compiled, built model, wrapped (`SATModel`) or not.
         x, y, sample_weight: test data, arrays or structures of arrays; or `x` is a
             `tf.data.Dataset` or `keras.utils.PyDataset`, which is read once and holds
             the others.
-        devices: simulated devices, as `Variation.sample` returns; or a `Variation`
+        devices: simulated devices, as from `Variation.sample`; or a `Variation`
             to draw from; or `None`.
         variation: draws `n` devices, when `devices` is `None`.
-        compare: name → further models, which get the same `devices`; drawn devices
-            are the same for models of one architecture, for others only their seed.
-        name: what to call the model. Default: its own name.
-        data: what the data are, for the report.
-        cache_dir: a folder that keeps every block of points as it is done. What is
-            there is not measured again, here or by `robustness_rows`.
+        compare: name → further models, which get the same `devices`. Drawn devices
+            are the same for models of one architecture; others share only the seed.
+        name: name of the model in the report. Default: its own name.
+        data: description of the data, for the report.
+        cache_dir: a folder that keeps every finished block of points. Points in it are
+            not measured again, here or by `robustness_rows`.
         verbose: 0 is silent, 1 or `"auto"` shows progress.
         **specification: the other fields of a `Specification`, which has their
             defaults:
 
             - `n`: how many devices to draw.
-            - `sweeps`: name → values. The name of an imperfection, of all layers
-              (`"temperature"`) or of one (`"mrr_bank_1/temperature"`), is swept over
+            - `sweeps`: name → values. An imperfection of all layers
+              (`"temperature"`) or of one (`"mrr_bank_1/temperature"`) is swept over
               deviations from its nominal value, added to each device's own. With
               `variation`, `"std:theta_error+phi_error"` gives these imperfections
-              random deviations of the standard deviation that is swept. `"variation"`
+              random deviations with the swept standard deviation. `"variation"`
               is a factor on all deviations of the devices.
             - `grid`: two names → values, as in `sweeps`: all their combinations.
             - `sweep_devices`: how many of the devices take part in sweeps and grid.
               Default: all.
-            - `spec`: the specification: what `metric` must keep; from 0 to 1 for an
-              accuracy, by default 0.95. For any other metric it must be given.
+            - `spec`: the specification, a limit on `metric`; from 0 to 1 for an
+              accuracy, by default 0.95. It must be given for any other metric.
             - `metric`: the name of a compiled metric, or `"loss"`. Default: the first
               compiled metric.
             - `mode`: `"max"`: the metric must be at least `spec`; `"min"`: at most;
               `"auto"` asks Keras' metric.
             - `fast`: whether to leave out the curvature and the landscape, which take
-              longest on a model of some size.
+              longest on larger models.
             - `hessian`: whether to measure the curvature; or a dictionary of
               `HessianOptions`.
             - `landscape`: whether to draw the loss along the two leading eigenvectors
               of the Hessian over the controls; or a dictionary of arguments of
               `loss_landscape`.
-            - `worst_case`: whether to search for the worst device: within the root
-              mean square of the devices' deviations and, for what they do not deviate
-              in, the point nearest to the design on a sweep's or the grid's axis; or a
-              dictionary imperfection → radius, see `worst_device`.
+            - `worst_case`: whether to search for the worst device; or a dictionary
+              imperfection → radius, see `worst_device`. Default radii: the root mean
+              square of the devices' deviations; for other imperfections, the point
+              nearest to the design on the axis of a sweep or the grid.
             - `sensitivity`: whether each kind of imperfection of each layer is also
               measured alone: with up to eight of the devices, and at the ends of
               sweeps.

@@ -105,9 +105,9 @@ class Scan(Brief):
     def tolerance(self, metric: str, spec: float, mode: str) -> tuple[float, float]:
         """The interval around 0 in which `central` of a sweep keeps a specification.
 
-        The curve is straight between its points. A bound at the end of the range means
-        that it keeps the specification as far as it was measured; both are NaN where
-        it breaks it at 0, or where the points lie on no line through 0.
+        A bound is the last point before the curve first misses the specification; at
+        the end of the range, the curve keeps it as far as it was measured. Both are NaN
+        if the curve misses it at 0, or if the points do not lie on a line through 0.
         """
         curve = self._curve(metric)
         return statistics.tolerance(*curve, spec, mode) if curve else (math.nan,) * 2
@@ -244,7 +244,7 @@ class Transfer(Brief):
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class ModelRobustness(Brief):
-    """All that a report says of one model.
+    """The results of one model in a report.
 
     Args:
         nominal: loss and metrics of the design.
@@ -285,11 +285,11 @@ class ModelRobustness(Brief):
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class RobustnessResult(Shown):
-    """What `robustness_report` found, and how.
+    """The result of `robustness_report`.
 
     Args:
-        models: name → `ModelRobustness`, the model asked about first, then those it
-            is compared with.
+        models: name → `ModelRobustness`, first the model of the report, then those of
+            `compare`.
         metric: the metric that the specification is about.
         mode: `"max"`: `metric` must be at least `spec`; `"min"`: at most.
         spec: the specification.
@@ -316,7 +316,7 @@ class RobustnessResult(Shown):
         return self.models[name].yield_of(self.metric, self.spec, self.mode)
 
     def summary(self) -> str:
-        """Returns the conclusion in words, and the figures that matter most, as text.
+        """Returns the conclusion in words and the main figures, as text.
 
         Statistics of one model are in `report.models[name].summary(metric)`.
         """

@@ -60,13 +60,13 @@ class AdversaryRule(Brief):
 @keras.saving.register_keras_serializable(package="keras_pnn")
 @dataclasses.dataclass(frozen=True, repr=False)
 class FiniteDifference(AdversaryRule):
-    """Moves an imperfection to where the loss is worse, by finite differences.
+    """Moves an imperfection to where the loss is higher, by finite differences.
 
     θ_adv = θ0 + r ⊙ (r ⊙ g) / ‖r ⊙ g‖₂ with g ≈ dL/dθ: ±r for a scalar, r g/‖g‖
-    for equal radii. For imperfections without a useful derivative. A central
+    for equal radii. Use it for imperfections without a useful derivative. A central
     difference costs two forward passes per component of θ and training step, a
-    forward difference one; a forward difference is biased in sign by the curvature
-    of the loss, which is as large as its slope near the nominal value.
+    forward difference one. The curvature of the loss, which is as large as its slope
+    near the nominal value, biases the sign of a forward difference.
 
     A common name, such as `"temperature"`, is one θ that all layers share: g is the
     sum over the layers, which must agree in its shape, and all move by one offset.
@@ -81,11 +81,12 @@ class FiniteDifference(AdversaryRule):
 
     Args:
         radius: r, in the imperfection's unit: a number or an array of its shape,
-            ≥ 0. A component of radius 0 is not moved, and costs nothing. From its
-            nominal value it must stay within what exists: below 1 for a scale.
-        step: δ of the difference, > 0, likewise. Too small, it measures the rounding
-            of the loss; too large, not the slope here: where the frame's edges move
-            by a pixel, one difference in five has the other sign.
+            ≥ 0. A component of radius 0 is not moved, and costs nothing. It must keep
+            the imperfection in its range: below 1 for a scale.
+        step: δ of the difference, > 0, likewise. A step that is too small measures the
+            rounding of the loss; one that is too large does not measure the slope: if
+            the frame's edges move by a pixel, one difference in five has the wrong
+            sign.
         scheme: `"central"`, (L(θ0 + δ) − L(θ0 − δ)) / 2δ, or `"forward"`,
             (L(θ0 + δ) − L(θ0)) / δ.
         normalize: `False` for θ_adv − θ0 = r ⊙ g; the radius is then a gain.
@@ -126,13 +127,13 @@ class FiniteDifference(AdversaryRule):
 @keras.saving.register_keras_serializable(package="keras_pnn")
 @dataclasses.dataclass(frozen=True, repr=False)
 class Autodiff(AdversaryRule):
-    """Moves an imperfection to where the loss is worse, by automatic differentiation.
+    """Moves an imperfection to where the loss is higher, by automatic differentiation.
 
     As `FiniteDifference`, with dL/dθ from the first pass: no extra pass, however
-    many components θ has. A common name is one θ that all layers share, likewise,
-    where they agree in its shape. Where they do not (`"resonance_shift"` of two
-    banks), each layer has a θ of its own, with its own norm and its own u, as if all
-    had been named singly with this rule; the radius is then a number.
+    many components θ has. A common name is one θ that all layers share, if it has the
+    same shape in all. If not (`"resonance_shift"` of two banks), each layer has its own
+    θ, norm and u, as if each were named with this rule; the radius must then be a
+    number.
 
     Args:
         radius, normalize, sample_radius: as in `FiniteDifference`.

@@ -115,12 +115,12 @@ class SAM(Brief):
 class ASAM(SAM):
     """Adaptive ascent: ΔΘ = ρ T² g / ‖T g‖₂ with T = |Θ| + η.
 
-    Large controls are moved further than small ones. It is not invariant under
-    2π in phases; for meshes `SAM` is the better choice.
+    Large controls move further than small ones. Use `SAM` for meshes, since this step
+    changes when 2π is added to a phase.
 
     Args:
         rho: radius ρ, relative; a number or a schedule, as in `SAM`.
-        eta: η, how far a control at zero is moved, in the unit of the variables.
+        eta: η, the scale T of a control at zero, in the unit of the variables.
 
     Raises:
         ValueError: If `rho` or `eta` is negative or not finite.

@@ -8,7 +8,7 @@ from keras_pnn.training.sat import SATModel
 
 
 class PATModel(SATModel):
-    """Trains with the device in the loop: measured values, modelled derivatives.
+    """Trains with a device in the loop: measured outputs, gradients of the model.
 
     Args:
         model: as in `SATModel`; its physical layers are the model of the device.
@@ -16,11 +16,10 @@ class PATModel(SATModel):
             `measure(layer, inputs, controls)`.
         readout: `"layers"`: every physical layer is measured, and its
             vector–Jacobian product is taken through the model at the measured input;
-            or `"output"`: the device gives the outputs of the network alone, and the
-            derivative is that of the model along its own states. An imperfect
-            `MZIMesh` turns the phases of its fields: train it with `"output"`.
-        ascent: an ascent as in `SATModel`, which makes this SAT online. Default:
-            none.
+            or `"output"`: only the outputs of the network are measured, and the
+            derivative is the model's, at its own states. Train an imperfect `MZIMesh`
+            with `"output"`, since its errors rotate the phases of the fields.
+        ascent: an ascent as in `SATModel`, for SAT online. Default: none.
         **kwargs: further arguments of `SATModel`.
 
     Raises:

@@ -26,75 +26,71 @@ from keras_pnn.training.trainer import Trainer
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class SATModel(Trainer):
-    """Trains a model so that its loss stays flat around its controls.
+    """Trains a model for a loss that stays flat around its controls.
 
-    With controls Θ, imperfections θ (θ0 as they are) and a loss L, each step takes
+    With controls Θ, imperfections θ (present values θ0) and a loss L, each step takes
 
         ΔΘ = ρ g / ‖g‖₂, g = ∂L/∂Θ at (Θ, θ0)                          (eq. 3)
         θ_adv = θ0 + r ⊙ (r ⊙ h) / ‖r ⊙ h‖₂, h = dL/dθ at (Θ, θ0)       (eq. 5)
         Θ ← optimizer step with ∂L/∂Θ at (Θ + ΔΘ, θ_adv)            (eqs. 4, 6)
 
-    Eq. 5 is for the imperfections that `adversarial` names, and θ itself is never
-    assigned. Each θ has a radius r of its own: under one norm for all, the one with the
+    Eq. 5 applies to the imperfections that `adversarial` names; θ itself is never
+    assigned. Each θ has its own radius r: under one norm for all, the one with the
     largest unit would move alone. Finite differences add `sat.extra_passes` forward
-    passes to each step, all through the model, since a device on the bench cannot be
-    turned.
+    passes to each step, all through the model, since the imperfections of a device on
+    the bench cannot be set.
 
     Metrics, statistics of batch normalisation, the states of RNNs and the reported loss
     are those of the first pass; all passes begin with the same states and draw the same
     dropout masks and noise, so that ρ = 0 is plain training to the last bit (under XLA,
     which orders sums as it likes, to rounding).
-    `sharpness`, the mean of L(Θ + ΔΘ, θ_adv) − L(Θ, θ0), is logged beside the loss.
-    Steps that the optimizer skips under `mixed_float16`, since gradients overflow,
-    do not count in it: their ΔΘ comes from those gradients. In the loss and the
-    metrics they count, as in plain Keras, since their first pass is in order.
+    `sharpness`, the mean of L(Θ + ΔΘ, θ_adv) − L(Θ, θ0), is logged with the loss.
+    It leaves out steps that the optimizer skips under `mixed_float16` because gradients
+    overflow, since their ΔΘ comes from those gradients. The loss and the metrics
+    include these steps, as in plain Keras, since their first pass is valid.
 
-    ρ that was changed is part of the saved state, as a learning rate is: resuming a
-    run takes up the ρ that was saved, and so does `sat.load_weights`, whatever `rho`
-    this model was made with. Set `sat.rho` afterwards for another, or load the
-    weights alone with `sat.model.load_weights`.
+    ρ is part of the saved state, as a learning rate is: resuming a run and
+    `sat.load_weights` restore the saved ρ, whatever `rho` was given. To change it, set
+    `sat.rho` afterwards, or load the weights alone with `sat.model.load_weights`.
 
-    `evaluate`, `predict` and saving behave as those of the model inside, which is
-    `sat.model`. With a device, validation in `fit` is on the device, with the digital
-    model's figures beside it as `val_model_loss` and so on; `evaluate` is digital
-    unless a device is installed; `save` gives the digital model, and eigenvalues of
-    the Hessian are the digital model's: a measurement has no second derivative.
+    `evaluate`, `predict` and saving are those of the wrapped model, `sat.model`. With a
+    device, validation in `fit` runs on the device, and the digital model's figures are
+    logged too, as `val_model_loss` and so on. `evaluate` is digital unless a device is
+    installed, `save` saves the digital model, and eigenvalues of the Hessian are the
+    digital model's, since a measurement has no second derivative.
 
-    A `fit` with an accuracy among its metrics warns once if that stays at chance.
-
-    A model's own `compute_loss` is used, and metrics that it keeps itself are
-    reported, as in plain training.
+    A `fit` with an accuracy among its metrics warns once if the accuracy stays at
+    chance. The model's own `compute_loss` and metrics are used, as in plain training.
 
     Args:
-        model: any Keras model, but one with a `train_step`, `test_step`,
-            `predict_step`, `compute_metrics` or `get_metrics_result` of its own.
+        model: any Keras model that does not override `train_step`, `test_step`,
+            `predict_step`, `compute_metrics` or `get_metrics_result`.
         rho: radius ρ of the ascent, in the unit of what it moves: a number ≥ 0 or a
             Keras learning-rate schedule. Default 0.05. A number can be set during
             training, `sat.rho = 0.1`.
         ascent: `"sam"`, `"asam"`, or an object such as `pnn.ASAM(0.5, eta=0.01)`,
-            which has its own rho. `None` leaves the ascent out: one pass, plain
-            training with the noise or the device that is given.
+            which has its own rho. `None` leaves the ascent out: one pass, as in plain
+            training, with the given variation or device.
         perturb: what the ascent moves: `"controls"`; `"all"` trainable variables; a
             name or a pattern of trainable variables and imperfections, of all layers
             (`"resonance_shift"`) or of some (`"mrr_bank_*/control"`); several of
-            these; or a predicate on variables. A predicate is saved if it is a
-            function that is registered with Keras; a lambda is not, and `save` raises.
+            these; or a predicate on variables. To save the model, the predicate must
+            be a function registered with Keras; with a lambda `save` raises.
         adversarial: name of an imperfection → `pnn.FiniteDifference` or
             `pnn.Autodiff`. `"rotation"` is one value for all layers that have it
             (with `Autodiff`, one for each where their shapes differ),
             `"slm/rotation"` that of one layer.
-        variation: a `Variation`. A fresh device is drawn each step, the same in
-            all passes, a pure function of `seed` and the step, whether XLA compiles the
-            step or not. What is drawn is
-            added to what a device that is installed, or a drift, has set.
+        variation: a `Variation`. A fresh device is drawn at each step, the same in
+            all passes, as a pure function of `seed` and the step, with and without XLA.
+            The draws add to an installed device and to drift.
         device: a device whose measurements replace the layers' outputs in both
-            passes, while gradients go through the model: SAT online. The ascent is
-            then by these proxy gradients too. To the deviations of a
-            `SimulatedDevice` those of `adversarial`, `variation` and drift are added;
-            a device on the bench cannot be moved by them, which is an error.
+            passes, while gradients go through the model: SAT online. The ascent
+            uses these gradients too. `adversarial`, `variation` and drift add to the
+            deviations of a `SimulatedDevice`; with a device on the bench they are an
+            error.
         warmup: steps of the optimizer in which the ascent's ΔΘ and the deviations of
-            `variation` grow linearly from 0 to their full size; 0 for none. An
-            untrained network may find no direction among devices that differ much.
+            `variation` grow linearly from 0 to full size; 0 for none. An untrained
+            network may not learn on devices that differ much.
         clean_fraction: a in [0, 1]: the optimizer steps with (1 − a) times the
             gradient of the second pass plus a times that of the first. With a large
             adversarial radius and a = 0, a network can forget the nominal case.
@@ -249,7 +245,7 @@ class SATModel(Trainer):
         """What the second pass moves: by the ascent, and by eq. 5."""
         controls = []
         if self.ascent is not None:
-            controls = select_variables(self.model, self.perturb)
+            controls = select_variables(self.model, self.perturb, "perturb")
         return controls, Adversary(self.model, self.adversarial, controls)
 
     def _ramp(self):

@@ -4,7 +4,6 @@ Run as a script, it trains in a process of its own, which a test kills:
 KIND PORT STATE OUT [kill].
 """
 
-import importlib.util
 import os
 import pathlib
 import signal
@@ -119,32 +118,6 @@ def test_an_instrument_that_dies_loses_no_step(undisturbed, tmp_path):
     # What was done is not measured again.
     assert 0 < device.calls < calls
     same(resumed, state)
-
-
-def test_the_example_goes_on_with_runs_of_the_same_setting_alone(monkeypatch):
-    """A state of another seed or bench would be trained on with this one's data."""
-    path = ROOT / "examples" / "instrument_in_the_loop.py"
-    spec = importlib.util.spec_from_file_location("instrument_in_the_loop", path)
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
-
-    def folder(text, name="PAT"):
-        monkeypatch.setattr(sys, "argv", ["example", *text.split()])
-        return example.state_folder(name, example.arguments())
-
-    others = [
-        "--seed 1",
-        "--shift 0.05",
-        "--epochs 3",
-        "--quick",
-        "--quick --epochs 3",
-        "--config one.toml",
-        "--config two.toml",
-        "--out elsewhere",
-    ]
-    folders = [folder(text) for text in ("", *others)] + [folder("", "SAT")]
-    assert len(set(folders)) == len(folders)
-    assert folder("--seed 0 --shift 0.04 --epochs 20 --out results") == folders[0]
 
 
 def run(kind, port, folder, *kill):

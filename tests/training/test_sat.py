@@ -309,8 +309,8 @@ PLAIN = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
     [
         ({"model": PLAIN}, "Pass 'all'"),
         ({"model": PLAIN, "perturb": lambda v: False}, "predicate selected nothing"),
-        ({"perturb": "weights"}, "for 'weights'. It has: control, .*first/control"),
-        ({"perturb": ["bias", "gain"]}, "for 'gain'"),
+        ({"perturb": "weights"}, "`perturb`.*It has: control, .*first/control"),
+        ({"perturb": ["bias", "gain"]}, "Received: 'gain'"),
         ({"perturb": 3}, "`perturb` must be 'controls', .*names.*Received: 3"),
         ({"perturb": []}, "`perturb` must be"),
         ({"rho": -0.1}, "`rho` must be.*≥ 0"),

@@ -44,29 +44,28 @@ def calibrate(
 
     The device first runs the model over `inputs`, which gives the measured inputs of
     each physical layer. Each layer is then measured on these and on random probes, at
-    the present controls and at random ones, since one setting does not tell a splitter
-    from a phase, or a shifted ring from a wide one. The most probable imperfections z,
-    in units of their prior's standard deviation, minimise
+    the present controls and at random ones: one setting cannot distinguish a splitter
+    error from a phase error, or a shifted ring from a wide one. The most probable
+    imperfections z, in units of their prior's standard deviation, minimise
 
         ½ Σ |model(z) − device|² / (noise · rms of the layer's readings)² + ½ ‖z‖²
 
     by L-BFGS with the model's gradient, in float64 where the layer's `forward` allows.
-    What no reading depends on stays nominal. Layers are fitted one by one, except
-    where they share an imperfection, such as the chip's temperature. The model is left
-    as it was.
+    Imperfections that no reading depends on stay nominal. Layers are fitted one by one,
+    except where they share an imperfection, such as the chip's temperature. The model
+    is not changed.
 
-    The search starts from the model's present imperfections, and is local: phases that
-    may be anywhere in [0, 2π) need a start, and rings shifted by more than their
-    half-width may need more settings, such as 32. Where it ends far from the readings,
-    it is repeated with readings that count little at first, and the better end is
-    taken; a residual that stays large says that neither is the answer. It ends 10
-    standard deviations of the prior from nominal, or from a start beyond that
-    (`at_limit` counts what rests there); losses in dB stay at 0 or above.
+    The search is local, and starts from the model's present imperfections: phases that
+    may be anywhere in [0, 2π) need a good start, and rings shifted by more than their
+    half-width may need more settings, such as 32. If the search ends far from the
+    readings, it is repeated with a low initial weight of the readings, and the better
+    result is kept; if the residual stays large, neither is right. The search stays
+    within 10 standard deviations of the prior from nominal, or from a start beyond that
+    (`at_limit` counts the unknowns at this limit). Losses in dB stay at 0 or above.
 
-    Random controls are, if `spread` does not say: for rings, those that take them
-    through their resonance; between the limits of a `ControlRange`; any phase for
-    controls in rad; else the present value plus or minus the rms of all. The
-    constraint of the variable is applied to them.
+    Without `spread`, random controls take rings through their resonance, fill the
+    limits of a `ControlRange`, are any phase for controls in rad, and otherwise are the
+    present value plus or minus the rms of all. The variable's constraint is applied.
 
     Args:
         model: a built model with physical layers, wrapped or not.
@@ -78,22 +77,22 @@ def calibrate(
         imperfections: names, `"resonance_shift"` in all layers or
             `"mrr_bank_1/resonance_shift"` in one. Default: all.
         settings: settings of the controls, at least 2, the present one among them.
-            Each costs a layer one configuration and one measurement of all samples.
+            Each costs one configuration and one measurement of all samples per layer.
         spread: control → largest random step from its present value, in its unit;
-            names as in `imperfections`. 0 leaves a control alone.
+            names as in `imperfections`. 0 leaves a control unchanged.
         probes: random inputs of each layer, within the range of its own inputs.
             Default: as many as its own.
         holdout: share of settings, and of samples at the other settings, that is
             measured but not fitted; above 0 and below 1.
         prior: imperfection → standard deviation in its unit, names as in
-            `imperfections`; those of what is not fitted are not used. Default: by
+            `imperfections`; others are ignored. Default: by
             unit, 0.1 rad, nm and dB, 2 K, 1 degree, 1 px, and 0.05 for pure numbers.
         noise: standard deviation of a reading's error, relative to the layer's rms
-            reading. A larger one trusts the prior more.
-        iterations: the most that the search takes, for each layer.
-        tolerance: the search ends where a step reduces the sum by less than this
+            reading. A larger value gives the prior more weight.
+        iterations: largest number of iterations of the search, for each layer.
+        tolerance: the search ends when a step reduces the sum by less than this
             share of it.
-        seed: of random controls, probes and what is held out.
+        seed: of random controls, probes and held-out readings.
         verbose: 0 is silent, 1 or `"auto"` shows progress bars.
 
     Returns:

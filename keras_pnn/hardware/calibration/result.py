@@ -8,7 +8,7 @@ from keras_pnn.devices.simulated import SimulatedDevice
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Calibration(Shown):
-    """What `calibrate` found, and how.
+    """The result of `calibrate`.
 
     A residual is √(Σ|model − device|² / Σ|device|²) over the readings of a layer.
 
@@ -16,11 +16,11 @@ class Calibration(Shown):
         device: the digital twin, a `SimulatedDevice` with the deviations that were
             fitted.
         residuals: layer → `fit_before`, `fit_after` (the readings that were fitted),
-            `held_out_before` and `held_out_after` (the others), in this order. Before:
-            with the imperfections that the model had.
-        imperfections: what was fitted → `unit`, `prior` (standard deviation),
-            `unknowns` (how many numbers), `at_limit` (how many of them went as far as
-            they may, 10 standard deviations) and `rms` (of the deviations found).
+            `held_out_before` and `held_out_after` (the others), in this order. "Before"
+            is with the model's imperfections before the fit.
+        imperfections: fitted imperfection → `unit`, `prior` (standard deviation),
+            `unknowns` (how many numbers), `at_limit` (how many of them reached the
+            limit of 10 standard deviations) and `rms` (of the fitted deviations).
         samples: layer → inputs that were measured at each setting of the controls.
         settings: settings of the controls, the present ones included.
         settings_held_out: how many of these were held out.

@@ -27,10 +27,10 @@ __all__ = ["InstrumentDevice", "InstrumentError"]
 class InstrumentDevice(HardwareDevice):
     """Physical layers on a bench of instruments, driven through PyVISA.
 
-    For each sample, the inputs of a layer are set as powers of the light, and its
-    outputs are read from detectors; before that, once for each change, its controls
-    are set on a source of currents. Source and detectors are two instruments or one.
-    Only layers that a configuration names are measured; the model computes the rest.
+    When the controls of a layer change, they are set on a current source. For each
+    sample, the inputs are then set as optical powers, and the outputs are read from
+    detectors. Source and detectors are one instrument or two. Only the layers in the
+    configuration are measured; the model computes the rest.
 
     ```toml
     [device]                            # optional: arguments of HardwareDevice
@@ -66,15 +66,15 @@ class InstrumentDevice(HardwareDevice):
     scale = 1250.0                      # from A to the layer's outputs
     ```
 
-    A command that holds `{values}` (and `{channels}`) is sent once for all channels;
-    one that holds `{value}` and `{channel}` once for each. Sent is
+    A command with `{values}` (and `{channels}`) is sent once for all channels, a
+    command with `{value}` and `{channel}` once for each. The number sent is
     `scale * value + offset`, to the last digit of a float64 or as in `{value:.6f}`; a
-    reading becomes `scale * reading + offset`. Elements that the hardware does not
-    have (the last cell of odd columns of a mesh) have no channel.
+    reading becomes `scale * reading + offset`. Elements that the hardware lacks (the
+    last cell of odd columns of a mesh) have no channel.
 
-    Limits are in the layer's unit. Beyond them nothing is sent, not even to the
-    channels that are within; with `beyond = "clip"` the limit is sent instead. SAT
-    needs that for controls at a limit: its second pass moves them to both sides.
+    Limits are in the layer's unit. If any value is beyond them, nothing is sent to any
+    channel; with `beyond = "clip"` the limit is sent instead. SAT needs `"clip"` for
+    controls at a limit, since its second pass may move them beyond it.
 
     More keys of an instrument:
 
@@ -82,23 +82,23 @@ class InstrumentDevice(HardwareDevice):
     - `read_termination`, `write_termination`: default a newline.
     - `errors`: the query that ends each exchange, default `"SYST:ERR?"`; its answer
       must begin with 0. `""` for an instrument without one.
-    - `answers_per_command`: lines that it says to each command that is no query,
+    - `answers_per_command`: lines with which it answers each command that is no query,
       default 0; 1 for a driver that acknowledges commands.
     - `acknowledgement`: a regular expression that each of these lines must match.
-      Default: all are alike. Give it where a refusal has no other sign.
+      Default: any line is accepted. Set it if a refusal has no other sign.
     - `pipeline`: default false; true sends the commands of one sample in one piece,
-      which spares 40 ms for each on a TCP socket, if the instrument reads line by line.
+      which saves 40 ms for each on a TCP socket, if the instrument reads line by line.
     - `options`: more arguments of PyVISA's `open_resource` (a baud rate).
 
     More keys of `outputs`: `trigger` (commands before each reading) and `delay` (s
     between inputs and reading). `backend` (at the top) is PyVISA's: `"@py"` unless
     given.
 
-    Nothing may be left to read after an exchange, or the next would take it for its
-    own: then the connection is opened anew, and the call repeated. An instrument
+    If an answer is left unread after an exchange, the connection is reopened and the
+    call repeated, since the next exchange would read it. An instrument
     without `errors` is asked for its `identity` last. One without either, on a socket
-    or a serial line, is listened to for as long again as its answers took, 50 ms at
-    least; what is left over and comes later still is taken for an answer.
+    or a serial line, is listened to for as long again as its answers took, at least
+    50 ms; an answer that comes even later is read by the next exchange.
 
     The instruments give the layer's outputs as they are, so a bias or an activation
     goes into a layer of its own. Inputs are real vectors within the limits, outputs
@@ -107,7 +107,7 @@ class InstrumentDevice(HardwareDevice):
 
     Args:
         configuration: a dict of the form above.
-        **options: arguments of `HardwareDevice`, before those in `device`.
+        **options: arguments of `HardwareDevice`, which override those in `device`.
 
     Raises:
         ValueError: If a key of the configuration is missing, unknown or wrong.

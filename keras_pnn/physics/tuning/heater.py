@@ -13,12 +13,12 @@ from keras_pnn.physics.tuning.lorentzian import ResonanceTuning
 class HeaterTuning(ResonanceTuning):
     """A ring tuned by the current through its heater.
 
-    `detuning = offset + efficiency * I² * resistance / 1000`; the weight is the
-    Lorentzian's, `through - drop` or `through` alone. A weight can lie on both sides
-    of the resonance: `control` takes the side with the smaller current.
+    `detuning = offset + efficiency * I² * resistance / 1000`; the weight is that of a
+    Lorentzian, `through - drop` or `through` alone. If a weight occurs on both sides
+    of the resonance, `control` returns the smaller current.
 
-    At zero current the derivative of the weight by the current is 0, although heat
-    from elsewhere still moves the weight.
+    At zero current the derivative of the weight with respect to the current is 0,
+    although heat from elsewhere still changes the weight.
 
     Args:
         offset: Float. Resonance minus laser at zero current, in nm.

@@ -110,7 +110,7 @@ class ResonanceTuning(Tuning):
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class LorentzianTuning(ResonanceTuning):
-    """The ideal ring with its detuning as the control, read out balanced.
+    """An ideal ring with balanced readout, controlled by its detuning.
 
     `w = through - drop = 1 - 2 / (1 + u²)`, `u = (control + shift) / half_width`.
 

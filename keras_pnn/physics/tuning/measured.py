@@ -32,10 +32,10 @@ class MeasuredTuning(Tuning):
     1000`), so that shifts from elsewhere add. It is not extrapolated: outside the
     points `weight` raises eagerly, and gives NaN in a graph.
 
-    A curve without noise passes through all points. Where noise makes that spline turn
-    more often than a resonance does, its derivative would have the wrong sign there:
-    then a smooth curve is fitted that turns at the resonance alone. Points that go
-    back by a tenth of their span, as between two resonances, turn the curve too.
+    Without noise the curve passes through all points. Where noise would give the spline
+    more turning points than a resonance has, and so a derivative of the wrong sign, a
+    smooth curve is fitted that turns only at the resonance. Points that go back by a
+    tenth of their span, as between two resonances, also turn the curve.
 
     An error of the half-width stretches the curve about its resonance, `x →
     x0 + (x - x0) / (1 + half_width_error)`, which is exact for a Lorentzian. The
@@ -50,13 +50,13 @@ class MeasuredTuning(Tuning):
         unit: `"mA"` or `"nm"`: the unit of `control`.
         efficiency: Float. Shift per heater power, in nm/mW. Used with mA only.
         resistance: Float. Resistance of the heater, in Ω. Used with mA only.
-        smoothing: `None`: through all points if noise does not turn that curve, else
-            as smooth as generalised cross-validation asks for. A float above 0: the
+        smoothing: `None`: through all points if noise adds no turning point, else
+            smoothed by generalised cross-validation. A float above 0: the
             root mean square distance allowed between the curve and the measured
             weights, about the noise of one measurement; the smoothest such curve that
-            turns at the resonance alone. 0: through all points.
-        margin: Float, or `None`. How far, in nm of resonance shift, training keeps
-            controls away from both ends, so that shifts of that size by drift or
+            turns only at the resonance. 0: through all points.
+        margin: Float, or `None`. Distance, in nm of resonance shift, that training
+            keeps controls from both ends, so that shifts of that size by drift or
             fabrication stay on the curve. `None`: a tenth of the curve's span, but at
             most 0.1 nm.
         extend_below: Boolean. Whether to continue the curve from its first point

@@ -188,34 +188,39 @@ class DualAdaptive(GradientSource):
 
 
 class DATModel(SATModel):
-    """Trains on a device whose systematic errors are learned at the same time.
+    """Trains on a device, and learns its systematic errors at the same time.
 
-    To the outputs y of each physical layer an error network adds S(y), which learns to
-    reproduce what the device gives. Each step: the batch is measured; S takes a step
-    that lowers the mean square of |y + S(y)| − |measured|; the measured amplitudes,
-    with the phases of y + S(y), replace the states (state fusion); and the network
-    takes a step along the gradient through the model and S. With S = 0, where it
-    starts, and a device equal to the model, this is plain backpropagation. Where a
-    simulated device ends in a softmax or sigmoid, a cross-entropy takes its logits, as
-    Keras does, and their derivative is the model's without the last S.
+    An error network S learns to predict the device: it adds S(y) to the outputs y of
+    each physical layer. In each step,
+
+    1. the batch is measured;
+    2. S takes a step that lowers the mean square of |y + S(y)| − |measured|;
+    3. the measured amplitudes, with the phases of y + S(y), replace the states (state
+       fusion);
+    4. the network takes a step along the gradient through the model and S.
+
+    With S = 0, its initial value, and a device equal to the model, this is plain
+    backpropagation. Where a simulated device ends in a softmax or sigmoid, a
+    cross-entropy takes its logits, as in Keras, and their derivative is the model's
+    without the last S.
 
     Args:
         model: as in `SATModel`, with physical layers.
         device: as in `PATModel`.
-        error_networks: how many small U-Nets are added up in one S.
-        internal_states: whether the device gives its states between layers. Without,
-            the error networks learn from the outputs of the whole network, and these
-            alone are fused; the device is then run as a whole, in a pass of its own.
-        fields: whether the device measures complex fields. Without, only amplitudes
-            are compared and fused, as photodiodes or a camera give them.
-        error_epochs: after so many epochs, as `fit` counts them, S is kept as it is.
-            Default: it goes on learning.
+        error_networks: number of small U-Nets whose sum is S.
+        internal_states: whether the states between layers are measured. If not,
+            the error networks learn from the outputs of the whole network, and only
+            these are fused; the whole device then runs in a pass of its own.
+        fields: whether the device measures complex fields. If not, only amplitudes
+            are compared and fused, as from photodiodes or a camera.
+        error_epochs: number of epochs, as `fit` counts them, after which S is fixed.
+            Default: S goes on learning.
         error_optimizer: Keras optimizer of the error networks, default Adam with a
             rate of 0.001.
         ascent: an ascent as in `SATModel`. Default: none.
         **kwargs: further arguments of `SATModel`.
 
-    Logs: `error_loss`, the mean square that S leaves, over the layers; beside the loss.
+    Logs: `error_loss`, the mean square error that remains with S, over the layers.
     In validation the device runs as a whole, without S and state fusion.
 
     Raises:

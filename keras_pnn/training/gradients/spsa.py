@@ -11,11 +11,11 @@ from keras_pnn.training.gradients.base import Evaluation, GradientSource
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class SPSA(GradientSource):
-    """Simultaneous perturbation: all variables move at once, by ± `step` each.
+    """Estimates gradients by simultaneous perturbation of all variables (SPSA).
 
     g = mean over directions of (L(v + c Δ) − L(v − c Δ)) / (2 c) · Δ, with Δ a random
     sign for each element. No derivative of any model is taken. The variance grows with
-    the number of elements: it is for small systems, or for polishing a few controls
+    the number of elements: use it for small systems, or to fine-tune a few controls
     (freeze the rest).
 
     A training step takes 1 + 2 `directions` passes, and as many again for an ascent.

@@ -1,4 +1,11 @@
-"""The networks of the examples."""
+"""What the campaigns share: networks, data, and runs that are kept.
+
+A run that is there already is not repeated; one that was interrupted goes on.
+"""
+
+import json
+import os
+import pathlib
 
 import keras
 import numpy as np
@@ -109,3 +116,56 @@ def random_misalignment() -> pnn.Variation:
 def standardized(images: np.ndarray) -> np.ndarray:
     """MNIST's pixels with mean 0 and standard deviation 1."""
     return (images - 0.1307) / 0.3081
+
+
+def few(data, train: int = 1000, test: int = 200):
+    """The first images, for `--quick`: to see a script run, and no more."""
+    print(
+        f"--quick: {train} training images and few epochs, a minute or two. "
+        "The figures mean nothing."
+    )
+    return data.head(train, test)
+
+
+def compiled(model: keras.Model, optimizer="adam", jit: bool = False) -> keras.Model:
+    """Compiles for logits. XLA on CPU can take twice as long for the convolutions."""
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=jit)
+    return model
+
+
+def kept(path: pathlib.Path, **setting) -> bool:
+    """Whether a run is there already; a run with another setting stops the program."""
+    if not path.exists():
+        return False
+    run = json.loads(path.read_text("utf-8"))
+    other = {k: run.get(k) for k, v in setting.items() if run.get(k) != v}
+    if other:
+        raise SystemExit(
+            f"{path} was made with {other}, not with "
+            f"{ {k: setting[k] for k in other} }: move it, or choose another --out"
+        )
+    return True
+
+
+def keep(path: pathlib.Path, run: dict) -> None:
+    """Writes a run whole or not at all."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(run), "utf-8")
+    os.replace(part, path)
+
+
+def unfinished(folder: pathlib.Path, name: str, *setting) -> pathlib.Path:
+    """Where a run is kept while it trains: only one of its setting may take it up."""
+    return folder / "_".join(["unfinished", name, *map(str, setting)])
+
+
+def fit(model, batches, epochs: int, first_epoch: int = 0, callbacks=()) -> None:
+    model.fit(
+        batches,
+        initial_epoch=first_epoch,
+        epochs=epochs,
+        shuffle=False,
+        verbose=2,
+        callbacks=[pnn.callbacks.BatchOrder(batches), *callbacks],
+    )

@@ -6,9 +6,9 @@ network sees random devices at every step after the first epoch; those of `mrr` 
 `mzi` are also trained with the sharpness-aware ascent. The page holds the accuracy on
 other devices, sweeps, yield, worst case, sensitivity, curvature and loss landscape.
 
-    python examples/robustness_report.py --system mrr
-    python examples/robustness_report.py --system mzi --devices 50
-    python examples/robustness_report.py --system slm --quick    # to see it run
+    python examples/paper/robustness_report.py --system mrr
+    python examples/paper/robustness_report.py --system mzi --devices 50
+    python examples/paper/robustness_report.py --system slm --quick    # to see it run
 
 Trained networks and measured points are kept in the output folder: a program that was
 stopped goes on where it was when the same line is given again.
@@ -21,8 +21,19 @@ from collections.abc import Callable
 
 import keras
 import numpy as np
-from networks import free_space, hybrid, lenet5, random_misalignment, standardized
-from runs import fit, keep, kept, unfinished
+from shared import (
+    compiled,
+    few,
+    fit,
+    free_space,
+    hybrid,
+    keep,
+    kept,
+    lenet5,
+    random_misalignment,
+    standardized,
+    unfinished,
+)
 
 import keras_pnn as pnn
 
@@ -178,14 +189,6 @@ def arguments() -> argparse.Namespace:
     return args
 
 
-def compiled(model: keras.Model, rate, fast: bool) -> keras.Model:
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(
-        keras.optimizers.Adam(rate), loss, metrics=["accuracy"], jit_compile=fast
-    )
-    return model
-
-
 def trained(system: System, name: str, data, folder, setting: dict) -> keras.Model:
     """A trained network, from its file if there is one.
 
@@ -198,7 +201,7 @@ def trained(system: System, name: str, data, folder, setting: dict) -> keras.Mod
     path = folder / f"{stem}.weights.h5"
     if kept(folder / f"{stem}.json", **setting):
         model.load_weights(path)
-        return compiled(model, system.rate, fast)
+        return compiled(model, jit=fast)
     print(f"\n{name}: {epochs} epochs on {len(data.x_train)} images of {data.name}")
     batches = pnn.datasets.Batches(
         system.images(data.x_train), data.y_train, setting["batch_size"], seed=seed
@@ -210,11 +213,12 @@ def trained(system: System, name: str, data, folder, setting: dict) -> keras.Mod
     for phase, (trainer, first, last) in enumerate(phases):
         backup = unfinished(folder, f"{stem}_{phase}", *setting.values())
         callbacks = [keras.callbacks.BackupAndRestore(backup)]
-        fit(compiled(trainer, rate, fast), batches, last, first, callbacks)
+        optimizer = keras.optimizers.Adam(rate)
+        fit(compiled(trainer, optimizer, fast), batches, last, first, callbacks)
     model.save_weights(path)
     model.save(folder / f"{stem}.keras")
     keep(folder / f"{stem}.json", setting)
-    return compiled(model, system.rate, fast)
+    return compiled(model, jit=fast)
 
 
 def main() -> None:
@@ -226,7 +230,7 @@ def main() -> None:
     if args.quick:
         # Not among the networks that were trained in full.
         folder = folder.with_name(f"{args.system}_quick")
-        data, args.devices, batch_size = data.head(400, 50), 2, 50
+        data, args.devices, batch_size = few(data, 400, 50), 2, 50
         options = QUICK
     usual = system.epochs[data.name == "digits"]
     setting = {

@@ -5,8 +5,8 @@ plot shows how alike the matrix of such chips is to the one that was asked for, 
 the closed form for random errors drawn in; and what is left where the errors of
 each chip are known, and the phases are set to make up for them.
 
-    python examples/mzi_mesh.py
-    python examples/mzi_mesh.py --modes 64 --chips 50
+    python examples/paper/mesh_fidelity.py
+    python examples/paper/mesh_fidelity.py --modes 64 --chips 50
 """
 
 import argparse

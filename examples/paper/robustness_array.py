@@ -11,18 +11,18 @@ As an array of 8 jobs under Slurm, the file `array.sh`:
     #SBATCH --array=0-7
     #SBATCH --cpus-per-task=4
     #SBATCH --time=01:00:00
-    python examples/robustness_array.py --model trained.keras \
+    python examples/paper/robustness_array.py --model trained.keras \
         --part $SLURM_ARRAY_TASK_ID 8
 
 and then, once all are done:
 
     sbatch --wait array.sh                  # sbatch --array=2,5: these parts again
-    python examples/robustness_array.py --model trained.keras --report
+    python examples/paper/robustness_array.py --model trained.keras --report
 
 With GNU parallel on one machine:
 
-    parallel python examples/robustness_array.py --part {} 4 ::: 0 1 2 3
-    python examples/robustness_array.py --report
+    parallel python examples/paper/robustness_array.py --part {} 4 ::: 0 1 2 3
+    python examples/paper/robustness_array.py --report
 
 Without --model, a small network of weight banks is trained on scikit-learn's digits.
 For a model of your own change `VARIATION`, `SWEEPS` and `test_data`.

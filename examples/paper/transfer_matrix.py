@@ -4,8 +4,8 @@ The hybrid network (a LeNet front end, a mesh of 64 modes) is trained with each 
 simulated chips in the loop, physics-aware (PAT) and sharpness-aware (SAT online), and
 tested on all of them. Phases (rad) and splitters (power imbalance) are off at random.
 
-    python examples/transfer_matrix.py
-    python examples/transfer_matrix.py --sigma 0.25 --devices 5
+    python examples/paper/transfer_matrix.py
+    python examples/paper/transfer_matrix.py --sigma 0.25 --devices 5
 
 Each training is kept in the output folder, and is not repeated.
 """
@@ -15,8 +15,7 @@ import pathlib
 
 import keras
 import numpy as np
-from networks import hybrid, standardized
-from runs import fit
+from shared import compiled, few, fit, hybrid, standardized
 
 import keras_pnn as pnn
 
@@ -71,20 +70,13 @@ def trained(method: str, index: int, chips, data, epochs: int, args) -> keras.Mo
     return compiled(model)
 
 
-def compiled(model: keras.Model, optimizer="adam") -> keras.Model:
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    # XLA on CPU can take twice as long for the convolutions.
-    model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
-    return model
-
-
 def main() -> None:
     args = arguments()
     if args.devices < 2:
         raise SystemExit(f"`--devices` must be 2 or more. Received: {args.devices}")
     data = pnn.datasets.load(args.data)
     if args.quick:
-        data, args.devices = data.head(1000, 500), 2
+        data, args.devices = few(data, 1000, 500), 2
     epochs = args.epochs or (2 if args.quick else 30 if data.name == "digits" else 2)
     args.out.mkdir(parents=True, exist_ok=True)
     x, y = standardized(data.x_test), data.y_test

@@ -190,6 +190,7 @@ class AnyOutput(doctest.OutputChecker):
         return not want or super().check_output(want, got, optionflags)
 
 
+@pytest.mark.pages
 @EVERY_NAME
 def test_examples_run(name, names, monkeypatch):
     if name in NOT_RUN:

@@ -30,7 +30,7 @@ def fit(metrics=("accuracy",), rate=0.5, tuning=None, **kwargs):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("rho", 2.1), ("variation", pnn.Variation(resonance_shift=30.0))],
+    [("rho", 2.2), ("variation", pnn.Variation(resonance_shift=30.0))],
 )
 def test_a_collapse_is_told_once(name, value):
     logs, messages = fit(**{name: value})

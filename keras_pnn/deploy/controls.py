@@ -125,6 +125,11 @@ def load_controls(model: keras.layers.Layer, path: str | os.PathLike) -> None:
         for layer in layers.values()
         for name in layer.controls
     }
+    ranges = {
+        (layer.name, name): _range(layer, variable)
+        for layer in layers.values()
+        for name, variable in layer.controls.items()
+    }
     table = _tables.read(path)
     if missing := [c for c in _HEADER if c not in table.headings]:
         expected = f"the columns {', '.join(_HEADER)}"
@@ -132,7 +137,7 @@ def load_controls(model: keras.layers.Layer, path: str | os.PathLike) -> None:
     numbers = table.numbers(table.headings.index("value"))
     for i, (cells, value) in enumerate(zip(table.rows, numbers, strict=True)):
         row = dict(zip(table.headings, cells, strict=True))
-        _read(row, float(value), values, layers, table.place(i))
+        _read(row, float(value), values, ranges, layers, table.place(i))
     for (layer, name), array in values.items():
         if np.isnan(array).any():
             given = ~np.isnan(array[layers[layer].quantity(name).exists])
@@ -142,7 +147,9 @@ def load_controls(model: keras.layers.Layer, path: str | os.PathLike) -> None:
         layers[layer].controls[name].assign(array)
 
 
-def _read(row: dict, value: float, values: dict, layers: dict, where: str) -> None:
+def _read(
+    row: dict, value: float, values: dict, ranges: dict, layers: dict, where: str
+) -> None:
     """Checks one line of a file and stores its value."""
     key = (row["layer"], row["control"])
     if key not in values:
@@ -169,23 +176,28 @@ def _read(row: dict, value: float, values: dict, layers: dict, where: str) -> No
         raise _error(where, "each control once", f"{element} again")
     if isinstance(quantity.layer, RingLayer):
         _validate(quantity.layer, value, where)
-    if isinstance(quantity.variable.constraint, ControlRange):
-        low, high = range_of(quantity.variable.constraint)
-        if isinstance(dac := getattr(quantity.layer, "dac", None), DAC):
-            # The nearest code to a limit may lie half a step beyond it.
-            limits = keras.ops.convert_to_tensor([low, high], quantity.variable.dtype)
-            first, last = np.asarray(dac(limits))
-            low, high = min(low, first), max(high, last)
-        # Written from float32, in which a limit of 0.1 is a little more.
-        if not np.float32(low) <= np.float32(value) <= np.float32(high):
-            expected = f"a value from {low} to {high}"
-            tuning = getattr(quantity.layer, "tuning", None)
-            if isinstance(tuning, MeasuredTuning) and not (
-                tuning.training_range[0] <= value <= tuning.training_range[1]
-            ):
-                expected += ", away from the ends of the measured curve by its `margin`"
-            raise _error(where, expected, value)
+    low, high = ranges[key]
+    # Written from float32, in which a limit of 0.1 is a little more.
+    if not np.float32(low) <= np.float32(value) <= np.float32(high):
+        expected = f"a value from {low} to {high}"
+        tuning = getattr(quantity.layer, "tuning", None)
+        if isinstance(tuning, MeasuredTuning) and not (
+            tuning.training_range[0] <= value <= tuning.training_range[1]
+        ):
+            expected += ", away from the ends of the measured curve by its `margin`"
+        raise _error(where, expected, value)
     array[index] = value
+
+
+def _range(layer: PhysicalLayer, variable: keras.Variable) -> tuple[float, float]:
+    """Returns the values that a control's constraint and converter give."""
+    low, high = range_of(variable.constraint)
+    dac = getattr(layer, "dac", None)
+    if isinstance(dac, DAC) and isinstance(variable.constraint, ControlRange):
+        # The nearest code to a limit may lie half a step beyond it.
+        codes = dac(keras.ops.convert_to_tensor([low, high], variable.dtype))
+        low, high = min(low, float(codes[0])), max(high, float(codes[1]))
+    return low, high
 
 
 def _error(where, expected: str, received) -> ValueError:

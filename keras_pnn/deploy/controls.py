@@ -41,8 +41,9 @@ def export_controls(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
         path: the file. It is replaced whole or not at all.
 
     Returns:
-        `{layer name: {"rings": …, "passes": …, "heater_power_mW": …}}` for each
-        weight bank; the power is the sum over its rings, `None` without heaters.
+        A dictionary by layer name. Each weight bank has a dictionary with the keys
+        `rings`, `passes` and `heater_power_mW`, the sum over its rings, which is
+        `None` without heaters.
 
     Raises:
         ValueError: If the model has no physical layer, or a control is not finite or,

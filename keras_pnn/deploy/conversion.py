@@ -77,7 +77,7 @@ def convert(model: keras.Model, tuning=None, **kwargs) -> Conversion:
             `temperature_sensitivity` or `bank_size`.
 
     Returns:
-        The new model, not compiled, and the errors by layer, as a `Conversion`.
+        A `Conversion` with the new model, not compiled, and the errors by layer.
 
     Raises:
         ValueError: If the model is not built, is subclassed, has nothing to convert,

@@ -279,7 +279,7 @@ class RingLayer(RealInputs, PhysicalLayer):
                 `control_constraint` and `dac`, and from the ring's neighbours.
 
         Returns:
-            The distance left: the root mean square of effective minus target weight,
+            The distance left, the root mean square of effective minus target weight,
             on the ideal device at the controls as they are stored and as the `dac`
             sets them.
 

@@ -17,8 +17,9 @@ class PATModel(SATModel):
         readout: `"layers"`: every physical layer is measured, and its
             vector–Jacobian product is taken through the model at the measured input;
             or `"output"`: only the outputs of the network are measured, and the
-            derivative is the model's, at its own states. Train an imperfect `MZIMesh`
-            with `"output"`, since its errors rotate the phases of the fields.
+            derivative is the model's, at its own states. For an imperfect `MZIMesh`
+            begin with `"output"`: its errors rotate the phases of the fields, so that
+            `"layers"` may fail, above all in large meshes.
         ascent: an ascent as in `SATModel`, for SAT online. Default: none.
         **kwargs: further arguments of `SATModel`.
 
@@ -29,7 +30,7 @@ class PATModel(SATModel):
 
     ```python
     chip = pnn.Variation(theta_error=0.15, phi_error=0.15).sample(model, 1, seed=7)[0]
-    online = pnn.PATModel(model, device=chip)
+    online = pnn.PATModel(model, device=chip, readout="output")
     online.compile("adam", loss="sparse_categorical_crossentropy")
     online.fit(x_train, y_train)
     ```

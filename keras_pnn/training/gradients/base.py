@@ -176,8 +176,9 @@ class DeviceGradient(ModelGradient):
             The second takes one more forward pass, and digital layers between two
             physical ones see the device's states in one and the model's in the other.
             Layers that give complex fields need it where errors turn the fields'
-            phases: the loss's slope at the measured field and the model's derivative
-            then belong to different phases, and their product is not a gradient.
+            phases far: the loss's slope at the measured field and the model's
+            derivative then belong to different phases, and their product is not a
+            gradient.
 
     Raises:
         ValueError: If `readout` is unknown.

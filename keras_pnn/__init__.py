@@ -32,10 +32,7 @@ from keras_pnn.curvature import (
     hessian_trace,
     loss_landscape,
 )
-from keras_pnn.deploy import Conversion, export_controls, load_controls
-
-# From the module of the same name, which the reference would show otherwise.
-from keras_pnn.deploy.convert import convert
+from keras_pnn.deploy import Conversion, convert, export_controls, load_controls
 from keras_pnn.devices import (
     Correlated,
     DeviceEvaluation,

@@ -1,9 +1,6 @@
 """Measure, record, replay and calibrate devices on the bench."""
 
-from keras_pnn.hardware.calibration import Calibration
-
-# From the module of the same name, which the reference would show otherwise.
-from keras_pnn.hardware.calibration.calibrate import calibrate
+from keras_pnn.hardware.calibration import Calibration, calibrate
 from keras_pnn.hardware.device import DeviceError, HardwareDevice
 from keras_pnn.hardware.instrument import InstrumentDevice, InstrumentError
 from keras_pnn.hardware.recorded import RecordedDevice

@@ -905,3 +905,9 @@ def test_two_replicas_equal_one_device():
     for name in ("loss", "sharpness"):
         np.testing.assert_allclose(logs[name], two_logs[name], rtol=1e-5, atol=1e-6)
     assert "Received: 2 replicas" in result["refused"]
+
+
+def test_a_model_without_controls():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    with pytest.raises(ValueError, match="has no physical layer with controls"):
+        pnn.SATModel(model)

@@ -730,7 +730,8 @@ def test_the_conclusion_says_what_was_found():
         "On 4 devices the mean is 93.00 %, the worst 80.00 %; 3 of 4 keep it (yield "
         "75.0 %, 95 % interval 30.1 … 95.4 %).",
         # The mean is 0.90, 0.95, 0.96, 0.94, 0.80.
-        "The mean over the devices keeps it over temperature -1 … 0 K; σ of phase 0 …",
+        "The mean over the devices keeps it over temperature -1 … 0 K. The "
+        "tolerance to σ of phase is less than 0.1 rad.",
         "Alone, temperature = 2 in layer 'bank' costs most: 10.00 percentage points.",
         "The worst case that was found, within its radii, has 41.50 %.",
     ):
@@ -765,12 +766,12 @@ def test_the_conclusion_of_extremes():
     assert "up to the last point before it first breaks it" in written
 
 
-@pytest.mark.parametrize("write", [text, html])
+@pytest.mark.parametrize("write", [text, page])
 def test_one_device_is_named_and_has_no_statistics(write):
     written = joined(write(bare(devices=both([0.5]), labels=("my chip",))))
     assert "One device (my chip): the design with deviations of its own." in written
     assert "The one device breaks it, with 50.00 %." in written
-    assert not re.search("1 devices|percentile|p05", written.split("How it was")[0])
+    assert "1 devices" not in written and "p05" not in written
 
 
 def test_summary_is_the_conclusion_and_the_first_table():

@@ -89,7 +89,7 @@ def notebook(path: pathlib.Path) -> str:
             elif "text/html" in data:
                 parts.append(f"<div>{data['text/html']}</div>")
             else:
-                parts.append(f"```text\n{data['text/plain']}\n```")
+                parts.append(f"```text\n{data['text/plain'].rstrip()}\n```")
     return "\n\n".join(parts)
 
 

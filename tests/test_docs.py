@@ -1,6 +1,7 @@
 """The pages of `docs/` run: their blocks of Python, in order, in an empty folder."""
 
 import csv
+import json
 import pathlib
 import re
 import runpy
@@ -64,7 +65,25 @@ def test_no_page_is_left_out():
 def test_links_lead_to_files(page):
     path = DOCS / f"{page}.md"
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text("utf-8"))
+    # The page of a tutorial is made from its notebook.
+    targets = [t.replace(".md", ".ipynb") if t[0].isdigit() else t for t in targets]
     assert not [t for t in targets if not (path.parent / t).exists()]
+
+
+@pytest.mark.parametrize(
+    "path", sorted(DOCS.glob("tutorials/*.ipynb")), ids=lambda p: p.stem
+)
+def test_a_tutorial_is_stored_as_it_ran(path):
+    notebook = json.loads(path.read_text("utf-8"))
+    cells = [c for c in notebook["cells"] if c["cell_type"] == "code"]
+    assert [c["execution_count"] for c in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert any("image/png" in o.get("data", {}) for o in outputs)
+    assert not [o for o in outputs if o["output_type"] == "error"]
+    assert not [o for o in outputs if o.get("name") == "stderr"]
+    # No times of this run, and no folder of the machine that ran it.
+    assert not [c for c in cells if "execution" in c["metadata"]]
+    assert not re.search(r"(?<![\w.])/(?:home|root|tmp|usr)/", path.read_text("utf-8"))
 
 
 def test_commands_lead_to_files():

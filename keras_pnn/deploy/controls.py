@@ -169,6 +169,12 @@ def _read(row: dict, value: float, values: dict, layers: dict, where: str) -> No
         _validate(quantity.layer, value, where)
     if isinstance(quantity.variable.constraint, ControlRange):
         low, high = range_of(quantity.variable.constraint)
+        dac = getattr(quantity.layer, "dac", None)
+        if isinstance(dac, DAC):
+            # The nearest code to a limit may lie half a step beyond it.
+            room = 0.5001 * (dac.high - dac.low) / (2**dac.bits - 1)
+            low = min(low, max(low - room, dac.low))
+            high = max(high, min(high + room, dac.high))
         # Written from float32, in which a limit of 0.1 is a little more.
         if not np.float32(low) <= np.float32(value) <= np.float32(high):
             raise _error(where, f"a value from {low} to {high}", value)

@@ -134,6 +134,22 @@ def test_value_code_and_power_are_those_of_what_the_converter_drives(tmp_path):
     assert summary[bank.name]["heater_power_mW"] == pytest.approx(power.sum(), 1e-6)
 
 
+def test_a_limit_between_two_codes_is_read_back(tmp_path):
+    # Codes 0, 1, 2 and 3 mA.
+    bank = MRRBank(
+        1,
+        tuning="heater",
+        dac=pnn.layers.DAC(2, 0.0, 3.0),
+        control_constraint=pnn.layers.ControlRange(1.4, 2.5),
+    )
+    model = keras.Sequential([keras.Input((2,)), bank])
+    bank.controls["control"].assign([[1.4], [2.5]])
+    pnn.export_controls(model, tmp_path / "a.csv")
+    before = np.asarray(model(np.eye(2)))
+    pnn.load_controls(model, tmp_path / "a.csv")
+    np.testing.assert_array_equal(model(np.eye(2)), before)
+
+
 @pytest.mark.parametrize(
     "make, shape, low, high",
     [

@@ -3,6 +3,7 @@
 import ast
 import pathlib
 import re
+import sys
 
 import pytest
 
@@ -29,6 +30,7 @@ LEAVES = (
     "_signatures",
     "_tables",
     "_version",
+    "_warnings",
     "datasets",
     "plotting",
 )
@@ -110,6 +112,19 @@ def test_private_names_of_keras_are_in_one_file():
         if room(path) != "_keras"
         for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
         if PRIVATE.search(line)
+    ]
+    assert not wrong
+
+
+def test_no_module_has_the_name_of_what_its_package_exports():
+    # The reference, and `import` by the longer path, would find the module.
+    wrong = [
+        f"{package}.{name}"
+        for package, module in list(sys.modules.items())
+        if package.startswith("keras_pnn") and hasattr(module, "__path__")
+        for name in getattr(module, "__all__", ())
+        if f"{package}.{name}" in sys.modules
+        and sys.modules[f"{package}.{name}"] is not getattr(module, name)
     ]
     assert not wrong
 

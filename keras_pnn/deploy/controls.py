@@ -11,6 +11,7 @@ from keras_pnn.layers.limits import DAC, ControlRange, range_of
 from keras_pnn.layers.lookup import physical_layers
 from keras_pnn.layers.physical import PhysicalLayer
 from keras_pnn.layers.ring_layer import RingLayer
+from keras_pnn.physics.tuning import MeasuredTuning
 
 _HEADER = [
     "layer",
@@ -41,8 +42,9 @@ def export_controls(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
         path: the file. It is replaced whole or not at all.
 
     Returns:
-        `{layer name: {"rings": …, "passes": …, "heater_power_mW": …}}` for each
-        weight bank; the power is the sum over its rings, `None` without heaters.
+        A dictionary that holds, under the name of each weight bank, a dictionary of
+        its `rings`, `passes` and `heater_power_mW`, the sum over its rings, which is
+        `None` without heaters.
 
     Raises:
         ValueError: If the model has no physical layer, or a control is not finite or,
@@ -123,6 +125,11 @@ def load_controls(model: keras.layers.Layer, path: str | os.PathLike) -> None:
         for layer in layers.values()
         for name in layer.controls
     }
+    ranges = {
+        (layer.name, name): _range(layer, variable)
+        for layer in layers.values()
+        for name, variable in layer.controls.items()
+    }
     table = _tables.read(path)
     if missing := [c for c in _HEADER if c not in table.headings]:
         expected = f"the columns {', '.join(_HEADER)}"
@@ -130,7 +137,7 @@ def load_controls(model: keras.layers.Layer, path: str | os.PathLike) -> None:
     numbers = table.numbers(table.headings.index("value"))
     for i, (cells, value) in enumerate(zip(table.rows, numbers, strict=True)):
         row = dict(zip(table.headings, cells, strict=True))
-        _read(row, float(value), values, layers, table.place(i))
+        _read(row, float(value), values, ranges, layers, table.place(i))
     for (layer, name), array in values.items():
         if np.isnan(array).any():
             given = ~np.isnan(array[layers[layer].quantity(name).exists])
@@ -140,7 +147,9 @@ def load_controls(model: keras.layers.Layer, path: str | os.PathLike) -> None:
         layers[layer].controls[name].assign(array)
 
 
-def _read(row: dict, value: float, values: dict, layers: dict, where: str) -> None:
+def _read(
+    row: dict, value: float, values: dict, ranges: dict, layers: dict, where: str
+) -> None:
     """Checks one line of a file and stores its value."""
     key = (row["layer"], row["control"])
     if key not in values:
@@ -167,18 +176,28 @@ def _read(row: dict, value: float, values: dict, layers: dict, where: str) -> No
         raise _error(where, "each control once", f"{element} again")
     if isinstance(quantity.layer, RingLayer):
         _validate(quantity.layer, value, where)
-    if isinstance(quantity.variable.constraint, ControlRange):
-        low, high = range_of(quantity.variable.constraint)
-        dac = getattr(quantity.layer, "dac", None)
-        if isinstance(dac, DAC):
-            # The nearest code to a limit may lie half a step beyond it.
-            room = 0.5001 * (dac.high - dac.low) / (2**dac.bits - 1)
-            low = min(low, max(low - room, dac.low))
-            high = max(high, min(high + room, dac.high))
-        # Written from float32, in which a limit of 0.1 is a little more.
-        if not np.float32(low) <= np.float32(value) <= np.float32(high):
-            raise _error(where, f"a value from {low} to {high}", value)
+    low, high = ranges[key]
+    # Written from float32, in which a limit of 0.1 is a little more.
+    if not np.float32(low) <= np.float32(value) <= np.float32(high):
+        expected = f"a value from {low} to {high}"
+        tuning = getattr(quantity.layer, "tuning", None)
+        if isinstance(tuning, MeasuredTuning) and not (
+            tuning.training_range[0] <= value <= tuning.training_range[1]
+        ):
+            expected += ", away from the ends of the measured curve by its `margin`"
+        raise _error(where, expected, value)
     array[index] = value
+
+
+def _range(layer: PhysicalLayer, variable: keras.Variable) -> tuple[float, float]:
+    """Returns the values that a control's constraint and converter give."""
+    low, high = range_of(variable.constraint)
+    dac = getattr(layer, "dac", None)
+    if isinstance(dac, DAC) and isinstance(variable.constraint, ControlRange):
+        # The nearest code to a limit may lie half a step beyond it.
+        codes = dac(keras.ops.convert_to_tensor([low, high], variable.dtype))
+        low, high = min(low, float(codes[0])), max(high, float(codes[1]))
+    return low, high
 
 
 def _error(where, expected: str, received) -> ValueError:

@@ -104,10 +104,6 @@ class BlockProcess(Process):
         return 0.0
 
 
-def _bounded(**bounds):
-    return dataclasses.field(metadata=bounds)
-
-
 @keras.saving.register_keras_serializable(package="keras_pnn")
 @dataclasses.dataclass(frozen=True, repr=False)
 class Linear(Process):
@@ -182,7 +178,7 @@ class RandomWalk(BlockProcess):
     ```
     """
 
-    std: float = _bounded(low=0.0)
+    std: float = dataclasses.field(metadata={"low": 0.0})
     start: float = 0.0
 
     def _initial(self, seed):
@@ -219,8 +215,8 @@ class OrnsteinUhlenbeck(BlockProcess):
     - [Gillespie, 1996](https://doi.org/10.1103/PhysRevE.54.2084)
     """
 
-    std: float = _bounded(low=0.0)
-    relaxation: float = _bounded(above=0.0)
+    std: float = dataclasses.field(metadata={"low": 0.0})
+    relaxation: float = dataclasses.field(metadata={"above": 0.0})
     mean: float = 0.0
 
     def _value(self, step, seed):
@@ -252,7 +248,7 @@ class Sinusoid(Process):
     """
 
     amplitude: float
-    period: float = _bounded(above=0.0)
+    period: float = dataclasses.field(metadata={"above": 0.0})
     phase: float = 0.0
 
     def _value(self, step, seed):

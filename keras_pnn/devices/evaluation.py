@@ -1,13 +1,12 @@
 """Evaluate a model on many devices at once."""
 
-import warnings
 from collections.abc import Iterator, Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_pnn import _checks, _keras
+from keras_pnn import _checks, _keras, _warnings
 from keras_pnn.devices.engine import Engine
 from keras_pnn.devices.fit import misfit
 from keras_pnn.devices.footprint import footprint
@@ -16,6 +15,7 @@ from keras_pnn.devices.result import DeviceEvaluation
 from keras_pnn.devices.simulated import DeviceSet, SimulatedDevice
 from keras_pnn.layers.context import current
 from keras_pnn.layers.fields import check_fields
+from keras_pnn.layers.lookup import left_curves
 
 
 class DeviceEvaluator:
@@ -246,11 +246,12 @@ class DeviceEvaluator:
             failed += without_value
             yield start, rows
         if failed:
-            warnings.warn(
+            cause = left_curves(self.model) or "A layer gives no number there."
+            if any(np.isnan(v).any() for v in self.model.trainable_variables):
+                cause = "Weights of the model are NaN."
+            _warnings.warn(
                 f"{failed} of {len(bound)} devices give NaN for some samples, so that "
-                "their metrics are NaN: a control or a resonance may have left a "
-                "measured tuning curve, or the model's weights may be NaN.",
-                stacklevel=3,
+                f"their metrics are NaN. {cause}"
             )
 
 

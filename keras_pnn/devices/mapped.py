@@ -1,13 +1,12 @@
 """Map a function of one device over many, in one graph where TensorFlow can."""
 
 import functools
-import warnings
 from collections.abc import Callable
 
 import keras
 import tensorflow as tf
 
-from keras_pnn import _keras
+from keras_pnn import _keras, _warnings
 from keras_pnn.layers.context import kernels_per_device
 
 
@@ -58,10 +57,9 @@ class Mapped:
                 self.vectorized = False
                 # The message itself comes after TensorFlow's traceback.
                 message = str(error).strip().splitlines()[-1].strip()
-                warnings.warn(
+                _warnings.warn(
                     "A layer cannot be vectorised over devices; they run one after "
-                    f"the other ({message})",
-                    stacklevel=2,
+                    f"the other ({message})"
                 )
                 return self(stacks, devices, *shared)
         else:

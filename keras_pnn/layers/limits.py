@@ -98,8 +98,20 @@ def get_dac(value):
     if isinstance(value, dict):
         value = keras.saving.deserialize_keras_object(value)
     if value is not None and not callable(value):
-        raise _checks.error("dac", "callable", repr(value))
+        expected = "a converter such as pnn.layers.DAC(bits, low, high), or callable"
+        raise _checks.error("dac", expected, repr(value))
     return value
+
+
+def check_converter(dac, tuning: tunings.Tuning) -> None:
+    """Raises ValueError if a `DAC` cannot set the controls of a tuning."""
+    low, high = tuning.control_range
+    if isinstance(dac, DAC) and not (0 <= dac.low < high and low < dac.high):
+        expected = (
+            "a converter from 0 or above, since controls are not negative, with codes "
+            f"in the tuning's range, {low:g} to {high:g} {tuning.unit}"
+        )
+        raise _checks.error("dac", expected, repr(dac))
 
 
 def tuning_constraint(tuning: tunings.Tuning, dac=None) -> ControlRange:

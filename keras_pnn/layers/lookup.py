@@ -11,6 +11,7 @@ from keras_pnn import _checks, _keras
 from keras_pnn.layers.belonging import place_of
 from keras_pnn.layers.physical import PhysicalLayer
 from keras_pnn.layers.quantity import Quantity
+from keras_pnn.physics.tuning import MeasuredTuning
 
 # What chooses variables, see `select_variables`.
 Selection = str | Iterable[str] | Callable[[keras.Variable], bool]
@@ -54,6 +55,22 @@ def controls_of(model: keras.layers.Layer) -> list[keras.Variable]:
 def imperfections_of(model: keras.layers.Layer) -> list[keras.Variable]:
     """Returns the imperfections of a model's physical layers, in order."""
     return [v for la in physical_layers(model) for v in la.imperfections.values()]
+
+
+def left_curves(model: keras.layers.Layer) -> str:
+    """Says which measured curves rings left, if a model gives NaN; `""` if none."""
+    measured = [
+        repr(layer.name)
+        for layer in physical_layers(model)
+        if isinstance(getattr(layer, "tuning", None), MeasuredTuning)
+    ]
+    if not measured:
+        return ""
+    return (
+        f"Rings of {', '.join(measured)} have probably left the measured curve of "
+        "their tuning, which is not extrapolated. Raise its `margin=` to at least 4 "
+        "standard deviations (4σ) of the resonance shift in nm, or reduce the shift."
+    )
 
 
 def quantities(model: keras.layers.Layer) -> list[Quantity]:

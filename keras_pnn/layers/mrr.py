@@ -56,7 +56,7 @@ class MRRBank(RingLayer):
             channel passes all rings of its row. Default: it passes only its own ring.
         bank_size: (rows, columns) of the physical bank, on which the matrix is
             tiled. Default: one bank of the size of the matrix.
-        dac: a quantiser of the controls, such as `pnn.layers.DAC`.
+        dac: a quantiser of the controls, such as `pnn.layers.DAC`, from 0 or above.
         adc_bits: resolution of the readout, from 2 to 24, applied per tile before the
             digital sum (two's complement, so that a dark tile reads 0). Default: exact.
         adc_range: largest absolute readout. Default: for each sample the

@@ -10,14 +10,13 @@ the shapes that must broadcast); and, where `program` and
 tests compare with.
 """
 
-import warnings
 from typing import ClassVar
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_pnn import _checks
+from keras_pnn import _checks, _warnings
 from keras_pnn.layers import mesh_initializers
 from keras_pnn.layers.limits import DAC, get_dac
 from keras_pnn.layers.physical import PhysicalLayer, arguments, check_built
@@ -344,11 +343,10 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
             for name, phase in within.items()
         )
         if beyond:
-            warnings.warn(
+            _warnings.warn(
                 f"{beyond} phases of layer '{self.name}' are clipped, since its `dac` "
                 f"covers [{self.dac.low:g}, {self.dac.high:g}] rad, less than a turn. "
-                "Give it a range of 2π, or check the distance that is returned.",
-                stacklevel=3,
+                "Give it a range of 2π, or check the distance that is returned."
             )
 
     def wrap(self) -> float:

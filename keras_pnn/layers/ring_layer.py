@@ -83,6 +83,7 @@ class RingLayer(RealInputs, PhysicalLayer):
         self.control_regularizer = keras.regularizers.get(control_regularizer)
         self.bias_regularizer = keras.regularizers.get(bias_regularizer)
         self.dac = limits.get_dac(dac)
+        limits.check_converter(self.dac, self.tuning)
         self.control_constraint = (
             limits.tuning_constraint(self.tuning, self.dac)
             if control_constraint == "tuning"

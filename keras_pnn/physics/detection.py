@@ -27,8 +27,8 @@ def intensity(field: TensorLike) -> tf.Tensor:
             of the unit of intensity.
 
     Returns:
-        Float tensor of the shape of `field`: float64 for a complex128 or float64
-        field, float32 for all others.
+        Float tensor of the shape of `field`, in float64 for a complex128 or float64
+        field, in float32 for all others.
 
     Example:
 

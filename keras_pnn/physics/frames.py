@@ -43,7 +43,7 @@ def tile(
         fill: Value of margins, and of panels without a mask.
 
     Returns:
-        Float tensor of the shape that `frame_shape` gives: (frames, frame height,
+        Float tensor of the shape that `frame_shape` gives, (frames, frame height,
         frame width).
 
     Raises:

@@ -36,7 +36,7 @@ def add_drop(
             be below 1: a ring has coupling or loss.
 
     Returns:
-        `(through, drop)`: the fractions of the input power at the two ports.
+        The fractions of the input power at the two ports, `(through, drop)`.
 
     Raises:
         ValueError: If, eagerly, an argument is out of its range.
@@ -87,7 +87,7 @@ def lorentzian(
             not be above 1: no more light leaves than enters.
 
     Returns:
-        `(through, drop)`: the fractions of the input power at the two ports.
+        The fractions of the input power at the two ports, `(through, drop)`.
 
     Raises:
         ValueError: If, eagerly, an argument is out of its range.
@@ -150,8 +150,8 @@ def wdm_row(
             the shape `(..., rings, 1)`.
 
     Returns:
-        `(through, drop)`, each of shape `(..., channels)`: the fractions of each
-        channel's power at the two ends of the row.
+        The fractions of each channel's power at the two ends of the row,
+        `(through, drop)`, each of shape `(..., channels)`.
 
     Raises:
         ValueError: If the shapes do not fit, or eagerly: an argument is out of its

@@ -6,10 +6,9 @@ import math
 import os
 import pathlib
 import sqlite3
-import warnings
 from collections.abc import Iterator, Sequence
 
-from keras_pnn import _checks
+from keras_pnn import _checks, _warnings
 
 _SUFFIX = ".sqlite"
 # Seconds to wait for another process that writes.
@@ -66,9 +65,8 @@ class Cache:
                 # The file may be whole: it is locked, or cannot be opened.
                 raise
             except sqlite3.DatabaseError as error:
-                warnings.warn(
-                    f"{path} is damaged ({error}): its points are measured again.",
-                    stacklevel=2,
+                _warnings.warn(
+                    f"{path} is damaged ({error}): its points are measured again."
                 )
                 if path == self.path:
                     path.unlink()

@@ -1,10 +1,12 @@
 """Tell when training has collapsed: outputs that know nothing of their inputs."""
 
-import warnings
+import math
 
 import keras
 
-from keras_pnn import _keras
+from keras_pnn import _keras, _warnings
+from keras_pnn._display import brief
+from keras_pnn.layers.lookup import left_curves
 
 _ACCURACIES = (
     keras.metrics.Accuracy,
@@ -17,11 +19,11 @@ _EPOCHS, _MARGIN = 3, 1.1
 
 
 class CollapseWarning(keras.callbacks.Callback):
-    """Warns once in a `fit` whose accuracy stays at chance.
+    """Warns once in a `fit` whose loss is NaN, or whose accuracy stays at chance.
 
-    Nothing is said where no accuracy is among the metrics, or there are several
-    outputs. Chance is 1 / classes; where classes differ in size, a model that always
-    gives the largest is not told.
+    Nothing is said of chance where there are no suspects, no accuracy is among the
+    metrics, or there are several outputs. Chance is 1 / classes; where classes differ
+    in size, a model that always gives the largest is not told.
 
     Args:
         suspects: the arguments that may be too large, as they are written.
@@ -33,22 +35,41 @@ class CollapseWarning(keras.callbacks.Callback):
         self._at_chance, self._told = 0, False
 
     def on_epoch_end(self, epoch, logs=None):
+        logs = logs or {}
+        if self._told:
+            return
+        if math.isnan(float(logs.get("loss", 0.0))):
+            self._tell_of_nan(epoch)
+            return
         metrics = _keras.named_metrics(self.model)
         names = [n for n, m in metrics.items() if isinstance(m, _ACCURACIES)]
         classes = self.model.classes
-        if self._told or len(names) != 1 or names[0] not in (logs or {}) or not classes:
+        if len(names) != 1 or names[0] not in logs or not classes:
             return
         chance, accuracy = 1 / classes, float(logs[names[0]])
         at_chance = accuracy <= _MARGIN * chance
         self._at_chance = self._at_chance + 1 if at_chance else 0
-        if self._at_chance < _EPOCHS:
+        if self._at_chance < _EPOCHS or not self._suspects:
             return
         self._told = True
-        warnings.warn(
+        _warnings.warn(
             f"Training seems to have collapsed: {names[0]} is {accuracy:.3g} after "
             f"{_EPOCHS} epochs at chance ({classes} classes). Too large may be: "
-            f"{', '.join(self._suspects)}. Try one epoch of plain training first, "
-            "`warmup=` of at least the steps of an epoch, or smaller values. Train "
-            "from new weights: those of now may give no gradient any more.",
-            stacklevel=2,
+            f"{', '.join(self._suspects)}, {self._rate()}, or the inputs, if they are "
+            "not of the order of 1. Try one epoch of plain training first, `warmup=` "
+            "of at least the steps of an epoch, or smaller values. Train from new "
+            "weights: those of now may give no gradient any more."
         )
+
+    def _tell_of_nan(self, epoch):
+        self._told = True
+        cause = left_curves(self.model)
+        cause = cause or f"Too large may be: {self._rate()}, or the inputs."
+        _warnings.warn(
+            f"The loss is NaN in epoch {epoch + 1}. {cause} Train from new weights: "
+            "those of now may be NaN."
+        )
+
+    def _rate(self) -> str:
+        rate = keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
+        return f"learning_rate={brief(float(rate))}"

@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 
 from keras_pnn import _checks, _keras
+from keras_pnn._display import brief
 from keras_pnn.devices.variation import Variation
 from keras_pnn.layers.context import Overrides
 from keras_pnn.layers.lookup import check_selection, select_variables
@@ -59,7 +60,7 @@ class SATModel(Trainer):
     installed, `save` saves the digital model, and eigenvalues of the Hessian are the
     digital model's, since a measurement has no second derivative.
 
-    A `fit` with an accuracy among its metrics warns once if the accuracy stays at
+    A `fit` warns once if the loss is NaN, or an accuracy among its metrics stays at
     chance. The model's own `compute_loss` and metrics are used, as in plain training.
 
     Args:
@@ -341,13 +342,12 @@ class SATModel(Trainer):
     def _own_callbacks(self):
         suspects = []
         if self.ascent is not None and self.rho != 0:
-            suspects.append(f"rho={self.rho}")
+            suspects.append(f"rho={brief(self.rho)}")
         if self.variation is not None:
             suspects.append(f"variation={self.variation!r}")
         if self.adversarial:
             suspects.append(f"adversarial={self.adversarial!r}")
-        own = super()._own_callbacks()
-        return [*own, CollapseWarning(suspects)] if suspects else own
+        return [*super()._own_callbacks(), CollapseWarning(suspects)]
 
     def save_own_variables(self, store):
         super().save_own_variables(store)

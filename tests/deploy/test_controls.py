@@ -150,6 +150,33 @@ def test_a_limit_between_two_codes_is_read_back(tmp_path):
     np.testing.assert_array_equal(model(np.eye(2)), before)
 
 
+def measured_bank(**kwargs):
+    """A bank that trains within about 0.7 and 3.9 mA of a curve from 0 to 4."""
+    current = np.linspace(0, 4, 161)
+    weight = pnn.HeaterTuning(half_width=0.05).weight(current)
+    bank = MRRBank(1, tuning=pnn.MeasuredTuning(current, weight, "mA"), **kwargs)
+    return keras.Sequential([keras.Input((2,)), bank]), bank
+
+
+@pytest.mark.parametrize("bits", [1, 2, 6, 12, 16, 24])
+def test_the_ends_of_a_measured_curve_are_read_back(tmp_path, bits):
+    model, bank = measured_bank(dac=pnn.layers.DAC(bits, 0.0, 4.0))
+    low, high = bank.tuning.training_range
+    bank.controls["control"].assign([[low], [high]])
+    before = np.asarray(model(np.eye(2)))
+    pnn.export_controls(model, tmp_path / "a.csv")
+    pnn.load_controls(model, tmp_path / "a.csv")
+    np.testing.assert_array_equal(model(np.eye(2)), before)
+
+
+def test_a_control_in_the_margin_of_a_measured_curve_is_explained(tmp_path):
+    model, bank = measured_bank()
+    bank.controls["control"].assign([[0.1], [2.0]])
+    pnn.export_controls(model, tmp_path / "a.csv")
+    with pytest.raises(ValueError, match=r"line 2: .* `margin`\. Received: 0.1"):
+        pnn.load_controls(model, tmp_path / "a.csv")
+
+
 @pytest.mark.parametrize(
     "make, shape, low, high",
     [

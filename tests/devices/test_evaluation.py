@@ -259,7 +259,9 @@ def test_a_device_that_gives_nan_has_no_metrics(loss, chunk):
     devices = pnn.devices.sweep(model, "resonance_shift", [0, 0.1, 9, -9, 0.2])
     with pytest.warns(UserWarning, match="2 of 5 devices give NaN") as caught:
         result = pnn.evaluate_devices(model, X, LABELS, devices, chunk=chunk, verbose=0)
-    assert len([w for w in caught if "NaN" in str(w.message)]) == 1
+    (told,) = [w for w in caught if "NaN" in str(w.message)]
+    assert f"Rings of '{bank.name}'" in str(told.message)
+    assert "`margin=`" in str(told.message) and told.filename == __file__
     for name in result.values.keys() - {"loss"}:
         assert np.isnan(result[name]).tolist() == [False, False, True, True, False]
     good = [devices[0], devices[1], devices[4]]
@@ -278,6 +280,10 @@ def test_nan_in_one_batch_is_enough():
     with pytest.warns(UserWarning, match="2 of 2 devices give NaN"):
         result = pnn.evaluate_devices(model, x, LABELS, devices, 9, chunk=3, verbose=0)
     assert np.isnan(result["accuracy"]).all() and len(result) == 2
+    kernel = model.layers[0].controls["control"]
+    kernel.assign(np.full(kernel.shape, np.nan))
+    with pytest.warns(UserWarning, match="Weights of the model are NaN"):
+        pnn.evaluate_devices(model, x, LABELS, devices, 9, chunk=3, verbose=0)
 
 
 def test_metrics_of_the_train_step_are_not_reported():

@@ -93,6 +93,8 @@ BAD = [
     *each(SLM, "photons", 10),
     *each(SLM, "read_noise", 0.1),
     *each((*RINGS, *CONV, *MESHES, *SLM), "dac", 8),
+    *each((*RINGS, *CONV), "dac", DAC(8, -1, 10)),
+    *each(RINGS, "dac", DAC(8, 5, 9), tuning=pnn.HeaterTuning(max_current=4.0)),
     *each((Photodetector,), "ports", 0, 1.5, [], [0, 0], [-1], [0.5], "12"),
     *each((Photodetector,), "normalize", "l1", 2),
     *each((BalancedDetector,), "plus", [0], 3),

@@ -1,6 +1,6 @@
 """Fit a model's imperfections to what a device measures."""
 
-from keras_pnn.hardware.calibration.calibrate import calibrate
 from keras_pnn.hardware.calibration.result import Calibration
+from keras_pnn.hardware.calibration.twin import calibrate
 
 __all__ = ["Calibration", "calibrate"]

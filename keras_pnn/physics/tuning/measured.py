@@ -1,13 +1,12 @@
 """Compute the weight of a ring from a measured curve, and back."""
 
 import os
-import warnings
 from collections.abc import Sequence
 
 import keras
 import numpy as np
 
-from keras_pnn import _checks
+from keras_pnn import _checks, _warnings
 from keras_pnn.physics import heater
 from keras_pnn.physics._tensors import TensorLike, as_tensors, nan_below
 from keras_pnn.physics.tuning import smoothing as fits
@@ -57,8 +56,8 @@ class MeasuredTuning(Tuning):
             turns only at the resonance. 0: through all points.
         margin: Float, or `None`. Distance, in nm of resonance shift, that training
             keeps controls from both ends, so that shifts of that size by drift or
-            fabrication stay on the curve. `None`: a tenth of the curve's span, but at
-            most 0.1 nm.
+            fabrication stay on the curve: at least 4 standard deviations of them.
+            `None`: a tenth of the curve's span, but at most 0.1 nm.
         extend_below: Boolean. Whether to continue the curve from its first point
             down to a control of 0, by a Lorentzian fitted to the points.
 
@@ -293,7 +292,8 @@ class MeasuredTuning(Tuning):
         if known.min() < low - room or known.max() > high + room:
             raise ValueError(
                 "`control`, `shift` and `half_width_error` must stay on the "
-                f"measured curve, at shifts in [{low:g}, {high:g}] nm. "
+                f"measured curve, at shifts in [{low:g}, {high:g}] nm; a larger "
+                "`margin` keeps controls farther from its ends. "
                 f"Received: shifts in [{known.min():g}, {known.max():g}] nm"
             )
 
@@ -332,7 +332,7 @@ class MeasuredTuning(Tuning):
             )
         else:
             return
-        warnings.warn(message, stacklevel=3)
+        _warnings.warn(message)
 
     def _find_resonance(self):
         turns, heights = self._spline.turns, self._spline.heights

@@ -78,7 +78,7 @@ def convert(model: keras.Model, tuning=None, **kwargs) -> Conversion:
             `temperature_sensitivity` or `bank_size`.
 
     Returns:
-        A `Conversion`: the new model, not compiled, and the errors by layer.
+        The new model, not compiled, and the errors by layer, as a `Conversion`.
 
     Raises:
         ValueError: If the model is not built, is subclassed, has nothing to convert,

@@ -1,0 +1,22 @@
+"""Warn at the user's line, however deep below it a warning arises."""
+
+import os
+import sys
+import warnings
+
+import keras
+import tensorflow as tf
+
+# Keras and TensorFlow lie between `fit` and what it calls.
+_INSIDE = tuple(
+    os.path.join(os.path.dirname(file), "")
+    for file in (__file__, keras.__file__, tf.__file__)
+)
+
+
+def warn(message: str) -> None:
+    """Warns at the innermost line outside this package, Keras and TensorFlow."""
+    frame, level = sys._getframe(1), 2
+    while frame is not None and frame.f_code.co_filename.startswith(_INSIDE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)

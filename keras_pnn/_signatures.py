@@ -1,5 +1,6 @@
 """Show in a signature the keywords that a function passes on."""
 
+import difflib
 import inspect
 from collections.abc import Callable
 
@@ -12,6 +13,16 @@ def like(other: Callable) -> Callable:
         return function
 
     return shown
+
+
+def check_keywords(function: Callable, given: dict) -> None:
+    """Raises TypeError for a keyword that a function does not show."""
+    known = list(inspect.signature(function).parameters)
+    for name in given:
+        if name not in known:
+            similar = difflib.get_close_matches(name, known, 1)
+            meant = f". Did you mean `{similar[0]}`?" if similar else ""
+            raise TypeError(f"{function.__name__}() has no argument `{name}`{meant}")
 
 
 def passing_on(*receivers: Callable, without: tuple[str, ...] = ()) -> Callable:

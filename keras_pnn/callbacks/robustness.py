@@ -7,7 +7,7 @@ import pathlib
 import keras
 
 from keras_pnn import _checks
-from keras_pnn._signatures import passing_on
+from keras_pnn._signatures import check_keywords, passing_on
 from keras_pnn.callbacks.tensorboard import Summaries
 from keras_pnn.layers.context import substituting
 from keras_pnn.robustness.results import RobustnessResult
@@ -100,6 +100,7 @@ class RobustnessReport(keras.callbacks.Callback):
         **specification,
     ):
         super().__init__()
+        check_keywords(RobustnessReport, specification)
         self.every = _checks.integer("every", every, 1)
         left_out = dict.fromkeys(_LEFT_OUT, False)
         asked = Specification(**{**left_out, **specification})

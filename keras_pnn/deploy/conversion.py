@@ -8,6 +8,7 @@ import numpy as np
 from keras_pnn import _checks, _keras
 from keras_pnn._display import Shown, Table
 from keras_pnn._signatures import passing_on
+from keras_pnn.layers.fields import check_fields
 from keras_pnn.layers.mrr import MRRBank, MRRConv2D
 from keras_pnn.layers.ring_layer import RingLayer
 from keras_pnn.layers.ring_program import controls_for
@@ -81,7 +82,8 @@ def convert(model: keras.Model, tuning=None, **kwargs) -> Conversion:
 
     Raises:
         ValueError: If the model is not built, is subclassed, has nothing to convert,
-            is quantised (its kernels are integers), or holds a NaN.
+            is quantised (its kernels are integers), or holds a NaN; or if a mesh's
+            complex fields reach a layer of Keras.
 
     Example:
 
@@ -107,6 +109,7 @@ def convert(model: keras.Model, tuning=None, **kwargs) -> Conversion:
             "before `quantize`, and give the banks a `dac` for the steps of their "
             f"drivers. Received: quantised layers {quantised}"
         )
+    check_fields(model)
     pairs: list[tuple[keras.layers.Layer, keras.layers.Layer]] = []
 
     def replace(layer):

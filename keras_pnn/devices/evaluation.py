@@ -8,11 +8,13 @@ import tensorflow as tf
 
 from keras_pnn import _checks, _keras, _warnings
 from keras_pnn.devices.engine import Engine
+from keras_pnn.devices.fit import misfit
 from keras_pnn.devices.footprint import footprint
 from keras_pnn.devices.normalization import check_mode, even_parts
 from keras_pnn.devices.result import DeviceEvaluation
 from keras_pnn.devices.simulated import DeviceSet, SimulatedDevice
 from keras_pnn.layers.context import current
+from keras_pnn.layers.fields import check_fields
 from keras_pnn.layers.lookup import left_curves
 
 
@@ -62,9 +64,10 @@ class DeviceEvaluator:
             statistics are the mean and variance over all batches.
 
     Raises:
-        ValueError: If the model is not compiled, if data are empty, hold NaN or
-            infinity or differ in length, if a number is out of range, if the mode is
-            unknown, or if `calibration` does not fit it.
+        ValueError: If the model is not compiled, if a mesh's complex fields reach a
+            layer or a loss of Keras, if data are empty, hold NaN or infinity or differ
+            in length, if a number is out of range, if the mode is unknown, or if
+            `calibration` does not fit it.
 
     Example:
 
@@ -97,6 +100,7 @@ class DeviceEvaluator:
         self.batch_size = min(batch_size, self.samples)
         self.chunk = _checks.optional(_checks.integer, "chunk", chunk, 1)
         self.memory_limit = _checks.real("memory_limit", memory_limit, above=0)
+        check_fields(model)
         self.model, self.batch_norm = model, batch_norm
         self._calibration = check_mode(batch_norm, calibration, self._data[0])
         self._parts = []
@@ -108,15 +112,17 @@ class DeviceEvaluator:
     ) -> DeviceEvaluation:
         """Returns loss and metrics of the model on each device.
 
+        Devices may deviate in different variables: what one does not set, and another
+        does, is nominal for it.
+
         Args:
             devices: what `Variation.sample` returns.
             verbose: 0 is silent, 1 or `"auto"` shows a progress bar.
 
         Raises:
             ValueError: If there is no device, or something else than a simulated
-                device, if they deviate in different variables, if they come from
-                another architecture, or if another device has set one of these
-                variables.
+                device, if they come from another architecture, or if another device
+                has set one of the variables that they deviate in.
         """
         engine, bound = self._bound(devices)
         rows = [row for _, some in self._run(engine, bound, verbose) for row in some]
@@ -161,7 +167,10 @@ class DeviceEvaluator:
                 "`device.installed(model)`. Received: layers that a device measures"
             )
         _check_devices(devices)
-        bound = [device.bind(self.model) for device in devices]
+        # First, as its error names the model's layers.
+        for device in {repr(d.architecture): d for d in devices}.values():
+            device.bind(self.model)
+        bound = [device.bind(self.model) for device in DeviceSet(devices)]
         variables = [quantity.variable for quantity, _ in bound[0]]
         check_nominal(quantity for quantity, _ in bound[0])
         needs = footprint(self.model, variables)
@@ -197,6 +206,8 @@ class DeviceEvaluator:
             first = _rows(self._data, 0, self.batch_size)
             _keras.build_metrics(self.model, first)
         except Exception as error:
+            if problem := misfit(self.model, *self._data[:2]):
+                raise problem from None
             _, *asking = _keras.compile_state(self.model)
             if self._data[1] is not None or all(part is None for part in asking):
                 raise
@@ -226,7 +237,12 @@ class DeviceEvaluator:
         for start in range(0, len(bound), engine.rows):
             group = bound[start : start + engine.rows]
             values = [[q.value(d) for q, d in pairs] for pairs in group]
-            rows, without_value = engine.run(values, calibration, batches)
+            try:
+                rows, without_value = engine.run(values, calibration, batches)
+            except Exception:
+                if problem := misfit(self.model, *self._data[:2]):
+                    raise problem from None
+                raise
             failed += without_value
             yield start, rows
         if failed:
@@ -268,7 +284,8 @@ def evaluate_devices(
         x: inputs, an array or a list or dictionary of arrays; or a `tf.data.Dataset`
             or `keras.utils.PyDataset`, as in `DeviceEvaluator`.
         y: targets, likewise; `None` where a data set holds them.
-        devices: what `Variation.sample`, `sweep` and `grid` return.
+        devices: what `Variation.sample`, `sweep` and `grid` return, or a list of
+            devices, which may deviate in different variables.
         batch_size, sample_weight, chunk, memory_limit, batch_norm, calibration: as in
             `DeviceEvaluator`.
         verbose: 0 is silent, 1 or `"auto"` shows a progress bar.
@@ -314,8 +331,6 @@ def _check_devices(devices) -> None:
             "bench needs `with device.installed(model): model.evaluate(...)`",
             received,
         )
-    # Which checks that they deviate in the same variables.
-    DeviceSet(devices)
 
 
 def check_nominal(quantities) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 import keras
@@ -150,19 +151,14 @@ class SimulatedDevice(Shown):
     def __add__(self, other: "SimulatedDevice") -> "SimulatedDevice":
         if not isinstance(other, SimulatedDevice):
             return NotImplemented
-        for name in self.architecture.keys() & other.architecture.keys():
-            shapes = self.architecture[name], other.architecture[name]
-            if shapes[0] != shapes[1]:
-                raise ValueError(
-                    "Devices that are added must come from one architecture. Received: "
-                    f"{name} of shapes {shapes[0]} and {shapes[1]}"
-                )
+        shapes = _joint_architecture((self, other))
         sums = dict(self.deviations)
         for key, deviation in other.deviations.items():
             sums[key] = sums[key] + deviation if key in sums else deviation
         labels = [device.label for device in (self, other) if device.label]
-        shapes = {**self.architecture, **other.architecture}
-        return SimulatedDevice(sums, shapes, " + ".join(labels))
+        # A label such as "+1 K" has its sign already.
+        label = re.sub(r"\+ (?=[+−-])", "", " + ".join(labels))
+        return SimulatedDevice(sums, shapes, label)
 
     def bind(self, model: keras.layers.Layer) -> list[tuple[Quantity, np.ndarray]]:
         """Pairs the model's variables with this device's deviations, ordered by name.
@@ -174,10 +170,16 @@ class SimulatedDevice(Shown):
         known = {(q.name, q.index): q for q in quantities(model)}
         theirs = architecture(model, self.architecture)
         if theirs != self.architecture:
+            other = {n: s for n, s in self.architecture.items() if s != theirs[n]}
+            shapes = [
+                f"{q.path} of shape {tuple(q.variable.shape)}"
+                for q in known.values()
+                if q.name in other
+            ]
             raise ValueError(
                 f"The device must come from the architecture of model '{model.name}', "
-                f"whose shapes are {theirs}. Received: a device with the shapes "
-                f"{self.architecture}"
+                f"with {', '.join(shapes) or f'no {list(other)}'}. Received: device "
+                f"{self.label!r} with the shapes {other}"
             )
         pairs = [(known[key], self.deviations[key]) for key in sorted(self.deviations)]
         for quantity, deviation in pairs:
@@ -271,14 +273,17 @@ class SimulatedDevice(Shown):
 class DeviceSet(Shown, Sequence):
     """A sequence of simulated devices, saved and loaded as one `.npz` file.
 
+    All of them deviate in the same variables: what one of the given devices does not
+    set, and another does, is nominal for it (deviation 0).
+
     Args:
         devices: the devices.
         axes: of a sweep or a grid, the `Axis` objects along which the devices lie, the
             last one varying fastest. A slice of the devices has none.
 
     Raises:
-        ValueError: If the devices deviate in different variables, come from
-            different architectures, or are not as many as the axes have points.
+        ValueError: If the devices come from different architectures, or are not as
+            many as the axes have points.
 
     Example:
 
@@ -291,19 +296,11 @@ class DeviceSet(Shown, Sequence):
     def __init__(
         self, devices: Iterable[SimulatedDevice], axes: tuple[Axis, ...] = ()
     ):
-        self._devices, self.axes = tuple(devices), tuple(axes)
+        self._devices, self.axes = _alike(tuple(devices)), tuple(axes)
         points = math.prod(map(len, self.axes))
         if self.axes and points != len(self._devices):
             expected = f"axes with one point for each of {len(self._devices)} devices"
             raise _checks.error("axes", expected, f"{points} points")
-        kinds = [(d.deviations.keys(), d.architecture) for d in self._devices]
-        for device, kind in zip(self._devices, kinds, strict=True):
-            if kind != kinds[0]:
-                raise ValueError(
-                    "Argument `devices` must all deviate in the same variables of one "
-                    f"architecture, {_keys(self._devices[0])}. "
-                    f"Received: device {device.label!r} with {_keys(device)}"
-                )
 
     def __len__(self):
         return len(self._devices)
@@ -397,8 +394,35 @@ def _names(device: SimulatedDevice) -> str:
     return ", ".join(texts) or "nominal"
 
 
-def _keys(device: SimulatedDevice) -> str:
-    return ", ".join(f"{n}[{i}]" for n, i in sorted(device.deviations)) or "none"
+def _joint_architecture(devices: Iterable[SimulatedDevice]) -> dict:
+    """Returns the shapes of all variables that the devices name.
+
+    Raises:
+        ValueError: If devices differ in the shapes of one name.
+    """
+    shapes: dict[str, list[list[int]]] = {}
+    for device in devices:
+        for name, own in device.architecture.items():
+            if shapes.setdefault(name, own) != own:
+                raise ValueError(
+                    "Devices must come from one architecture. Received: device "
+                    f"{device.label!r} with {name} of shapes {own}, where another has "
+                    f"{shapes[name]}"
+                )
+    return shapes
+
+
+def _alike(devices: tuple[SimulatedDevice, ...]) -> tuple[SimulatedDevice, ...]:
+    """Returns devices that deviate in the same variables, by 0 where they did not."""
+    keys = {key for device in devices for key in device.deviations}
+    shapes = _joint_architecture(devices)
+    zeros = {(n, i): np.zeros(shapes[n][i], "float32") for n, i in sorted(keys)}
+    return tuple(
+        device
+        if device.deviations.keys() == keys and device.architecture == shapes
+        else SimulatedDevice({**zeros, **device.deviations}, shapes, device.label)
+        for device in devices
+    )
 
 
 def _storable(array: np.ndarray) -> np.ndarray:

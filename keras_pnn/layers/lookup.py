@@ -202,8 +202,7 @@ def _matching(
 ) -> list:
     """The variables that one string means."""
     if name == "controls":
-        found = controls_of(model)
-        hint = "Pass 'all' for every trainable variable, or a predicate on variables."
+        found, hint = controls_of(model), ""
     elif name == "all":
         found, hint = model.trainable_variables, "The model has none."
     else:
@@ -215,6 +214,12 @@ def _matching(
         ]
         known = dict.fromkeys([*(v.name for v in candidates), *paths])
         hint = f"It has: {', '.join(known)}."
+    if not found and name == "controls":
+        raise ValueError(
+            f"Model '{model.name}' has no physical layer with controls that train. "
+            f"Argument `{argument}` must then be 'all', names or patterns of variables "
+            f"or a predicate on them. Received: {name!r}"
+        )
     if not found:
         raise _none(model, argument, name, hint)
     return found

@@ -114,6 +114,11 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
 
     Output shape: `(..., units)`, complex64; complex128 with the policy `"float64"`.
 
+    Put a `Photodetector` behind the last mesh: layers and losses of Keras are made for
+    real numbers, and drop the imaginary part of fields or fail. Trainers such as
+    `SATModel`, `evaluate_devices` and `convert` raise an error there; `fit` of a plain
+    Keras model cannot.
+
     Raises:
         ValueError: If an argument is out of range, or the inputs do not have `units`
             modes.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import keras
 
 from keras_pnn import _checks
-from keras_pnn._signatures import passing_on
+from keras_pnn._signatures import check_keywords, passing_on
 from keras_pnn.devices import SimulatedDevice, Variation
 from keras_pnn.robustness.points import (
     GRID,
@@ -121,6 +121,7 @@ def robustness_report(
     >>> print(report.summary())
     >>> report.save("report.html")
     """
+    check_keywords(robustness_report, specification)
     study = Study(
         Specification(devices=devices, variation=variation, **specification),
         model,
@@ -179,6 +180,7 @@ def robustness_rows(
     ...     model, x, y, variation=variation, cache_dir="points", part=part
     ... )
     """
+    check_keywords(robustness_rows, specification)
     index, parts = _checks.pair("part", part)
     if not 0 <= index < parts:
         raise _checks.error("part", "(i, n) with 0 ≤ i < n", part)

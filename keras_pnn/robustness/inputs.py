@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from keras_pnn import _checks, _keras
 from keras_pnn.devices import DeviceEvaluator, SimulatedDevice
+from keras_pnn.devices.fit import misfit
 from keras_pnn.layers.lookup import physical_layers
 from keras_pnn.robustness.specification import by_name
 
@@ -79,6 +80,8 @@ def first_step(label: str, model: keras.Model, data: tuple) -> dict[str, np.ndar
         evaluator = DeviceEvaluator(model, x, y, sample_weight=sample_weight)
         found = evaluator.evaluate([SimulatedDevice({})], verbose=0).values
     except (tf.errors.OpError, ValueError, TypeError, AttributeError) as error:
+        if problem := misfit(model, *data[:2]):
+            raise problem from None
         raise ValueError(
             f"Arguments `x` and `y` must fit {label!r}, as for `evaluate`. Received: "
             f"{shapes(data[0])} and {shapes(data[1])}, on which a step fails: "

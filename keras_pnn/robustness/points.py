@@ -89,9 +89,10 @@ class Plan:
         self.model, self._seed = model, specification.seed
         self._variation = specification.variation
         self.trained_on = specification.trained_on
-        self.devices = DeviceSet(specification.devices or ())
-        for device in (*self.devices, *self.trained_on.values()):
+        given = specification.devices or ()
+        for device in (*given, *self.trained_on.values()):
             device.bind(model)
+        self.devices = DeviceSet(given)
         if self._variation is not None:
             self.devices = self._variation.sample(model, specification.n, self._seed)
         # What each point of an axis adds to a device.

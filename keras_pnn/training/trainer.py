@@ -9,6 +9,7 @@ from keras_pnn._display import brief
 from keras_pnn._signatures import like
 from keras_pnn.datasets import Batches
 from keras_pnn.layers.context import Overrides, substituting
+from keras_pnn.layers.fields import check_fields
 from keras_pnn.training import bench
 from keras_pnn.training.batch_order import BatchOrder
 from keras_pnn.training.gradients.base import Evaluation
@@ -151,11 +152,13 @@ class Trainer(keras.Model):
 
         Raises:
             ValueError: If the device is on the bench, and `jit_compile=True`,
-                `steps_per_execution` above 1 or several replicas are asked for.
+                `steps_per_execution` above 1 or several replicas are asked for; or if
+                a mesh's complex fields reach a layer or a loss of Keras.
         """
         if bench.on_bench(self):
             args, kwargs = (), bench.compile_options(self, *args, **kwargs)
         super().compile(*args, **kwargs)
+        check_fields(self)
 
     def compile_from_config(self, config):
         # Keras leaves this to classes that have a `compile` of their own.
@@ -278,6 +281,8 @@ class Trainer(keras.Model):
                 for t in keras.tree.flatten(x)
             ]
             self.model(keras.tree.pack_sequence_as(x, symbols))
+            # Not known when it was compiled.
+            check_fields(self)
 
     def _commit(self, evaluation: Evaluation, drawn: Overrides) -> None:
         """Stores what a pass assigned: statistics, states of all kinds, metrics.

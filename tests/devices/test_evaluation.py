@@ -412,6 +412,43 @@ def test_a_model_that_needs_no_targets(kind):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_devices_that_deviate_in_different_variables():
+    model = bank(5, pnn.layers.MRRBank(6, name="last"), loss=CROSS_ENTROPY)
+    devices = [
+        SHIFTS.sample(model, 1)[0],
+        pnn.devices.sweep(model, "temperature", 1.0)[0],
+        pnn.devices.sweep(model, "last/temperature", -1.0)[0],
+        pnn.SimulatedDevice({}),
+    ]
+    found = pnn.evaluate_devices(model, X, LABELS, devices, verbose=0)
+    assert found.vectorized
+    expected = each_evaluated(model, X, LABELS, devices, batch_size=N)["loss"]
+    np.testing.assert_allclose(found["loss"], expected, rtol=1e-5)
+    assert len(set(found["loss"])) == 4
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_data_that_do_not_fit(trained):
+    model = bank(6, loss=CROSS_ENTROPY)
+    if trained:
+        model.fit(X, LABELS, verbose=0)
+    devices = SHIFTS.sample(model, 1)
+    one_hot, text = np.eye(6)[LABELS], np.array(["cat", "dog"])[LABELS % 2]
+    wide = np.concatenate([X, X], axis=1)
+    for x, y, match in (
+        (X, text, r"`y` must be numbers.*Received: dtype <U3"),
+        (X, one_hot, r"`y` must be class numbers of shape \(samples,\).*\(\d+, 6\)"),
+        (wide, LABELS, r"`x` must be of shape \(samples, \d+\), as the input of mod"),
+        (text[:, None], LABELS, r"`x` must be numbers. Received: dtype <U3"),
+    ):
+        with pytest.raises(ValueError, match=match) as error:
+            pnn.evaluate_devices(model, x, y, devices, verbose=0)
+        assert len(str(error.value)) < 250
+    model.compile("sgd", "categorical_crossentropy")
+    with pytest.raises(ValueError, match=r"`y` must be one-hot labels of shape \(sam"):
+        pnn.evaluate_devices(model, X, LABELS, devices, verbose=0)
+
+
 def test_errors():
     model = bank(6, loss=CROSS_ENTROPY)
     devices = SHIFTS.sample(model, 2)
@@ -426,12 +463,12 @@ def test_errors():
     refuses(r"variation\.sample.*Received: Variation", devices=SHIFTS)
     bench = pnn.HardwareDevice.__new__(pnn.HardwareDevice)
     refuses("installed.*Received: one of type HardwareDevice", devices=[bench])
-    refuses("same variables", devices=[devices[0], *VARIATION.sample(model, 1)])
-    # Two temperatures of one value: the variables differ, what they hold does not.
-    two = bank(4, pnn.layers.MRRBank(6))
-    names = [f"{layer.name}/temperature" for layer in two.layers]
-    warm = [pnn.devices.sweep(two, name, 1.0)[0] for name in names]
-    refuses("same variables", devices=warm, model=two)
+    two = bank(4, pnn.layers.MRRBank(6, name="last"))
+    refuses(
+        r"with .*last/resonance_shift of shape \(4, 6\).*Received: device",
+        devices=devices,
+        model=two,
+    )
     refuses("lengths", y=LABELS[1:])
     refuses("`x` must be finite", x=nan)
     refuses("`y` must be None.*Received: ndarray", x=tf.data.Dataset.from_tensors(X))

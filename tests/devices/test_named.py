@@ -201,3 +201,9 @@ def test_devices_that_do_not_add():
     (low,) = sweep(rings(), "half_width_error", [-0.6])
     with pytest.raises(ValueError, match="above -1"):
         (low + low).bind(rings())
+
+
+def test_label_of_a_sum_has_one_sign():
+    chip, warm = (SimulatedDevice({}, label=label) for label in ("chip", "+1 K"))
+    assert (chip + warm).label == "chip +1 K"
+    assert (chip + chip).label == "chip + chip"

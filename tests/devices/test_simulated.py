@@ -267,6 +267,25 @@ def test_a_sequence_of_devices_of_one_kind():
     assert isinstance(devices[1:3], DeviceSet)
     assert list(devices[1:3]) == [devices[1], devices[2]]
     assert devices[-1] is devices[3]
-    odd = pnn.Variation(temperature=1.0).sample(model, 1)
-    with pytest.raises(ValueError, match="same variables"):
-        DeviceSet([*devices, *odd])
+
+
+def test_a_set_of_devices_that_deviate_in_different_variables(tmp_path):
+    model = network()
+    chip = VARIATION.sample(model, 1)[0]
+    warm = pnn.devices.sweep(model, "temperature", [1.0])[0]
+    both = DeviceSet([SimulatedDevice({}), chip, warm])
+    kinds = [(d.deviations.keys(), d.architecture) for d in both]
+    assert kinds[0] == kinds[1] == kinds[2]
+    assert [d.label for d in both] == ["", chip.label, warm.label]
+    assert not any(map(np.any, both[0].deviations.values()))
+    for given, found in ((chip, both[1]), (warm, both[2])):
+        for key, deviation in found.deviations.items():
+            expected = given.deviations.get(key, 0.0)
+            np.testing.assert_array_equal(
+                deviation, np.broadcast_to(expected, deviation.shape)
+            )
+    both.save(tmp_path / "both.npz")
+    assert len(DeviceSet.load(tmp_path / "both.npz")) == 3
+    name = next(name for name, _ in chip.deviations)
+    with pytest.raises(ValueError, match=rf"one architecture.*'odd' with {name} of"):
+        DeviceSet([chip, SimulatedDevice({(name, 0): np.zeros(7)}, label="odd")])

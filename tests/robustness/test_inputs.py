@@ -109,8 +109,9 @@ def test_a_label_without_an_output():
         ({"y": Y[:9]}, r"must have one length.*Received: lengths \[9, 60\]"),
         ({"y": Y.tolist()}, "`y` must be an array, "),
         ({"y": None}, "must fit 'network_0'.*and none, on which a step fails"),
-        ({"x": X[:, :3]}, "must fit 'network_0'"),
-        ({"y": np.eye(4)[Y]}, "must fit 'network_0'"),
+        ({"x": X[:, :3]}, r"^Argument `x` must be .*\(samples, 6\), as the input of"),
+        ({"y": np.eye(4)[Y]}, r"^Argument `y` must be class numbers .*\(.*, 4\)"),
+        ({"y": np.array(["a", "b", "c"])[Y]}, "^Argument `y` must be numbers.*<U1"),
         ({"y": with_label(Y, 50, -1)}, "must fit|must be finite"),
     ],
 )

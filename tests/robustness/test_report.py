@@ -215,7 +215,7 @@ def test_at_most_nine_points_are_shown_with_both_ends():
     "values, expected",
     [
         # No finer than the points.
-        ([0.9, 0.96, 0.90], ("0 … 0", "0")),
+        ([0.9, 0.96, 0.90], ("less than 1", "less than 2")),
         ([0.96, 0.96, 0.90], ("≤ -1 … 0", "≥ 1")),
         ([0.96, 0.96, 0.95], ("≤ -1 … ≥ 1", "≥ 2")),
         ([0.99, 0.90, 0.99], ("-", "-")),
@@ -228,6 +228,8 @@ def test_interval_marks_the_ends_of_the_range(values, expected):
     # A spread starts at 0 itself.
     scan = Scan((spread([0.0, 0.1, 0.2]),), None, both([[0.99, 0.97, 0.91]]))
     assert interval(scan, "accuracy", 0.95, "max") == ("0 … 0.1", "0.1")
+    scan = Scan((spread([0.0, 0.1, 0.2]),), None, both([[0.99, 0.94, 0.91]]))
+    assert interval(scan, "accuracy", 0.95, "max") == ("less than 0.1",) * 2
 
 
 # Text.
@@ -728,7 +730,8 @@ def test_the_conclusion_says_what_was_found():
         "On 4 devices the mean is 93.00 %, the worst 80.00 %; 3 of 4 keep it (yield "
         "75.0 %, 95 % interval 30.1 … 95.4 %).",
         # The mean is 0.90, 0.95, 0.96, 0.94, 0.80.
-        "The mean over the devices keeps it over temperature -1 … 0 K; σ of phase 0 …",
+        "The mean over the devices keeps it over temperature -1 … 0 K. The "
+        "tolerance to σ of phase is less than 0.1 rad.",
         "Alone, temperature = 2 in layer 'bank' costs most: 10.00 percentage points.",
         "The worst case that was found, within its radii, has 41.50 %.",
     ):
@@ -757,6 +760,18 @@ def test_the_conclusion_of_extremes():
     broken = Scan((axis("temperature", "K", [0, 1]),), both([0.5, 0.99]), None)
     written = joined(text(bare(0.5, sweeps={"temperature": broken})))
     assert "No tolerance was found to: temperature." in written
+    narrow = Scan((axis("temperature", "K", [0, 0.25]),), both([0.99, 0.5]), None)
+    written = joined(text(bare(sweeps={"temperature": narrow})))
+    assert "The tolerance to temperature is less than 0.25 K." in written
+    assert "up to the last point before it first breaks it" in written
+
+
+@pytest.mark.parametrize("write", [text, page])
+def test_one_device_is_named_and_has_no_statistics(write):
+    written = joined(write(bare(devices=both([0.5]), labels=("my chip",))))
+    assert "One device (my chip): the design with deviations of its own." in written
+    assert "The one device breaks it, with 50.00 %." in written
+    assert "1 devices" not in written and "p05" not in written
 
 
 def test_summary_is_the_conclusion_and_the_first_table():

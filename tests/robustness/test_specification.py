@@ -100,3 +100,12 @@ def test_the_report_describes_every_argument():
     names = inspect.signature(Specification).parameters
     undescribed = [n for n in names if f"`{n}`" not in pnn.robustness_report.__doc__]
     assert not undescribed
+
+
+@pytest.mark.parametrize(
+    "function", [pnn.robustness_report, pnn.robustness.robustness_rows]
+)
+def test_an_unknown_keyword_names_the_function_and_the_nearest_keyword(function):
+    message = rf"^{function.__name__}\(\) has no argument `sweep`.*`sweeps`\?$"
+    with pytest.raises(TypeError, match=message):
+        function(None, None, cache_dir=".", sweep={})

@@ -285,3 +285,15 @@ def test_two_layers_of_one_name_are_two_rows_and_a_point_may_be_a_matrix(quiet):
     assert found.layers == ("bank (1)", "bank (2)")
     assert list(map(str, found.kinds))[1:] == ["resonance_shift = (0.1, 0, 0, 0.2)"]
     assert np.isfinite(found.metrics["loss"]).all()
+
+
+def test_a_device_beside_the_same_device_with_more_off(model, data, quiet):
+    chip = pnn.Variation(resonance_shift=0.02).sample(model, 1)[0]
+    warm = pnn.devices.sweep(model, "temperature", [0.5])[0]
+    options = {**quiet, "sensitivity": False}
+    both = pnn.robustness_report(model, *data, devices=[chip, chip + warm], **options)
+    found = both.models[model.name].devices["loss"]
+    for device, loss in zip((chip, chip + warm), found, strict=True):
+        with device.installed(model):
+            expected = model.evaluate(*data, verbose=0)[0]
+        np.testing.assert_allclose(loss, expected, rtol=1e-5)

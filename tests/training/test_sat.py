@@ -307,7 +307,7 @@ PLAIN = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"model": PLAIN}, "Pass 'all'"),
+        ({"model": PLAIN}, "has no physical layer with controls.*must then be 'all'"),
         ({"model": PLAIN, "perturb": lambda v: False}, "predicate selected nothing"),
         ({"perturb": "weights"}, "`perturb`.*It has: control, .*first/control"),
         ({"perturb": ["bias", "gain"]}, "Received: 'gain'"),
@@ -331,7 +331,7 @@ def test_errors_of_the_arguments(arguments, match):
 def test_errors_that_are_known_later():
     eager = {"run_eagerly": True}
     unbuilt = compiled(pnn.SATModel(sequential_without_input()), **eager)
-    with pytest.raises(ValueError, match="Pass 'all'"):
+    with pytest.raises(ValueError, match="has no physical layer with controls"):
         unbuilt.fit(X, Y, **FIT)
     with pytest.raises(ValueError, match="needs an ascent"):
         pnn.SATModel(banks(), ascent=None).rho = 0.1

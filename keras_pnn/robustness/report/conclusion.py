@@ -36,12 +36,17 @@ def _model(result, name: str) -> str:
         worst = summary["min" if result.mode == "max" else "max"]
         low, high = (100 * bound for bound in kept.interval)
         mean = display.number(summary["mean"], unit=True)
-        found.append(
-            f"On {kept.n} devices the mean is {mean}, the worst "
-            f"{display.number(worst, unit=True)}; {kept.passed} of {kept.n} keep it "
-            f"(yield {100 * kept.value:.1f} %, 95 % interval {low:.1f} … {high:.1f} %)."
-        )
-    held, broken = {}, []
+        if kept.n == 1:
+            verb = "keeps" if kept.passed else "breaks"
+            found.append(f"The one device {verb} it, with {mean}.")
+        else:
+            found.append(
+                f"On {kept.n} devices the mean is {mean}, the worst "
+                f"{display.number(worst, unit=True)}; {kept.passed} of {kept.n} keep "
+                f"it (yield {100 * kept.value:.1f} %, 95 % interval {low:.1f} … "
+                f"{high:.1f} %)."
+            )
+    held, narrow, broken = {}, [], []
     for scan in model.sweeps.values():
         axis = scan.axes[0]
         if axis.positions is None:
@@ -50,12 +55,15 @@ def _model(result, name: str) -> str:
         unit = f" {axis.unit}" if axis.unit else ""
         if span == ABSENT:
             broken.append(axis.words)
+        elif span.startswith("less"):
+            narrow.append(f"{axis.words} is {span}{unit}")
         else:
             devices = scan.devices is not None
             curve = "The mean over the devices" if devices else "The design"
             held.setdefault(curve, []).append(f"{axis.words} {span}{unit}")
     for curve, ranges in held.items():
         found.append(f"{curve} keeps it over {'; '.join(ranges)}.")
+    found += [f"The tolerance to {text}." for text in narrow]
     if broken:
         found.append(f"No tolerance was found to: {', '.join(broken)}.")
     found += _costliest(result, name, display)

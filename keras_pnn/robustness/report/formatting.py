@@ -94,10 +94,19 @@ def specification(result) -> str:
 
 
 def interval(scan, metric: str, spec: float, mode: str) -> tuple[str, str]:
-    """Returns the tolerance of a sweep and its width; ≤ and ≥ mark a range's end."""
+    """Returns the tolerance of a sweep and its width; ≤ and ≥ mark a range's end.
+
+    It is "less than" the nearest point where no point but 0 keeps the specification.
+    """
     low, high = scan.tolerance(metric, spec, mode)
     if math.isnan(low):
         return ABSENT, ABSENT
+    positions = scan.axes[0].positions
+    sides = [side for side in (-positions, positions) if side.max() > 0]
+    if low == high == 0 and sides:
+        nearest = [side[side > 0].min() for side in sides]
+        width = f"less than {number(sum(nearest))}"
+        return f"less than {number(max(nearest))}", width
     ends = open_ends(scan, low, high)
     width = ("≥ " if any(ends) else "") + number(high - low)
     left = ("≤ " if ends[0] else "") + number(low)

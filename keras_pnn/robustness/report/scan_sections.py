@@ -109,9 +109,9 @@ def _sweep_meaning(result, axis, scans: dict) -> str:
         curve = "the mean over the devices" if devices else "the design"
         what += (
             f"Tolerance: the interval around 0 within which {curve} keeps "
-            f"{specification(result)}, straight between points; ≤ and ≥ mark an end of "
-            "the measured range. Mean over the range: the area under that curve over "
-            "the width of the range."
+            f"{specification(result)}, up to the last point before it first breaks it; "
+            "≤ and ≥ mark an end of the measured range. Mean over the range: the area "
+            "under that curve over the width of the range."
         )
     return what.strip()
 

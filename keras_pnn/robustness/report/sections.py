@@ -26,6 +26,9 @@ from keras_pnn.robustness.report.formatting import (
 )
 from keras_pnn.robustness.report.scan_sections import grid_section, sweep_section
 
+# Labels of devices that a line holds.
+_NAMED = 8
+
 
 def sections(result) -> list[Section]:
     """Returns the parts that a `RobustnessResult` has, in the order of a report."""
@@ -77,13 +80,16 @@ def _nominal(display: Display, unit: bool = False) -> Cell:
 def _summary(result) -> Section:
     display, asked = Display.of(result), (result.metric, result.spec, result.mode)
     tail, worst = ("p05", "min") if result.mode == "max" else ("p95", "max")
+    names = {
+        "devices: mean": "mean",
+        f"devices: {tail[1:].lstrip('0')}th percentile": tail,
+        "devices: worst": worst,
+    }
+    if _device_count(result) == 1:
+        names = {"the device": "mean"}
     rows = {
         f"nominal {result.metric}": _nominal(display, unit=True),
-        "devices: mean": _statistic(display, "mean", unit=True),
-        f"devices: {tail[1:].lstrip('0')}th percentile": _statistic(
-            display, tail, unit=True
-        ),
-        "devices: worst": _statistic(display, worst, unit=True),
+        **{name: _statistic(display, key, True) for name, key in names.items()},
         **_yield_rows(result, f"yield at {specification(result)}"),
     }
     for name, scans in sweeps_of(result).items():
@@ -124,24 +130,33 @@ def _devices(result) -> Section | None:
     devices = having(result, "devices")
     if not devices:
         return None
-    tables = []
+    tables, count = [], _device_count(result)
+    keys = ("mean", "std", "median", "p05", "p95", "min", "max")
     for display in _displays(result, (n for v in devices.values() for n in v)):
         rows = {"nominal": _nominal(display)}
-        for key in ("mean", "std", "median", "p05", "p95", "min", "max"):
-            rows[key] = _statistic(display, key)
-        if display.metric == result.metric:
+        for key in keys if count > 1 else ("mean",):
+            rows[key if count > 1 else "the device"] = _statistic(display, key)
+        if display.metric == result.metric and count > 1:
             rows |= _yield_rows(result, "yield")
         tables.append(models_table(result, display.label, rows))
-    count = max(len(next(iter(v.values()))) for v in devices.values())
-    return Section(
-        "devices",
-        "Devices",
-        f"{count} devices, each the design with deviations of its own. p05 and p95 "
-        "are percentiles: 90 % of the devices lie between them; std is the standard "
-        f"deviation. Yield: the share with {specification(result)}, with its 95 % "
-        "interval (Wilson).",
-        tables,
-    )
+    labels = next(result.models[name].labels for name in devices)
+    named = [label for i, label in enumerate(labels) if label != f"device {i}"]
+    names = f" ({', '.join(named)})" if 0 < len(named) <= _NAMED else ""
+    if count == 1:
+        meaning = f"One device{names}: the design with deviations of its own."
+    else:
+        meaning = (
+            f"{count} devices{names}, each the design with deviations of its own. p05 "
+            "and p95 are percentiles: 90 % of the devices lie between them; std is the "
+            f"standard deviation. Yield: the share with {specification(result)}, with "
+            "its 95 % interval (Wilson)."
+        )
+    return Section("devices", "Devices", meaning, tables)
+
+
+def _device_count(result) -> int:
+    devices = having(result, "devices").values()
+    return max((len(next(iter(v.values()))) for v in devices), default=0)
 
 
 def _worst(result) -> Section | None:
@@ -167,8 +182,10 @@ def _worst(result) -> Section | None:
         "Adversarial worst case",
         "The largest loss that gradient ascent over the imperfections found, each "
         "kept within its radius: the root mean square of its deviation over its "
-        "elements, in its unit. The worst of N drawn devices depends on N; this does "
-        "not. It is a lower bound of the true worst loss.",
+        "elements, in its unit. Unless `worst_case` gives it, a radius is that of the "
+        "devices' deviations, or where they have none, the point of a sweep or the "
+        "grid nearest to the design. The worst of N drawn devices depends on N; this "
+        "does not. It is a lower bound of the true worst loss.",
         [models_table(result, "", rows)],
     )
 

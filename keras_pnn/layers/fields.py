@@ -1,0 +1,66 @@
+"""Refuse complex fields where Keras would drop their imaginary part."""
+
+import keras
+
+from keras_pnn import _keras
+from keras_pnn.layers.mzi import FieldOutputs
+
+
+def check_fields(model: keras.Model) -> None:
+    """Checks that no complex field of a mesh goes to what is made for real numbers.
+
+    That is a layer of Keras with weights, and a loss of Keras. Models of nodes
+    (functional, Sequential) are followed from node to node; others pass.
+
+    Args:
+        model: a model or a wrapper around one, compiled or not.
+
+    Raises:
+        ValueError: If one does.
+    """
+    graph = _keras.functional(model)
+    if graph is None:
+        return
+    sources = [s for s in _follow(graph, [None] * len(graph.inputs)) if s is not None]
+    loss = getattr(model, "loss", None)
+    loss = keras.losses.get(loss) if isinstance(loss, str) else loss
+    if sources and _of_keras(loss):
+        raise _error(sources[0], f"outputs of model '{model.name}', in a Keras loss")
+
+
+def _follow(graph, given: list) -> list:
+    """Returns the layer that gives each output as a complex field, else `None`."""
+    fields = dict(zip(map(id, graph.inputs), given, strict=True))
+    for node in _keras.nodes(graph):
+        if node.is_input:
+            continue
+        operation, tensors = node.operation, node.output_tensors
+        sources = [fields.get(id(t)) for t in node.input_tensors]
+        source = next(filter(None, sources), None)
+        inner = None
+        if isinstance(operation, keras.Model):
+            inner = _keras.functional(operation)
+        if inner is not None and len(inner.inputs) == len(sources):
+            results = _follow(inner, sources)
+        else:
+            if isinstance(operation, FieldOutputs):
+                source = operation
+            elif source and _of_keras(operation) and getattr(operation, "weights", ()):
+                taking = f"{type(operation).__name__} '{operation.name}' behind it"
+                raise _error(source, taking)
+            results = [source if "complex" in t.dtype else None for t in tensors]
+        fields |= zip(map(id, tensors), results, strict=True)
+    return [fields.get(id(t)) for t in graph.outputs]
+
+
+def _of_keras(part) -> bool:
+    """Tells whether a layer, loss object or function comes with Keras."""
+    kind = part if hasattr(part, "__qualname__") else type(part)
+    return kind.__module__.startswith("keras.")
+
+
+def _error(source, received: str) -> ValueError:
+    return ValueError(
+        f"{type(source).__name__} '{source.name}' gives complex fields; put a "
+        f"Photodetector behind it. Received: {received}"
+    )

@@ -426,7 +426,7 @@ def test_an_optimizer_by_name():
         ("fields", "no", "`fields` must be True or False"),
         ("device", None, "needs a device"),
         ("device", 3, "with a method measure"),
-        ("error_optimizer", "none such", ""),
+        ("error_optimizer", "none such", "none such"),
     ],
 )
 def test_bad_arguments(name, bad, expected):

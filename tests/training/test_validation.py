@@ -31,14 +31,16 @@ def still(model, **kwargs):
 
 
 def evaluated(model, y=Y):
-    return model.evaluate(X, y, batch_size=4, verbose=0, return_dict=True)
+    logs = model.evaluate(X, y, batch_size=4, verbose=0, return_dict=True)
+    # Keras 3.12 gives tensors.
+    return {name: float(value) for name, value in logs.items()}
 
 
 def assert_validated(logs, on_device, digital):
     """Compares all that a `fit` logs of its validation."""
     expected = {f"val_{name}": value for name, value in on_device.items()}
     expected |= {f"val_model_{name}": value for name, value in digital.items()}
-    found = {n: v[-1] for n, v in logs.items() if n.startswith("val_")}
+    found = {n: float(v[-1]) for n, v in logs.items() if n.startswith("val_")}
     assert found == pytest.approx(expected, rel=1e-5)
 
 

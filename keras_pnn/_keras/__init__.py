@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import keras
 import tensorflow as tf
+from keras.src.backend.common.global_state import get_global_attribute
 
 from keras_pnn._keras.layers import flat_layers as flat_layers
 from keras_pnn._keras.layers import global_seed_state as global_seed_state
@@ -225,6 +226,14 @@ def functional(model: keras.layers.Layer):
         model = getattr(model, "model", None)
         if not isinstance(model, keras.Model):
             return None
+
+
+def model_in_training() -> keras.Model | None:
+    """Returns the model, if there is one, that is being called with `training=True`."""
+    call = get_global_attribute("current_call_ctx")
+    model = getattr(call, "entry_layer", None)
+    training = getattr(call, "training", False)
+    return model if training and isinstance(model, keras.Model) else None
 
 
 def nodes(graph) -> list:

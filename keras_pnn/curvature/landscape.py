@@ -215,11 +215,7 @@ def find_landscape(
 
 
 def check_plan(operator, directions, extent, points, dimensions) -> None:
-    """Checks arguments of `loss_landscape` for the loss of a `HessianOperator`.
-
-    Raises:
-        ValueError: If an argument is not as described.
-    """
+    """Checks arguments of `loss_landscape` for the loss of a `HessianOperator`."""
     count = _checks.integer("dimensions", dimensions, 1, 2)
     if isinstance(directions, str):
         _checks.choice("directions", directions, ("eigenvectors", "random"))

@@ -40,15 +40,11 @@ def given_once(model: keras.layers.Layer, names) -> dict[str, list[Quantity]]:
 
 
 def deviations_of(name: str, found: list[Quantity], amount: np.ndarray) -> Deviations:
-    """Returns the deviation of each quantity that a name addresses.
-
-    Args:
-        name: as in `find`.
-        found: what it found.
-        amount: a number, or an array in the shape of the variables.
+    """Returns the deviations of the quantities that `find` found for a name.
 
     Raises:
-        ValueError: If the shape differs, or a value is out of the quantity's range.
+        ValueError: If `amount` is not a number or an array in the shape of the
+            variables, or a value is out of the quantity's range.
     """
     deviations = {}
     for quantity in found:

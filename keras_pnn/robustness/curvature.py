@@ -100,14 +100,9 @@ def _about(argument: str) -> Iterator[None]:
 class CurvatureStudy:
     """Curvature and loss landscape of one model, measured as often as it changes.
 
-    Operators are built, and options checked against the model, once.
-
-    Args:
-        model: a compiled model.
-        few: `(x, y, sample_weight)` to measure on.
-        hessian: options of the curvature, or `None`.
-        landscape: arguments of `loss_landscape`, or `None`.
-        seed: of the searches.
+    Operators are built, and options checked against the model, once. `few` is
+    `(x, y, sample_weight)`, `landscape` the arguments of `loss_landscape`; an option
+    that is `None` leaves its part out.
     """
 
     def __init__(

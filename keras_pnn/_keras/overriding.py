@@ -260,9 +260,7 @@ _RECOMPUTE = "recompute_grad.<locals>.inner"
 
 def _takes_variables(signature: inspect.Signature) -> bool:
     kinds = {p.kind for p in signature.parameters.values()}
-    return (
-        "variables" in signature.parameters or inspect.Parameter.VAR_KEYWORD in kinds
-    )
+    return "variables" in signature.parameters or inspect.Parameter.VAR_KEYWORD in kinds
 
 
 def _watching(before):

@@ -80,13 +80,7 @@ class HessianResult(LossResult):
 
 
 def find_eigenvalues(
-    operator,
-    k=1,
-    tolerance=1e-3,
-    max_iterations=None,
-    seed=0,
-    verbose=0,
-    smallest=0,
+    operator, k=1, tolerance=1e-3, max_iterations=None, seed=0, verbose=0, smallest=0
 ) -> HessianResult:
     """Finds what `hessian_eigenvalues` returns, for a `HessianOperator`."""
     check_search(k, smallest, tolerance, max_iterations, seed, operator.size)

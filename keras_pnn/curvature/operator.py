@@ -185,21 +185,17 @@ class CountedProducts:
     """The products of a `HessianOperator`, counted, and the norm of H seen so far."""
 
     def __init__(self, operator, verbose=0):
-        self.count = 0
-        self.scale = 0.0
+        self.count, self.scale = 0, 0.0
         self._matvec = operator.matvec
-        self._progress = (
-            keras.utils.Progbar(None, unit_name="product") if verbose else None
-        )
+        shown = 1 if verbose else 0
+        self._bar = keras.utils.Progbar(None, verbose=shown, unit_name="product")
 
     def __call__(self, vector):
         image = self._matvec(vector)
         self.count += 1
         self.scale = max(self.scale, np.linalg.norm(image) / np.linalg.norm(vector))
-        if self._progress is not None:
-            self._progress.update(self.count)
+        self._bar.update(self.count)
         return image
 
     def finish(self):
-        if self._progress is not None:
-            self._progress.update(self.count, finalize=True)
+        self._bar.update(self.count, finalize=True)

@@ -162,10 +162,7 @@ class Engine:
         """(what `own_statistics` finds for each layer and call, states, seeds)."""
         given = [*self.variables, *self._handed, *self._seeds]
         overrides = Overrides(zip(given, [*values, *seeds], strict=True))
-        with (
-            overrides.scope(self.model) as scope,
-            own_statistics(self._norms) as found,
-        ):
+        with overrides.scope(self.model) as scope, own_statistics(self._norms) as found:
             self.model(x, training=False)
         self._check(scope)
         handed = [_now(scope, v) for v in self._handed]

@@ -9,10 +9,7 @@ _SPARSE = (
     keras.losses.SparseCategoricalCrossentropy,
     keras.losses.sparse_categorical_crossentropy,
 )
-_DENSE = (
-    keras.losses.CategoricalCrossentropy,
-    keras.losses.categorical_crossentropy,
-)
+_DENSE = (keras.losses.CategoricalCrossentropy, keras.losses.categorical_crossentropy)
 
 
 def misfit(model: keras.Model, x, y) -> ValueError | None:

@@ -300,9 +300,7 @@ class DeviceSet(Shown, Sequence):
     4
     """
 
-    def __init__(
-        self, devices: Iterable[SimulatedDevice], axes: tuple[Axis, ...] = ()
-    ):
+    def __init__(self, devices: Iterable[SimulatedDevice], axes: tuple[Axis, ...] = ()):
         self._devices, self.axes = _alike(tuple(devices)), tuple(axes)
         points = math.prod(map(len, self.axes))
         if self.axes and points != len(self._devices):

@@ -207,9 +207,7 @@ class HardwareDevice(Brief):
             return device._acquisition.in_graph(layer, inputs, arrays, shape, dtype)
 
         outputs = tf.numpy_function(
-            measured,
-            [inputs, tf.shape(modelled), *(controls[n] for n in names)],
-            dtype,
+            measured, [inputs, tf.shape(modelled), *(controls[n] for n in names)], dtype
         )
         outputs.set_shape(modelled.shape)
         return outputs

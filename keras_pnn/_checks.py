@@ -149,7 +149,7 @@ def _unsaved(owner, name: str, value, instead: str) -> ValueError:
 def compiled(name: str, model) -> None:
     """Checks that a model has a loss, as `evaluate` needs it."""
     if not getattr(model, "compiled", False):
-        received = f"'{getattr(model, 'name', short(model))}', not compiled"
+        received = f"model '{getattr(model, 'name', model)}', not compiled"
         raise error(name, "compiled, as for `evaluate`", received)
 
 

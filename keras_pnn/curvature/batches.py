@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks
+from keras_pnn.devices.evaluation import rows_of
 
 
 def batches(
@@ -32,10 +33,7 @@ def batches(
 
     def iterate():
         for start in range(0, length, batch_size):
-            part = slice(start, start + batch_size)
-            yield keras.tree.map_structure(
-                lambda a, part=part: _tensor(None if a is None else a[part]), arrays
-            )
+            yield rows_of(arrays, start, start + batch_size)
 
     return iterate, batch_size
 

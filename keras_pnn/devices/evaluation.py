@@ -194,7 +194,7 @@ class DeviceEvaluator:
         """Makes the metrics' variables, as Keras does at the first batch."""
         try:
             # Whole: a model may be made for one batch size.
-            first = _rows(self._data, 0, self.batch_size)
+            first = rows_of(self._data, 0, self.batch_size)
             _keras.build_metrics(self.model, first)
         except Exception as error:
             if problem := misfit(self.model, *self._data[:2]):
@@ -218,11 +218,11 @@ class DeviceEvaluator:
 
         def batches():
             for first in firsts:
-                yield _rows(self._data, first, first + self.batch_size)
+                yield rows_of(self._data, first, first + self.batch_size)
                 bar.add(1)
 
         def calibration():
-            return (_rows(self._calibration, *part) for part in self._parts)
+            return (rows_of(self._calibration, *part) for part in self._parts)
 
         failed = 0
         for start in range(0, len(bound), engine.rows):
@@ -360,7 +360,8 @@ def check_nominal(quantities) -> None:
             )
 
 
-def _rows(data, start: int, stop: int):
+def rows_of(data, start: int, stop: int):
+    """Returns some samples of a structure of arrays, as tensors; `None`s stay."""
     return keras.tree.map_structure(
         lambda a: None if a is None else tf.convert_to_tensor(a[start:stop]), data
     )

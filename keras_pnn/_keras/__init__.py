@@ -14,13 +14,12 @@ from keras.src.backend.common.global_state import get_global_attribute
 
 from keras_pnn._keras.layers import flat_layers as flat_layers
 from keras_pnn._keras.layers import global_seed_state as global_seed_state
-from keras_pnn._keras.layers import handing as handing
 from keras_pnn._keras.layers import own_trainable as own_trainable
 from keras_pnn._keras.layers import own_variables as own_variables
 from keras_pnn._keras.layers import parts
 from keras_pnn._keras.layers import recurrent_states as recurrent_states
 from keras_pnn._keras.layers import seed_states as seed_states
-from keras_pnn._keras.overriding import OverridingScope, owners
+from keras_pnn._keras.overriding import OverridingScope as OverridingScope
 from keras_pnn._keras.overriding import inlining as inlining
 from keras_pnn._keras.second_derivatives import (
     twice_differentiable as twice_differentiable,
@@ -33,23 +32,6 @@ from keras_pnn._keras.steps import start_at as start_at
 from keras_pnn._keras.steps import wrap_step as wrap_step
 
 _KINDS = ("train", "test", "predict")
-
-# Values in the place of variables.
-
-
-def overriding(
-    model: keras.layers.Layer, pairs: list, others: list, rematerialize: bool
-) -> OverridingScope:
-    """Returns a scope in which values stand for variables, see `OverridingScope`.
-
-    Args:
-        model: the model that is called inside; it is not kept alive.
-        pairs: (variable, value) pairs.
-        others: pairs whose values are those of the variables.
-        rematerialize: whether `tf.recompute_grad` acts.
-    """
-    return OverridingScope(pairs, others, owners(model, parts), rematerialize)
-
 
 # Losses and metrics.
 

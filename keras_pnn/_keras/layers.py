@@ -3,8 +3,6 @@
 import keras
 from keras.src.random.seed_generator import global_seed_generator
 
-from keras_pnn._keras.overriding import OverridingScope
-
 
 def flat_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
     """Returns the model's layers without the models around them, once each.
@@ -61,19 +59,3 @@ def recurrent_states(model: keras.layers.Layer) -> list[keras.Variable]:
         for state in keras.tree.flatten(getattr(layer, "states", None))
         if isinstance(state, keras.Variable)
     ]
-
-
-def handing(model: keras.Model, scope: OverridingScope) -> list[str]:
-    """Returns the names of layers that a pass has given a state for the next batch.
-
-    Metrics, random states and the statistics of batch normalisation do not count.
-    """
-    others = {id(v) for v in [*model.metrics_variables, *seed_states(model)]}
-    layers = [
-        layer
-        for variable, _ in scope.updates()
-        if id(variable) not in others
-        for layer in scope.owners(variable)
-        if not isinstance(layer, keras.layers.BatchNormalization)
-    ]
-    return list(dict.fromkeys(layer.name for layer in layers))

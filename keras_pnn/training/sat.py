@@ -48,14 +48,16 @@ class SATModel(Trainer):
     are those of the first pass; all passes begin with the same states and draw the same
     dropout masks and noise, so that ρ = 0 is plain training to the last bit (under XLA,
     which orders sums as it likes, to rounding).
-    `sharpness`, the mean of L(Θ + ΔΘ, θ_adv) − L(Θ, θ0), is logged with the loss.
-    It leaves out steps that the optimizer skips under `mixed_float16` because gradients
-    overflow, since their ΔΘ comes from those gradients. The loss and the metrics
-    include these steps, as in plain Keras, since their first pass is valid.
+    `sharpness`, the mean of L(Θ + ΔΘ, θ_adv) − L(Θ, θ0) or what the ascent takes for
+    it, is logged with the loss. It leaves out steps that the optimizer skips under
+    `mixed_float16` because gradients overflow, since their ΔΘ comes from those
+    gradients. The loss and the metrics include these steps, as in plain Keras, since
+    their first pass is valid.
 
-    ρ is part of the saved state, as a learning rate is: resuming a run and
-    `sat.load_weights` restore the saved ρ, whatever `rho` was given. To change it, set
-    `sat.rho` afterwards, or load the weights alone with `sat.model.load_weights`.
+    ρ is part of the saved state, as a learning rate is, and so is what an ascent
+    remembers: resuming a run and `sat.load_weights` restore the saved ρ, whatever
+    `rho` was given. To change it, set `sat.rho` afterwards, or load the weights alone
+    with `sat.model.load_weights`.
 
     `evaluate`, `predict` and saving are those of the wrapped model, `sat.model`. With a
     device, validation in `fit` runs on the device, and the digital model's figures are
@@ -73,8 +75,10 @@ class SATModel(Trainer):
             Keras learning-rate schedule. Default 0.05. A number can be set during
             training, `sat.rho = 0.1`.
         ascent: `"sam"`, `"asam"`, or an object such as `pnn.ASAM(0.5, eta=0.01)`,
-            which has its own rho. `None` leaves the ascent out: one pass, as in plain
-            training, with the given variation or device.
+            which has its own rho. `SAF`, `MESA`, `LookSAM` and `ESAM` save the second
+            gradient or part of it; `FriendlySAM` and `GSAM` are further ascents; each
+            also by its name in small letters. `None` leaves the ascent out: one pass,
+            as in plain training, with the given variation or device.
         perturb: what the ascent moves: `"controls"`; `"all"` trainable variables; a
             name or a pattern of trainable variables and imperfections, of all layers
             (`"resonance_shift"`) or of some (`"mrr_bank_*/control"`); several of
@@ -92,9 +96,9 @@ class SATModel(Trainer):
             uses these gradients too. `adversarial`, `variation` and drift add to the
             deviations of a `SimulatedDevice`; with a device on the bench they are an
             error.
-        warmup: steps of the optimizer in which the ascent's ΔΘ and the deviations of
-            `variation` grow linearly from 0 to full size; 0 for none. An untrained
-            network may not learn on devices that differ much.
+        warmup: steps of the optimizer in which the ascent's ΔΘ or its term of the loss,
+            and the deviations of `variation`, grow linearly from 0 to full size; 0 for
+            none. An untrained network may not learn on devices that differ much.
         clean_fraction: a in [0, 1]: the optimizer steps with (1 − a) times the
             gradient of the second pass plus a times that of the first. With a large
             adversarial radius and a = 0, a network can forget the nominal case.
@@ -106,8 +110,9 @@ class SATModel(Trainer):
 
     Raises:
         ValueError: If `model` overrides a step that would not be called; `rho` is
-            negative; both `rho` and an ascent object are given; `perturb` selects
-            nothing, as `"controls"` in a model without physical layers;
+            negative; both `rho` and an ascent object are given, or the name of one
+            without a radius; an ascent with a memory has a model; `perturb` is given with an ascent that moves nothing, or
+            selects nothing, as `"controls"` in a model without physical layers;
             `clean_fraction` is outside [0, 1];
             `warmup` is no integer ≥ 0, or has nothing to act on;
             `seed` is not a 32-bit integer; or `adversarial` names what the model does
@@ -148,6 +153,7 @@ class SATModel(Trainer):
         kwargs.setdefault("name", f"sat_{getattr(model, 'name', '')}")
         super().__init__(model, **kwargs)
         self.ascent = ascents.get(ascent, rho)
+        self._ascent.claim(self)
         self.perturb = check_selection("perturb", perturb)
         if ascent is not None and not self._ascent.moves and perturb != "controls":
             raise ValueError(

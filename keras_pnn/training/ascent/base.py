@@ -58,6 +58,8 @@ class Ascent(Brief):
     # Whether this step has measured the sharpness.
     measured: tf.Tensor | bool = True
     step: Step | None = None
+    # The name of the model whose ascent it is, if it has a memory.
+    _owner = ""
     # States that were read from a file, until `build` has made their variables.
     _read: dict[str, np.ndarray] | None = None
 
@@ -79,6 +81,16 @@ class Ascent(Brief):
         return ""
 
     # Before a step.
+
+    def claim(self, trainer) -> None:
+        """Makes it a model's own, if it has a memory; raises ValueError if it is."""
+        if self._owner:
+            raise ValueError(
+                f"A {type(self).__name__} remembers the training of one model: give "
+                "each its own as `ascent`. Received: that of model "
+                f"'{self._owner}'"
+            )
+        self._owner = trainer.name if self.follows else ""
 
     def states(self) -> dict[str, keras.Variable]:
         """Returns name → what may change during training, and is saved."""

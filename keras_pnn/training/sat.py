@@ -111,8 +111,9 @@ class SATModel(Trainer):
     Raises:
         ValueError: If `model` overrides a step that would not be called; `rho` is
             negative; both `rho` and an ascent object are given, or the name of one
-            without a radius; an ascent with a memory has a model; `perturb` is given with an ascent that moves nothing, or
-            selects nothing, as `"controls"` in a model without physical layers;
+            without a radius; an ascent with a memory has a model already; `perturb` is
+            given with an ascent that moves nothing, or selects nothing, as `"controls"`
+            in a model without physical layers;
             `clean_fraction` is outside [0, 1];
             `warmup` is no integer ≥ 0, or has nothing to act on;
             `seed` is not a 32-bit integer; or `adversarial` names what the model does
@@ -139,7 +140,7 @@ class SATModel(Trainer):
         self,
         model: keras.Model,
         rho: float | keras.optimizers.schedules.LearningRateSchedule | None = None,
-        ascent: str | ascents.SAM | None = "sam",
+        ascent: str | ascents.Ascent | None = "sam",
         perturb: str | Sequence[str] | Callable = "controls",
         adversarial: dict[str, AdversaryRule] | None = None,
         variation: Variation | None = None,
@@ -153,14 +154,8 @@ class SATModel(Trainer):
         kwargs.setdefault("name", f"sat_{getattr(model, 'name', '')}")
         super().__init__(model, **kwargs)
         self.ascent = ascents.get(ascent, rho)
-        self._ascent.claim(self)
         self.perturb = check_selection("perturb", perturb)
-        if ascent is not None and not self._ascent.moves and perturb != "controls":
-            raise ValueError(
-                "`perturb` names what an ascent moves; this one adds a term to the "
-                f"loss and moves nothing. Received: perturb={perturb!r}, "
-                f"ascent={self.ascent!r}"
-            )
+        self._ascent.claim(self)
         self.adversarial = check_rules(adversarial)
         if model.built:
             self._perturbed()
@@ -293,7 +288,7 @@ class SATModel(Trainer):
     def _perturbed(self) -> tuple[list[keras.Variable], Adversary]:
         """What the second pass moves: by the ascent, and by eq. 5."""
         controls = []
-        if self.ascent is not None and self.ascent.moves:
+        if self._ascent.moves:
             controls = select_variables(self.model, self.perturb, "perturb")
         return controls, Adversary(self.model, self.adversarial, controls)
 

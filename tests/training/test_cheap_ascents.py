@@ -359,7 +359,7 @@ def test_outputs_without_classes_are_refused(make, ascent):
 def test_a_memory_is_that_of_one_model():
     mesa = pnn.MESA()
     pnn.SATModel(banks(), ascent=mesa, name="first")
-    with pytest.raises(ValueError, match="`ascent`. Received: that of model 'first'"):
+    with pytest.raises(ValueError, match="Received: that of model 'first'"):
         pnn.SATModel(banks(), ascent=mesa)
 
 

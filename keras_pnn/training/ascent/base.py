@@ -47,8 +47,8 @@ class Ascent(Brief):
     A subclass overrides what it needs, and `states` and `build` if it has a memory.
     """
 
-    # Whether there is a ΔΘ; else nothing but a term of the loss.
-    moves = True
+    # Whether there is a ΔΘ.
+    moves = False
     # Whether `combined` needs the first pass's gradients by all trainable variables.
     combines = False
     # Whether several replicas together take the step of one device.
@@ -83,7 +83,7 @@ class Ascent(Brief):
     # Before a step.
 
     def claim(self, trainer) -> None:
-        """Makes it a model's own, if it has a memory; raises ValueError if it is."""
+        """Makes it a model's own; raises ValueError if it cannot be."""
         if self._owner:
             raise ValueError(
                 f"A {type(self).__name__} remembers the training of one model: give "

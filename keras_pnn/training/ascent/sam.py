@@ -35,6 +35,8 @@ class SAM(Ascent):
         - Foret et al., ICLR 2021, arXiv:2010.01412
     """
 
+    moves = True
+
     def __init__(
         self, rho: float | keras.optimizers.schedules.LearningRateSchedule = 0.05
     ):

@@ -24,7 +24,6 @@ class Trajectory(Ascent):
         temperature: τ > 0.
     """
 
-    moves = False
     follows = True
 
     def __init__(self, lam: float, start: int, temperature: float):
@@ -34,6 +33,15 @@ class Trajectory(Ascent):
         self._epoch = state("epoch", 0, "int32")
         # What a step adds to the loss: a function of the outputs.
         self._term = None
+
+    def claim(self, trainer):
+        super().claim(trainer)
+        if trainer.perturb != "controls":
+            raise ValueError(
+                "`perturb` names what an ascent moves; this one adds a term to the "
+                "loss and moves nothing. Received: "
+                f"perturb={_checks.short(trainer.perturb)}, ascent={self!r}"
+            )
 
     @property
     def suspect(self):

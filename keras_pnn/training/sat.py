@@ -267,17 +267,10 @@ class SATModel(Trainer):
 
     def _build_inner(self, x):
         super()._build_inner(x)
-        replicas = self.distribute_strategy.num_replicas_in_sync
-        if replicas > 1:
-            # `fit` has built all; a replica must not.
-            if not self._ascent.replicated:
-                raise ValueError(
-                    f"{type(self.ascent).__name__} trains on one replica. Received: "
-                    f"{replicas} replicas, ascent={self.ascent!r}"
-                )
-            return
-        with tf.init_scope():
-            self._build_ascent(x)
+        # On several replicas, `fit` has built all.
+        if self.distribute_strategy.num_replicas_in_sync == 1:
+            with tf.init_scope():
+                self._build_ascent(x)
 
     def _build_ascent(self, x=None) -> None:
         """Makes the states of the ascent, if the model is built."""
@@ -399,6 +392,12 @@ class SATModel(Trainer):
         return [self._sharpness]
 
     def _own_callbacks(self, x):
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        if replicas > 1 and not self._ascent.replicated:
+            raise ValueError(
+                f"{type(self.ascent).__name__} trains on one replica. Received: "
+                f"{replicas} replicas, ascent={self.ascent!r}"
+            )
         suspects = [self._ascent.suspect] if self._ascent.suspect else []
         if self.variation is not None:
             suspects.append(f"variation={self.variation!r}")

@@ -112,26 +112,31 @@ def test_graphs_agree(name, options):
     one = wrapped(ASCENTS[name](), bank(4, 3), sgd(0.1))
     other = wrapped(ASCENTS[name](), bank(4, 3), sgd(0.1), **options)
     logs, other_logs = fit(one), fit(other)
-    assert_same(state(one), state(other), atol=2e-5 if "jit_compile" in options else 0)
+    assert_same(state(one), state(other), atol=1e-4 if "jit_compile" in options else 0)
     for key in ("loss", "sharpness"):
         np.testing.assert_allclose(logs[key], other_logs[key], rtol=1e-3, atol=1e-6)
     assert any(logs["sharpness"])
 
 
 class Overflow(keras.callbacks.Callback):
-    """Sets a loss scale that overflows from a batch on, and keeps the states."""
+    """Sets a loss scale that overflows in the second batch; compares the states."""
+
+    moved = False
 
     def on_train_batch_begin(self, batch, logs=None):
-        self.before = state(self.model)
+        self.before = numbers(self.model.ascent.states().values())
         if batch == 1:
             self.model.optimizer.dynamic_scale.assign(1e38)
 
     def on_train_batch_end(self, batch, logs=None):
-        kept = self.model.ascent.states()
-        before, now = self.before[-len(kept) :] if kept else [], numbers(kept.values())
+        now = numbers(self.model.ascent.states().values())
         if batch == 1:
-            assert_same(before, now)
-        self.moved = max(np.abs(a - b).max() for a, b in zip(before, now, strict=True))
+            assert_same(self.before, now)
+            # So that it overflows in no other.
+            self.model.optimizer.dynamic_scale.assign(64.0)
+        elif len(now) == len(self.before):
+            pairs = zip(self.before, now, strict=True)
+            self.moved |= any(np.any(a != b) for a, b in pairs)
 
 
 @EACH
@@ -144,7 +149,9 @@ def test_a_step_that_overflows_leaves_the_state(name):
     sat.optimizer.build(sat.trainable_variables)
     overflow = Overflow()
     logs = fit(sat, overflow)
-    assert int(sat.optimizer.iterations.numpy()) < 9
+    # One of three batches is skipped in each of three epochs.
+    assert int(sat.optimizer.iterations.numpy()) == 6
+    assert overflow.moved == (name not in ("esam", "gsam"))
     assert all(np.isfinite(v).all() for v in state(sat))
     assert np.isfinite(logs["sharpness"]).all()
 
@@ -195,9 +202,12 @@ PAIRS = {
 }
 
 
-# Some samples, and some steps, are left out of second passes.
+# Some samples, and some steps, are left out of second passes; GSAM narrows the gap to
+# the worst case, too.
 OTHERWISE = {
-    *itertools.product(("esam", "looksam"), ("finite differences", "worst case")),
+    *itertools.product(
+        ("esam", "gsam", "looksam"), ("finite differences", "worst case")
+    ),
     *itertools.product(("looksam",), ("SPSA", "SPSA on a bench")),
 }
 

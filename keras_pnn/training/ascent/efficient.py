@@ -64,23 +64,26 @@ class ESAM(SAM):
         steps = super().__call__(values, gradients, iteration)
         if self.beta == 1:
             return steps
-        return [s * self._kept(s, place) for place, s in enumerate(steps)]
+        sizes = [tf.size(s) for s in steps]
+        parts = tf.split(self._kept(tf.add_n(sizes)), sizes)
+        return [
+            tf.where(tf.reshape(kept, tf.shape(s)), s / self.beta, tf.zeros_like(s))
+            for s, kept in zip(steps, parts, strict=True)
+        ]
 
-    def _kept(self, like, place: int):
-        """1/β with probability β, else 0: a pure function of seed, step and place."""
-        code = zlib.crc32(f"esam/{place}".encode()) & 0x7FFFFFFF
+    def _kept(self, size) -> tf.Tensor:
+        """True with probability β: a pure function of seed and step."""
         fold_in = tf.random.experimental.stateless_fold_in
-        # From whole numbers: XLA draws other floats than TensorFlow does.
+        # Whole numbers: XLA draws other floats than TensorFlow does.
         bits = tf.random.stateless_uniform(
-            tf.shape(like),
-            fold_in(self.step.seed, code, alg="philox"),
+            [size],
+            fold_in(self.step.seed, zlib.crc32(b"esam") & 0x7FFFFFFF, alg="philox"),
             minval=None,
             maxval=None,
             dtype="uint32",
             alg="philox",
         )
-        drawn = tf.cast(tf.bitwise.right_shift(bits, 8), "float32") * 2.0**-24
-        return tf.cast(drawn < self.beta, like.dtype) / self.beta
+        return bits < tf.constant(round(self.beta * 2**32), "uint32")
 
     def second(self, evaluate, batch, worst, first):
         if self.gamma == 1:

@@ -218,9 +218,9 @@ def run(system, name, budget, strength, seed, data, args) -> dict:
         chips = setting["chips"].sample(model, args.chips, seed=chips_seed)
         found = pnn.evaluate_devices(model, *test, chips, verbose=0)
         accuracy[which] = (100 * found["accuracy"]).tolist()
-    accuracy["nominal"] = 100 * model.evaluate(*test, verbose=0, return_dict=True)[
-        "accuracy"
-    ]
+    accuracy["nominal"] = (
+        100 * model.evaluate(*test, verbose=0, return_dict=True)["accuracy"]
+    )
     probe = setting["images"](data.x_train[:500]), data.y_train[:500]
     top = pnn.hessian_eigenvalues(
         model, *probe, variables="controls", tolerance=0.02, max_iterations=150
@@ -297,6 +297,7 @@ def main() -> None:
     if args.quick:
         args.out = args.out / "quick"
         args.chips, args.seeds, args.strengths, args.rounds = 3, [0], 1, 2
+        args.budgets = [1.0]
     args.out.mkdir(parents=True, exist_ok=True)
     if not args.report:
         data = pnn.datasets.load(args.data)

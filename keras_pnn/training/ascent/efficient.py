@@ -83,7 +83,8 @@ class ESAM(SAM):
             dtype="uint32",
             alg="philox",
         )
-        return bits < tf.constant(round(self.beta * 2**32), "uint32")
+        most = min(round(self.beta * 2**32), 2**32 - 1)
+        return bits < tf.constant(most, "uint32")
 
     def second(self, evaluate, batch, worst, first):
         if self.gamma == 1:

@@ -124,11 +124,10 @@ class SAF(Trajectory):
 
     Example:
 
-    >>> ascent = pnn.SAF(lam=0.3, epochs=3, start=5, temperature=5)
-    >>> sat = pnn.SATModel(model, ascent=ascent)
-    >>> sat.compile("adam", "mse")
+    >>> sat = pnn.SATModel(model, ascent=pnn.SAF(lam=0.3, epochs=3, start=5))
     >>> batches = pnn.datasets.Batches(x, y, batch_size=8)
-    >>> history = sat.fit(batches, epochs=1, verbose=0)
+
+    Then `sat.fit(batches, …)`.
 
     Reference:
         - Du et al., NeurIPS 2022, arXiv:2205.14083

@@ -5,6 +5,7 @@ puts a function of its own in the place of one of theirs.
 """
 
 import contextlib
+import inspect
 import weakref
 from collections.abc import Callable, Iterator
 
@@ -14,6 +15,8 @@ from keras.src.backend.common.global_state import get_global_attribute
 
 from keras_pnn._keras.layers import flat_layers as flat_layers
 from keras_pnn._keras.layers import global_seed_state as global_seed_state
+from keras_pnn._keras.layers import is_built as is_built
+from keras_pnn._keras.layers import outputs_of as outputs_of
 from keras_pnn._keras.layers import own_trainable as own_trainable
 from keras_pnn._keras.layers import own_variables as own_variables
 from keras_pnn._keras.layers import parts
@@ -68,6 +71,30 @@ def count_losses(model: keras.Model, y, y_pred, sample_weight) -> None:
     """Updates the trackers of the losses of single outputs."""
     if loss_metrics(model):
         model._compile_loss(y, y_pred, sample_weight)
+
+
+def losses(model: keras.Model) -> list[keras.losses.Loss]:
+    """Returns the losses that `compile` was given, once one has been computed."""
+    found = getattr(model._compile_loss, "_flat_losses", None)
+    return [each.loss for each in found or ()]
+
+
+def sample_losses(model: keras.Model, y, y_pred, sample_weight) -> tf.Tensor:
+    """Returns the loss before it is reduced over the batch."""
+    with contextlib.ExitStack() as stack:
+        for loss in losses(model):
+            stack.enter_context(_lent(loss, {"reduction": "none"}))
+        return model._compile_loss(y, y_pred, sample_weight)
+
+
+def from_probabilities(model: keras.Model) -> bool:
+    """Tells whether the loss takes probabilities, by its argument `from_logits`."""
+    for loss in losses(model):
+        parameters = inspect.signature(getattr(loss, "fn", loss.call)).parameters
+        if "from_logits" in parameters:
+            default = {"from_logits": parameters["from_logits"].default}
+            return not {**default, **getattr(loss, "_fn_kwargs", {})}["from_logits"]
+    return False
 
 
 def build_metrics(model: keras.Model, batch) -> None:

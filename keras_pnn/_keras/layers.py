@@ -27,6 +27,25 @@ def parts(model: keras.layers.Layer) -> list[keras.layers.Layer]:
     return list(found.values())
 
 
+def is_built(model: keras.layers.Layer) -> bool:
+    """Tells whether a layer and all layers inside have their variables."""
+    return all(layer.built for layer in parts(model))
+
+
+def outputs_of(model: keras.Model, x):
+    """Returns the outputs for a batch of inputs, as symbols; builds what is not built.
+
+    Args:
+        model: the model.
+        x: tensors, or anything that has a shape and a dtype.
+    """
+    symbols = [
+        None if t is None else keras.KerasTensor(t.shape, t.dtype)
+        for t in keras.tree.flatten(x)
+    ]
+    return model(keras.tree.pack_sequence_as(x, symbols))
+
+
 def own_trainable(layer: keras.layers.Layer) -> list[keras.Variable]:
     """Returns the trainable variables that the layer itself holds."""
     return list(layer._trainable_variables)

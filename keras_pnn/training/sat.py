@@ -363,7 +363,6 @@ class SATModel(Trainer):
             # One output that is a probability has two classes.
             units = first.y_pred.shape[-1]
             self.classes = units and max(units, 2)
-        size = tf.shape(next(a for a in keras.tree.flatten(x) if a is not None))[0]
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         # A step that overflowed is no step: its second pass may be anywhere.
         skipped = overflowed(self.optimizer, gradients)
@@ -374,11 +373,11 @@ class SATModel(Trainer):
         rise = second.loss - loss
         left_out = skipped | tf.logical_not(ascent.measured)
         for metric, value, weight in (
-            (_keras.loss_tracker(self), loss, size),
+            (_keras.loss_tracker(self), loss, batch.size),
             (
                 self._sharpness,
                 tf.where(left_out, tf.zeros_like(rise), rise),
-                tf.where(left_out, 0, size),
+                tf.where(left_out, 0, batch.size),
             ),
         ):
             metric.update_state(value * replicas, sample_weight=weight)

@@ -5,13 +5,20 @@ force from the second epoch on.
 """
 
 import itertools
-import json
 
 import keras
 import numpy as np
 import pytest
 from keras import layers
-from models import Bench, assert_same, bank, compiled, numbers, ring_chip, run_script
+from models import (
+    Bench,
+    assert_same,
+    bank,
+    compiled,
+    numbers,
+    result_on_two_devices,
+    ring_chip,
+)
 from models import samples as made
 
 import keras_pnn as pnn
@@ -277,17 +284,6 @@ def test_looksam_takes_finite_differences_with_its_second_passes_only():
 
 
 REPLICAS = """
-    import json
-    import numpy as np
-    import tensorflow as tf
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    two = [tf.config.LogicalDeviceConfiguration()] * 2
-    tf.config.set_logical_device_configuration(cpu, two)
-    import keras
-    import keras_pnn as pnn
-
-    x = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
-    y = np.random.default_rng(1).integers(0, 3, 16)
     batches = pnn.datasets.Batches(x, y, batch_size=8)
 
     def train(ascent, data=batches):
@@ -324,10 +320,7 @@ REPLICAS = """
 
 
 def test_replicas_equal_one_device_or_are_refused():
-    run = run_script(REPLICAS)
-    assert run.returncode == 0, run.stderr[-3000:]
-    line = next(t for t in run.stdout.splitlines() if t.startswith("RESULT"))
-    found, refused = json.loads(line.removeprefix("RESULT"))
+    found, refused = result_on_two_devices(REPLICAS)
     for (logs, one), (other_logs, other) in found.values():
         assert_same(map(np.array, one), map(np.array, other), atol=1e-6)
         np.testing.assert_allclose(

@@ -72,8 +72,7 @@ class Trajectory(Ascent):
         self._term = term
         return Batch(batch, term)
 
-    def added(self, batch: Batch, y_pred) -> tf.Tensor | None:
-        """Returns what was added to the loss, `None` for nothing."""
+    def added(self, batch, y_pred):
         if self._term is None:
             return None
         check_loss(self.step.trainer, batch, y_pred, type(self).__name__)
@@ -208,7 +207,7 @@ class SAF(Trajectory):
         self._order.assign(order)
 
     def past(self, batch, present):
-        places = tf.convert_to_tensor(self._place) + tf.range(_size(batch))
+        places = tf.convert_to_tensor(self._place) + tf.range(batch.size)
         epoch = tf.convert_to_tensor(self._epoch)
         samples = tf.gather(tf.convert_to_tensor(self._order), places)
         self._rows = epoch % self.epochs * self._order.shape[0] + samples
@@ -323,7 +322,7 @@ class MESA(Trajectory):
         if not self.start or None in spec.shape[1:]:
             past = outputs()
         else:
-            shape = _size(batch), *spec.shape[1:]
+            shape = batch.size, *spec.shape[1:]
             dtype = _wide(spec.dtype)
             past = tf.cond(active, outputs, lambda: tf.zeros(shape, dtype))
         return past, tf.cast(active, past.dtype)
@@ -357,11 +356,6 @@ class _FollowingBatches(Following):
 
     def on_train_batch_begin(self, batch, logs=None):
         self.ascent.batch_begins(batch * self.batches.batch_size)
-
-
-def _size(batch: Batch) -> tf.Tensor:
-    """How many samples a batch has."""
-    return tf.shape(next(a for a in keras.tree.flatten(batch[0]) if a is not None))[0]
 
 
 def _wide(dtype: str) -> str:

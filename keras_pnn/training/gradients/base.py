@@ -28,6 +28,12 @@ class Batch(tuple):
         batch.term = term
         return batch
 
+    @property
+    def size(self) -> tf.Tensor:
+        """The number of samples."""
+        inputs = (a for a in keras.tree.flatten(self[0]) if a is not None)
+        return tf.shape(next(inputs))[0]
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:

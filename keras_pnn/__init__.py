@@ -32,7 +32,14 @@ from keras_pnn.curvature import (
     hessian_trace,
     loss_landscape,
 )
-from keras_pnn.deploy import Conversion, convert, export_controls, load_controls
+from keras_pnn.deploy import (
+    Conversion,
+    HardwareCost,
+    convert,
+    export_controls,
+    hardware_cost,
+    load_controls,
+)
 from keras_pnn.devices import (
     Correlated,
     DeviceEvaluation,
@@ -88,6 +95,7 @@ __all__ = [
     "DeviceEvaluation",
     "DeviceSet",
     "FiniteDifference",
+    "HardwareCost",
     "HardwareDevice",
     "HeaterTuning",
     "HessianResult",
@@ -115,6 +123,7 @@ __all__ = [
     "evaluate_devices",
     "export_controls",
     "hardware",
+    "hardware_cost",
     "hessian_density",
     "hessian_eigenvalues",
     "hessian_trace",

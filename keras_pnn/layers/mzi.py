@@ -235,9 +235,9 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
     def as_set(self, controls: dict) -> dict:
         if self.dac is None:
             return dict(controls)
-        return {n: self.dac(phase) for n, phase in self._wrapped(controls).items()}
+        return {n: self.dac(phase) for n, phase in self.within_turn(controls).items()}
 
-    def _wrapped(self, controls: dict) -> dict:
+    def within_turn(self, controls: dict) -> dict:
         """Returns phases in the turn of the converter, [0, 2π) without one."""
         phases = (controls[name] for name in _PHASES)
         within = mesh.wrapped(*phases, self.arrangement, *self._range)
@@ -335,7 +335,7 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
         """Warns if the phases to set lie beyond a converter of less than a turn."""
         if not isinstance(self.dac, DAC):
             return
-        within, limit = self._wrapped(self.current_values()[0]), self.dac.high
+        within, limit = self.within_turn(self.current_values()[0]), self.dac.high
         # Rounding to the last code is what any converter does.
         limit += (limit - self.dac.low) / (2**self.dac.bits - 1)
         beyond = sum(
@@ -377,7 +377,7 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
 
     def _wrap(self) -> None:
         if self.crosstalk is None or self.dac is not None:
-            self._store(**self._wrapped(self.controls))
+            self._store(**self.within_turn(self.controls))
             return
         now = {n: np.asarray(v, "float64") for n, v in self.controls.items()}
         both = self._exists * np.stack([now["theta"], now["phi"]])

@@ -100,8 +100,9 @@ def find(model: keras.layers.Layer, name: str, weights: bool = False) -> list[Qu
     Args:
         model: a built model.
         name: an imperfection of every layer that has it (`"temperature"`) or of one
-            layer (`"mrr_bank_1/temperature"`), or an alias in which a layer accepts
-            deviations (`"splitter_imbalance"`).
+            layer (`"mrr_bank_1/temperature"`), an alias in which a layer accepts
+            deviations (`"splitter_imbalance"`), or `"stuck"` for all controls that may
+            be stuck.
         weights: whether names of trainable variables (`"kernel"`) are found too.
 
     Raises:
@@ -115,7 +116,7 @@ def find(model: keras.layers.Layer, name: str, weights: bool = False) -> list[Qu
             continue
         aliases = getattr(quantity.layer, "aliases", {})
         meant, convert = aliases.get(short, (short, None))
-        if quantity.name == meant:
+        if quantity.name == meant or (short == "stuck" and quantity.holds):
             found.append(dataclasses.replace(quantity, convert=convert))
     if not found:
         names = [q.name for q in candidates] + [q.path for q in candidates]

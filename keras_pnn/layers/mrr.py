@@ -33,7 +33,8 @@ class MRRBank(RingLayer):
 
     Controls: `control`, of shape (inputs, units), in the unit of the tuning.
     Imperfections: `resonance_shift` (nm) and `half_width_error` (relative), one per
-    ring, and `temperature` (K, one for the chip).
+    ring, `temperature` (K, one for the chip), and `control_stuck`, rings whose control
+    cannot be set, see `pnn.Stuck`.
 
     Args:
         units: number of outputs.

@@ -29,6 +29,8 @@ class Quantity(Brief):
             all. The others keep their nominal value: they are neither drawn nor
             written to files.
         lower_bound: a bound that its values must exceed; `None` for no bound.
+        holds: the control whose stuck elements it describes, see
+            `PhysicalLayer.add_stuck`; `None` for all other quantities.
         convert: a function from a deviation in an alias (a power imbalance) to one
             of the variable (an angle); `None` if the variable's own name was used.
     """
@@ -42,6 +44,7 @@ class Quantity(Brief):
     shared: bool = False
     mask: np.ndarray | None = None
     lower_bound: float | None = None
+    holds: str | None = None
     convert: Callable | None = None
 
     @property

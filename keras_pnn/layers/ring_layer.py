@@ -144,6 +144,7 @@ class RingLayer(RealInputs, PhysicalLayer):
             "half_width_error", self._kernel_shape, unit="", lower_bound=-1.0
         )
         self.add_imperfection("temperature", (), unit="K", shared=True)
+        self.add_stuck("control")
         self.bias = None
         if self.use_bias:
             self.bias = self.add_weight(
@@ -210,6 +211,7 @@ class RingLayer(RealInputs, PhysicalLayer):
 
     def weights_at(self, control, imperfections: dict):
         """Computes the weights at the controls that the converter has set."""
+        control = self.held({"control": control}, imperfections)["control"]
         width_error = imperfections["half_width_error"]
         warming = self.temperature_sensitivity * imperfections["temperature"]
         shift = imperfections["resonance_shift"] + warming
@@ -270,7 +272,9 @@ class RingLayer(RealInputs, PhysicalLayer):
         """Sets the controls for target weights on the ideal device.
 
         Crosstalk between heaters, and between the rings and channels of a row, is
-        compensated; the steps of a `dac` are not.
+        compensated; the steps of a `dac` are not. Rings that are known to be stuck (the
+        present `control_stuck`) keep their weight; what they do to others is
+        compensated.
 
         Args:
             weights: effective weights, in the shape of the kernel.
@@ -281,7 +285,7 @@ class RingLayer(RealInputs, PhysicalLayer):
         Returns:
             The distance left, the root mean square of effective minus target weight,
             on the ideal device at the controls as they are stored and as the `dac`
-            sets them.
+            sets them, with the rings that are stuck.
 
         Raises:
             ValueError: If the shape differs, a weight is NaN or infinite, or one is
@@ -311,8 +315,19 @@ class RingLayer(RealInputs, PhysicalLayer):
 
     def heater_power(self) -> tf.Tensor | None:
         """Returns the power of each heater in mW, or `None` without heaters."""
-        controls, _ = self.current_values()
-        return self.tuning.heater_power(self.driven(controls["control"]))
+        controls, imperfections = self.current_values()
+        controls = self.held(self.as_set(controls), imperfections)
+        return self.tuning.heater_power(controls["control"])
+
+    def stuck_range(self, name: str) -> tuple[float, float]:
+        """Returns the controls at which a ring may be stuck: those that training sets.
+
+        Where they have no end, up to the highest weight that is solved for.
+        """
+        low, high = limits.common_range(self.control_limits, self.tuning.training_range)
+        if math.isinf(high):
+            high = float(self.tuning.control(self.tuning.clip(math.inf)))
+        return max(low, 0.0), high
 
     def get_config(self) -> dict:
         return {**super().get_config(), **arguments(self, RingLayer)}

@@ -44,11 +44,13 @@ def controls_for(layer, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         that these controls miss.
     """
     tuning, limits = layer.tuning, layer.control_limits
+    stuck = stuck_rings(layer)[0]
     if layer.crosstalk is None and layer.channel_spacing is None:
         alone = tuning.control(weights)
         controls = np.clip(alone, *limits)
         error = np.abs(weights - np.asarray(tuning.weight(controls)))
-        return controls, (controls != alone) & (error > WEIGHT_TOLERANCE)
+        missed = (controls != alone) & (error > WEIGHT_TOLERANCE)
+        return controls, missed & ~stuck
     weights_at = ideal_weights(layer)
     target, best, least = weights, None, np.full(weights.shape, np.inf)
     # The tails of other rings are small beside a ring's own weight, so adding the
@@ -56,7 +58,7 @@ def controls_for(layer, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for _ in range(1 if layer.channel_spacing is None else 50):
         controls = _without_heat(layer, tuning.control(tuning.clip(target)))
         controls = np.clip(controls, *limits)
-        missing = weights - weights_at(controls)
+        missing = np.where(stuck, 0.0, weights - weights_at(controls))
         target = target + np.nan_to_num(missing)
         error = np.nan_to_num(np.abs(missing), nan=np.inf)
         # By output: a weight out of reach does not affect the rows of other outputs.
@@ -72,15 +74,22 @@ def controls_for(layer, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def ideal_weights(layer):
     """Returns a function from controls to weights on the ideal device, in float64.
 
-    Beyond the end of a measured curve weights are NaN.
+    Beyond the end of a measured curve weights are NaN. Rings that are stuck stay so.
     """
     ideal = {
         name: tf.constant(layer.quantity(name).nominal, "float64", v.shape)
         for name, v in layer.imperfections.items()
     }
+    ideal["control_stuck"] = tf.cast(layer.imperfections["control_stuck"], "float64")
     # In a graph, beyond the end of a measured curve is NaN, eagerly an error.
     weights_at = tf.function(layer.weights_at, autograph=False)
     return lambda controls: weights_at(tf.constant(controls, "float64"), ideal).numpy()
+
+
+def stuck_rings(layer) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which rings of a layer are stuck at present, and at what control."""
+    stuck = np.asarray(layer.imperfections["control_stuck"], "float64")
+    return stuck[..., 0] > 0.5, stuck[..., 1]
 
 
 def _without_heat(layer, controls: np.ndarray) -> np.ndarray:
@@ -92,6 +101,9 @@ def _without_heat(layer, controls: np.ndarray) -> np.ndarray:
     if layer.crosstalk is None:
         return controls
     shift = layer.tuning.heater_shift
+    stuck, value = stuck_rings(layer)
+    given = np.where(stuck, np.asarray(shift(value)), 0.0)
+    stuck, given = (np.asarray(layer.by_row(a)) for a in (1.0 * stuck, given))
     rows = np.array(layer.by_row(shift(controls)))
     limits = [
         float(shift(limit)) if math.isfinite(limit) else limit
@@ -101,11 +113,13 @@ def _without_heat(layer, controls: np.ndarray) -> np.ndarray:
         # The last tile may have fewer rings in a row.
         rings = slice(min(layer.columns, layer.fan_in - tile * layer.columns))
         crosstalk, wanted = layer.crosstalk[rings, rings], rows[:, tile, rings]
+        held, heat = stuck[:, tile, rings] > 0.5, given[:, tile, rings]
         own = np.linalg.solve(crosstalk, wanted.T).T
-        if np.any((own < limits[0]) | (own > limits[1])):
+        if held.any() or np.any((own < limits[0]) | (own > limits[1])):
             others = crosstalk - np.eye(len(crosstalk))
             for _ in range(100):
-                own = wanted - np.clip(own, *limits) @ others.T
+                produced = np.where(held, heat, np.clip(own, *limits))
+                own = wanted - produced @ others.T
         rows[:, tile, rings] = np.clip(own, *limits)
     return _control_for_shift(layer.tuning, np.asarray(layer.by_kernel(rows)))
 

@@ -259,7 +259,12 @@ def default_radius(plan: Plan) -> dict[str, float]:
     several axes the largest counts. Names are of one layer ("layer/imperfection")
     where not all layers go as far.
     """
-    radius = plan.spread()
+    # What is stuck or not has no slope to climb.
+    radius = {
+        name: reach
+        for name, reach in plan.spread().items()
+        if not any(q.holds for q in _imperfections(plan, name))
+    }
     taken = {id(q.variable) for name in radius for q in _imperfections(plan, name)}
     # (layer, imperfection) → reach; the layer "" stands for all.
     reaches: dict[tuple[str, str], float] = {}

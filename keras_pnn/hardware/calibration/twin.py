@@ -213,7 +213,7 @@ def _unchanged(model) -> Iterator[None]:
 
 def _wanted(model, names) -> list[Quantity]:
     """The imperfections that names address, of layers with names of their own."""
-    found = [q for q in quantities(model) if q.nominal is not None]
+    found = [q for q in quantities(model) if q.nominal is not None and not q.holds]
     if names is not None:
         several = [names] if isinstance(names, str) else names
         several = list(several) if isinstance(several, Iterable) else [None]

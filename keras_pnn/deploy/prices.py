@@ -136,7 +136,8 @@ class Prices:
         if math.isinf(limit):
             shift = self.values["ring.free_spectral_range"]
             return shift / self.values["heater.efficiency"]
-        return self._ring_power(layer, {"control": np.float64(limit)})
+        control = np.full(layer.controls["control"].shape, limit)
+        return self._ring_power(layer, {"control": control}) / control.size
 
     def _mesh(self, use: Use) -> dict:
         layer, v = use.layer, self.values

@@ -4,7 +4,12 @@ import inspect
 
 from keras_pnn.physics import tuning
 
-_TUNINGS = (tuning.LorentzianTuning, tuning.HeaterTuning, tuning.MeasuredTuning)
+_TUNINGS = (
+    tuning.LorentzianTuning,
+    tuning.HeaterTuning,
+    tuning.MeasuredTuning,
+    tuning.RingTunings,
+)
 _DAC = ("bits", "low", "high")
 _IMPERFECTIONS = (
     "resonance_shift",

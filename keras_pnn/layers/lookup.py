@@ -11,7 +11,7 @@ from keras_pnn import _checks, _keras
 from keras_pnn.layers.belonging import place_of
 from keras_pnn.layers.physical import PhysicalLayer
 from keras_pnn.layers.quantity import Quantity
-from keras_pnn.physics.tuning import MeasuredTuning
+from keras_pnn.physics.tuning import MeasuredTuning, RingTunings
 
 # What chooses variables, see `select_variables`.
 Selection = str | Iterable[str] | Callable[[keras.Variable], bool]
@@ -62,7 +62,7 @@ def left_curves(model: keras.layers.Layer) -> str:
     measured = [
         repr(layer.name)
         for layer in physical_layers(model)
-        if isinstance(getattr(layer, "tuning", None), MeasuredTuning)
+        if isinstance(getattr(layer, "tuning", None), MeasuredTuning | RingTunings)
     ]
     if not measured:
         return ""

@@ -108,11 +108,11 @@ class RingLayer(RealInputs, PhysicalLayer):
             _checks.real, "channel_spacing", channel_spacing, above=0
         )
         if channel_spacing is not None and isinstance(
-            self.tuning, tunings.MeasuredTuning
+            self.tuning, tunings.MeasuredTuning | tunings.RingTunings
         ):
             raise ValueError(
                 "`channel_spacing` models all rings of a row, which a measured curve "
-                f"of one ring cannot. Received: tuning={self.tuning}"
+                f"of one ring, or a curve for each, cannot. Received: {self.tuning}"
             )
         self.adc_bits = _checks.optional(_checks.integer, "adc_bits", adc_bits, 2, 24)
         self.adc_range = _checks.optional(_checks.real, "adc_range", adc_range, above=0)
@@ -125,6 +125,10 @@ class RingLayer(RealInputs, PhysicalLayer):
         self._kernel_shape = tuple(int(n) for n in shape)
         self.outputs, self.fan_in = shape[-1], math.prod(shape[:-1])
         self._check_crosstalk()
+        row, column = np.indices((self.outputs, self.fan_in))
+        places = row % self.rows, column % self.columns
+        row, column = (place.T.reshape(self._kernel_shape) for place in places)
+        self.tuning = self.tuning.placed(row, column, self.columns)
         penalty = self.control_regularizer
         if self.kernel_regularizer is not None:
             penalty = WeightPenalty(self)
@@ -326,7 +330,7 @@ class RingLayer(RealInputs, PhysicalLayer):
         """
         low, high = limits.common_range(self.control_limits, self.tuning.training_range)
         if math.isinf(high):
-            high = float(self.tuning.control(self.tuning.clip(math.inf)))
+            high = float(np.max(self.tuning.control(self.tuning.clip(math.inf))))
         return max(low, 0.0), high
 
     def get_config(self) -> dict:

@@ -106,7 +106,9 @@ def _without_heat(layer, controls: np.ndarray) -> np.ndarray:
     stuck, given = (np.asarray(layer.by_row(a)) for a in (1.0 * stuck, given))
     rows = np.array(layer.by_row(shift(controls)))
     limits = [
-        float(shift(limit)) if math.isfinite(limit) else limit
+        layer.by_row(shift(np.full(controls.shape, limit)))
+        if math.isfinite(limit)
+        else np.full(rows.shape, limit)
         for limit in layer.control_limits
     ]
     for tile in range(layer.tiles[1]):
@@ -114,13 +116,14 @@ def _without_heat(layer, controls: np.ndarray) -> np.ndarray:
         rings = slice(min(layer.columns, layer.fan_in - tile * layer.columns))
         crosstalk, wanted = layer.crosstalk[rings, rings], rows[:, tile, rings]
         held, heat = stuck[:, tile, rings] > 0.5, given[:, tile, rings]
+        low, high = (np.asarray(limit)[:, tile, rings] for limit in limits)
         own = np.linalg.solve(crosstalk, wanted.T).T
-        if held.any() or np.any((own < limits[0]) | (own > limits[1])):
+        if held.any() or np.any((own < low) | (own > high)):
             others = crosstalk - np.eye(len(crosstalk))
             for _ in range(100):
-                produced = np.where(held, heat, np.clip(own, *limits))
+                produced = np.where(held, heat, np.clip(own, low, high))
                 own = wanted - produced @ others.T
-        rows[:, tile, rings] = np.clip(own, *limits)
+        rows[:, tile, rings] = np.clip(own, low, high)
     return _control_for_shift(layer.tuning, np.asarray(layer.by_kernel(rows)))
 
 

@@ -50,9 +50,10 @@ class MRRBank(RingLayer):
         control_constraint: applied to the controls after each step. The default
             keeps them in the range of the tuning.
         temperature_sensitivity: resonance shift per kelvin, nm/K.
-        crosstalk: thermal crosstalk between the rings of a row, a matrix
-            (columns, columns) with ones on the diagonal, as
-            `physics.heater.crosstalk_matrix` returns it. Default: no crosstalk.
+        crosstalk: thermal crosstalk, a matrix with ones on the diagonal, measured or
+            as `physics.heater.crosstalk_matrix` and `nearest_neighbour` return it:
+            between the rings of a row (columns, columns), or between all rings of
+            the bank, row by row (rows · columns, rows · columns). Default: none.
         channel_spacing: distance of neighbouring channels in nm. If given, each
             channel passes all rings of its row. Default: it passes only its own ring.
         bank_size: (rows, columns) of the physical bank, on which the matrix is

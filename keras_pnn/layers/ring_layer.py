@@ -160,8 +160,15 @@ class RingLayer(RealInputs, PhysicalLayer):
             )
 
     def _check_crosstalk(self) -> None:
-        if self.crosstalk is not None and len(self.crosstalk) != self.columns:
-            expected = f"of shape {(self.columns,) * 2}, for the rings of one row"
+        whole = self.rows * self.columns
+        if self.crosstalk is not None and len(self.crosstalk) not in (
+            self.columns,
+            whole,
+        ):
+            expected = (
+                f"of shape {(self.columns,) * 2}, for the rings of one row, or "
+                f"{(whole,) * 2}, for all rings of the bank"
+            )
             received = f"shape {self.crosstalk.shape}"
             raise _checks.error("crosstalk", expected, received)
 
@@ -206,6 +213,33 @@ class RingLayer(RealInputs, PhysicalLayer):
         rows = ops.reshape(rows, (self.outputs, -1))[:, : self.fan_in]
         return ops.reshape(ops.transpose(rows), self._kernel_shape)
 
+    def by_heat(self, matrix):
+        """Returns a matrix (fan_in, outputs) as groups of rings that warm each other.
+
+        With crosstalk in a row (outputs · tiles, columns), with that of a whole bank
+        (passes, rows · columns), ring by ring and row by row. Where the matrix does
+        not fill a bank, values are 0.
+        """
+        rows = self.by_row(matrix)
+        if len(self.crosstalk) == self.columns:
+            return ops.reshape(rows, (-1, self.columns))
+        over_outputs, over_inputs = self.tiles
+        missing = over_outputs * self.rows - self.outputs
+        filling = ops.zeros((missing, over_inputs, self.columns), dtype=rows.dtype)
+        banks = ops.concatenate([rows, filling], axis=0)
+        banks = ops.reshape(banks, (over_outputs, self.rows, over_inputs, self.columns))
+        banks = ops.transpose(banks, (0, 2, 1, 3))
+        return ops.reshape(banks, (self.passes, self.rows * self.columns))
+
+    def from_heat(self, groups):
+        """Inverts `by_heat`, and returns the kernel's shape."""
+        if len(self.crosstalk) == self.columns:
+            return self.by_kernel(groups)
+        banks = ops.reshape(groups, (*self.tiles, self.rows, self.columns))
+        rows = ops.transpose(banks, (0, 2, 1, 3))
+        rows = ops.reshape(rows, (-1, self.tiles[1] * self.columns))
+        return self.by_kernel(rows[: self.outputs])
+
     def as_set(self, controls):
         return {"control": self.driven(controls["control"])}
 
@@ -220,10 +254,10 @@ class RingLayer(RealInputs, PhysicalLayer):
         warming = self.temperature_sensitivity * imperfections["temperature"]
         shift = imperfections["resonance_shift"] + warming
         if self.crosstalk is not None:
-            heated = self.by_row(self.tuning.heater_shift(control))
+            heated = self.by_heat(self.tuning.heater_shift(control))
             others = self.crosstalk - np.eye(len(self.crosstalk))
             spread = ops.matmul(heated, ops.cast(others.T, heated.dtype))
-            shift = shift + self.by_kernel(spread)
+            shift = shift + self.from_heat(spread)
         if self.channel_spacing is None:
             return self.tuning.weight(control, shift, width_error)
         detuning = self.tuning.detuning(control) + shift

@@ -102,29 +102,34 @@ def _without_heat(layer, controls: np.ndarray) -> np.ndarray:
         return controls
     shift = layer.tuning.heater_shift
     stuck, value = stuck_rings(layer)
-    given = np.where(stuck, np.asarray(shift(value)), 0.0)
-    stuck, given = (np.asarray(layer.by_row(a)) for a in (1.0 * stuck, given))
-    rows = np.array(layer.by_row(shift(controls)))
     limits = [
-        layer.by_row(shift(np.full(controls.shape, limit)))
+        shift(np.full(controls.shape, limit))
         if math.isfinite(limit)
-        else np.full(rows.shape, limit)
+        else np.full(controls.shape, limit)
         for limit in layer.control_limits
     ]
-    for tile in range(layer.tiles[1]):
-        # The last tile may have fewer rings in a row.
-        rings = slice(min(layer.columns, layer.fan_in - tile * layer.columns))
-        crosstalk, wanted = layer.crosstalk[rings, rings], rows[:, tile, rings]
-        held, heat = stuck[:, tile, rings] > 0.5, given[:, tile, rings]
-        low, high = (np.asarray(limit)[:, tile, rings] for limit in limits)
-        own = np.linalg.solve(crosstalk, wanted.T).T
-        if held.any() or np.any((own < low) | (own > high)):
+    parts = (
+        *(shift(controls), np.ones(controls.shape), 1.0 * stuck, *limits),
+        np.where(stuck, np.asarray(shift(value)), 0.0),
+    )
+    wanted, exists, held, low, high, heat = (
+        np.array(layer.by_heat(np.asarray(part, "float64"))) for part in parts
+    )
+    solved = np.zeros_like(wanted)
+    for pattern in np.unique(exists, axis=0):
+        groups, rings = (exists == pattern).all(axis=1), pattern > 0
+        here = np.ix_(groups, rings)
+        crosstalk = layer.crosstalk[np.ix_(rings, rings)]
+        own = np.linalg.solve(crosstalk, wanted[here].T).T
+        ends = low[here], high[here]
+        fixed = held[here] > 0.5
+        if fixed.any() or np.any((own < ends[0]) | (own > ends[1])):
             others = crosstalk - np.eye(len(crosstalk))
             for _ in range(100):
-                produced = np.where(held, heat, np.clip(own, low, high))
-                own = wanted - produced @ others.T
-        rows[:, tile, rings] = np.clip(own, low, high)
-    return _control_for_shift(layer.tuning, np.asarray(layer.by_kernel(rows)))
+                produced = np.where(fixed, heat[here], np.clip(own, *ends))
+                own = wanted[here] - produced @ others.T
+        solved[here] = np.clip(own, *ends)
+    return _control_for_shift(layer.tuning, np.asarray(layer.from_heat(solved)))
 
 
 def _control_for_shift(tuning: tunings.Tuning, shift: np.ndarray) -> np.ndarray:

@@ -27,9 +27,9 @@ class MRRBank(RingLayer):
         ───○──○──○───► through ─┐
         ───○──○──○───► drop ────┴─ (−) ─► output, one row per unit
 
-    `outputs = activation(inputs · w(control) + bias)`, where `w` is the `tuning`:
-    for the balanced readout of an ideal ring w = T − D = 1 − 2 / (1 + u²), with
-    u the detuning over the half-width (Tait et al. 2017, eq. 1).
+    `outputs = activation(gain · inputs · w(control) + bias)`, where `w` is the
+    `tuning`: for the balanced readout of an ideal ring w = T − D = 1 − 2 / (1 + u²),
+    with u the detuning over the half-width (Tait et al. 2017, eq. 1).
 
     Controls: `control`, of shape (inputs, units), in the unit of the tuning.
     Imperfections: `resonance_shift` (nm) and `half_width_error` (relative), one per
@@ -63,6 +63,9 @@ class MRRBank(RingLayer):
             digital sum (two's complement, so that a dark tile reads 0). Default: exact.
         adc_range: largest absolute readout. Default: for each sample the
             largest of its tiles (an auto-ranging receiver).
+        gain: amplification behind the readout, electronic or digital: a number, an
+            array of one for each output, or `True`, one number that is trained. It is
+            no control, so that the ascent over controls leaves it alone. Default: 1.
 
     Input shape: `(batch, ..., inputs)`.
 

@@ -71,6 +71,7 @@ class RingLayer(RealInputs, PhysicalLayer):
         dac: limits.DAC | None = None,
         adc_bits: int | None = None,
         adc_range: float | None = None,
+        gain: float | bool | np.ndarray | None = None,
         **kwargs,
     ):
         super().__init__(activity_regularizer=activity_regularizer, **kwargs)
@@ -116,6 +117,10 @@ class RingLayer(RealInputs, PhysicalLayer):
             )
         self.adc_bits = _checks.optional(_checks.integer, "adc_bits", adc_bits, 2, 24)
         self.adc_range = _checks.optional(_checks.real, "adc_range", adc_range, above=0)
+        if gain is not None and gain is not True:
+            gain = _checks.array("gain", gain, above=0)
+            gain = gain if gain.ndim else float(gain)
+        self.gain = gain
         if adc_bits is None and adc_range is not None:
             raise ValueError(
                 f"`adc_range` needs `adc_bits`. Received: adc_range={adc_range}"
@@ -149,6 +154,20 @@ class RingLayer(RealInputs, PhysicalLayer):
         )
         self.add_imperfection("temperature", (), unit="K", shared=True)
         self.add_stuck("control")
+        self.gain_variable = None
+        if self.gain is not None:
+            trained = self.gain is True
+            shape = () if trained else np.shape(self.gain)
+            if shape not in ((), (self.outputs,)):
+                expected = f"one number, or {self.outputs} for the outputs"
+                raise _checks.error("gain", expected, f"shape {shape}")
+            start = 1.0 if trained else self.gain
+            self.gain_variable = self.add_weight(
+                name="gain",
+                shape=shape,
+                initializer=lambda shape, dtype: tf.cast(start, dtype),
+                trainable=trained,
+            )
         self.bias = None
         if self.use_bias:
             self.bias = self.add_weight(
@@ -276,6 +295,9 @@ class RingLayer(RealInputs, PhysicalLayer):
         return ops.cast(weights, self.compute_dtype)
 
     def _biased(self, outputs):
+        """Applies what follows the detectors: the gain, and the bias."""
+        if self.gain_variable is not None:
+            outputs = outputs * ops.cast(self.gain_variable, outputs.dtype)
         if self.bias is None:
             return outputs
         return outputs + ops.cast(self.bias, outputs.dtype)

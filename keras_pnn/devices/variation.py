@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from keras_pnn import _checks
 from keras_pnn.devices.draws import standard_normal, uniform_numbers
+from keras_pnn.devices.named import Deviations
 from keras_pnn.devices.simulated import DeviceSet, SimulatedDevice
 from keras_pnn.devices.stuck import Stuck
 from keras_pnn.layers.lookup import architecture, find
@@ -72,7 +73,7 @@ class Correlated:
 
 
 # For a draw that lies beyond the bound of an imperfection.
-WAY_OUT = (
+_WAY_OUT = (
     "Draw from a distribution that ends before, such as TFP's TruncatedNormal, or "
     "give a smaller standard deviation. "
 )
@@ -187,6 +188,18 @@ class Variation:
             drawn.append((quantity, quantity.deviation(_draw(quantity, spread, own))))
         return drawn
 
+    def drawn(self, model: keras.layers.Layer, seed) -> Deviations:
+        """Draws one device as `deviations`, outside a graph.
+
+        Raises:
+            ValueError: If a draw lies beyond an imperfection's bound.
+        """
+        arrays: Deviations = {}
+        for quantity, deviation in self.deviations(model, seed):
+            array = arrays[quantity.name, quantity.index] = deviation.numpy()
+            quantity.check(array, _WAY_OUT)
+        return arrays
+
     def values(self, model: keras.layers.Layer, seed):
         """Draws one device on top of what the model's variables are at present.
 
@@ -217,10 +230,7 @@ class Variation:
         shapes = architecture(model, {q.name for q, _ in self._plan(model)})
         devices = []
         for i in range(n):
-            drawn = self.deviations(model, (seed, i))
-            arrays = {(q.name, q.index): d.numpy() for q, d in drawn}
-            for quantity, _ in drawn:
-                quantity.check(arrays[quantity.name, quantity.index], WAY_OUT)
+            arrays = self.drawn(model, (seed, i))
             label = f"seed {seed}, device {i}"
             devices.append(SimulatedDevice(arrays, shapes, label))
         return DeviceSet(devices)

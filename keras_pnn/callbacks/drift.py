@@ -18,7 +18,7 @@ import tensorflow as tf
 from keras_pnn import _checks, _keras
 from keras_pnn.devices.simulated import restoring
 from keras_pnn.layers.context import measuring_device
-from keras_pnn.layers.lookup import find
+from keras_pnn.layers.lookup import find_gradual
 from keras_pnn.training import bench
 
 
@@ -166,7 +166,7 @@ class DriftInjection(keras.callbacks.Callback):
 
     def _find(self):
         try:
-            self._quantities = find(self.model, self.imperfection)
+            self._quantities = find_gradual(self.model, self.imperfection)
         except ValueError as error:
             if self.model.built:
                 raise

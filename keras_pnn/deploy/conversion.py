@@ -39,8 +39,9 @@ class Conversion(Shown):
             number), `clipped` (those out of range), `max_error` and `rms_error`
             (effective minus digital weight).
         kept: names of layers with weights that stay digital.
-        optical_share: share of the multiplications of one sample, in matrices and
-            convolutions, that weight banks do.
+        optical_share: share of the multiplications of one sample that weight banks
+            do, of those in dense layers and convolutions (attention, recurrent and
+            separable layers are not counted).
         reasons: name of a layer in `kept` → why it stays digital.
 
     Example:
@@ -128,8 +129,6 @@ def convert(
         )
     check_fields(model)
     _checks.choice("gain", gain, (None, "layer", "column"))
-    if gain is not None and "gain" in kwargs:
-        raise _checks.error("gain", "given once", repr(kwargs["gain"]))
     pairs: list[tuple[keras.layers.Layer, keras.layers.Layer]] = []
 
     def replace(layer):
@@ -161,8 +160,7 @@ def convert(
 def _multiplications(model) -> tuple[int, int]:
     """Returns how many multiplications of one sample are optical, and digital.
 
-    Those of layers with a kernel, a matrix or more; where sizes are unknown, they count
-    as 1.
+    Those of layers with a kernel, a matrix or more; sizes that are unknown count as 1.
     """
     optical = digital = 0
     for use in uses_of(model):
@@ -172,7 +170,9 @@ def _multiplications(model) -> tuple[int, int]:
         if matrix is None or len(matrix.shape) < 2:
             continue
         shape = layer.compute_output_shape(use.shape)[1:]
-        places = math.prod(n or 1 for n in shape) // matrix.shape[-1]
+        depthwise = "Depthwise" in type(layer).__name__
+        outputs = math.prod(matrix.shape[-2 if depthwise else -1 :])
+        places = math.prod(n or 1 for n in shape) // outputs
         count = max(places, 1) * math.prod(matrix.shape)
         if isinstance(layer, RingLayer):
             optical += count
@@ -243,8 +243,6 @@ def _program(layer, bank, by_gain: bool) -> dict:
         # That of the configuration too, with which it is built again.
         bank.gain = gain if gain.ndim else float(gain)
         bank.gain_variable.assign(gain)
-    elif bank.gain_variable is not None:
-        gain = np.asarray(bank.gain_variable, "float64")
     digital, weights = weights, weights / gain
     reached = bank.tuning.clip(weights)
     controls, missed = controls_for(bank, reached)

@@ -87,8 +87,9 @@ def hardware_cost(
       over its passes; at worst, all at the highest control, or, where that has no
       limit, at a shift by a free spectral range. Controls in nm are converted by the
       library's efficiency. A phase is that within one turn.
-    - **Lasers**: electrical power. By loss, each photodiode receives its sensitivity
-      (`sensitivity`) behind the splitters, all losses of the path and, in a mesh, the
+    - **Lasers**: electrical power. By loss, each channel of a bank reaches each row,
+      and the light of a mesh each photodiode, with the photodiode's `sensitivity`,
+      behind the splitters, all losses of the path and, in a mesh, the
       spread over all modes. By shot noise, the noise of a full-scale reading equals
       that of rounding to `bits` bits, which takes 12 · 4^bits electrons.
     - **Converters**: one for each modulator and each output, whose power follows rate

@@ -95,7 +95,9 @@ class Prices:
         signed = tuning.weight_range[0] < 0
         balanced = getattr(tuning, "port", "balanced" if signed else "") == "balanced"
         diodes = rows * (2 if balanced else 1)
-        power = self._ring_power(layer, layer.as_set(layer.current_values()[0]))
+        controls, imperfections = layer.current_values()
+        held = layer.held(layer.as_set(controls), imperfections)
+        power = self._ring_power(layer, held["control"])
         return {
             "multiplications": places * layer.fan_in * layer.outputs,
             "heaters": rings,
@@ -122,9 +124,8 @@ class Prices:
             "busy_us": time,
         }
 
-    def _ring_power(self, layer: RingLayer, controls: dict) -> float:
+    def _ring_power(self, layer: RingLayer, control) -> float:
         """Returns the power of all heaters of a bank in mW, all passes added."""
-        control = controls["control"]
         power = layer.tuning.heater_power(control)
         if power is None:
             shift = layer.tuning.heater_shift(control)
@@ -137,7 +138,7 @@ class Prices:
             shift = self.values["ring.free_spectral_range"]
             return shift / self.values["heater.efficiency"]
         control = np.full(layer.controls["control"].shape, limit)
-        return self._ring_power(layer, {"control": control}) / control.size
+        return self._ring_power(layer, control) / control.size
 
     def _mesh(self, use: Use) -> dict:
         layer, v = use.layer, self.values
@@ -147,9 +148,10 @@ class Prices:
         worst = 0.0
         for part in physical_layers(layer):
             if isinstance(part, MZIMesh):
-                controls = part.current_values()[0]
+                controls, imperfections = part.current_values()
                 turned = part.as_set(controls) if part.dac else None
                 turned = turned or part.within_turn(controls)
+                turned = part.held(turned, imperfections)
                 highest = getattr(part.dac, "high", 2 * math.pi)
                 for name, phase in turned.items():
                     exists = part.quantity(name).exists

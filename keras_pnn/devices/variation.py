@@ -172,7 +172,12 @@ class Variation:
                         f"'{quantity.layer.name}'"
                     )
                 plan[id(quantity.variable)] = quantity, name
-        return [(quantity, self.spreads[name]) for quantity, name in plan.values()]
+        pairs = [(quantity, self.spreads[name]) for quantity, name in plan.values()]
+        for quantity, spread in pairs:
+            if quantity.holds and not isinstance(spread, Stuck):
+                expected = "given by `stuck=Stuck(…)`, which draws it"
+                raise _checks.error(quantity.path, expected, repr(spread))
+        return pairs
 
     def deviations(self, model: keras.layers.Layer, seed):
         """Draws one device, inside or outside a graph.

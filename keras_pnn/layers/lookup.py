@@ -131,6 +131,19 @@ def find(model: keras.layers.Layer, name: str, weights: bool = False) -> list[Qu
     return found
 
 
+def find_gradual(model: keras.layers.Layer, name: str) -> list[Quantity]:
+    """Returns the imperfections that a name addresses, as `find`, if they have slopes.
+
+    Raises:
+        ValueError: As `find`, or if a control is stuck or not, with nothing between.
+    """
+    found = find(model, name)
+    if any(q.holds for q in found):
+        expected = "one that moves gradually; `Variation(stuck=…)` draws what is stuck"
+        raise _checks.error("imperfection", expected, repr(name))
+    return found
+
+
 def common_unit(found: list[Quantity]) -> str:
     """Returns the unit of amounts of what a name found, `""` where there is none."""
     # Another quantity, such as a power imbalance, is not in the variable's unit.

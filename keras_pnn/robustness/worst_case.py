@@ -14,7 +14,7 @@ from keras_pnn.devices import SimulatedDevice
 from keras_pnn.devices.evaluation import check_digital, check_nominal
 from keras_pnn.devices.mapped import graph
 from keras_pnn.layers.context import Overrides
-from keras_pnn.layers.lookup import architecture, find
+from keras_pnn.layers.lookup import architecture, find, find_gradual
 from keras_pnn.layers.quantity import Quantity
 from keras_pnn.robustness.axes import Axis, DeviationAxis
 from keras_pnn.robustness.points import Plan
@@ -197,7 +197,7 @@ class _Ball:
     """The deviations of one imperfection whose root mean square is within a radius."""
 
     def __init__(self, model: keras.Model, name: str, radius: float):
-        self.quantities = find(model, name)
+        self.quantities = find_gradual(model, name)
         first = self.quantities[0]
         value = _checks.real(f"radius[{name!r}]", radius, above=0)
         if first.convert is not None:

@@ -137,6 +137,44 @@ def test_training_among_stuck_controls_is_reproducible():
     assert repr(again) == repr(variation)
 
 
+def test_what_is_stuck_stays_where_it_is():
+    """Draws on top of a device neither add up nor free its stuck controls."""
+    model = models.banks()
+    held = np.zeros((4, 5, 2))
+    held[1, 2] = 1, 0.2
+    chip = pnn.SimulatedDevice.from_dict(model, {"first/control_stuck": held})
+    more = pnn.Variation({"first/stuck": pnn.Stuck(1.0, 0.3)})
+    with chip.installed(model):
+        ((_, value),) = more.values(model, (0, 0))
+    expected = np.where(held[..., :1] > 0.5, held, [1.0, 0.3])
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    # The same with a device in the loop, and in full from the first step on.
+    layer = model.get_layer("first")
+    chip.attach(model)
+    sat = pnn.SATModel(model, ascent=None, variation=more, warmup=100, device=chip)
+    sat.compile("sgd", "mse")
+    drawn = sat._drawn((0, 0))
+    with drawn.scope(model):
+        found = chip.measure(layer, tf.ones((1, 4)), layer.current_values()[0])
+    layer.imperfections["control_stuck"].assign(expected)
+    np.testing.assert_allclose(found, layer(np.ones((1, 4))), rtol=1e-5)
+
+
+def test_what_is_stuck_does_not_drift():
+    model = models.compiled(models.banks())
+    for name in ("stuck", "first/control_stuck"):
+        drift = pnn.callbacks.DriftInjection(name, pnn.drift.Linear(0.1))
+        with pytest.raises(ValueError, match="moves gradually"):
+            model.fit(X, np.zeros(8, int), callbacks=[drift], verbose=0)
+    with pytest.raises(ValueError, match="moves gradually"):
+        sat = pnn.SATModel(model, rho=0.1, adversarial={"control_stuck": pnn.FiniteDifference(0.1)})
+        models.compiled(sat).fit(X, np.zeros(8, int), verbose=0)
+    with pytest.raises(ValueError, match="stuck=Stuck"):
+        pnn.Variation(control_stuck=0.1).sample(model, 1)
+    with pytest.raises(ValueError, match="0 or 1 in front"):
+        pnn.SimulatedDevice.from_dict(model, {"control_stuck": 0.3})
+
+
 def test_devices_evaluate_as_installed(tmp_path):
     model = models.compiled(models.banks())
     variation = pnn.Variation(stuck=pnn.Stuck(0.2, 0.1))

@@ -47,6 +47,7 @@ RINGS = dict(
     bank_size=(2, 3),
     dac=DAC(7, 0.0, 2.0),
     adc_bits=9,
+    gain=1.7,
     adc_range=4.0,
     dtype="float32",
     trainable=False,

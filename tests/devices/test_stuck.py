@@ -167,7 +167,8 @@ def test_what_is_stuck_does_not_drift():
         with pytest.raises(ValueError, match="moves gradually"):
             model.fit(X, np.zeros(8, int), callbacks=[drift], verbose=0)
     with pytest.raises(ValueError, match="moves gradually"):
-        sat = pnn.SATModel(model, rho=0.1, adversarial={"control_stuck": pnn.FiniteDifference(0.1)})
+        adversarial = {"control_stuck": pnn.Autodiff(0.1)}
+        sat = pnn.SATModel(model, rho=0.1, adversarial=adversarial)
         models.compiled(sat).fit(X, np.zeros(8, int), verbose=0)
     with pytest.raises(ValueError, match="stuck=Stuck"):
         pnn.Variation(control_stuck=0.1).sample(model, 1)

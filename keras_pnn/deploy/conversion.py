@@ -227,7 +227,7 @@ def _bank(layer, tuning, gain, kwargs):
 
 def _gain(weights: np.ndarray, bank: RingLayer) -> np.ndarray:
     """Returns the gain at which the weights are in reach of their rings."""
-    low, high = (bank.tuning.clip(np.full(weights.shape, s)) for s in (-9.0, 9.0))
+    low, high = (bank.curve.clip(np.full(weights.shape, s)) for s in (-9.0, 9.0))
     reach = np.where(weights < 0, low, high)
     # A single detector reaches no negative weight, whatever the gain.
     share = np.where(reach * weights > 0, weights / np.where(reach, reach, 1), 0.0)
@@ -244,7 +244,7 @@ def _program(layer, bank, by_gain: bool) -> dict:
         bank.gain = gain if gain.ndim else float(gain)
         bank.gain_variable.assign(gain)
     digital, weights = weights, weights / gain
-    reached = bank.tuning.clip(weights)
+    reached = bank.curve.clip(weights)
     controls, missed = controls_for(bank, reached)
     bank.controls["control"].assign(controls)
     if bank.use_bias:

@@ -80,7 +80,6 @@ class Prices:
     def _bank(self, use: Use) -> dict:
         layer, v = use.layer, self.values
         rows, columns, passes = layer.rows, layer.columns, layer.passes
-        rings = rows * columns
         shape = layer.compute_output_shape(use.shape)[1:]
         places = _product(shape) // layer.outputs
         # Groups of a convolution have inputs of their own, one after the other.
@@ -90,21 +89,25 @@ class Prices:
         loss = v["ring_modulator.loss"] + v["ring.loss"]
         loss += (columns - 1) * v["ring_modulator.passing_loss"]
         loss += (columns - 1) * v["ring.passing_loss"]
-        loss += v["splitter.loss"] * math.ceil(math.log2(rows))
         tuning = layer.tuning
         signed = tuning.weight_range[0] < 0
         balanced = getattr(tuning, "port", "balanced" if signed else "") == "balanced"
-        diodes = rows * (2 if balanced else 1)
         controls, imperfections = layer.current_values()
         held = layer.held(layer.as_set(controls), imperfections)
         power = self._ring_power(layer, held["control"])
+        # A row without rings for the reference of signed weights, whose noise adds to
+        # twice that of a reading of twice the range: 5/4 of the electrons.
+        noise, reference = (1.25, 1) if layer.signed else (1.0, 0)
+        rings, rows = rows * columns, rows + reference
+        diodes = rows * (2 if balanced else 1)
+        loss += v["splitter.loss"] * math.ceil(math.log2(rows))
         return {
             "multiplications": places * layer.fan_in * layer.outputs,
             "heaters": rings,
             "heater_mW": power / passes,
             "heater_worst_mW": rings * self._highest_ring_power(layer),
             **self._modulators("ring_modulator", columns),
-            **self._lasers(columns, rows * columns, rows, loss),
+            **self._lasers(columns, rows * columns, noise * rows, loss),
             **self._readout(diodes, rows, layer.adc_bits),
             "converters": columns + rows,
             "converter_mW": self._dacs(columns)

@@ -15,6 +15,7 @@ _IMPERFECTIONS = (
     "resonance_shift",
     "half_width_error",
     "temperature",
+    "reference_error",
     "theta_error",
     "phi_error",
     "splitter_error",

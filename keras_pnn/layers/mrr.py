@@ -34,7 +34,8 @@ class MRRBank(RingLayer):
     Controls: `control`, of shape (inputs, units), in the unit of the tuning.
     Imperfections: `resonance_shift` (nm) and `half_width_error` (relative), one per
     ring, `temperature` (K, one for the chip), and `control_stuck`, rings whose control
-    cannot be set, see `pnn.Stuck`.
+    cannot be set, see `pnn.Stuck`. With `signed`, `reference_error` (relative), one for
+    the bank.
 
     Args:
         units: number of outputs.
@@ -66,6 +67,14 @@ class MRRBank(RingLayer):
         gain: amplification behind the readout, electronic or digital: a number, an
             array of one for each output, or `True`, one number that is trained. It is
             no control, so that the ascent over controls leaves it alone. Default: 1.
+        signed: whether a tuning of one port alone, with transmissions T from 0 to 1,
+            gives the weights 2 T − 1: twice a reading, minus that of a reference, a row
+            without rings that adds up the inputs. Both readings have steps and noise
+            of their own, so that an output has √5 times the noise of a reading.
+        read_noise: standard deviation of each reading of a row, in the unit of input
+            times weight, in training and in inference. Readings of several tiles add
+            up.
+        seed: seed of the noise, as in `ShotNoise`.
 
     Input shape: `(batch, ..., inputs)`.
 
@@ -110,7 +119,7 @@ class MRRBank(RingLayer):
         if self.adc_bits is None:
             outputs = ops.matmul(inputs, kernel)
         else:
-            outputs = self._tiled_product(inputs, kernel)
+            outputs = self._tiled_product(inputs, kernel, imperfections)
         return self.activation(self._biased(outputs))
 
     def compute_output_shape(self, input_shape) -> tuple:
@@ -225,7 +234,8 @@ class MRRConv2D(RingLayer):
         images = ops.transpose(inputs, (0, 2, 3, 1)) if first else inputs
         if self.adc_bits is not None:
             images, axes = self._padded(images)
-            outputs = self._tiled_product(convolution.patches(images, axes), kernel)
+            patches = convolution.patches(images, axes)
+            outputs = self._tiled_product(patches, kernel, imperfections)
         elif current().stacked:
             images, axes = self._padded(images)
             outputs = convolution.convolve(images, kernel, axes, self.groups)

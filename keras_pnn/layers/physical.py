@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -196,6 +197,18 @@ class PhysicalLayer(keras.layers.Layer):
     def quantity(self, name: str) -> Quantity:
         """Returns the description of a control or an imperfection."""
         return {**self._imperfections, **self._controls}[name]
+
+    def places(self, name: str) -> np.ndarray:
+        """Returns the number of each element of an imperfection on the hardware.
+
+        Elements with one number are one device, such as a ring that serves in several
+        passes.
+
+        Args:
+            name: an imperfection.
+        """
+        shape = tuple(self.imperfections[name].shape)
+        return np.arange(math.prod(shape)).reshape(shape)
 
     def check_given(self, name: str, value: np.ndarray) -> None:
         """Raises an error for values that a user chose outside a quantity's range.

@@ -24,8 +24,9 @@ from keras_pnn.layers.ring_program import (
     controls_for,
     ideal_weights,
 )
-from keras_pnn.physics import detection
+from keras_pnn.layers.ring_readout import RingReadout
 from keras_pnn.physics import tuning as tunings
+from keras_pnn.physics.tuning.signed import SignedCurve
 
 
 class WeightPenalty(keras.regularizers.Regularizer):
@@ -48,7 +49,7 @@ class WeightPenalty(keras.regularizers.Regularizer):
         return penalty
 
 
-class RingLayer(RealInputs, PhysicalLayer):
+class RingLayer(RingReadout, RealInputs, PhysicalLayer):
     """Base of layers whose kernel is a matrix of microring weights.
 
     `MRRBank` and `MRRConv2D` explain the arguments.
@@ -75,6 +76,9 @@ class RingLayer(RealInputs, PhysicalLayer):
         adc_bits: int | None = None,
         adc_range: float | None = None,
         gain: float | bool | np.ndarray | None = None,
+        signed: bool = False,
+        read_noise: float = 0.0,
+        seed: int | None = None,
         **kwargs,
     ):
         super().__init__(activity_regularizer=activity_regularizer, **kwargs)
@@ -124,6 +128,13 @@ class RingLayer(RealInputs, PhysicalLayer):
             gain = _checks.array("gain", gain, above=0)
             gain = gain if gain.ndim else float(gain)
         self.gain = gain
+        self.signed = _checks.boolean("signed", signed)
+        if self.signed:
+            SignedCurve(self.tuning)
+        self.read_noise = _checks.real("read_noise", read_noise, low=0)
+        self.seed = seed
+        if self.read_noise:
+            self.seed_generator = keras.random.SeedGenerator(seed)
         if adc_bits is None and adc_range is not None:
             raise ValueError(
                 f"`adc_range` needs `adc_bits`. Received: adc_range={adc_range}"
@@ -133,9 +144,7 @@ class RingLayer(RealInputs, PhysicalLayer):
         self._kernel_shape = tuple(int(n) for n in shape)
         self.outputs, self.fan_in = shape[-1], math.prod(shape[:-1])
         self._check_crosstalk()
-        row, column = np.indices((self.outputs, self.fan_in))
-        places = row % self.rows, column % self.columns
-        row, column = (place.T.reshape(self._kernel_shape) for place in places)
+        row, column = self._rows_and_columns()
         self.tuning = self.tuning.placed(row, column, self.columns)
         penalty = self.control_regularizer
         if self.kernel_regularizer is not None:
@@ -145,7 +154,7 @@ class RingLayer(RealInputs, PhysicalLayer):
             self._kernel_shape,
             unit=self.tuning.unit,
             initializer=ControlsForWeights(
-                self.kernel_initializer, self.tuning, self.control_limits
+                self.kernel_initializer, self.curve, self.control_limits
             ),
             regularizer=penalty,
             constraint=self.control_constraint,
@@ -156,6 +165,8 @@ class RingLayer(RealInputs, PhysicalLayer):
             "half_width_error", self._kernel_shape, unit="", lower_bound=-1.0
         )
         self.add_imperfection("temperature", (), unit="K", shared=True)
+        if self.signed:
+            self.add_imperfection("reference_error", (), unit="")
         self.add_stuck("control")
         self.gain_variable = None
         if self.gain is not None:
@@ -181,6 +192,18 @@ class RingLayer(RealInputs, PhysicalLayer):
                 constraint=self.bias_constraint,
             )
 
+    def _rows_and_columns(self) -> list[np.ndarray]:
+        """Returns the row and the column of each ring on the bank."""
+        row, column = np.indices((self.outputs, self.fan_in))
+        places = row % self.rows, column % self.columns
+        return [place.T.reshape(self._kernel_shape) for place in places]
+
+    def places(self, name):
+        if tuple(self.imperfections[name].shape) != self._kernel_shape:
+            return super().places(name)
+        row, column = self._rows_and_columns()
+        return row * self.columns + column
+
     def _check_crosstalk(self) -> None:
         whole = self.rows * self.columns
         if self.crosstalk is not None and len(self.crosstalk) not in (
@@ -193,6 +216,11 @@ class RingLayer(RealInputs, PhysicalLayer):
             )
             received = f"shape {self.crosstalk.shape}"
             raise _checks.error("crosstalk", expected, received)
+
+    @property
+    def curve(self) -> tunings.Tuning | SignedCurve:
+        """What turns controls into weights."""
+        return SignedCurve(self.tuning) if self.signed else self.tuning
 
     @property
     def rows(self) -> int:
@@ -281,7 +309,7 @@ class RingLayer(RealInputs, PhysicalLayer):
             spread = ops.matmul(heated, ops.cast(others.T, heated.dtype))
             shift = shift + self.from_heat(spread)
         if self.channel_spacing is None:
-            return self.tuning.weight(control, shift, width_error)
+            return self.curve.weight(control, shift, width_error)
         detuning = self.tuning.detuning(control) + shift
         # Where the matrix does not fill a tile, rings are parked far away.
         detuning = self.by_row(detuning, fill=1e6)
@@ -289,47 +317,15 @@ class RingLayer(RealInputs, PhysicalLayer):
         offset = self.channel_spacing * (ring[:, None] - ring[None, :])
         detuning = detuning[..., None] + ops.cast(offset, detuning.dtype)
         return self.by_kernel(
-            self.tuning.row_weight(detuning, self.by_row(width_error)[..., None])
+            self.curve.row_weight(detuning, self.by_row(width_error)[..., None])
         )
 
     def _kernel(self, controls: dict, imperfections: dict):
         """Computes the weights in the compute dtype."""
         weights = self.weights_at(self.driven(controls["control"]), imperfections)
+        if self.signed:
+            weights = weights - imperfections["reference_error"]
         return ops.cast(weights, self.compute_dtype)
-
-    def _biased(self, outputs):
-        """Applies what follows the detectors: the gain, and the bias."""
-        if self.gain_variable is not None:
-            outputs = outputs * ops.cast(self.gain_variable, outputs.dtype)
-        if self.bias is None:
-            return outputs
-        return outputs + ops.cast(self.bias, outputs.dtype)
-
-    def _tiled_product(self, inputs, kernel):
-        """Multiplies inputs (…, fan_in) by the kernel, reading each tile by the ADC."""
-        tiles = self.tiles[1]
-        padding = tiles * self.columns - self.fan_in
-        inputs = ops.pad(inputs, [[0, 0]] * (len(inputs.shape) - 1) + [[0, padding]])
-        inputs = ops.reshape(inputs, (*ops.shape(inputs)[:-1], tiles, self.columns))
-        partial = ops.einsum("...tc,utc->...tu", inputs, self.by_row(kernel))
-        # The readout has more steps than float16 or bfloat16 has digits.
-        dtype = keras.backend.result_type(partial.dtype, "float32")
-        partial = ops.cast(partial, dtype)
-        if self.adc_range is None:
-            axes = tuple(range(1, len(partial.shape)))
-            peak = ops.max(ops.abs(partial), axis=axes, keepdims=True)
-            peak = tf.stop_gradient(ops.maximum(peak, keras.config.epsilon()))
-            # The largest readout is the highest code.
-            scale = peak / (1 - 2.0 ** (1 - self.adc_bits))
-            partial = scale * self._read_out(partial / scale, 1.0)
-        else:
-            partial = self._read_out(partial, self.adc_range)
-        return ops.cast(ops.sum(partial, axis=-2), inputs.dtype)
-
-    def _read_out(self, value, limit: float):
-        """Rounds to two's complement codes: 0 is one, and `-limit` the lowest."""
-        high = limit * (1 - 2.0 ** (1 - self.adc_bits))
-        return detection.quantize(value, self.adc_bits, -limit, high)
 
     def program(self, weights: np.ndarray, clip: bool = False) -> float:
         """Sets the controls for target weights on the ideal device.
@@ -357,7 +353,7 @@ class RingLayer(RealInputs, PhysicalLayer):
         check_built(self)
         weights = _checks.array("weights", weights, self._kernel_shape, broadcast=False)
         controls, missed = controls_for(
-            self, self.tuning.clip(weights) if clip else weights
+            self, self.curve.clip(weights) if clip else weights
         )
         if missed.any() and not clip:
             low, high = self.control_limits

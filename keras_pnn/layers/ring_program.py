@@ -43,7 +43,7 @@ def controls_for(layer, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         Controls within all limits, and a boolean array of the same shape: the weights
         that these controls miss.
     """
-    tuning, limits = layer.tuning, layer.control_limits
+    tuning, limits = layer.curve, layer.control_limits
     stuck = stuck_rings(layer)[0]
     if layer.crosstalk is None and layer.channel_spacing is None:
         alone = tuning.control(weights)

@@ -32,7 +32,7 @@ L1, L2 = keras.regularizers.L1, keras.regularizers.L2
 RINGS = dict(
     activation="tanh",
     use_bias=True,
-    tuning=pnn.HeaterTuning(offset=-0.2, max_current=2.0),
+    tuning=pnn.HeaterTuning(offset=-0.2, max_current=2.0, port="through"),
     kernel_initializer=keras.initializers.HeNormal(seed=3),
     bias_initializer="ones",
     kernel_regularizer=L2(0.1),
@@ -48,6 +48,9 @@ RINGS = dict(
     dac=DAC(7, 0.0, 2.0),
     adc_bits=9,
     gain=1.7,
+    signed=True,
+    read_noise=0.01,
+    seed=5,
     adc_range=4.0,
     dtype="float32",
     trainable=False,

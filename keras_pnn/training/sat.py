@@ -45,6 +45,7 @@ class SATModel(Trainer):
     are those of the first pass; all passes begin with the same states and draw the same
     dropout masks and noise, so that ρ = 0 is plain training to the last bit (under XLA,
     which orders sums as it likes, to rounding).
+    With a device, `measurements` is logged too, see there.
     `sharpness`, the mean of L(Θ + ΔΘ, θ_adv) − L(Θ, θ0), is logged with the loss.
     It leaves out steps that the optimizer skips under `mixed_float16` because gradients
     overflow, since their ΔΘ comes from those gradients. The loss and the metrics
@@ -240,6 +241,11 @@ class SATModel(Trainer):
             gradients = _mixed(second.gradients, gradients, self.clean_fraction)
         with tf.control_dependencies(bench.measurements(self, first, second)):
             self._commit(first, present)
+            asked = len(first.asked)
+            if second is not first:
+                second.commit()
+                asked += len(second.asked)
+            self.count(asked, batch[0])
             return self._apply(batch, first, second, gradients)
 
     def _perturbed(self) -> tuple[list[keras.Variable], Adversary]:

@@ -1,8 +1,11 @@
 """Refuse complex fields where Keras would drop their imaginary part."""
 
+from collections.abc import Callable
+
 import keras
 
 from keras_pnn import _keras
+from keras_pnn.layers.detectors import FieldDetector
 from keras_pnn.layers.mzi import FieldOutputs
 
 
@@ -21,15 +24,45 @@ def check_fields(model: keras.Model) -> None:
     graph = _keras.functional(model)
     if graph is None:
         return
-    sources = [s for s in _follow(graph, [None] * len(graph.inputs)) if s is not None]
+
+    def check(source, operation):
+        if _of_keras(operation) and getattr(operation, "weights", ()):
+            taking = f"{type(operation).__name__} '{operation.name}' behind it"
+            raise _error(source, taking)
+
+    outputs = _follow(graph, [None] * len(graph.inputs), check)
+    sources = [s for s in outputs if s is not None]
     loss = getattr(model, "loss", None)
     loss = keras.losses.get(loss) if isinstance(loss, str) else loss
     if sources and _of_keras(loss):
         raise _error(sources[0], f"outputs of model '{model.name}', in a Keras loss")
 
 
-def _follow(graph, given: list) -> list:
-    """Returns the layer that gives each output as a complex field, else `None`."""
+def detected(model: keras.Model, layer) -> bool:
+    """Tells whether the fields of a layer go to detectors alone.
+
+    Args:
+        model: a model; one that is not of nodes (functional, Sequential) gives False.
+        layer: a layer of it that gives complex fields.
+    """
+    graph, takers = _keras.functional(model), []
+    if graph is None:
+        return False
+
+    def note(source, operation):
+        if source is layer:
+            takers.append(operation)
+
+    outputs = _follow(graph, [None] * len(graph.inputs), note)
+    detectors = all(isinstance(t, FieldDetector) for t in takers)
+    return bool(takers) and detectors and layer not in outputs
+
+
+def _follow(graph, given: list, note: Callable) -> list:
+    """Returns the layer that gives each output as a complex field, else `None`.
+
+    `note(source, operation)` is called for each operation that takes such a field.
+    """
     fields = dict(zip(map(id, graph.inputs), given, strict=True))
     for node in _keras.nodes(graph):
         if node.is_input:
@@ -41,13 +74,12 @@ def _follow(graph, given: list) -> list:
         if isinstance(operation, keras.Model):
             inner = _keras.functional(operation)
         if inner is not None and len(inner.inputs) == len(sources):
-            results = _follow(inner, sources)
+            results = _follow(inner, sources, note)
         else:
+            for taken in filter(None, sources):
+                note(taken, operation)
             if isinstance(operation, FieldOutputs):
                 source = operation
-            elif source and _of_keras(operation) and getattr(operation, "weights", ()):
-                taking = f"{type(operation).__name__} '{operation.name}' behind it"
-                raise _error(source, taking)
             results = [source if "complex" in t.dtype else None for t in tensors]
         fields |= zip(map(id, tensors), results, strict=True)
     return [fields.get(id(t)) for t in graph.outputs]

@@ -3,8 +3,17 @@
 from keras_pnn.training.adversary_rules import Autodiff, FiniteDifference
 from keras_pnn.training.ascent import ASAM, SAM
 from keras_pnn.training.dat.model import DATModel
-from keras_pnn.training.gradients.base import DeviceGradient, ModelGradient
-from keras_pnn.training.gradients.spsa import SPSA
+from keras_pnn.training.gradients import (
+    SPGD,
+    SPSA,
+    Adjoint,
+    CentralDifference,
+    DeviceGradient,
+    FeedbackAlignment,
+    ForwardGradient,
+    ModelGradient,
+    ParameterShift,
+)
 from keras_pnn.training.pat import PATModel
 from keras_pnn.training.pruning import OpticalPruning
 from keras_pnn.training.sat import SATModel
@@ -12,13 +21,19 @@ from keras_pnn.training.sat import SATModel
 __all__ = [
     "ASAM",
     "SAM",
+    "SPGD",
     "SPSA",
+    "Adjoint",
     "Autodiff",
+    "CentralDifference",
     "DATModel",
     "DeviceGradient",
+    "FeedbackAlignment",
     "FiniteDifference",
+    "ForwardGradient",
     "ModelGradient",
     "OpticalPruning",
     "PATModel",
+    "ParameterShift",
     "SATModel",
 ]

@@ -67,13 +67,14 @@ def monitored(
         cells = (modes - offset) // 2
         end = offset + 2 * cells
         exists = tf.constant(mask[column, :cells])
-        pairs = tf.reshape(fields[:, offset:end], [-1, cells, 2])
+        pairs = tf.reshape(fields[:, offset:end], [tf.shape(fields)[0], cells, 2])
         here = [v[column, :cells] for v in (theta, phi, first, second, kept)]
         passed, arms, upper = _cell(pairs, *here, backwards)
         dimmed = as_complex(straight, fields.dtype)
         behind = tf.where(exists[:, None], passed, dimmed * pairs)
-        parts = [dimmed * fields[:, :offset], tf.reshape(behind, [-1, 2 * cells])]
-        fields = tf.concat([*parts, dimmed * fields[:, end:]], axis=1)
+        behind = tf.reshape(behind, tf.shape(fields[:, offset:end]))
+        beside = dimmed * fields[:, :offset], dimmed * fields[:, end:]
+        fields = tf.concat([beside[0], behind, beside[1]], axis=1)
         free = mask.shape[1] - cells
         for name, power in (("theta", arms), ("phi", upper)):
             there = tf.reshape(exists, [cells, *[1] * (power.shape.rank - 2)])

@@ -15,7 +15,12 @@ X = RNG.uniform(0.1, 1.0, size=(6, 4))
 Y = RNG.integers(0, 3, 6)
 ERRORS = {"theta_error": 0.2, "phi_error": 0.2, "splitter_imbalance": 0.2}
 CROSSTALK = np.eye(16) + 0.05 * RNG.random((16, 16))
-EXACT = [pnn.ParameterShift(1e-5), pnn.CentralDifference(1e-4), pnn.Adjoint()]
+EXACT = [
+    pnn.ParameterShift(1e-5),
+    pnn.CentralDifference(1e-4),
+    pnn.Adjoint(),
+    pnn.Adjoint(balanced=True),
+]
 EVERY = [
     pnn.ParameterShift(),
     pnn.CentralDifference(),
@@ -33,10 +38,12 @@ def name(value):
 
 @pytest.fixture
 def float64():
-    before = keras.config.floatx()
+    # Losses too, which Keras adds up in this type.
     keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
     yield
-    keras.config.set_floatx(before)
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
 
 
 def mesh_network(*in_front, **kwargs):
@@ -77,7 +84,8 @@ def chip_of(model, imperfect=True, **more):
     return pnn.Variation(**spread).sample(model, 1, seed=2)[0]
 
 
-def gradients(model, source, device, loss=LOSS):
+def gradients(model, source, device):
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     trainer = pnn.SATModel(model, ascent=None, device=device, gradient=source)
     trainer.compile(keras.optimizers.SGD(0.1), loss)
     trainer.optimizer.build(trainer.trainable_variables)
@@ -155,17 +163,19 @@ def test_what_lies_in_front_has_the_adjoint_field_or_the_model():
 
 @pytest.mark.usefixtures("float64")
 def test_losses_bias_the_adjoint_alone():
-    model = mesh_network(loss_db=0.2)
+    model = mesh_network(loss_db=0.1)
     chip = chip_of(model)
     right = of_the_device(model, chip)
     assert largest(gradients(model, pnn.ParameterShift(), chip), right) < 1e-6
-    found = gradients(model, pnn.Adjoint(), chip)
-    one, other = (
-        np.concatenate([g[n].ravel() for n in right if "mesh" in n])
-        for g in (found, right)
-    )
-    bias = np.linalg.norm(one - other) / np.linalg.norm(other)
-    assert 0.01 < bias < 0.3
+    bias = []
+    for source in (pnn.Adjoint(), pnn.Adjoint(balanced=True)):
+        found = gradients(model, source, chip)
+        one, other = (
+            np.concatenate([g[n].ravel() for n in right if "mesh" in n])
+            for g in (found, right)
+        )
+        bias.append(np.linalg.norm(one - other) / np.linalg.norm(other))
+    assert 0.001 < bias[1] < 0.1 < bias[0] < 0.3
 
 
 @pytest.mark.usefixtures("float64")
@@ -290,11 +300,11 @@ class Counting:
         self.attach = chip.attach
 
     def measure(self, layer, inputs, controls):
-        self.asked += inputs.shape[0]
+        self.asked += inputs.shape[0] or 0
         return self.chip.measure(layer, inputs, controls)
 
     def monitor(self, layer, fields, controls, backwards=False):
-        self.asked += fields.shape[0]
+        self.asked += fields.shape[0] or 0
         return self.chip.monitor(layer, fields, controls, backwards)
 
 
@@ -348,7 +358,9 @@ def test_measurements_are_counted(source):
 
 def test_measurements_and_momentum_are_resumed(tmp_path):
     def run(epochs, folder):
-        trainer = trained(pnn.SPGD(0.05, momentum=0.9), pnn.SAM(0.05))
+        trainer = trained(
+            pnn.SPGD(0.05, momentum=0.9), pnn.SAM(0.05), pnn.SimulatedDevice({})
+        )
         batches = pnn.datasets.Batches(X.astype("float32"), Y, 3, seed=0)
         keeper = pnn.callbacks.Checkpoint(folder)
         trainer.fit(batches, epochs=epochs, verbose=0, callbacks=[keeper])
@@ -359,7 +371,8 @@ def test_measurements_and_momentum_are_resumed(tmp_path):
     run(1, tmp_path / "parts")
     again, resumed = run(2, tmp_path / "parts")
     assert count == again == 2 * 6 * 2 * 2 * 3
-    assert_same(resumed, state)
+    # But for the order of sums in a loss, over twice the step.
+    assert_same(resumed, state, 1e-4)
     assert np.abs(state[-1]).max() > 0
 
 
@@ -503,7 +516,7 @@ def test_a_digital_model_has_no_controls(source):
     model = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
     trainer = pnn.SATModel(model, ascent=None, gradient=source)
     trainer.compile("sgd", LOSS, run_eagerly=True)
-    with pytest.raises(ValueError, match="with physical layers. Received: model"):
+    with pytest.raises(ValueError, match=r"with physical layers\. Received"):
         trainer.train_on_batch(X, Y)
 
 
@@ -527,11 +540,11 @@ def test_devices_that_cannot_serve_are_refused():
 
 def test_bad_arguments():
     for source in (pnn.SPGD, pnn.ForwardGradient):
-        with pytest.raises(ValueError, match="`directions` must be an integer ≥ 1"):
+        with pytest.raises(ValueError, match="`directions` must be an integer"):
             source(directions=0)
-        with pytest.raises(ValueError, match="`step` must be a finite number > 0"):
+        with pytest.raises(ValueError, match="`step` must be a finite number"):
             source(step=0)
-    with pytest.raises(ValueError, match="`momentum` must be .*< 1"):
+    with pytest.raises(ValueError, match=r"`momentum` must be .*< 1"):
         pnn.SPGD(momentum=1.0)
     with pytest.raises(ValueError, match="`step` must be"):
         pnn.CentralDifference(-0.1)

@@ -38,11 +38,11 @@ class ParameterShift(LayerGradient):
         ∂I/∂φ = D(π/2) / 2
         ∂I/∂θ = (D(π/2) / (1 − √½) − D(3π/2) / (1 + √½)) / 8
 
-    exactly. Only intensities are used, so a `Photodetector` or a `BalancedDetector` must follow each mesh, in a model of layers
-    that Keras can see (functional or Sequential). With `crosstalk`, phases are set so
-    that the shifters produce a shift of one phase alone, and the derivatives return by
-    the matrix: exact if the chip's crosstalk is that of the layer. The steps of a `dac`
-    round the shifts.
+    exactly. Only intensities are used, so a `Photodetector` or a `BalancedDetector`
+    must follow each mesh, in a model of layers that Keras can see (functional or
+    Sequential). With `crosstalk`, phases are set so that the shifters produce a shift
+    of one phase alone, and the derivatives return by the matrix: exact if the chip's
+    crosstalk is that of the layer. The steps of a `dac` round the shifts.
 
     **Microrings.** The weight of a ring is no sinusoid of its control, and
 

@@ -18,6 +18,7 @@ PAGES = (
     "describe-your-chip",
     "drift-and-noise",
     "from-model-to-lab",
+    "gradients-from-the-chip",
     "imperfection-or-noise",
     "long-runs",
     "many-devices",

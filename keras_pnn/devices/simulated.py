@@ -261,12 +261,7 @@ class SimulatedDevice(Shown):
 
         Args:
             layer: an `MZIMesh`.
-            fields: complex fields at the inputs, or at the outputs if `backwards`.
-            controls: its controls, name to tensor.
-            backwards: whether light is sent into the outputs.
-
-        Returns:
-            As in `MZIMesh.monitor`.
+            fields, controls, backwards: as in `MZIMesh.monitor`, as is the result.
 
         Raises:
             ValueError: If `attach` was not called with the layer's model.

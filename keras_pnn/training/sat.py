@@ -98,8 +98,8 @@ class SATModel(Trainer):
             adversarial radius and a = 0, a network can forget the nominal case.
         seed: seed of the noise, of sampled radii and steps, and of what the gradient
             source draws; an integer of 32 bits.
-        gradient: where gradients come from, such as `pnn.SPSA(...)`. Default: the
-            model, or with a device `pnn.training.DeviceGradient()`; for an imperfect
+        gradient: where gradients come from, such as `pnn.ParameterShift()`. Default:
+            the model, or with a device `pnn.training.DeviceGradient()`; for an imperfect
             mesh `pnn.training.DeviceGradient("output")`, see there.
 
     Raises:

@@ -93,7 +93,11 @@ def cosine(trainer, chip, batch) -> float:
     def flat(gradients):
         return np.concatenate([np.ravel(g) for g in gradients])
 
-    one = flat(trainer.gradient(trainer, batch, Overrides(), wrt).gradients)
+    @tf.function(autograph=False)
+    def found():
+        return trainer.gradient(trainer, batch, Overrides(), wrt).gradients
+
+    one = flat(found())
     with chip.installed(trainer.model), tf.GradientTape() as tape:
         logits = trainer.model(batch[0], training=True)
         loss = keras.losses.sparse_categorical_crossentropy(

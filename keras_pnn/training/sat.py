@@ -99,8 +99,8 @@ class SATModel(Trainer):
         seed: seed of the noise, of sampled radii and steps, and of what the gradient
             source draws; an integer of 32 bits.
         gradient: where gradients come from, such as `pnn.ParameterShift()`. Default:
-            the model, or with a device `pnn.training.DeviceGradient()`; for an imperfect
-            mesh `pnn.training.DeviceGradient("output")`, see there.
+            the model, or with a device `pnn.training.DeviceGradient()`; for an
+            imperfect mesh `pnn.training.DeviceGradient("output")`, see there.
 
     Raises:
         ValueError: If `model` overrides a step that would not be called; `rho` is

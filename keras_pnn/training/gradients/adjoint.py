@@ -47,8 +47,11 @@ class Adjoint(LayerGradient):
     Example:
 
     ```python
-    chip = pnn.Variation(theta_error=0.1, phi_error=0.1).sample(model, 1)[0]
-    online = pnn.SATModel(model, ascent=None, device=chip, gradient=pnn.Adjoint())
+    inputs = keras.Input((4,))
+    fields = pnn.layers.MZIMesh(4)(inputs)
+    mesh = keras.Model(inputs, pnn.layers.Photodetector(ports=3)(fields))
+    chip = pnn.Variation(theta_error=0.1, phi_error=0.1).sample(mesh, 1)[0]
+    online = pnn.SATModel(mesh, ascent=None, device=chip, gradient=pnn.Adjoint())
     ```
 
     Reference:

@@ -1,7 +1,16 @@
 """Train models by steps of their own: sharpness-aware, physics-aware, dual adaptive."""
 
 from keras_pnn.training.adversary_rules import Autodiff, FiniteDifference
-from keras_pnn.training.ascent import ASAM, SAM
+from keras_pnn.training.ascent import (
+    ASAM,
+    ESAM,
+    GSAM,
+    MESA,
+    SAF,
+    SAM,
+    FriendlySAM,
+    LookSAM,
+)
 from keras_pnn.training.dat.model import DATModel
 from keras_pnn.training.gradients import (
     SPGD,
@@ -20,6 +29,10 @@ from keras_pnn.training.sat import SATModel
 
 __all__ = [
     "ASAM",
+    "ESAM",
+    "GSAM",
+    "MESA",
+    "SAF",
     "SAM",
     "SPGD",
     "SPSA",
@@ -31,6 +44,8 @@ __all__ = [
     "FeedbackAlignment",
     "FiniteDifference",
     "ForwardGradient",
+    "FriendlySAM",
+    "LookSAM",
     "ModelGradient",
     "OpticalPruning",
     "PATModel",

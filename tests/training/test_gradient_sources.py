@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
-from models import LOSS, Bench, assert_same, bank, banks, meshes, numbers, ring_chip
+from models import LOSS, Bench, assert_same, bank, banks, mesh, numbers, ring_chip
 
 import keras_pnn as pnn
 from keras_pnn.layers.context import Overrides
@@ -92,11 +92,8 @@ def gradients(model, source, device):
     batch = (tf.constant(X, keras.config.floatx()), tf.constant(Y), None)
     wrt = model.trainable_variables
 
-    @tf.function(autograph=False)
-    def found():
-        return trainer.gradient(trainer, batch, Overrides(), wrt).gradients
-
-    return dict(zip((v.path for v in wrt), numbers(found()), strict=True))
+    found = trainer.gradient(trainer, batch, Overrides(), wrt).gradients
+    return dict(zip((v.path for v in wrt), numbers(found), strict=True))
 
 
 def of_the_device(model, device):
@@ -120,7 +117,7 @@ def test_a_mesh_has_the_gradient_of_its_device(source, imperfect):
     chip = chip_of(model, imperfect)
     right = of_the_device(model, chip)
     assert largest(gradients(model, source, chip), right) < 1e-6
-    if imperfect:
+    if imperfect and source is EXACT[0]:
         theirs = gradients(model, pnn.training.DeviceGradient(), chip)
         assert largest(theirs, right) > 1e-2
 
@@ -309,9 +306,9 @@ class Counting:
 
 
 def small(source):
-    """Two layers that the source can train."""
+    """A mesh, or two banks, as the source can train them."""
     if isinstance(source, pnn.Adjoint):
-        return meshes()
+        return mesh()
     keras.utils.set_random_seed(0)
     inputs = keras.Input((4,))
     x = layers.ReLU()(pnn.layers.MRRBank(2, name="first")(inputs))
@@ -337,8 +334,10 @@ def trained(source, ascent=None, device=None, **kwargs):
 def test_measurements_are_counted(source):
     trainer = trained(source, pnn.SAM(0.05), run_eagerly=True)
     device = trainer.device
+    # Two batches, of 4 and 2 samples, where they take no time.
+    size = 4 if isinstance(source, pnn.SPSA) else 6
     history = trainer.fit(
-        X, Y, batch_size=4, verbose=0, validation_data=(X, Y)
+        X, Y, batch_size=size, verbose=0, validation_data=(X, Y)
     ).history["measurements"]
     assert trainer.measurements == device.asked == history[-1]
     per_sample = {
@@ -349,7 +348,7 @@ def test_measurements_are_counted(source):
         "SPGD": 2 * 2 * 3 + 2,
         "ForwardGradient": 2 * 2 * 5 + 2,
         "FeedbackAlignment": 2 * 2 + 2,
-        "Adjoint": 2 * 2 * 4 + 2,
+        "Adjoint": 2 * 4 + 1,
         "DeviceGradient": 2 * 2 + 2,
         "str": 2 * 2 + 2,
     }[name(source)]
@@ -359,7 +358,10 @@ def test_measurements_are_counted(source):
 def test_measurements_and_momentum_are_resumed(tmp_path):
     def run(epochs, folder):
         trainer = trained(
-            pnn.SPGD(0.05, momentum=0.9), pnn.SAM(0.05), pnn.SimulatedDevice({})
+            pnn.SPGD(0.05, momentum=0.9),
+            pnn.SAM(0.05),
+            pnn.SimulatedDevice({}),
+            run_eagerly=True,
         )
         batches = pnn.datasets.Batches(X.astype("float32"), Y, 3, seed=0)
         keeper = pnn.callbacks.Checkpoint(folder)
@@ -376,16 +378,57 @@ def test_measurements_and_momentum_are_resumed(tmp_path):
     assert np.abs(state[-1]).max() > 0
 
 
+# The ascents.
+
+
+@pytest.mark.parametrize(
+    "source",
+    [*EVERY, pnn.training.DeviceGradient(), pnn.training.DeviceGradient("output")],
+    ids=name,
+)
+def test_every_ascent_takes_its_gradients_from_every_source(source):
+    batches = pnn.datasets.Batches(X[:4].astype("float32"), Y[:4], 4)
+    counted = type(source) is pnn.training.DeviceGradient
+    # With a second pass and without; with outputs of the past and without.
+    epochs = 2 if counted else 1
+    for ascent in (
+        pnn.SAM(0.05),
+        pnn.ASAM(0.05),
+        pnn.SAF(epochs=1, start=0),
+        pnn.MESA(start=epochs - 1),
+        pnn.LookSAM(0.05, every=2),
+        pnn.ESAM(0.05),
+        pnn.FriendlySAM(0.05),
+        pnn.GSAM(0.05),
+    ):
+        trainer = trained(source, ascent, run_eagerly=True)
+        before = numbers(trainer.trainable_variables)
+        branches = isinstance(ascent, pnn.LookSAM | pnn.ESAM)
+        if isinstance(source, pnn.SPGD) and branches:
+            with pytest.raises(ValueError, match=f"momentum=0.*{name(ascent)}"):
+                trainer.fit(batches, verbose=0)
+            continue
+        trainer.fit(batches, epochs=epochs, verbose=0)
+        moved = [
+            np.abs(v - b).max()
+            for v, b in zip(numbers(trainer.trainable_variables), before, strict=True)
+        ]
+        assert min(moved) > 1e-6 and max(moved) < 1, name(ascent)
+        assert trainer.measurements == trainer.device.asked, name(ascent)
+        if counted:
+            # Layers × steps × samples; ESAM takes half of them in its last pass.
+            passes = {"SAF": 1, "MESA": 1.5, "LookSAM": 1.5, "ESAM": 2.5}
+            assert trainer.measurements == 16 * passes.get(name(ascent), 2)
+
+
 # Keras' contracts.
 
 
 @pytest.mark.parametrize("source", EVERY, ids=name)
 def test_every_source_trains_compiled_by_xla_or_not(source):
     found = []
-    for options in ({}, {"jit_compile": True}):
-        # Compiling the light of two meshes takes long enough for one pass.
-        ascent = None if isinstance(source, pnn.Adjoint) else pnn.SAM(0.05)
-        trainer = trained(source, ascent, **options)
+    for options in ({"run_eagerly": True}, {"jit_compile": True}):
+        trainer = trained(source, **options)
         logs = [trainer.train_on_batch(X, Y, return_dict=True) for _ in range(2)]
         assert np.isfinite(logs[-1]["loss"])
         found.append(numbers(trainer.trainable_variables))
@@ -398,9 +441,9 @@ def test_every_source_trains_compiled_by_xla_or_not(source):
 def test_half_precision(source):
     keras.config.set_dtype_policy("mixed_float16")
     try:
-        trainer = trained(source)
+        trainer = trained(source, run_eagerly=True)
         before = numbers(trainer.trainable_variables)
-        for _ in range(3):
+        for _ in range(2):
             trainer.train_on_batch(X, Y)
     finally:
         keras.config.set_dtype_policy("float32")
@@ -440,7 +483,9 @@ def test_a_bench_gives_what_its_simulation_gives():
         for device_of in (lambda chip: chip, Bench):
             model = bank(4, 3)
             device = device_of(ring_chip(model))
-            trainer = pnn.SATModel(model, rho=0.05, device=device, gradient=source)
+            trainer = pnn.SATModel(
+                model, ascent=None, device=device, gradient=source
+            )
             trainer.compile(keras.optimizers.SGD(0.1), LOSS)
             trainer.train_on_batch(X, Y)
             found.append(numbers(model.trainable_variables))

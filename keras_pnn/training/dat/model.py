@@ -13,6 +13,7 @@ from keras_pnn.training.gradients.base import (
     GradientSource,
     check_measured,
     loss_of,
+    times_samples,
 )
 from keras_pnn.training.sat import SATModel
 
@@ -128,7 +129,8 @@ class DualAdaptive(GradientSource):
             mean = tf.add_n([m for _, m in misfits]) / len(misfits)
             self.error_loss.update_state(mean)
 
-        return Evaluation(loss, wrt, gradients, y_pred, scope, overrides, asked, commit)
+        count = times_samples(len(asked), batch)
+        return Evaluation(loss, wrt, gradients, y_pred, scope, overrides, count, commit)
 
     def _inside(self, trainer, batch, overrides, learning):
         """Each layer's state is fused with what was measured there."""
@@ -293,8 +295,8 @@ class DATModel(SATModel):
         super()._build_inner(x)
         self._build_errors()
 
-    def _own_callbacks(self):
-        return [*super()._own_callbacks(), _Stages()]
+    def _own_callbacks(self, x):
+        return [*super()._own_callbacks(x), _Stages()]
 
     @property
     def train_metrics(self):

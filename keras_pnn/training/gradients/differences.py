@@ -10,7 +10,11 @@ import tensorflow as tf
 from keras_pnn import _checks
 from keras_pnn.layers.context import Overrides
 from keras_pnn.layers.lookup import physical_layers
-from keras_pnn.training.gradients.base import Evaluation, ModelGradient
+from keras_pnn.training.gradients.base import (
+    Evaluation,
+    ModelGradient,
+    times_samples,
+)
 
 _SCHEDULE = keras.optimizers.schedules.LearningRateSchedule
 
@@ -39,16 +43,16 @@ class LossGradient(ModelGradient):
         raise NotImplementedError
 
     def __call__(self, trainer, batch, overrides, wrt, index=0) -> Evaluation:
+        asked: list = []
         if self.digital:
-            found = super().__call__(trainer, batch, overrides, wrt, index)
-            layers = found.asked or _with_controls(self, trainer.model)
+            found = self._differentiated(trainer, batch, overrides, wrt, asked)
+            layers = asked or _with_controls(self, trainer.model)
             own = Overrides((v, None) for la in layers for v in la.controls.values())
             moved = [v for v in wrt if v in own]
         else:
-            asked: list = []
-            loss, y_pred, scope = self._forward(trainer, batch, overrides, asked)
-            nothing = [None] * len(wrt)
-            found = Evaluation(loss, wrt, nothing, y_pred, scope, overrides, asked)
+            loss, y_pred, scope = self.forward(trainer, batch, overrides, asked)
+            count, nothing = times_samples(len(asked), batch), [None] * len(wrt)
+            found = Evaluation(loss, wrt, nothing, y_pred, scope, overrides, count)
             moved = list(wrt)
         if not moved:
             return found
@@ -63,9 +67,9 @@ class LossGradient(ModelGradient):
             trainer.optimizer.scale_loss(by_loss[v]) if v in by_loss else g
             for v, g in zip(wrt, found.gradients, strict=True)
         ]
-        asked = found.asked * (1 + losses.count)
+        count = found.asked * (1 + losses.count)
         return dataclasses.replace(
-            found, gradients=gradients, asked=asked, commit=commit
+            found, gradients=gradients, asked=count, commit=commit
         )
 
 

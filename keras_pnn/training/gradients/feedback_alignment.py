@@ -9,7 +9,11 @@ import tensorflow as tf
 from keras_pnn import _checks, _keras
 from keras_pnn.layers.context import valued
 from keras_pnn.layers.lookup import physical_layers
-from keras_pnn.training.gradients.base import Evaluation, ModelGradient
+from keras_pnn.training.gradients.base import (
+    Evaluation,
+    ModelGradient,
+    times_samples,
+)
 from keras_pnn.training.gradients.measured import wide
 
 
@@ -89,7 +93,7 @@ class FeedbackAlignment(ModelGradient):
 
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             tape.watch(watched)
-            loss, y_pred, scope = self._forward(trainer, batch, overrides, asked, join)
+            loss, y_pred, scope = self.forward(trainer, batch, overrides, asked, join)
             scaled = trainer.optimizer.scale_loss(loss)
         if len({id(layer) for layer in asked}) < 2:
             raise ValueError(
@@ -108,4 +112,5 @@ class FeedbackAlignment(ModelGradient):
         error.append(tf.concat([tf.cast(e, flat[0].dtype) for e in flat], axis=1))
         gradients = tape.gradient(scaled, watched)
         del tape
-        return Evaluation(loss, wrt, gradients, y_pred, scope, overrides, asked)
+        count = times_samples(len(asked), batch)
+        return Evaluation(loss, wrt, gradients, y_pred, scope, overrides, count)

@@ -30,7 +30,8 @@ class SPGD(RandomDirections):
 
     Raises:
         ValueError: If an argument is out of its range; in training, if the model has
-            no physical layer, or momentum is to be kept on several replicas.
+            no physical layer, or momentum is to be kept on several replicas, or with
+            LookSAM or ESAM, whose second pass is a branch of the step.
 
     Example:
 
@@ -86,6 +87,13 @@ class SPGD(RandomDirections):
         return list(self._sums.values())
 
     def __call__(self, trainer, batch, overrides, wrt, index=0):
+        ascent = getattr(trainer, "ascent", None)
+        if self.momentum and getattr(ascent, "branches", False):
+            raise ValueError(
+                "SPGD keeps no momentum of a second pass that is a branch of the step: "
+                "use momentum=0, and that of the optimizer. Received: "
+                f"momentum={self.momentum:g}, ascent={ascent!r}"
+            )
         self.variables(trainer)
         return super().__call__(trainer, batch, overrides, wrt, index)
 

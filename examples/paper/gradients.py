@@ -1,8 +1,8 @@
 """Every source of gradients on one small chip: accuracy against measurements.
 
 A mesh of 16 modes, a bank of 16 × 16 rings, and two such banks in series (random
-feedback needs two layers), behind the means of 4 × 4 patches and before a dense layer;
-the embedded digits. Each source trains on one device, with and without the ascent, and
+feedback needs two layers), behind 16 principal components and before a dense layer; the
+embedded digits. Each source trains on one device, with and without the ascent, and
 is measured on that device and on 20 that it has never met: the cosine of its gradient
 with the device's own at start and end, accuracy, and what it asked of the device until
 90 and 95 %.
@@ -58,9 +58,11 @@ def arguments() -> argparse.Namespace:
         "--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS)
     )
     parser.add_argument("--sources", nargs="+", choices=SOURCES, default=list(SOURCES))
-    parser.add_argument("--rho", nargs="+", type=float, default=[0.0, 0.1])
+    parser.add_argument("--rho", nargs="+", type=float, default=[0.0, 0.3])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--rate", type=float, default=0.03, help="of Adam")
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--unseen", type=int, default=20)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--report", action="store_true")
@@ -70,14 +72,27 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def network(kind: str, seed: int) -> keras.Model:
-    """16 means of patches, the chip, and ten logits."""
+def components(images: np.ndarray) -> keras.layers.Layer:
+    """A fixed layer that gives 16 principal components, of variance 1."""
+    flat = images.reshape(len(images), -1)
+    mean = flat.mean(0)
+    _, widths, directions = np.linalg.svd(flat - mean, full_matrices=False)
+    matrix = directions[:16].T / widths[:16] * np.sqrt(len(images))
+    layer = keras.layers.Dense(16, trainable=False)
+    layer.build((None, len(mean)))
+    layer.set_weights([matrix, -mean @ matrix])
+    return layer
+
+
+def network(kind: str, seed: int, images: np.ndarray) -> keras.Model:
+    """16 principal components of the images, the chip, and ten logits."""
     keras.utils.set_random_seed(seed)
     inputs = keras.Input((28, 28, 1))
-    x = keras.layers.Flatten()(keras.layers.AveragePooling2D(7)(inputs))
+    x = components(images)(keras.layers.Flatten()(inputs))
     if kind == "mesh":
         x = pnn.layers.MZIMesh(16)(x)
         x = pnn.layers.Photodetector(normalize="l2")(x)
+        x = keras.layers.Rescaling(6.0)(x)
     else:
         x = pnn.layers.MRRBank(16)(x)
         if kind == "banks":
@@ -109,7 +124,7 @@ def cosine(trainer, chip, batch) -> float:
 
 
 def run(kind: str, source: str, rho: float, seed: int, data, args) -> dict:
-    model = network(kind, seed)
+    model = network(kind, seed, data.x_train)
     variation = pnn.Variation(**SPREAD[kind])
     (chip,) = variation.sample(model, 1, seed=100 + seed)
     trainer = pnn.SATModel(
@@ -119,12 +134,12 @@ def run(kind: str, source: str, rho: float, seed: int, data, args) -> dict:
         gradient=SOURCES[source](),
         seed=seed,
     )
-    compiled(trainer, keras.optimizers.Adam(0.01))
+    compiled(trainer, keras.optimizers.Adam(args.rate))
     trainer.optimizer.build(trainer.trainable_variables)
     x, y, held, wanted = data.x_train, data.y_train, data.x_test, data.y_test
     batch = (tf.constant(x[:64]), tf.constant(y[:64]), None)
     start = cosine(trainer, chip, batch)
-    batches = pnn.datasets.Batches(x, y, 64, seed=seed)
+    batches = pnn.datasets.Batches(x, y, args.batch, seed=seed)
     history = trainer.fit(
         batches, epochs=args.epochs, verbose=2, validation_data=(held, wanted)
     ).history
@@ -144,6 +159,8 @@ def run(kind: str, source: str, rho: float, seed: int, data, args) -> dict:
         "rho": rho,
         "seed": seed,
         "epochs": args.epochs,
+        "rate": args.rate,
+        "batch": args.batch,
         "images": len(x),
         "cosine": [start, end],
         "accuracy": {name: (100 * a).tolist() for name, a in accuracy.items()},
@@ -204,7 +221,12 @@ def main() -> None:
                 continue
             name = f"{kind}_{source.replace(' ', '_')}_rho{rho:g}_seed{seed}"
             path = args.out / f"run_{name}.json"
-            setting = {"epochs": args.epochs, "images": len(data.x_train)}
+            setting = {
+                "epochs": args.epochs,
+                "rate": args.rate,
+                "batch": args.batch,
+                "images": len(data.x_train),
+            }
             if not kept(path, **setting):
                 print(name)
                 keep(path, run(kind, source, rho, seed, data, args))

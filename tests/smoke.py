@@ -145,7 +145,6 @@ def check_training(x, y, chip):
                 pnn.CentralDifference(),
                 pnn.FeedbackAlignment(),
                 pnn.ForwardGradient(),
-                pnn.ParameterShift(),
                 pnn.SPGD(),
                 pnn.SPSA(),
             )
@@ -161,16 +160,18 @@ def check_training(x, y, chip):
     return sat
 
 
-def check_monitors(x, y):
-    """Trains a mesh by the light at its phase shifters."""
+def check_meshes(x, y):
+    """Trains a mesh by the light at its phase shifters, and by shifts."""
     inputs = keras.Input((4,))
     fields = pnn.layers.MZIMesh(4)(inputs)
     mesh = keras.Model(inputs, pnn.layers.Photodetector(ports=[[0, 1], 2, 3])(fields))
     chip = pnn.Variation(theta_error=0.1).sample(mesh, 1)[0]
-    online = pnn.SATModel(mesh, ascent=None, device=chip, gradient=pnn.Adjoint())
-    online.compile("adam", LOSS)
-    online.fit(x, y, verbose=0)
-    assert online.measurements == 4 * len(x)
+    # Six thetas, and six phi and four gamma.
+    for gradient, settings in ((pnn.Adjoint(), 4), (pnn.ParameterShift(), 45)):
+        online = pnn.SATModel(mesh, ascent=None, device=chip, gradient=gradient)
+        online.compile("adam", LOSS)
+        online.fit(x, y, verbose=0)
+        assert online.measurements == settings * len(x)
 
 
 def check_hardware(model, chip, x, folder):
@@ -274,7 +275,7 @@ def main(folder: pathlib.Path):
     assert isinstance(devices, pnn.DeviceSet)
     assert isinstance(devices[0], pnn.SimulatedDevice)
     sat = check_training(x, y, devices[0])
-    check_monitors(x, y)
+    check_meshes(x, y)
     found = pnn.evaluate_devices(sat, x, y, devices)
     assert isinstance(found, pnn.DeviceEvaluation)
     check_hardware(model, devices[0], x, folder)

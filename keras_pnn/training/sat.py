@@ -445,9 +445,5 @@ class SATModel(Trainer):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         load = keras.saving.deserialize_keras_object
-        return cls(
-            **{
-                name: load(value, custom_objects=custom_objects)
-                for name, value in config.items()
-            }
-        )
+        given = {k: load(v, custom_objects=custom_objects) for k, v in config.items()}
+        return cls(**given)

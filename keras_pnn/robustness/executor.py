@@ -7,6 +7,7 @@ import os
 import pathlib
 import pickle
 import tempfile
+import textwrap
 import threading
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
@@ -213,10 +214,11 @@ def _pickled(study) -> bytes:
 
 
 def _not_sent(what: str, error: Exception) -> ValueError:
+    said = textwrap.shorten(str(error), 240, placeholder=" …")
     return ValueError(
         f"Model, data and arguments must be such that they can be {what}: layers with "
         "`get_config`, in a module that workers import. "
-        f"Received: {type(error).__name__}: {error}"
+        f"Received: {type(error).__name__}: {said}"
     )
 
 

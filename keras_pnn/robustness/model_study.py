@@ -50,7 +50,7 @@ class ModelStudy:
             model, few, hessian, landscape, specification.seed
         )
         self._plan = Plan(model, specification)
-        self._points = self._plan.points
+        self.points = self._plan.points
         self._data = data_digest(data, specification.calibration)
         x, y, sample_weight = data
         batch_size = specification.batch_size
@@ -64,10 +64,10 @@ class ModelStudy:
             batch_norm=specification.batch_norm,
             calibration=specification.calibration,
         )
-        some = [self._plan.device(Nominal())] * min(len(self._points), LARGEST_BLOCK)
+        some = [self._plan.device(Nominal())] * min(len(self.points), LARGEST_BLOCK)
         # Fixed, so that a point's figures do not depend on what is measured with it.
-        self._size = self._evaluator.devices_at_once(some)
-        self._evaluator.chunk = self._size
+        self.block_size = self._evaluator.devices_at_once(some)
+        self._evaluator.chunk = self.block_size
         self._check_outputs(first_samples(data, 2)[0])
         radius = specification.worst_case
         if radius is True:
@@ -101,7 +101,7 @@ class ModelStudy:
         those that are done already; `None` keeps nothing. Workers of an `executor`
         measure, and this process alone keeps what they return.
         """
-        points, size = self._points, self._size
+        points, size = self.points, self.block_size
         blocks = [
             range(i, min(i + size, len(points))) for i in range(0, len(points), size)
         ][part[0] :: part[1]]
@@ -145,14 +145,14 @@ class ModelStudy:
         drawn = "as given"
         if specification.variation is not None:
             drawn = repr(specification.variation)
-        scanned = {p.device for p in self._points if isinstance(p, OnScan)}
+        scanned = {p.device for p in self.points if isinstance(p, OnScan)}
         found = {
             "SHA-256 of the data": self._data[:12],
             "devices": count,
             "variation": drawn if count else "no devices",
             "seed": specification.seed,
             "devices in sweeps": len(scanned - {None}),
-            "points": len(self._points),
+            "points": len(self.points),
             "batch size": self._evaluator.batch_size,
             "batch normalisation": specification.batch_norm,
         }
@@ -182,7 +182,7 @@ class ModelStudy:
                 specification.seed,
                 specification.batch_norm,
                 self._evaluator.batch_size,
-                self._size,
+                self.block_size,
                 described(self.model),
                 __version__,
             ]
@@ -201,7 +201,7 @@ class ModelStudy:
 
     def block(self, block: range) -> list[Metrics]:
         """Measures the points of some numbers."""
-        return self._measure([self._points[i] for i in block])
+        return self._measure([self.points[i] for i in block])
 
     def _measure(self, points: list[Point]) -> list[Metrics]:
         found = _metrics(self._evaluator, [self._plan.device(p) for p in points])
@@ -217,7 +217,7 @@ class ModelStudy:
         on the design are enough to see it; what a device's own deviations add is seen
         in its figures.
         """
-        for point in self._points:
+        for point in self.points:
             if not isinstance(point, OnScan) or point.device is not None:
                 continue
             axes = list(zip(self._plan.scans[point.scan], point.place, strict=True))

@@ -7,8 +7,8 @@ import tensorflow as tf
 from noise import Noise
 
 import keras_pnn as pnn
-from keras_pnn.devices.evaluation import stacked
 from keras_pnn.devices import normalization
+from keras_pnn.devices.evaluation import stacked
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(22, 4)).astype("float32")

@@ -9,6 +9,7 @@ import pickle
 import tempfile
 import textwrap
 import threading
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor
 
@@ -197,7 +198,9 @@ def _other_version(found: str, version: str = __version__) -> ValueError:
 @functools.lru_cache(maxsize=1)
 def _loaded(path: str):
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb") as file, warnings.catch_warnings():
+            # Keras warns that an optimizer which nothing needs was not loaded.
+            warnings.simplefilter("ignore")
             return pickle.load(file)
     except FileNotFoundError as error:
         expected = "a folder that the workers see too, under the same path"

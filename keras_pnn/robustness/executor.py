@@ -118,7 +118,9 @@ def measured(
         folder: where to write the study's file, for workers on other machines; `None`
             for a folder of this machine.
     """
-    # Names that the workers find are one folder's, whatever they have as their own.
+    if not blocks:
+        return
+    # Workers may run in a folder of their own.
     place = None if folder is None else pathlib.Path(folder).absolute()
     with tempfile.TemporaryDirectory(prefix="study_", dir=place) as own:
         path = os.path.join(own, "study.pickle")

@@ -68,7 +68,6 @@ from keras_pnn.physics.tuning import (
 )
 from keras_pnn.robustness import (
     RobustnessResult,
-    merge_rows,
     robustness_report,
     robustness_rows,
 )
@@ -160,7 +159,6 @@ __all__ = [
     "layers",
     "load_controls",
     "loss_landscape",
-    "merge_rows",
     "physics",
     "plotting",
     "robustness",

@@ -231,7 +231,7 @@ def check_curvature(model, x, y):
 
 
 def check_report(model, x, y, devices, folder):
-    """Measures a report in parts, merges them, and writes each format."""
+    """Measures a report in parts, reads them, and writes each format."""
     study = {
         "devices": list(devices),
         "sweeps": {"temperature": [-1, 0, 1]},
@@ -240,12 +240,13 @@ def check_report(model, x, y, devices, folder):
         "worst_case": False,
         "verbose": 0,
     }
+    parts = folder / "parts"
     for i in range(2):
-        part = folder / f"part{i}"
-        pnn.robustness_rows(model, x, y, cache_dir=part, part=(i, 2), **study)
-    files = [path for i in range(2) for path in (folder / f"part{i}").iterdir()]
-    pnn.merge_rows(files, folder / "all.sqlite")
-    report = pnn.robustness_report(model, x, y, **study)
+        pnn.robustness_rows(model, x, y, cache_dir=parts, part=(i, 2), **study)
+    with pnn.robustness.ProcessPool(1, threads=1) as pool:
+        # Nothing is left to measure, so that no process is started.
+        study |= {"cache_dir": parts, "executor": pool}
+        report = pnn.robustness_report(model, x, y, **study)
     assert isinstance(report, pnn.RobustnessResult) and str(report)
     for name in ("report.json", "report.csv"):
         report.save(folder / name)

@@ -23,6 +23,7 @@ PAGES = (
     "imperfection-or-noise",
     "long-runs",
     "many-devices",
+    "many-machines",
     "start",
     "what-the-numbers-mean",
     "write-a-device",

@@ -29,7 +29,17 @@ import time
 
 import keras
 import numpy as np
-from shared import compiled, few, fit, hybrid, keep, kept, standardized, unfinished
+from shared import (
+    as_in_pytorch,
+    compiled,
+    few,
+    fit,
+    hybrid,
+    keep,
+    kept,
+    standardized,
+    unfinished,
+)
 
 import keras_pnn as pnn
 
@@ -77,13 +87,13 @@ def variation(sigma: float) -> pnn.Variation:
 
 
 def published(method: str, steps: int) -> dict:
-    """The authors' network, optimizer and epochs."""
+    """The authors' network, optimizer and epochs: see docs/results/published.md."""
     optimizer = keras.optimizers.SGD(0.1, momentum=0.5)
     if method == "dat":
         halved = keras.optimizers.schedules.PiecewiseConstantDecay(
             [30 * steps], [0.1, 0.05]
         )
-        optimizer = keras.optimizers.SGD(halved)
+        optimizer = keras.optimizers.SGD(halved, momentum=0.5)
     if method in ("bp_adam", "sat", "sat_nat", "online"):
         optimizer = keras.optimizers.Adam(0.1)
     clip = None if isinstance(optimizer, keras.optimizers.Adam) else 1.0
@@ -173,15 +183,18 @@ def trained(name, setting, method, sigma, device, rho, seed, data, args):
     batches = pnn.datasets.Batches(images, data.y_train, size, seed=seed)
     options = SETTINGS[setting](method, len(batches))
     model = hybrid(seed=seed, **options["network"])
+    if setting == "published":
+        as_in_pytorch(model, seed)
     chip = variation(sigma).sample(model, device + 1, seed=TRAINING_SEED)[device]
     training = trainer(method, model, options, sigma, chip, rho, seed)
     compiled(training, options["optimizer"])
     folder = unfinished(args.out, name, *made.values())
     # Kept until all is written: what follows the training takes its time, too.
     backup = keras.callbacks.BackupAndRestore(folder, delete_checkpoint=False)
+    history = keras.callbacks.CSVLogger(args.out / f"epochs_{name}.csv", append=True)
     start = time.perf_counter()
     print(f"{name}: {epochs} epochs")
-    fit(training, batches, epochs, callbacks=[backup])
+    fit(training, batches, epochs, callbacks=[history, backup])
     found = {**made, "seconds of the last part": time.perf_counter() - start}
     found["curvature"] = curvature(compiled(model), data, args.probe)
     model.save(path)

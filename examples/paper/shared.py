@@ -50,6 +50,23 @@ def lenet5(
     return keras.Model(inputs, dense(10, **limit)(x), name="lenet5")
 
 
+def as_in_pytorch(model: keras.Model, seed: int) -> keras.Model:
+    """Starts and normalises a network as PyTorch does, which the authors use.
+
+    Weights and biases of `Conv2D` and `Dense` are drawn uniformly within ±1/√fan_in.
+    Batch normalisation has the momentum 0.9 in Keras' sense, and epsilon 1e-5.
+    """
+    generator = np.random.default_rng(seed)
+    for layer in model.layers:
+        if isinstance(layer, layers.Conv2D | layers.Dense):
+            limit = np.prod(layer.kernel.shape[:-1]) ** -0.5
+            for weights in layer.trainable_weights:
+                weights.assign(generator.uniform(-limit, limit, weights.shape))
+        elif isinstance(layer, layers.BatchNormalization):
+            layer.momentum, layer.epsilon = 0.9, 1e-5
+    return model
+
+
 def hybrid(
     start="cross", ports=10, clip: float | None = None, seed: int = 0, **mesh
 ) -> keras.Model:
@@ -70,7 +87,7 @@ def hybrid(
     limits = {}
     if clip is not None:
         limit = pnn.layers.ControlRange(-clip, clip)
-        limits = {"kernel_constraint": limit, "bias_constraint": limit}
+        limits = {"kernel_constraint": limit}
     inputs = keras.Input((28, 28, 1))
     x = inputs
     for filters, padding in ((6, "same"), (16, "valid")):
@@ -161,6 +178,7 @@ def unfinished(folder: pathlib.Path, name: str, *setting) -> pathlib.Path:
 
 
 def fit(model, batches, epochs: int, first_epoch: int = 0, callbacks=()) -> None:
+    """Trains on the batches in their own order, another in each epoch."""
     model.fit(
         batches,
         initial_epoch=first_epoch,

@@ -100,8 +100,9 @@ def published(method: str, steps: int) -> dict:
     return {
         "network": {"start": "haar", "clip": clip},
         "optimizer": optimizer,
+        "perturb": "all",
         "dat": {"error_epochs": 20},
-        "noise": pnn.Variation(theta_error=0.01, phi_error=0.01),
+        "noise": variation(0.01),
     }
 
 
@@ -111,6 +112,7 @@ def same(method: str, steps: int, **network) -> dict:
     return {
         "network": network or {"start": "cross"},
         "optimizer": keras.optimizers.Adam(rate),
+        "perturb": "controls",
         # Amplitudes inside the network, with the model's phases, lead astray here, and
         # so do error networks that learn as fast as by default, or without end.
         "dat": {
@@ -146,15 +148,17 @@ def trainer(method, model, options, sigma, device, rho, seed) -> keras.Model:
         return pnn.SATModel(model, ascent=None, variation=noise, seed=seed)
     if method in ("sat", "sat_nat"):
         noise = variation(sigma) if method == "sat_nat" else None
-        return pnn.SATModel(model, rho=rho, variation=noise, seed=seed)
+        return pnn.SATModel(
+            model, rho=rho, perturb=options["perturb"], variation=noise, seed=seed
+        )
     # The fields that leave an imperfect mesh have other phases than the model's, so
     # that measured fields and modelled derivatives do not belong together; intensities
     # have none.
     if method in ("pat", "online"):
-        ascent = pnn.SAM(rho) if method == "online" else None
-        return pnn.PATModel(
-            model, device=device, readout="output", ascent=ascent, seed=seed
-        )
+        ascent = {}
+        if method == "online":
+            ascent = {"ascent": pnn.SAM(rho), "perturb": options["perturb"]}
+        return pnn.PATModel(model, device=device, readout="output", seed=seed, **ascent)
     return pnn.DATModel(model, device=device, seed=seed, **options["dat"])
 
 

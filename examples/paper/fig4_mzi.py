@@ -17,7 +17,8 @@ the 64, which bears larger errors.
 
 Each run is kept as JSON in the output folder, and is not repeated; a run that was
 interrupted goes on after its last whole epoch. What is there of the
-methods is printed and drawn at the end; `--report` does only that.
+methods is printed and drawn at the end; `--report` does only that. `--maps 5` adds
+for each network, as in Fig. 4d, a map of accuracy over phase and splitter errors.
 """
 
 import argparse
@@ -57,6 +58,8 @@ ON_DEVICE = ("pat", "dat", "online")
 WITH_ASCENT = ("sat", "sat_nat", "online")
 # Devices to train on come from another seed than those that are never met.
 TRAINING_SEED, UNSEEN_SEED = 100, 1
+# Of `--maps`: standard deviations of phases (rad) and of splitters' power imbalances.
+SPREADS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 
 
 def arguments() -> argparse.Namespace:
@@ -73,6 +76,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--unseen", type=int, default=20)
     parser.add_argument("--probe", type=int, default=1000, help="images for λ_max")
+    parser.add_argument(
+        "--maps",
+        type=int,
+        default=0,
+        metavar="DEVICES",
+        help="also map phase by splitter errors, with so many devices for each cell",
+    )
     parser.add_argument("--data", default="auto")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--report", action="store_true")
@@ -255,6 +265,24 @@ def run(setting, method, sigma, device, rho, seed, data, args) -> dict:
     }
 
 
+def mapped(name: str, data, args) -> dict:
+    """Mean accuracy of a trained network over spreads of phases and of splitters."""
+    model = compiled(keras.saving.load_model(args.out / f"{name}.keras", compile=False))
+    x, y = standardized(data.x_test), data.y_test
+    accuracy = []
+    for phase, splitter in itertools.product(SPREADS, SPREADS):
+        spreads = {"theta_error": phase, "phi_error": phase}
+        spreads = {**spreads, "splitter_imbalance": splitter}
+        noise = pnn.Variation(**{k: s for k, s in spreads.items() if s})
+        devices = pnn.devices.DeviceSet([pnn.SimulatedDevice({})])
+        if phase or splitter:
+            devices = noise.sample(model, args.maps, seed=UNSEEN_SEED)
+        found = pnn.evaluate_devices(model, x, y, devices, verbose=0)["accuracy"]
+        accuracy.append(100 * float(np.mean(found)))
+    rows = np.reshape(accuracy, (len(SPREADS), -1)).tolist()
+    return {"name": name, "phases by splitters": rows}
+
+
 def labelled(runs: list[dict]) -> dict[str, list[dict]]:
     """The runs by method and ρ, in the order of the methods."""
     order = list(METHODS)
@@ -308,6 +336,25 @@ def report(out: pathlib.Path, methods: list[str]) -> None:
         )
 
 
+def draw_maps(out: pathlib.Path) -> None:
+    from keras_pnn import plotting
+
+    for path in sorted(out.glob("map_*.json")):
+        found = json.loads(path.read_text("utf-8"))
+        ax = plotting.heat_map(
+            SPREADS,
+            SPREADS,
+            found["phases by splitters"],
+            "splitters: power imbalance (standard deviation)",
+            "phases (rad, standard deviation)",
+            "accuracy (%)",
+            level=90,
+            limits=(0, 100),
+        )
+        ax.set_title(found["name"])
+        plotting.save(ax, path.with_suffix(".png"))
+
+
 def wanted(args) -> list[tuple]:
     """(setting, method, σ, device, ρ, seed) of every run; ρ is None without ascent."""
     return [
@@ -325,7 +372,7 @@ def main() -> None:
     args = arguments()
     if args.quick:
         args.out = args.out / "quick"
-        args.unseen, args.probe = 3, 100
+        args.unseen, args.probe, args.maps = 3, 100, min(args.maps, 1)
     args.out.mkdir(parents=True, exist_ok=True)
     if not args.report:
         data = pnn.datasets.load(args.data)
@@ -340,7 +387,13 @@ def main() -> None:
                 keep(path, run(*key, data, args))
                 # Else the graphs of all runs stay in memory.
                 keras.utils.clear_session()
+            path = args.out / f"map_{name_of(*key)}.json"
+            if args.maps and not kept(path, data=data.name, devices=args.maps):
+                made = {"data": data.name, "devices": args.maps}
+                keep(path, {**made, **mapped(name_of(*key), data, args)})
+                keras.utils.clear_session()
     report(args.out, args.methods)
+    draw_maps(args.out)
 
 
 if __name__ == "__main__":

@@ -53,17 +53,26 @@ def lenet5(
 def as_in_pytorch(model: keras.Model, seed: int) -> keras.Model:
     """Starts and normalises a network as PyTorch does, which the authors use.
 
-    Weights and biases of `Conv2D` and `Dense` are drawn uniformly within ±1/√fan_in.
-    Batch normalisation has the momentum 0.9 in Keras' sense, and epsilon 1e-5.
+    Weights and biases of convolutions and matrices, digital, of microrings or of masks,
+    are drawn uniformly within ±1/√fan_in. Batch normalisation has the momentum 0.9 in
+    Keras' sense, and epsilon 1e-5.
     """
     generator = np.random.default_rng(seed)
     for layer in model.layers:
-        if isinstance(layer, layers.Conv2D | layers.Dense):
-            limit = np.prod(layer.kernel.shape[:-1]) ** -0.5
-            for weights in layer.trainable_weights:
-                weights.assign(generator.uniform(-limit, limit, weights.shape))
-        elif isinstance(layer, layers.BatchNormalization):
+        if isinstance(layer, layers.BatchNormalization):
             layer.momentum, layer.epsilon = 0.9, 1e-5
+        if getattr(layer, "bias", None) is None:
+            continue
+        physical = isinstance(layer, pnn.layers.PhysicalLayer)
+        weights = layer.controls.values() if physical else [layer.kernel]
+        (shape,) = (v.shape for v in weights)
+        if isinstance(layer, pnn.layers.MaskedSLM):
+            shape = np.prod(shape[1:]), shape[0]
+        limit = np.prod(shape[:-1]) ** -0.5
+        # Rings and masks are set for weights.
+        assign = layer.program if physical else layer.kernel.assign
+        assign(generator.uniform(-limit, limit, shape))
+        layer.bias.assign(generator.uniform(-limit, limit, layer.bias.shape))
     return model
 
 

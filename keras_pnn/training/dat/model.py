@@ -85,14 +85,26 @@ class DualAdaptive(GradientSource):
         errors: the error networks.
         internal_states: whether the device gives the states between layers.
         fields: whether it gives complex fields, or their amplitudes alone.
+        compare: "outputs" of the network or "states" of its layers, which S is to
+            predict.
+        apart: whether derivatives leave S out while it learns.
     """
 
     needs_device = True
 
-    def __init__(self, errors: ErrorModels, internal_states: bool, fields: bool):
+    def __init__(
+        self,
+        errors: ErrorModels | None,
+        internal_states: bool = True,
+        fields: bool = False,
+        compare: str = "outputs",
+        apart: bool = True,
+    ):
         self.errors = errors
         self.internal_states = internal_states
         self.fields = fields
+        self.compare = compare
+        self.apart = apart
         self.learning = True
         self.error_loss = keras.metrics.Mean(name="error_loss")
 
@@ -107,7 +119,10 @@ class DualAdaptive(GradientSource):
             forward = self._inside if self.internal_states else self._outside
             loss, y_pred, scope, misfits = forward(trainer, batch, overrides, learning)
             scaled = trainer.optimizer.scale_loss(loss)
-        check_measured(misfits)
+            if self.compare == "outputs":
+                misfits = self._compared(
+                    trainer, batch, overrides, learning, y_pred, scope
+                )
         gradients = tape.gradient(scaled, watched[: len(wrt)])
         steps = []
         for network in networks if learning else ():
@@ -128,21 +143,31 @@ class DualAdaptive(GradientSource):
 
     def _inside(self, trainer, batch, overrides, learning):
         """Each layer's state is fused with what was measured there."""
-        misfits = []
+        seen, misfits = [], []
+        direct = self.apart and self.learning
 
         def substitute(layer, inputs, controls, modelled):
             measured = measure(self.device, layer, inputs, controls, modelled)
             if measured is None:
                 return modelled
-            predicted = self.errors.corrected(layer, modelled, training=learning)
-            misfits.append((self.errors.of(layer), self._misfit(predicted, measured)))
+            seen.append(layer)
+            predicted = modelled
+            if not direct or self.compare == "states":
+                predicted = self.errors.corrected(layer, modelled, learning)
+            if self.compare == "states":
+                misfit = self._misfit(predicted, measured)
+                misfits.append((self.errors.of(layer), misfit))
+            if direct:
+                predicted = modelled
             return valued(self._fused(measured, predicted), predicted)
 
         self._attach(trainer)
         scope = overrides.scope(trainer)
         with scope, substituting(substitute):
             y_pred = trainer(batch[0], training=True)
-            return loss_of(trainer, batch, y_pred), y_pred, scope, misfits
+            loss = loss_of(trainer, batch, y_pred)
+        check_measured(seen)
+        return loss, y_pred, scope, misfits
 
     def _outside(self, trainer, batch, overrides, learning):
         """Only the outputs of the whole network are fused with what was measured."""
@@ -151,20 +176,37 @@ class DualAdaptive(GradientSource):
             measured = trainer(batch[0], training=True)
 
         def substitute(layer, inputs, controls, modelled):
-            return self.errors.corrected(layer, modelled, training=learning)
+            if self.apart and self.learning:
+                return modelled
+            return self.errors.corrected(layer, modelled, learning)
 
         scope = overrides.scope(trainer)
         with scope, substituting(substitute):
             predicted = trainer(batch[0], training=True)
-            each = keras.tree.map_structure(self._misfit, predicted, measured)
-            misfit = tf.add_n(keras.tree.flatten(each))
             fused = keras.tree.map_structure(self._fused, measured, predicted)
             y_pred = keras.tree.map_structure(valued, fused, predicted)
             loss = loss_of(trainer, batch, y_pred)
         # Statistics and states are those of the measured pass.
         for update in seen.updates():
             scope.add_update(update)
-        return loss, y_pred, scope, [(n, misfit) for n in self.errors.networks]
+        return loss, y_pred, scope, []
+
+    def _compared(self, trainer, batch, overrides, learning, measured, scope):
+        """The misfit of the network's outputs with S, of which all of S learns."""
+
+        def substitute(layer, inputs, controls, modelled):
+            return self.errors.corrected(layer, modelled, learning)
+
+        aside = overrides.scope(trainer)
+        with aside, substituting(substitute):
+            predicted = trainer(batch[0], training=True)
+        each = keras.tree.map_structure(self._misfit, predicted, measured)
+        misfit = tf.add_n(keras.tree.flatten(each))
+        own = {id(v) for network in self.errors.networks for v in network.variables}
+        for variable, value in aside.updates():
+            if id(variable) in own:
+                scope.add_update((variable, value))
+        return [(network, misfit) for network in self.errors.networks]
 
     def _misfit(self, predicted, measured) -> tf.Tensor:
         """The mean square of what S leaves unexplained."""
@@ -249,6 +291,8 @@ class DATModel(SATModel):
         internal_states: bool = True,
         fields: bool = False,
         error_epochs: int | None = None,
+        compare: str = "outputs",
+        apart: bool = True,
         error_optimizer: keras.optimizers.Optimizer | None = None,
         ascent=None,
         **kwargs,
@@ -264,6 +308,8 @@ class DATModel(SATModel):
             errors,
             _checks.boolean("internal_states", internal_states),
             _checks.boolean("fields", fields),
+            _checks.choice("compare", compare, ("outputs", "states")),
+            _checks.boolean("apart", apart),
         )
         super().__init__(model, ascent=ascent, device=device, gradient=source, **kwargs)
         self.error_epochs = _checks.optional(

@@ -216,19 +216,20 @@ def test_the_step_of_the_errors_by_differences(error_epochs, double):
     def misfit(change=0.0, rate=0.0):
         error_optimizer = keras.optimizers.SGD(rate)
         trainer = dat(mesh(), chip(), 0.0, error_optimizer=error_optimizer, **given)
-        for v, start in zip(errors_of(trainer).trainable, weights, strict=True):
-            v.assign(start + change * direction[v.path])
+        own = errors_of(trainer).trainable
+        for v, start, way in zip(own, weights, direction, strict=True):
+            v.assign(start + change * way)
         (loss,) = trainer.fit(X, Y, **options).history["error_loss"]
-        return loss, errors_of(trainer).trainable
+        return loss, own
 
     theirs = errors_of(dat(mesh(), chip(), **given)).trainable
     rng = np.random.default_rng(0)
     weights = [rng.normal(size=v.shape) for v in theirs]
-    direction = {v.path: rng.normal(size=v.shape) for v in theirs}
+    direction = [rng.normal(size=v.shape) for v in theirs]
     _, stepped = misfit(rate=1.0)
     slope = sum(
-        np.sum((start - v.numpy()) * direction[v.path])
-        for v, start in zip(stepped, weights, strict=True)
+        np.sum((start - v.numpy()) * way)
+        for v, start, way in zip(stepped, weights, direction, strict=True)
     )
     expected = (misfit(1e-5)[0] - misfit(-1e-5)[0]) / 2e-5
     np.testing.assert_allclose(slope, expected, rtol=1e-5)

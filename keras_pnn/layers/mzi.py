@@ -1,13 +1,13 @@
 """Multiply fields by a unitary matrix, as a mesh of Mach–Zehnder interferometers.
 
 To add an imperfection: declare it in `MZIMesh.build`, which is all that devices, drift,
-sweeps and training need; take it as a keyword argument of the same name in
-`physics.mesh.transfer_matrix`, check it in `_prepared` there and add it to the phases
-or to the entries of the cells (if it can differ from device to device, it also joins
-the shapes that must broadcast); and, where `program` and
-`correct` should compensate it, in `MZIMesh._known_errors` and
-`physics.decompose.correct`. `tests/physics/mesh_product.py` is the reference that the
-tests compare with.
+sweeps and training need (`MZIDense` holds two meshes and needs nothing), and which the
+layer passes on by name. In `physics/mesh/transfer.py` take it as a keyword argument of
+the same name in `transfer_matrix`, pass it on to `_prepared`, check it there and add it
+to the phases or to the entries of the cells; if it can differ from device to device, it
+joins `shapes` and `_common_sizes`. `propagate` needs nothing. Where `correct` should
+compensate it, it goes into `MZIMesh._known_errors` and `physics.decompose.correct`.
+`tests/physics/mesh_product.py` is the reference that the tests compare with.
 """
 
 from typing import ClassVar

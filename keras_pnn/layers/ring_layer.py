@@ -1,4 +1,7 @@
-"""Set, read out and describe a matrix of microring weights, for all its layers."""
+"""Compute, set and read out a matrix of microring weights, for all its layers.
+
+`RingLayer.weights_at` computes the weights of controls and imperfections.
+"""
 
 import math
 from collections.abc import Callable

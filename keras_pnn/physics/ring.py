@@ -1,6 +1,7 @@
 """Compute the transmission of a microring, and of a row of microrings.
 
-The weight of a control, through − drop, is formed in `keras_pnn.physics.tuning`.
+The weight of a control, through − drop, is formed by `ResonanceTuning.weight` in
+`keras_pnn.physics.tuning.lorentzian`, which `RingLayer.weights_at` calls in the layers.
 """
 
 import numpy as np

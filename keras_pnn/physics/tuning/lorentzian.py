@@ -1,4 +1,7 @@
-"""Compute weights from the Lorentzian resonance of a ring, and solve for detunings."""
+"""Compute weights from the Lorentzian resonance of a ring, and solve for detunings.
+
+`RingLayer.weights_at` in `keras_pnn.layers.ring_layer` asks for them.
+"""
 
 import keras
 import numpy as np

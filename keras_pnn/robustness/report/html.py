@@ -1,8 +1,11 @@
 """Write a robustness result as one HTML file that needs nothing else.
 
-The way of a number to the page: `ModelStudy.measure` evaluates the devices and keeps an
-array of theirs in `results.ModelRobustness.devices`; `sections` takes its statistics
-and lays out titles, explanations and tables of texts; `html` writes these.
+The way of a number, say the accuracy at +1 K, to the page: `points.Plan` makes it a
+point, `OnScan("temperature", …)`; `ModelStudy.measure` evaluates that device;
+`points.gathered` puts the points into arrays, `ModelRobustness.sweeps["temperature"]`;
+`scan_sections._scan_rows` turns them into the texts of a `Table`, for the page that
+`sections.sections` lays out; `html` writes these. What was measured on random devices
+goes the same way, through `ModelRobustness.devices` and `sections`.
 """
 
 import io

@@ -1,4 +1,7 @@
-"""Arrange the sweeps and the grid of a robustness result in sections of tables."""
+"""Arrange the sweeps and the grid of a robustness result in sections of tables.
+
+Numbers come from `ModelRobustness.sweeps` and `.grid`, arrays by `points.gathered`.
+"""
 
 from keras_pnn._display import Table
 from keras_pnn.robustness.axes import FactorAxis

@@ -1,7 +1,8 @@
 """Arrange a robustness result in sections of tables.
 
-Numbers come from `results.ModelRobustness`, which `ModelStudy.measure` fills; `html`
-and `text` write the sections.
+Numbers come from `results.ModelRobustness`, whose arrays `points.gathered` makes of
+what `ModelStudy.measure` found; `scan_sections` arranges its sweeps; `html` and `text`
+write the sections.
 """
 
 from collections.abc import Callable

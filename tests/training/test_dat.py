@@ -232,7 +232,8 @@ def test_the_step_of_the_errors_by_differences(error_epochs, double):
         for v, start, way in zip(stepped, weights, direction, strict=True)
     )
     expected = (misfit(1e-5)[0] - misfit(-1e-5)[0]) / 2e-5
-    np.testing.assert_allclose(slope, expected, rtol=1e-5)
+    # The log of the misfit is in single precision.
+    np.testing.assert_allclose(slope, expected, rtol=5e-3)
     assert abs(slope) > 1e-4
 
 

@@ -5,14 +5,17 @@
 Prints a table and writes `results/benchmark_steps.json`:
 
 - a SAT step against a plain step of the same network;
+- a step of each ascent against a plain step, for LeNet-5 of microring banks and for the
+  network with a mesh of 64 modes;
 - LeNet-5 of microring banks against the same network of Dense and Conv2D;
 - `evaluate_devices` on 32 devices against `evaluate` in a loop;
 - a fit with `SATModel` against one with Keras' former
   `SharpnessAwareMinimization` (package tf_keras), on the same digital network.
 
 Steps are timed in turn, A B A B …, and the ratio is the median over pairs, so that it
-holds on a machine whose speed drifts. First calls, which compile, are left out and
-given apart.
+holds on a machine whose speed drifts. For the ascents a ratio of the time that the
+processor spent is given, too, which holds where other work takes its turns. First
+calls, which compile, are left out, and given apart for single steps.
 """
 
 import argparse
@@ -27,7 +30,7 @@ import numpy as np
 import keras_pnn as pnn
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples/paper"))
-from shared import lenet5
+from shared import hybrid, lenet5, step_times
 
 
 def arguments() -> argparse.Namespace:
@@ -35,8 +38,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=60)
     parser.add_argument("--images", type=int, default=10000)
     parser.add_argument(
-        "--skip", nargs="*", default=[], choices=["steps", "devices", "fit"]
+        "--skip",
+        nargs="*",
+        default=[],
+        choices=["steps", "ascents", "devices", "fit"],
     )
+    parser.add_argument("--jit", action="store_true", help="XLA for the ascents")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results"))
     return parser.parse_args()
 
@@ -91,6 +98,47 @@ def steps(images, labels, pairs: int):
                 f"banks / Dense+Conv2D step, {mode}",
                 paired(step(plain), step(digital), pairs),
             )
+
+
+# In force from the first step on.
+ASCENTS = {
+    "SAM": pnn.SAM(0.3),
+    "ASAM": pnn.ASAM(0.3),
+    "GSAM": pnn.GSAM(0.3),
+    "FriendlySAM": pnn.FriendlySAM(0.3),
+    "ESAM": pnn.ESAM(0.3),
+    "LookSAM(5)": pnn.LookSAM(0.3, every=5),
+    "MESA": pnn.MESA(start=0),
+    "SAF": pnn.SAF(epochs=1, start=0),
+}
+
+
+def ascents(images, labels, rounds: int, jit: bool):
+    """Yields (name, figures) of all ascents, timed in turn with the plain step."""
+    for network, make in (("LeNet-5 of banks", lenet5), ("mesh of 64 modes", hybrid)):
+        for batch in (64, 256):
+            models = {"plain": compiled(make(), jit)}
+            for name, ascent in ASCENTS.items():
+                again = type(ascent).from_config(ascent.get_config())
+                models[name] = compiled(pnn.SATModel(make(), ascent=again), jit)
+            times = step_times(models, images[:batch], labels[:batch], rounds)
+            for name in ASCENTS:
+                ratios = times[name] / times["plain"]
+                quartiles = np.percentile(ratios, (25, 75), axis=0).T.tolist()
+                yield (
+                    f"{name} / plain step, {network}, batch {batch}",
+                    {
+                        "a_ms": 1e3 * float(np.median(times[name][:, 0])),
+                        "b_ms": 1e3 * float(np.median(times["plain"][:, 0])),
+                        "ratio": float(np.median(ratios[:, 0])),
+                        "ratio_quartiles": quartiles[0],
+                        "processor_ratio": float(np.median(ratios[:, 1])),
+                        "processor_quartiles": quartiles[1],
+                        "rounds": rounds,
+                        "jit": jit,
+                    },
+                )
+            keras.utils.clear_session()
 
 
 def population(images, labels):
@@ -183,6 +231,7 @@ def main() -> None:
     results = {}
     parts = {
         "steps": lambda: steps(images, labels, args.pairs),
+        "ascents": lambda: ascents(images, labels, args.pairs // 5, args.jit),
         "devices": lambda: population(images, labels),
         "fit": lambda: former_sam(images, labels),
     }
@@ -190,7 +239,8 @@ def main() -> None:
         for name, row in part():
             results[name] = row
             a, b, ratio = row["a_ms"], row["b_ms"], row["ratio"]
-            print(f"{name:62} {a:9.1f} {b:9.1f} {ratio:7.2f}", flush=True)
+            spent = f"{row['processor_ratio']:7.2f}" if "processor_ratio" in row else ""
+            print(f"{name:62} {a:9.1f} {b:9.1f} {ratio:7.2f} {spent}", flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "benchmark_steps.json"
     path.write_text(json.dumps(results, indent=1), "utf-8")

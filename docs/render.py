@@ -13,6 +13,7 @@ import json
 import pathlib
 import re
 import runpy
+import textwrap
 
 import griffe
 from mkdocs.structure.files import File
@@ -134,6 +135,12 @@ class Docstrings(griffe.Extension):
             r"\1**\2**\n",
             obj.docstring.value,
             flags=re.M,
+        )
+        # What is indented would be a block of code.
+        text = re.sub(
+            r"(?<=\*\*Reference\*\*\n\n)(?: +\S.*\n?)+",
+            lambda m: textwrap.dedent(m[0]),
+            text,
         )
         # A doctest ends at an empty line.
         text = re.sub(

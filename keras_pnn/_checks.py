@@ -146,6 +146,13 @@ def _unsaved(owner, name: str, value, instead: str) -> ValueError:
     )
 
 
+def compiled(name: str, model) -> None:
+    """Checks that a model has a loss, as `evaluate` needs it."""
+    if not getattr(model, "compiled", False):
+        received = f"model '{getattr(model, 'name', model)}', not compiled"
+        raise error(name, "compiled, as for `evaluate`", received)
+
+
 def optional(check: Callable, name: str, value, *args, **kwargs):
     """Returns `None` for `None`, and what a check returns for any other value."""
     return None if value is None else check(name, value, *args, **kwargs)
@@ -292,6 +299,11 @@ def data(x, y=None, sample_weight=None, finite_targets: bool = True) -> tuple:
         if name != "y" or finite_targets:
             finite(name, part)
     return tuple(parts.values())
+
+
+def sample_count(x) -> int:
+    """Returns the number of samples in an array or a structure of arrays."""
+    return len(next(a for a in keras.tree.flatten(x) if a is not None))
 
 
 def is_data_set(x) -> bool:

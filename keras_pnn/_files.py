@@ -1,8 +1,7 @@
-"""Write files whole or not at all; JSON; digests."""
+"""Write files whole or not at all; prepare arrays for them; compute digests."""
 
 import contextlib
 import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Iterator
@@ -35,15 +34,12 @@ def atomic(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         part.unlink(missing_ok=True)
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a text file as UTF-8, whole or not at all."""
-    with atomic(path) as part:
-        part.write_text(text, "utf-8")
-
-
-def write_json(path: str | os.PathLike, content) -> None:
-    """Writes JSON, whole or not at all."""
-    write_text(path, json.dumps(content))
+def storable(array) -> np.ndarray:
+    """Returns an array in a native type of NumPy's: bfloat16 becomes float32."""
+    array = np.asarray(array)
+    if array.dtype.kind == "V":
+        return array.astype("float32")
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def digest(*parts) -> str:

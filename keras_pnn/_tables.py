@@ -7,7 +7,7 @@ import math
 import os
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -59,17 +59,39 @@ class Table:
         heading, comma = self.headings[column], any("," in cell for cell in cells)
         for i, cell in enumerate(cells):
             if math.isnan(self.number(cell)):
-                raise ValueError(
-                    f"{self.place(i)}: expected a finite number under {heading!r}. "
-                    f"Received: {cell!r}"
-                )
+                expected = f"a finite number under {heading!r}"
+                raise error(self.place(i), expected, repr(cell))
             if comma and "." in cell:
-                raise ValueError(
-                    f"{self.place(i)}: expected decimal commas under {heading!r}, as "
-                    f"in other lines, without separators of thousands. "
-                    f"Received: {cell!r}"
+                expected = (
+                    f"decimal commas under {heading!r}, as in other lines, without "
+                    "separators of thousands"
                 )
+                raise error(self.place(i), expected, repr(cell))
         return np.array([self.number(cell) for cell in cells])
+
+    def records(self, number: str) -> Iterator[tuple[dict[str, str], float, str]]:
+        """Yields heading → cell of each row, the number under one heading, its place.
+
+        Raises:
+            ValueError: As in `numbers`.
+        """
+        values = self.numbers(self.headings.index(number)).tolist()
+        for i, (cells, value) in enumerate(zip(self.rows, values, strict=True)):
+            yield dict(zip(self.headings, cells, strict=True)), value, self.place(i)
+
+
+def error(where, expected: str, received) -> ValueError:
+    """Returns the error for a file, or a line of it, that is not as expected."""
+    return ValueError(f"{where}: expected {expected}. Received: {received}")
+
+
+def element(text: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Returns the index of an element from its text, `"0;3"`; `None` outside."""
+    parts = [part.strip() for part in text.split(";") if part]
+    if len(parts) != len(shape) or not all(map(str.isdecimal, parts)):
+        return None
+    index = tuple(map(int, parts))
+    return index if all(i < n for i, n in zip(index, shape, strict=True)) else None
 
 
 def read(path: str | os.PathLike) -> Table:
@@ -95,9 +117,9 @@ def read(path: str | os.PathLike) -> Table:
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = content.decode("utf-16" if wide else "utf-8-sig")
-    except UnicodeDecodeError as error:
+    except UnicodeDecodeError as problem:
         raise ValueError(
-            f"{name} must be a CSV file in UTF-8. Received: {error}"
+            f"{name} must be a CSV file in UTF-8. Received: {problem}"
         ) from None
     lines = text.splitlines(keepends=True)
     delimiter = None
@@ -116,32 +138,28 @@ def read(path: str | os.PathLike) -> Table:
     first = filled[0] if filled else 0
     if delimiter is None and filled:
         delimiter = _delimiter(lines[first])
+    header = "a header that names the columns"
     rows = list(_split(name, lines, delimiter or ","))
     if not rows:
-        raise ValueError(
-            f"{name}, line 1: expected a header that names the columns. "
-            "Received: an empty file"
-        )
+        raise error(f"{name}, line 1", header, "an empty file")
     (line, headings), *rows = rows
     if all(_NUMBER.fullmatch(cell) for cell in headings if cell):
         above = [i for i in comments if i < first]
         named = _cells(comments[above[-1]], delimiter) if above else []
         if len(named) != len(headings) or all(map(_NUMBER.fullmatch, named)):
-            raise ValueError(
-                f"{name}, line {line}: expected a header that names the columns. "
-                f"Received: {delimiter.join(headings)!r}"
-            )
+            received = repr(delimiter.join(headings))
+            raise error(f"{name}, line {line}", header, received)
         rows = [(line, headings), *rows]
         line, headings = above[-1] + 1, named
     while headings and not headings[-1]:
         headings.pop()
     for number, row in rows:
         if any(row[len(headings) :]):
-            raise ValueError(
-                f"{name}, line {number}: expected {len(headings)} cells, as many as "
-                "headings (numbers with decimal commas need semicolons or tabs "
-                f"between them). Received: {delimiter.join(row)!r}"
+            expected = (
+                f"{len(headings)} cells, as many as headings (numbers with decimal "
+                "commas need semicolons or tabs between them)"
             )
+            raise error(f"{name}, line {number}", expected, repr(delimiter.join(row)))
     width = len(headings)
     cells = [(row + [""] * width)[:width] for _, row in rows]
     return Table(name, headings, line, cells, [n for n, _ in rows], delimiter)
@@ -179,10 +197,10 @@ def _split(path, lines, delimiter):
             row = [cell.strip() for cell in row]
             if any(row):
                 yield reader.line_num, row
-    except csv.Error as error:
+    except csv.Error as problem:
         raise ValueError(
             f"{path}, line {reader.line_num}: must be a line of a CSV file. "
-            f"Received: {error}"
+            f"Received: {problem}"
         ) from None
 
 

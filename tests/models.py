@@ -1,5 +1,6 @@
 """The small networks, data and devices that many tests share."""
 
+import json
 import os
 import subprocess
 import sys
@@ -129,6 +130,29 @@ def run_script(script, *arguments):
         text=True,
         timeout=300,
     )
+
+
+TWO_DEVICES = """
+    import json
+    import numpy as np
+    import tensorflow as tf
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    two = [tf.config.LogicalDeviceConfiguration()] * 2
+    tf.config.set_logical_device_configuration(cpu, two)
+    import keras
+    import keras_pnn as pnn
+
+    x = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
+    y = np.random.default_rng(1).integers(0, 3, 16)
+"""
+
+
+def result_on_two_devices(script):
+    """Runs a script after `TWO_DEVICES`; returns what it prints behind `RESULT`."""
+    run = run_script(TWO_DEVICES + script)
+    assert run.returncode == 0, run.stderr[-3000:]
+    line = next(t for t in run.stdout.splitlines() if t.startswith("RESULT"))
+    return json.loads(line.removeprefix("RESULT"))
 
 
 class Seen(keras.Model):

@@ -119,7 +119,18 @@ def check_training(x, y, chip):
     )
     trainers = [
         sat,
-        pnn.SATModel(network(), ascent=pnn.ASAM(0.5)),
+        *(
+            pnn.SATModel(network(), ascent=ascent)
+            for ascent in (
+                pnn.ASAM(0.5),
+                pnn.ESAM(),
+                pnn.FriendlySAM(),
+                pnn.GSAM(),
+                pnn.LookSAM(),
+                pnn.MESA(start=0),
+                pnn.SAF(start=0),
+            )
+        ),
         pnn.SATModel(network(), adversarial={"temperature": pnn.Autodiff(0.5)}),
         pnn.SATModel(
             network(), adversarial={"temperature": pnn.FiniteDifference(0.5, step=0.1)}

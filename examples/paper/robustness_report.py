@@ -2,7 +2,7 @@
 
 Three systems: LeNet-5 on microring weight banks (`mrr`), a digital front end with a
 mesh of interferometers (`mzi`), masks on a spatial light modulator (`slm`). The robust
-network sees random devices at every step after the first epoch; those of `mrr` and
+network sees random devices at every step after a plain start; those of `mrr` and
 `mzi` are also trained with the sharpness-aware ascent. The page holds the accuracy on
 other devices, sweeps, yield, worst case, sensitivity, curvature and loss landscape.
 
@@ -185,15 +185,15 @@ def arguments() -> argparse.Namespace:
     )
     args = parser.parse_args()
     if args.epochs is not None and args.epochs < 2:
-        parser.error("--epochs must be 2 or more: the first one is plain")
+        parser.error("--epochs must be 2 or more: the start is plain")
     return args
 
 
 def trained(system: System, name: str, data, folder, setting: dict) -> keras.Model:
     """A trained network, from its file if there is one.
 
-    The robust training starts with an epoch of the plain one: among random devices an
-    untrained network finds no direction.
+    The first quarter of the robust training, one epoch on MNIST, is plain: among random
+    devices an untrained network finds no direction.
     """
     epochs, seed, fast = setting["epochs"], setting["seed"], not setting["quick"]
     stem = name.replace(" ", "_")
@@ -209,7 +209,8 @@ def trained(system: System, name: str, data, folder, setting: dict) -> keras.Mod
     rate = keras.optimizers.schedules.CosineDecay(system.rate, epochs * len(batches))
     phases = [(model, 0, epochs)]
     if name != "BP":
-        phases = [(model, 0, 1), (system.robust(model, seed), 1, epochs)]
+        plain = max(1, epochs // 4)  # ten epochs of the few digits
+        phases = [(model, 0, plain), (system.robust(model, seed), plain, epochs)]
     for phase, (trainer, first, last) in enumerate(phases):
         backup = unfinished(folder, f"{stem}_{phase}", *setting.values())
         callbacks = [keras.callbacks.BackupAndRestore(backup)]

@@ -6,6 +6,7 @@ A run that is there already is not repeated; one that was interrupted goes on.
 import json
 import os
 import pathlib
+import time
 
 import keras
 import numpy as np
@@ -184,6 +185,48 @@ def keep(path: pathlib.Path, run: dict) -> None:
 def unfinished(folder: pathlib.Path, name: str, *setting) -> pathlib.Path:
     """Where a run is kept while it trains: only one of its setting may take it up."""
     return folder / "_".join(["unfinished", name, *map(str, setting)])
+
+
+def stepping(model: keras.Model, x, y):
+    """Returns a function that takes a training step on a batch."""
+    ascent = getattr(model, "ascent", None)
+    if not isinstance(ascent, pnn.SAF):
+        return lambda: model.train_on_batch(x, y)
+    # What `fit` tells it: the order of the samples, the epoch, and each batch.
+    callbacks = ascent.callbacks(lambda: None, pnn.datasets.Batches(x, y, len(x)))
+    for callback in callbacks:
+        callback.on_epoch_begin(1)
+
+    def step():
+        for callback in callbacks:
+            callback.on_train_batch_begin(0)
+        # Past the check for data that is no `Batches`.
+        keras.Model.train_on_batch(model, x, y)
+
+    return step
+
+
+def step_times(
+    models: dict[str, keras.Model], x, y, rounds: int
+) -> dict[str, np.ndarray]:
+    """Times steps of several models in turn, after the first ones, which compile.
+
+    A round is five steps of each, of which LookSAM(5) takes a second pass in one.
+
+    Returns:
+        name → (rounds, 2): seconds of a step by the clock, and of the processor, which
+        hold under other load.
+    """
+    steps = {name: stepping(model, x, y) for name, model in models.items()}
+    found = {name: [] for name in models}
+    for _ in range(1 + rounds):
+        for name, step in steps.items():
+            start = np.array([time.perf_counter(), time.process_time()])
+            for _ in range(5):
+                step()
+            end = np.array([time.perf_counter(), time.process_time()])
+            found[name].append((end - start) / 5)
+    return {name: np.array(times[1:]) for name, times in found.items()}
 
 
 def fit(model, batches, epochs: int, first_epoch: int = 0, callbacks=()) -> None:

@@ -5,21 +5,24 @@ puts a function of its own in the place of one of theirs.
 """
 
 import contextlib
+import inspect
 import weakref
 from collections.abc import Callable, Iterator
 
 import keras
 import tensorflow as tf
+from keras.src.backend.common.global_state import get_global_attribute
 
 from keras_pnn._keras.layers import flat_layers as flat_layers
 from keras_pnn._keras.layers import global_seed_state as global_seed_state
-from keras_pnn._keras.layers import handing as handing
+from keras_pnn._keras.layers import is_built as is_built
+from keras_pnn._keras.layers import outputs_of as outputs_of
 from keras_pnn._keras.layers import own_trainable as own_trainable
 from keras_pnn._keras.layers import own_variables as own_variables
 from keras_pnn._keras.layers import parts
 from keras_pnn._keras.layers import recurrent_states as recurrent_states
 from keras_pnn._keras.layers import seed_states as seed_states
-from keras_pnn._keras.overriding import OverridingScope, owners
+from keras_pnn._keras.overriding import OverridingScope as OverridingScope
 from keras_pnn._keras.overriding import inlining as inlining
 from keras_pnn._keras.second_derivatives import (
     twice_differentiable as twice_differentiable,
@@ -32,23 +35,6 @@ from keras_pnn._keras.steps import start_at as start_at
 from keras_pnn._keras.steps import wrap_step as wrap_step
 
 _KINDS = ("train", "test", "predict")
-
-# Values in the place of variables.
-
-
-def overriding(
-    model: keras.layers.Layer, pairs: list, others: list, rematerialize: bool
-) -> OverridingScope:
-    """Returns a scope in which values stand for variables, see `OverridingScope`.
-
-    Args:
-        model: the model that is called inside; it is not kept alive.
-        pairs: (variable, value) pairs.
-        others: pairs whose values are those of the variables.
-        rematerialize: whether `tf.recompute_grad` acts.
-    """
-    return OverridingScope(pairs, others, owners(model, parts), rematerialize)
-
 
 # Losses and metrics.
 
@@ -85,6 +71,30 @@ def count_losses(model: keras.Model, y, y_pred, sample_weight) -> None:
     """Updates the trackers of the losses of single outputs."""
     if loss_metrics(model):
         model._compile_loss(y, y_pred, sample_weight)
+
+
+def losses(model: keras.Model) -> list[keras.losses.Loss]:
+    """Returns the losses that `compile` was given, once one has been computed."""
+    found = getattr(model._compile_loss, "_flat_losses", None)
+    return [each.loss for each in found or ()]
+
+
+def sample_losses(model: keras.Model, y, y_pred, sample_weight) -> tf.Tensor:
+    """Returns the loss before it is reduced over the batch."""
+    with contextlib.ExitStack() as stack:
+        for loss in losses(model):
+            stack.enter_context(_lent(loss, {"reduction": "none"}))
+        return model._compile_loss(y, y_pred, sample_weight)
+
+
+def from_probabilities(model: keras.Model) -> bool:
+    """Tells whether the loss takes probabilities, by its argument `from_logits`."""
+    for loss in losses(model):
+        parameters = inspect.signature(getattr(loss, "fn", loss.call)).parameters
+        if "from_logits" in parameters:
+            default = {"from_logits": parameters["from_logits"].default}
+            return not {**default, **getattr(loss, "_fn_kwargs", {})}["from_logits"]
+    return False
 
 
 def build_metrics(model: keras.Model, batch) -> None:
@@ -225,6 +235,14 @@ def functional(model: keras.layers.Layer):
         model = getattr(model, "model", None)
         if not isinstance(model, keras.Model):
             return None
+
+
+def model_in_training() -> keras.Model | None:
+    """Returns the model, if there is one, that is being called with `training=True`."""
+    call = get_global_attribute("current_call_ctx")
+    model = getattr(call, "entry_layer", None)
+    training = getattr(call, "training", False)
+    return model if training and isinstance(model, keras.Model) else None
 
 
 def nodes(graph) -> list:

@@ -3,8 +3,6 @@
 import keras
 from keras.src.random.seed_generator import global_seed_generator
 
-from keras_pnn._keras.overriding import OverridingScope
-
 
 def flat_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
     """Returns the model's layers without the models around them, once each.
@@ -27,6 +25,25 @@ def parts(model: keras.layers.Layer) -> list[keras.layers.Layer]:
 
     walk(model)
     return list(found.values())
+
+
+def is_built(model: keras.layers.Layer) -> bool:
+    """Tells whether a layer and all layers inside have their variables."""
+    return all(layer.built for layer in parts(model))
+
+
+def outputs_of(model: keras.Model, x):
+    """Returns the outputs for a batch of inputs, as symbols; builds what is not built.
+
+    Args:
+        model: the model.
+        x: tensors, or anything that has a shape and a dtype.
+    """
+    symbols = [
+        None if t is None else keras.KerasTensor(t.shape, t.dtype)
+        for t in keras.tree.flatten(x)
+    ]
+    return model(keras.tree.pack_sequence_as(x, symbols))
 
 
 def own_trainable(layer: keras.layers.Layer) -> list[keras.Variable]:
@@ -61,19 +78,3 @@ def recurrent_states(model: keras.layers.Layer) -> list[keras.Variable]:
         for state in keras.tree.flatten(getattr(layer, "states", None))
         if isinstance(state, keras.Variable)
     ]
-
-
-def handing(model: keras.Model, scope: OverridingScope) -> list[str]:
-    """Returns the names of layers that a pass has given a state for the next batch.
-
-    Metrics, random states and the statistics of batch normalisation do not count.
-    """
-    others = {id(v) for v in [*model.metrics_variables, *seed_states(model)]}
-    layers = [
-        layer
-        for variable, _ in scope.updates()
-        if id(variable) not in others
-        for layer in scope.owners(variable)
-        if not isinstance(layer, keras.layers.BatchNormalization)
-    ]
-    return list(dict.fromkeys(layer.name for layer in layers))

@@ -13,7 +13,7 @@ import functools
 import inspect
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import keras
 import tensorflow as tf
@@ -24,6 +24,8 @@ from tensorflow.python.eager import record
 from tensorflow.python.eager.polymorphic_function import autograph_util
 from tensorflow.python.ops import custom_gradient, resource_variable_ops
 
+from keras_pnn._keras.layers import own_variables, parts, seed_states
+
 
 class OverridingScope(keras.StatelessScope):
     """A stateless scope whose values hold in nested functions, or which is refused.
@@ -33,9 +35,9 @@ class OverridingScope(keras.StatelessScope):
     assigned and read again has the gradients of both reads, as in Keras' own steps.
 
     Args:
+        model: the model that is called inside; it is not kept alive.
         pairs: the (variable, value) pairs.
         others: pairs whose values are those of the variables.
-        owners: a function of a variable that returns the layers that hold it.
         rematerialize: whether `tf.recompute_grad` computes again in the backward
             pass; it has no second derivative.
 
@@ -44,11 +46,11 @@ class OverridingScope(keras.StatelessScope):
             a `tf.Variable` of its own.
     """
 
-    def __init__(self, pairs, others, owners: Callable, rematerialize: bool = True):
+    def __init__(self, model, pairs, others, rematerialize: bool = True):
         super().__init__([*pairs, *others], collect_losses=True)
         self.rematerialize = rematerialize
         self.reads: list[dict] = []
-        self.owners = owners
+        self._model = weakref.ref(model)
         self._given = dict(self.state_mapping)
         self._assigned: dict[int, keras.Variable] = {}
         # What a `tf.distribute` strategy holds for a variable has components.
@@ -88,6 +90,22 @@ class OverridingScope(keras.StatelessScope):
         """Returns (variable, value) of all that was assigned inside."""
         return [(v, self.state_mapping[i]) for i, v in self._assigned.items()]
 
+    def handing(self) -> list[str]:
+        """Returns the names of layers that were given a state for the next batch.
+
+        Metrics, random states and the statistics of batch normalisation do not count.
+        """
+        model = self._model()
+        others = {id(v) for v in [*model.metrics_variables, *seed_states(model)]}
+        layers = [
+            layer
+            for variable, _ in self.updates()
+            if id(variable) not in others
+            for layer in self._owners(variable)
+            if not isinstance(layer, keras.layers.BatchNormalization)
+        ]
+        return list(dict.fromkeys(layer.name for layer in layers))
+
     def again(self) -> "OverridingScope":
         """Returns a scope with the present values, for a gradient that runs later."""
         scope = copy.copy(self)
@@ -114,7 +132,7 @@ class OverridingScope(keras.StatelessScope):
 
     def check_assigned(self, variable: tf.Variable) -> None:
         """Refuses that a layer assigns a `tf.Variable`, which nothing holds back."""
-        if self.owners(variable):
+        if self._owners(variable):
             raise ValueError(
                 f"Layer {self._names(variable)} must keep what it assigns in `call` in "
                 "a Keras variable, since a step may take several passes, of which one "
@@ -122,8 +140,13 @@ class OverridingScope(keras.StatelessScope):
                 "`self.add_weight(..., trainable=False)`"
             )
 
+    def _owners(self, variable) -> list[keras.layers.Layer]:
+        """Returns the layers that hold a variable."""
+        layers = parts(self._model())
+        return [la for la in layers if any(v is variable for v in _held(la))]
+
     def _names(self, variable) -> str:
-        return " and ".join(f"`{layer.name}`" for layer in self.owners(variable))
+        return " and ".join(f"`{layer.name}`" for layer in self._owners(variable))
 
     def check(self, variable: tf.Variable) -> None:
         """Refuses that a variable is read for which a value is given."""
@@ -139,25 +162,11 @@ class OverridingScope(keras.StatelessScope):
             )
 
 
-def owners(model: keras.layers.Layer, parts: Callable) -> Callable:
-    """Returns a function from a variable to the layers that hold it.
-
-    Args:
-        model: the model; it is not kept alive.
-        parts: a function of the model that returns all layers inside.
-    """
-    reference = weakref.ref(model)
-
-    def held(layer):
-        yield from layer._trainable_variables
-        yield from layer._non_trainable_variables
-        # Of RNNs, which Keras does not track.
-        yield from keras.tree.flatten(getattr(layer, "states", None))
-        yield from (v for v in vars(layer).values() if isinstance(v, tf.Variable))
-
-    return lambda variable: [
-        layer for layer in parts(reference()) if any(v is variable for v in held(layer))
-    ]
+def _held(layer: keras.layers.Layer) -> Iterator:
+    yield from own_variables(layer)
+    # Of RNNs, which Keras does not track.
+    yield from keras.tree.flatten(getattr(layer, "states", None))
+    yield from (v for v in vars(layer).values() if isinstance(v, tf.Variable))
 
 
 def _scope() -> OverridingScope | None:
@@ -251,9 +260,7 @@ _RECOMPUTE = "recompute_grad.<locals>.inner"
 
 def _takes_variables(signature: inspect.Signature) -> bool:
     kinds = {p.kind for p in signature.parameters.values()}
-    return (
-        "variables" in signature.parameters or inspect.Parameter.VAR_KEYWORD in kinds
-    )
+    return "variables" in signature.parameters or inspect.Parameter.VAR_KEYWORD in kinds
 
 
 def _watching(before):

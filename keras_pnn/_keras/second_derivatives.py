@@ -93,9 +93,7 @@ def _resize(
     """
     images = tf.convert_to_tensor(images)
     if preserve_aspect_ratio or not images.dtype.is_floating:
-        return _tf_resize(
-            images, size, method, preserve_aspect_ratio, antialias, name
-        )
+        return _tf_resize(images, size, method, preserve_aspect_ratio, antialias, name)
     # Half precision is resized in single precision.
     wide = images if images.dtype == tf.float64 else tf.cast(images, tf.float32)
     shape = tf.shape(images)

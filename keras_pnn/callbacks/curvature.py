@@ -18,15 +18,11 @@ class HessianEigenvalues(MeasuringCallback):
     It adds `hessian_eig_1`, …, `hessian_eig_k`, the largest first, to the epoch's
     logs after the first epoch, every `every`-th, and the last (or the one at which a
     callback before this one stops training). In other epochs the values are NaN, so
-    that `History` has one value per epoch, `CSVLogger` has the columns from the first
-    epoch on, and no callback mistakes an old value for a new one. Since the first epoch
-    is measured, callbacks that compare with the best value start from a number. List
-    this callback before those that read its keys.
+    that no callback mistakes an old value for a new one. List this callback before
+    those that read its keys.
 
-    With a device in the loop, the eigenvalues are those of the digital model, since a
-    measurement has no second derivative.
-
-    The callback does not change the training by a single bit. Graphs are kept with the
+    With a device in the loop, the eigenvalues are those of the digital model. The
+    callback does not change the training by a single bit. Graphs are kept with the
     model and traced once, see `pnn.curvature.HessianOperator`.
 
     Args:
@@ -82,10 +78,6 @@ class HessianEigenvalues(MeasuringCallback):
     ):
         super().__init__(every, log_dir)
         check_search(k, smallest, tolerance, max_iterations, seed)
-        self.keys = (
-            *(f"hessian_eig_{i + 1}" for i in range(k)),
-            *(f"hessian_smallest_{i + 1}" for i in range(smallest)),
-        )
         self._data = x, y, variables, batch_size, sample_weight, batch_norm
         self._search = {"k": k, "smallest": smallest, "seed": seed}
         self._search |= {"tolerance": tolerance, "max_iterations": max_iterations}
@@ -100,7 +92,12 @@ class HessianEigenvalues(MeasuringCallback):
         return operator.eigenvalues(**self._search, verbose=self._verbose)
 
     def values(self, result):
-        return [*result.eigenvalues.tolist(), *result.smallest.tolist()]
+        ends = {"eig": result.eigenvalues, "smallest": result.smallest}
+        return {
+            f"hessian_{end}_{i}": value
+            for end, found in ends.items()
+            for i, value in enumerate(found.tolist(), start=1)
+        }
 
 
 class LossLandscape(MeasuringCallback):
@@ -142,8 +139,6 @@ class LossLandscape(MeasuringCallback):
 
     - [Li et al., 2018](https://arxiv.org/abs/1712.09913)
     """
-
-    keys = ("landscape_rise",)
 
     def __init__(
         self,
@@ -189,7 +184,7 @@ class LossLandscape(MeasuringCallback):
         return find_landscape(operator, **given, verbose=self._verbose)
 
     def values(self, result):
-        return [result.rise]
+        return {"landscape_rise": result.rise}
 
     def write(self, epoch, result, summaries):
         if self.folder is None and summaries is None:

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks, _keras
+from keras_pnn.devices.simulated import restoring
 from keras_pnn.layers.context import measuring_device
 from keras_pnn.layers.lookup import find
 from keras_pnn.training import bench
@@ -24,16 +25,15 @@ from keras_pnn.training import bench
 class DriftInjection(keras.callbacks.Callback):
     """Lets an imperfection follow a drift process during training or validation.
 
-    The imperfection is moved for each step, and its previous value is restored when the
-    step ends, also after an exception. Between steps (other callbacks, checkpoints,
-    validation of a model that drifts in training) the device is unchanged.
+    The imperfection is moved for each step, and restored when the step ends, also after
+    an exception: other callbacks, checkpoints, and validation of a model that drifts in
+    training see the unchanged device.
 
-    The process gives a deviation, which adds to those of an installed device, of a
-    device in the loop, of other injections and of random draws. On the design alone,
-    0.05 is a temperature of 0.05 K, and a scale of 1.05. An imperfection with elements
-    (`"shift"` in y and x, a resonance shift for each ring) moves in all of them alike.
-    The power imbalance of splitters (`"splitter_imbalance"`) adds to their angles;
-    beyond ±1 it counts as ±1.
+    The process gives a deviation, alike for all elements of the imperfection, which
+    adds to those of an installed device, of a device in the loop, of other injections
+    and of random draws. On the design alone, 0.05 is a temperature of 0.05 K, and a
+    scale of 1.05. A power imbalance (`"splitter_imbalance"`) adds to the splitters'
+    angles; beyond ±1 it counts as ±1.
 
     The deviation is `process.at(index, seed)`, where the index is
 
@@ -41,17 +41,15 @@ class DriftInjection(keras.callbacks.Callback):
     - the batch within the evaluation, with the seed `(seed, epoch)`, in validation;
     - the epoch (`every="epoch"`); 0 in an `evaluate` outside `fit`.
 
-    It depends on epoch and batch alone, so that a run resumed by
-    `keras.callbacks.BackupAndRestore` drifts as an uninterrupted one would. With
-    `steps_per_execution > 1` the value is constant within one execution, that of its
-    first batch. Several injections work at once; give each its own seed, or processes
-    of one kind move together.
+    A run that was resumed thus drifts as an uninterrupted one. With
+    `steps_per_execution > 1` the value is that of an execution's first batch. Several
+    injections work at once; give each its own seed, or processes of one kind move
+    together.
 
-    Logs at the end of an epoch: `drift_<imperfection>`, with "/" written as "_": the
-    deviation from nominal in the last step, in the unit of the variable (rad for an
-    imbalance), the mean over its elements. It is the sum of the device's and of all
-    injections; the noise of a `Variation`, anew at each step, comes on top. NaN in an
-    epoch without validation, if the device drifts in validation. With
+    It logs `drift_<imperfection>`, with "/" written as "_": the deviation from nominal
+    in the epoch's last step, the mean over its elements, in the unit of the variable
+    (rad for an imbalance). It is the sum of the device's and of all injections,
+    without the noise of a `Variation`; NaN where no step drifted. With
     `during="validation"` the `val_` metrics are those of the drifting device; in a
     `fit` on a device, the digital model of the `val_model_` metrics drifts with it.
 
@@ -201,23 +199,19 @@ class DriftInjection(keras.callbacks.Callback):
 
     def _step(self, function, iterator):
         """Runs one step on the drifted device."""
-        moved = [v for q in self._quantities for v in (q.variable, q.drift)]
-        before = [tf.convert_to_tensor(v) for v in moved]
+        pairs = list(zip(self._quantities, self._deviations, strict=True))
         _drifting.append(self)
         try:
-            for quantity, deviation in zip(
-                self._quantities, self._deviations, strict=True
-            ):
-                quantity.variable.assign(quantity.added(deviation))
-                quantity.drift.assign_add(deviation)
-            # The last of several knows the sum.
-            for injection in _drifting:
-                injection._met = injection._sum()
-            logs = function(iterator)
+            with restoring(v for q, _ in pairs for v in (q.variable, q.drift)):
+                for quantity, deviation in pairs:
+                    quantity.variable.assign(quantity.added(deviation))
+                    quantity.drift.assign_add(deviation)
+                # The last of several knows the sum.
+                for injection in _drifting:
+                    injection._met = injection._sum()
+                logs = function(iterator)
         finally:
             _drifting.remove(self)
-            for variable, value in zip(moved, before, strict=True):
-                variable.assign(value)
         self._last = self._met
         return logs
 

@@ -1,5 +1,7 @@
 """Measure a model at the end of some of its epochs, and log the results."""
 
+import math
+
 import keras
 
 from keras_pnn import _checks
@@ -11,25 +13,22 @@ class MeasuringCallback(keras.callbacks.Callback):
     """Measures after the first epoch, every `every`-th, and the last.
 
     In the epochs between, the logged values are NaN. What is measured is the digital
-    model, also in a `fit` on a device. A subclass defines `keys`, what it logs;
-    `measure()`, which returns a result; and `values(result)`, the numbers to log. It
-    may define `prepare()`, called as training begins on a built model, which
-    raises where arguments do not suit it; and `write(epoch, result, summaries)`, for
-    files and for more than numbers in TensorBoard (`None` without `log_dir`).
+    model, also in a `fit` on a device. A subclass defines `measure()`, which returns a
+    result, and `values(result)`, name → number to log. It may define `prepare()`,
+    called as training begins on a built model, which raises where arguments do not
+    suit it; and `write(epoch, result, summaries)`, for files and for more than numbers
+    in TensorBoard (`None` without `log_dir`).
 
     Args:
         every: how many epochs from one measurement to the next.
         log_dir: a folder for TensorBoard, or `None`.
     """
 
-    keys: tuple[str, ...] = ()
-
     def __init__(self, every, log_dir=None):
         super().__init__()
         self.every = _checks.integer("every", every, 1)
         self.log_dir = log_dir
-        self.epochs = []
-        self.results = []
+        self.epochs, self.results, self._logged = [], [], {}
 
     def prepare(self) -> None:
         pass
@@ -38,28 +37,29 @@ class MeasuringCallback(keras.callbacks.Callback):
         pass
 
     def on_train_begin(self, logs=None):
-        self.epochs, self.results = [], []
+        self.epochs, self.results, self._logged = [], [], {}
         if self.model.built:
             with substituting(None):
                 self.prepare()
 
     def on_epoch_end(self, epoch, logs=None):
-        named = dict.fromkeys(self.keys, float("nan"))
-        if self._due(epoch):
-            with substituting(None):
-                result = self.measure()
-            self.epochs.append(epoch)
-            self.results.append(result)
-            named = dict(zip(self.keys, self.values(result), strict=True))
-            if self.log_dir is None:
-                self.write(epoch, result, None)
-            else:
-                with Summaries(self.log_dir) as summaries:
-                    summaries.scalars(epoch, named)
-                    self.write(epoch, result, summaries)
-        if logs is not None:
-            logs.update(named)
-
-    def _due(self, epoch):
         last = epoch + 1 == self.params.get("epochs") or self.model.stop_training
-        return not self.epochs or (epoch + 1) % self.every == 0 or last
+        if not self.epochs or (epoch + 1) % self.every == 0 or last:
+            self._measure(epoch)
+        else:
+            self._logged = dict.fromkeys(self._logged, math.nan)
+        if logs is not None:
+            logs.update(self._logged)
+
+    def _measure(self, epoch):
+        with substituting(None):
+            result = self.measure()
+        self.epochs.append(epoch)
+        self.results.append(result)
+        self._logged = self.values(result)
+        if self.log_dir is None:
+            self.write(epoch, result, None)
+        else:
+            with Summaries(self.log_dir) as summaries:
+                summaries.scalars(epoch, self._logged)
+                self.write(epoch, result, summaries)

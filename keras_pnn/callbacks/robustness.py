@@ -3,14 +3,10 @@
 import contextlib
 import os
 import pathlib
+import re
 
-import keras
-
-from keras_pnn import _checks
 from keras_pnn._signatures import check_keywords, passing_on
-from keras_pnn.callbacks.tensorboard import Summaries
-from keras_pnn.layers.context import substituting
-from keras_pnn.robustness.results import RobustnessResult
+from keras_pnn.callbacks.measuring import MeasuringCallback
 from keras_pnn.robustness.specification import Specification
 from keras_pnn.robustness.study import Study
 
@@ -22,7 +18,7 @@ _LEFT_OUT = ("hessian", "landscape", "sensitivity", "worst_case")
 _PARTS = ("devices", "variation", "sweeps", "grid", "hessian", "worst_case")
 
 
-class RobustnessReport(keras.callbacks.Callback):
+class RobustnessReport(MeasuringCallback):
     """Measures devices and sweeps at the end of epochs, and logs the main figures.
 
     It adds to the epoch's logs, with NaN in the epochs that are not due:
@@ -35,18 +31,15 @@ class RobustnessReport(keras.callbacks.Callback):
       range of each sweep, with "/", ":" and "+" written as "_".
 
     The first epoch is due, every `every`-th, and the last. The devices are the same in
-    every epoch. The callback does not change the training by a single bit. Deviations
-    are from the design, even if `DriftInjection` moves the model during the steps.
-
-    It measures simulated devices, even with a device in the loop: `val_accuracy` is
-    then the figure of the device in the loop, `val_model_accuracy` that of the design,
-    and `val_accuracy_mean` that of the simulated devices.
+    every epoch, and simulated even with a device in the loop: `val_accuracy` is then
+    the figure of the device in the loop, `val_model_accuracy` that of the design.
+    Deviations are from the design, even if `DriftInjection` moves the model during the
+    steps. The callback does not change the training by a single bit.
 
     List it before the callbacks that read its keys, and tell them the direction:
-    `EarlyStopping("val_accuracy_p05", mode="max")`. The `patience` of `EarlyStopping`
-    and `ReduceLROnPlateau` counts epochs, and to Keras the NaN of an epoch that is
-    not due is no improvement: set it above `every`, or they act before a
-    second report. To wait for three reports without improvement, set `3 * every`.
+    `EarlyStopping("val_accuracy_p05", mode="max")`. To Keras the NaN of an epoch that
+    is not due is no improvement, so that a `patience` counts these epochs too: to wait
+    for three reports without improvement, set it to `3 * every`.
 
     Args:
         x, y, sample_weight: data to measure on.
@@ -99,9 +92,8 @@ class RobustnessReport(keras.callbacks.Callback):
         verbose: int | str = 0,
         **specification,
     ):
-        super().__init__()
+        super().__init__(every, log_dir)
         check_keywords(RobustnessReport, specification)
-        self.every = _checks.integer("every", every, 1)
         left_out = dict.fromkeys(_LEFT_OUT, False)
         asked = Specification(**{**left_out, **specification})
         parts = any(getattr(asked, part) for part in _PARTS)
@@ -110,64 +102,43 @@ class RobustnessReport(keras.callbacks.Callback):
                 "RobustnessReport would log nothing: give it `devices`, `variation` or "
                 f"`sweeps`. Received: {sorted(specification) or 'no arguments'}"
             )
-        self.folder, self.log_dir, self.verbose = folder, log_dir, verbose
+        self.folder, self.verbose = folder, verbose
         self.specification = asked
         self._data = {"x": x, "y": y, "sample_weight": sample_weight}
         self._data |= {"data": data, "name": name}
-        self.epochs: list[int] = []
-        self.results: list[RobustnessResult] = []
         self._study: Study | None = None
-        self._values: dict[str, float] = {}
 
     def on_train_begin(self, logs=None):
-        self.epochs, self.results, self._values, self._study = [], [], {}, None
-        if self.model.built:
-            self._prepare()
+        self._study = None
+        super().on_train_begin(logs)
 
-    def on_epoch_end(self, epoch, logs=None):
-        last = epoch + 1 == self.params.get("epochs") or self.model.stop_training
-        if not self.epochs or (epoch + 1) % self.every == 0 or last:
-            self._measure(epoch)
-        else:
-            self._values = dict.fromkeys(self._values, float("nan"))
-        if logs is not None:
-            logs.update(self._values)
-
-    def _prepare(self):
+    def prepare(self):
         # Once for a training: what it compiles serves every epoch.
-        with substituting(None):
-            self._study = Study(self.specification, self.model, **self._data)
+        self._study = Study(self.specification, self.model, **self._data)
 
-    def _measure(self, epoch):
+    def measure(self):
         if self._study is None:
-            self._prepare()
-        with substituting(None):
-            result = self._study.measure(verbose=self.verbose)
-        self.epochs.append(epoch)
-        self.results.append(result)
-        self._values = _logged(result)
+            self.prepare()
+        return self._study.measure(verbose=self.verbose)
+
+    def values(self, result):
+        ((label, found),) = result.models.items()
+        values = {}
+        for metric in found.devices or ():
+            summary = found.summary(metric)
+            for statistic in _STATISTICS:
+                values[f"val_{metric}_{statistic}"] = float(summary[statistic])
+        if found.devices is not None:
+            values["val_yield"] = result.yield_of(label).value
+        for name, scan in found.sweeps.items():
+            key = re.sub("[/:+]", "_", name)
+            values[f"val_{result.metric}_over_{key}"] = scan.area(result.metric)
+        return values
+
+    def write(self, epoch, result, summaries):
         if self.folder is not None:
             path = pathlib.Path(self.folder) / f"report_{epoch + 1:04d}"
             result.save(path.with_suffix(".json"))
             # Without Matplotlib the figures are in the JSON file.
             with contextlib.suppress(ImportError):
                 result.save(path.with_suffix(".html"))
-        if self.log_dir is not None:
-            with Summaries(self.log_dir) as summaries:
-                summaries.scalars(epoch, self._values)
-
-
-def _logged(result: RobustnessResult) -> dict[str, float]:
-    """Returns what a report says of its first model, as keys of Keras' logs."""
-    label, found = next(iter(result.models.items()))
-    values = {}
-    for metric in found.devices or ():
-        summary = found.summary(metric)
-        for statistic in _STATISTICS:
-            values[f"val_{metric}_{statistic}"] = float(summary[statistic])
-    if found.devices is not None:
-        values["val_yield"] = result.yield_of(label).value
-    for name, scan in found.sweeps.items():
-        key = name.replace("/", "_").replace(":", "_").replace("+", "_")
-        values[f"val_{result.metric}_over_{key}"] = scan.area(result.metric)
-    return values

@@ -3,14 +3,11 @@
 from collections.abc import Callable, Iterator
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks
-
-
-def batch_length(x) -> int:
-    """Returns the number of samples of a batch."""
-    return int(next(a for a in keras.tree.flatten(x) if a is not None).shape[0])
+from keras_pnn.devices.evaluation import rows_of
 
 
 def batches(
@@ -32,24 +29,46 @@ def batches(
     # Targets may mark with NaN what a loss ignores: its value tells.
     arrays = _checks.data(x, y, sample_weight, finite_targets=False)
     arrays = keras.tree.map_structure(_as_evaluated, arrays)
-    length = batch_length(arrays[0])
+    length = _checks.sample_count(arrays[0])
 
     def iterate():
         for start in range(0, length, batch_size):
-            part = slice(start, start + batch_size)
-            yield keras.tree.map_structure(
-                lambda a, part=part: _tensor(None if a is None else a[part]), arrays
-            )
+            yield rows_of(arrays, start, start + batch_size)
 
     return iterate, batch_size
 
 
-def check_no_states(names: list[str]) -> None:
-    """Raises ValueError if layers hand a state on to the batch that comes next.
+def mean(
+    start: Callable[[], Iterator], step: Callable, handing: Callable[[], list[str]]
+) -> tuple[list, int]:
+    """Averages numbers and arrays over batches, by the batches' sizes.
 
     Args:
-        names: of these layers, see `_keras.handing`.
+        start: starts a pass over the batches, as `batches` returns it.
+        step: a function of x, y and sample_weight that returns tensors.
+        handing: a function that returns the names of the layers that have handed a
+            state on, see `OverridingScope.handing`.
+
+    Returns:
+        The mean of each tensor, float64, and the number of samples.
+
+    Raises:
+        ValueError: If there are no samples, or several batches and such layers.
     """
+    totals, samples = [], 0
+    for batch in start():
+        if samples:
+            _check_no_states(handing())
+        size = _checks.sample_count(batch[0])
+        parts = [size * part.numpy().astype("float64") for part in step(*batch)]
+        totals = list(map(np.add, totals, parts)) if samples else parts
+        samples += size
+    if samples == 0:
+        raise _checks.error("x", "at least one sample", "no samples")
+    return [total / samples for total in totals], samples
+
+
+def _check_no_states(names: list[str]) -> None:
     if names:
         raise ValueError(
             f"Layer {' and '.join(f'`{name}`' for name in names)} must not be "

@@ -41,10 +41,6 @@ def check_second_derivatives(graphs: LossGraphs, batch: tuple) -> tuple[float, f
       gradients. At kinks, as of ReLU, gradients jump, and both differ. Therefore each
       such layer is then compared by itself, entry by entry: a kink moves few.
 
-    Args:
-        graphs: the `LossGraphs`.
-        batch: a batch (x, y, sample_weight) of tensors.
-
     Returns:
         How far the derivative by the factor is from the gradient, in gradients of
         single variables, and the relative difference of Hv, 0 where it is not asked.

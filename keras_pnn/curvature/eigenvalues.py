@@ -80,19 +80,9 @@ class HessianResult(LossResult):
 
 
 def find_eigenvalues(
-    operator,
-    k=1,
-    tolerance=1e-3,
-    max_iterations=None,
-    seed=0,
-    verbose=0,
-    smallest=0,
+    operator, k=1, tolerance=1e-3, max_iterations=None, seed=0, verbose=0, smallest=0
 ) -> HessianResult:
-    """Finds the extreme eigenvalues of a `HessianOperator`.
-
-    Args:
-        operator: the operator; the rest as in `hessian_eigenvalues`.
-    """
+    """Finds what `hessian_eigenvalues` returns, for a `HessianOperator`."""
     check_search(k, smallest, tolerance, max_iterations, seed, operator.size)
     if max_iterations is None:
         max_iterations = max(500, 20 * (k + smallest))
@@ -149,15 +139,10 @@ def find_eigenvalues(
 def check_search(
     k=1, smallest=0, tolerance=1e-3, max_iterations=None, seed=0, parameters=None
 ) -> None:
-    """Checks the arguments of a search for eigenvalues.
+    """Checks the arguments of a search, which are those of `hessian_eigenvalues`.
 
-    Args:
-        k, smallest, tolerance, max_iterations, seed: as in `hessian_eigenvalues`.
-        parameters: the model's number of parameters, at most which `k` and `smallest`
-            may be; `None` where it is not known yet.
-
-    Raises:
-        ValueError: If an argument is not as described.
+    `parameters` is the number of the model's parameters, which `k` and `smallest` may
+    not exceed; `None` where it is not known yet.
     """
     _checks.integer("k", k, 1, parameters)
     _checks.integer("smallest", smallest, 0, parameters)

@@ -1,48 +1,27 @@
 """Trace a model's loss and its Hessian-vector product, once per model."""
 
-import functools
 import inspect
-import weakref
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _keras
+from keras_pnn.devices.mapped import graph
 from keras_pnn.layers.context import Overrides
-
-# Model → what it was compiled with, and its graphs by what they differentiate. Nothing
-# here refers to a model but weakly, so that graphs are freed with their model.
-_kept: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def loss_graphs(model: keras.Model, variables: list, batch_norm: str) -> "LossGraphs":
-    """Returns the graphs of a model's loss, which are kept as long as the model.
+    """Returns the graphs of a model's loss as a function of some variables.
 
-    `HessianOperator` says what makes a new graph.
-
-    Args:
-        model: a compiled, built model.
-        variables: those that the loss is a function of.
-        batch_norm: `"frozen"` or `"batch"`, as in `hessian_eigenvalues`.
+    They are kept with the model; `HessianOperator` says what makes a new graph.
     """
-    compiled, graphs = _kept.get(model, ((), {}))
-    state = _keras.compile_state(model)
-    if not compiled or any(
-        ref() is not now for ref, now in zip(compiled, state, strict=True)
-    ):
-        # A loss may refer to its model: held weakly, too.
-        graphs = {}
-        _kept[model] = tuple(map(_weakly, state)), graphs
+    kept = _keras.kept(model)
     # The graphs hold their variables, so that no other variable takes an id.
-    key = batch_norm, *map(id, variables)
-    if key not in graphs:
-        graphs[key] = LossGraphs(model, variables, batch_norm)
-    return graphs[key]
-
-
-def _weakly(value):
-    return (lambda: None) if value is None else weakref.ref(value)
+    key = "loss", batch_norm, *map(id, variables)
+    if key not in kept:
+        kept[key] = LossGraphs(model, variables, batch_norm)
+    return kept[key]
 
 
 class LossGraphs:
@@ -51,35 +30,22 @@ class LossGraphs:
     Vectors are in the order of the variables, and move them:
 
     - `moved_loss(vector, x, y, sample_weight)` returns the loss where the variables
-      are moved by the vector, and 0.
+      are moved by the vector, in a tuple.
     - `product(vector, point, x, y, sample_weight)` returns, where they are moved by
       `point`, the loss, Hv, the gradient g, and the derivative of vᵀg by the factor,
       1, with which the loss enters backpropagation; that is, vᵀg.
-
-    Args:
-        model, variables, batch_norm: as in `loss_graphs`.
     """
 
     def __init__(self, model: keras.Model, variables: list, batch_norm: str):
-        self._model = weakref.ref(model)
+        self.model = model
         self.variables = list(variables)
         self._sizes = [int(np.prod(v.shape)) for v in variables]
         self.training = batch_norm == "batch"
         self.checked = False
         # Names of layers with a state that one batch hands to the next, once traced.
         self.handing: list[str] = []
-        self.product = self._graph(LossGraphs._product)
-        self.moved_loss = self._graph(LossGraphs._moved_loss)
-
-    @property
-    def model(self) -> keras.Model:
-        return self._model()
-
-    def _graph(self, method):
-        # TensorFlow warns of retracing by what it counts for each Python function. Of
-        # a method it would count the traces of all models together.
-        function = functools.partial(method, self)
-        return tf.function(function, autograph=False, reduce_retracing=True)
+        self.product = graph(self._product, reduce_retracing=True)
+        self.moved_loss = graph(self._moved_loss, reduce_retracing=True)
 
     def _parts(self, vector):
         pairs = zip(tf.split(vector, self._sizes), self.variables, strict=True)
@@ -98,14 +64,13 @@ class LossGraphs:
                 **training_argument(model.compute_loss, self.training),
             )
         scope.check_unassigned(self.variables, "the point of the derivative")
-        self.handing = _keras.handing(model, scope)
+        self.handing = scope.handing()
         # Keras divides a loss by the replicas of the strategy it is made under.
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         return loss * replicas if replicas > 1 else loss
 
     def _moved_loss(self, vector, x, y, sample_weight):
-        loss = self._loss(self._moved(vector), x, y, sample_weight)
-        return loss, tf.zeros(())
+        return (self._loss(self._moved(vector), x, y, sample_weight),)
 
     def _moved(self, vector):
         pairs = zip(self.variables, self._parts(vector), strict=True)

@@ -32,10 +32,9 @@ def hessian_eigenvalues(
     included. "Largest" is meant algebraically: of −10, 3 and 1 the first is 3,
     where power iteration would find −10. H is never formed: a Lanczos iteration with
     thick restarts needs only products Hv (for up to 32 parameters, all columns of H
-    are computed instead). An eigenvalue of multiplicity m counts m times: a second
-    random start vector finds the copies that one Krylov space lacks. The model is not
-    changed, nor are its random seeds. Its graph is kept for further calls, see
-    `pnn.curvature.HessianOperator`.
+    are computed instead). An eigenvalue of multiplicity m counts m times. The model is
+    not changed, nor are its random seeds; of a `PATModel` it is the digital one. Its
+    graph is kept for further calls, see `pnn.curvature.HessianOperator`.
 
     Args:
         model: a compiled, built Keras model, wrapped (`SATModel`) or not.
@@ -75,9 +74,6 @@ def hessian_eigenvalues(
             described, the loss is not finite, a `HardwareDevice` is installed, since a
             measurement has no second derivative, or the layers have no exact one
             either, see `pnn.curvature.HessianOperator`.
-
-    With a model that trains on a device (`PATModel`) the eigenvalues are those of its
-    digital model.
 
     Example:
 

@@ -179,8 +179,12 @@ def find_landscape(
     tolerance=1e-3,
     max_iterations=None,
     verbose=0,
+    search=None,
 ) -> Landscape:
-    """Evaluates the loss of a `HessianOperator`; the rest as in `loss_landscape`."""
+    """Evaluates the loss of a `HessianOperator`; the rest as in `loss_landscape`.
+
+    `search` is a `HessianResult` that has the eigenvectors already, if there is one.
+    """
     check_plan(operator, directions, extent, points, dimensions)
     found = {"eigenvalues": None, "residuals": None, "converged": None}
     if not isinstance(directions, str):
@@ -188,18 +192,17 @@ def find_landscape(
     elif directions == "random":
         vectors = _random_directions(operator.variables, dimensions, seed)
     else:
-        search = operator.eigenvalues(
-            dimensions, tolerance, max_iterations, seed, verbose
-        )
-        vectors = search.eigenvectors
-        found = {name: getattr(search, name) for name in found}
+        if search is None:
+            search = operator.eigenvalues(
+                dimensions, tolerance, max_iterations, seed, verbose
+            )
+        vectors = search.eigenvectors[:dimensions]
+        found = {name: getattr(search, name)[:dimensions] for name in found}
     count = len(vectors)
     axes = [
         np.linspace(-reach, reach, number)
         for reach, number in zip(
-            _each("extent", extent, count),
-            _each("points", points, count),
-            strict=True,
+            _each("extent", extent, count), _each("points", points, count), strict=True
         )
     ]
     loss = _losses(operator, vectors, axes, verbose)
@@ -215,11 +218,7 @@ def find_landscape(
 
 
 def check_plan(operator, directions, extent, points, dimensions) -> None:
-    """Checks arguments of `loss_landscape` for the loss of a `HessianOperator`.
-
-    Raises:
-        ValueError: If an argument is not as described.
-    """
+    """Checks arguments of `loss_landscape` for the loss of a `HessianOperator`."""
     count = _checks.integer("dimensions", dimensions, 1, 2)
     if isinstance(directions, str):
         _checks.choice("directions", directions, ("eigenvectors", "random"))
@@ -279,13 +278,13 @@ def _losses(operator, vectors, axes, verbose):
         raise ValueError(
             f"The loss at the centre must be finite. Received: {loss[middle]}"
         )
-    progress = keras.utils.Progbar(loss.size, unit_name="point") if verbose else None
+    shown = 1 if verbose else 0
+    bar = keras.utils.Progbar(loss.size, verbose=shown, unit_name="point")
     for done, index in enumerate(np.ndindex(shape), start=1):
         if index != middle:
             steps = [axis[i] for axis, i in zip(axes, index, strict=True)]
             loss[index] = operator.loss_at(flat @ np.array(steps))
-        if progress is not None:
-            progress.update(done)
+        bar.update(done)
     return loss
 
 

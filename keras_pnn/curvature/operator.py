@@ -6,12 +6,12 @@ import tensorflow as tf
 from scipy.sparse.linalg import LinearOperator
 
 from keras_pnn import _checks, _keras
-from keras_pnn.curvature.batches import batch_length, batches, check_no_states
+from keras_pnn.curvature.batches import batches, mean
 from keras_pnn.curvature.dropped import check_second_derivatives, rounding
 from keras_pnn.curvature.eigenvalues import find_eigenvalues
 from keras_pnn.curvature.graphs import loss_graphs
 from keras_pnn.curvature.spectrum import find_density, find_trace
-from keras_pnn.layers.context import current
+from keras_pnn.devices.evaluation import check_digital
 from keras_pnn.layers.lookup import select_variables
 
 
@@ -76,12 +76,7 @@ class HessianOperator(LinearOperator):
         sample_weight=None,
         batch_norm="frozen",
     ):
-        if not getattr(model, "compiled", False):
-            expected = (
-                "compiled, since the Hessian is that of its loss: call "
-                "`model.compile(loss=...)` first"
-            )
-            raise _checks.error("model", expected, model)
+        _checks.compiled("model", model)
         # A wrapper that was never called may hold a model that is built.
         if not (model.built or all(layer.built for layer in _keras.flat_layers(model))):
             raise _checks.error("model", "built: call it on a batch first", model)
@@ -141,20 +136,18 @@ class HessianOperator(LinearOperator):
             The loss, which may be infinite or NaN.
 
         Raises:
-            ValueError: If the vector has another length, the data is empty, a device
-                gives the outputs of the layers, a layer reads the `tf.Variable` behind
-                one of `variables` or assigns it, or there are several batches and a
-                layer with a state.
+            ValueError: As a product, but for a loss that is not finite.
         """
-        loss, _, self.samples = self._mean("moved_loss", vector)
-        return loss
+        (loss,), self.samples = self._mean("moved_loss", vector)
+        return float(loss)
 
     eigenvalues = find_eigenvalues
     trace = find_trace
     density = find_density
 
     def _matvec(self, vector):
-        loss, product, samples = self._mean("product", vector, np.zeros(self.size))
+        means, samples = self._mean("product", vector, np.zeros(self.size))
+        loss, product = float(means[0]), means[1]
         bad = np.count_nonzero(~np.isfinite(product))
         if bad or not np.isfinite(loss):
             raise ValueError(
@@ -169,62 +162,40 @@ class HessianOperator(LinearOperator):
         return self
 
     def _mean(self, name, vector, *more):
-        """Returns loss, array and samples: a graph's mean over the batches."""
-        # The graph would keep a device that is installed when it is traced.
-        if current().substitute is not None:
-            raise ValueError(
-                "A Hessian is that of a digital model, since a measurement has no "
-                "second derivative: compute it, and the loss around it, outside "
-                "`device.installed(model)`. Received: layers that a device measures"
-            )
+        """Returns means over the batches of what a graph gives, and the samples."""
+        # A measurement has no second derivative either.
+        check_digital("A Hessian, and the loss around it, must be computed")
         vector = np.ravel(_checks.array("vector", vector))
         if vector.size != self.size:
             raise _checks.error("vector", f"of length {self.size}", vector.size)
         graphs = loss_graphs(self.model, self.variables, self.batch_norm)
         graph = getattr(graphs, name)
         vectors = list(map(tf.convert_to_tensor, (vector, *more)))
-        loss, total, samples = 0.0, 0.0, 0
-        for batch in self._batches():
-            if samples:
-                check_no_states(graphs.handing)
-            size = batch_length(batch[0])
+
+        def step(*batch):
             if name == "product" and not graphs.checked:
                 check_second_derivatives(graphs, batch)
                 graphs.checked = True
-            value, array, *_ = graph(*vectors, *batch)
-            loss += size * float(value)
-            total += size * array.numpy()
-            samples += size
-        if samples == 0:
-            raise _checks.error("x", "at least one sample", "no samples")
-        return loss / samples, total / samples, samples
+            return graph(*vectors, *batch)[:2]
 
+        return mean(self._batches, step, lambda: graphs.handing)
 
 
 class CountedProducts:
-    """The products of a `HessianOperator`, counted, and the norm of H seen so far.
-
-    Args:
-        operator: a `HessianOperator`.
-        verbose: 1 shows a line that counts products.
-    """
+    """The products of a `HessianOperator`, counted, and the norm of H seen so far."""
 
     def __init__(self, operator, verbose=0):
-        self.count = 0
-        self.scale = 0.0
+        self.count, self.scale = 0, 0.0
         self._matvec = operator.matvec
-        self._progress = (
-            keras.utils.Progbar(None, unit_name="product") if verbose else None
-        )
+        shown = 1 if verbose else 0
+        self._bar = keras.utils.Progbar(None, verbose=shown, unit_name="product")
 
     def __call__(self, vector):
         image = self._matvec(vector)
         self.count += 1
         self.scale = max(self.scale, np.linalg.norm(image) / np.linalg.norm(vector))
-        if self._progress is not None:
-            self._progress.update(self.count)
+        self._bar.update(self.count)
         return image
 
     def finish(self):
-        if self._progress is not None:
-            self._progress.update(self.count, finalize=True)
+        self._bar.update(self.count, finalize=True)

@@ -100,14 +100,19 @@ class Batches(Brief, keras.utils.PyDataset):
             raise IndexError(
                 f"Steps go from 0 to {self._steps - 1}. Received: step={step}"
             )
+        first = step * self.batch_size
+        chosen = self.order(epoch)[first : first + self.batch_size]
+        return keras.tree.map_structure(lambda a: a.take(chosen, axis=0), self._data)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Returns the numbers of the samples in the order of an epoch."""
         # One assignment, one read: safe from the other thread of Keras.
         cached, order = self._order
         if cached != epoch:
             generator = np.random.default_rng([self.seed, epoch])
             order = generator.permutation(self._samples)
             self._order = (epoch, order)
-        chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
-        return keras.tree.map_structure(lambda a: a.take(chosen, axis=0), self._data)
+        return order
 
     def __getitem__(self, index):
         # `fit` reads from a thread of tf.data; reads from its own thread are a user's.

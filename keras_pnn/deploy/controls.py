@@ -133,16 +133,14 @@ def load_controls(model: keras.layers.Layer, path: str | os.PathLike) -> None:
     table = _tables.read(path)
     if missing := [c for c in _HEADER if c not in table.headings]:
         expected = f"the columns {', '.join(_HEADER)}"
-        raise _error(path, expected, f"{table.headings}, without {missing}")
-    numbers = table.numbers(table.headings.index("value"))
-    for i, (cells, value) in enumerate(zip(table.rows, numbers, strict=True)):
-        row = dict(zip(table.headings, cells, strict=True))
-        _read(row, float(value), values, ranges, layers, table.place(i))
+        raise _tables.error(path, expected, f"{table.headings}, without {missing}")
+    for row, value, where in table.records("value"):
+        _read(row, value, values, ranges, layers, where)
     for (layer, name), array in values.items():
         if np.isnan(array).any():
             given = ~np.isnan(array[layers[layer].quantity(name).exists])
             expected = f"{given.size} values of {layer}/{name}"
-            raise _error(path, expected, given.sum())
+            raise _tables.error(path, expected, given.sum())
     for (layer, name), array in values.items():
         layers[layer].controls[name].assign(array)
 
@@ -154,26 +152,22 @@ def _read(
     key = (row["layer"], row["control"])
     if key not in values:
         known = ", ".join("/".join(k) for k in values)
-        raise _error(where, f"one of the controls {known}", "/".join(key))
+        raise _tables.error(where, f"one of the controls {known}", "/".join(key))
     quantity, array = layers[key[0]].quantity(key[1]), values[key]
     if row["unit"] != quantity.unit:
         expected = f"the unit {quantity.unit!r} of {quantity.path}"
-        raise _error(where, expected, repr(row["unit"]))
-    parts = [part for part in row["index"].split(";") if part]
-    inside = (
-        all(part.isdecimal() for part in parts)
-        and len(parts) == array.ndim
-        and all(int(i) < n for i, n in zip(parts, array.shape, strict=True))
-    )
-    if not inside or abs(value) > float(np.finfo("float32").max):
+        raise _tables.error(where, expected, repr(row["unit"]))
+    index = _tables.element(row["index"], array.shape)
+    if index is None or abs(value) > float(np.finfo("float32").max):
         expected = f"an index inside {array.shape} and a finite value"
-        raise _error(where, expected, f"index {row['index']!r}, value {row['value']!r}")
-    index = tuple(map(int, parts))
+        raise _tables.error(
+            where, expected, f"index {row['index']!r}, value {row['value']!r}"
+        )
     element = f"{quantity.path}[{row['index']}]"
     if not quantity.exists[index]:
-        raise _error(where, "an element that the hardware has", element)
+        raise _tables.error(where, "an element that the hardware has", element)
     if not np.isnan(array[index]):
-        raise _error(where, "each control once", f"{element} again")
+        raise _tables.error(where, "each control once", f"{element} again")
     if isinstance(quantity.layer, RingLayer):
         _validate(quantity.layer, value, where)
     low, high = ranges[key]
@@ -185,7 +179,7 @@ def _read(
             tuning.training_range[0] <= value <= tuning.training_range[1]
         ):
             expected += ", away from the ends of the measured curve by its `margin`"
-        raise _error(where, expected, value)
+        raise _tables.error(where, expected, value)
     array[index] = value
 
 
@@ -198,10 +192,6 @@ def _range(layer: PhysicalLayer, variable: keras.Variable) -> tuple[float, float
         codes = dac(keras.ops.convert_to_tensor([low, high], variable.dtype))
         low, high = min(low, float(codes[0])), max(high, float(codes[1]))
     return low, high
-
-
-def _error(where, expected: str, received) -> ValueError:
-    return ValueError(f"{where}: expected {expected}. Received: {received}")
 
 
 def _validate(layer: RingLayer, controls, where: str) -> None:

@@ -37,16 +37,17 @@ class Axis:
     @property
     def label(self) -> str:
         """Words and unit of its values."""
-        return self._with_unit(self.words)
+        return self.with_unit(self.words)
 
     @property
     def line_label(self) -> str:
         """Words and unit of its positions, which for several elements are lengths."""
         if self.values.ndim > 1 and self.positions is not None:
-            return self._with_unit(f"{self.name}, length along its direction")
+            return self.with_unit(f"{self.name}, length along its direction")
         return self.label
 
-    def _with_unit(self, words: str) -> str:
+    def with_unit(self, words: str) -> str:
+        """Returns some words with the unit of the values."""
         return f"{words} ({self.unit})" if self.unit else words
 
     @property

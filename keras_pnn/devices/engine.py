@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras_pnn import _keras
 from keras_pnn.devices.mapped import Mapped, filled, graph
 from keras_pnn.devices.normalization import batch_norm_layers, own_statistics, pooled
+from keras_pnn.devices.simulated import restoring
 from keras_pnn.layers.context import Overrides
 
 
@@ -74,13 +75,11 @@ class Engine:
 
         Args:
             values: the values of the variables, for each device.
-            calibration: a function that gives the batches of inputs for
-                `"reestimated"`.
-            batches: one that gives (x, y, sample_weight) tuples.
+            calibration: gives the batches of inputs for `"reestimated"`.
+            batches: gives (x, y, sample_weight) tuples.
 
         Returns:
-            The loss and the metrics of each device, name to value, and how many
-            devices have given NaN.
+            name → value of each device, and how many devices have given NaN.
         """
         try:
             return self._run(values, calibration(), batches())
@@ -120,11 +119,9 @@ class Engine:
 
     def _zero_states(self) -> list[tf.Tensor]:
         """Whether each device has given NaN, and metrics, before the first batch."""
-        before = [v.numpy() for v in self._metrics]
-        self.model.reset_metrics()
-        zero = [False, *(v.numpy() for v in self._metrics)]
-        for variable, value in zip(self._metrics, before, strict=True):
-            variable.assign(value)
+        with restoring(self._metrics):
+            self.model.reset_metrics()
+            zero = [False, *(v.numpy() for v in self._metrics)]
         return [self._same(tf.convert_to_tensor(v)) for v in zero]
 
     def _statistics(self, parts: list) -> tuple[list, list]:
@@ -165,10 +162,7 @@ class Engine:
         """(what `own_statistics` finds for each layer and call, states, seeds)."""
         given = [*self.variables, *self._handed, *self._seeds]
         overrides = Overrides(zip(given, [*values, *seeds], strict=True))
-        with (
-            overrides.scope(self.model) as scope,
-            own_statistics(self._norms) as found,
-        ):
+        with overrides.scope(self.model) as scope, own_statistics(self._norms) as found:
             self.model(x, training=False)
         self._check(scope)
         handed = [_now(scope, v) for v in self._handed]

@@ -16,20 +16,20 @@ from keras_pnn.devices.simulated import DeviceSet, SimulatedDevice
 from keras_pnn.layers.context import current
 from keras_pnn.layers.fields import check_fields
 from keras_pnn.layers.lookup import left_curves
+from keras_pnn.layers.quantity import Quantity
 
 
 class DeviceEvaluator:
     """Evaluates a model on devices, call after call, on the same data.
 
-    Devices run `chunk` at a time in one graph. Layers before the first imperfection run
-    once for all devices. The last chunk is filled up with copies of its last device,
-    so that it needs no other graph. If `chunk` is given, the same devices in the same
-    order give the same figures to the last bit, in every call. Between chunks of
-    different sizes figures agree to rounding, unless layers draw random numbers. To
-    resume an evaluation, split the devices at multiples of `chunk`.
+    Devices run `chunk` at a time in one graph, and layers before the first imperfection
+    once for all of them. If `chunk` is given, the same devices in the same order give
+    the same figures to the last bit, in every call. Between chunks of different sizes
+    figures agree to rounding, unless layers draw random numbers. To resume an
+    evaluation, split the devices at multiples of `chunk`.
 
-    Graphs are kept with the model, for this and all other evaluators, and are freed
-    with it. A new one is traced and compiled for
+    Graphs are kept with the model, for all its evaluators. A new one is traced and
+    compiled for
 
     - a model that was compiled again,
     - another set of variables that devices deviate in,
@@ -88,14 +88,9 @@ class DeviceEvaluator:
         batch_norm: str = "frozen",
         calibration=None,
     ):
-        if not getattr(model, "compiled", False):
-            raise _checks.error(
-                "model",
-                "compiled, as for `evaluate`",
-                f"model '{getattr(model, 'name', model)}', not compiled",
-            )
+        _checks.compiled("model", model)
         self._data = _checks.data(x, y, sample_weight)
-        self.samples = _length(self._data[0])
+        self.samples = _checks.sample_count(self._data[0])
         batch_size = _checks.integer("batch_size", batch_size, 1)
         self.batch_size = min(batch_size, self.samples)
         self.chunk = _checks.optional(_checks.integer, "chunk", chunk, 1)
@@ -105,7 +100,8 @@ class DeviceEvaluator:
         self._calibration = check_mode(batch_norm, calibration, self._data[0])
         self._parts = []
         if self._calibration is not None:
-            self._parts = even_parts(_length(self._calibration), self.batch_size)
+            count = _checks.sample_count(self._calibration)
+            self._parts = even_parts(count, self.batch_size)
 
     def evaluate(
         self, devices: Sequence[SimulatedDevice], verbose: int | str = "auto"
@@ -160,12 +156,7 @@ class DeviceEvaluator:
 
     def _bound(self, devices):
         """(engine, each device's quantities and deviations)."""
-        # The graph would keep the measurement, and it is one device's alone.
-        if current().substitute is not None:
-            raise ValueError(
-                "Simulated devices must be evaluated on the digital model, outside "
-                "`device.installed(model)`. Received: layers that a device measures"
-            )
+        check_digital("Simulated devices must be evaluated")
         _check_devices(devices)
         # First, as its error names the model's layers.
         for device in {repr(d.architecture): d for d in devices}.values():
@@ -203,7 +194,7 @@ class DeviceEvaluator:
         """Makes the metrics' variables, as Keras does at the first batch."""
         try:
             # Whole: a model may be made for one batch size.
-            first = _rows(self._data, 0, self.batch_size)
+            first = rows_of(self._data, 0, self.batch_size)
             _keras.build_metrics(self.model, first)
         except Exception as error:
             if problem := misfit(self.model, *self._data[:2]):
@@ -227,11 +218,11 @@ class DeviceEvaluator:
 
         def batches():
             for first in firsts:
-                yield _rows(self._data, first, first + self.batch_size)
+                yield rows_of(self._data, first, first + self.batch_size)
                 bar.add(1)
 
         def calibration():
-            return (_rows(self._calibration, *part) for part in self._parts)
+            return (rows_of(self._calibration, *part) for part in self._parts)
 
         failed = 0
         for start in range(0, len(bound), engine.rows):
@@ -333,13 +324,35 @@ def _check_devices(devices) -> None:
         )
 
 
+def check_digital(task: str) -> None:
+    """Raises ValueError if a device measures: a graph would keep its measurement.
+
+    Args:
+        task: what must be done without, for the message.
+    """
+    if current().substitute is not None:
+        raise ValueError(
+            f"{task} on the digital model, outside `device.installed(model)`. "
+            "Received: layers that a device measures"
+        )
+
+
+def off_nominal(quantity: Quantity) -> bool:
+    """Tells whether an imperfection is not at its nominal value; no weight is off."""
+    if quantity.nominal is None:
+        return False
+    # In the variable's precision, which may not hold a nominal value of 0.1.
+    value = tf.convert_to_tensor(quantity.variable)
+    return bool(np.any(value != tf.cast(quantity.nominal, value.dtype)))
+
+
 def check_nominal(quantities) -> None:
     """Raises ValueError if an imperfection that devices set is off its nominal value.
 
     Two devices are neither the one nor the other, nor their sum.
     """
     for quantity in quantities:
-        if quantity.nominal is not None and np.any(quantity.present):
+        if off_nominal(quantity):
             raise ValueError(
                 "Devices deviate from the design: use them outside "
                 "`device.installed(model)`, or call `layer.reset_imperfections()`. "
@@ -347,11 +360,8 @@ def check_nominal(quantities) -> None:
             )
 
 
-def _rows(data, start: int, stop: int):
+def rows_of(data, start: int, stop: int):
+    """Returns some samples of a structure of arrays, as tensors; `None`s stay."""
     return keras.tree.map_structure(
         lambda a: None if a is None else tf.convert_to_tensor(a[start:stop]), data
     )
-
-
-def _length(arrays) -> int:
-    return len(keras.tree.flatten(arrays)[0])

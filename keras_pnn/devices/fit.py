@@ -9,22 +9,14 @@ _SPARSE = (
     keras.losses.SparseCategoricalCrossentropy,
     keras.losses.sparse_categorical_crossentropy,
 )
-_DENSE = (
-    keras.losses.CategoricalCrossentropy,
-    keras.losses.categorical_crossentropy,
-)
+_DENSE = (keras.losses.CategoricalCrossentropy, keras.losses.categorical_crossentropy)
 
 
 def misfit(model: keras.Model, x, y) -> ValueError | None:
     """Returns an error that says what is wrong with data on which a model fails.
 
-    Args:
-        model: a compiled model.
-        x, y: structures of NumPy arrays.
-
-    Returns:
-        `None` where it is not known: for models that are no graph of layers, and
-        losses other than cross-entropies.
+    `None` where it is not known: for models that are no graph of layers, and losses
+    other than cross-entropies. `x` and `y` are structures of NumPy arrays.
     """
     graph = _keras.functional(model)
     pairs = [] if graph is None else _pairs(x, graph.inputs)

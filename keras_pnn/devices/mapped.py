@@ -20,13 +20,10 @@ def graph(function: Callable, **kwargs):
 
 
 class Mapped:
-    """A function of one device, mapped over stacks of devices in one graph.
+    """A function of one device, mapped over stacks of `rows` devices in one graph.
 
-    Operations that do not depend on the device are computed once.
-
-    Args:
-        function: of (values of one device, *what all devices share).
-        rows: devices in a stack.
+    The function is one of (values of one device, *what all devices share). Operations
+    that do not depend on the device are computed once.
     """
 
     def __init__(self, function: Callable, rows: int):

@@ -40,15 +40,11 @@ def given_once(model: keras.layers.Layer, names) -> dict[str, list[Quantity]]:
 
 
 def deviations_of(name: str, found: list[Quantity], amount: np.ndarray) -> Deviations:
-    """Returns the deviation of each quantity that a name addresses.
-
-    Args:
-        name: as in `find`.
-        found: what it found.
-        amount: a number, or an array in the shape of the variables.
+    """Returns the deviations of the quantities that `find` found for a name.
 
     Raises:
-        ValueError: If the shape differs, or a value is out of the quantity's range.
+        ValueError: If `amount` is not a number or an array in the shape of the
+            variables, or a value is out of the quantity's range.
     """
     deviations = {}
     for quantity in found:
@@ -92,17 +88,16 @@ def read_csv(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
         lines = file.read().split("\n")
     last = next(filter(None, map(str.strip, reversed(lines))))
     if lines[0].startswith(_FIRST) and not last.startswith(_LAST):
-        raise _error(path, f"a last line that begins with {_LAST!r}", repr(last))
+        expected = f"a last line that begins with {_LAST!r}"
+        raise _tables.error(path, expected, repr(last))
     if missing := [name for name in _NEEDED if name not in table.headings]:
         expected = f"the columns {', '.join(_HEADER)}; `unit` may be left out"
-        raise _error(path, expected, f"{table.headings}, without {missing}")
+        raise _tables.error(path, expected, f"{table.headings}, without {missing}")
     if not table.rows:
-        raise _error(path, "at least one line below the headings", "none")
-    numbers = table.numbers(table.headings.index("deviation"))
+        raise _tables.error(path, "at least one line below the headings", "none")
     values: dict[str, np.ndarray] = {}
     found: dict[str, list[Quantity]] = {}
-    for i, (cells, number) in enumerate(zip(table.rows, numbers, strict=True)):
-        row, where = dict(zip(table.headings, cells, strict=True)), table.place(i)
+    for row, number, where in table.records("deviation"):
         name = "/".join(filter(None, (row["layer"], row["imperfection"])))
         try:
             found.setdefault(name, find(model, name, weights=True))
@@ -111,31 +106,28 @@ def read_csv(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
         first = found[name][0]
         unit = first.unit if first.convert is None else ""
         if row.get("unit", unit) != unit:
-            raise _error(where, f"the unit {unit!r} of {name}", repr(row["unit"]))
+            expected = f"the unit {unit!r} of {name}"
+            raise _tables.error(where, expected, repr(row["unit"]))
         if not row["index"]:
             if name in values:
-                raise _error(where, f"{name} once", "it again")
+                raise _tables.error(where, f"{name} once", "it again")
             values[name] = np.array(number)
             continue
         shape = tuple(first.variable.shape)
-        parts = row["index"].split(";")
-        index = tuple(int(p) if p.strip().isdecimal() else -1 for p in parts)
-        inside = len(index) == len(shape) and all(
-            0 <= i < n for i, n in zip(index, shape, strict=True)
-        )
-        if not inside or not first.exists[index]:
+        index = _tables.element(row["index"], shape)
+        if index is None or not first.exists[index]:
             expected = f"an index of an element of {name}, of shape {shape}"
-            raise _error(where, expected, repr(row["index"]))
+            raise _tables.error(where, expected, repr(row["index"]))
         # NaN marks the elements that are still to be read.
         array = values.setdefault(name, np.where(first.exists, np.nan, 0.0))
         if array.shape != shape or not np.isnan(array[index]):
-            raise _error(where, f"each element of {name} once", row["index"])
+            raise _tables.error(where, f"each element of {name} once", row["index"])
         array[index] = number
     for name, array in values.items():
         if np.isnan(array).any():
             there = found[name][0].exists
             expected = f"{there.sum()} elements of {name}, or one line without an index"
-            raise _error(path, expected, np.isfinite(array[there]).sum())
+            raise _tables.error(path, expected, np.isfinite(array[there]).sum())
     return values
 
 
@@ -155,7 +147,3 @@ def write_csv(pairs: list[tuple[Quantity, np.ndarray]], path) -> None:
                 row = quantity.layer.name, quantity.name, label, value, quantity.unit
                 writer.writerow(row)
         file.write(f"{_LAST}\n")
-
-
-def _error(where, expected: str, received) -> ValueError:
-    return ValueError(f"{where}: expected {expected}. Received: {received}")

@@ -24,6 +24,17 @@ from keras_pnn.layers.quantity import Quantity
 _FORMAT = "keras_pnn.devices/1"
 
 
+@contextlib.contextmanager
+def restoring(variables: Iterable) -> Iterator[None]:
+    """Gives variables the values back that they have now, when the block ends."""
+    before = [(variable, variable.numpy()) for variable in variables]
+    try:
+        yield
+    finally:
+        for variable, value in before:
+            variable.assign(value)
+
+
 class SimulatedDevice(Shown):
     """The imperfections of one device, for models of one architecture.
 
@@ -65,7 +76,7 @@ class SimulatedDevice(Shown):
                 "…) takes names such as 'temperature' and 'mrr_bank/temperature'"
             )
             raise _checks.error("deviations", expected, _checks.short(deviations))
-        arrays = {key: _storable(np.asarray(a)) for key, a in deviations.items()}
+        arrays = {key: _files.storable(a) for key, a in deviations.items()}
         if architecture is None:
             architecture = {}
             for name, index in sorted(arrays):
@@ -206,15 +217,11 @@ class SimulatedDevice(Shown):
             ValueError: As in `bind`; nothing is installed then.
         """
         pairs = self.values(model)
-        before = [(v, v.numpy()) for v, _ in pairs]
-        try:
+        variables = [variable for variable, _ in pairs]
+        with restoring(variables), keeping(variables):
             for variable, value in pairs:
                 variable.assign(value)
-            with keeping(v for v, _ in pairs):
-                yield self
-        finally:
-            for variable, value in before:
-                variable.assign(value)
+            yield self
 
     def attach(self, model: keras.layers.Layer) -> "SimulatedDevice":
         """Prepares `measure` for the layers of a model.
@@ -293,9 +300,7 @@ class DeviceSet(Shown, Sequence):
     4
     """
 
-    def __init__(
-        self, devices: Iterable[SimulatedDevice], axes: tuple[Axis, ...] = ()
-    ):
+    def __init__(self, devices: Iterable[SimulatedDevice], axes: tuple[Axis, ...] = ()):
         self._devices, self.axes = _alike(tuple(devices)), tuple(axes)
         points = math.prod(map(len, self.axes))
         if self.axes and points != len(self._devices):
@@ -423,8 +428,3 @@ def _alike(devices: tuple[SimulatedDevice, ...]) -> tuple[SimulatedDevice, ...]:
         else SimulatedDevice({**zeros, **device.deviations}, shapes, device.label)
         for device in devices
     )
-
-
-def _storable(array: np.ndarray) -> np.ndarray:
-    # NumPy's files cannot hold bfloat16, of kind "V".
-    return array.astype("float32") if array.dtype.kind == "V" else array

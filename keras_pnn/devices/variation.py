@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks
+from keras_pnn.devices.named import Deviations
 from keras_pnn.devices.simulated import DeviceSet, SimulatedDevice
 from keras_pnn.layers.lookup import architecture, find
 from keras_pnn.layers.quantity import Quantity
@@ -70,7 +71,7 @@ class Correlated:
 
 
 # For a draw that lies beyond the bound of an imperfection.
-WAY_OUT = (
+_WAY_OUT = (
     "Draw from a distribution that ends before, such as TFP's TruncatedNormal, or "
     "give a smaller standard deviation. "
 )
@@ -181,6 +182,18 @@ class Variation:
             drawn.append((quantity, quantity.deviation(_draw(quantity, spread, own))))
         return drawn
 
+    def drawn(self, model: keras.layers.Layer, seed) -> Deviations:
+        """Draws one device as `deviations`, outside a graph.
+
+        Raises:
+            ValueError: If a draw lies beyond an imperfection's bound.
+        """
+        arrays: Deviations = {}
+        for quantity, deviation in self.deviations(model, seed):
+            array = arrays[quantity.name, quantity.index] = deviation.numpy()
+            quantity.check(array, _WAY_OUT)
+        return arrays
+
     def values(self, model: keras.layers.Layer, seed):
         """Draws one device on top of what the model's variables are at present.
 
@@ -211,10 +224,7 @@ class Variation:
         shapes = architecture(model, {q.name for q, _ in self._plan(model)})
         devices = []
         for i in range(n):
-            drawn = self.deviations(model, (seed, i))
-            arrays = {(q.name, q.index): d.numpy() for q, d in drawn}
-            for quantity, _ in drawn:
-                quantity.check(arrays[quantity.name, quantity.index], WAY_OUT)
+            arrays = self.drawn(model, (seed, i))
             label = f"seed {seed}, device {i}"
             devices.append(SimulatedDevice(arrays, shapes, label))
         return DeviceSet(devices)
@@ -264,12 +274,8 @@ def standard_normal(shape: tuple[int, ...], seed, dtype) -> tf.Tensor:
     """Returns standard normal numbers, alike in eager mode, in graphs and under XLA.
 
     They differ in rounding alone. XLA draws other floats than TensorFlow does, but the
-    same whole numbers, which are transformed here (Box and Muller).
-
-    Args:
-        shape: their shape.
-        seed: two integers.
-        dtype: their dtype.
+    same whole numbers, which are transformed here (Box and Muller). The seed is two
+    integers.
     """
     wide = tf.as_dtype(dtype) if tf.as_dtype(dtype).size > 4 else tf.float32
     bits = _whole_numbers((2, *shape), seed)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from keras_pnn._files import storable
 from keras_pnn.hardware import log as measurement_log
 
 # Seconds before a repeat.
@@ -268,7 +269,7 @@ def usable(values, shape: tuple, dtype: np.dtype) -> np.ndarray:
     if isinstance(values, np.ma.MaskedArray) and values.dtype.kind in "fc":
         # A masked element is not a reading.
         values = values.filled(np.nan)
-    array = measurement_log.storable(values)
+    array = storable(values)
     if array.dtype.kind != ("c" if dtype.kind == "c" else "f"):
         raise TypeError(f"{expected} Received: dtype {array.dtype}")
     if array.shape != shape:

@@ -13,9 +13,9 @@ import tensorflow as tf
 
 from keras_pnn import _checks
 from keras_pnn._display import Brief
+from keras_pnn._files import storable
 from keras_pnn._keras import models_around, set_aside
 from keras_pnn.hardware.acquisition import Acquisition, DeviceError
-from keras_pnn.hardware.log import storable
 from keras_pnn.layers.context import measured_by, measuring_block, substituting
 from keras_pnn.layers.lookup import physical_layers
 
@@ -177,14 +177,10 @@ class HardwareDevice(Brief):
         return acquisition.run(layer, inputs, controls, shape, np.dtype(dtype))
 
     def measure_in_graph(self, layer, inputs, controls: dict, modelled):
-        """Measures a batch within a `tf.function`, from tensors to a tensor.
+        """Measures a batch as `acquire`, within a `tf.function`.
 
-        Args:
-            layer, inputs, controls: as in `acquire`.
-            modelled: the outputs of the model, for their shape and dtype.
-
-        Returns:
-            The outputs; `None` where the layer is not on the device.
+        Returns a tensor of the shape and dtype of the model's outputs, `modelled`;
+        `None` where the layer is not on the device.
         """
         if self.layers is not None and layer.name not in self.layers:
             return None
@@ -211,9 +207,7 @@ class HardwareDevice(Brief):
             return device._acquisition.in_graph(layer, inputs, arrays, shape, dtype)
 
         outputs = tf.numpy_function(
-            measured,
-            [inputs, tf.shape(modelled), *(controls[n] for n in names)],
-            dtype,
+            measured, [inputs, tf.shape(modelled), *(controls[n] for n in names)], dtype
         )
         outputs.set_shape(modelled.shape)
         return outputs

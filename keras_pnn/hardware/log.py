@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from keras_pnn._display import Brief
-from keras_pnn._files import digest
+from keras_pnn._files import digest, storable
 
 # Marks the file as a log of this form: "PNN" and the number of the form.
 _APPLICATION = int.from_bytes(b"PNN\x02")
@@ -66,14 +66,6 @@ class Record(Brief):
     seconds: float
     attempts: int
     digest: str
-
-
-def storable(array) -> np.ndarray:
-    """Returns an array in a native type of NumPy's: bfloat16 becomes float32."""
-    array = np.asarray(array)
-    if array.dtype.kind == "V":
-        return array.astype("float32")
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def request_digest(

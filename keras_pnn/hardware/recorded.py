@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from keras_pnn._files import storable
 from keras_pnn.hardware import log as measurement_log
 from keras_pnn.hardware.acquisition import Acquisition, DeviceError
 from keras_pnn.hardware.device import HardwareDevice
-from keras_pnn.hardware.log import Record, request_digest, storable
+from keras_pnn.hardware.log import Record, request_digest
 
 
 class RecordedDevice(HardwareDevice):
@@ -22,8 +23,8 @@ class RecordedDevice(HardwareDevice):
 
     With noisy readings, the log of an interrupted and resumed run does not replay the
     run as a whole: measurements after the last saved state were made twice, and the
-    first reading, which training has lost, is replayed first. To avoid that, use one
-    log for each part of the run, and replay each part from its initial state.
+    reading that training has lost is replayed first. Use one log for each part of such
+    a run, and replay each from its initial state.
 
     Validation in a `fit` on a device is measured and logged too: replay it by a `fit`
     with the same `validation_data` and `validation_freq`.

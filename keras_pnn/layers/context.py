@@ -83,7 +83,7 @@ class Overrides(Mapping):
             for v in model.trainable_variables
             if v.regularizer is not None and v not in self
         ]
-        return _keras.overriding(model, self.items(), regularized, rematerialize)
+        return _keras.OverridingScope(model, self.items(), regularized, rematerialize)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,14 +3,36 @@
 import keras
 
 from keras_pnn import _keras
-from keras_pnn.layers.mzi import FieldOutputs
+
+
+class FieldOutputs:
+    """Gives a layer complex outputs (..., units), in the precision of its policy."""
+
+    @property
+    def _output_dtype(self) -> str:
+        return "complex128" if self.compute_dtype == "float64" else "complex64"
+
+    def compute_output_shape(self, input_shape) -> tuple:
+        return (*input_shape[:-1], self.units)
+
+    def compute_output_spec(self, inputs):
+        shape = self.compute_output_shape(inputs.shape)
+        return keras.KerasTensor(shape, dtype=self._output_dtype)
+
+    def call(self, inputs):
+        # `fit` of a plain Keras model has no other place to say so.
+        model = _keras.model_in_training()
+        if model is not None:
+            check_fields(model)
+        return super().call(inputs)
 
 
 def check_fields(model: keras.Model) -> None:
     """Checks that no complex field of a mesh goes to what is made for real numbers.
 
-    That is a layer of Keras with weights, and a loss of Keras. Models of nodes
-    (functional, Sequential) are followed from node to node; others pass.
+    That is a layer of Keras with weights, a loss of Keras, and a loss to which Keras
+    hands the real part only. Models of nodes (functional, Sequential) are followed
+    from node to node; others pass.
 
     Args:
         model: a model or a wrapper around one, compiled or not.
@@ -24,8 +46,9 @@ def check_fields(model: keras.Model) -> None:
     sources = [s for s in _follow(graph, [None] * len(graph.inputs)) if s is not None]
     loss = getattr(model, "loss", None)
     loss = keras.losses.get(loss) if isinstance(loss, str) else loss
-    if sources and _of_keras(loss):
-        raise _error(sources[0], f"outputs of model '{model.name}', in a Keras loss")
+    if sources and (_of_keras(loss) or _casts(loss)):
+        taking = f"outputs of model '{model.name}', with a loss for real numbers"
+        raise _error(sources[0], taking)
 
 
 def _follow(graph, given: list) -> list:
@@ -57,6 +80,14 @@ def _of_keras(part) -> bool:
     """Tells whether a layer, loss object or function comes with Keras."""
     kind = part if hasattr(part, "__qualname__") else type(part)
     return kind.__module__.startswith("keras.")
+
+
+def _casts(loss) -> bool:
+    """Tells whether Keras casts complex outputs to the real dtype of a loss."""
+    if isinstance(loss, keras.losses.Loss):
+        own = type(loss).__call__ is not keras.losses.Loss.__call__
+        return not own and "complex" not in loss.dtype
+    return callable(loss)
 
 
 def _error(source, received: str) -> ValueError:

@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from keras_pnn import _checks, _warnings
 from keras_pnn.layers import mesh_initializers
+from keras_pnn.layers.fields import FieldOutputs
 from keras_pnn.layers.limits import DAC, get_dac
 from keras_pnn.layers.physical import PhysicalLayer, arguments, check_built
 from keras_pnn.physics import decompose, interferometer, mesh
@@ -53,21 +54,6 @@ def relative_distance(reached: np.ndarray, target: np.ndarray) -> float:
     scale = np.abs(target).max() or 1.0
     apart = np.linalg.norm((reached - target) / scale)
     return float(apart and apart / np.linalg.norm(target / scale))
-
-
-class FieldOutputs:
-    """Gives a layer complex outputs (..., units), in the precision of its policy."""
-
-    @property
-    def _output_dtype(self) -> str:
-        return "complex128" if self.compute_dtype == "float64" else "complex64"
-
-    def compute_output_shape(self, input_shape) -> tuple:
-        return (*input_shape[:-1], self.units)
-
-    def compute_output_spec(self, inputs):
-        shape = self.compute_output_shape(inputs.shape)
-        return keras.KerasTensor(shape, dtype=self._output_dtype)
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -115,13 +101,14 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
     Output shape: `(..., units)`, complex64; complex128 with the policy `"float64"`.
 
     Put a `Photodetector` behind the last mesh: layers and losses of Keras are made for
-    real numbers, and drop the imaginary part of fields or fail. Trainers such as
-    `SATModel`, `evaluate_devices` and `convert` raise an error there; `fit` of a plain
-    Keras model cannot.
+    real numbers, and drop the imaginary part of fields or fail. Keras casts the outputs
+    to the dtype of the loss, so that a loss of your own for fields needs
+    `dtype="complex64"`.
 
     Raises:
         ValueError: If an argument is out of range, or the inputs do not have `units`
-            modes.
+            modes; in training, if the fields reach a layer of Keras with weights, or a
+            loss for real numbers.
 
     Example:
 

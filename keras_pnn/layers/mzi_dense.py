@@ -6,8 +6,9 @@ import tensorflow as tf
 
 from keras_pnn import _checks
 from keras_pnn.layers.belonging import refuse_elsewhere
+from keras_pnn.layers.fields import FieldOutputs
 from keras_pnn.layers.limits import ControlRange
-from keras_pnn.layers.mzi import FieldOutputs, MZIMesh, as_matrix, relative_distance
+from keras_pnn.layers.mzi import MZIMesh, as_matrix, relative_distance
 from keras_pnn.layers.physical import PhysicalLayer, check_built
 from keras_pnn.physics._tensors import as_complex
 

@@ -32,10 +32,10 @@ class Cache:
 
     Args:
         folder: the folder, made where it is missing.
-        study: the digest of the study; points of other studies are left alone.
+        study: the digest of the study, of which others have points here too.
         points: how many points the study has.
-        loss: of the model on a few samples, which shows a function that was changed
-            under the same name.
+        loss: of the model on a few samples; another one shows a function that was
+            changed under the same name.
         part: (i, n): names the file to write.
     """
 

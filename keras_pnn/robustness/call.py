@@ -8,15 +8,7 @@ import keras
 from keras_pnn import _checks
 from keras_pnn._signatures import check_keywords, passing_on
 from keras_pnn.devices import SimulatedDevice, Variation
-from keras_pnn.robustness.points import (
-    GRID,
-    Alone,
-    OnDevice,
-    OnScan,
-    OnTrained,
-    Point,
-    layer_names,
-)
+from keras_pnn.robustness import points
 from keras_pnn.robustness.results import RobustnessResult
 from keras_pnn.robustness.specification import Specification
 from keras_pnn.robustness.study import Study
@@ -196,18 +188,19 @@ def robustness_rows(
     ]
 
 
-def _row(label: str, study: Study, point: Point, metrics: dict) -> dict:
+def _row(label: str, study: Study, point: points.Point, metrics: dict) -> dict:
     """Returns a measured point in the types of JSON."""
     section, name, place, device = "nominal", "", (), None
     match point:
-        case OnDevice(device):
+        case points.OnDevice(device):
             section = "device"
-        case OnScan(name, place, device):
-            section = "grid" if name is GRID else "sweep"
-        case Alone(layer, kind, device):
+        case points.OnScan(name, place, device):
+            section = "grid" if name is points.GRID else "sweep"
+        case points.Alone(layer, kind, device):
             section = "sensitivity"
-            name = f"{layer_names(study.studies[label].model)[layer]}/{kind}"
-        case OnTrained(name):
+            names = points.layer_names(study.studies[label].model)
+            name = f"{names[layer]}/{kind}"
+        case points.OnTrained(name):
             section = "transfer"
     return {
         "model": label,

@@ -100,14 +100,9 @@ def _about(argument: str) -> Iterator[None]:
 class CurvatureStudy:
     """Curvature and loss landscape of one model, measured as often as it changes.
 
-    Operators are built, and options checked against the model, once.
-
-    Args:
-        model: a compiled model.
-        few: `(x, y, sample_weight)` to measure on.
-        hessian: options of the curvature, or `None`.
-        landscape: arguments of `loss_landscape`, or `None`.
-        seed: of the searches.
+    Operators are built, and options checked against the model, once. `few` is
+    `(x, y, sample_weight)`, `landscape` the arguments of `loss_landscape`; an option
+    that is `None` leaves its part out.
     """
 
     def __init__(
@@ -193,24 +188,15 @@ class CurvatureStudy:
             print("loss landscape")
         operator, asked = self._landscape
         count, leading = asked["dimensions"], None
-        if asked["directions"] == "eigenvectors" and asked["max_iterations"] is None:
-            search = {**operator.made(), **asked}
+        if asked["max_iterations"] is None:
+            wanted = {**operator.made(), **asked}
             same = ("variables", "batch_norm", "seed", "tolerance")
             for found in known:
-                alike = all(getattr(found, name) == search[name] for name in same)
+                alike = all(getattr(found, name) == wanted[name] for name in same)
                 if alike and len(found.eigenvectors) >= count:
                     leading = found
                     break
-        if leading is None:
-            return find_landscape(operator, **asked, verbose=verbose)
-        given = {**asked, "directions": leading.eigenvectors[:count]}
-        return dataclasses.replace(
-            find_landscape(operator, **given, verbose=verbose),
-            directions="eigenvectors",
-            eigenvalues=leading.eigenvalues[:count],
-            residuals=leading.residuals[:count],
-            converged=leading.converged[:count],
-        )
+        return find_landscape(operator, **asked, verbose=verbose, search=leading)
 
     def _operator(self, variables, **others) -> HessianOperator:
         x, y, sample_weight = self._few

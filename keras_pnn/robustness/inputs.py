@@ -9,8 +9,9 @@ import tensorflow as tf
 
 from keras_pnn import _checks, _keras
 from keras_pnn.devices import DeviceEvaluator, SimulatedDevice
+from keras_pnn.devices.evaluation import off_nominal
 from keras_pnn.devices.fit import misfit
-from keras_pnn.layers.lookup import physical_layers
+from keras_pnn.layers.lookup import quantities
 from keras_pnn.robustness.specification import by_name
 
 # Keras' metrics that count hits: from 0 to 1.
@@ -45,9 +46,7 @@ def named_models(model, name, compare) -> dict[str, keras.Model]:
 def _check_model(argument: str, model) -> None:
     if not isinstance(model, keras.Model):
         raise _checks.error(argument, "a Keras model", _checks.short(model))
-    if not model.compiled:
-        expected = "compiled, as for `evaluate`"
-        raise _checks.error(argument, expected, f"'{model.name}', not compiled")
+    _checks.compiled(argument, model)
     if not model.built:
         expected = "built: give it a `keras.Input`, or call it on a batch"
         raise _checks.error(argument, expected, f"'{model.name}', not built")
@@ -55,18 +54,15 @@ def _check_model(argument: str, model) -> None:
 
 def check_design(label: str, model: keras.Model) -> None:
     """Raises ValueError if an imperfection of a model is off its nominal value."""
-    for layer in physical_layers(model):
-        for name, variable in layer.imperfections.items():
-            value = tf.convert_to_tensor(variable)
-            nominal = tf.cast(layer.quantity(name).nominal, value.dtype)
-            if np.any(value != nominal):
-                raise ValueError(
-                    "A report starts from the design, with every imperfection at its "
-                    "nominal value: make it outside `device.installed(model)`, call "
-                    "`layer.reset_imperfections()`, or give the device in `devices`. "
-                    f"Received: model {label!r}, where '{layer.name}/{name}' is off "
-                    "its nominal value"
-                )
+    for quantity in quantities(model):
+        if off_nominal(quantity):
+            raise ValueError(
+                "A report starts from the design, with every imperfection at its "
+                "nominal value: make it outside `device.installed(model)`, call "
+                "`layer.reset_imperfections()`, or give the device in `devices`. "
+                f"Received: model {label!r}, where '{quantity.path}' is off its "
+                "nominal value"
+            )
 
 
 def first_step(label: str, model: keras.Model, data: tuple) -> dict[str, np.ndarray]:
@@ -156,7 +152,7 @@ def better(model: keras.Model, metric: str, mode: str) -> str:
 
 def first_samples(data: tuple, count: int, extremes: bool = False) -> tuple:
     """Returns the first samples, and with `extremes` those of extreme labels."""
-    rows = list(range(min(count, sample_count(data[0]))))
+    rows = list(range(min(count, _checks.sample_count(data[0]))))
     for labels in keras.tree.flatten(data[1]) if extremes else ():
         labels = np.asarray(labels)
         if labels.size and labels.dtype.kind in "biuf":
@@ -165,11 +161,6 @@ def first_samples(data: tuple, count: int, extremes: bool = False) -> tuple:
     return keras.tree.map_structure(
         lambda a: None if a is None else np.asarray(a)[rows], data
     )
-
-
-def sample_count(x) -> int:
-    """Returns the number of samples in a structure of arrays."""
-    return len(next(a for a in keras.tree.flatten(x) if a is not None))
 
 
 def shapes(part) -> str:

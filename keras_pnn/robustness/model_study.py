@@ -7,13 +7,13 @@ import os
 import keras
 import numpy as np
 
-from keras_pnn import _files, _keras
+from keras_pnn import _checks, _files, _keras
 from keras_pnn._version import __version__
 from keras_pnn.devices import DeviceEvaluator
 from keras_pnn.robustness.cache import Cache
 from keras_pnn.robustness.curvature import CurvatureStudy
 from keras_pnn.robustness.identity import data_digest, described
-from keras_pnn.robustness.inputs import first_samples, sample_count
+from keras_pnn.robustness.inputs import first_samples
 from keras_pnn.robustness.points import GRID, Nominal, OnScan, Plan, Point, gathered
 from keras_pnn.robustness.results import ModelRobustness, WorstCase
 from keras_pnn.robustness.specification import Specification
@@ -32,12 +32,8 @@ class ModelStudy:
     Points are evaluated in blocks: as many devices as fit the memory at once. A block
     is a pure function of the model's weights, the data and the specification, so that
     blocks can be measured on different machines, and again after an interruption,
-    with the same result.
-
-    Args:
-        model, specification: of the study, whose fit is checked here.
-        data: `(x, y, sample_weight)`.
-        loss: of the model on a few samples.
+    with the same result. `data` is `(x, y, sample_weight)`, and `loss` the model's on a
+    few samples.
     """
 
     def __init__(
@@ -45,7 +41,7 @@ class ModelStudy:
     ):
         self.model, self._specification, self._loss = model, specification, loss
         few = first_samples(data, specification.probe)
-        self._probe = sample_count(few[0])
+        self._probe = _checks.sample_count(few[0])
         hessian, landscape = specification.hessian, specification.landscape
         self._curvature = CurvatureStudy(
             model, few, hessian, landscape, specification.seed
@@ -142,7 +138,8 @@ class ModelStudy:
             "batch normalisation": specification.batch_norm,
         }
         if specification.calibration is not None:
-            found["calibration samples"] = sample_count(specification.calibration)
+            count = _checks.sample_count(specification.calibration)
+            found["calibration samples"] = count
         if worst is not None:
             starts, losses = worst.losses.shape
             found["search for the worst case"] = f"{starts} starts × {losses - 1} steps"

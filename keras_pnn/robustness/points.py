@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_pnn import _keras
 from keras_pnn.devices import DeviceSet, SimulatedDevice, Variation, sweep
-from keras_pnn.devices.variation import WAY_OUT
+from keras_pnn.devices.named import Deviations
 from keras_pnn.layers.lookup import architecture, common_unit, find
 from keras_pnn.robustness.axes import Axis, DeviationAxis, FactorAxis, SpreadAxis
 from keras_pnn.robustness.results import Kind, Scan, Sensitivity
@@ -17,8 +17,6 @@ from keras_pnn.robustness.specification import Specification
 
 # Of so many devices the mean tells layers apart.
 SENSITIVE_DEVICES = 8
-# (name, index) of a variable → by how much it deviates.
-Deviations = dict[tuple[str, int], np.ndarray]
 # The name of the grid among the scans.
 GRID = None
 
@@ -78,11 +76,6 @@ class Plan:
         scans: name → axes, with the model's units: sweeps, and the grid as `GRID`.
         alone: (layer's number, kind) → deviations of devices that have only these.
         trained_on: name of a model → the device that it was trained on.
-
-    Raises:
-        ValueError: If a name matches nothing in the model, a value has another shape,
-            a device comes from another architecture, or a point takes an imperfection
-            to what does not exist.
     """
 
     def __init__(self, model: keras.Model, specification: Specification):
@@ -207,11 +200,7 @@ class Plan:
 
     def _drawn(self, variation: Variation, device: int) -> Deviations:
         """Draws the deviations of one device from another variation; checks bounds."""
-        drawn = variation.deviations(self.model, (self._seed, device))
-        arrays = {(q.name, q.index): d.numpy() for q, d in drawn}
-        for quantity, _ in drawn:
-            quantity.check(arrays[quantity.name, quantity.index], WAY_OUT)
-        return arrays
+        return variation.drawn(self.model, (self._seed, device))
 
     def _each_alone(self) -> dict[tuple[int, Kind], list[Deviations]]:
         devices = [d.deviations for d in self.devices[:SENSITIVE_DEVICES]]

@@ -377,7 +377,9 @@ class RobustnessResult(Shown):
         suffix = pathlib.Path(path).suffix.lower()
         if suffix not in writers:
             raise _checks.error("path", "a file in .html, .json or .csv", path)
-        _files.write_text(path, writers[suffix](self))
+        content = writers[suffix](self)
+        with _files.atomic(path) as part:
+            part.write_text(content, "utf-8")
 
     def _parts(self):
         found = [conclusion(self), *sections(self)][:2]

@@ -11,13 +11,12 @@ import tensorflow as tf
 
 from keras_pnn import _checks
 from keras_pnn._version import __version__
-from keras_pnn.layers.context import current
+from keras_pnn.devices.evaluation import check_digital
 from keras_pnn.robustness.inputs import (
     better,
     first_step,
     named_models,
     reported_metric,
-    sample_count,
     shapes,
     specified,
 )
@@ -66,11 +65,7 @@ class Study:
         name: str | None = None,
         data: str = "",
     ):
-        if current().substitute is not None:
-            raise ValueError(
-                "A report is one of simulated devices: make it outside "
-                "`device.installed(model)`. Received: layers that a device measures"
-            )
+        check_digital("A report must be made")
         models = named_models(model, name, compare)
         for label in specification.trained_on:
             if label not in models:
@@ -94,7 +89,7 @@ class Study:
             self.studies[label] = study
         self._described = {
             "data": data or "as given",
-            "samples": sample_count(x),
+            "samples": _checks.sample_count(x),
             "shape of x": shapes(x),
             "shape of y": shapes(y),
         }

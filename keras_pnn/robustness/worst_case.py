@@ -1,5 +1,6 @@
 """Search for the worst device within a radius; say how far a study searches."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -8,10 +9,11 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks, _keras
-from keras_pnn.curvature.batches import batch_length, batches, check_no_states
+from keras_pnn.curvature.batches import batches, mean
 from keras_pnn.devices import SimulatedDevice
-from keras_pnn.devices.evaluation import check_nominal
-from keras_pnn.layers.context import Overrides, current
+from keras_pnn.devices.evaluation import check_digital, check_nominal
+from keras_pnn.devices.mapped import graph
+from keras_pnn.layers.context import Overrides
 from keras_pnn.layers.lookup import architecture, find
 from keras_pnn.layers.quantity import Quantity
 from keras_pnn.robustness.axes import Axis, DeviationAxis
@@ -83,8 +85,7 @@ class WorstCaseSearch:
     def __init__(
         self, model, x, y, radius: dict[str, float], batch_size=256, sample_weight=None
     ):
-        if not getattr(model, "compiled", False):
-            raise _checks.error("model", "compiled, since its loss climbs", model)
+        _checks.compiled("model", model)
         if not radius:
             expected = "a dictionary of at least one imperfection and its radius"
             raise _checks.error("radius", expected, radius)
@@ -97,7 +98,7 @@ class WorstCaseSearch:
         self._model = model
         self._batches = batches(x, y, sample_weight, batch_size)[0]
         self._handing: list[str] = []
-        self._step = tf.function(self._batch, autograph=False, reduce_retracing=True)
+        self._step = graph(self._batch, reduce_retracing=True)
 
     def run(
         self, steps: int = 20, restarts: int = 3, seed: int = 0
@@ -105,12 +106,7 @@ class WorstCaseSearch:
         """Returns the worst device and the losses; see `worst_device`."""
         steps = _checks.integer("steps", steps, 1)
         restarts = _checks.integer("restarts", restarts, 1)
-        if current().substitute is not None:
-            raise ValueError(
-                "The worst device is searched with the model's derivatives: call it "
-                "outside `device.installed(model)`. Received: layers that a device "
-                "measures"
-            )
+        check_digital("The worst device must be searched")
         check_nominal(self._quantities)
         generator = np.random.default_rng(seed)
         design = self._at([np.zeros(tuple(q.variable.shape)) for q in self._quantities])
@@ -156,19 +152,11 @@ class WorstCaseSearch:
             tf.constant(part, q.variable.dtype)
             for part, q in zip(parts, self._quantities, strict=True)
         ]
-        loss, samples = 0.0, 0
-        slope = [np.zeros(part.shape) for part in parts]
-        for x, y, sample_weight in self._batches():
-            if samples:
-                check_no_states(self._handing)
-            size = batch_length(x)
-            value, gradients = self._step(tensors, x, y, sample_weight)
-            loss, samples = loss + size * float(value), samples + size
-            for total, gradient in zip(slope, gradients, strict=True):
-                total += size * gradient.numpy().astype("float64")
+        step = functools.partial(self._step, tensors)
+        (loss, *slope), _ = mean(self._batches, step, lambda: self._handing)
         # A slope that is not finite, as that of a square root at 0, has no direction.
         slope = [np.where(np.isfinite(part), part, 0.0) for part in slope]
-        return _Place(parts, loss / samples, slope)
+        return _Place(parts, float(loss), slope)
 
     def _batch(self, deviations, x, y, sample_weight):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -181,9 +169,9 @@ class WorstCaseSearch:
                     self._model, x, y, outputs, sample_weight, training=False
                 )
         scope.check_unassigned(values, "the search")
-        self._handing = _keras.handing(self._model, scope)
+        self._handing = scope.handing()
         zero = tf.UnconnectedGradients.ZERO
-        return loss, tape.gradient(loss, deviations, unconnected_gradients=zero)
+        return loss, *tape.gradient(loss, deviations, unconnected_gradients=zero)
 
     def _device(self, parts: list[np.ndarray]) -> SimulatedDevice:
         # NumPy has no bfloat16.

@@ -37,8 +37,7 @@ def check_alone(trainer) -> None:
         ValueError: If an imperfection that the device sets is off its nominal value in
             the model: what is measured would lack it.
     """
-    built = all(layer.built for layer in _keras.parts(trainer.model))
-    if built and isinstance(trainer.device, SimulatedDevice):
+    if _keras.is_built(trainer.model) and isinstance(trainer.device, SimulatedDevice):
         check_nominal(q for q, _ in trainer.device.bind(trainer.model))
 
 

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks, _keras
-from keras_pnn._display import brief
 from keras_pnn.devices.variation import Variation
 from keras_pnn.layers.context import Overrides
 from keras_pnn.layers.lookup import check_selection, select_variables
@@ -16,10 +16,13 @@ from keras_pnn.training.adversary import Adversary
 from keras_pnn.training.adversary_rules import AdversaryRule, check_rules
 from keras_pnn.training.collapse import CollapseWarning
 from keras_pnn.training.gradients.base import (
+    Batch,
     DeviceGradient,
     Evaluation,
     GradientSource,
     ModelGradient,
+    mixed,
+    overflowed,
     summed,
 )
 from keras_pnn.training.trainer import Trainer
@@ -45,14 +48,16 @@ class SATModel(Trainer):
     are those of the first pass; all passes begin with the same states and draw the same
     dropout masks and noise, so that ρ = 0 is plain training to the last bit (under XLA,
     which orders sums as it likes, to rounding).
-    `sharpness`, the mean of L(Θ + ΔΘ, θ_adv) − L(Θ, θ0), is logged with the loss.
-    It leaves out steps that the optimizer skips under `mixed_float16` because gradients
-    overflow, since their ΔΘ comes from those gradients. The loss and the metrics
-    include these steps, as in plain Keras, since their first pass is valid.
+    `sharpness`, the mean of L(Θ + ΔΘ, θ_adv) − L(Θ, θ0) or what the ascent takes for
+    it, is logged with the loss. It leaves out steps that the optimizer skips under
+    `mixed_float16` because gradients overflow, since their ΔΘ comes from those
+    gradients. The loss and the metrics include these steps, as in plain Keras, since
+    their first pass is valid.
 
-    ρ is part of the saved state, as a learning rate is: resuming a run and
-    `sat.load_weights` restore the saved ρ, whatever `rho` was given. To change it, set
-    `sat.rho` afterwards, or load the weights alone with `sat.model.load_weights`.
+    ρ is part of the saved state, as a learning rate is, and so is what an ascent
+    remembers: resuming a run and `sat.load_weights` restore the saved ρ, whatever
+    `rho` was given. To change it, set `sat.rho` afterwards, or load the weights alone
+    with `sat.model.load_weights`.
 
     `evaluate`, `predict` and saving are those of the wrapped model, `sat.model`. With a
     device, validation in `fit` runs on the device, and the digital model's figures are
@@ -70,8 +75,10 @@ class SATModel(Trainer):
             Keras learning-rate schedule. Default 0.05. A number can be set during
             training, `sat.rho = 0.1`.
         ascent: `"sam"`, `"asam"`, or an object such as `pnn.ASAM(0.5, eta=0.01)`,
-            which has its own rho. `None` leaves the ascent out: one pass, as in plain
-            training, with the given variation or device.
+            which has its own rho. `SAF`, `MESA`, `LookSAM` and `ESAM` save the second
+            gradient or part of it; `FriendlySAM` and `GSAM` are further ascents; each
+            also by its name in small letters. `None` leaves the ascent out: one pass,
+            as in plain training, with the given variation or device.
         perturb: what the ascent moves: `"controls"`; `"all"` trainable variables; a
             name or a pattern of trainable variables and imperfections, of all layers
             (`"resonance_shift"`) or of some (`"mrr_bank_*/control"`); several of
@@ -89,9 +96,9 @@ class SATModel(Trainer):
             uses these gradients too. `adversarial`, `variation` and drift add to the
             deviations of a `SimulatedDevice`; with a device on the bench they are an
             error.
-        warmup: steps of the optimizer in which the ascent's ΔΘ and the deviations of
-            `variation` grow linearly from 0 to full size; 0 for none. An untrained
-            network may not learn on devices that differ much.
+        warmup: steps of the optimizer in which the ascent's ΔΘ or its term of the loss,
+            and the deviations of `variation`, grow linearly from 0 to full size; 0 for
+            none. An untrained network may not learn on devices that differ much.
         clean_fraction: a in [0, 1]: the optimizer steps with (1 − a) times the
             gradient of the second pass plus a times that of the first. With a large
             adversarial radius and a = 0, a network can forget the nominal case.
@@ -103,8 +110,10 @@ class SATModel(Trainer):
 
     Raises:
         ValueError: If `model` overrides a step that would not be called; `rho` is
-            negative; both `rho` and an ascent object are given; `perturb` selects
-            nothing, as `"controls"` in a model without physical layers;
+            negative; both `rho` and an ascent object are given, or the name of one
+            without a radius; an ascent with a memory has a model already; `perturb` is
+            given with an ascent that moves nothing, or selects nothing, as `"controls"`
+            in a model without physical layers;
             `clean_fraction` is outside [0, 1];
             `warmup` is no integer ≥ 0, or has nothing to act on;
             `seed` is not a 32-bit integer; or `adversarial` names what the model does
@@ -131,7 +140,7 @@ class SATModel(Trainer):
         self,
         model: keras.Model,
         rho: float | keras.optimizers.schedules.LearningRateSchedule | None = None,
-        ascent: str | ascents.SAM | None = "sam",
+        ascent: str | ascents.Ascent | None = "sam",
         perturb: str | Sequence[str] | Callable = "controls",
         adversarial: dict[str, AdversaryRule] | None = None,
         variation: Variation | None = None,
@@ -146,6 +155,7 @@ class SATModel(Trainer):
         super().__init__(model, **kwargs)
         self.ascent = ascents.get(ascent, rho)
         self.perturb = check_selection("perturb", perturb)
+        self._ascent.claim(self)
         self.adversarial = check_rules(adversarial)
         if model.built:
             self._perturbed()
@@ -175,15 +185,16 @@ class SATModel(Trainer):
     @property
     def rho(self):
         """Radius of the ascent; 0 without one."""
-        return 0.0 if self.ascent is None else self.ascent.rho
+        return self._ascent.rho
 
     @rho.setter
     def rho(self, value):
-        if self.ascent is None:
-            raise ValueError(
-                f"`rho` needs an ascent, and ascent=None. Received: rho={value!r}"
-            )
-        self.ascent.rho = value
+        self._ascent.rho = value
+
+    @property
+    def _ascent(self) -> ascents.Ascent:
+        """The ascent, or one that does nothing."""
+        return ascents.Ascent() if self.ascent is None else self.ascent
 
     @property
     def warmup(self) -> int:
@@ -210,10 +221,10 @@ class SATModel(Trainer):
         return adversary.passes + int(at_origin)
 
     def train_step(self, data) -> dict:
-        batch = keras.utils.unpack_x_y_sample_weight(data)
+        batch = Batch(keras.utils.unpack_x_y_sample_weight(data))
         self._build_inner(batch[0])
-        step = tf.cast(tf.convert_to_tensor(self.optimizer.iterations), "int32")
-        seed = tf.stack([self.seed, step])
+        iteration = tf.convert_to_tensor(self.optimizer.iterations)
+        seed = tf.stack([self.seed, tf.cast(iteration, "int32")])
         trainable = self.trainable_variables
         controls, adversary = self._perturbed()
         one_pass = not controls and not adversary
@@ -224,28 +235,53 @@ class SATModel(Trainer):
         if self.variation is not None:
             self._check_draws()
             present = self._drawn(seed)
+        ramp = self._ramp() if self.warmup else 1.0
+        step = ascents.Step(self, iteration, seed, ramp, bool(adversary))
+        ascent = self._ascent.at(step)
+        batch = ascent.prepared(batch, present)
         wrt = [*controls, *adversary.differentiated]
-        if one_pass or self.clean_fraction:
+        if one_pass or self.clean_fraction or ascent.combines:
             wrt = list(Overrides((v, None) for v in [*wrt, *trainable]))
         first = self.gradient(self, batch, present, wrt)
         gradients = [first.gradient(v) for v in trainable]
         second = first
         if not one_pass:
-            worst = present.merged(self._ascended(controls, present, first))
-            worst = worst.merged(
-                self._adversarial(adversary, present, first, batch, seed)
-            )
+
+            def worst():
+                moved = self._ascended(ascent, controls, present, first)
+                away = self._adversarial(adversary, present, first, batch, seed)
+                return present.merged(moved).merged(away)
+
             # Eqs. 4 and 6: the gradient at (Θ + ΔΘ, θ_adv).
-            second = self.gradient(self, batch, worst, trainable, index=1)
-            gradients = _mixed(second.gradients, gradients, self.clean_fraction)
+            second = ascent.second(
+                lambda part, at: self.gradient(self, part, at, trainable, index=1),
+                batch,
+                worst,
+                first,
+            )
+            combined = self._combined(ascent, gradients, second.gradients)
+            gradients = mixed(combined, gradients, self.clean_fraction)
         with tf.control_dependencies(bench.measurements(self, first, second)):
             self._commit(first, present)
-            return self._apply(batch, first, second, gradients)
+            return self._apply(batch, first, second, gradients, ascent)
+
+    def _build_inner(self, x):
+        super()._build_inner(x)
+        # On several replicas, `fit` has built all.
+        if self.distribute_strategy.num_replicas_in_sync == 1:
+            with tf.init_scope():
+                self._build_ascent(x)
+
+    def _build_ascent(self, x=None) -> None:
+        """Makes the states of the ascent, if the model is built."""
+        if _keras.is_built(self.model):
+            with self.distribute_strategy.scope():
+                self._ascent.build(self, self._perturbed()[0], x)
 
     def _perturbed(self) -> tuple[list[keras.Variable], Adversary]:
         """What the second pass moves: by the ascent, and by eq. 5."""
         controls = []
-        if self.ascent is not None:
+        if self._ascent.moves:
             controls = select_variables(self.model, self.perturb, "perturb")
         return controls, Adversary(self.model, self.adversarial, controls)
 
@@ -283,15 +319,15 @@ class SATModel(Trainer):
             for what, quantities in moved.items():
                 bench.check_movable(device, quantities, what)
 
-    def _ascended(self, controls: list, present: Overrides, first: Evaluation):
+    def _ascended(self, ascent, controls: list, present: Overrides, first: Evaluation):
         """Θ + ΔΘ, eq. 3."""
         if not controls:
             return Overrides()
         values = [present.value(v) for v in controls]
         gradients = summed([first.dense(v) for v in controls])
-        steps = self.ascent(values, gradients, self.optimizer.iterations)
+        steps = ascent(values, gradients, ascent.step.iteration)
         if self.warmup:
-            steps = [tf.cast(self._ramp(), s.dtype) * s for s in steps]
+            steps = [tf.cast(ascent.step.ramp, s.dtype) * s for s in steps]
         return Overrides(
             (variable, value + step)
             for variable, value, step in zip(controls, values, steps, strict=True)
@@ -310,60 +346,78 @@ class SATModel(Trainer):
             seed=seed,
         )
 
-    def _apply(self, batch, first: Evaluation, second: Evaluation, gradients) -> dict:
-        """Steps the optimizer and the metrics; returns the logs."""
+    def _combined(self, ascent, first: list, second: list) -> list:
+        """The gradients of a step, from those of both passes."""
+        if not ascent.combines:
+            return second
+
+        # Added over replicas, as norms are not sums over them; Keras adds again.
+        gradients = ascent.combined(summed(first), summed(second))
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        return [None if g is None else g / replicas for g in gradients]
+
+    def _apply(self, batch, first: Evaluation, second: Evaluation, gradients, ascent):
+        """Steps the optimizer, the metrics and the ascent; returns the logs."""
         x, y, sample_weight = batch
         if keras.ops.is_tensor(first.y_pred) and (first.y_pred.shape.rank or 0) > 1:
             # One output that is a probability has two classes.
             units = first.y_pred.shape[-1]
             self.classes = units and max(units, 2)
-        size = tf.shape(next(a for a in keras.tree.flatten(x) if a is not None))[0]
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         # A step that overflowed is no step: its second pass may be anywhere.
-        skipped = _skips(self.optimizer, gradients)
-        rise = second.loss - first.loss
+        skipped = overflowed(self.optimizer, gradients)
+        added = ascent.added(batch, first.y_pred)
+        loss = first.loss
+        if added is not None:
+            loss -= tf.cast(added, loss.dtype)
+        rise = second.loss - loss
+        left_out = skipped | tf.logical_not(ascent.measured)
         for metric, value, weight in (
-            (_keras.loss_tracker(self), first.loss, size),
+            (_keras.loss_tracker(self), loss, batch.size),
             (
                 self._sharpness,
-                tf.where(skipped, tf.zeros_like(rise), rise),
-                tf.where(skipped, 0, size),
+                tf.where(left_out, tf.zeros_like(rise), rise),
+                tf.where(left_out, 0, batch.size),
             ),
         ):
             metric.update_state(value * replicas, sample_weight=weight)
         pairs = zip(gradients, self.trainable_variables, strict=True)
         self.optimizer.apply_gradients(pairs)
+        ascent.commit(first.y_pred, skipped)
         return self.compute_metrics(x, y, first.y_pred, sample_weight=sample_weight)
 
     @property
     def train_metrics(self):
         return [self._sharpness]
 
-    def _own_callbacks(self):
-        suspects = []
-        if self.ascent is not None and self.rho != 0:
-            suspects.append(f"rho={brief(self.rho)}")
+    def _own_callbacks(self, x):
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        if replicas > 1 and not self._ascent.replicated:
+            raise ValueError(
+                f"{type(self.ascent).__name__} trains on one replica. Received: "
+                f"{replicas} replicas, ascent={self.ascent!r}"
+            )
+        suspects = [self._ascent.suspect] if self._ascent.suspect else []
         if self.variation is not None:
             suspects.append(f"variation={self.variation!r}")
         if self.adversarial:
             suspects.append(f"adversarial={self.adversarial!r}")
-        return [*super()._own_callbacks(), CollapseWarning(suspects)]
+        needed = self._ascent.callbacks(self._build_ascent, x)
+        return [*super()._own_callbacks(x), *needed, CollapseWarning(suspects)]
 
     def save_own_variables(self, store):
         super().save_own_variables(store)
-        for index, variable in enumerate(self._ascent_variables()):
-            store[f"ascent_{index}"] = variable
+        for name, variable in self._ascent.states().items():
+            store[f"ascent_{name}"] = variable
 
     def load_own_variables(self, store):
         super().load_own_variables(store)
-        saved = set(store.keys())
-        for index, variable in enumerate(self._ascent_variables()):
-            # Weights may be those of a run with another ascent.
-            if f"ascent_{index}" in saved:
-                variable.assign(store[f"ascent_{index}"])
-
-    def _ascent_variables(self) -> list:
-        return list(getattr(self.ascent, "variables", ()))
+        # Weights may be those of a run with another ascent.
+        self._build_ascent()
+        names = [key for key in list(store.keys()) if key.startswith("ascent_")]
+        self._ascent.read(
+            {name.removeprefix("ascent_"): np.asarray(store[name]) for name in names}
+        )
 
     def get_config(self):
         instead = "give names or patterns such as 'mrr_bank_*/control', or "
@@ -388,24 +442,3 @@ class SATModel(Trainer):
                 for name, value in config.items()
             }
         )
-
-
-def _skips(optimizer: keras.optimizers.Optimizer, gradients: list) -> tf.Tensor:
-    """Tells whether an optimizer passes over a step, as gradients overflowed in it."""
-    if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        return tf.constant(False)
-    dense = [tf.convert_to_tensor(g) for g in gradients if g is not None]
-    finite = [tf.reduce_all(tf.math.is_finite(tf.abs(g))) for g in dense]
-    return tf.logical_not(tf.reduce_all(finite))
-
-
-def _mixed(gradients: list, others: list, share: float) -> list:
-    """Returns (1 − share) gradients + share others; `None` stays `None`."""
-    if not share:
-        return gradients
-    return [
-        None
-        if g is None
-        else (1 - share) * tf.convert_to_tensor(g) + share * tf.convert_to_tensor(o)
-        for g, o in zip(gradients, others, strict=True)
-    ]

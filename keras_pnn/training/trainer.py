@@ -211,7 +211,7 @@ class Trainer(keras.Model):
         validation = options["validation_data"]
         if isinstance(validation, tuple | list) and validation:
             _checks.inputs("validation_data", validation[0])
-        own = self._own_callbacks()
+        own = self._own_callbacks(x)
         if isinstance(x, Batches):
             own, options["shuffle"] = [BatchOrder(x), *own], False
         given = options["callbacks"]
@@ -231,13 +231,15 @@ class Trainer(keras.Model):
         with bench.reporting(self, callbacks):
             return super().fit(*bound.args[1:], **bound.kwargs)
 
-    def train_on_batch(self, *args, **kwargs):
+    def train_on_batch(self, x, *args, **kwargs):
         """As `keras.Model.train_on_batch`."""
         bench.check_alone(self)
-        return super().train_on_batch(*args, **kwargs)
+        # They are for `fit`, but tell what cannot be trained on.
+        self._own_callbacks(x)
+        return super().train_on_batch(x, *args, **kwargs)
 
-    def _own_callbacks(self) -> list[keras.callbacks.Callback]:
-        """What `fit` needs besides the callbacks that it is given."""
+    def _own_callbacks(self, x) -> list[keras.callbacks.Callback]:
+        """What `fit` on `x` needs besides the callbacks that it is given."""
         return []
 
     @like(keras.Model.save)
@@ -275,12 +277,8 @@ class Trainer(keras.Model):
 
     def _build_inner(self, x) -> None:
         """Creates the variables that Keras leaves for the first call."""
-        if not all(layer.built for layer in _keras.parts(self.model)):
-            symbols = [
-                None if t is None else keras.KerasTensor(t.shape, t.dtype)
-                for t in keras.tree.flatten(x)
-            ]
-            self.model(keras.tree.pack_sequence_as(x, symbols))
+        if not _keras.is_built(self.model):
+            _keras.outputs_of(self.model, x)
             # Not known when it was compiled.
             check_fields(self)
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 from scipy.sparse.linalg import eigsh
 
 import keras_pnn as pnn
-from keras_pnn.curvature.graphs import _kept
+from keras_pnn import _keras
 from keras_pnn.curvature.operator import HessianOperator
 from keras_pnn.layers.physical import PhysicalLayer
 
@@ -193,7 +193,7 @@ def test_graphs_are_freed_with_the_model(network, data):
 
     model = lossy(network(pnn.layers.MRRBank(4)))
     pnn.hessian_trace(model, *data, vectors=1)
-    assert model in _kept
+    assert _keras.kept(model)
     reference = weakref.ref(model)
     del model
     gc.collect()

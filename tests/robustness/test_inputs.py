@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_pnn as pnn
-from keras_pnn import _keras
+from keras_pnn import _checks, _keras
 from keras_pnn.robustness import Specification, Study, inputs
 
 RNG = np.random.default_rng(0)
@@ -56,7 +56,7 @@ def with_label(labels, place, value):
 
 def rows(y, count=2):
     """Which samples are taken, of inputs that count them."""
-    x = np.arange(inputs.sample_count(y))
+    x = np.arange(_checks.sample_count(y))
     return inputs.first_samples((x, y, None), count, extremes=True)[0].tolist()
 
 

@@ -1,7 +1,6 @@
 """Sharpness-aware training: what one step does, and what it leaves alone."""
 
 import contextlib
-import json
 
 import keras
 import numpy as np
@@ -16,7 +15,7 @@ from models import (
     compiled,
     mesh,
     numbers,
-    run_script,
+    result_on_two_devices,
     samples,
 )
 
@@ -844,18 +843,6 @@ def test_noise_on_dense_kernels():
 # Replicas: in a process of its own, where there are two devices.
 
 REPLICAS = """
-    import json, sys
-    import numpy as np
-    import tensorflow as tf
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    two = [tf.config.LogicalDeviceConfiguration()] * 2
-    tf.config.set_logical_device_configuration(cpu, two)
-    import keras
-    import keras_pnn as pnn
-
-    x = np.random.default_rng(0).normal(size=(16, 4)).astype("float32")
-    y = np.random.default_rng(1).integers(0, 3, 16)
-
     def train():
         keras.utils.set_random_seed(0)
         inputs = keras.Input((4,))
@@ -894,10 +881,7 @@ REPLICAS = """
 
 
 def test_two_replicas_equal_one_device():
-    run = run_script(REPLICAS)
-    assert run.returncode == 0, run.stderr[-3000:]
-    line = next(t for t in run.stdout.splitlines() if t.startswith("RESULT"))
-    result = json.loads(line.removeprefix("RESULT"))
+    result = result_on_two_devices(REPLICAS)
     assert result["spread"] == 0
     # Halves are added in another order; a difference over 0.1 is ten times as far off.
     assert result["difference"] < 1e-5

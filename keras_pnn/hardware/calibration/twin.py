@@ -1,14 +1,13 @@
 """Fit a model's imperfections to a device's measurements: its digital twin."""
 
-import contextlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import keras
 import numpy as np
 
 from keras_pnn import _checks
-from keras_pnn.devices.simulated import SimulatedDevice
+from keras_pnn.devices.simulated import SimulatedDevice, restoring
 from keras_pnn.hardware.calibration.fitting import Problem, in_float64, search
 from keras_pnn.hardware.calibration.measurement import (
     Recorder,
@@ -57,11 +56,10 @@ def calibrate(
 
     The search is local, and starts from the model's present imperfections: phases that
     may be anywhere in [0, 2π) need a good start, and rings shifted by more than their
-    half-width may need more settings, such as 32. If the search ends far from the
-    readings, it is repeated with a low initial weight of the readings, and the better
-    result is kept; if the residual stays large, neither is right. The search stays
-    within 10 standard deviations of the prior from nominal, or from a start beyond that
-    (`at_limit` counts the unknowns at this limit). Losses in dB stay at 0 or above.
+    half-width may need more settings, such as 32. If it ends far from the readings, it
+    is repeated with a low initial weight of the readings, and the better result is
+    kept. It stays within 10 standard deviations of the prior from nominal, or from a
+    start beyond that. Losses in dB stay at 0 or above.
 
     Without `spread`, random controls take rings through their resonance, fill the
     limits of a `ControlRange`, are any phase for controls in rad, and otherwise are the
@@ -138,7 +136,7 @@ def calibrate(
     spread = _numbers(model, "spread", spread, "controls", low=0)
     verbose = 0 if verbose == 0 else 1
     recorder = Recorder(device, model)
-    with _unchanged(model):
+    with restoring(model.variables):
         with measured_by(recorder):
             model(inputs, training=False)
         wanted = [q for q in wanted if q.layer in recorder]
@@ -198,17 +196,6 @@ def calibrate(
         seed=seed,
         seconds=time.perf_counter() - started,
     )
-
-
-@contextlib.contextmanager
-def _unchanged(model) -> Iterator[None]:
-    """Restores the variables of a model, seeds included, at the end of the block."""
-    before = [(v, v.numpy()) for v in model.variables]
-    try:
-        yield
-    finally:
-        for variable, value in before:
-            variable.assign(value)
 
 
 def _wanted(model, names) -> list[Quantity]:

@@ -95,15 +95,14 @@ class InstrumentDevice(HardwareDevice):
     given.
 
     If an answer is left unread after an exchange, the connection is reopened and the
-    call repeated, since the next exchange would read it. An instrument
-    without `errors` is asked for its `identity` last. One without either, on a socket
-    or a serial line, is listened to for as long again as its answers took, at least
-    50 ms; an answer that comes even later is read by the next exchange.
+    call repeated, since the next exchange would read it. An instrument without `errors`
+    is asked for its `identity` last; one without either, on a socket or a serial line,
+    is listened to for as long again as its answers took, at least 50 ms.
 
     The instruments give the layer's outputs as they are, so a bias or an activation
-    goes into a layer of its own. Inputs are real vectors within the limits, outputs
-    real vectors too: a mesh, whose outputs are fields, needs a `HardwareDevice` whose
-    `measure` returns them, or a physical layer of its own that ends in detectors.
+    goes into a layer of its own. Inputs and outputs are real vectors: a mesh, whose
+    outputs are fields, needs a `HardwareDevice` whose `measure` returns them, or a
+    physical layer of its own that ends in detectors.
 
     Args:
         configuration: a dict of the form above.
@@ -259,30 +258,17 @@ class InstrumentDevice(HardwareDevice):
         return super().acquire(layer, inputs, controls, shape, dtype)
 
     def configure(self, layer: PhysicalLayer, controls: dict) -> None:
-        """Sets the controls of a layer.
-
-        Raises:
-            ValueError: If a control is beyond its limits; nothing is sent then.
-            InstrumentError: If an instrument refuses, or does not answer.
-        """
+        """See `HardwareDevice.configure`; nothing is sent beyond a limit."""
         self._link.configure(layer, controls)
 
     def measure(
         self, layer: PhysicalLayer, inputs: np.ndarray, controls: dict
     ) -> np.ndarray:
-        """Sets the inputs and reads the outputs, sample by sample.
+        """Sets the inputs (..., inputs) and reads the outputs, sample by sample.
 
-        Args:
-            layer: a layer of the configuration.
-            inputs: (..., inputs).
-            controls: the layer's controls; set before, unless an instrument has been
-                opened anew since.
-
-        Returns:
-            (..., outputs), float64.
+        The controls are set before, unless an instrument has been opened anew since.
 
         Raises:
-            ValueError: If an input is beyond its limits.
             InstrumentError: If an instrument refuses, does not answer, or answers
                 with something else than numbers.
         """

@@ -60,9 +60,10 @@ def _input_shape(layer: PhysicalLayer) -> tuple[int, ...] | None:
 def _vector_outputs(layer: PhysicalLayer, inputs: int, shape) -> int:
     """The number of outputs of a layer that maps real vectors to real vectors."""
     received = None
-    for dtype in _input_dtypes(layer):
-        if dtype.startswith("complex"):
-            received = f"inputs of dtype {dtype}"
+    # In functional models the layer's inputs are known.
+    for tensor in (t for node in _keras.calls(layer) for t in node.input_tensors):
+        if tensor.dtype.startswith("complex"):
+            received = f"inputs of dtype {tensor.dtype}"
     # What maps vectors maps each vector along leading axes too.
     for probe in (shape or (inputs,), (inputs,)):
         received = received or _misfit(layer, probe)
@@ -99,11 +100,6 @@ def _misfit(layer: PhysicalLayer, shape: tuple[int, ...]) -> str | None:
     if tuple(outputs.shape[:-1]) != (1, *shape[:-1]):
         return f"outputs of shape {outputs.shape[1:]} for inputs of shape {shape}"
     return None
-
-
-def _input_dtypes(layer: PhysicalLayer) -> list[str]:
-    """The dtypes of the layer's inputs in functional models."""
-    return [t.dtype for node in _keras.calls(layer) for t in node.input_tensors]
 
 
 def _check_nothing_digital(layer: PhysicalLayer) -> None:

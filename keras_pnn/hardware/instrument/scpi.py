@@ -34,13 +34,7 @@ class InstrumentError(RuntimeError):
 
 
 class Session:
-    """Opens an instrument when it is first needed, and again after a failure.
-
-    Args:
-        name: its name in the configuration.
-        instrument: how it is spoken to.
-        backend: the library behind PyVISA, `"@py"` for pyvisa-py.
-    """
+    """Opens an instrument when it is first needed, and again after a failure."""
 
     def __init__(self, name: str, instrument: "Instrument", backend: str):
         self.name, self.instrument, self.backend = name, instrument, backend
@@ -57,10 +51,6 @@ class Session:
 
         What the instrument says by itself is dropped: a greeting, or answers to an
         earlier session, which a serial line keeps.
-
-        Raises:
-            InstrumentError: If the resource cannot be opened, does not answer, or is
-                another instrument.
         """
         if self._resource is not None:
             return
@@ -184,12 +174,9 @@ class Session:
             self._fail(f"refused {sent}{doubt}", answer)
 
     def _check_silence(self, final: str, seconds: float, commands: list[str]) -> None:
-        """Raises InstrumentError if there is more to read.
+        """Raises InstrumentError if there is more to read after the final answer.
 
-        Args:
-            final: the answer that ended the exchange.
-            seconds: how long the answers took.
-            commands: what was sent.
+        `seconds` is how long the answers took.
         """
         # A text at the end is not a reading or an acknowledgement in its place. Where
         # nothing tells the answers apart, one that is late must have time to come.

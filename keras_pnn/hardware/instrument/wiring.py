@@ -179,13 +179,7 @@ class Setting(Wire):
         return command
 
     def sendable(self, values: np.ndarray) -> np.ndarray:
-        """Returns values as they may be sent.
-
-        Args:
-            values: (..., channels), in the layer's unit.
-
-        Returns:
-            A float64 array, within the limits.
+        """Returns values (..., channels) within the limits, in the layer's unit.
 
         Raises:
             ValueError: If there is not one value for each channel, or one is not
@@ -212,14 +206,7 @@ class Setting(Wire):
         return np.clip(values, self.minimum, self.maximum)
 
     def commands(self, values: np.ndarray) -> list[str]:
-        """Returns the commands that set one value on each channel.
-
-        Args:
-            values: (channels,), in the layer's unit.
-
-        Raises:
-            ValueError: As in `sendable`.
-        """
+        """Returns the commands that set one `sendable` value on each channel."""
         # A Python float is written to its last digit where no format is given.
         sent = (self.scale * self.sendable(values) + self.offset).tolist()
         if self.single:

@@ -146,11 +146,6 @@ def chosen(n: int) -> np.ndarray:
     return np.unique(np.linspace(0, n - 1, min(n, _POINTS)).round().astype(int))
 
 
-def axis_unit(axis) -> str:
-    """Returns the unit of an axis in brackets."""
-    return f" ({axis.unit})" if axis.unit else ""
-
-
 def shown_points(axis) -> list[str]:
     """Returns the chosen points of an axis as short texts."""
     if axis.positions is not None:

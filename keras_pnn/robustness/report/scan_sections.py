@@ -8,7 +8,6 @@ from keras_pnn.robustness.axes import FactorAxis
 from keras_pnn.robustness.report.formatting import (
     Display,
     Section,
-    axis_unit,
     chosen,
     having,
     interval,
@@ -88,7 +87,7 @@ def _tolerances(result, name: str, axis) -> Table:
         return scan and display.number(scan.area(result.metric), unit=True)
 
     rows = {
-        f"{title}{axis_unit(axis)}": lambda m, i=i: (
+        axis.with_unit(title): lambda m, i=i: (
             name in m.sweeps and interval(m.sweeps[name], *asked)[i]
         )
         for i, title in enumerate(("tolerance", "width"))

@@ -15,7 +15,6 @@ from keras_pnn.robustness.report.formatting import (
     Cell,
     Display,
     Section,
-    axis_unit,
     group_name,
     having,
     interval,
@@ -95,7 +94,7 @@ def _summary(result) -> Section:
     }
     for name, scans in sweeps_of(result).items():
         axis = next(iter(scans.values())).axes[0]
-        rows[f"tolerance to {axis.words}{axis_unit(axis)}"] = lambda m, name=name: (
+        rows[f"tolerance to {axis.label}"] = lambda m, name=name: (
             name in m.sweeps and interval(m.sweeps[name], *asked)[0]
         )
     rows["adversarial worst case"] = _of(

@@ -351,8 +351,8 @@ class DATModel(SATModel):
         super()._build_inner(x)
         self._build_errors()
 
-    def _own_callbacks(self):
-        return [*super()._own_callbacks(), _Stages()]
+    def _own_callbacks(self, x):
+        return [*super()._own_callbacks(x), _Stages()]
 
     @property
     def train_metrics(self):

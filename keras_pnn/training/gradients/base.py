@@ -15,6 +15,26 @@ from keras_pnn.layers.context import Overrides, measured_by, valued
 from keras_pnn.layers.lookup import physical_layers
 
 
+class Batch(tuple):
+    """The batch (x, y, sample_weight), and what is added to its loss.
+
+    Args:
+        parts: the three of them.
+        term: a function of the outputs, or `None`.
+    """
+
+    def __new__(cls, parts, term: Callable | None = None):
+        batch = super().__new__(cls, parts)
+        batch.term = term
+        return batch
+
+    @property
+    def size(self) -> tf.Tensor:
+        """The number of samples."""
+        inputs = (a for a in keras.tree.flatten(self[0]) if a is not None)
+        return tf.shape(next(inputs))[0]
+
+
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """One pass over a batch.
@@ -104,7 +124,7 @@ class GradientSource(Brief):
 
         Args:
             trainer: a compiled model.
-            batch: (x, y, sample_weight).
+            batch: (x, y, sample_weight), a `Batch`.
             overrides: values other than the stored ones.
             wrt: variables to differentiate with respect to.
             index: which pass of the training step this is, from 0.
@@ -113,7 +133,7 @@ class GradientSource(Brief):
 
     def loss(self, trainer, batch, overrides: Overrides) -> tf.Tensor:
         """Evaluates a batch without derivatives; arguments as above."""
-        return self._forward(trainer, batch, overrides)[0]
+        return self.forward(trainer, batch, overrides)[0]
 
     @contextlib.contextmanager
     def measuring(self, trainer):
@@ -138,8 +158,8 @@ class GradientSource(Brief):
         if hasattr(self.device, "attach"):
             self.device.attach(trainer.model)
 
-    def _forward(self, trainer, batch, overrides: Overrides):
-        """Loss, outputs, and the scope that holds what would have been assigned."""
+    def forward(self, trainer, batch, overrides: Overrides) -> tuple:
+        """Returns loss, outputs, and the scope with what would have been assigned."""
         scope = overrides.scope(trainer)
         with scope, self.measuring(trainer):
             y_pred = trainer(batch[0], training=True)
@@ -159,7 +179,7 @@ class ModelGradient(GradientSource):
         watched, overrides = overrides.watch(wrt)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(watched)
-            loss, y_pred, scope = self._forward(trainer, batch, overrides)
+            loss, y_pred, scope = self.forward(trainer, batch, overrides)
             scaled = trainer.optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled, watched)
         return Evaluation(loss, wrt, gradients, y_pred, scope, overrides)
@@ -200,9 +220,9 @@ class DeviceGradient(ModelGradient):
     def get_config(self) -> dict:
         return {"readout": self.readout}
 
-    def _forward(self, trainer, batch, overrides):
+    def forward(self, trainer, batch, overrides):
         if self.readout == "layers":
-            return super()._forward(trainer, batch, overrides)
+            return super().forward(trainer, batch, overrides)
         # Statistics are those of the measured pass, losses of layers those of the
         # model's, whose derivatives they have.
         seen = overrides.scope(trainer)
@@ -238,14 +258,39 @@ def _assigned(scope: keras.StatelessScope, variables) -> Overrides:
 
 
 def loss_of(trainer, batch, y_pred) -> tf.Tensor:
-    """Returns the loss as `fit` computes it, from within a scope."""
+    """Returns the loss as `fit` computes it, from within a scope, and the term."""
     x, y, sample_weight = batch
-    return _keras.compute_loss(trainer, x, y, y_pred, sample_weight, training=True)
+    loss = _keras.compute_loss(trainer, x, y, y_pred, sample_weight, training=True)
+    term = getattr(batch, "term", None)
+    return loss if term is None else loss + tf.cast(term(y_pred), loss.dtype)
 
 
 def summed(tensors: list) -> list:
-    """Returns dense tensors, added over replicas."""
+    """Returns dense tensors, added over replicas; `None` stays `None`."""
+    dense = [tf.convert_to_tensor(t) for t in tensors if t is not None]
     context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1 or not tensors:
-        return tensors
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
+    if dense and context is not None and context.num_replicas_in_sync > 1:
+        dense = context.all_reduce(tf.distribute.ReduceOp.SUM, dense)
+    found = iter(dense)
+    return [None if t is None else next(found) for t in tensors]
+
+
+def overflowed(optimizer: keras.optimizers.Optimizer, gradients: list) -> tf.Tensor:
+    """Tells whether an optimizer passes over a step, as gradients overflowed in it."""
+    if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return tf.constant(False)
+    dense = [tf.convert_to_tensor(g) for g in gradients if g is not None]
+    finite = [tf.reduce_all(tf.math.is_finite(tf.abs(g))) for g in dense]
+    return tf.logical_not(tf.reduce_all(finite))
+
+
+def mixed(gradients: list, others: list, share: float) -> list:
+    """Returns (1 − share) gradients + share others; `None` stays `None`."""
+    if not share:
+        return gradients
+    return [
+        None
+        if g is None
+        else (1 - share) * tf.convert_to_tensor(g) + share * tf.convert_to_tensor(o)
+        for g, o in zip(gradients, others, strict=True)
+    ]

@@ -63,7 +63,7 @@ class SPSA(GradientSource):
 
     def __call__(self, trainer, batch, overrides, wrt, index=0) -> Evaluation:
         values, _ = overrides.watch(wrt)
-        loss, y_pred, scope = self._forward(trainer, batch, overrides)
+        loss, y_pred, scope = self.forward(trainer, batch, overrides)
         iteration = tf.convert_to_tensor(trainer.optimizer.iterations)
         step = self.step(iteration) if callable(self.step) else self.step
         gradients = [tf.zeros_like(v) for v in values]

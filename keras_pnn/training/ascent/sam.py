@@ -1,20 +1,20 @@
 """Move variables to where the loss around them is worst: eq. 3, and adaptively.
 
-`SATModel.train_step` calls the ascent, ΔΘ = ascent(variables, gradients), between its
-two passes. Imperfections (eq. 5) are moved by `keras_pnn.training.adversary`.
+Imperfections (eq. 5) are moved by `keras_pnn.training.adversary`.
 """
 
 import keras
 import tensorflow as tf
 
 from keras_pnn import _checks
-from keras_pnn._display import Brief
+from keras_pnn._display import brief
+from keras_pnn.training.ascent.base import Ascent
 
 _SCHEDULE = keras.optimizers.schedules.LearningRateSchedule
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class SAM(Brief):
+class SAM(Ascent):
     """Ascent along the gradient: ΔΘ = ρ g / ‖g‖₂, one norm over all variables.
 
     Args:
@@ -34,6 +34,8 @@ class SAM(Brief):
         - Xu et al., arXiv:2411.12352, eq. 3
         - Foret et al., ICLR 2021, arXiv:2010.01412
     """
+
+    moves = True
 
     def __init__(
         self, rho: float | keras.optimizers.schedules.LearningRateSchedule = 0.05
@@ -60,9 +62,24 @@ class SAM(Brief):
         self._rho.assign(_checks.real("rho", value, low=0))
 
     @property
-    def variables(self) -> list[keras.Variable]:
-        """What may change during training, and is saved with its state."""
-        return [] if self._rho is None else [self._rho]
+    def suspect(self):
+        return "" if self.rho == 0 else f"rho={brief(self.rho)}"
+
+    def states(self):
+        return {} if self._rho is None else {"rho": self._rho}
+
+    def radius(self, iteration) -> tf.Tensor:
+        """Returns the radius of a step, in float64."""
+        rho = self.schedule(iteration) if self._rho is None else self._rho
+        return tf.cast(tf.convert_to_tensor(rho), "float64")
+
+    @property
+    def apart(self) -> tf.Tensor:
+        """Whether the second pass is elsewhere than the first, in a step."""
+        if self.step.adversarial:
+            return tf.constant(True)
+        radius = self.radius(self.step.iteration)
+        return radius * tf.cast(self.step.ramp, radius.dtype) > 0
 
     def scale(self, value):
         """Returns the elementwise scale T of the ascent: here 1."""
@@ -80,7 +97,6 @@ class SAM(Brief):
         Returns:
             One step for each variable, in its dtype; zero where all gradients are.
         """
-        rho = self.schedule(iteration) if self._rho is None else self._rho
         scales = [self.scale(tf.cast(v, _wide(v))) for v in values]
         scaled = [
             tf.zeros_like(t) if g is None else t * tf.cast(g, t.dtype)
@@ -93,22 +109,11 @@ class SAM(Brief):
         safe = tf.where(tf.equal(peak, 0), tf.ones_like(peak), peak)
         unit = [s / tf.cast(safe, s.dtype) for s in scaled]
         square = tf.add_n([tf.cast(tf.reduce_sum(u * u), "float64") for u in unit])
-        factor = tf.math.divide_no_nan(
-            tf.cast(tf.convert_to_tensor(rho), "float64"), tf.sqrt(square)
-        )
+        factor = tf.math.divide_no_nan(self.radius(iteration), tf.sqrt(square))
         return [
             tf.cast(tf.cast(factor, u.dtype) * t * u, v.dtype)
             for u, t, v in zip(unit, scales, values, strict=True)
         ]
-
-    def get_config(self) -> dict:
-        serialize = keras.saving.serialize_keras_object
-        return {"rho": serialize(self.rho)}
-
-    @classmethod
-    def from_config(cls, config):
-        load = keras.saving.deserialize_keras_object
-        return cls(**{name: load(value) for name, value in config.items()})
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -144,34 +149,6 @@ class ASAM(SAM):
     def scale(self, value):
         """Returns T = |Θ| + η."""
         return tf.abs(value) + tf.cast(self.eta, value.dtype)
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), "eta": self.eta}
-
-
-def get(ascent, rho=None) -> SAM | None:
-    """Returns an ascent from a name or an object.
-
-    Args:
-        ascent: `"sam"`, `"asam"`, an object like `SAM`, or `None` for no ascent.
-        rho: radius for a name, default 0.05; an object has its own.
-
-    Raises:
-        ValueError: If the name is unknown, or both an object and `rho` are given.
-    """
-    kinds = {"sam": SAM, "asam": ASAM}
-    if isinstance(ascent, str) and ascent in kinds:
-        return kinds[ascent](0.05 if rho is None else rho)
-    if ascent is not None and not callable(ascent):
-        raise _checks.error(
-            "ascent", "'sam', 'asam', None or an object like SAM", _checks.short(ascent)
-        )
-    if rho is not None:
-        raise ValueError(
-            "`rho` goes with ascent='sam' or 'asam'; an object has its own. "
-            f"Received: rho={rho!r}, ascent={ascent!r}"
-        )
-    return ascent
 
 
 def _wide(value):

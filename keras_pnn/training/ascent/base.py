@@ -1,0 +1,296 @@
+"""Take part in a training step: what all ascents share."""
+
+import copy
+import dataclasses
+import inspect
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_pnn._display import Brief
+from keras_pnn.layers.context import Overrides
+from keras_pnn.training.gradients.base import Batch, Evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One training step, as an ascent sees it.
+
+    Args:
+        trainer: the model that trains.
+        iteration: the optimizer's step count.
+        seed: two integers, a tensor; draws are a pure function of it.
+        ramp: the share of the ascent, see `warmup` of `SATModel`.
+        adversarial: whether eq. 5 moves imperfections in the second pass.
+    """
+
+    trainer: keras.Model
+    iteration: tf.Tensor
+    seed: tf.Tensor
+    ramp: tf.Tensor | float = 1.0
+    adversarial: bool = False
+
+
+class Ascent(Brief):
+    """Base of the ascents, and the ascent that does nothing.
+
+    `SATModel.train_step` asks a copy that lives for one step, from `at(step)`, for
+
+    1. `prepared`: the batch, perhaps with a term that is added to the loss;
+    2. `__call__`: ΔΘ, from the gradients of the first pass, if it `moves`;
+    3. `second`: the pass at Θ + ΔΘ;
+    4. `combined`: the gradients of the step, from those of both passes;
+    5. `commit`: to store what it has learned, after the optimizer's step.
+
+    A subclass overrides what it needs, and `states` and `build` if it has a memory.
+    """
+
+    # Whether there is a ΔΘ.
+    moves = False
+    # Whether `combined` needs the first pass's gradients by all trainable variables.
+    combines = False
+    # Whether several replicas together take the step of one device.
+    replicated = True
+    # Whether `fit` must tell it when it begins, and of its epochs.
+    follows = False
+    # Whether this step has measured the sharpness.
+    measured: tf.Tensor | bool = True
+    step: Step | None = None
+    # The name of the model whose ascent it is, if it has a memory.
+    _owner = ""
+    # States that were read from a file, until `build` has made their variables.
+    _read: dict[str, np.ndarray] | None = None
+
+    @property
+    def rho(self):
+        """The radius; 0 where nothing is moved."""
+        return 0.0
+
+    @rho.setter
+    def rho(self, value):
+        raise ValueError(
+            "`rho` needs an ascent that has a radius. Received: "
+            f"rho={value!r} for {self!r}"
+        )
+
+    @property
+    def suspect(self) -> str:
+        """The argument that may be too large, as it is written; `""` if none is."""
+        return ""
+
+    # Before a step.
+
+    def claim(self, trainer) -> None:
+        """Makes it a model's own; raises ValueError if it cannot be."""
+        if self._owner:
+            raise ValueError(
+                f"A {type(self).__name__} remembers the training of one model: give "
+                "each its own as `ascent`. Received: that of model "
+                f"'{self._owner}'"
+            )
+        self._owner = trainer.name if self.follows else ""
+
+    def states(self) -> dict[str, keras.Variable]:
+        """Returns name → what may change during training, and is saved."""
+        return {}
+
+    def build(self, trainer, moved: list[keras.Variable], x=None) -> None:
+        """Makes the states for a built model, once.
+
+        Args:
+            trainer: the model that trains.
+            moved: the variables that the ascent moves.
+            x: the inputs of a batch, where they are known.
+        """
+
+    def read(self, saved: dict[str, np.ndarray]) -> None:
+        """Takes up saved states, now or as soon as there are variables for them."""
+        self._read = saved
+        self.restore()
+
+    def restore(self) -> None:
+        """Gives the variables the states that were read."""
+        states = self.states()
+        for name in [n for n in self._read or () if n in states]:
+            states[name].assign(self._read.pop(name))
+
+    def callbacks(self, build: Callable, x) -> list[keras.callbacks.Callback]:
+        """Returns what `fit` needs for it.
+
+        Args:
+            build: calls `build` if the model is built.
+            x: what `fit` is given.
+
+        Raises:
+            ValueError: If it cannot train on this data.
+        """
+        return [Following(self, build)] if self.follows else []
+
+    def epoch_begins(self, epoch: int) -> None:
+        """Is told an epoch of `fit`, from 0."""
+
+    def at(self, step: Step) -> "Ascent":
+        """Returns a copy for one step, which may keep what it finds on the way."""
+        found = copy.copy(self)
+        found.step = step
+        return found
+
+    # In a step.
+
+    def prepared(self, batch: Batch, present: Overrides) -> Batch:
+        """Returns the batch, with what is added to the loss.
+
+        Args:
+            batch: (x, y, sample_weight).
+            present: the values that the passes begin with.
+        """
+        return batch
+
+    def __call__(self, values: list, gradients: list, iteration) -> list:
+        """Returns ΔΘ for the variables that are moved."""
+        return [tf.zeros_like(v) for v in values]
+
+    def second(
+        self, evaluate: Callable, batch: Batch, worst: Callable, first: Evaluation
+    ) -> Evaluation:
+        """Takes the second pass.
+
+        Args:
+            evaluate: (batch, overrides) → the pass.
+            batch: as returned by `prepared`.
+            worst: a function that returns the overrides at (Θ + ΔΘ, θ_adv).
+            first: the first pass.
+        """
+        return evaluate(batch, worst())
+
+    def combined(self, first: list, second: list) -> list:
+        """Returns the gradients of the step.
+
+        Args:
+            first, second: gradients of the passes by all trainable variables, dense
+                and added over replicas; `None` where there is none. Without
+                `combines`, as the passes gave them, and `first` may lack some.
+        """
+        return second
+
+    def added(self, batch: Batch, y_pred) -> tf.Tensor | None:
+        """Returns what was added to the loss for the outputs, `None` for nothing."""
+        return None
+
+    def commit(self, y_pred, skipped: tf.Tensor) -> None:
+        """Stores what was learned, after the optimizer's step.
+
+        Args:
+            y_pred: the outputs of the first pass.
+            skipped: whether the optimizer passed over the step.
+        """
+
+    # Saving.
+
+    def get_config(self) -> dict:
+        serialize = keras.saving.serialize_keras_object
+        names = inspect.signature(type(self)).parameters
+        return {name: serialize(getattr(self, name)) for name in names}
+
+    @classmethod
+    def from_config(cls, config):
+        load = keras.saving.deserialize_keras_object
+        return cls(**{name: load(value) for name, value in config.items()})
+
+
+class Following(keras.callbacks.Callback):
+    """Lets an ascent make its states when `fit` begins, and tells it the epoch."""
+
+    def __init__(self, ascent: Ascent, build: Callable):
+        super().__init__()
+        self.ascent, self.build = ascent, build
+
+    def on_train_begin(self, logs=None):
+        # Before a `Checkpoint` loads them.
+        self.build()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.ascent.epoch_begins(epoch)
+
+
+def like(variables, name: str, copied: bool = False) -> list[keras.Variable]:
+    """Returns a state for each variable: zero, or its present value."""
+    return [
+        state(f"{name}_{i}", v.numpy() if copied else np.zeros(v.shape), v.dtype)
+        for i, v in enumerate(variables)
+    ]
+
+
+def state(name: str, value, dtype) -> keras.Variable:
+    """Returns a variable that holds a state of an ascent, the same on all replicas."""
+    return keras.Variable(
+        value,
+        dtype=dtype,
+        trainable=False,
+        name=name,
+        aggregation="only_first_replica",
+    )
+
+
+def store(variables: list, values: list, skipped: tf.Tensor) -> None:
+    """Assigns values, unless the step was skipped."""
+    for variable, value in zip(variables, values, strict=True):
+        old = tf.convert_to_tensor(variable)
+        variable.assign(tf.where(skipped, old, tf.cast(value, old.dtype)))
+
+
+def inner(one: list, other: list) -> tf.Tensor:
+    """Returns the scalar product over all tensors, in float64; `None` counts as 0.
+
+    In float64 no square of a scaled gradient overflows.
+    """
+    products = [
+        tf.reduce_sum(tf.cast(a, "float64") * tf.cast(b, "float64"))
+        for a, b in zip(one, other, strict=True)
+        if a is not None and b is not None
+    ]
+    return tf.add_n([tf.zeros((), "float64"), *products])
+
+
+def plus(one: list, factor: tf.Tensor, other: list) -> list:
+    """Returns one + factor · other; `None` in `one` stays, and in `other` is 0."""
+    return [
+        a if a is None or b is None else a + tf.cast(factor, a.dtype) * b
+        for a, b in zip(one, other, strict=True)
+    ]
+
+
+def chosen(condition, yes: list, no: list) -> list:
+    """Returns one of two lists of tensors, in which `None` is at the same places."""
+    return [
+        a if a is None else tf.where(condition, a, b)
+        for a, b in zip(yes, no, strict=True)
+    ]
+
+
+def either(
+    condition, taken: Callable, otherwise: Callable, first: Evaluation, wrt: list
+) -> Evaluation:
+    """Takes one of two passes, without computing the other one.
+
+    Args:
+        condition: which one, a boolean tensor.
+        taken, otherwise: functions that return an `Evaluation`.
+        first: an evaluation of which all but loss and gradients are returned.
+        wrt: the variables whose gradients are returned, dense.
+    """
+    present = [False] * len(wrt)
+
+    def branch(evaluate):
+        found = evaluate()
+        for place, variable in enumerate(wrt):
+            present[place] |= found.gradient(variable) is not None
+        return found.loss, [found.dense(v) for v in wrt]
+
+    loss, gradients = tf.cond(
+        condition, lambda: branch(taken), lambda: branch(otherwise)
+    )
+    gradients = [g if p else None for g, p in zip(gradients, present, strict=True)]
+    return dataclasses.replace(first, loss=loss, wrt=list(wrt), gradients=gradients)

@@ -1,0 +1,76 @@
+"""Move along what is particular to a batch: Friendly-SAM."""
+
+import keras
+import tensorflow as tf
+
+from keras_pnn import _checks
+from keras_pnn.training.ascent.base import like, store
+from keras_pnn.training.ascent.sam import SAM
+
+
+@keras.saving.register_keras_serializable(package="keras_pnn")
+class FriendlySAM(SAM):
+    """Ascent along the part of the gradient that is particular to the batch.
+
+    ΔΘ = ρ d/‖d‖₂ with d = g − σ m and m ← δ m + (1 − δ) g, the moving average of the
+    gradients, which stands for that of the whole data. m begins at 0 and has the
+    present g in it, as in the paper; the authors' code subtracts the m from before,
+    which begins at the first g. A step costs as much as one of `SAM`.
+
+    `sharpness` is L(Θ + ΔΘ) − L(Θ), which can be negative, since d need not point
+    uphill.
+
+    Args:
+        rho: radius ρ, as in `SAM`.
+        sigma: σ, the share of the average that is taken off; 0 is `SAM`.
+        decay: δ of the average, in [0, 1), per batch.
+
+    Raises:
+        ValueError: If `rho` or `sigma` is negative or not finite, or `decay` is not in
+            [0, 1).
+
+    Example:
+
+    >>> sat = pnn.SATModel(model, ascent=pnn.FriendlySAM(rho=0.1, decay=0.9))
+
+    Reference:
+        - Li et al., CVPR 2024, arXiv:2403.12350, algorithm 1
+    """
+
+    follows = True
+
+    def __init__(
+        self,
+        rho: float | keras.optimizers.schedules.LearningRateSchedule = 0.05,
+        sigma: float = 1.0,
+        decay: float = 0.9,
+    ):
+        super().__init__(rho)
+        self.sigma = _checks.real("sigma", sigma, low=0)
+        self.decay = _checks.real("decay", decay, low=0, below=1)
+        self._means: list[keras.Variable] = []
+        self._found: list[tf.Tensor] = []
+
+    def states(self):
+        return {**super().states(), **{v.name: v for v in self._means}}
+
+    def build(self, trainer, moved, x=None):
+        if not self._means:
+            self._means = like(moved, "mean_gradient")
+            self.restore()
+
+    def __call__(self, values, gradients, iteration):
+        # The loss scale may change from step to step.
+        scale = self.step.trainer.optimizer.scale_loss(tf.constant(1.0))
+        gradients = [g / tf.cast(scale, g.dtype) for g in gradients]
+        self._found = [
+            self.decay * tf.convert_to_tensor(m) + (1 - self.decay) * g
+            for m, g in zip(self._means, gradients, strict=True)
+        ]
+        particular = [
+            g - self.sigma * m for g, m in zip(gradients, self._found, strict=True)
+        ]
+        return super().__call__(values, particular, iteration)
+
+    def commit(self, y_pred, skipped):
+        store(self._means, self._found, skipped)

@@ -1,0 +1,378 @@
+"""Stay near the outputs of the past: SAF and MESA, without a second pass."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_pnn import _checks, _keras
+from keras_pnn._display import brief
+from keras_pnn.datasets import Batches
+from keras_pnn.layers.context import Overrides
+from keras_pnn.training.ascent.base import Ascent, Following, like, state, store
+from keras_pnn.training.ascent.samples import check_loss
+from keras_pnn.training.gradients.base import Batch
+
+
+class Trajectory(Ascent):
+    """Base of the ascents that add λ KL(softmax(past/τ) ‖ softmax(now/τ)) to the loss.
+
+    The term is a mean over the samples. A subclass gives the past outputs.
+
+    Args:
+        lam: λ ≥ 0; 0 is plain training.
+        start: the first epoch with the term, from 0.
+        temperature: τ > 0.
+    """
+
+    follows = True
+
+    def __init__(self, lam: float, start: int, temperature: float):
+        self.lam = _checks.real("lam", lam, low=0)
+        self.start = _checks.integer("start", start, low=0)
+        self.temperature = _checks.real("temperature", temperature, above=0)
+        self._epoch = state("epoch", 0, "int32")
+        # What a step adds to the loss: a function of the outputs.
+        self._term = None
+
+    def claim(self, trainer):
+        super().claim(trainer)
+        if trainer.perturb != "controls":
+            raise ValueError(
+                "`perturb` names what an ascent moves; this one adds a term to the "
+                "loss and moves nothing. Received: "
+                f"perturb={_checks.short(trainer.perturb)}, ascent={self!r}"
+            )
+
+    @property
+    def suspect(self):
+        return f"lam={brief(self.lam)}" if self.lam else ""
+
+    def epoch_begins(self, epoch):
+        self._epoch.assign(epoch)
+
+    def past(self, batch: Batch, present: Overrides) -> tuple:
+        """Returns past outputs, and for each sample whether they count, 1 or 0."""
+        raise NotImplementedError
+
+    def prepared(self, batch, present):
+        if not self.lam:
+            return batch
+        past, counts = self.past(batch, present)
+        tau = tf.cast(self.temperature, past.dtype)
+        before = tf.nn.log_softmax(tf.stop_gradient(past) / tau)
+        strength = self.lam * tf.cast(self.step.ramp, past.dtype)
+        strength /= tf.distribute.get_strategy().num_replicas_in_sync
+
+        def term(y_pred):
+            now = tf.nn.log_softmax(self._logits(y_pred) / tau)
+            each = tf.reduce_sum(tf.exp(before) * (before - now), -1)
+            each = tf.reduce_mean(each, list(range(1, len(each.shape))))
+            return strength * tf.reduce_mean(counts * each)
+
+        self._term = term
+        return Batch(batch, term)
+
+    def added(self, batch, y_pred):
+        if self._term is None:
+            return None
+        check_loss(self.step.trainer, batch, y_pred, type(self).__name__)
+        return self._term(y_pred)
+
+    def _logits(self, y_pred) -> tf.Tensor:
+        """The logits of the outputs, in at least single precision."""
+        logits = _keras.tensor_attributes(y_pred).get(_keras.LOGITS)
+        if logits is None:
+            logits = y_pred
+            if _keras.from_probabilities(self.step.trainer):
+                logits = tf.math.log(tf.maximum(y_pred, keras.config.epsilon()))
+        return tf.cast(logits, _wide(logits.dtype.name))
+
+
+@keras.saving.register_keras_serializable(package="keras_pnn")
+class SAF(Trajectory):
+    """Sharpness-aware training for free: near the outputs of some epochs ago.
+
+    L + λ/|B| Σ KL(softmax(past/τ) ‖ softmax(now/τ)) over the batch B, where past are
+    the sample's own outputs Ẽ epochs ago. There is no second pass; the outputs of Ẽ
+    epochs are kept, 4 Ẽ bytes for each output of each sample of the data. The formula
+    is the paper's; the authors' code multiplies it by τ², so that its λ = 0.3 with
+    τ = 5 is `lam=7.5` here.
+
+    `fit` must be given a `pnn.datasets.Batches`: it knows which samples are in a batch
+    from the order by (seed, epoch, step). Give it the same data to go on. With
+    `variation`, past outputs are those of the devices that were drawn then, not of the
+    present one; with a device in the loop, what it measured. A sample without outputs
+    of Ẽ epochs ago, and each one before the epoch `start`, adds nothing.
+
+    Outputs are one tensor of logits. Those behind a softmax are found; of a loss with
+    `from_logits=False` they are the logarithms of the outputs. `warmup` of `SATModel`
+    ramps λ. `sharpness` is the term, λ included, and the reported loss is without it.
+
+    Args:
+        lam: λ ≥ 0, fixed; 0 is plain training.
+        epochs: Ẽ ≥ 1, how many epochs ago.
+        start: the first epoch with the term, as `fit` counts them, from 0.
+        temperature: τ > 0, in the unit of the logits.
+
+    Raises:
+        ValueError: If `lam` is negative, `epochs` not an integer ≥ 1, `start` not one
+            ≥ 0, or `temperature` not above 0. When training begins: if data is not a
+            `Batches`, or another number of samples than before; the outputs are not
+            one tensor of at least two real logits of a known shape; the loss is not a
+            mean over samples; or on several replicas.
+
+    Example:
+
+    >>> sat = pnn.SATModel(model, ascent=pnn.SAF(lam=0.3, epochs=3, start=5))
+    >>> batches = pnn.datasets.Batches(x, y, batch_size=8)
+
+    Then `sat.fit(batches, …)`.
+
+    Reference:
+        - Du et al., NeurIPS 2022, arXiv:2205.14083
+    """
+
+    replicated = False
+
+    def __init__(
+        self,
+        lam: float = 0.3,
+        epochs: int = 3,
+        start: int = 5,
+        temperature: float = 5.0,
+    ):
+        super().__init__(lam, start, temperature)
+        self.epochs = _checks.integer("epochs", epochs, low=1)
+        # The samples in the order of the epoch, and where the next batch begins in it.
+        self._order: keras.Variable | None = None
+        self._place = state("place", 0, "int32")
+        # At `slot * samples + sample`: the outputs, and 1 + the epoch that they are of.
+        self._outputs: keras.Variable | None = None
+        self._epochs: keras.Variable | None = None
+        # In a step: the rows of the batch, and what they hold.
+        self._rows = self._held = None
+
+    def states(self):
+        made = {"outputs": self._outputs, "output_epochs": self._epochs}
+        return {name: v for name, v in made.items() if v is not None}
+
+    def read(self, saved):
+        if self._outputs is None and "outputs" in saved:
+            rows, *shape = saved["outputs"].shape
+            self._make(rows // self.epochs, shape, saved["outputs"].dtype.name)
+        super().read(saved)
+
+    def callbacks(self, build, x):
+        if not isinstance(x, Batches):
+            raise ValueError(
+                "SAF finds the past outputs of a sample by its place in the data, so "
+                "pass a `pnn.datasets.Batches` to `fit`. Received: data of "
+                f"{type(x).__name__}"
+            )
+        self._count(len(x.order(0)))
+        return [_FollowingBatches(self, build, x)]
+
+    def _count(self, samples: int) -> None:
+        """Makes room for the order of the samples, or checks their number."""
+        if self._order is None:
+            self._order = state("order", np.zeros(samples), "int32")
+        if samples != self._order.shape[0]:
+            raise ValueError(
+                "SAF keeps the outputs of each sample: go on with the same data, or "
+                f"with a new SATModel. Received: {samples} samples in place of "
+                f"{self._order.shape[0]}"
+            )
+
+    def build(self, trainer, moved, x=None):
+        if self._outputs is None and x is not None and self.lam:
+            spec = _outputs_for(type(self).__name__, trainer, x)
+            shape = spec.shape[1:]
+            if None in shape:
+                expected = "one with outputs of a known shape for SAF"
+                raise _checks.error("model", expected, f"outputs of shape {spec.shape}")
+            self._make(self._order.shape[0], shape, _wide(spec.dtype))
+
+    def _make(self, samples: int, shape, dtype: str) -> None:
+        self._count(samples)
+        rows = self.epochs * samples
+        self._outputs = state("outputs", np.zeros((rows, *shape)), dtype)
+        self._epochs = state("output_epochs", np.zeros(rows), "int32")
+
+    def batch_begins(self, place: int) -> None:
+        """Is told where in the order of the epoch the next batch begins."""
+        self._place.assign(place)
+
+    def order_is(self, order: np.ndarray) -> None:
+        """Is told the order of the samples in an epoch."""
+        self._order.assign(order)
+
+    def past(self, batch, present):
+        places = tf.convert_to_tensor(self._place) + tf.range(batch.size)
+        epoch = tf.convert_to_tensor(self._epoch)
+        samples = tf.gather(tf.convert_to_tensor(self._order), places)
+        self._rows = epoch % self.epochs * self._order.shape[0] + samples
+        outputs, epochs = (
+            # Not of a tensor of all of them, which would be a copy.
+            tf.gather(v.value, self._rows)
+            for v in (self._outputs, self._epochs)
+        )
+        self._held = outputs, epochs
+        known = tf.equal(epochs, epoch - self.epochs + 1)
+        counts = known & (epoch >= max(self.start, self.epochs))
+        return outputs, tf.cast(counts, outputs.dtype)
+
+    def commit(self, y_pred, skipped):
+        if self._rows is None:
+            return
+        outputs, epochs = self._held
+        now = tf.cast(self._logits(y_pred), outputs.dtype)
+        at = self._rows[:, None]
+        outputs = tf.where(skipped, outputs, now)
+        epochs = tf.where(skipped, epochs, tf.convert_to_tensor(self._epoch) + 1)
+        self._outputs.value.scatter_nd_update(at, outputs)
+        self._epochs.value.scatter_nd_update(at, epochs)
+        # Several steps may be one execution, of which callbacks are told the first.
+        self._place.assign_add(tf.size(self._rows))
+
+
+@keras.saving.register_keras_serializable(package="keras_pnn")
+class MESA(Trajectory):
+    """Memory-efficient sharpness-aware training: near the outputs of averaged weights.
+
+    L + λ/|B| Σ KL(softmax(past/τ) ‖ softmax(now/τ)) over the batch B, where past are
+    the outputs of the network with v ← δ v + (1 − δ) Θ in place of its trainable
+    variables Θ. From the epoch `start` on, a step takes one more forward pass. The
+    average begins when training does; an optimizer that accumulates gradients moves it
+    with the weights. The formula is the paper's; the authors' code multiplies it by
+    τ², so that its λ = 0.8 with τ = 5 is `lam=20` here.
+
+    Both networks are on the same device, drawn or in the loop, at the same values of
+    imperfections: with `adversarial`, at θ0. They have the same dropout masks, and
+    each its own statistics of the batch; in the authors' code the averaged one is in
+    inference mode. Outputs, `warmup`, `sharpness` and the reported loss are as in
+    `SAF`.
+
+    Args:
+        lam: λ ≥ 0, fixed; 0 is plain training.
+        decay: δ in [0, 1), per step of the optimizer.
+        start: the first epoch with the term, as `fit` counts them, from 0.
+        temperature: τ > 0, in the unit of the logits.
+
+    Raises:
+        ValueError: If `lam` is negative, `decay` not in [0, 1), `start` not an
+            integer ≥ 0, or `temperature` not above 0. When training begins: if the
+            outputs are not one tensor of at least two real logits, or the loss is not
+            a mean over samples.
+
+    Example:
+
+    >>> sat = pnn.SATModel(model, ascent=pnn.MESA(lam=0.8, decay=0.99, start=1))
+
+    Reference:
+        - Du et al., NeurIPS 2022, arXiv:2205.14083
+    """
+
+    def __init__(
+        self,
+        lam: float = 0.8,
+        decay: float = 0.9998,
+        start: int = 5,
+        temperature: float = 5.0,
+    ):
+        super().__init__(lam, start, temperature)
+        self.decay = _checks.real("decay", decay, low=0, below=1)
+        self._averages: list[keras.Variable] = []
+        # Whether the weights have come from elsewhere than training.
+        self._stale = False
+
+    def states(self):
+        return {v.name: v for v in self._averages}
+
+    def read(self, saved):
+        self._stale = not any(name.startswith("average") for name in saved)
+        super().read(saved)
+
+    def build(self, trainer, moved, x=None):
+        variables = trainer.trainable_variables if self.lam else []
+        if not self._averages:
+            self._averages = like(variables, "average", copied=True)
+            self.restore()
+        elif self._stale:
+            for average, variable in zip(self._averages, variables, strict=True):
+                average.assign(variable)
+        self._stale = False
+
+    def past(self, batch, present):
+        trainer = self.step.trainer
+        averaged = []
+        for variable, average in self._pairs():
+            average = tf.convert_to_tensor(average)
+            if variable in present:
+                # A drawn device is as far from the average as from the weights.
+                average += present[variable] - tf.convert_to_tensor(variable)
+            averaged.append((variable, average))
+        overrides = present.merged(averaged)
+
+        def outputs():
+            _, y_pred, _ = trainer.gradient.forward(trainer, batch, overrides)
+            return self._logits(y_pred)
+
+        active = tf.convert_to_tensor(self._epoch) >= self.start
+        spec = _outputs_for(type(self).__name__, trainer, batch[0])
+        if not self.start or None in spec.shape[1:]:
+            past = outputs()
+        else:
+            shape = batch.size, *spec.shape[1:]
+            dtype = _wide(spec.dtype)
+            past = tf.cond(active, outputs, lambda: tf.zeros(shape, dtype))
+        return past, tf.cast(active, past.dtype)
+
+    def _pairs(self):
+        return zip(self.step.trainer.trainable_variables, self._averages, strict=True)
+
+    def commit(self, y_pred, skipped):
+        if not self._averages:
+            return
+        now = tf.convert_to_tensor(self.step.trainer.optimizer.iterations)
+        averages = [
+            self.decay * tf.convert_to_tensor(average)
+            + (1 - self.decay) * tf.convert_to_tensor(variable)
+            for variable, average in self._pairs()
+        ]
+        # Neither a step that overflowed nor one that accumulates has moved weights.
+        store(self._averages, averages, tf.equal(now, self.step.iteration))
+
+
+class _FollowingBatches(Following):
+    """Tells SAF which samples come next."""
+
+    def __init__(self, ascent: SAF, build, batches: Batches):
+        super().__init__(ascent, build)
+        self.batches = batches
+
+    def on_epoch_begin(self, epoch, logs=None):
+        super().on_epoch_begin(epoch, logs)
+        self.ascent.order_is(self.batches.order(epoch))
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.ascent.batch_begins(batch * self.batches.batch_size)
+
+
+def _wide(dtype: str) -> str:
+    return "float64" if dtype == "float64" else "float32"
+
+
+def _outputs_for(what: str, trainer, x) -> keras.KerasTensor:
+    """Returns the outputs' shape and dtype.
+
+    Raises:
+        ValueError: If they are not one tensor of at least two real logits.
+    """
+    found = _keras.outputs_of(trainer.model, x)
+    single = isinstance(found, keras.KerasTensor)
+    real = single and keras.backend.is_float_dtype(found.dtype)
+    if not real or len(found.shape) < 2 or (found.shape[-1] or 0) < 2:
+        shapes = keras.tree.map_structure(lambda t: (t.shape, t.dtype), found)
+        expected = f"one with one output of two or more real logits for {what}"
+        raise _checks.error("model", expected, f"outputs {shapes}")
+    return found

@@ -1,0 +1,396 @@
+"""Ascents that save the second gradient: one step of each, worked out by hand."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers, ops
+from models import LOSS, assert_same, banks, compiled, samples
+
+import keras_pnn as pnn
+from keras_pnn.training import ascent as ascents
+
+X, Y = samples()
+SGD = keras.optimizers.SGD
+EAGER = {"run_eagerly": True}
+
+
+class Quadratic(layers.Layer):
+    """Adds L = ½ wᵀ diag(1, 2) w, from w = (3, 2)."""
+
+    def build(self, input_shape):
+        start = keras.initializers.Constant([3.0, 2.0])
+        self.w = self.add_weight(name="w", shape=(2,), initializer=start)
+
+    def call(self, inputs):
+        curvature = ops.convert_to_tensor([1.0, 2.0], "float64")
+        self.add_loss(0.5 * ops.sum(curvature * self.w * self.w))
+        return inputs
+
+
+def descended(ascent, steps, rate=0.5, **options):
+    """w after each step on the quadratic, and the sharpness of each."""
+    inputs = keras.Input((1,), dtype="float64")
+    model = keras.Model(inputs, Quadratic(dtype="float64")(inputs))
+    sat = pnn.SATModel(model, ascent=ascent, perturb="all")
+    compiled(sat, SGD(rate), loss=None, **{**EAGER, **options})
+    found, sharpness = [], []
+    for _ in range(steps):
+        sat.reset_metrics()
+        logs = sat.train_on_batch(np.zeros((2, 1)), return_dict=True)
+        found.append(model.layers[1].w.numpy())
+        sharpness.append(float(logs["sharpness"]))
+    return np.array(found), sharpness
+
+
+# g = (3, 4), so that ΔΘ = (0.3, 0.4) for ρ = 0.5 and g_s = (3.3, 4.8).
+RISE = 0.5 * (3.3**2 + 2 * 2.4**2) - 0.5 * (3**2 + 2 * 2**2)
+
+
+def test_gsam():
+    # g·g_s = 29.1 and ‖g_s‖² = 33.93: g_⊥ = (64, −44)/377.
+    (w,), sharpness = descended(pnn.GSAM(0.5, alpha=0.25), 1)
+    gradient = [3.3 - 0.25 * 64 / 377, 4.8 + 0.25 * 44 / 377]
+    np.testing.assert_allclose(w, [3 - 0.5 * gradient[0], 2 - 0.5 * gradient[1]])
+    np.testing.assert_allclose(sharpness, [RISE], rtol=1e-6)
+
+
+@pytest.mark.parametrize("options", [EAGER, {"run_eagerly": False}])
+def test_looksam(options):
+    # g_v = (3.3, 4.8) − 29.1/25 (3, 4) = (−0.192, 0.144) = 0.24 (−0.8, 0.6).
+    w, sharpness = descended(pnn.LookSAM(0.5, every=2, alpha=0.7), 2, **options)
+    first = np.array([3 - 0.5 * 3.3, 2 - 0.5 * 4.8])
+    np.testing.assert_allclose(w[0], first)
+    gradient = np.array([1.35, -0.8])
+    size = np.sqrt(1.35**2 + 0.8**2)
+    expected = first - 0.5 * (gradient + 0.7 * size * np.array([-0.8, 0.6]))
+    np.testing.assert_allclose(w[1], expected)
+    # In between, nothing is measured.
+    np.testing.assert_allclose(sharpness, [RISE, 0], rtol=1e-6)
+
+
+def test_looksam_of_every_step_is_sam():
+    one, _ = descended(pnn.LookSAM(0.5, every=1), 3)
+    other, _ = descended(pnn.SAM(0.5), 3)
+    np.testing.assert_array_equal(one, other)
+
+
+def test_friendly_sam():
+    # First m = g/2, so that d is along g. Then g = (1.35, −0.8),
+    # m = ½ (1.5, 2) + ½ g = (1.425, 0.6) and d = (−0.075, −1.4).
+    w, _ = descended(pnn.FriendlySAM(0.5, sigma=1.0, decay=0.5), 2)
+    first = np.array([1.35, -0.4])
+    np.testing.assert_allclose(w[0], first)
+    moved = first + 0.5 * np.array([-0.075, -1.4]) / np.sqrt(0.075**2 + 1.4**2)
+    np.testing.assert_allclose(w[1], first - 0.5 * np.array([1, 2]) * moved)
+
+
+# Two classes from two features, outputs z = x w: dL/dw = xᵀ (softmax(z) − y)/n.
+
+INPUTS = np.array([[1.0, 0.5], [-0.5, 1.0], [0.25, -1.0], [2.0, 0.75]])
+LABELS = np.array([0, 1, 1, 1])
+WEIGHTS = np.array([[0.5, -0.25], [0.1, 0.3]])
+
+
+def softmax(z):
+    e = np.exp(z - z.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def losses_at(w):
+    return -np.log(softmax(INPUTS @ w)[np.arange(4), LABELS])
+
+
+def slope(w, rows=slice(None)):
+    x = INPUTS[rows]
+    return x.T @ (softmax(x @ w) - np.eye(2)[LABELS[rows]]) / len(x)
+
+
+def linear(ascent, optimizer=None, policy="float64", **options):
+    inputs = keras.Input((2,), dtype="float64")
+    model = keras.Model(inputs, layers.Dense(2, use_bias=False, dtype=policy)(inputs))
+    model.layers[1].kernel.assign(WEIGHTS)
+    arguments = {} if ascent is None or not ascent.moves else {"perturb": "all"}
+    sat = pnn.SATModel(model, ascent=ascent, **arguments)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, dtype="float64")
+    return compiled(sat, optimizer or SGD(0.5), loss, **options)
+
+
+def weights(sat):
+    return sat.model.layers[1].kernel.numpy()
+
+
+@pytest.mark.parametrize("options", [EAGER, {"jit_compile": True}])
+def test_esam_takes_the_samples_that_rise_most(options):
+    sat = linear(pnn.ESAM(0.25, beta=1.0, gamma=0.5), **options)
+    logs = sat.train_on_batch(INPUTS, LABELS, return_dict=True)
+    gradient = slope(WEIGHTS)
+    worst = WEIGHTS + 0.25 * gradient / np.sqrt(np.sum(gradient**2))
+    rise = losses_at(worst) - losses_at(WEIGHTS)
+    rows = np.argsort(-rise)[:2]
+    assert sorted(rows) != [0, 1]
+    np.testing.assert_allclose(weights(sat), WEIGHTS - 0.5 * slope(worst, rows))
+    np.testing.assert_allclose(logs["sharpness"], rise.mean(), rtol=1e-5)
+
+
+def test_esam_moves_a_share_of_the_elements():
+    inputs = keras.Input((40,))
+    model = keras.Model(inputs, layers.Dense(50, use_bias=False)(inputs))
+    step = ascents.Step(pnn.SATModel(model, perturb="all"), 0, tf.constant([0, 0]))
+    values, gradients = [tf.zeros((40, 50))], [tf.ones((40, 50))]
+    (whole,) = pnn.SAM(1.0)(values, gradients, 0)
+    (part,) = pnn.ESAM(1.0, beta=0.25).at(step)(values, gradients, 0)
+    kept = part.numpy() != 0
+    np.testing.assert_allclose(part[kept], whole[kept] / 0.25, rtol=1e-6)
+    assert abs(kept.mean() - 0.25) < 0.04
+    other = ascents.Step(step.trainer, 1, tf.constant([0, 1]))
+    (later,) = pnn.ESAM(1.0, beta=0.25).at(other)(values, gradients, 1)
+    assert ((later.numpy() != 0) != kept).mean() > 0.2
+
+
+def test_esam_of_all_is_sam():
+    ends = []
+    for ascent in (pnn.ESAM(0.3, beta=1, gamma=1), pnn.SAM(0.3)):
+        sat = linear(ascent, **EAGER)
+        sat.fit(INPUTS, LABELS, batch_size=2, verbose=0, shuffle=False)
+        ends.append(weights(sat))
+    np.testing.assert_array_equal(*ends)
+
+
+def trajectory(past, now, tau):
+    """KL(softmax(past/τ) ‖ softmax(now/τ)) of each sample, and its slope by now."""
+    p, q = softmax(past / tau), softmax(now / tau)
+    return np.sum(p * np.log(p / q), -1), (q - p) / tau
+
+
+def stepped(w, past, lam, tau, rate=0.5):
+    _, by_now = trajectory(INPUTS @ past, INPUTS @ w, tau)
+    return w - rate * (slope(w) + lam * INPUTS.T @ by_now / len(INPUTS))
+
+
+@pytest.mark.parametrize("options", [EAGER, {"jit_compile": True}])
+def test_saf(options):
+    """The batches are shuffled; the outputs of each sample are found again."""
+    sat = linear(pnn.SAF(2.0, epochs=2, start=3, temperature=1.5), **options)
+    batches = pnn.datasets.Batches(INPUTS, LABELS, batch_size=4, seed=3)
+    logs = sat.fit(batches, epochs=5, verbose=0).history
+    path, terms, losses = [WEIGHTS], [], []
+    for epoch in range(5):
+        w, past = path[-1], path[max(epoch - 2, 0)]
+        lam = 2.0 if epoch >= 3 else 0.0
+        terms.append(lam * trajectory(INPUTS @ past, INPUTS @ w, 1.5)[0].mean())
+        losses.append(losses_at(w).mean())
+        path.append(stepped(w, past, lam, 1.5))
+    # Keras gives inputs in single precision to a model of two.
+    np.testing.assert_allclose(weights(sat), path[-1], rtol=1e-7)
+    np.testing.assert_allclose(logs["sharpness"], terms, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(logs["loss"], losses, rtol=1e-6)
+    assert terms[3] > 1e-3
+
+
+def test_saf_by_batches_of_two():
+    """Half of the data a step, in another order each epoch, the last one alone."""
+    x, y = np.concatenate([INPUTS, INPUTS[:1]]), np.append(LABELS, 1)
+    sat = linear(pnn.SAF(2.0, epochs=1, start=0, temperature=1.0), **EAGER)
+    batches = pnn.datasets.Batches(x, y, batch_size=2, seed=1)
+    sat.fit(batches, epochs=3, verbose=0)
+    w, past = WEIGHTS, {}
+    for epoch in range(3):
+        for step in range(3):
+            rows = batches.order(epoch)[2 * step : 2 * step + 2]
+            now = x[rows] @ w
+            gradient = x[rows].T @ (softmax(now) - np.eye(2)[y[rows]]) / len(rows)
+            if epoch:
+                before = np.array([past[r] for r in rows])
+                _, by_now = trajectory(before, now, 1.0)
+                gradient += 2.0 * x[rows].T @ by_now / len(rows)
+            past.update(zip(rows, now, strict=True))
+            w = w - 0.5 * gradient
+    np.testing.assert_allclose(weights(sat), w, rtol=1e-7)
+
+
+@pytest.mark.parametrize("options", [EAGER, {"jit_compile": True}])
+def test_mesa(options):
+    sat = linear(pnn.MESA(3.0, decay=0.75, start=1, temperature=1.5), **options)
+    logs = sat.fit(INPUTS, LABELS, batch_size=4, epochs=3, verbose=0, shuffle=False)
+    w = average = WEIGHTS
+    terms = []
+    for epoch in range(3):
+        lam = 3.0 if epoch else 0.0
+        terms.append(lam * trajectory(INPUTS @ average, INPUTS @ w, 1.5)[0].mean())
+        w = stepped(w, average, lam, 1.5)
+        average = 0.75 * average + 0.25 * w
+    np.testing.assert_allclose(weights(sat), w)
+    np.testing.assert_allclose(logs.history["sharpness"], terms, rtol=1e-5, atol=1e-9)
+    (state,) = sat.ascent.states().values()
+    np.testing.assert_allclose(state, average)
+    assert terms[1] > 1e-3
+
+
+@pytest.mark.parametrize("ends", ["logits", "softmax", "probabilities"])
+def test_a_trajectory_is_that_of_the_logits(ends):
+    """Of those behind a softmax, and of the logarithms of probabilities."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,))
+    outputs = layers.Dense(3)(inputs)
+    if ends == "softmax":
+        outputs = layers.Softmax()(outputs)
+    if ends == "probabilities":
+        outputs = layers.Lambda(ops.softmax)(outputs)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=ends == "logits")
+    ascent = pnn.MESA(2.0, decay=0.5, start=0)
+    sat = compiled(pnn.SATModel(keras.Model(inputs, outputs), ascent=ascent), loss=loss)
+    found = sat.fit(X, Y, batch_size=4, shuffle=False, verbose=0).history["sharpness"]
+    reference = getattr(test_a_trajectory_is_that_of_the_logits, "found", found)
+    test_a_trajectory_is_that_of_the_logits.found = found
+    np.testing.assert_allclose(found, reference, rtol=1e-4)
+    assert found[0] > 1e-6
+
+
+# Names and bad input.
+
+
+def test_names():
+    assert list(ascents.KINDS) == [
+        *("sam", "asam", "esam", "friendlysam", "gsam", "looksam", "mesa", "saf")
+    ]
+    for name, kind in ascents.KINDS.items():
+        assert type(ascents.get(name)) is kind
+        config = keras.saving.serialize_keras_object(kind())
+        again = keras.saving.deserialize_keras_object(config)
+        assert type(again) is kind and again.get_config() == kind().get_config()
+    assert ascents.get("gsam", 0.5).rho == 0.5
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: pnn.SAF(lam=-1), "`lam` must be .*≥ 0. Received: -1"),
+        (lambda: pnn.MESA(lam=np.nan), "`lam` must be .*Received: nan"),
+        (lambda: pnn.SAF(epochs=0), "`epochs` must be .*≥ 1. Received: 0"),
+        (lambda: pnn.SAF(start=-1), "`start` must be .*≥ 0. Received: -1"),
+        (lambda: pnn.MESA(temperature=0), "`temperature` must be .*> 0. Received: 0"),
+        (lambda: pnn.MESA(decay=1), "`decay` must be .*≥ 0 and < 1. Received: 1"),
+        (lambda: pnn.FriendlySAM(decay=-0.1), "`decay` must be .*Received: -0.1"),
+        (lambda: pnn.FriendlySAM(sigma=-1), "`sigma` must be .*Received: -1"),
+        (lambda: pnn.LookSAM(every=0), "`every` must be .*≥ 1. Received: 0"),
+        (lambda: pnn.LookSAM(every=2.5), "`every` must be an integer.*Received: 2.5"),
+        (lambda: pnn.GSAM(alpha=-1), "`alpha` must be .*Received: -1"),
+        (lambda: pnn.ESAM(gamma=0), "`gamma` must be .*> 0 and ≤ 1. Received: 0"),
+        (lambda: pnn.ESAM(beta=1.5), "`beta` must be .*Received: 1.5"),
+        (lambda: pnn.SATModel(banks(), ascent="sharp"), "'saf', None.*'sharp'"),
+        (lambda: pnn.SATModel(banks(), ascent=lambda *a: 0), "`ascent` must be"),
+        (lambda: pnn.SATModel(banks(), rho=0.1, ascent="saf"), "`rho` goes with"),
+        (lambda: pnn.SATModel(banks(), ascent="mesa", perturb="b"), "`perturb` names"),
+        (lambda: setattr(pnn.SATModel(banks(), ascent="saf"), "rho", 1), "a radius"),
+    ],
+)
+def test_bad_arguments(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def summed(y_true, y_pred):
+    return ops.mean(ops.sparse_categorical_crossentropy(y_true, y_pred, True))
+
+
+class OwnLoss(keras.Model):
+    def compute_loss(self, x=None, y=None, y_pred=None, *args, **kwargs):
+        return LOSS(y, y_pred)
+
+
+NO_MEANS = {
+    "one number": (keras.Model, summed, "summed, which gives one number"),
+    "sum": (
+        keras.Model,
+        keras.losses.SparseCategoricalCrossentropy(True, reduction="sum"),
+        ".* with reduction='sum'",
+    ),
+    "own": (OwnLoss, LOSS, "`compute_loss` of OwnLoss"),
+}
+
+
+@pytest.mark.parametrize("name", NO_MEANS)
+@pytest.mark.parametrize("ascent", ["saf", "esam", "mesa"])
+def test_a_loss_that_is_no_mean_is_refused(name, ascent):
+    kind, loss, received = NO_MEANS[name]
+    inputs = keras.Input((4,))
+    model = kind(inputs, pnn.layers.MRRBank(3)(inputs))
+    sat = compiled(pnn.SATModel(model, ascent=ascent), loss=loss, **EAGER)
+    batches = pnn.datasets.Batches(X, Y, batch_size=4)
+    with pytest.raises(ValueError, match=f"a mean over samples.*Received: {received}"):
+        sat.fit(batches, verbose=0)
+
+
+def test_saf_refuses_data_of_another_order():
+    sat = compiled(pnn.SATModel(banks(), ascent="saf"), **EAGER)
+    data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(4)
+    for call in (
+        lambda: sat.fit(X, Y, verbose=0),
+        lambda: sat.fit(data, verbose=0),
+        lambda: sat.train_on_batch(X, Y),
+    ):
+        with pytest.raises(ValueError, match=r"`pnn.datasets.Batches`.*Received: data"):
+            call()
+    sat.fit(pnn.datasets.Batches(X, Y, batch_size=4), verbose=0)
+    with pytest.raises(ValueError, match="Received: 8 samples in place of 12"):
+        sat.fit(pnn.datasets.Batches(X[:8], Y[:8], batch_size=4), verbose=0)
+
+
+def one_unit():
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, layers.Dense(1)(inputs))
+
+
+def two_outputs():
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, [layers.Dense(2)(inputs), layers.Dense(2)(inputs)])
+
+
+@pytest.mark.parametrize("make", [one_unit, two_outputs])
+@pytest.mark.parametrize("ascent", ["saf", "mesa"])
+def test_outputs_without_classes_are_refused(make, ascent):
+    sat = compiled(pnn.SATModel(make(), ascent=ascent), loss="mse", **EAGER)
+    batches = pnn.datasets.Batches(X, Y, batch_size=4)
+    with pytest.raises(ValueError, match="one output of two or more real logits"):
+        sat.fit(batches, verbose=0)
+
+
+def test_a_memory_is_that_of_one_model():
+    mesa = pnn.MESA()
+    pnn.SATModel(banks(), ascent=mesa, name="first")
+    with pytest.raises(ValueError, match="Received: that of model 'first'"):
+        pnn.SATModel(banks(), ascent=mesa)
+
+
+def test_esam_refuses_stateful_networks():
+    inputs = keras.Input(batch_shape=(4, 2, 2))
+    model = keras.Model(inputs, layers.LSTM(3, stateful=True)(inputs))
+    sat = pnn.SATModel(model, ascent=pnn.ESAM(0.1), perturb="all")
+    with pytest.raises(ValueError, match=r"stateful.*gamma=1\. Received: gamma=0.5"):
+        compiled(sat, **EAGER).train_on_batch(X[:4].reshape(4, 2, 2), Y[:4])
+
+
+# Zero is plain training to the last bit.
+
+ZEROS = [
+    pnn.ESAM(0.0, gamma=0.5),
+    pnn.FriendlySAM(0.0),
+    pnn.GSAM(0.0),
+    pnn.LookSAM(0.0, every=2),
+    pnn.MESA(0.0, start=0),
+    pnn.SAF(0.0, start=0),
+]
+
+
+@pytest.mark.parametrize("ascent", ZEROS, ids=lambda a: type(a).__name__)
+def test_zero_is_plain_training(ascent):
+    ends = []
+    for given in (None, ascent):
+        model = banks(layers.BatchNormalization(), layers.Dropout(0.4, seed=1))
+        arguments = {"perturb": "all"} if given and given.moves else {}
+        sat = pnn.SATModel(model, ascent=given, **arguments)
+        compiled(sat, keras.optimizers.Adam(0.1))
+        sat.fit(pnn.datasets.Batches(X, Y, batch_size=5), epochs=2, verbose=0)
+        ends.append(model.variables)
+    assert_same(*ends)

@@ -273,9 +273,10 @@ def mapped(name: str, data, args) -> dict:
     for phase, splitter in itertools.product(SPREADS, SPREADS):
         spreads = {"theta_error": phase, "phi_error": phase}
         spreads = {**spreads, "splitter_imbalance": splitter}
-        noise = pnn.Variation(**{k: s for k, s in spreads.items() if s})
+        spreads = {k: s for k, s in spreads.items() if s}
         devices = pnn.devices.DeviceSet([pnn.SimulatedDevice({})])
-        if phase or splitter:
+        if spreads:
+            noise = pnn.Variation(**spreads)
             devices = noise.sample(model, args.maps, seed=UNSEEN_SEED)
         found = pnn.evaluate_devices(model, x, y, devices, verbose=0)["accuracy"]
         accuracy.append(100 * float(np.mean(found)))

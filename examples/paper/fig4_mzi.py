@@ -352,7 +352,7 @@ def draw_maps(out: pathlib.Path) -> None:
             level=90,
             limits=(0, 100),
         )
-        ax.set_title(found["name"])
+        ax.set_title(METHODS[found["method"]])
         plotting.save(ax, path.with_suffix(".png"))
 
 
@@ -390,7 +390,7 @@ def main() -> None:
                 keras.utils.clear_session()
             path = args.out / f"map_{name_of(*key)}.json"
             if args.maps and not kept(path, data=data.name, devices=args.maps):
-                made = {"data": data.name, "devices": args.maps}
+                made = {"data": data.name, "devices": args.maps, "method": method}
                 keep(path, {**made, **mapped(name_of(*key), data, args)})
                 keras.utils.clear_session()
     report(args.out, args.methods)

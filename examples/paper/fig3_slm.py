@@ -202,23 +202,30 @@ def mapped(method: str, seed: int, data, args) -> dict:
 
 
 def draw_maps(out: pathlib.Path) -> None:
+    """A column for each network; above the first layer alone, below all layers."""
     from keras_pnn import plotting
 
-    for path in sorted(out.glob("map_*.json")):
-        found = json.loads(path.read_text("utf-8"))
-        for reading, accuracy in found["rotation by shift"].items():
-            ax = plotting.heat_map(
+    maps = [json.loads(p.read_text("utf-8")) for p in sorted(out.glob("map_*.json"))]
+    if not maps:
+        return
+    readings = {"first": "first layer", "all": "all layers"}
+    figure = plotting.new_figure(5 * len(maps), 8)
+    axes = figure.subplots(2, len(maps), squeeze=False)
+    for column, found in zip(axes.T, maps, strict=True):
+        for ax, (reading, what) in zip(column, readings.items(), strict=True):
+            plotting.heat_map(
                 SLIPS,
                 TURNS,
-                accuracy,
+                found["rotation by shift"][reading],
                 "shift in y (SLM pixels)",
                 "rotation (degrees)",
                 "accuracy (%)",
                 level=90,
                 limits=(0, 100),
+                ax=ax,
             )
-            ax.set_title(f"{METHODS[found['method']]}; {reading} layers")
-            plotting.save(ax, out / f"{path.stem}_{reading}.png")
+            ax.set_title(f"{METHODS[found['method']]}\n{what}")
+    plotting.save(axes[0, 0], out / "maps.png")
 
 
 def table(runs: list[dict], reading: str) -> str:

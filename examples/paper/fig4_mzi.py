@@ -338,11 +338,17 @@ def report(out: pathlib.Path, methods: list[str]) -> None:
 
 
 def draw_maps(out: pathlib.Path) -> None:
+    """All maps side by side, in the order of the methods."""
     from keras_pnn import plotting
 
-    for path in sorted(out.glob("map_*.json")):
-        found = json.loads(path.read_text("utf-8"))
-        ax = plotting.heat_map(
+    maps = [json.loads(p.read_text("utf-8")) for p in sorted(out.glob("map_*.json"))]
+    maps.sort(key=lambda found: list(METHODS).index(found["method"]))
+    if not maps:
+        return
+    figure = plotting.new_figure(5 * len(maps), 4)
+    axes = figure.subplots(1, len(maps), squeeze=False)[0]
+    for ax, found in zip(axes, maps, strict=True):
+        plotting.heat_map(
             SPREADS,
             SPREADS,
             found["phases by splitters"],
@@ -351,9 +357,10 @@ def draw_maps(out: pathlib.Path) -> None:
             "accuracy (%)",
             level=90,
             limits=(0, 100),
+            ax=ax,
         )
         ax.set_title(METHODS[found["method"]])
-        plotting.save(ax, path.with_suffix(".png"))
+    plotting.save(axes[0], out / "maps.png")
 
 
 def wanted(args) -> list[tuple]:

@@ -32,12 +32,20 @@ from keras_pnn.curvature import (
     hessian_trace,
     loss_landscape,
 )
-from keras_pnn.deploy import Conversion, convert, export_controls, load_controls
+from keras_pnn.deploy import (
+    Conversion,
+    HardwareCost,
+    convert,
+    export_controls,
+    hardware_cost,
+    load_controls,
+)
 from keras_pnn.devices import (
     Correlated,
     DeviceEvaluation,
     DeviceSet,
     SimulatedDevice,
+    Stuck,
     Variation,
     drift,
     evaluate_devices,
@@ -54,7 +62,9 @@ from keras_pnn.physics.tuning import (
     HeaterTuning,
     LorentzianTuning,
     MeasuredTuning,
+    RingTunings,
     Tuning,
+    TuningFit,
 )
 from keras_pnn.robustness import (
     RobustnessResult,
@@ -99,6 +109,7 @@ __all__ = [
     "DeviceSet",
     "FiniteDifference",
     "FriendlySAM",
+    "HardwareCost",
     "HardwareDevice",
     "HeaterTuning",
     "HessianResult",
@@ -110,11 +121,14 @@ __all__ = [
     "OpticalPruning",
     "PATModel",
     "RecordedDevice",
+    "RingTunings",
     "RobustnessResult",
     "SATModel",
     "SimulatedDevice",
+    "Stuck",
     "TraceResult",
     "Tuning",
+    "TuningFit",
     "Variation",
     "calibrate",
     "callbacks",
@@ -127,6 +141,7 @@ __all__ = [
     "evaluate_devices",
     "export_controls",
     "hardware",
+    "hardware_cost",
     "hessian_density",
     "hessian_eigenvalues",
     "hessian_trace",

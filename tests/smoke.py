@@ -100,10 +100,13 @@ def check_tunings():
     """Finds the weights of rings by each kind of tuning."""
     control = np.linspace(0, 2, 200)
     curve = 1 - 2 / (1 + ((control - 1) / 0.2) ** 2)
+    fitted = pnn.HeaterTuning.fit(control, curve)
+    assert isinstance(fitted, pnn.TuningFit)
     tunings = (
         pnn.LorentzianTuning(),
         pnn.HeaterTuning(),
         pnn.MeasuredTuning(control, curve, "nm"),
+        pnn.RingTunings([fitted.tuning, pnn.HeaterTuning()]),
     )
     for tuning in tunings:
         assert isinstance(tuning, pnn.Tuning)
@@ -135,6 +138,7 @@ def check_training(x, y, chip):
         pnn.SATModel(
             network(), adversarial={"temperature": pnn.FiniteDifference(0.5, step=0.1)}
         ),
+        pnn.SATModel(network(), variation=pnn.Variation(stuck=pnn.Stuck(0.1))),
         pnn.SATModel(network(), gradient=pnn.SPSA(0.01)),
         pnn.PATModel(network(), device=chip),
         pnn.DATModel(network(), device=chip, error_networks=1),
@@ -183,6 +187,8 @@ def check_deployment(folder):
     assert isinstance(found, pnn.Conversion)
     pnn.export_controls(found.model, folder / "controls.csv")
     pnn.load_controls(found.model, folder / "controls.csv")
+    cost = pnn.hardware_cost(found.model)
+    assert isinstance(cost, pnn.HardwareCost) and cost.total["power_mW"] > 0
 
 
 def check_curvature(model, x, y):

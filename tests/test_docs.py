@@ -17,6 +17,7 @@ PAGES = (
     "convert-a-network",
     "describe-your-chip",
     "drift-and-noise",
+    "from-measurements-to-a-network",
     "from-model-to-lab",
     "imperfection-or-noise",
     "long-runs",

@@ -1,4 +1,6 @@
-"""Refuse complex fields where Keras would drop their imaginary part."""
+"""Follow fields through a model; refuse them where Keras would drop a part."""
+
+from typing import NamedTuple
 
 import keras
 
@@ -27,6 +29,33 @@ class FieldOutputs:
         return super().call(inputs)
 
 
+class Use(NamedTuple):
+    """One use of a layer in a model of nodes.
+
+    Args:
+        layer: the layer.
+        shape: that of its first input, with the batch.
+        source: the layer whose field it takes; `None` for digital inputs.
+    """
+
+    layer: keras.layers.Layer
+    shape: tuple
+    source: keras.layers.Layer | None
+
+
+def uses_of(model: keras.Model) -> list[Use] | None:
+    """Returns all uses of layers in the order in which they run.
+
+    `None` for a model that is not one of nodes (functional, Sequential), or a wrapper
+    around one.
+    """
+    graph, seen = _keras.functional(model), []
+    if graph is None:
+        return None
+    _follow(graph, [None] * len(graph.inputs), seen)
+    return seen
+
+
 def check_fields(model: keras.Model) -> None:
     """Checks that no complex field of a mesh goes to what is made for real numbers.
 
@@ -43,7 +72,8 @@ def check_fields(model: keras.Model) -> None:
     graph = _keras.functional(model)
     if graph is None:
         return
-    sources = [s for s in _follow(graph, [None] * len(graph.inputs)) if s is not None]
+    found = _follow(graph, [None] * len(graph.inputs), [])
+    sources = [s for s in found if s is not None]
     loss = getattr(model, "loss", None)
     loss = keras.losses.get(loss) if isinstance(loss, str) else loss
     if sources and (_of_keras(loss) or _casts(loss)):
@@ -51,8 +81,11 @@ def check_fields(model: keras.Model) -> None:
         raise _error(sources[0], taking)
 
 
-def _follow(graph, given: list) -> list:
-    """Returns the layer that gives each output as a complex field, else `None`."""
+def _follow(graph, given: list, seen: list[Use]) -> list:
+    """Returns the layer that gives each output as a complex field, else `None`.
+
+    Adds the uses of layers to `seen`.
+    """
     fields = dict(zip(map(id, graph.inputs), given, strict=True))
     for node in _keras.nodes(graph):
         if node.is_input:
@@ -64,8 +97,10 @@ def _follow(graph, given: list) -> list:
         if isinstance(operation, keras.Model):
             inner = _keras.functional(operation)
         if inner is not None and len(inner.inputs) == len(sources):
-            results = _follow(inner, sources)
+            results = _follow(inner, sources, seen)
         else:
+            if isinstance(operation, keras.layers.Layer):
+                seen.append(Use(operation, node.input_tensors[0].shape, source))
             if isinstance(operation, FieldOutputs):
                 source = operation
             elif source and _of_keras(operation) and getattr(operation, "weights", ()):

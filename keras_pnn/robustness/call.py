@@ -87,6 +87,8 @@ def robustness_report(
               sweeps.
             - `trained_on`: name of a model → the device that it was trained on: every
               model is tested on all of these, see `Transfer`.
+            - `hardware`: `"silicon"` or the path of a library of devices: the report
+              then shows power and energy beside the accuracy, see `hardware_cost`.
             - `probe`: samples for curvature, landscape and the worst case.
             - `seed`: of the draws, and of the searches.
             - `batch_size`, `memory_limit`: as in `evaluate_devices`.

@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_pnn import _checks, _files, _keras
 from keras_pnn._version import __version__
+from keras_pnn.deploy import hardware_cost
 from keras_pnn.devices import DeviceEvaluator
 from keras_pnn.robustness.cache import Cache
 from keras_pnn.robustness.curvature import CurvatureStudy
@@ -66,6 +67,7 @@ class ModelStudy:
         self._size = self._evaluator.devices_at_once(some)
         self._evaluator.chunk = self._size
         self._check_outputs(first_samples(data, 2)[0])
+        self._cost()
         radius = specification.worst_case
         if radius is True:
             radius = default_radius(self._plan)
@@ -109,7 +111,7 @@ class ModelStudy:
 
         The worst case, the curvature and the landscape are measured here.
         """
-        fields = gathered(self._plan, found)
+        fields = {**gathered(self._plan, found), "cost": self._cost()}
         if self._search is not None:
             if verbose:
                 print("worst case")
@@ -119,6 +121,10 @@ class ModelStudy:
                 self._search.radius, metrics, losses, self._probe, device
             )
         return ModelRobustness(**fields, **self._curvature.measure(verbose))
+
+    def _cost(self):
+        library = self._specification.hardware
+        return None if library is None else hardware_cost(self.model, library)
 
     def setting(self, worst: WorstCase | None) -> dict:
         """Returns how the model was measured, for the report."""

@@ -19,6 +19,7 @@ PAGES = (
     "drift-and-noise",
     "from-measurements-to-a-network",
     "from-model-to-lab",
+    "gradients-from-the-chip",
     "imperfection-or-noise",
     "long-runs",
     "many-devices",

@@ -5,11 +5,13 @@ off by N(0, σ) rad and splitters off by N(0, σ) in power. Every method is meas
 the device that it was trained on and on 20 that it has never met, the same for all,
 with batch statistics frozen, on all test images.
 
-Three settings. `published`: the authors' (Haar phases, batches of 6000, 40 epochs, 60
+Four settings. `published`: the authors' (Haar phases, batches of 6000, 40 epochs, 60
 for DAT, their optimizers), plus BP with the optimizer that SAT has. `same`: every
 method from one start near the cross state, with the same Adam, batches and epochs.
 `spread`: likewise from near the bar state, with the ten ports that are read spread over
-the 64, which bears larger errors.
+the 64, which bears larger errors. `wide`: from the bar state, each class the sum of six
+neighbouring ports, and logits six times as large; meant for --sigmas 0.3 0.4 and
+--unseen 100, with `nat` and `sat_nat` for random devices.
 
     python examples/paper/fig4_mzi.py                               # hours
     python examples/paper/fig4_mzi.py --settings same --sigmas 0.15 --devices 0
@@ -95,9 +97,9 @@ def published(method: str, steps: int) -> dict:
     }
 
 
-def same(method: str, steps: int, **network) -> dict:
+def same(method: str, steps: int, setting: str = "same", **network) -> dict:
     """One start, one optimizer and one budget for every method."""
-    rate = keras.optimizers.schedules.CosineDecay(0.005, EPOCHS["same"] * steps)
+    rate = keras.optimizers.schedules.CosineDecay(0.005, EPOCHS[setting] * steps)
     return {
         "network": network or {"start": "cross"},
         "optimizer": keras.optimizers.Adam(rate),
@@ -118,9 +120,15 @@ def spread(method: str, steps: int) -> dict:
     return same(method, steps, start="bar", ports=ports)
 
 
-SETTINGS = {"published": published, "same": same, "spread": spread}
-EPOCHS = {"published": 40, "same": 5, "spread": 5}
-BATCH = {"published": 6000, "same": 128, "spread": 128}
+def wide(method: str, steps: int) -> dict:
+    """As `same`, from the bar state, with six neighbouring ports for each class."""
+    groups = [list(range(2 + 6 * c, 8 + 6 * c)) for c in range(10)]
+    return same(method, steps, "wide", start="bar", ports=groups, scale=6.0)
+
+
+SETTINGS = {"published": published, "same": same, "spread": spread, "wide": wide}
+EPOCHS = {"published": 40, "same": 5, "spread": 5, "wide": 6}
+BATCH = {"published": 6000, "same": 128, "spread": 128, "wide": 128}
 
 
 def epochs_of(setting: str, method: str) -> int:

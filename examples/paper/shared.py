@@ -52,7 +52,12 @@ def lenet5(
 
 
 def hybrid(
-    start="cross", ports=10, clip: float | None = None, seed: int = 0, **mesh
+    start="cross",
+    ports=10,
+    clip: float | None = None,
+    seed: int = 0,
+    scale: float = 1.0,
+    **mesh,
 ) -> keras.Model:
     """A digital LeNet front end, a mesh of 64 modes, and photodiodes.
 
@@ -65,6 +70,7 @@ def hybrid(
         ports: the ports that are read, see `Photodetector`.
         clip: the largest digital weight, `None` for no limit.
         seed: seed of the initial weights.
+        scale: factor of the logits.
         **mesh: further arguments of `MZIMesh`.
     """
     keras.utils.set_random_seed(seed)
@@ -81,6 +87,8 @@ def hybrid(
     x = layers.Dense(64, **limits)(layers.BatchNormalization()(x))
     field = pnn.layers.MZIMesh(64, phase_initializer=start, **mesh)(x)
     outputs = pnn.layers.Photodetector(normalize="l2", ports=ports)(field)
+    if scale != 1:
+        outputs = layers.Rescaling(scale)(outputs)
     return keras.Model(inputs, outputs, name="hybrid")
 
 

@@ -357,7 +357,7 @@ def test_slots_without_a_cell_stay_as_they_are(rng):
     assert empty_slots(model).size == (2 + 4) * 11
     noise = pnn.Variation(theta=0.1, theta_error=0.1, splitter_imbalance=0.1)
     sat = pnn.SATModel(model, rho=0.2, variation=noise)
-    sat.compile(keras.optimizers.Adam(0.05), loss="mse")
+    sat.compile(keras.optimizers.Adam(0.05), loss="mse", run_eagerly=True)
     before = [v.numpy() for v in model.trainable_variables]
     sat.fit(x, y, epochs=2, batch_size=6, verbose=0)
     for variable, value in zip(model.trainable_variables, before, strict=True):

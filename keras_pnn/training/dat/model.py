@@ -13,6 +13,7 @@ from keras_pnn.training.gradients.base import (
     GradientSource,
     check_measured,
     loss_of,
+    times_samples,
 )
 from keras_pnn.training.sat import SATModel
 
@@ -105,7 +106,9 @@ class DualAdaptive(GradientSource):
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             tape.watch(watched)
             forward = self._inside if self.internal_states else self._outside
-            loss, y_pred, scope, misfits = forward(trainer, batch, overrides, learning)
+            loss, y_pred, scope, misfits, asked = forward(
+                trainer, batch, overrides, learning
+            )
             scaled = trainer.optimizer.scale_loss(loss)
         check_measured(misfits)
         gradients = tape.gradient(scaled, watched[: len(wrt)])
@@ -119,21 +122,25 @@ class DualAdaptive(GradientSource):
                 steps += zip(slopes, own, strict=True)
 
         def commit():
+            if index:
+                return
             if learning:
                 self.errors.optimizer.apply_gradients(steps)
             mean = tf.add_n([m for _, m in misfits]) / len(misfits)
             self.error_loss.update_state(mean)
 
-        return Evaluation(loss, wrt, gradients, y_pred, scope, overrides, commit)
+        count = times_samples(len(asked), batch)
+        return Evaluation(loss, wrt, gradients, y_pred, scope, overrides, count, commit)
 
     def _inside(self, trainer, batch, overrides, learning):
         """Each layer's state is fused with what was measured there."""
-        misfits = []
+        misfits, asked = [], []
 
         def substitute(layer, inputs, controls, modelled):
             measured = measure(self.device, layer, inputs, controls, modelled)
             if measured is None:
                 return modelled
+            asked.append(layer)
             predicted = self.errors.corrected(layer, modelled, training=learning)
             misfits.append((self.errors.of(layer), self._misfit(predicted, measured)))
             return valued(self._fused(measured, predicted), predicted)
@@ -142,12 +149,14 @@ class DualAdaptive(GradientSource):
         scope = overrides.scope(trainer)
         with scope, substituting(substitute):
             y_pred = trainer(batch[0], training=True)
-            return loss_of(trainer, batch, y_pred), y_pred, scope, misfits
+            loss = loss_of(trainer, batch, y_pred)
+        return loss, y_pred, scope, misfits, asked
 
     def _outside(self, trainer, batch, overrides, learning):
         """Only the outputs of the whole network are fused with what was measured."""
+        asked: list = []
         seen = overrides.scope(trainer)
-        with seen, self.measuring(trainer):
+        with seen, self.measuring(trainer, asked):
             measured = trainer(batch[0], training=True)
 
         def substitute(layer, inputs, controls, modelled):
@@ -164,7 +173,8 @@ class DualAdaptive(GradientSource):
         # Statistics and states are those of the measured pass.
         for update in seen.updates():
             scope.add_update(update)
-        return loss, y_pred, scope, [(n, misfit) for n in self.errors.networks]
+        misfits = [(n, misfit) for n in self.errors.networks]
+        return loss, y_pred, scope, misfits, asked
 
     def _misfit(self, predicted, measured) -> tf.Tensor:
         """The mean square of what S leaves unexplained."""

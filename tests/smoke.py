@@ -87,7 +87,7 @@ def check_layers(folder):
     x = layers.ADC(8)(layers.ShotNoise(1e4)(layers.Photodetector()(x)))
     x = layers.MZIMesh(4)(layers.Attenuators(4)(x))
     masks = layers.MaskedSLM(2, dac=layers.DAC(8, -1.0, 1.0))(inputs[..., 0])
-    outputs = [layers.BalancedDetector()(x), masks]
+    outputs = [layers.BalancedDetector()(x), layers.HomodyneDetector()(x), masks]
     model = keras.Model(inputs, outputs)
     assert len(layers.physical_layers(model)) >= 5
     data = np.random.default_rng(0).random((2, 6, 6, 2), "float32")

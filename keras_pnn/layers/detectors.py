@@ -246,7 +246,7 @@ class BalancedDetector(FieldDetector):
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class HomodyneDetector(_OfFields):
+class HomodyneDetector(FieldDetector):
     """Detects the real part of fields: `activation(Re(field) + bias)`.
 
     Each port meets a local oscillator l in a 50:50 splitter. Its two outputs differ by

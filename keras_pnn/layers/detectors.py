@@ -12,7 +12,7 @@ from keras_pnn.layers.physical import refuse_complex
 from keras_pnn.physics import detection
 
 
-class _Detector(keras.layers.Layer):
+class Detector(keras.layers.Layer):
     """Base of layers with outputs in float32, or float64 under a float64 policy.
 
     Inputs are not autocast: float16 cannot hold the square of an amplitude of 256, a
@@ -36,7 +36,7 @@ class _Detector(keras.layers.Layer):
         return keras.KerasTensor(shape, dtype=self._output_dtype)
 
 
-class _OfFields(_Detector):
+class _OfFields(Detector):
     """Base of layers that detect the intensities of some ports."""
 
     def __init__(self, **kwargs):
@@ -61,7 +61,7 @@ class _OfFields(_Detector):
         self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: modes})
 
 
-class _OfIntensities(_Detector):
+class _OfIntensities(Detector):
     """Base of layers that take real intensities, and compute in the output's dtype."""
 
     def call(self, inputs):

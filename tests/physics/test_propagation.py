@@ -206,8 +206,7 @@ def test_derivatives_equal_differences(rng, pitch, padding):
     for i, (value, slope) in enumerate(zip(point, exact, strict=True)):
         bump = rng.normal(size=value.shape) * float(tf.reduce_max(tf.abs(value)))
         moved = [
-            loss(*point[:i], value + s * 1e-6 * bump, *point[i + 1 :])
-            for s in (1, -1)
+            loss(*point[:i], value + s * 1e-6 * bump, *point[i + 1 :]) for s in (1, -1)
         ]
         expected = float(moved[0] - moved[1]) / 2e-6
         assert float(tf.reduce_sum(slope * bump)) == pytest.approx(expected, rel=1e-5)

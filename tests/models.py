@@ -72,7 +72,7 @@ def mesh(**kwargs):
 
 
 def planes(masks=2, **kwargs):
-    """A diffractive network for images of 6 × 6 on a plane of 16 × 16, three classes."""
+    """A diffractive network of three classes: images of 6 × 6, a plane of 16 × 16."""
     keras.utils.set_random_seed(0)
     regions = [(3, 3, 4, 4), (3, 9, 4, 4), (9, 6, 4, 4)]
     network = pnn.layers.diffractive(

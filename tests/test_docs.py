@@ -16,6 +16,7 @@ PAGES = (
     "choosing-rho",
     "convert-a-network",
     "describe-your-chip",
+    "diffraction",
     "drift-and-noise",
     "from-model-to-lab",
     "imperfection-or-noise",

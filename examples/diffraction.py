@@ -1,0 +1,81 @@
+"""Train a diffractive network, look at its light, and misalign its masks.
+
+Two phase masks between lenses recognise digits: once trained plainly, once among masks
+that rotate and shift at random. The picture follows one digit from plane to plane.
+
+    python examples/diffraction.py            # MNIST: ten minutes on two cores
+    python examples/diffraction.py --quick    # half a minute; rough figures
+"""
+
+import argparse
+import pathlib
+
+import keras
+import numpy as np
+from tensorflow_probability import distributions as tfd
+
+import keras_pnn as pnn
+from keras_pnn.layers import DetectorArray, Encode, FreeSpace, Lens, PhaseMask
+
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("--quick", action="store_true", help="a smaller plane, few images")
+quick = parser.parse_args().quick
+data = pnn.datasets.load("digits") if quick else pnn.datasets.load()
+data = data.head(1000, 200) if quick else data.head(20_000, 2000)
+n, steps = (64, 60) if quick else (128, 400)
+batches = pnn.datasets.Batches(data.x_train, data.y_train, batch_size=50, seed=0)
+far = 1e-3 if quick else 4e-3  # m; the light of a smaller plane spreads further
+MISALIGNED = {
+    "aligned": {"rotation": [0.0]},
+    "rotated by 1°": {"rotation": [1.0]},
+    "1 pixel down": {"shift": [(1.0, 0.0)]},
+    "20 µm too far": {"distance_error": [20.0]},
+}
+
+
+def network():
+    keras.utils.set_random_seed(0)
+    periodic = {"band_limit": False, "padding": 0}
+    stack = [keras.Input((28, 28, 1) if not quick else data.x_train.shape[1:])]
+    stack += [Encode("intensity", size=n // 2, padding=n // 4)]
+    for _ in range(2):
+        stack += [FreeSpace(far, **periodic), PhaseMask(), pnn.layers.Threshold()]
+    stack += [FreeSpace(far, **periodic), Lens(5e-3), FreeSpace(far, **periodic)]
+    stack += [DetectorArray(grid=(3, 4, 3), size=n // 14, extent=n // 2 - 1)]
+    return keras.Sequential([*stack, keras.layers.Rescaling(30.0)])
+
+
+def fit(model, first, last):
+    rate = keras.optimizers.schedules.CosineDecay(0.03, steps)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"])
+    for step in range(first, last):
+        model.train_on_batch(*batches[step % len(batches)])
+
+
+turns, shifts = tfd.Uniform(-1.3, 1.3), tfd.Uniform(-1.3, 1.3)
+distances = tfd.Uniform(-25.0, 25.0)
+noise = pnn.Variation(rotation=turns, shift=shifts, distance_error=distances)
+out, model = pathlib.Path("results", "diffraction"), None
+for name in ("plain", "robust"):
+    model = network()
+    fit(model, 0, steps if name == "plain" else steps // 5)
+    if name == "robust":  # each mask and each distance on its own
+        fit(pnn.SATModel(model, ascent=None, variation=noise), steps // 5, steps)
+    for what, values in MISALIGNED.items():
+        devices = pnn.devices.grid(model, values)
+        found = pnn.evaluate_devices(
+            model, data.x_test, data.y_test, devices, batch_size=100, verbose=0
+        )
+        print(f"{name}, {what}: {100 * found['accuracy'][0]:.1f} %")
+field, pictures = data.x_test[:1], {}
+for layer in model.layers[:-2]:
+    field = layer(field)
+    if isinstance(layer, PhaseMask):
+        pictures[f"{layer.name} (phase)"] = layer.frame() / 255
+    light = np.abs(field[0]) ** 2
+    pictures[layer.name] = light / light.max()
+for name, picture in pictures.items():
+    file = f"{list(pictures).index(name):02d}_{name.split()[0]}.png"
+    pnn.plotting.save(pnn.plotting.images({name: picture}), out / file)
+print(f"The light of one digit, plane by plane, is in {out}/")

@@ -24,7 +24,7 @@ data = pnn.datasets.load("digits") if quick else pnn.datasets.load()
 data = data.head(1000, 200) if quick else data.head(20_000, 2000)
 n, steps = (64, 60) if quick else (128, 400)
 batches = pnn.datasets.Batches(data.x_train, data.y_train, batch_size=50, seed=0)
-far = 1e-3 if quick else 4e-3  # m; the light of a smaller plane spreads further
+far = 1e-3 if quick else 4e-3  # m
 MISALIGNED = {
     "aligned": {"rotation": [0.0]},
     "rotated by 1°": {"rotation": [1.0]},
@@ -36,7 +36,7 @@ MISALIGNED = {
 def network():
     keras.utils.set_random_seed(0)
     periodic = {"band_limit": False, "padding": 0}
-    stack = [keras.Input((28, 28, 1) if not quick else data.x_train.shape[1:])]
+    stack = [keras.Input(data.x_train.shape[1:])]
     stack += [Encode("intensity", size=n // 2, padding=n // 4)]
     for _ in range(2):
         stack += [FreeSpace(far, **periodic), PhaseMask(), pnn.layers.Threshold()]
@@ -53,10 +53,9 @@ def fit(model, first, last):
         model.train_on_batch(*batches[step % len(batches)])
 
 
-turns, shifts = tfd.Uniform(-1.3, 1.3), tfd.Uniform(-1.3, 1.3)
-distances = tfd.Uniform(-25.0, 25.0)
-noise = pnn.Variation(rotation=turns, shift=shifts, distance_error=distances)
-out, model = pathlib.Path("results", "diffraction"), None
+turns, far_off = tfd.Uniform(-1.3, 1.3), tfd.Uniform(-25.0, 25.0)
+noise = pnn.Variation(rotation=turns, shift=turns, distance_error=far_off)
+out = pathlib.Path("results", "diffraction")
 for name in ("plain", "robust"):
     model = network()
     fit(model, 0, steps if name == "plain" else steps // 5)
@@ -68,14 +67,16 @@ for name in ("plain", "robust"):
             model, data.x_test, data.y_test, devices, batch_size=100, verbose=0
         )
         print(f"{name}, {what}: {100 * found['accuracy'][0]:.1f} %")
-field, pictures = data.x_test[:1], {}
+field, lights, masks = data.x_test[:1], [], []
 for layer in model.layers[:-2]:
     field = layer(field)
+    lights.append(np.abs(field[0]) / np.abs(field[0]).max())
     if isinstance(layer, PhaseMask):
-        pictures[f"{layer.name} (phase)"] = layer.frame() / 255
-    light = np.abs(field[0]) ** 2
-    pictures[layer.name] = light / light.max()
-for name, picture in pictures.items():
-    file = f"{list(pictures).index(name):02d}_{name.split()[0]}.png"
-    pnn.plotting.save(pnn.plotting.images({name: picture}), out / file)
-print(f"The light of one digit, plane by plane, is in {out}/")
+        masks.append(layer.frame() / 255)
+# The planes in order, six in a row, and the masks below.
+rows = [lights[:6], lights[6:], masks]
+width = max(map(len, rows))
+rows = [np.hstack(r + [np.zeros((n, n))] * (width - len(r))) for r in rows]
+picture = dict(zip(("light", "light after mask 2", "phases"), rows, strict=True))
+pnn.plotting.save(pnn.plotting.images(picture), out / "light.png")
+print(f"The light of one digit, plane by plane, and the masks are in {out}/light.png")

@@ -169,7 +169,8 @@ def test_phases_are_set_in_the_steps_of_a_converter_with_straight_gradients(fiel
     controls, _ = layer.current_values()
     with tf.GradientTape() as tape:
         tape.watch(controls["phase"])
-        shown = layer.as_set(controls)["phase"]
+        outputs = layer.as_set(controls)["phase"]
+    shown = np.asarray(outputs)
     codes = (shown + 1.0) / (TURN / 8)
     np.testing.assert_allclose(codes, np.round(codes), atol=1e-9)
     assert set(np.round(codes).ravel()) == set(range(8))
@@ -177,7 +178,7 @@ def test_phases_are_set_in_the_steps_of_a_converter_with_straight_gradients(fiel
     # The last half step before a turn is clipped to the last level.
     assert apart.max() <= TURN / 8 + 1e-9
     assert np.mean(apart <= TURN / 16 + 1e-9) > 0.85
-    slope = tape.gradient(shown, controls["phase"])
+    slope = tape.gradient(outputs, controls["phase"])
     np.testing.assert_array_equal(slope, np.ones(phase.shape))
 
 

@@ -58,7 +58,7 @@ def worker(n: int, batch: int, planes: int) -> None:
         own = [getattr(mask, "phase", None) for mask in masks]
         slopes = torch.autograd.grad(light, [p for p in own if p is not None])
         seconds = time.perf_counter() - start
-        print(seconds, float(light), float(slopes[0].norm()), flush=True)
+        print(seconds, light.item(), slopes[0].norm().item(), flush=True)
 
 
 def programs(n: int, batch: int, planes: int):

@@ -63,9 +63,8 @@ for name in ("plain", "robust"):
         fit(pnn.SATModel(model, ascent=None, variation=noise), steps // 5, steps)
     for what, values in MISALIGNED.items():
         devices = pnn.devices.grid(model, values)
-        found = pnn.evaluate_devices(
-            model, data.x_test, data.y_test, devices, batch_size=100, verbose=0
-        )
+        x, y = data.x_test, data.y_test
+        found = pnn.evaluate_devices(model, x, y, devices, batch_size=100, verbose=0)
         print(f"{name}, {what}: {100 * found['accuracy'][0]:.1f} %")
 field, lights, masks = data.x_test[:1], [], []
 for layer in model.layers[:-2]:
@@ -75,8 +74,7 @@ for layer in model.layers[:-2]:
         masks.append(layer.frame() / 255)
 # The planes in order, six in a row, and the masks below.
 rows = [lights[:6], lights[6:], masks]
-width = max(map(len, rows))
-rows = [np.hstack(r + [np.zeros((n, n))] * (width - len(r))) for r in rows]
+rows = [np.hstack(r + [np.zeros((n, n))] * (6 - len(r))) for r in rows]
 picture = dict(zip(("light", "light after mask 2", "phases"), rows, strict=True))
 pnn.plotting.save(pnn.plotting.images(picture), out / "light.png")
 print(f"The light of one digit, plane by plane, and the masks are in {out}/light.png")

@@ -3,7 +3,13 @@
 from keras_pnn.layers import mesh_initializers
 from keras_pnn.layers.activations import Saturable, Threshold
 from keras_pnn.layers.detector_array import DetectorArray
-from keras_pnn.layers.detectors import ADC, BalancedDetector, Photodetector, ShotNoise
+from keras_pnn.layers.detectors import (
+    ADC,
+    BalancedDetector,
+    HomodyneDetector,
+    Photodetector,
+    ShotNoise,
+)
 from keras_pnn.layers.diffraction import (
     Aperture,
     Encode,
@@ -36,6 +42,7 @@ __all__ = [
     "DetectorArray",
     "Encode",
     "FreeSpace",
+    "HomodyneDetector",
     "Lens",
     "MRRBank",
     "MRRConv2D",

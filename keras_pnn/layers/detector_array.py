@@ -7,12 +7,11 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks
-from keras_pnn.layers.detectors import Detector
-from keras_pnn.physics import detection
+from keras_pnn.layers.detectors import FieldDetector
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class DetectorArray(Detector):
+class DetectorArray(FieldDetector):
     """Detects the power that falls on each of several rectangles of a plane.
 
     Args:
@@ -111,7 +110,7 @@ class DetectorArray(Detector):
         )
 
     def call(self, inputs):
-        light = tf.cast(detection.intensity(inputs), self._output_dtype)
+        light = tf.convert_to_tensor(self._intensity(inputs))
         rows, columns = (
             tf.constant(m, light.dtype) for m in (self._rows, self._columns)
         )

@@ -1,9 +1,12 @@
-"""Refuse complex fields where Keras would drop their imaginary part."""
+"""Follow fields through a model; refuse them where Keras would drop a part."""
+
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
 from keras_pnn import _keras
+from keras_pnn.layers.detectors import FieldDetector
 from keras_pnn.physics._tensors import as_complex
 
 
@@ -47,6 +50,38 @@ class PlaneOutputs(FieldOutputs):
         return as_complex(tf.convert_to_tensor(inputs), tf.as_dtype(self._output_dtype))
 
 
+class Use(NamedTuple):
+    """One use of a layer in a model of nodes.
+
+    Args:
+        layer: the layer, or another operation of Keras.
+        shape: that of its first input, with the batch.
+        sources: the layers whose fields it takes; empty for digital inputs.
+    """
+
+    layer: keras.Operation
+    shape: tuple
+    sources: tuple
+
+    @property
+    def source(self) -> keras.layers.Layer | None:
+        """The first of the sources, if there is one."""
+        return next(iter(self.sources), None)
+
+
+def uses_of(model: keras.Model) -> list[Use] | None:
+    """Returns all uses of layers and operations in the order in which they run.
+
+    `None` for a model that is not one of nodes (functional, Sequential), or a wrapper
+    around one.
+    """
+    graph, seen = _keras.functional(model), []
+    if graph is None:
+        return None
+    _follow(graph, [None] * len(graph.inputs), seen)
+    return seen
+
+
 def check_fields(model: keras.Model) -> None:
     """Checks that no complex field goes to what is made for real numbers.
 
@@ -63,7 +98,13 @@ def check_fields(model: keras.Model) -> None:
     graph = _keras.functional(model)
     if graph is None:
         return
-    sources = [s for s in _follow(graph, [None] * len(graph.inputs)) if s is not None]
+    seen: list[Use] = []
+    outputs = _follow(graph, [None] * len(graph.inputs), seen)
+    for use in seen:
+        if use.sources and _of_keras(use.layer) and getattr(use.layer, "weights", ()):
+            taking = f"{type(use.layer).__name__} '{use.layer.name}' behind it"
+            raise _error(use.source, taking)
+    sources = [s for s in outputs if s is not None]
     loss = getattr(model, "loss", None)
     loss = keras.losses.get(loss) if isinstance(loss, str) else loss
     if sources and (_of_keras(loss) or _casts(loss)):
@@ -71,8 +112,28 @@ def check_fields(model: keras.Model) -> None:
         raise _error(sources[0], taking)
 
 
-def _follow(graph, given: list) -> list:
-    """Returns the layer that gives each output as a complex field, else `None`."""
+def detected(model: keras.Model, layer) -> bool:
+    """Tells whether the fields of a layer go to detectors alone.
+
+    Args:
+        model: a model; one that is not of nodes (functional, Sequential) gives False.
+        layer: a layer of it that gives complex fields.
+    """
+    graph = _keras.functional(model)
+    if graph is None:
+        return False
+    seen: list[Use] = []
+    outputs = _follow(graph, [None] * len(graph.inputs), seen)
+    takers = [use.layer for use in seen if layer in use.sources]
+    detectors = all(isinstance(t, FieldDetector) for t in takers)
+    return bool(takers) and detectors and layer not in outputs
+
+
+def _follow(graph, given: list, seen: list[Use]) -> list:
+    """Returns the layer that gives each output as a complex field, else `None`.
+
+    Adds the uses of layers and operations to `seen`.
+    """
     fields = dict(zip(map(id, graph.inputs), given, strict=True))
     for node in _keras.nodes(graph):
         if node.is_input:
@@ -84,13 +145,12 @@ def _follow(graph, given: list) -> list:
         if isinstance(operation, keras.Model):
             inner = _keras.functional(operation)
         if inner is not None and len(inner.inputs) == len(sources):
-            results = _follow(inner, sources)
+            results = _follow(inner, sources, seen)
         else:
+            taken = tuple(filter(None, sources))
+            seen.append(Use(operation, node.input_tensors[0].shape, taken))
             if isinstance(operation, FieldOutputs):
                 source = operation
-            elif source and _of_keras(operation) and getattr(operation, "weights", ()):
-                taking = f"{type(operation).__name__} '{operation.name}' behind it"
-                raise _error(source, taking)
             results = [source if "complex" in t.dtype else None for t in tensors]
         fields |= zip(map(id, tensors), results, strict=True)
     return [fields.get(id(t)) for t in graph.outputs]

@@ -70,13 +70,12 @@ def programs(n: int, batch: int, planes: int):
 
     fields, phases = problem(n, batch, planes)
     fields = tf.constant(fields)
-    layers = []
+    layers = [keras.Input(fields.shape[1:], dtype="complex64")]
     for phase in phases:
         start = keras.initializers.Constant(phase)
         mask = PhaseMask(phase_initializer=start)
         layers += [FreeSpace(DISTANCE, band_limit=False, padding=0), mask]
     stack = keras.Sequential(layers)
-    stack.build(fields.shape)
     variables = [v.value for v in stack.trainable_variables]
 
     @tf.function

@@ -346,7 +346,7 @@ RANDOM = {"rotation": 2.0, "shift": 0.5, "distance_error": 5.0, "tilt": 1.0}
 )
 def test_networks_train_robustly_and_on_a_device(data, wrap):
     trainer = compiled(wrap(planes()))
-    losses = trainer.fit(*data, epochs=8, verbose=0).history["loss"]
+    losses = trainer.fit(*data, epochs=4, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
 
 
@@ -363,7 +363,7 @@ def test_mixed_precision_keeps_phases_and_fields_wide(data):
     plain = planes(nonlinearity=Saturable)
     plain.set_weights(model.get_weights())
     np.testing.assert_allclose(outputs, plain(data[0]), atol=2e-3)
-    losses = model.fit(*data, epochs=8, verbose=0).history["loss"]
+    losses = model.fit(*data, epochs=4, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
 
 

@@ -416,7 +416,7 @@ DIFFERENTIABLE = {
         lambda **k: MaskedSLM(3, grid=(1, 2), display_range=(-4, 4), contrast=8.0, **k),
         (2, 3, 4),
     ),
-    "space": (lambda **k: FreeSpace(1e-4, pitch=6e-7, **k), (2, 6, 5)),
+    "space": (lambda **k: FreeSpace(2e-5, pitch=6e-7, **k), (2, 6, 5)),
     "lens": (lambda **k: Lens(2e-4, **k), (2, 6, 5)),
     "phases": (lambda **k: PhaseMask(**k), (2, 6, 5)),
     "amplitudes": (lambda **k: AmplitudeMask(**k), (2, 6, 5)),

@@ -141,7 +141,6 @@ def check_training(x, y, chip):
                 pnn.CentralDifference(),
                 pnn.FeedbackAlignment(),
                 pnn.ForwardGradient(),
-                pnn.ParameterShift(),
                 pnn.SPGD(),
                 pnn.SPSA(),
             )
@@ -157,16 +156,26 @@ def check_training(x, y, chip):
     return sat
 
 
-def check_monitors(x, y):
-    """Trains a mesh by the light at its phase shifters."""
+def check_meshes(x, y):
+    """Trains a mesh by the light at its phase shifters, and by shifts."""
     inputs = keras.Input((4,))
     fields = pnn.layers.MZIMesh(4)(inputs)
     mesh = keras.Model(inputs, pnn.layers.Photodetector(ports=[[0, 1], 2, 3])(fields))
     chip = pnn.Variation(theta_error=0.1).sample(mesh, 1)[0]
-    online = pnn.SATModel(mesh, ascent=None, device=chip, gradient=pnn.Adjoint())
-    online.compile("adam", LOSS)
-    online.fit(x, y, verbose=0)
-    assert online.measurements == 4 * len(x)
+    # Six thetas, and six phi and four gamma.
+    for gradient, settings in ((pnn.Adjoint(), 4), (pnn.ParameterShift(), 45)):
+        online = pnn.SATModel(mesh, ascent=None, device=chip, gradient=gradient)
+        online.compile("adam", LOSS)
+        online.fit(x, y, verbose=0)
+        assert online.measurements == settings * len(x)
+
+
+def check_local(x, y):
+    """Trains two banks, each by a loss of its own."""
+    local = pnn.LocalClassifier([pnn.layers.MRRBank(4) for _ in range(2)], classes=3)
+    sat = pnn.SATModel(local, ascent=None, gradient=pnn.PhyLL())
+    sat.compile("adam", LOSS)
+    assert np.isfinite(sat.fit(x, y, verbose=0).history["loss"]).all()
 
 
 def check_hardware(model, chip, x, folder):
@@ -264,7 +273,8 @@ def main(folder: pathlib.Path):
     assert isinstance(devices, pnn.DeviceSet)
     assert isinstance(devices[0], pnn.SimulatedDevice)
     sat = check_training(x, y, devices[0])
-    check_monitors(x, y)
+    check_meshes(x, y)
+    check_local(x, y)
     found = pnn.evaluate_devices(sat, x, y, devices)
     assert isinstance(found, pnn.DeviceEvaluation)
     check_hardware(model, devices[0], x, folder)

@@ -421,6 +421,25 @@ def test_every_ascent_takes_its_gradients_from_every_source(source):
             assert trainer.measurements == 16 * passes.get(name(ascent), 2)
 
 
+@pytest.mark.parametrize(
+    ("source", "ascent"),
+    [
+        (pnn.ParameterShift, lambda: pnn.ESAM(0.05)),
+        (pnn.FeedbackAlignment, lambda: pnn.LookSAM(0.05, every=2)),
+        (pnn.ForwardGradient, lambda: pnn.MESA(start=1)),
+    ],
+)
+def test_branches_of_a_compiled_step_are_those_of_an_eager_one(source, ascent):
+    found = []
+    for eager in (True, False):
+        trainer = trained(
+            source(), ascent(), pnn.SimulatedDevice({}), run_eagerly=eager
+        )
+        trainer.fit(X, Y, batch_size=6, epochs=2, shuffle=False, verbose=0)
+        found.append([*numbers(trainer.trainable_variables), trainer.measurements])
+    assert_same(*found, 1e-5)
+
+
 # Keras' contracts.
 
 

@@ -1,8 +1,16 @@
 """What all tests share."""
 
+import gc
+
 import keras
 import numpy as np
 import pytest
+
+
+def pytest_collection_finish():
+    # What is imported stays: the collector need not walk over it again and again.
+    gc.collect()
+    gc.freeze()
 
 
 def _seed():

@@ -87,7 +87,7 @@ def check_layers(folder):
     x = layers.ADC(8)(layers.ShotNoise(1e4)(layers.Photodetector()(x)))
     x = layers.MZIMesh(4)(layers.Attenuators(4)(x))
     masks = layers.MaskedSLM(2, dac=layers.DAC(8, -1.0, 1.0))(inputs[..., 0])
-    outputs = [layers.BalancedDetector()(x), masks]
+    outputs = [layers.BalancedDetector()(x), layers.HomodyneDetector()(x), masks]
     model = keras.Model(inputs, outputs)
     assert len(layers.physical_layers(model)) >= 5
     data = np.random.default_rng(0).random((2, 6, 6, 2), "float32")
@@ -100,10 +100,13 @@ def check_tunings():
     """Finds the weights of rings by each kind of tuning."""
     control = np.linspace(0, 2, 200)
     curve = 1 - 2 / (1 + ((control - 1) / 0.2) ** 2)
+    fitted = pnn.HeaterTuning.fit(control, curve)
+    assert isinstance(fitted, pnn.TuningFit)
     tunings = (
         pnn.LorentzianTuning(),
         pnn.HeaterTuning(),
         pnn.MeasuredTuning(control, curve, "nm"),
+        pnn.RingTunings([fitted.tuning, pnn.HeaterTuning()]),
     )
     for tuning in tunings:
         assert isinstance(tuning, pnn.Tuning)
@@ -135,6 +138,7 @@ def check_training(x, y, chip):
         pnn.SATModel(
             network(), adversarial={"temperature": pnn.FiniteDifference(0.5, step=0.1)}
         ),
+        pnn.SATModel(network(), variation=pnn.Variation(stuck=pnn.Stuck(0.1))),
         *(
             pnn.SATModel(network(), device=chip, gradient=gradient)
             for gradient in (
@@ -214,6 +218,12 @@ def check_deployment(folder):
     assert isinstance(found, pnn.Conversion)
     pnn.export_controls(found.model, folder / "controls.csv")
     pnn.load_controls(found.model, folder / "controls.csv")
+    try:
+        cost = pnn.hardware_cost(found.model)
+    except ImportError as error:
+        assert "keras-pnn[cost]" in str(error) and pnn.HardwareCost
+    else:
+        assert isinstance(cost, pnn.HardwareCost) and cost.total["power_mW"] > 0
 
 
 def check_curvature(model, x, y):
@@ -229,7 +239,7 @@ def check_curvature(model, x, y):
 
 
 def check_report(model, x, y, devices, folder):
-    """Measures a report in parts, merges them, and writes each format."""
+    """Measures a report in parts, reads them, and writes each format."""
     study = {
         "devices": list(devices),
         "sweeps": {"temperature": [-1, 0, 1]},
@@ -238,12 +248,13 @@ def check_report(model, x, y, devices, folder):
         "worst_case": False,
         "verbose": 0,
     }
+    parts = folder / "parts"
     for i in range(2):
-        part = folder / f"part{i}"
-        pnn.robustness_rows(model, x, y, cache_dir=part, part=(i, 2), **study)
-    files = [path for i in range(2) for path in (folder / f"part{i}").iterdir()]
-    pnn.merge_rows(files, folder / "all.sqlite")
-    report = pnn.robustness_report(model, x, y, **study)
+        pnn.robustness_rows(model, x, y, cache_dir=parts, part=(i, 2), **study)
+    with pnn.robustness.ProcessPool(1, threads=1) as pool:
+        # Nothing is left to measure, so that no process is started.
+        study |= {"cache_dir": parts, "executor": pool}
+        report = pnn.robustness_report(model, x, y, **study)
     assert isinstance(report, pnn.RobustnessResult) and str(report)
     for name in ("report.json", "report.csv"):
         report.save(folder / name)

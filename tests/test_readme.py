@@ -4,6 +4,7 @@ import pytest
 import readme
 
 
+@pytest.mark.pages
 @pytest.mark.parametrize("system", readme.SYSTEMS)
 def test_example_prints_the_table(system, monkeypatch):
     monkeypatch.setenv("KERAS_PNN_DATA", "digits")

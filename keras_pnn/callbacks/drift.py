@@ -18,7 +18,7 @@ import tensorflow as tf
 from keras_pnn import _checks, _keras
 from keras_pnn.devices.simulated import restoring
 from keras_pnn.layers.context import measuring_device
-from keras_pnn.layers.lookup import find
+from keras_pnn.layers.lookup import find_gradual
 from keras_pnn.training import bench
 
 
@@ -29,11 +29,12 @@ class DriftInjection(keras.callbacks.Callback):
     an exception: other callbacks, checkpoints, and validation of a model that drifts in
     training see the unchanged device.
 
-    The process gives a deviation, alike for all elements of the imperfection, which
-    adds to those of an installed device, of a device in the loop, of other injections
-    and of random draws. On the design alone, 0.05 is a temperature of 0.05 K, and a
-    scale of 1.05. A power imbalance (`"splitter_imbalance"`) adds to the splitters'
-    angles; beyond ±1 it counts as ±1.
+    The process gives a deviation, alike for all elements of the imperfection, or one
+    for each (`drift.Recorded` with several series). It adds to those of an installed
+    device, of a device in the loop, of other injections and of random draws. On the
+    design alone, 0.05 is a temperature of 0.05 K, and a scale of 1.05. A power
+    imbalance (`"splitter_imbalance"`) adds to the splitters' angles; beyond ±1 it
+    counts as ±1.
 
     The deviation is `process.at(index, seed)`, where the index is
 
@@ -166,7 +167,7 @@ class DriftInjection(keras.callbacks.Callback):
 
     def _find(self):
         try:
-            self._quantities = find(self.model, self.imperfection)
+            self._quantities = find_gradual(self.model, self.imperfection)
         except ValueError as error:
             if self.model.built:
                 raise
@@ -185,17 +186,24 @@ class DriftInjection(keras.callbacks.Callback):
         """Computes the deviations of the step that is about to run."""
         if self.every == "epoch":
             step, seed = self._epoch, self.seed
-        amount = float(self.process.at(step, seed))
-        if not math.isfinite(amount):
+        amount = np.asarray(self.process.at(step, seed), "float64")
+        if amount.ndim > 1 or not np.isfinite(amount).all():
             raise ValueError(
-                "Argument `process` must give finite numbers. "
+                "Argument `process` must give finite numbers, one or a series. "
                 f"Received: {amount} at step {step} from {self.process!r}"
             )
-        self._deviations = []
-        for quantity in self._quantities:
-            variable = quantity.variable
-            filled = tf.fill(variable.shape, tf.constant(amount, variable.dtype))
-            self._deviations.append(quantity.deviation(filled))
+        self._deviations = [self._filled(q, amount) for q in self._quantities]
+
+    def _filled(self, quantity, amount: np.ndarray) -> tf.Tensor:
+        """Returns a number, or one for each element, as a deviation of a variable."""
+        places = quantity.layer.places(quantity.name)
+        if amount.ndim and len(amount) > places.max(initial=0) + 1:
+            expected = f"at most as many series as '{quantity.path}' has elements"
+            received = f"{len(amount)} series for {places.max(initial=0) + 1}"
+            raise _checks.error("process", expected, received)
+        values = amount[places % len(amount)] if amount.ndim else amount
+        values = np.broadcast_to(values, places.shape)
+        return quantity.deviation(tf.constant(values, quantity.variable.dtype))
 
     def _step(self, function, iterator):
         """Runs one step on the drifted device."""

@@ -2,5 +2,13 @@
 
 from keras_pnn.deploy.controls import export_controls, load_controls
 from keras_pnn.deploy.conversion import Conversion, convert
+from keras_pnn.deploy.cost import HardwareCost, hardware_cost
 
-__all__ = ["Conversion", "convert", "export_controls", "load_controls"]
+__all__ = [
+    "Conversion",
+    "HardwareCost",
+    "convert",
+    "export_controls",
+    "hardware_cost",
+    "load_controls",
+]

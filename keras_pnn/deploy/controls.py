@@ -11,7 +11,7 @@ from keras_pnn.layers.limits import DAC, ControlRange, range_of
 from keras_pnn.layers.lookup import physical_layers
 from keras_pnn.layers.physical import PhysicalLayer
 from keras_pnn.layers.ring_layer import RingLayer
-from keras_pnn.physics.tuning import MeasuredTuning
+from keras_pnn.physics.tuning import MeasuredTuning, RingTunings
 
 _HEADER = [
     "layer",
@@ -175,7 +175,7 @@ def _read(
     if not np.float32(low) <= np.float32(value) <= np.float32(high):
         expected = f"a value from {low} to {high}"
         tuning = getattr(quantity.layer, "tuning", None)
-        if isinstance(tuning, MeasuredTuning) and not (
+        if isinstance(tuning, MeasuredTuning | RingTunings) and not (
             tuning.training_range[0] <= value <= tuning.training_range[1]
         ):
             expected += ", away from the ends of the measured curve by its `margin`"

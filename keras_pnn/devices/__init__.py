@@ -5,6 +5,7 @@ from keras_pnn.devices.axis import Axis
 from keras_pnn.devices.evaluation import DeviceEvaluator, evaluate_devices
 from keras_pnn.devices.result import DeviceEvaluation
 from keras_pnn.devices.simulated import DeviceSet, SimulatedDevice
+from keras_pnn.devices.stuck import Stuck
 from keras_pnn.devices.sweeps import grid, sweep
 from keras_pnn.devices.variation import Correlated, Variation
 
@@ -15,6 +16,7 @@ __all__ = [
     "DeviceEvaluator",
     "DeviceSet",
     "SimulatedDevice",
+    "Stuck",
     "Variation",
     "drift",
     "evaluate_devices",

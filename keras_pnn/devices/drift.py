@@ -13,6 +13,7 @@ import functools
 import itertools
 import math
 import os
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -25,7 +26,7 @@ _BLOCK = 1024
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Process(Brief):
-    """Base of the drift processes: a number for each step.
+    """Base of the drift processes: a number for each step, or several.
 
     A subclass is a frozen dataclass and implements `_value(step, seed)`, where `step`
     is a non-negative int and `seed` a tuple of ints, both already checked. Its fields
@@ -47,8 +48,10 @@ class Process(Brief):
             number = _checks.real(field.name, value, **field.metadata)
             object.__setattr__(self, field.name, number)
 
-    def at(self, step: int, seed: int | tuple[int, ...] = 0) -> float:
-        """Returns the value at one step, a float in the unit of what drifts.
+    def at(self, step: int, seed: int | tuple[int, ...] = 0) -> float | np.ndarray:
+        """Returns the value at one step, in the unit of what drifts.
+
+        A float, or an array (series,) of a `Recorded` with several.
 
         Args:
             step: Non-negative integer.
@@ -65,10 +68,10 @@ class Process(Brief):
             seed: As in `at`.
 
         Returns:
-            A float64 array of shape `(steps,)`.
+            A float64 array of shape `(steps,)`, or `(steps, series)`.
         """
         steps, seed = _checks.integer("steps", steps, 0), _seed(seed)
-        return np.fromiter((self._value(i, seed) for i in range(steps)), "float64")
+        return np.array([self._value(i, seed) for i in range(steps)], "float64")
 
     def get_config(self) -> dict:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -259,16 +262,18 @@ class Sinusoid(Process):
 @keras.saving.register_keras_serializable(package="keras_pnn")
 @dataclasses.dataclass(frozen=True, repr=False)
 class Recorded(Process):
-    """A measured drift, one value per step.
+    """A measured drift, one value per step, or one series for each ring.
 
     Args:
-        values: Sequence of at least one finite number, in the unit of the quantity.
+        values: Sequence of at least one finite number, in the unit of the quantity; or
+            an array (steps, series). Rings take several series in turn, row by row of
+            their bank, the elements of other layers in their order.
         past_end: What a step beyond the record gives: `"raise"` raises a ValueError,
             `"hold"` gives the last value, `"repeat"` starts the record again.
 
     Raises:
-        ValueError: If `values` is no sequence of at least one finite number, or
-            `past_end` is unknown.
+        ValueError: If `values` is no sequence of at least one finite number or no
+            array of them, or `past_end` is unknown.
 
     Example:
 
@@ -283,17 +288,22 @@ class Recorded(Process):
 
     def __post_init__(self):
         values = _checks.array("values", self.values)
-        if values.ndim != 1 or not len(values):
-            expected = "a one-dimensional sequence of at least one number"
+        if values.ndim not in (1, 2) or not values.size:
+            expected = "at least one number, or an array (steps, series)"
             raise _checks.error("values", expected, _checks.short(self.values))
         _checks.choice("past_end", self.past_end, ("raise", "hold", "repeat"))
-        object.__setattr__(self, "values", tuple(values.tolist()))
+        rows = values.tolist()
+        rows = tuple(map(tuple, rows)) if values.ndim == 2 else tuple(rows)
+        object.__setattr__(self, "values", rows)
 
     @classmethod
     def from_csv(
-        cls, path: str | os.PathLike, column: str | None = None, past_end: str = "raise"
+        cls,
+        path: str | os.PathLike,
+        column: str | Sequence[str] | None = None,
+        past_end: str = "raise",
     ) -> "Recorded":
-        """Reads one column of a CSV file with a header line.
+        """Reads one column of a CSV file with a header line, or several.
 
         Values are taken as they stand: a unit in the header, as in `temperature_K`,
         is for the reader and must be the unit of the imperfection.
@@ -302,7 +312,8 @@ class Recorded(Process):
             path: Path of a file in UTF-8. Cells may be separated by commas, semicolons
                 or tabs, with decimal commas in the latter two; blank lines and lines
                 that begin with `#` are skipped.
-            column: Header of the column. May be left out if there is one column.
+            column: Header of the column. May be left out if there is one column. A
+                list of headers gives one series for each.
             past_end: As in `Recorded`.
 
         Returns:
@@ -318,13 +329,18 @@ class Recorded(Process):
         table = _tables.read(path)
         if column is None and len(table.headings) == 1:
             column = table.headings[0]
-        if table.headings.count(column) != 1:
-            expected = f"the name of exactly one of the columns {table.headings}"
-            raise _checks.error("column", f"{expected} of {path}", repr(column))
+        several = isinstance(column, list | tuple) and len(column) > 0
+        names = list(column) if several else [column]
+        for name in names:
+            if table.headings.count(name) != 1:
+                expected = f"the name of exactly one of the columns {table.headings}"
+                raise _checks.error("column", f"{expected} of {path}", repr(name))
         if not table.rows:
             expected = f"a CSV file with at least one row below {table.headings}"
             raise _checks.error("path", expected, repr(table.path))
-        return cls(table.numbers(table.headings.index(column)), past_end=past_end)
+        series = [table.numbers(table.headings.index(name)) for name in names]
+        values = np.stack(series, axis=1) if several else series[0]
+        return cls(values, past_end=past_end)
 
     def _value(self, step, seed):
         count = len(self.values)
@@ -334,9 +350,9 @@ class Recorded(Process):
                 "past_end='hold' or 'repeat' goes on beyond its end. "
                 f"Received: step={step}"
             )
-        if self.past_end == "repeat":
-            return self.values[step % count]
-        return self.values[min(step, count - 1)]
+        step = step % count if self.past_end == "repeat" else min(step, count - 1)
+        value = self.values[step]
+        return np.array(value) if isinstance(value, tuple) else value
 
 
 @functools.lru_cache(maxsize=8)

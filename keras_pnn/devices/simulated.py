@@ -283,7 +283,7 @@ class SimulatedDevice(Shown):
             )
         imperfections = layer.current_values()[1]
         for name, (quantity, value) in self._attached[id(layer)].items():
-            imperfections[name] = value + quantity.passing()
+            imperfections[name] = quantity.joined(value, quantity.passing())
         return imperfections
 
     def _parts(self):

@@ -9,8 +9,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks
+from keras_pnn.devices.draws import standard_normal, uniform_numbers
 from keras_pnn.devices.named import Deviations
 from keras_pnn.devices.simulated import DeviceSet, SimulatedDevice
+from keras_pnn.devices.stuck import Stuck
 from keras_pnn.layers.lookup import architecture, find
 from keras_pnn.layers.quantity import Quantity
 
@@ -91,7 +93,8 @@ class Variation:
 
     Args:
         **spreads: for each imperfection (`resonance_shift`) a standard deviation in
-            its unit, a TFP distribution, or `Correlated(std, length)`. Every layer
+            its unit, a TFP distribution, or `Correlated(std, length)`; and `stuck`, a
+            `Stuck(probability, at)`, for controls that cannot be set. Every layer
             has its own draws, except for an imperfection that the chip shares
             (`temperature`). The name of a weight (`kernel`) adds the draw to
             the weight. `splitter_imbalance` draws the power imbalance of splitters
@@ -127,10 +130,13 @@ class Variation:
                 "resonance_shift=0.08. Received: nothing"
             )
         for name, spread in self.spreads.items():
+            if (name.rpartition("/")[2] == "stuck") != isinstance(spread, Stuck):
+                expected = "a `Stuck`, which no other name takes, for controls"
+                raise _checks.error("stuck", expected, f"{name}={spread!r}")
             if isinstance(spread, int | float | np.number):
                 self.spreads[name] = _checks.real(name, spread, low=0)
             elif not (
-                isinstance(spread, _Scaled)
+                isinstance(spread, _Scaled | Stuck)
                 or hasattr(spread, "draw")
                 or hasattr(spread, "sample")
             ):
@@ -144,7 +150,7 @@ class Variation:
         def is_one(spread):
             if isinstance(spread, _Scaled):
                 return is_one(spread.spread)
-            ours = isinstance(spread, float) or hasattr(spread, "draw")
+            ours = isinstance(spread, float | Stuck) or hasattr(spread, "draw")
             return not ours and not _has_quantile(spread)
 
         return [name for name, spread in self.spreads.items() if is_one(spread)]
@@ -166,7 +172,12 @@ class Variation:
                         f"'{quantity.layer.name}'"
                     )
                 plan[id(quantity.variable)] = quantity, name
-        return [(quantity, self.spreads[name]) for quantity, name in plan.values()]
+        pairs = [(quantity, self.spreads[name]) for quantity, name in plan.values()]
+        for quantity, spread in pairs:
+            if quantity.holds and not isinstance(spread, Stuck):
+                expected = "given by `stuck=Stuck(…)`, which draws it"
+                raise _checks.error(quantity.path, expected, repr(spread))
+        return pairs
 
     def deviations(self, model: keras.layers.Layer, seed):
         """Draws one device, inside or outside a graph.
@@ -245,15 +256,18 @@ class Variation:
                 return factor * spread
             if isinstance(spread, Correlated):
                 return Correlated(factor * spread.std, spread.length)
+            if isinstance(spread, Stuck):
+                return Stuck(min(1.0, factor * spread.probability), spread.at)
             return _Scaled(spread, factor)
 
         return Variation({name: times(s) for name, s in self.spreads.items()})
 
     def get_config(self) -> dict:
         for name, spread in self.spreads.items():
-            if not isinstance(spread, float | Correlated):
+            if not isinstance(spread, float | Correlated | Stuck):
                 raise ValueError(
-                    "A Variation is saved with standard deviations and `Correlated`; "
+                    "A Variation is saved with standard deviations, `Correlated` and "
+                    "`Stuck`; "
                     f"pass other distributions again after loading. Received: {name}="
                     f"{spread!r}"
                 )
@@ -270,28 +284,6 @@ class Variation:
         return f"Variation({inner})"
 
 
-def standard_normal(shape: tuple[int, ...], seed, dtype) -> tf.Tensor:
-    """Returns standard normal numbers, alike in eager mode, in graphs and under XLA.
-
-    They differ in rounding alone. XLA draws other floats than TensorFlow does, but the
-    same whole numbers, which are transformed here (Box and Muller). The seed is two
-    integers.
-    """
-    wide = tf.as_dtype(dtype) if tf.as_dtype(dtype).size > 4 else tf.float32
-    bits = _whole_numbers((2, *shape), seed)
-    # Never 0, whose logarithm is infinite.
-    uniform = (tf.cast(bits, wide) + 0.5) * 2.0**-32
-    radius = tf.sqrt(-2 * tf.math.log(uniform[0]))
-    return tf.cast(radius * tf.cos(2 * math.pi * uniform[1]), dtype)
-
-
-def _whole_numbers(shape: tuple[int, ...], seed) -> tf.Tensor:
-    """Returns random whole numbers below 2³², the same under XLA as without."""
-    return tf.random.stateless_uniform(
-        shape, seed, minval=None, maxval=None, dtype="uint32", alg="philox"
-    )
-
-
 def _has_quantile(distribution) -> bool:
     """Tells whether draws can be the quantiles of uniform numbers."""
     if tuple(distribution.event_shape):
@@ -306,6 +298,8 @@ def _has_quantile(distribution) -> bool:
 def _draw(quantity: Quantity, spread, seed):
     if isinstance(spread, _Scaled):
         return spread.factor * _draw(quantity, spread.spread, seed)
+    if isinstance(spread, Stuck):
+        return spread.draw_for(quantity, seed)
     shape, dtype = tuple(quantity.variable.shape), quantity.variable.dtype
     if isinstance(spread, float):
         return spread * standard_normal(shape, seed, dtype)
@@ -314,9 +308,7 @@ def _draw(quantity: Quantity, spread, seed):
     own = tuple(spread.batch_shape) + tuple(spread.event_shape)
     extra = shape[: len(shape) - len(own)]
     if _has_quantile(spread):
-        bits = _whole_numbers((*extra, *own), seed)
-        # 23 bits, so that float32 holds neither 0 nor 1.
-        uniform = (tf.cast(tf.bitwise.right_shift(bits, 9), "float32") + 0.5) * 2.0**-23
+        uniform = uniform_numbers((*extra, *own), seed)
         sample = spread.quantile(tf.cast(uniform, spread.dtype))
     else:
         sample = spread.sample(extra, seed=seed)

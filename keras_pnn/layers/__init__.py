@@ -1,7 +1,13 @@
 """Compute with photonic devices as Keras layers."""
 
 from keras_pnn.layers import mesh_initializers
-from keras_pnn.layers.detectors import ADC, BalancedDetector, Photodetector, ShotNoise
+from keras_pnn.layers.detectors import (
+    ADC,
+    BalancedDetector,
+    HomodyneDetector,
+    Photodetector,
+    ShotNoise,
+)
 from keras_pnn.layers.limits import DAC, ControlRange
 from keras_pnn.layers.lookup import controls_of, physical_layers
 from keras_pnn.layers.mrr import MRRBank, MRRConv2D
@@ -16,6 +22,7 @@ __all__ = [
     "Attenuators",
     "BalancedDetector",
     "ControlRange",
+    "HomodyneDetector",
     "MRRBank",
     "MRRConv2D",
     "MZIDense",

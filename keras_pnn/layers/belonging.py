@@ -4,12 +4,18 @@ import inspect
 
 from keras_pnn.physics import tuning
 
-_TUNINGS = (tuning.LorentzianTuning, tuning.HeaterTuning, tuning.MeasuredTuning)
+_TUNINGS = (
+    tuning.LorentzianTuning,
+    tuning.HeaterTuning,
+    tuning.MeasuredTuning,
+    tuning.RingTunings,
+)
 _DAC = ("bits", "low", "high")
 _IMPERFECTIONS = (
     "resonance_shift",
     "half_width_error",
     "temperature",
+    "reference_error",
     "theta_error",
     "phi_error",
     "splitter_error",

@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_pnn import _checks
 from keras_pnn.layers.limits import DAC
-from keras_pnn.layers.physical import refuse_complex
+from keras_pnn.layers.physical import arguments, refuse_complex
 from keras_pnn.physics import detection
 
 
@@ -243,6 +243,74 @@ class BalancedDetector(FieldDetector):
 
     def get_config(self) -> dict:
         return {**super().get_config(), "plus": self.plus, "minus": self.minus}
+
+
+@keras.saving.register_keras_serializable(package="keras_pnn")
+class HomodyneDetector(FieldDetector):
+    """Detects the real part of fields: `activation(Re(field) + bias)`.
+
+    Each port meets a local oscillator l in a 50:50 splitter. Its two outputs differ by
+    |f + l|²/2 − |f − l|²/2 = 2 Re(f l*), here in units in which that is Re(f).
+
+    Args:
+        activation: as in `Dense`.
+        use_bias: whether a digital bias is added.
+        bias_initializer, bias_regularizer, bias_constraint: as in `Dense`.
+
+    Input shape: `(batch, ..., modes)`, complex or real fields.
+
+    Output shape: that of the inputs, float32, or float64 under a float64 policy.
+
+    Raises:
+        ValueError: If the number of modes is unknown.
+
+    Example:
+
+    >>> field = np.array([[3j, 1.0 - 1j]], "complex64")
+    >>> pnn.layers.HomodyneDetector()(field).numpy()
+    array([[0., 1.]], dtype=float32)
+
+    Reference:
+
+    - Shen et al., Nat. Photonics 11:441 (2017): real matrices by meshes.
+    """
+
+    def __init__(
+        self,
+        activation=None,
+        use_bias: bool = True,
+        bias_initializer="zeros",
+        bias_regularizer=None,
+        bias_constraint=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.activation = keras.activations.get(activation)
+        self.use_bias = use_bias
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.bias_regularizer = keras.regularizers.get(bias_regularizer)
+        self.bias_constraint = keras.constraints.get(bias_constraint)
+
+    def build(self, input_shape) -> None:
+        self._build_for(input_shape)
+        self.bias = None
+        if self.use_bias:
+            self.bias = self.add_weight(
+                name="bias",
+                shape=(input_shape[-1],),
+                initializer=self.bias_initializer,
+                regularizer=self.bias_regularizer,
+                constraint=self.bias_constraint,
+            )
+
+    def call(self, inputs):
+        outputs = ops.cast(ops.real(inputs), self._output_dtype)
+        if self.bias is not None:
+            outputs = outputs + ops.cast(self.bias, outputs.dtype)
+        return self.activation(outputs)
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), **arguments(self, HomodyneDetector)}
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")

@@ -1,11 +1,11 @@
-"""Refuse complex fields where Keras would drop their imaginary part."""
+"""Follow fields through a model; refuse them where Keras would drop a part."""
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 import keras
 
 from keras_pnn import _keras
-from keras_pnn.layers.detectors import FieldDetector
+from keras_pnn.layers.detectors import BalancedDetector, Photodetector
 
 
 class FieldOutputs:
@@ -30,6 +30,38 @@ class FieldOutputs:
         return super().call(inputs)
 
 
+class Use(NamedTuple):
+    """One use of a layer in a model of nodes.
+
+    Args:
+        layer: the layer, or another operation of Keras.
+        shape: that of its first input, with the batch.
+        sources: the layers whose fields it takes; empty for digital inputs.
+    """
+
+    layer: keras.Operation
+    shape: tuple
+    sources: tuple
+
+    @property
+    def source(self) -> keras.layers.Layer | None:
+        """The first of the sources, if there is one."""
+        return next(iter(self.sources), None)
+
+
+def uses_of(model: keras.Model) -> list[Use] | None:
+    """Returns all uses of layers and operations in the order in which they run.
+
+    `None` for a model that is not one of nodes (functional, Sequential), or a wrapper
+    around one.
+    """
+    graph, seen = _keras.functional(model), []
+    if graph is None:
+        return None
+    _follow(graph, [None] * len(graph.inputs), seen)
+    return seen
+
+
 def check_fields(model: keras.Model) -> None:
     """Checks that no complex field of a mesh goes to what is made for real numbers.
 
@@ -46,13 +78,12 @@ def check_fields(model: keras.Model) -> None:
     graph = _keras.functional(model)
     if graph is None:
         return
-
-    def check(source, operation):
-        if _of_keras(operation) and getattr(operation, "weights", ()):
-            taking = f"{type(operation).__name__} '{operation.name}' behind it"
-            raise _error(source, taking)
-
-    outputs = _follow(graph, [None] * len(graph.inputs), check)
+    seen: list[Use] = []
+    outputs = _follow(graph, [None] * len(graph.inputs), seen)
+    for use in seen:
+        if use.sources and _of_keras(use.layer) and getattr(use.layer, "weights", ()):
+            taking = f"{type(use.layer).__name__} '{use.layer.name}' behind it"
+            raise _error(use.source, taking)
     sources = [s for s in outputs if s is not None]
     loss = getattr(model, "loss", None)
     loss = keras.losses.get(loss) if isinstance(loss, str) else loss
@@ -62,29 +93,26 @@ def check_fields(model: keras.Model) -> None:
 
 
 def detected(model: keras.Model, layer) -> bool:
-    """Tells whether the fields of a layer go to detectors alone.
+    """Tells whether the fields of a layer go to detectors of intensities alone.
 
     Args:
         model: a model; one that is not of nodes (functional, Sequential) gives False.
         layer: a layer of it that gives complex fields.
     """
-    graph, takers = _keras.functional(model), []
+    graph = _keras.functional(model)
     if graph is None:
         return False
-
-    def note(source, operation):
-        if source is layer:
-            takers.append(operation)
-
-    outputs = _follow(graph, [None] * len(graph.inputs), note)
-    detectors = all(isinstance(t, FieldDetector) for t in takers)
-    return bool(takers) and detectors and layer not in outputs
+    seen: list[Use] = []
+    outputs = _follow(graph, [None] * len(graph.inputs), seen)
+    takers = [use.layer for use in seen if layer in use.sources]
+    detected = all(isinstance(t, Photodetector | BalancedDetector) for t in takers)
+    return bool(takers) and detected and layer not in outputs
 
 
-def _follow(graph, given: list, note: Callable) -> list:
+def _follow(graph, given: list, seen: list[Use]) -> list:
     """Returns the layer that gives each output as a complex field, else `None`.
 
-    `note(source, operation)` is called for each operation that takes such a field.
+    Adds the uses of layers and operations to `seen`.
     """
     fields = dict(zip(map(id, graph.inputs), given, strict=True))
     for node in _keras.nodes(graph):
@@ -97,10 +125,10 @@ def _follow(graph, given: list, note: Callable) -> list:
         if isinstance(operation, keras.Model):
             inner = _keras.functional(operation)
         if inner is not None and len(inner.inputs) == len(sources):
-            results = _follow(inner, sources, note)
+            results = _follow(inner, sources, seen)
         else:
-            for taken in filter(None, sources):
-                note(taken, operation)
+            taken = tuple(filter(None, sources))
+            seen.append(Use(operation, node.input_tensors[0].shape, taken))
             if isinstance(operation, FieldOutputs):
                 source = operation
             results = [source if "complex" in t.dtype else None for t in tensors]

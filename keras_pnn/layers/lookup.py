@@ -11,7 +11,7 @@ from keras_pnn import _checks, _keras
 from keras_pnn.layers.belonging import place_of
 from keras_pnn.layers.physical import PhysicalLayer
 from keras_pnn.layers.quantity import Quantity
-from keras_pnn.physics.tuning import MeasuredTuning
+from keras_pnn.physics.tuning import MeasuredTuning, RingTunings
 
 # What chooses variables, see `select_variables`.
 Selection = str | Iterable[str] | Callable[[keras.Variable], bool]
@@ -62,7 +62,7 @@ def left_curves(model: keras.layers.Layer) -> str:
     measured = [
         repr(layer.name)
         for layer in physical_layers(model)
-        if isinstance(getattr(layer, "tuning", None), MeasuredTuning)
+        if isinstance(getattr(layer, "tuning", None), MeasuredTuning | RingTunings)
     ]
     if not measured:
         return ""
@@ -100,8 +100,9 @@ def find(model: keras.layers.Layer, name: str, weights: bool = False) -> list[Qu
     Args:
         model: a built model.
         name: an imperfection of every layer that has it (`"temperature"`) or of one
-            layer (`"mrr_bank_1/temperature"`), or an alias in which a layer accepts
-            deviations (`"splitter_imbalance"`).
+            layer (`"mrr_bank_1/temperature"`), an alias in which a layer accepts
+            deviations (`"splitter_imbalance"`), or `"stuck"` for all controls that may
+            be stuck.
         weights: whether names of trainable variables (`"kernel"`) are found too.
 
     Raises:
@@ -115,7 +116,7 @@ def find(model: keras.layers.Layer, name: str, weights: bool = False) -> list[Qu
             continue
         aliases = getattr(quantity.layer, "aliases", {})
         meant, convert = aliases.get(short, (short, None))
-        if quantity.name == meant:
+        if quantity.name == meant or (short == "stuck" and quantity.holds):
             found.append(dataclasses.replace(quantity, convert=convert))
     if not found:
         names = [q.name for q in candidates] + [q.path for q in candidates]
@@ -127,6 +128,19 @@ def find(model: keras.layers.Layer, name: str, weights: bool = False) -> list[Qu
             f"{', '.join(dict.fromkeys(names)) or 'none (is the model built?)'}. "
             f"{place_of(short)}{meant}Received: {name!r}"
         )
+    return found
+
+
+def find_gradual(model: keras.layers.Layer, name: str) -> list[Quantity]:
+    """Returns the imperfections that a name addresses, as `find`, if they have slopes.
+
+    Raises:
+        ValueError: As `find`, or if a control is stuck or not, with nothing between.
+    """
+    found = find(model, name)
+    if any(q.holds for q in found):
+        expected = "one that moves gradually; `Variation(stuck=…)` draws what is stuck"
+        raise _checks.error("imperfection", expected, repr(name))
     return found
 
 

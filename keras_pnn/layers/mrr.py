@@ -27,13 +27,15 @@ class MRRBank(RingLayer):
         ───○──○──○───► through ─┐
         ───○──○──○───► drop ────┴─ (−) ─► output, one row per unit
 
-    `outputs = activation(inputs · w(control) + bias)`, where `w` is the `tuning`:
-    for the balanced readout of an ideal ring w = T − D = 1 − 2 / (1 + u²), with
-    u the detuning over the half-width (Tait et al. 2017, eq. 1).
+    `outputs = activation(gain · inputs · w(control) + bias)`, where `w` is the
+    `tuning`: for the balanced readout of an ideal ring w = T − D = 1 − 2 / (1 + u²),
+    with u the detuning over the half-width (Tait et al. 2017, eq. 1).
 
     Controls: `control`, of shape (inputs, units), in the unit of the tuning.
     Imperfections: `resonance_shift` (nm) and `half_width_error` (relative), one per
-    ring, and `temperature` (K, one for the chip).
+    ring, `temperature` (K, one for the chip), and `control_stuck`, rings whose control
+    cannot be set, see `pnn.Stuck`. With `signed`, `reference_error` (relative), one for
+    the bank.
 
     Args:
         units: number of outputs.
@@ -49,9 +51,10 @@ class MRRBank(RingLayer):
         control_constraint: applied to the controls after each step. The default
             keeps them in the range of the tuning.
         temperature_sensitivity: resonance shift per kelvin, nm/K.
-        crosstalk: thermal crosstalk between the rings of a row, a matrix
-            (columns, columns) with ones on the diagonal, as
-            `physics.heater.crosstalk_matrix` returns it. Default: no crosstalk.
+        crosstalk: thermal crosstalk, a matrix with ones on the diagonal, measured or
+            as `physics.heater.crosstalk_matrix` and `nearest_neighbour` return it:
+            between the rings of a row (columns, columns), or between all rings of
+            the bank, row by row (rows · columns, rows · columns). Default: none.
         channel_spacing: distance of neighbouring channels in nm. If given, each
             channel passes all rings of its row. Default: it passes only its own ring.
         bank_size: (rows, columns) of the physical bank, on which the matrix is
@@ -61,6 +64,17 @@ class MRRBank(RingLayer):
             digital sum (two's complement, so that a dark tile reads 0). Default: exact.
         adc_range: largest absolute readout. Default: for each sample the
             largest of its tiles (an auto-ranging receiver).
+        gain: amplification behind the readout, electronic or digital: a number, an
+            array of one for each output, or `True`, one number that is trained. It is
+            no control, so that the ascent over controls leaves it alone. Default: 1.
+        signed: whether a tuning of one port alone, with transmissions T from 0 to 1,
+            gives the weights 2 T − 1: twice a reading, minus that of a reference, a row
+            without rings that adds up the inputs. Both readings have steps and noise
+            of their own, so that an output has √5 times the noise of a reading.
+        read_noise: standard deviation of each reading of a row, in the unit of input
+            times weight, in training and in inference. Readings of several tiles add
+            up.
+        seed: seed of the noise, as in `ShotNoise`.
 
     Input shape: `(batch, ..., inputs)`.
 
@@ -105,7 +119,7 @@ class MRRBank(RingLayer):
         if self.adc_bits is None:
             outputs = ops.matmul(inputs, kernel)
         else:
-            outputs = self._tiled_product(inputs, kernel)
+            outputs = self._tiled_product(inputs, kernel, imperfections)
         return self.activation(self._biased(outputs))
 
     def compute_output_shape(self, input_shape) -> tuple:
@@ -220,7 +234,8 @@ class MRRConv2D(RingLayer):
         images = ops.transpose(inputs, (0, 2, 3, 1)) if first else inputs
         if self.adc_bits is not None:
             images, axes = self._padded(images)
-            outputs = self._tiled_product(convolution.patches(images, axes), kernel)
+            patches = convolution.patches(images, axes)
+            outputs = self._tiled_product(patches, kernel, imperfections)
         elif current().stacked:
             images, axes = self._padded(images)
             outputs = convolution.convolve(images, kernel, axes, self.groups)

@@ -20,6 +20,7 @@ from keras_pnn import _checks, _warnings
 from keras_pnn.layers import mesh_initializers
 from keras_pnn.layers.fields import FieldOutputs
 from keras_pnn.layers.limits import DAC, get_dac
+from keras_pnn.layers.mesh_program import phases_around_stuck
 from keras_pnn.layers.physical import PhysicalLayer, arguments, check_built
 from keras_pnn.physics import decompose, interferometer, mesh
 from keras_pnn.physics.mesh.monitors import monitored
@@ -67,10 +68,12 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
     Controls: `theta` and `phi` in rad, (columns, modes // 2), and `gamma` in rad,
     (modes,). Imperfections: `theta_error` and `phi_error` in rad, in the shape of the
     phases; `splitter_error` in rad, (columns, modes // 2, 2), the splitter that light
-    meets first before the second; and `loss_db`, in the shape of the phases. The power
-    imbalance `splitter_imbalance` is an alias of `splitter_error`; draws of it are
-    clipped to [−1, 1]. Values in slots without a cell are ignored. They stay at 0,
-    unless a constraint, which acts on all slots, changes them.
+    meets first before the second; `loss_db`, in the shape of the phases; and
+    `theta_stuck`, `phi_stuck`, `gamma_stuck`, phases that cannot be set, see
+    `pnn.Stuck`. The power imbalance `splitter_imbalance` is an alias of
+    `splitter_error`; draws of it are clipped to [−1, 1]. Values in slots without a cell
+    are ignored. They stay at 0, unless a constraint, which acts on all slots, changes
+    them.
 
     Phases have no scale: adding 2π to `phi` or `gamma` changes nothing, and adding 2π
     to `theta` flips the sign of a cell, which `phi` and `gamma` can compensate (see
@@ -186,6 +189,8 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
         # Nominal values are numbers, which devices and reports print and compare.
         nominal = 0.0 if isinstance(self.loss_db, np.ndarray) else self.loss_db
         self.add_imperfection("loss_db", shape, unit="dB", nominal=nominal, mask=exists)
+        for name in _PHASES:
+            self.add_stuck(name)
 
     def compute_output_shape(self, input_shape) -> tuple:
         self._check_inputs(input_shape)
@@ -200,7 +205,7 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
 
     def _settings(self, controls: dict, imperfections: dict) -> dict:
         """Returns the arguments of `mesh.propagate` and `mesh.transfer_matrix`."""
-        phases = self.as_set(controls)
+        phases = self.held(self.as_set(controls), imperfections)
         loss_db = imperfections["loss_db"]
         if isinstance(self.loss_db, np.ndarray):
             loss_db = loss_db + tf.constant(self.loss_db, loss_db.dtype)
@@ -213,7 +218,7 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
                 phases[name] *= tf.cast(self._exists, phases[name].dtype)
         return {
             **phases,
-            **imperfections,
+            **{n: v for n, v in imperfections.items() if not self.quantity(n).holds},
             "arrangement": self.arrangement,
             "loss_db": tf.maximum(loss_db, 0.0),
             "straight_loss_db": self.straight_loss_db,
@@ -223,9 +228,9 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
     def as_set(self, controls: dict) -> dict:
         if self.dac is None:
             return dict(controls)
-        return {n: self.dac(phase) for n, phase in self._wrapped(controls).items()}
+        return {n: self.dac(phase) for n, phase in self.within_turn(controls).items()}
 
-    def _wrapped(self, controls: dict) -> dict:
+    def within_turn(self, controls: dict) -> dict:
         """Returns phases in the turn of the converter, [0, 2π) without one."""
         phases = (controls[name] for name in _PHASES)
         within = mesh.wrapped(*phases, self.arrangement, *self._range)
@@ -272,7 +277,9 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
 
         Crosstalk between the phase shifters is compensated: without a `dac` by phases
         of any size, with one by phases in its turn, which may leave a small distance;
-        see `physics.decompose.compensated`.
+        see `physics.decompose.compensated`. Where phases are known to be stuck (the
+        present `theta_stuck`, `phi_stuck`, `gamma_stuck`), all others are searched for
+        the nearest matrix, from these phases on.
 
         Args:
             unitary: complex or real matrix of shape (units, units).
@@ -280,7 +287,7 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
         Returns:
             The distance left, ‖U − Û‖_F / √units, with Û the matrix of the ideal mesh
             at the phases as they are stored and as the `dac` sets them, without
-            losses.
+            losses, with the phases that are stuck.
 
         Raises:
             ValueError: If the shape differs, or the matrix is not unitary.
@@ -291,13 +298,15 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
         """
         unitary = as_matrix("unitary", unitary, (self.units, self.units))
         self._assign(decompose.phases(unitary, self.arrangement))
+        self._work_around(unitary)
         self._warn_of_clipping()
         return relative_distance(self.lossless_matrix(), unitary)
 
     def correct(self, unitary: np.ndarray) -> float:
         """Sets the phases for a unitary matrix, correcting present imperfections.
 
-        They are corrected cell by cell; see `physics.decompose.correct`.
+        They are corrected cell by cell; see `physics.decompose.correct`. Phases that
+        are stuck are worked around as in `program`.
 
         Args:
             unitary: complex or real matrix of shape (units, units).
@@ -317,8 +326,20 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
         known = self._known_errors()
         result = decompose.correct(unitary, **known, arrangement=self.arrangement)
         self._assign(result.phases, within_turn=self.dac is not None)
+        self._work_around(unitary, **known)
         self._warn_of_clipping()
         return relative_distance(self.lossless_matrix(**known), unitary)
+
+    def _work_around(self, unitary: np.ndarray, **errors) -> None:
+        """Searches free phases for a matrix, if others are stuck at present."""
+        stuck = {n: np.asarray(self.imperfections[f"{n}_stuck"]) for n in _PHASES}
+        if any((s[..., 0] > 0.5).any() for s in stuck.values()):
+            found = phases_around_stuck(self, unitary, stuck, errors)
+            self._store(**found)
+
+    def stuck_range(self, name: str) -> tuple[float, float]:
+        """Returns the phases at which a shifter may be stuck: one turn."""
+        return self._range[0], self._range[0] + 2 * np.pi
 
     def _known_errors(self) -> dict[str, np.ndarray]:
         return {
@@ -342,7 +363,7 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
         """Warns if the phases to set lie beyond a converter of less than a turn."""
         if not isinstance(self.dac, DAC):
             return
-        within, limit = self._wrapped(self.current_values()[0]), self.dac.high
+        within, limit = self.within_turn(self.current_values()[0]), self.dac.high
         # Rounding to the last code is what any converter does.
         limit += (limit - self.dac.low) / (2**self.dac.bits - 1)
         beyond = sum(
@@ -384,7 +405,7 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
 
     def _wrap(self) -> None:
         if self.crosstalk is None or self.dac is not None:
-            self._store(**self._wrapped(self.controls))
+            self._store(**self.within_turn(self.controls))
             return
         now = {n: np.asarray(v, "float64") for n, v in self.controls.items()}
         both = self._exists * np.stack([now["theta"], now["phi"]])

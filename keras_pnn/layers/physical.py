@@ -1,6 +1,8 @@
 """Split a layer's values into controls, which training turns, and imperfections."""
 
+import dataclasses
 import inspect
+import math
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -136,6 +138,45 @@ class PhysicalLayer(keras.layers.Layer):
         self._imperfections[name] = quantity
         return variable
 
+    def add_stuck(self, name: str) -> keras.Variable:
+        """Lets devices hold elements of a control: the imperfection `<name>_stuck`.
+
+        Its last axis has two entries: whether the element is stuck (1, nominally 0),
+        and the value that it then has, in the control's unit. `forward` takes controls
+        from `held`, behind the converter.
+
+        Args:
+            name: a control.
+
+        Returns:
+            The variable, of the control's shape and two.
+        """
+        control = self._controls[name]
+        mask = None if control.mask is None else np.asarray(control.mask)[..., None]
+        shape = (*control.variable.shape, 2)
+        variable = self.add_imperfection(
+            f"{name}_stuck", shape, unit=control.unit, mask=mask
+        )
+        own = self._imperfections[f"{name}_stuck"]
+        self._imperfections[own.name] = dataclasses.replace(own, holds=name)
+        return variable
+
+    def held(self, controls: dict, imperfections: dict) -> dict:
+        """Returns controls of which those that are stuck have their own value.
+
+        Args:
+            controls: name to tensor, as the converter sets them.
+            imperfections: name to tensor.
+        """
+        found = dict(controls)
+        for name, quantity in self._imperfections.items():
+            if quantity.holds in found and name in imperfections:
+                stuck, value = tf.unstack(imperfections[name], axis=-1)
+                control = found[quantity.holds]
+                value = tf.cast(value, control.dtype)
+                found[quantity.holds] = tf.where(stuck > 0.5, value, control)
+        return found
+
     def _check_new(self, name: str) -> None:
         """Checks that a name means one control or imperfection, and no alias."""
         taken = [*self._controls, *self._imperfections, *self.aliases]
@@ -156,6 +197,18 @@ class PhysicalLayer(keras.layers.Layer):
     def quantity(self, name: str) -> Quantity:
         """Returns the description of a control or an imperfection."""
         return {**self._imperfections, **self._controls}[name]
+
+    def places(self, name: str) -> np.ndarray:
+        """Returns the number of each element of an imperfection on the hardware.
+
+        Elements with one number are one device, such as a ring that serves in several
+        passes.
+
+        Args:
+            name: an imperfection.
+        """
+        shape = tuple(self.imperfections[name].shape)
+        return np.arange(math.prod(shape)).reshape(shape)
 
     def check_given(self, name: str, value: np.ndarray) -> None:
         """Raises an error for values that a user chose outside a quantity's range.

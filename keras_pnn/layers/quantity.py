@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_pnn import _checks
 from keras_pnn._display import Brief
 
 _DRIFT = "_keras_pnn_drift"
@@ -29,6 +30,8 @@ class Quantity(Brief):
             all. The others keep their nominal value: they are neither drawn nor
             written to files.
         lower_bound: a bound that its values must exceed; `None` for no bound.
+        holds: the control whose stuck elements it describes, see
+            `PhysicalLayer.add_stuck`; `None` for all other quantities.
         convert: a function from a deviation in an alias (a power imbalance) to one
             of the variable (an angle); `None` if the variable's own name was used.
     """
@@ -42,6 +45,7 @@ class Quantity(Brief):
     shared: bool = False
     mask: np.ndarray | None = None
     lower_bound: float | None = None
+    holds: str | None = None
     convert: Callable | None = None
 
     @property
@@ -72,8 +76,17 @@ class Quantity(Brief):
 
     def added(self, deviation) -> tf.Tensor:
         """Returns the variable's present value plus a deviation."""
-        present = tf.convert_to_tensor(self.variable)
-        return present + tf.cast(deviation, present.dtype)
+        return self.joined(tf.convert_to_tensor(self.variable), deviation)
+
+    def joined(self, value, deviation) -> tf.Tensor:
+        """Returns a value of the variable plus a deviation.
+
+        A control that is stuck already stays at its value.
+        """
+        total = value + tf.cast(deviation, value.dtype)
+        if self.holds is None:
+            return total
+        return tf.where(value[..., :1] > 0.5, value, total)
 
     @property
     def present(self) -> np.ndarray:
@@ -110,10 +123,17 @@ class Quantity(Brief):
     def check(self, deviation, way_out: str = "") -> None:
         """Raises an error where a deviation reaches the bound, in the variable's dtype.
 
+        Of controls that are stuck, whether they are must be 0 or 1.
+
         Args:
             deviation: a number or an array, in the variable's unit.
             way_out: a sentence for the message.
         """
+        if self.holds is not None:
+            flags = np.unique(np.asarray(deviation)[..., 0])
+            if not set(flags) <= {0, 1}:
+                expected = "0 or 1 in front of each value"
+                raise _checks.error(self.path, expected, _checks.short(flags))
         if self.lower_bound is None:
             return
         # In the precision in which the sum is taken.

@@ -24,8 +24,9 @@ from keras_pnn.layers.ring_program import (
     controls_for,
     ideal_weights,
 )
-from keras_pnn.physics import detection
+from keras_pnn.layers.ring_readout import RingReadout
 from keras_pnn.physics import tuning as tunings
+from keras_pnn.physics.tuning.signed import SignedCurve
 
 
 class WeightPenalty(keras.regularizers.Regularizer):
@@ -48,7 +49,7 @@ class WeightPenalty(keras.regularizers.Regularizer):
         return penalty
 
 
-class RingLayer(RealInputs, PhysicalLayer):
+class RingLayer(RingReadout, RealInputs, PhysicalLayer):
     """Base of layers whose kernel is a matrix of microring weights.
 
     `MRRBank` and `MRRConv2D` explain the arguments.
@@ -74,6 +75,10 @@ class RingLayer(RealInputs, PhysicalLayer):
         dac: limits.DAC | None = None,
         adc_bits: int | None = None,
         adc_range: float | None = None,
+        gain: float | bool | np.ndarray | None = None,
+        signed: bool = False,
+        read_noise: float = 0.0,
+        seed: int | None = None,
         **kwargs,
     ):
         super().__init__(activity_regularizer=activity_regularizer, **kwargs)
@@ -111,14 +116,25 @@ class RingLayer(RealInputs, PhysicalLayer):
             _checks.real, "channel_spacing", channel_spacing, above=0
         )
         if channel_spacing is not None and isinstance(
-            self.tuning, tunings.MeasuredTuning
+            self.tuning, tunings.MeasuredTuning | tunings.RingTunings
         ):
             raise ValueError(
                 "`channel_spacing` models all rings of a row, which a measured curve "
-                f"of one ring cannot. Received: tuning={self.tuning}"
+                f"of one ring, or a curve for each, cannot. Received: {self.tuning}"
             )
         self.adc_bits = _checks.optional(_checks.integer, "adc_bits", adc_bits, 2, 24)
         self.adc_range = _checks.optional(_checks.real, "adc_range", adc_range, above=0)
+        if gain is not None and gain is not True:
+            gain = _checks.array("gain", gain, above=0)
+            gain = gain if gain.ndim else float(gain)
+        self.gain = gain
+        self.signed = _checks.boolean("signed", signed)
+        if self.signed:
+            SignedCurve(self.tuning)
+        self.read_noise = _checks.real("read_noise", read_noise, low=0)
+        self.seed = seed
+        if self.read_noise:
+            self.seed_generator = keras.random.SeedGenerator(seed)
         if adc_bits is None and adc_range is not None:
             raise ValueError(
                 f"`adc_range` needs `adc_bits`. Received: adc_range={adc_range}"
@@ -128,6 +144,8 @@ class RingLayer(RealInputs, PhysicalLayer):
         self._kernel_shape = tuple(int(n) for n in shape)
         self.outputs, self.fan_in = shape[-1], math.prod(shape[:-1])
         self._check_crosstalk()
+        row, column = self._rows_and_columns()
+        self.tuning = self.tuning.placed(row, column, self.columns)
         penalty = self.control_regularizer
         if self.kernel_regularizer is not None:
             penalty = WeightPenalty(self)
@@ -136,7 +154,7 @@ class RingLayer(RealInputs, PhysicalLayer):
             self._kernel_shape,
             unit=self.tuning.unit,
             initializer=ControlsForWeights(
-                self.kernel_initializer, self.tuning, self.control_limits
+                self.kernel_initializer, self.curve, self.control_limits
             ),
             regularizer=penalty,
             constraint=self.control_constraint,
@@ -147,6 +165,23 @@ class RingLayer(RealInputs, PhysicalLayer):
             "half_width_error", self._kernel_shape, unit="", lower_bound=-1.0
         )
         self.add_imperfection("temperature", (), unit="K", shared=True)
+        if self.signed:
+            self.add_imperfection("reference_error", (), unit="")
+        self.add_stuck("control")
+        self.gain_variable = None
+        if self.gain is not None:
+            trained = self.gain is True
+            shape = () if trained else np.shape(self.gain)
+            if shape not in ((), (self.outputs,)):
+                expected = f"one number, or {self.outputs} for the outputs"
+                raise _checks.error("gain", expected, f"shape {shape}")
+            start = 1.0 if trained else self.gain
+            self.gain_variable = self.add_weight(
+                name="gain",
+                shape=shape,
+                initializer=lambda shape, dtype: tf.cast(start, dtype),
+                trainable=trained,
+            )
         self.bias = None
         if self.use_bias:
             self.bias = self.add_weight(
@@ -157,11 +192,35 @@ class RingLayer(RealInputs, PhysicalLayer):
                 constraint=self.bias_constraint,
             )
 
+    def _rows_and_columns(self) -> list[np.ndarray]:
+        """Returns the row and the column of each ring on the bank."""
+        row, column = np.indices((self.outputs, self.fan_in))
+        places = row % self.rows, column % self.columns
+        return [place.T.reshape(self._kernel_shape) for place in places]
+
+    def places(self, name):
+        if tuple(self.imperfections[name].shape) != self._kernel_shape:
+            return super().places(name)
+        row, column = self._rows_and_columns()
+        return row * self.columns + column
+
     def _check_crosstalk(self) -> None:
-        if self.crosstalk is not None and len(self.crosstalk) != self.columns:
-            expected = f"of shape {(self.columns,) * 2}, for the rings of one row"
+        whole = self.rows * self.columns
+        if self.crosstalk is not None and len(self.crosstalk) not in (
+            self.columns,
+            whole,
+        ):
+            expected = (
+                f"of shape {(self.columns,) * 2}, for the rings of one row, or "
+                f"{(whole,) * 2}, for all rings of the bank"
+            )
             received = f"shape {self.crosstalk.shape}"
             raise _checks.error("crosstalk", expected, received)
+
+    @property
+    def curve(self) -> tunings.Tuning | SignedCurve:
+        """What turns controls into weights."""
+        return SignedCurve(self.tuning) if self.signed else self.tuning
 
     @property
     def rows(self) -> int:
@@ -204,6 +263,33 @@ class RingLayer(RealInputs, PhysicalLayer):
         rows = ops.reshape(rows, (self.outputs, -1))[:, : self.fan_in]
         return ops.reshape(ops.transpose(rows), self._kernel_shape)
 
+    def by_heat(self, matrix):
+        """Returns a matrix (fan_in, outputs) as groups of rings that warm each other.
+
+        With crosstalk in a row (outputs · tiles, columns), with that of a whole bank
+        (passes, rows · columns), ring by ring and row by row. Where the matrix does
+        not fill a bank, values are 0.
+        """
+        rows = self.by_row(matrix)
+        if len(self.crosstalk) == self.columns:
+            return ops.reshape(rows, (-1, self.columns))
+        over_outputs, over_inputs = self.tiles
+        missing = over_outputs * self.rows - self.outputs
+        filling = ops.zeros((missing, over_inputs, self.columns), dtype=rows.dtype)
+        banks = ops.concatenate([rows, filling], axis=0)
+        banks = ops.reshape(banks, (over_outputs, self.rows, over_inputs, self.columns))
+        banks = ops.transpose(banks, (0, 2, 1, 3))
+        return ops.reshape(banks, (self.passes, self.rows * self.columns))
+
+    def from_heat(self, groups):
+        """Inverts `by_heat`, and returns the kernel's shape."""
+        if len(self.crosstalk) == self.columns:
+            return self.by_kernel(groups)
+        banks = ops.reshape(groups, (*self.tiles, self.rows, self.columns))
+        rows = ops.transpose(banks, (0, 2, 1, 3))
+        rows = ops.reshape(rows, (-1, self.tiles[1] * self.columns))
+        return self.by_kernel(rows[: self.outputs])
+
     def as_set(self, controls):
         return {"control": self.driven(controls["control"])}
 
@@ -213,16 +299,17 @@ class RingLayer(RealInputs, PhysicalLayer):
 
     def weights_at(self, control, imperfections: dict):
         """Computes the weights at the controls that the converter has set."""
+        control = self.held({"control": control}, imperfections)["control"]
         width_error = imperfections["half_width_error"]
         warming = self.temperature_sensitivity * imperfections["temperature"]
         shift = imperfections["resonance_shift"] + warming
         if self.crosstalk is not None:
-            heated = self.by_row(self.tuning.heater_shift(control))
+            heated = self.by_heat(self.tuning.heater_shift(control))
             others = self.crosstalk - np.eye(len(self.crosstalk))
             spread = ops.matmul(heated, ops.cast(others.T, heated.dtype))
-            shift = shift + self.by_kernel(spread)
+            shift = shift + self.from_heat(spread)
         if self.channel_spacing is None:
-            return self.tuning.weight(control, shift, width_error)
+            return self.curve.weight(control, shift, width_error)
         detuning = self.tuning.detuning(control) + shift
         # Where the matrix does not fill a tile, rings are parked far away.
         detuning = self.by_row(detuning, fill=1e6)
@@ -230,50 +317,23 @@ class RingLayer(RealInputs, PhysicalLayer):
         offset = self.channel_spacing * (ring[:, None] - ring[None, :])
         detuning = detuning[..., None] + ops.cast(offset, detuning.dtype)
         return self.by_kernel(
-            self.tuning.row_weight(detuning, self.by_row(width_error)[..., None])
+            self.curve.row_weight(detuning, self.by_row(width_error)[..., None])
         )
 
     def _kernel(self, controls: dict, imperfections: dict):
         """Computes the weights in the compute dtype."""
         weights = self.weights_at(self.driven(controls["control"]), imperfections)
+        if self.signed:
+            weights = weights - imperfections["reference_error"]
         return ops.cast(weights, self.compute_dtype)
-
-    def _biased(self, outputs):
-        if self.bias is None:
-            return outputs
-        return outputs + ops.cast(self.bias, outputs.dtype)
-
-    def _tiled_product(self, inputs, kernel):
-        """Multiplies inputs (…, fan_in) by the kernel, reading each tile by the ADC."""
-        tiles = self.tiles[1]
-        padding = tiles * self.columns - self.fan_in
-        inputs = ops.pad(inputs, [[0, 0]] * (len(inputs.shape) - 1) + [[0, padding]])
-        inputs = ops.reshape(inputs, (*ops.shape(inputs)[:-1], tiles, self.columns))
-        partial = ops.einsum("...tc,utc->...tu", inputs, self.by_row(kernel))
-        # The readout has more steps than float16 or bfloat16 has digits.
-        dtype = keras.backend.result_type(partial.dtype, "float32")
-        partial = ops.cast(partial, dtype)
-        if self.adc_range is None:
-            axes = tuple(range(1, len(partial.shape)))
-            peak = ops.max(ops.abs(partial), axis=axes, keepdims=True)
-            peak = tf.stop_gradient(ops.maximum(peak, keras.config.epsilon()))
-            # The largest readout is the highest code.
-            scale = peak / (1 - 2.0 ** (1 - self.adc_bits))
-            partial = scale * self._read_out(partial / scale, 1.0)
-        else:
-            partial = self._read_out(partial, self.adc_range)
-        return ops.cast(ops.sum(partial, axis=-2), inputs.dtype)
-
-    def _read_out(self, value, limit: float):
-        """Rounds to two's complement codes: 0 is one, and `-limit` the lowest."""
-        high = limit * (1 - 2.0 ** (1 - self.adc_bits))
-        return detection.quantize(value, self.adc_bits, -limit, high)
 
     def program(self, weights: np.ndarray, clip: bool = False) -> float:
         """Sets the controls for target weights on the ideal device.
 
         Crosstalk between heaters, and between the rings and channels of a row, is
-        compensated; the steps of a `dac` are not.
+        compensated; the steps of a `dac` are not. Rings that are known to be stuck (the
+        present `control_stuck`) keep their weight; what they do to others is
+        compensated.
 
         Args:
             weights: effective weights, in the shape of the kernel.
@@ -284,7 +344,7 @@ class RingLayer(RealInputs, PhysicalLayer):
         Returns:
             The distance left, the root mean square of effective minus target weight,
             on the ideal device at the controls as they are stored and as the `dac`
-            sets them.
+            sets them, with the rings that are stuck.
 
         Raises:
             ValueError: If the shape differs, a weight is NaN or infinite, or one is
@@ -293,7 +353,7 @@ class RingLayer(RealInputs, PhysicalLayer):
         check_built(self)
         weights = _checks.array("weights", weights, self._kernel_shape, broadcast=False)
         controls, missed = controls_for(
-            self, self.tuning.clip(weights) if clip else weights
+            self, self.curve.clip(weights) if clip else weights
         )
         if missed.any() and not clip:
             low, high = self.control_limits
@@ -314,8 +374,19 @@ class RingLayer(RealInputs, PhysicalLayer):
 
     def heater_power(self) -> tf.Tensor | None:
         """Returns the power of each heater in mW, or `None` without heaters."""
-        controls, _ = self.current_values()
-        return self.tuning.heater_power(self.driven(controls["control"]))
+        controls, imperfections = self.current_values()
+        controls = self.held(self.as_set(controls), imperfections)
+        return self.tuning.heater_power(controls["control"])
+
+    def stuck_range(self, name: str) -> tuple[float, float]:
+        """Returns the controls at which a ring may be stuck: those that training sets.
+
+        Where they have no end, up to the highest weight that is solved for.
+        """
+        low, high = limits.common_range(self.control_limits, self.tuning.training_range)
+        if math.isinf(high):
+            high = float(np.max(self.tuning.control(self.tuning.clip(math.inf))))
+        return max(low, 0.0), high
 
     def get_config(self) -> dict:
         return {**super().get_config(), **arguments(self, RingLayer)}

@@ -43,12 +43,14 @@ def controls_for(layer, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         Controls within all limits, and a boolean array of the same shape: the weights
         that these controls miss.
     """
-    tuning, limits = layer.tuning, layer.control_limits
+    tuning, limits = layer.curve, layer.control_limits
+    stuck = stuck_rings(layer)[0]
     if layer.crosstalk is None and layer.channel_spacing is None:
         alone = tuning.control(weights)
         controls = np.clip(alone, *limits)
         error = np.abs(weights - np.asarray(tuning.weight(controls)))
-        return controls, (controls != alone) & (error > WEIGHT_TOLERANCE)
+        missed = (controls != alone) & (error > WEIGHT_TOLERANCE)
+        return controls, missed & ~stuck
     weights_at = ideal_weights(layer)
     target, best, least = weights, None, np.full(weights.shape, np.inf)
     # The tails of other rings are small beside a ring's own weight, so adding the
@@ -56,7 +58,7 @@ def controls_for(layer, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for _ in range(1 if layer.channel_spacing is None else 50):
         controls = _without_heat(layer, tuning.control(tuning.clip(target)))
         controls = np.clip(controls, *limits)
-        missing = weights - weights_at(controls)
+        missing = np.where(stuck, 0.0, weights - weights_at(controls))
         target = target + np.nan_to_num(missing)
         error = np.nan_to_num(np.abs(missing), nan=np.inf)
         # By output: a weight out of reach does not affect the rows of other outputs.
@@ -72,15 +74,22 @@ def controls_for(layer, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def ideal_weights(layer):
     """Returns a function from controls to weights on the ideal device, in float64.
 
-    Beyond the end of a measured curve weights are NaN.
+    Beyond the end of a measured curve weights are NaN. Rings that are stuck stay so.
     """
     ideal = {
         name: tf.constant(layer.quantity(name).nominal, "float64", v.shape)
         for name, v in layer.imperfections.items()
     }
+    ideal["control_stuck"] = tf.cast(layer.imperfections["control_stuck"], "float64")
     # In a graph, beyond the end of a measured curve is NaN, eagerly an error.
     weights_at = tf.function(layer.weights_at, autograph=False)
     return lambda controls: weights_at(tf.constant(controls, "float64"), ideal).numpy()
+
+
+def stuck_rings(layer) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which rings of a layer are stuck at present, and at what control."""
+    stuck = np.asarray(layer.imperfections["control_stuck"], "float64")
+    return stuck[..., 0] > 0.5, stuck[..., 1]
 
 
 def _without_heat(layer, controls: np.ndarray) -> np.ndarray:
@@ -92,22 +101,35 @@ def _without_heat(layer, controls: np.ndarray) -> np.ndarray:
     if layer.crosstalk is None:
         return controls
     shift = layer.tuning.heater_shift
-    rows = np.array(layer.by_row(shift(controls)))
+    stuck, value = stuck_rings(layer)
     limits = [
-        float(shift(limit)) if math.isfinite(limit) else limit
+        shift(np.full(controls.shape, limit))
+        if math.isfinite(limit)
+        else np.full(controls.shape, limit)
         for limit in layer.control_limits
     ]
-    for tile in range(layer.tiles[1]):
-        # The last tile may have fewer rings in a row.
-        rings = slice(min(layer.columns, layer.fan_in - tile * layer.columns))
-        crosstalk, wanted = layer.crosstalk[rings, rings], rows[:, tile, rings]
-        own = np.linalg.solve(crosstalk, wanted.T).T
-        if np.any((own < limits[0]) | (own > limits[1])):
+    parts = (
+        *(shift(controls), np.ones(controls.shape), 1.0 * stuck, *limits),
+        np.where(stuck, np.asarray(shift(value)), 0.0),
+    )
+    wanted, exists, held, low, high, heat = (
+        np.array(layer.by_heat(np.asarray(part, "float64"))) for part in parts
+    )
+    solved = np.zeros_like(wanted)
+    for pattern in np.unique(exists, axis=0):
+        groups, rings = (exists == pattern).all(axis=1), pattern > 0
+        here = np.ix_(groups, rings)
+        crosstalk = layer.crosstalk[np.ix_(rings, rings)]
+        own = np.linalg.solve(crosstalk, wanted[here].T).T
+        ends = low[here], high[here]
+        fixed = held[here] > 0.5
+        if fixed.any() or np.any((own < ends[0]) | (own > ends[1])):
             others = crosstalk - np.eye(len(crosstalk))
             for _ in range(100):
-                own = wanted - np.clip(own, *limits) @ others.T
-        rows[:, tile, rings] = np.clip(own, *limits)
-    return _control_for_shift(layer.tuning, np.asarray(layer.by_kernel(rows)))
+                produced = np.where(fixed, heat[here], np.clip(own, *ends))
+                own = wanted[here] - produced @ others.T
+        solved[here] = np.clip(own, *ends)
+    return _control_for_shift(layer.tuning, np.asarray(layer.from_heat(solved)))
 
 
 def _control_for_shift(tuning: tunings.Tuning, shift: np.ndarray) -> np.ndarray:

@@ -159,6 +159,33 @@ def crosstalk_matrix(
     return own + (1 - own) * coefficient * decay
 
 
+def nearest_neighbour(shape: tuple[int, int], coefficient: float) -> np.ndarray:
+    """Models thermal crosstalk between neighbours in rows and columns.
+
+    Args:
+        shape: Rows and columns of the heaters.
+        coefficient: The share of a heater's power that reaches each of its four
+            neighbours, from 0 to 1.
+
+    Returns:
+        Float64 array of shape (rows · columns, rows · columns), heaters row by row,
+        with ones on the diagonal.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+
+    >>> nearest_neighbour((2, 2), 0.03)[0].tolist()
+    [1.0, 0.03, 0.03, 0.0]
+    """
+    rows, columns = _checks.pair("shape", shape, low=1)
+    coefficient = _checks.real("coefficient", coefficient, 0, 1)
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    apart = abs(np.subtract.outer(row, row)) + abs(np.subtract.outer(column, column))
+    return np.eye(rows * columns) + coefficient * (apart == 1)
+
+
 def _distances(positions):
     square = tf.reduce_sum((positions[:, None] - positions[None]) ** 2, axis=-1)
     # The root has no derivative at 0: keep it away from there.

@@ -10,7 +10,7 @@ import numpy as np
 from keras_pnn import _keras
 from keras_pnn.devices import DeviceSet, SimulatedDevice, Variation, sweep
 from keras_pnn.devices.named import Deviations
-from keras_pnn.layers.lookup import architecture, common_unit, find
+from keras_pnn.layers.lookup import architecture, common_unit, find, quantities
 from keras_pnn.robustness.axes import Axis, DeviationAxis, FactorAxis, SpreadAxis
 from keras_pnn.robustness.results import Kind, Scan, Sensitivity
 from keras_pnn.robustness.specification import Specification
@@ -195,7 +195,12 @@ class Plan:
         if factor == 1.0:
             return own
         if self._variation is None:
-            return {k: (factor * v).astype(v.dtype) for k, v in own.items()}
+            # A control is stuck or not, and where it is.
+            held = {(q.name, q.index) for q in quantities(self.model) if q.holds}
+            return {
+                key: value if key in held else (factor * value).astype(value.dtype)
+                for key, value in own.items()
+            }
         return self._drawn(self._variation.scaled(factor), device)
 
     def _drawn(self, variation: Variation, device: int) -> Deviations:

@@ -12,6 +12,7 @@ from keras_pnn._display import Brief, Shown, dataframe
 from keras_pnn.curvature.eigenvalues import HessianResult
 from keras_pnn.curvature.landscape import Landscape
 from keras_pnn.curvature.spectrum import DensityResult, TraceResult
+from keras_pnn.deploy import HardwareCost
 from keras_pnn.devices import SimulatedDevice
 from keras_pnn.robustness import statistics
 from keras_pnn.robustness.axes import Axis
@@ -256,6 +257,7 @@ class ModelRobustness(Brief):
         sensitivity: per layer and kind, or `None`.
         curvature: `"controls"` and `"all"` → `Curvature`; empty without.
         landscape: the loss around the controls, or `None`.
+        cost: the `HardwareCost`, or `None`.
 
     Example:
 
@@ -272,6 +274,7 @@ class ModelRobustness(Brief):
     sensitivity: Sensitivity | None = None
     curvature: dict[str, Curvature] = dataclasses.field(default_factory=dict)
     landscape: Landscape | None = None
+    cost: HardwareCost | None = None
 
     def yield_of(self, metric: str, spec: float, mode: str) -> Yield | None:
         """The yield over the devices; `None` without devices."""

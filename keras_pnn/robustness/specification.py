@@ -1,6 +1,7 @@
 """Describe a robustness study once: its arguments, their defaults, their checks."""
 
 import dataclasses
+import os
 from collections.abc import Iterable, Sequence
 
 from keras_pnn import _checks
@@ -52,6 +53,7 @@ class Specification(Brief):
     worst_case: bool | dict = True
     sensitivity: bool = True
     trained_on: dict | None = None
+    hardware: str | os.PathLike | None = None
     sweep_devices: int | None = None
     probe: int = 1000
     seed: int = 0

@@ -14,7 +14,7 @@ from keras_pnn.devices import SimulatedDevice
 from keras_pnn.devices.evaluation import check_digital, check_nominal
 from keras_pnn.devices.mapped import graph
 from keras_pnn.layers.context import Overrides
-from keras_pnn.layers.lookup import architecture, find
+from keras_pnn.layers.lookup import architecture, find, find_gradual
 from keras_pnn.layers.quantity import Quantity
 from keras_pnn.robustness.axes import Axis, DeviationAxis
 from keras_pnn.robustness.points import Plan
@@ -197,7 +197,7 @@ class _Ball:
     """The deviations of one imperfection whose root mean square is within a radius."""
 
     def __init__(self, model: keras.Model, name: str, radius: float):
-        self.quantities = find(model, name)
+        self.quantities = find_gradual(model, name)
         first = self.quantities[0]
         value = _checks.real(f"radius[{name!r}]", radius, above=0)
         if first.convert is not None:
@@ -247,7 +247,12 @@ def default_radius(plan: Plan) -> dict[str, float]:
     several axes the largest counts. Names are of one layer ("layer/imperfection")
     where not all layers go as far.
     """
-    radius = plan.spread()
+    # What is stuck or not has no slope to climb.
+    radius = {
+        name: reach
+        for name, reach in plan.spread().items()
+        if not any(q.holds for q in _imperfections(plan, name))
+    }
     taken = {id(q.variable) for name in radius for q in _imperfections(plan, name)}
     # (layer, imperfection) → reach; the layer "" stands for all.
     reaches: dict[tuple[str, str], float] = {}

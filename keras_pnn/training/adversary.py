@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from keras_pnn import _checks
 from keras_pnn.layers.context import Overrides
-from keras_pnn.layers.lookup import find
+from keras_pnn.layers.lookup import find_gradual
 from keras_pnn.layers.quantity import Quantity
 from keras_pnn.training.adversary_rules import (
     AdversaryRule,
@@ -144,7 +144,7 @@ class Adversary:
         self.parameters: list[Parameter] = []
         movers = Overrides((v, "`perturb`") for v in perturbed)
         for name, rule in rules.items():
-            quantities = find(model, name)
+            quantities = find_gradual(model, name)
             mover = f"adversarial[{name!r}]"
             for q in quantities:
                 if q.variable in movers:

@@ -100,6 +100,7 @@ class SATModel(Trainer):
         warmup: steps of the optimizer in which the ascent's ΔΘ or its term of the loss,
             and the deviations of `variation`, grow linearly from 0 to full size; 0 for
             none. An untrained network may not learn on devices that differ much.
+            Controls are stuck from the first step on.
         clean_fraction: a in [0, 1]: the optimizer steps with (1 − a) times the
             gradient of the second pass plus a times that of the first. With a large
             adversarial radius and a = 0, a network can forget the nominal case.
@@ -301,8 +302,10 @@ class SATModel(Trainer):
         if not self.warmup:
             return Overrides(self.variation.values(self.model, seed))
         drawn = self.variation.deviations(self.model, seed)
+        # A control is stuck or not.
         return Overrides(
-            (q.variable, q.added(tf.cast(self._ramp(), d.dtype) * d)) for q, d in drawn
+            (q.variable, q.added(d if q.holds else tf.cast(self._ramp(), d.dtype) * d))
+            for q, d in drawn
         )
 
     def _check_draws(self) -> None:
@@ -442,9 +445,5 @@ class SATModel(Trainer):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         load = keras.saving.deserialize_keras_object
-        return cls(
-            **{
-                name: load(value, custom_objects=custom_objects)
-                for name, value in config.items()
-            }
-        )
+        given = {k: load(v, custom_objects=custom_objects) for k, v in config.items()}
+        return cls(**given)

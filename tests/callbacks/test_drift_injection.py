@@ -3,6 +3,7 @@
 import math
 
 import keras
+import models
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -479,3 +480,25 @@ def test_bad_input(kwargs, message):
     good = {"imperfection": "temperature", "process": WALK}
     with pytest.raises(ValueError, match=message):
         DriftInjection(**{**good, **kwargs})
+
+
+def test_each_ring_drifts_by_its_own_series():
+    """Six rings of a bank, of which each serves in two passes."""
+    model = models.compiled(models.bank(4, 3, bank_size=(3, 2)))
+    x, y = models.samples()
+    amounts = np.arange(6) / 100
+    process = pnn.drift.Recorded(np.stack([amounts] * 2), past_end="hold")
+    drift = pnn.callbacks.DriftInjection("resonance_shift", process, "validation")
+    found = model.evaluate(x, y, verbose=0, callbacks=[drift])
+    # By outputs and columns of the bank.
+    expected = np.tile(amounts.reshape(3, 2).T, (2, 1))
+    chip = pnn.SimulatedDevice.from_dict(model, {"resonance_shift": expected})
+    nominal = model.evaluate(x, y, verbose=0)
+    with chip.installed(model):
+        assert model.evaluate(x, y, verbose=0) == pytest.approx(found, rel=1e-5)
+    assert found != pytest.approx(nominal, rel=1e-3)
+    for name in ("temperature", "resonance_shift"):
+        many = pnn.drift.Recorded(np.zeros((3, 13)), past_end="hold")
+        drift = pnn.callbacks.DriftInjection(name, many, "validation")
+        with pytest.raises(ValueError, match="13 series"):
+            model.evaluate(x, y, verbose=0, callbacks=[drift])

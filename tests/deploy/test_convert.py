@@ -214,3 +214,95 @@ def test_a_quantised_layer_is_refused(mode, quantised):
     model.get_layer(quantised).quantize(mode)
     with pytest.raises(ValueError, match=f"quantised layers .*'{quantised}'"):
         pnn.convert(model)
+
+
+@pytest.mark.parametrize("gain", ["layer", "column"])
+@pytest.mark.parametrize("make", [functional, sequential])
+def test_a_gain_brings_weights_into_reach(make, gain, tmp_path):
+    model = settle(make(), 2.5)
+    conversion = pnn.convert(model, gain=gain)
+    assert all(row["clipped"] == 0 for row in conversion.layers)
+    assert all(row["max_error"] < 1e-4 for row in conversion.layers)
+    expected = model.predict(X, verbose=0)
+    ours = conversion.model.predict(X, verbose=0)
+    np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-3)
+    bank = conversion.model.get_layer("dense")
+    largest = np.abs(np.asarray(bank.effective_weights())).max(axis=0)
+    # 0.999 at the positive end, 1 at the negative.
+    largest = largest if gain == "column" else largest.max()
+    np.testing.assert_allclose(largest, 1 / 1.1, atol=2e-3)
+    conversion.model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(again.predict(X, verbose=0), ours)
+    clone = keras.models.clone_model(conversion.model)
+    np.testing.assert_allclose(
+        clone.get_layer("dense").gain_variable, bank.gain_variable
+    )
+
+
+def test_a_gain_of_a_single_detector_and_of_zeros():
+    model = settle(sequential(), 2.5)
+    tuning = pnn.HeaterTuning(port="through")
+    conversion = pnn.convert(model, tuning=tuning, gain="layer")
+    kernel = np.asarray(model.get_layer("dense").kernel)
+    (row,) = conversion.layers
+    assert row["clipped"] == np.sum(kernel < 0)
+    bank = conversion.model.get_layer("dense")
+    assert float(bank.gain_variable) == pytest.approx(1.1 * kernel.max() / 0.999)
+    model.get_layer("dense").kernel.assign(0 * kernel)
+    bank = pnn.convert(model, gain="column").model.get_layer("dense")
+    np.testing.assert_array_equal(bank.gain_variable, np.ones(3))
+
+
+def test_the_share_of_optical_multiplications():
+    inputs = keras.Input((6, 4))
+    x = keras.layers.Dense(5, name="dense")(inputs)
+    x = keras.layers.Conv1D(2, 3, name="conv")(x)
+    x = keras.layers.BatchNormalization(name="norm")(x)
+    outputs = keras.layers.Dense(3, name="out")(keras.layers.Flatten()(x))
+    conversion = pnn.convert(settle(keras.Model(inputs, outputs)))
+    optical, digital = 6 * 4 * 5 + 8 * 3, 4 * 3 * 5 * 2
+    assert conversion.optical_share == pytest.approx(optical / (optical + digital))
+    assert set(conversion.reasons) == {"conv", "norm"}
+    assert "not exactly a Dense or Conv2D" in conversion.reasons["conv"]
+    assert "statistics" in conversion.reasons["norm"]
+    assert "54.55 % of all multiplications are optical" in str(conversion)
+    assert pnn.convert(settle(sequential())).optical_share == 1.0
+
+
+def test_gains_that_do_not_exist():
+    model = settle(sequential())
+    for bad in ("row", 2.0, True):
+        with pytest.raises(ValueError, match=r"`gain`.*Received"):
+            pnn.convert(model, gain=bad)
+
+
+@pytest.mark.parametrize("make", [functional, sequential])
+def test_dense_layers_as_meshes(make, tmp_path):
+    model = settle(make(), 2.5)
+    conversion = pnn.convert(model, target="mzi")
+    rows = {row["name"]: row for row in conversion.layers}
+    kernel = model.get_layer("dense").kernel
+    assert "dense" in rows and rows["dense"]["weights"] == np.prod(kernel.shape)
+    assert all(row["max_error"] < 1e-4 for row in rows.values())
+    expected = model.predict(X, verbose=0)
+    ours = conversion.model.predict(X, verbose=0)
+    np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-3)
+    conversion.model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(again.predict(X, verbose=0), ours)
+    if make is functional:
+        assert "a mesh is for vectors" in conversion.reasons["conv"]
+        assert 0 < conversion.optical_share < 1
+    cost = pnn.hardware_cost(conversion.model)
+    names = [row["name"] for row in cost.layers]
+    assert {"dense_mesh", "dense_detector"} <= set(names)
+    device = pnn.Variation(theta_error=0.1).sample(conversion.model, 1)[0]
+    with device.installed(conversion.model):
+        assert np.abs(conversion.model.predict(X, verbose=0) - ours).max() > 1e-2
+
+
+@pytest.mark.parametrize("option", [{"gain": "layer"}, {"tuning": pnn.HeaterTuning()}])
+def test_a_mesh_has_no_rings(option):
+    with pytest.raises(ValueError, match="left out with target='mzi'"):
+        pnn.convert(settle(sequential()), target="mzi", **option)

@@ -1,5 +1,6 @@
 """Drift processes: reproducible paths, their statistics, recorded ones."""
 
+import json
 import math
 import pickle
 import time
@@ -222,3 +223,17 @@ def test_bad_csv(tmp_path, text, column, message):
 def test_bad_input(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_series_for_each_ring(tmp_path):
+    path = tmp_path / "two.csv"
+    path.write_text("Time (s),ch1,ch2,sum\n0,0.1,0.2,0.3\n4,0.4,0.5,0.9\n")
+    found = drift.Recorded.from_csv(path, ["ch1", "ch2"], past_end="repeat")
+    np.testing.assert_array_equal(found.at(3), [0.4, 0.5])
+    np.testing.assert_array_equal(found.path(3), [[0.1, 0.2], [0.4, 0.5], [0.1, 0.2]])
+    again = drift.Recorded.from_config(json.loads(json.dumps(found.get_config())))
+    assert again == found and hash(again) == hash(found)
+    with pytest.raises(ValueError, match=r"`column`.*'ch3'"):
+        drift.Recorded.from_csv(path, ["ch1", "ch3"])
+    with pytest.raises(ValueError, match="array"):
+        drift.Recorded(np.zeros((2, 2, 2)))

@@ -7,7 +7,7 @@ import scipy.stats
 import tensorflow as tf
 
 import keras_pnn as pnn
-from keras_pnn.devices.variation import standard_normal
+from keras_pnn.devices.draws import standard_normal
 from keras_pnn.physics.mesh import cell_mask as mesh_cells
 
 

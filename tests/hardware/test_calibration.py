@@ -156,6 +156,29 @@ def test_resonance_shifts_are_recovered(tuning):
     assert np.abs(true).max() > 0.05
 
 
+def test_an_output_with_a_stuck_ring_is_suspected():
+    model = one_bank(tuning=pnn.HeaterTuning())
+    held = np.zeros((4, 4, 2))
+    held[1, 2] = 1, 0.3
+    rng = np.random.default_rng(0)
+    deviations = {"control_stuck": held, "resonance_shift": rng.normal(0, 0.02, (4, 4))}
+    device = pnn.SimulatedDevice.from_dict(model, deviations)
+    result = calibrate(model, device, imperfections=["resonance_shift"])
+    ((layer, output, left),) = result.suspects
+    assert (layer, output) == ("bank", 2) and left > 0.1
+    assert "not explained: bank output 2" in str(result)
+    values = np.square(result.outputs["bank"])
+    assert values.argmax() == 2 and len(values) == 4
+    # Together they are the residual of the layer.
+    residual = result.residuals["bank"]
+    low, high = sorted((residual["fit_after"], residual["held_out_after"]))
+    assert low <= np.sqrt(values.mean()) <= high
+    healthy = pnn.SimulatedDevice.from_dict(
+        model, {"resonance_shift": deviations["resonance_shift"]}
+    )
+    assert not calibrate(model, healthy, imperfections=["resonance_shift"]).suspects
+
+
 def test_shifts_widths_and_temperature_together():
     # A common shift of all rings may be heat or fabrication; the sum must be right.
     model = bank_network(activation="relu")

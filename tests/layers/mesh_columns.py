@@ -33,6 +33,10 @@ def within_a_turn(theta, phi, gamma, exists, low=0.0):
     return [low + np.mod(phase - low, 2 * np.pi) for phase in raised]
 
 
+# All imperfections of a mesh but for phases that are stuck.
+ERRORS = ("theta_error", "phi_error", "splitter_error", "loss_db")
+
+
 def as_set(layer, dac):
     """Control → phases that a converter sets, from the layer's present controls."""
     names = ("theta", "phi", "gamma")
@@ -47,7 +51,7 @@ def reference(layer, straight_db=0.0, crosstalk=None, dac=None):
     c = {n: np.asarray(v, "float64") for n, v in layer.controls.items()}
     if dac is not None:
         c = as_set(layer, dac)
-    e = {n: np.asarray(v, "float64") for n, v in layer.imperfections.items()}
+    e = {n: np.asarray(layer.imperfections[n], "float64") for n in ERRORS}
     exists = cell_mask(layer.units, layer.arrangement)
     theta, phi = exists * c["theta"], exists * c["phi"]
     if crosstalk is not None:
@@ -71,7 +75,8 @@ def built(*args, dtype="float64", **kwargs):
 
 def imperfect(layer, rng):
     """Sets every imperfection, in slots without a cell too, which must not matter."""
-    for name, variable in layer.imperfections.items():
+    for name in ERRORS:
+        variable = layer.imperfections[name]
         low, high = (0.0, 0.5) if name == "loss_db" else (-0.4, 0.4)
         variable.assign(rng.uniform(low, high, variable.shape))
     return layer

@@ -508,3 +508,37 @@ def test_a_device_in_the_loop_does_not_double_the_regulariser():
     with measured_by(device.attach(model)):
         model(np.ones((1, 3), "float32"))
     assert len(model.losses) == 1
+
+
+@pytest.mark.parametrize("gain", [2.5, [1.0, 2.0, 3.0]])
+@pytest.mark.parametrize("adc", [{}, {"adc_bits": 8, "bank_size": (2, 2)}])
+def test_a_gain_acts_behind_the_readout(rng, gain, adc):
+    x = rng.normal(size=(4, 5)).astype("float32")
+    keras.utils.set_random_seed(0)
+    plain = MRRBank(3, activation="tanh", bias_initializer="ones", **adc)
+    keras.utils.set_random_seed(0)
+    gained = MRRBank(3, activation="tanh", bias_initializer="ones", gain=gain, **adc)
+    before = np.arctanh(plain(x)) - 1
+    expected = np.tanh(np.array(gain) * before + 1)
+    np.testing.assert_allclose(gained(x), expected, atol=1e-5)
+    assert len(gained.trainable_variables) == 2
+    again = MRRBank.from_config(gained.get_config())
+    np.testing.assert_array_equal(again.gain, gain)
+
+
+def test_a_trained_gain_is_no_control(rng):
+    layer = MRRBank(3, gain=True, use_bias=False)
+    model = keras.Sequential([keras.Input((5,)), layer])
+    sat = pnn.SATModel(model, rho=0.5)
+    sat.compile("sgd", loss="mse")
+    x, y = rng.normal(size=(8, 5)), 10 * rng.normal(size=(8, 3))
+    sat.fit(x, y, epochs=2, verbose=0)
+    assert float(layer.gain_variable) != 1
+    assert "gain" not in layer.controls and "gain" not in layer.imperfections
+    assert [v.name for v in pnn.layers.controls_of(model)] == ["control"]
+
+
+@pytest.mark.parametrize("gain", [0.0, -1.0, "high", [1.0, 2.0], False])
+def test_gains_that_are_refused(gain):
+    with pytest.raises(ValueError, match=r"`gain`.*Received"):
+        MRRBank(3, gain=gain).build((None, 2))

@@ -59,6 +59,7 @@ def test_controls_and_imperfections_are_what_was_declared():
         "resonance_shift": "nm",
         "half_width_error": "",
         "temperature": "K",
+        "control_stuck": "nm",
     }
     assert bank.quantity("temperature").shared
     assert not bank.quantity("resonance_shift").shared
@@ -199,7 +200,7 @@ def test_variables_are_selected():
         "one/control": [control],
         f"{dense}/bias": [model.layers[1].bias],
         "*/bias": [model.layers[0].bias, model.layers[1].bias],
-        "o*/[cr]*": [control, shift],
+        "o*/[cr]*": [control, shift, model.layers[0].imperfections["control_stuck"]],
         ("bias", "controls", f"{dense}/*"): [
             model.layers[0].bias,
             model.layers[1].bias,

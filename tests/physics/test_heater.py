@@ -84,3 +84,14 @@ def test_keras_variables_are_accepted():
 def test_bad_input(call, name):
     with pytest.raises(ValueError, match=f"`{name}`.*Received"):
         call()
+
+
+def test_neighbours_in_rows_and_columns():
+    matrix = heater.nearest_neighbour((2, 3), 0.1)
+    expected = np.eye(6)
+    for i, j in ((0, 1), (1, 2), (3, 4), (4, 5), (0, 3), (1, 4), (2, 5)):
+        expected[i, j] = expected[j, i] = 0.1
+    np.testing.assert_array_equal(matrix, expected)
+    for shape, share in (((0, 2), 0.1), ((2, 2), 1.1), ((2, 2), -0.1)):
+        with pytest.raises(ValueError, match="Received"):
+            heater.nearest_neighbour(shape, share)

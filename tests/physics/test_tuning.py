@@ -573,7 +573,7 @@ def test_a_sweep_of_the_laser_is_refused(tmp_path, heading):
     ("text", "match"),
     [
         ("", "line 1.*header"),
-        ("current,weight\n0,0\n", "line 1.*mA or nm"),
+        ("current,weight\n0,0\n", "line 1.*mA, V, mW or nm"),
         ("0.0,1.0\n0.1,0.9\n", "line 1.*header"),
         ("a_mA,b_nm,weight\n0,0,0\n", "line 1.*one control"),
         ("c_mA;weight\n0;0\n1;1;1\n", "line 3.*2 cells"),
@@ -629,7 +629,7 @@ def test_bad_measured_arguments(arguments, name):
         (lambda: tunings.HeaterTuning(half_width=-1), "half_width"),
         (lambda: tunings.HeaterTuning(efficiency=0), "efficiency"),
         (lambda: tunings.HeaterTuning(resistance=0), "resistance"),
-        (lambda: tunings.HeaterTuning(port="drop"), "port"),
+        (lambda: tunings.HeaterTuning(port="add"), "port"),
         (lambda: tunings.HeaterTuning(max_current=0), "max_current"),
         (lambda: tunings.HeaterTuning(through_min=1.0), "through_min"),
         (lambda: tunings.HeaterTuning(drop_max=1.1), "drop_max"),

@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 
+import keras_pnn as pnn
 from keras_pnn.curvature.eigenvalues import HessianResult
 from keras_pnn.curvature.landscape import Landscape
 from keras_pnn.curvature.spectrum import DensityResult, TraceResult
@@ -817,3 +818,15 @@ def test_a_report_in_a_notebook_and_on_one_line():
     assert "eigenvalues=[12.5, 3.25]" in repr(curvature().eigenvalues)
     for part in (curvature().eigenvalues, curvature().density, landscape()):
         Page(part._repr_html_())
+
+
+def test_power_beside_the_accuracy(model, data, quiet):
+    report = pnn.robustness_report(model, *data, hardware="silicon", **quiet)
+    (found,) = report.models.values()
+    assert found.cost.total == pnn.hardware_cost(model).total
+    power = f"{found.cost.total['power_mW']:.4g}"
+    (line,) = (row for row in report.summary().splitlines() if "all hardware" in row)
+    assert power in line
+    assert report.to_dict()["models"][model.name]["cost"]["total"]["power_mW"]
+    with pytest.raises(OSError):
+        pnn.robustness_report(model, *data, hardware="missing.yaml", **quiet)

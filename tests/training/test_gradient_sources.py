@@ -543,6 +543,12 @@ def two_meshes():
     return keras.Model(inputs, pnn.layers.Photodetector(ports=3)(x))
 
 
+def homodyne():
+    inputs = keras.Input((4,))
+    x = pnn.layers.MZIMesh(4, name="mesh")(inputs)
+    return keras.Model(inputs, pnn.layers.HomodyneDetector()(x))
+
+
 def without_inverse():
     return mesh_network(crosstalk=np.ones((16, 16)))
 
@@ -554,6 +560,7 @@ def without_inverse():
         (pnn.ParameterShift(), masks, "meshes .* or microrings.*MaskedSLM"),
         (pnn.ParameterShift(), dense_mesh, "intensities.*fields go elsewhere"),
         (pnn.ParameterShift(), two_meshes, "'mesh', whose fields go elsewhere"),
+        (pnn.ParameterShift(), homodyne, "'mesh', whose fields go elsewhere"),
         (pnn.ParameterShift(), without_inverse, "crosstalk that can be inverted"),
         (
             pnn.ParameterShift(),

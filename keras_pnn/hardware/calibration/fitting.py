@@ -70,6 +70,13 @@ class Problem:
             for name, part in zip(self.layers, self._parts, strict=True)
         }
 
+    def by_output(self, z: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns each layer's residual of each output."""
+        return {
+            name: part.by_output(z)
+            for name, part in zip(self.layers, self._parts, strict=True)
+        }
+
     def __call__(self, z: np.ndarray) -> tuple[float, np.ndarray]:
         """Returns the sum and its gradient."""
         misfit, gradient = 0.0, z.copy()
@@ -172,6 +179,18 @@ class _Part:
             name: float(np.sqrt(square[rows].sum() / (self._powers[rows].sum() or 1.0)))
             for name, rows in (("fit", self._fit), ("held_out", ~self._fit))
         }
+
+    def by_output(self, z: np.ndarray) -> np.ndarray:
+        """Returns the residual of each output over all readings.
+
+        It is relative to the root mean square over all outputs, as one may be dark.
+        """
+        difference = self._at(z, np.arange(len(self._fit)))[1].numpy()
+        first = getattr(self._layer, "data_format", "") == "channels_first"
+        by_output = np.moveaxis(difference, 2 if first else -1, 0)
+        by_output = by_output.reshape(len(by_output), -1)
+        left = np.sum(np.abs(by_output) ** 2, axis=1)
+        return np.sqrt(left * len(left) / (self._powers.sum() or 1.0))
 
     def curvature(self, z: np.ndarray) -> np.ndarray:
         """Estimates the diagonal of JᵀJ by the mean of (Jᵀv)² over random signs v.

@@ -12,6 +12,7 @@ from keras_pnn.hardware.device import HardwareDevice
 from keras_pnn.layers.limits import ControlRange
 from keras_pnn.layers.physical import PhysicalLayer
 from keras_pnn.layers.ring_layer import RingLayer
+from keras_pnn.physics.tuning import RingTunings
 
 
 class Recorder:
@@ -176,6 +177,11 @@ def _ring_controls(tuning, limits, shape: tuple, rng) -> np.ndarray:
     ring that is shifted by its width looks like one that is shifted less. Where the
     weight is within 5 % of an end of its range it hardly depends on the ring.
     """
+    if isinstance(tuning, RingTunings):
+        found = np.empty(shape)
+        for one, here in tuning.by_ring():
+            found[here] = _ring_controls(one, limits, (int(here.sum()),), rng)
+        return np.clip(found, *tuning.control_range)
     low, high = tuning.weight_range
     ends = np.array([0.95 * low + 0.05 * high, 0.05 * low + 0.95 * high])
     near, far = np.sort(tuning.control(tuning.clip(ends)))

@@ -2,8 +2,13 @@
 
 import dataclasses
 
+import numpy as np
+
 from keras_pnn._display import Shown, Table
 from keras_pnn.devices.simulated import SimulatedDevice
+
+# By how much the residual of a suspect exceeds the noise, and the median.
+_NOISES, _MEDIANS = 3.0, 5.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -18,6 +23,8 @@ class Calibration(Shown):
         residuals: layer → `fit_before`, `fit_after` (the readings that were fitted),
             `held_out_before` and `held_out_after` (the others), in this order. "Before"
             is with the model's imperfections before the fit.
+        outputs: layer → the residual of each of its outputs, relative to the mean
+            power over all outputs of the layer.
         imperfections: fitted imperfection → `unit`, `prior` (standard deviation),
             `unknowns` (how many numbers), `at_limit` (how many of them reached the
             limit of 10 standard deviations) and `rms` (of the fitted deviations).
@@ -41,6 +48,7 @@ class Calibration(Shown):
 
     device: SimulatedDevice
     residuals: dict[str, dict[str, float]]
+    outputs: dict[str, list[float]]
     imperfections: dict[str, dict]
     samples: dict[str, int]
     settings: int
@@ -57,6 +65,20 @@ class Calibration(Shown):
     def layers(self) -> tuple[str, ...]:
         """The names of the layers that were fitted."""
         return tuple(self.residuals)
+
+    @property
+    def suspects(self) -> list[tuple[str, int, float]]:
+        """Outputs whose readings the fit does not explain: (layer, output, residual).
+
+        Their residual is above 3 times the noise and 5 times the median of the layer's
+        outputs; the largest first. A control in their row may be stuck, see
+        `pnn.Stuck`.
+        """
+        found = []
+        for name, values in self.outputs.items():
+            limit = max(_NOISES * self.noise, _MEDIANS * float(np.median(values)))
+            found += [(name, i, v) for i, v in enumerate(values) if v > limit]
+        return sorted(found, key=lambda suspect: -suspect[2])
 
     def to_dict(self) -> dict:
         """Returns everything but the device, ready for JSON."""
@@ -83,9 +105,11 @@ class Calibration(Shown):
         ]
         columns = ("deviation", "rms", "prior", "unit", "unknowns", "at limit")
         samples = ", ".join(str(n) for n in dict.fromkeys(self.samples.values()))
+        named = [f"{name} output {i} ({v:.2g})" for name, i, v in self.suspects]
         return [
             Table("", ("residual", *heads), residuals),
             Table("", columns, deviations),
+            *([f"not explained: {', '.join(named)}"] if named else []),
             f"{self.settings} settings ({self.settings_held_out} held out) of "
             f"{samples} samples ({self.holdout:.0%} held out), noise {self.noise:g}, "
             f"{self.iterations} iterations, "

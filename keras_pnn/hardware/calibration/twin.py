@@ -61,6 +61,9 @@ def calibrate(
     kept. It stays within 10 standard deviations of the prior from nominal, or from a
     start beyond that. Losses in dB stay at 0 or above.
 
+    What is stuck is not fitted: it leaves a residual at its output, see
+    `Calibration.suspects`.
+
     Without `spread`, random controls take rings through their resonance, fill the
     limits of a `ControlRange`, are any phase for controls in rad, and otherwise are the
     present value plus or minus the rms of all. The variable's constraint is applied.
@@ -159,7 +162,7 @@ def calibrate(
         total = settings * len(plans)
         bar = keras.utils.Progbar(total, verbose=verbose, unit_name="setting")
         measured = [recorder.readings(*plan, bar) for plan in plans]
-        residuals, deviations, summaries = {}, {}, {}
+        residuals, deviations, summaries, outputs = {}, {}, {}, {}
         steps, converged = 0, True
         for group, mine in groups_of(measured, unknowns):
             with in_float64(group):
@@ -167,6 +170,7 @@ def calibrate(
                 before = problem.residuals(problem.start)
                 z, taken, ended = search(problem, iterations, tolerance, verbose)
                 after = problem.residuals(z)
+                outputs |= problem.by_output(z)
             steps, converged = steps + taken, converged and ended
             for name in before:
                 residuals[name] = {
@@ -184,6 +188,7 @@ def calibrate(
     return Calibration(
         device=SimulatedDevice(deviations, shapes, "calibrated"),
         residuals={m.layer.name: residuals[m.layer.name] for m in measured},
+        outputs={m.layer.name: outputs[m.layer.name].tolist() for m in measured},
         imperfections={u.label: summaries[u.label] for u in unknowns},
         samples={m.layer.name: len(m.inputs) for m in measured},
         settings=settings,
@@ -200,7 +205,7 @@ def calibrate(
 
 def _wanted(model, names) -> list[Quantity]:
     """The imperfections that names address, of layers with names of their own."""
-    found = [q for q in quantities(model) if q.nominal is not None]
+    found = [q for q in quantities(model) if q.nominal is not None and not q.holds]
     if names is not None:
         several = [names] if isinstance(names, str) else names
         several = list(several) if isinstance(several, Iterable) else [None]

@@ -6,8 +6,18 @@ from keras_pnn.physics.tuning.base import Tuning
 from keras_pnn.physics.tuning.heater import HeaterTuning
 from keras_pnn.physics.tuning.lorentzian import LorentzianTuning
 from keras_pnn.physics.tuning.measured import MeasuredTuning
+from keras_pnn.physics.tuning.per_ring import RingTunings
+from keras_pnn.physics.tuning.resonance_fit import TuningFit
 
-__all__ = ["HeaterTuning", "LorentzianTuning", "MeasuredTuning", "Tuning", "get"]
+__all__ = [
+    "HeaterTuning",
+    "LorentzianTuning",
+    "MeasuredTuning",
+    "RingTunings",
+    "Tuning",
+    "TuningFit",
+    "get",
+]
 
 
 def get(identifier=None) -> Tuning:
@@ -36,7 +46,7 @@ def get(identifier=None) -> Tuning:
     if isinstance(identifier, str) and identifier.lower() in names:
         return names[identifier.lower()]()
     if isinstance(identifier, dict) and "class_name" in identifier:
-        kinds = (LorentzianTuning, HeaterTuning, MeasuredTuning)
+        kinds = (LorentzianTuning, HeaterTuning, MeasuredTuning, RingTunings)
         identifier = keras.saving.deserialize_keras_object(
             identifier, custom_objects={kind.__name__: kind for kind in kinds}
         )

@@ -20,7 +20,8 @@ class Tuning:
     negative.
 
     Attributes:
-        unit: `"nm"` (the control is a detuning) or `"mA"` (a heater current).
+        unit: `"nm"` (the control is a detuning), or `"mA"`, `"V"` or `"mW"` (current,
+            voltage or power of a heater).
 
     Example:
 
@@ -137,6 +138,16 @@ class Tuning:
         """
         return np.clip(self._known(weight), *self.weight_range)[()]
 
+    def placed(self, row: np.ndarray, column: np.ndarray, width: int) -> "Tuning":
+        """Returns the tuning for rings at given places; here one for all rings.
+
+        Args:
+            row: Integer array in the shape of the controls: rows of the bank.
+            column: Columns of the bank, likewise.
+            width: Number of columns.
+        """
+        return self
+
     def row_weight(
         self, detuning: TensorLike, half_width_error: TensorLike = 0.0
     ) -> tf.Tensor:
@@ -202,17 +213,21 @@ class Tuning:
         """Checks that weights lie in `weight_range`; returns them in float64."""
         weight = self._known(weight)
         low, high = self.weight_range
-        attained = np.isfinite(self.control_range[1])
+        first, last = self._attained()
         _checks.tensor(
             "weight",
             weight,
             lambda w: (
-                (w >= low - WEIGHT_TOLERANCE)
-                & ((w <= high + WEIGHT_TOLERANCE) if attained else (w < high))
+                ((w >= low - WEIGHT_TOLERANCE) if first else (w > low))
+                & ((w <= high + WEIGHT_TOLERANCE) if last else (w < high))
             ),
-            f"in [{low:g}, {high:g}{']' if attained else ')'}",
+            f"in {'[' if first else '('}{low:g}, {high:g}{']' if last else ')'}",
         )
         return np.clip(weight, low, high)
+
+    def _attained(self) -> tuple[bool, bool]:
+        """Whether a finite control gives the lowest weight, and the highest."""
+        return True, bool(np.isfinite(self.control_range[1]))
 
     @staticmethod
     def _known(weight):

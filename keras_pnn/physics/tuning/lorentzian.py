@@ -3,8 +3,11 @@
 `RingLayer.weights_at` in `keras_pnn.layers.ring_layer` asks for them.
 """
 
+import math
+
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_pnn import _checks
 from keras_pnn.physics import ring
@@ -25,18 +28,25 @@ class ResonanceTuning(Tuning):
     port = "balanced"
     through_min = 0.0
     drop_max = 1.0
+    free_spectral_range = None
 
     @property
     def weight_range(self):
         """Lowest and highest weight over `control_range`.
 
-        With an infinite control range the highest is the limit 1.
+        With an infinite control range one end is a limit: the highest weight 1, or the
+        lowest at a drop port 0.
         """
-        ends = self._ends()
-        crosses = ends[0] <= 0 <= ends[1]
-        weights = [self._weight_at(end) for end in ends]
-        low = self._weight_at(0.0) if crosses else min(weights)
-        return float(low), float(max(weights))
+        low, high = ends = self._ends()
+        period = self.free_spectral_range
+        if period is None:
+            turns = [0.0] if low <= 0 <= high else []
+        else:
+            # Resonances, and the places half-way between.
+            turns = np.ceil([low / period, low / period - 0.5]) * period
+            turns = [t for t in turns + [0.0, period / 2] if t <= high]
+        weights = [float(self._weight_at(d)) for d in (*ends, *turns)]
+        return min(weights), max(weights)
 
     def weight(
         self,
@@ -59,7 +69,7 @@ class ResonanceTuning(Tuning):
 
         Where no finite control reaches the highest weight, weights are clipped at
         0.999 (as by the authors of arXiv:2411.12352), or at the weight of control 0
-        if that is higher.
+        if that is higher; at a drop port, at 0.001 times the weight on resonance.
 
         Args:
             weight: Float array or eager tensor.
@@ -71,20 +81,33 @@ class ResonanceTuning(Tuning):
             ValueError: If a weight is NaN.
         """
         low, high = self.weight_range
-        if not np.isfinite(self.control_range[1]):
-            high = max(HIGHEST_CLIPPED_WEIGHT, self._weight_at(self.offset))
+        idle = self._weight_at(self.offset)
+        first, last = self._attained()
+        if not last:
+            high = max(HIGHEST_CLIPPED_WEIGHT, idle)
+        if not first:
+            low = min((1 - HIGHEST_CLIPPED_WEIGHT) * self._resonant(), idle)
         return np.clip(self._known(weight), low, high)[()]
 
     def _detuning_for(self, weight):
         """Solves for the detuning closest above the offset, in float64 nm."""
         weight = self._reachable(weight)
-        square = (weight - self._lowest()) / (1 - weight)
+        with np.errstate(divide="ignore"):
+            square = (weight - self._resonant()) / (self._distant() - weight)
         distance = self.half_width * np.sqrt(np.maximum(square, 0))
+        both = np.stack([-distance, distance])
+        period = self.free_spectral_range
+        if period is None:
+            both[0] = np.where(both[0] >= self.offset, both[0], np.inf)
+        else:
+            sine = np.minimum(both[1] * np.pi / period, 1)
+            both = np.stack([-1, 1])[:, None] * np.arcsin(sine).ravel() * period / np.pi
+            both += np.ceil((self.offset - both) / period) * period
+            both = both.reshape(2, *distance.shape)
+        detuning = both.min(axis=0)
         # The idle ring's weight, but for rounding, means an idle ring.
-        idle = (-distance < self.offset) & (
-            np.abs(weight - self._weight_at(self.offset)) <= WEIGHT_TOLERANCE
-        )
-        detuning = np.where(-distance >= self.offset, -distance, distance)
+        same = np.abs(weight - self._weight_at(self.offset)) <= WEIGHT_TOLERANCE
+        idle = same & (-distance < self.offset if period is None else True)
         detuning = np.where(idle, self.offset, detuning)
         # Adding 0 turns -0 into 0.
         return np.clip(detuning, *self._ends()) + 0.0
@@ -93,18 +116,38 @@ class ResonanceTuning(Tuning):
         _checks.tensor("half_width_error", error, lambda e: e > -1, "above -1")
         # A negative half-width would give the weight of its absolute value.
         half_width = self.half_width * (1 + nan_below(error, -1.0))
+        if self.free_spectral_range is not None:
+            # That of a ring: a Lorentzian in the sine of half the round-trip phase.
+            turn = math.pi / self.free_spectral_range
+            detuning = tf.sin(turn * detuning) / turn
         through, drop = law(detuning, half_width, self.through_min, self.drop_max)
-        return through - drop if self.port == "balanced" else through
+        return {"balanced": through - drop, "through": through, "drop": drop}[self.port]
 
-    def _lowest(self):
+    def _resonant(self):
         """The weight on resonance."""
+        if self.port == "drop":
+            return self.drop_max
         return self.through_min - (self.drop_max if self.port == "balanced" else 0)
 
+    def _distant(self):
+        """The weight infinitely far from a resonance."""
+        return 0.0 if self.port == "drop" else 1.0
+
     def _weight_at(self, detuning):
+        period = self.free_spectral_range
         if np.isinf(detuning):
-            return 1.0
+            if period is None:
+                return self._distant()
+            detuning = period / 2
+        if period is not None:
+            detuning = np.sin(np.pi * detuning / period) * period / np.pi
         square = (detuning / self.half_width) ** 2
-        return (square + self._lowest()) / (1 + square)
+        return (self._distant() * square + self._resonant()) / (1 + square)
+
+    def _attained(self):
+        if self.free_spectral_range is not None or np.isfinite(self.control_range[1]):
+            return True, True
+        return self.port != "drop", self.port == "drop"
 
     def _ends(self):
         """Lowest and highest detuning, in nm."""

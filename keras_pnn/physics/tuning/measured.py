@@ -27,9 +27,9 @@ class MeasuredTuning(Tuning):
     """A measured curve of weight over control.
 
     The curve is a cubic spline, so that Hessians see its curvature. It is a function
-    of the resonance shift in nm (for currents, `efficiency * I² * resistance /
-    1000`), so that shifts from elsewhere add. It is not extrapolated: outside the
-    points `weight` raises eagerly, and gives NaN in a graph.
+    of the resonance shift in nm, `efficiency` times the heater's power (for currents,
+    `I² * resistance / 1000`), so that shifts from elsewhere add. It is not
+    extrapolated: outside the points `weight` raises eagerly, and gives NaN in a graph.
 
     Without noise the curve passes through all points. Where noise would give the spline
     more turning points than a resonance has, and so a derivative of the wrong sign, a
@@ -43,12 +43,12 @@ class MeasuredTuning(Tuning):
 
     Args:
         control: Sequence of at least 4 floats, strictly increasing (or
-            decreasing) and not negative: currents in mA, or shifts of the
-            resonance from its resting point in nm.
+            decreasing) and not negative: currents in mA, voltages in V or powers in
+            mW of the heater, or shifts of the resonance from its resting point in nm.
         weight: Sequence of as many floats. The measured weights.
-        unit: `"mA"` or `"nm"`: the unit of `control`.
-        efficiency: Float. Shift per heater power, in nm/mW. Used with mA only.
-        resistance: Float. Resistance of the heater, in Ω. Used with mA only.
+        unit: `"mA"`, `"V"`, `"mW"` or `"nm"`: the unit of `control`.
+        efficiency: Float. Shift per heater power, in nm/mW. Not used with nm.
+        resistance: Float. Resistance of the heater, in Ω. Used with mA and V.
         smoothing: `None`: through all points if noise adds no turning point, else
             smoothed by generalised cross-validation. A float above 0: the
             root mean square distance allowed between the curve and the measured
@@ -103,7 +103,7 @@ class MeasuredTuning(Tuning):
         margin: float | None = None,
         extend_below: bool = False,
     ):
-        self.unit = _checks.choice("unit", unit, ("mA", "nm"))
+        self.unit = _checks.choice("unit", unit, ("mA", "V", "mW", "nm"))
         self.efficiency = _checks.real("efficiency", efficiency, above=0)
         self.resistance = _checks.real("resistance", resistance, above=0)
         if smoothing is not None:
@@ -151,7 +151,8 @@ class MeasuredTuning(Tuning):
             path: String or path. Cells may be separated by commas, semicolons or
                 tabs, with decimal commas in the latter two; lines that begin with
                 `#` are skipped. One heading names the control, with its unit at the
-                end (`current_mA`, `I (mA)`, `shift_nm`; A, µA and pm are converted),
+                end (`current_mA`, `I (mA)`, `U / V`, `power_mW`, `shift_nm`; A, µA,
+                mV, W, µW and pm are converted),
                 one is `weight`; other columns are left out. A control in nm must be
                 named `shift` or `detuning`, as the wavelength of a swept laser runs
                 the other way.
@@ -215,13 +216,17 @@ class MeasuredTuning(Tuning):
         """See `Tuning.heater_shift`."""
         if self.unit == "nm":
             return as_tensors(control)[0]
-        return heater.resonance_shift(control, self.efficiency, self.resistance)
+        return self.efficiency * self.heater_power(control)
 
     def heater_power(self, control: TensorLike):
         """See `Tuning.heater_power`."""
         if self.unit == "nm":
             return None
-        return heater.power(control, self.resistance)
+        if self.unit == "mA":
+            return heater.power(control, self.resistance)
+        (control,) = as_tensors(control)
+        # V²/Ω is W.
+        return control if self.unit == "mW" else control**2 * (1e3 / self.resistance)
 
     def weight(
         self,
@@ -273,15 +278,18 @@ class MeasuredTuning(Tuning):
         )
 
     def _control_for(self, shift):
-        if self.unit == "mA":
-            shift = heater.current_for_shift(shift, self.efficiency, self.resistance)
-        return np.clip(shift, *self.control_range)
+        power = shift / self.efficiency
+        found = {
+            "nm": lambda: shift,
+            "mA": lambda: np.sqrt(power * 1000 / self.resistance),
+            "V": lambda: np.sqrt(power * self.resistance / 1000),
+            "mW": lambda: power,
+        }[self.unit]()
+        return np.clip(found, *self.control_range)
 
     def _shift(self):
         """The measured controls as resonance shifts, in nm."""
-        if self.unit == "nm":
-            return self._control
-        return self.efficiency * self.resistance / 1000 * self._control**2
+        return np.asarray(self.heater_shift(self._control), "float64")
 
     def _check_measured(self, x):
         known = _checks.concrete(x)

@@ -15,6 +15,12 @@ _UNITS = {
     "A": ("mA", 1e-3),
     "µA": ("mA", 1e3),
     "uA": ("mA", 1e3),
+    "V": ("V", 1),
+    "mV": ("V", 1e3),
+    "mW": ("mW", 1),
+    "W": ("mW", 1e-3),
+    "µW": ("mW", 1e3),
+    "uW": ("mW", 1e3),
     "nm": ("nm", 1),
     "pm": ("nm", 1e3),
 }
@@ -27,7 +33,7 @@ def checked_points(control, weight, unit, place=lambda name, i: f"`{name}[{i}]`"
     Args:
         control: Sequence of floats, increasing or decreasing.
         weight: Sequence of as many floats.
-        unit: `"mA"` or `"nm"`.
+        unit: `"mA"`, `"V"`, `"mW"` or `"nm"`.
         place: Function from (name, index) to the words for a point in a message.
 
     Raises:
@@ -72,20 +78,36 @@ def checked_points(control, weight, unit, place=lambda name, i: f"`{name}[{i}]`"
 
 def read_csv(path):
     """Reads a tuning curve: unit, controls, weights, and the line of each point."""
+    unit, control, (weight,), lines = read_table(path, r"(?i)weight\b|w$")
+    return unit, control, weight, lines
+
+
+def read_table(path, name: str | None = None):
+    """Reads tuning curves with common controls, one for each column of weights.
+
+    Args:
+        path: the file.
+        name: a pattern of the heading of one column of weights; `None` for all
+            columns but that of the control.
+
+    Returns:
+        Unit, controls, a list of weights by column, and the line of each point.
+    """
     table = _tables.read(path)
     units = [_tables.unit(heading, _UNITS) for heading in table.headings]
     controls = [i for i, unit in enumerate(units) if unit]
     weights = [
         i
         for i, heading in enumerate(table.headings)
-        if re.match(r"(?i)weight\b|w$", heading)
+        if (re.match(name, heading) if name else i not in controls)
     ]
     where = f"{table.path}, line {table.heading_line}"
-    if len(controls) != 1 or len(weights) != 1:
+    if len(controls) != 1 or not weights or (name and len(weights) != 1):
         raise ValueError(
-            f"{where}: the header must name one control with its unit, mA or nm, and "
-            "one weight, such as 'current_mA,weight', 'I (mA);weight' or "
-            f"'shift_nm,weight'. Received: {', '.join(table.headings)!r}"
+            f"{where}: the header must name one control with its unit, mA, V, mW or "
+            f"nm, and {'one weight' if name else 'weights'}, such as "
+            "'current_mA,weight', 'I (mA);weight' or 'shift_nm,weight'. "
+            f"Received: {', '.join(table.headings)!r}"
         )
     heading, (unit, parts) = table.headings[controls[0]], _UNITS[units[controls[0]]]
     if unit == "nm" and not re.search(r"(?i)shift|detun|delta|δ|∆", heading):
@@ -100,5 +122,5 @@ def read_csv(path):
             f"{path} must have at least {LEAST_POINTS} points. "
             f"Received: {len(table.rows)} points"
         )
-    control, weight = (table.numbers(c[0]) for c in (controls, weights))
-    return unit, control / parts, weight, table.lines
+    control = table.numbers(controls[0]) / parts
+    return unit, control, [table.numbers(i) for i in weights], table.lines

@@ -28,6 +28,12 @@ from keras_pnn.robustness.report.scan_sections import grid_section, sweep_sectio
 
 # Labels of devices that a line holds.
 _NAMED = 8
+# Of `HardwareCost.total`.
+_COSTS = {
+    "heater_mW": "heaters (mW)",
+    "power_mW": "all hardware (mW)",
+    "multiplication_pJ": "energy per multiplication (pJ)",
+}
 
 
 def sections(result) -> list[Section]:
@@ -107,6 +113,8 @@ def _summary(result) -> Section:
                 group in parts and number(parts[group].eigenvalues.eigenvalues[0])
             ),
         )
+    for name, heading in _COSTS.items():
+        rows[heading] = _of("cost", lambda cost, name=name: number(cost.total[name]))
     table = models_table(result, "", rows)
     kept = [row for row in table.rows if any(cell != ABSENT for cell in row[1:])]
     return Section(

@@ -1,0 +1,176 @@
+"""Add up power, area, latency and energy of the hardware that a model needs."""
+
+import dataclasses
+import os
+
+import keras
+
+from keras_pnn import _checks
+from keras_pnn._display import Shown, Table
+from keras_pnn.deploy.device_library import Figure, read_library
+from keras_pnn.deploy.prices import SUMS, Prices
+from keras_pnn.layers.fields import uses_of
+from keras_pnn.layers.lookup import physical_layers
+
+_SHOWN = {
+    "multiplications": "multiplications",
+    "heater_mW": "heaters (mW)",
+    "heater_worst_mW": "at worst",
+    "modulator_mW": "modulators",
+    "laser_loss_mW": "lasers, loss",
+    "laser_shot_noise_mW": "lasers, shot noise",
+    "detector_mW": "detectors",
+    "converter_mW": "converters",
+    "power_mW": "all (mW)",
+    "area_mm2": "area (mm²)",
+    "latency_us": "latency (µs)",
+    "multiplication_pJ": "pJ per multiplication",
+}
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class HardwareCost(Shown):
+    """Power, area, latency and energy of a model's hardware, by layer and in all.
+
+    Args:
+        layers: one dictionary for each layer of optics: `name`; `multiplications` for
+            one sample; numbers of `heaters`, `modulators`, `lasers`, `photodiodes` and
+            fast `converters`; `heater_mW` as the controls are set, and
+            `heater_worst_mW`; `modulator_mW`; `laser_loss_mW` and
+            `laser_shot_noise_mW`, electrical; `detector_mW`; `converter_mW`;
+            `power_mW` of all, with the larger of the two for the lasers; `area_mm2`;
+            `latency_us` and `energy_nJ` of one sample; `multiplication_pJ`, the energy
+            of one multiplication.
+        total: the sums, under the same names.
+        bits: the precision asked for.
+        library: name or path of the library.
+        figures: name → (value, unit, source), all numbers of the library.
+        left_out: names of physical layers that the figures do not include.
+
+    Example:
+
+    >>> cost = pnn.hardware_cost(model)
+    >>> power = cost.total["power_mW"]
+    """
+
+    layers: list[dict]
+    total: dict
+    bits: int
+    library: str
+    figures: dict[str, Figure]
+    left_out: list[str]
+
+    def to_dict(self) -> dict:
+        """Returns everything in JSON's types."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        figures = {name: figure._asdict() for name, figure in self.figures.items()}
+        return {**fields, "figures": figures}
+
+    def _parts(self):
+        rows = [
+            (row["name"], *(f"{row[key]:.4g}" for key in _SHOWN))
+            for row in [*self.layers, self.total]
+        ]
+        parts = [Table("", ("layer", *_SHOWN.values()), rows)]
+        note = f"devices: {self.library}; precision: {self.bits} bits"
+        if self.left_out:
+            note += f"; not included: {', '.join(self.left_out)}"
+        return [*parts, note]
+
+
+def hardware_cost(
+    model: keras.Model, library: str | os.PathLike = "silicon", bits: int = 8
+) -> HardwareCost:
+    """Adds up what the hardware of a model costs in power, area, time and energy.
+
+    - **Heaters**: their power at the present controls, for a matrix in tiles the mean
+      over its passes; at worst, all at the highest control, or, where that has no
+      limit, at a shift by a free spectral range. Controls in nm are converted by the
+      library's efficiency. A phase is that within one turn.
+    - **Lasers**: electrical power. By loss, each channel of a bank reaches each row,
+      and the light of a mesh each photodiode, with the photodiode's `sensitivity`,
+      behind the splitters, all losses of the path and, in a mesh, the
+      spread over all modes. By shot noise, the noise of a full-scale reading equals
+      that of rounding to `bits` bits, which takes 12 · 4^bits electrons.
+    - **Converters**: one for each modulator and each output, whose power follows rate
+      and bits, and a slow one for each heater.
+    - **Latency**: one reading per clock for each place of a convolution and each pass
+      of a bank. A bank with more passes than one waits for its heaters, until they
+      have settled to `bits` bits.
+    - **Energy**: a layer's power times its latency, as if it were off, or worked on
+      other samples, in the time of the others.
+    - **Masks**: display, modulator and camera, one frame after the other, with a white
+      one as the reference.
+
+    Area is that of the devices, without waveguides and pads. A design's own `loss_db`
+    stands in place of the library's loss of a cell. Digital layers and memory are not
+    included.
+
+    Args:
+        model: a built functional or `Sequential` model, or a wrapper around one.
+        library: `"silicon"`, or the path of a YAML file of your own:
+
+            ```yaml
+            photodiode:
+              sensitivity: {value: -22, unit: dBm, source: "our wafer, lot 12"}
+            ```
+
+            Figures that it does not give are those of `"silicon"`, see `figures` of
+            the result.
+        bits: the precision of inputs, and of outputs without `adc_bits`, from 1 to 24.
+
+    Returns:
+        A `HardwareCost`.
+
+    Raises:
+        ValueError: If the model is not built, is subclassed or has no physical layer,
+            or the library is not as described.
+        ImportError: If PyYAML is missing, the extra `[cost]`.
+
+    Example:
+
+    >>> cost = pnn.hardware_cost(model, bits=6)
+    >>> print(cost)
+
+    Reference:
+
+    - Tait et al., Sci. Rep. 7:7430 (2017): banks. Clements et al., Optica 3:1460
+      (2016): meshes. The library names the source of each number.
+    """
+    if not isinstance(model, keras.Model) or not model.built:
+        raise _checks.error("model", "a built Keras model", repr(model))
+    uses = uses_of(model)
+    if uses is None:
+        raise ValueError(
+            "`model` must be functional or Sequential, since the light of a subclassed "
+            f"model cannot be followed. Received: {type(model).__name__}"
+        )
+    bits = _checks.integer("bits", bits, 1, 24)
+    figures = read_library(library)
+    prices = Prices({name: f.value for name, f in figures.items()}, bits)
+    for use in uses:
+        prices.add(use)
+    rows = [_with_sums(row) for row in prices.rows.values()]
+    if not rows:
+        expected = "a model with layers of rings, meshes or masks"
+        raise _checks.error("model", expected, model.name)
+    total = {"name": "all", **{key: sum(r[key] for r in rows) for key in SUMS}}
+    priced = {id(part) for part in prices.parts}
+    left_out = [la.name for la in physical_layers(model) if id(la) not in priced]
+    return HardwareCost(
+        rows, _per_multiplication(total), bits, os.fspath(library), figures, left_out
+    )
+
+
+def _with_sums(row: dict) -> dict:
+    lasers = max(row["laser_loss_mW"], row["laser_shot_noise_mW"])
+    others = ("heater_mW", "modulator_mW", "detector_mW", "converter_mW")
+    row["power_mW"] = lasers + sum(row[name] for name in others)
+    row["energy_nJ"] = row["power_mW"] * row.pop("busy_us")
+    return _per_multiplication(row)
+
+
+def _per_multiplication(row: dict) -> dict:
+    count = row["multiplications"]
+    energy = 1e3 * row["energy_nJ"] / count if count else 0.0
+    return {**row, "multiplication_pJ": energy}

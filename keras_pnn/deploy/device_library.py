@@ -1,0 +1,123 @@
+"""Read the numbers of optical and electronic devices from a YAML file."""
+
+import contextlib
+import os
+import pathlib
+from typing import NamedTuple
+
+from keras_pnn import _checks
+
+_SILICON = pathlib.Path(__file__).with_name("silicon.yaml")
+_PREFIXES = {
+    "f": 1e-15, "p": 1e-12, "n": 1e-9, "u": 1e-6, "µ": 1e-6, "μ": 1e-6, "m": 1e-3,
+    "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12,
+}  # fmt: skip
+# What others are divided by.
+_POSITIVE = ("rate", "bandwidth", "efficiency", "responsivity", "bits", "range")
+
+
+class Figure(NamedTuple):
+    """One number of a device: value, unit and source."""
+
+    value: float
+    unit: str
+    source: str
+
+
+def read_library(library: str | os.PathLike) -> dict[str, Figure]:
+    """Returns the figures of a library by name, such as `"ring.loss"`.
+
+    Args:
+        library: `"silicon"`, or the path of a YAML file. Figures that the file does
+            not give are those of `"silicon"`.
+
+    Raises:
+        ValueError: If the file is not one of figures with `value`, `unit` and
+            `source`, names one that is unknown, or has a unit that does not fit.
+        OSError: If it cannot be read.
+    """
+    figures = _parsed(_SILICON)
+    if library == "silicon":
+        return figures
+    for name, given in _parsed(library).items():
+        if name not in figures:
+            expected = f"{library}: expected one of {', '.join(figures)}"
+            raise ValueError(f"{expected}. Received: {name!r}")
+        factor = _factor(given.unit, figures[name].unit)
+        if factor is None:
+            raise ValueError(
+                f"{library}: expected a unit of '{name}' that converts to "
+                f"{figures[name].unit}. Received: {given.unit!r}"
+            )
+        converted = given._replace(value=given.value * factor, unit=figures[name].unit)
+        figures[name] = converted
+    return figures
+
+
+def _parsed(path) -> dict[str, Figure]:
+    try:
+        import yaml
+    except ImportError as error:
+        raise ImportError(
+            "Libraries of devices need PyYAML: pip install 'keras-pnn[cost]'"
+        ) from error
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.safe_load(file)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: expected YAML. Received: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{path}: expected devices with their figures. Received: "
+            f"{_checks.short(content)}"
+        )
+    found = {}
+    for device, figures in content.items():
+        if not isinstance(figures, dict):
+            raise _wrong(path, device, "figures, each with a name", figures)
+        for key, figure in figures.items():
+            found[f"{device}.{key}"] = _figure(path, f"{device}.{key}", figure)
+    return found
+
+
+def _figure(path, name: str, given) -> Figure:
+    expected = "a mapping of value, unit and source"
+    if not isinstance(given, dict) or set(given) != set(Figure._fields):
+        raise _wrong(path, name, expected, given)
+    unit, source = given["unit"], given["source"]
+    if not all(isinstance(text, str) and text.strip() for text in (unit, source)):
+        raise _wrong(path, name, f"{expected}, the last two not empty", given)
+    value = given["value"]
+    if isinstance(value, str):
+        # YAML takes 1e-3, without a point, for a text.
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    limits = {} if unit == "dBm" else {"low": 0}
+    if name.endswith(_POSITIVE):
+        limits = {"above": 0}
+    return Figure(_checks.real(f"{path}: {name}", value, **limits), unit, source)
+
+
+def _factor(unit: str, expected: str) -> float | None:
+    """Returns what a number in `unit` is multiplied by; `None` if they do not fit."""
+    if unit == expected:
+        return 1.0
+    (own, base), (theirs, wanted) = map(_split, (unit, expected))
+    if base != wanted or not base:
+        return None
+    power = 2 if base.endswith("2") else 1
+    return (_PREFIXES[own] / _PREFIXES[theirs]) ** power
+
+
+def _split(unit: str) -> tuple[str, str]:
+    """Returns prefix and base of a unit: ("m", "W"), ("", "m"), ("", "nm/mW")."""
+    for base in ("W", "J", "Hz", "s", "m2", "m"):
+        if unit.endswith(base) and unit.removesuffix(base) in _PREFIXES:
+            return unit.removesuffix(base), base
+    return "", unit
+
+
+def _wrong(path, name: str, expected: str, received) -> ValueError:
+    return ValueError(
+        f"{path}: expected for '{name}' {expected}. Received: {_checks.short(received)}"
+    )

@@ -1,0 +1,38 @@
+"""Draw numbers that are alike in eager mode, in graphs and under XLA."""
+
+import math
+
+import tensorflow as tf
+
+
+def standard_normal(shape: tuple[int, ...], seed, dtype) -> tf.Tensor:
+    """Returns standard normal numbers, alike in eager mode, in graphs and under XLA.
+
+    They differ in rounding alone. XLA draws other floats than TensorFlow does, but the
+    same whole numbers, which are transformed here (Box and Muller).
+
+    Args:
+        shape: their shape.
+        seed: two integers.
+        dtype: their dtype.
+    """
+    wide = tf.as_dtype(dtype) if tf.as_dtype(dtype).size > 4 else tf.float32
+    bits = _whole_numbers((2, *shape), seed)
+    # Never 0, whose logarithm is infinite.
+    uniform = (tf.cast(bits, wide) + 0.5) * 2.0**-32
+    radius = tf.sqrt(-2 * tf.math.log(uniform[0]))
+    return tf.cast(radius * tf.cos(2 * math.pi * uniform[1]), dtype)
+
+
+def _whole_numbers(shape: tuple[int, ...], seed) -> tf.Tensor:
+    """Returns random whole numbers below 2³², the same under XLA as without."""
+    return tf.random.stateless_uniform(
+        shape, seed, minval=None, maxval=None, dtype="uint32", alg="philox"
+    )
+
+
+def uniform_numbers(shape: tuple[int, ...], seed) -> tf.Tensor:
+    """Returns uniform float32 numbers above 0 and below 1, the same under XLA."""
+    # 23 bits, so that float32 holds neither 0 nor 1.
+    bits = tf.bitwise.right_shift(_whole_numbers(shape, seed), 9)
+    return (tf.cast(bits, "float32") + 0.5) * 2.0**-23

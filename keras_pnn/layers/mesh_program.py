@@ -1,0 +1,71 @@
+"""Search the phases of a mesh for a matrix, where some shifters are stuck."""
+
+import numpy as np
+import tensorflow as tf
+
+from keras_pnn.physics import mesh
+
+_PHASES = ("theta", "phi", "gamma")
+# Of the search: its steps, and the relative reduction at which it ends.
+_STEPS, _END = 500, 1e-9
+
+
+def phases_around_stuck(layer, unitary: np.ndarray, stuck: dict, errors: dict) -> dict:
+    """Searches the phases that bring a mesh nearest to a matrix.
+
+    By L-BFGS from the present phases, in float64, without losses and converter.
+
+    Args:
+        layer: a built `MZIMesh`.
+        unitary: the matrix.
+        stuck: name of a phase → its `<name>_stuck`.
+        errors: name → array, the errors that are known.
+
+    Returns:
+        Name → phases, in rad.
+    """
+    from scipy import optimize
+
+    start = {n: np.asarray(layer.controls[n], "float64") for n in _PHASES}
+    free = {n: layer.quantity(n).exists & ~(stuck[n][..., 0] > 0.5) for n in _PHASES}
+    held = {n: np.where(free[n], 0.0, _given(stuck[n], start[n])) for n in _PHASES}
+    slots = {n: np.argwhere(free[n]) for n in _PHASES}
+    sizes = [len(slots[n]) for n in _PHASES]
+
+    def phases(values):
+        parts = dict(zip(_PHASES, tf.split(values, sizes), strict=True))
+        return {
+            n: held[n] + tf.scatter_nd(slots[n], parts[n], start[n].shape)
+            for n in _PHASES
+        }
+
+    def square(values):
+        found = mesh.transfer_matrix(
+            **phases(values),
+            **errors,
+            arrangement=layer.arrangement,
+            crosstalk=layer.crosstalk,
+        )
+        return tf.reduce_sum(tf.abs(found - unitary) ** 2) / len(unitary)
+
+    @tf.function(autograph=False)
+    def slope(values):
+        with tf.GradientTape() as tape:
+            tape.watch(values)
+            loss = square(values)
+        return loss, tape.gradient(loss, values)
+
+    result = optimize.minimize(
+        lambda z: tuple(a.numpy() for a in slope(tf.constant(z))),
+        np.concatenate([start[n][free[n]] for n in _PHASES]),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": _STEPS, "maxfun": 2 * _STEPS, "ftol": _END, "maxcor": 20},
+    )
+    found = phases(tf.constant(result.x))
+    return {n: found[n].numpy() for n in _PHASES}
+
+
+def _given(stuck: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """Returns the values of stuck phases, and the present ones of all others."""
+    return np.where(stuck[..., 0] > 0.5, stuck[..., 1], start)

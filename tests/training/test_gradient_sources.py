@@ -526,6 +526,10 @@ def softmax_bank():
     return keras.Model(inputs, pnn.layers.MRRBank(3, activation="softmax")(inputs))
 
 
+def warm_bank():
+    return bank(4, 3, crosstalk=pnn.physics.heater.nearest_neighbour((3, 4), 0.1))
+
+
 def masks():
     inputs = keras.Input((2, 2))
     return keras.Model(inputs, pnn.layers.MaskedSLM(3)(inputs))
@@ -557,6 +561,7 @@ def without_inverse():
     ("source", "network", "message"),
     [
         (pnn.ParameterShift(), softmax_bank, "banks without an activation.*softmax"),
+        (pnn.ParameterShift(), warm_bank, "rows do not warm each other.*'bank'"),
         (pnn.ParameterShift(), masks, "meshes .* or microrings.*MaskedSLM"),
         (pnn.ParameterShift(), dense_mesh, "intensities.*fields go elsewhere"),
         (pnn.ParameterShift(), two_meshes, "'mesh', whose fields go elsewhere"),

@@ -1,23 +1,26 @@
-"""What many devices cost: `evaluate_devices` against `evaluate` in a loop.
+"""What many devices cost: `evaluate_devices` against loops over the devices.
 
     pip install -e ".[benchmark]" && python benchmarks/devices.py
 
-Prints a table and writes `results/benchmark_devices.json`: the hybrid network of
-`examples/paper/shared.py`, a digital front end before a mesh of 64 modes, on 100
-devices and 10,000 images. In turn, round by round,
+Prints a table and writes `results/benchmark_devices.json`: the networks of
+`examples/paper/shared.py` with a mesh of 64 modes behind a digital front end
+(`hybrid`) and with banks of microrings (`lenet5`), on 32, 100 and 1,000 devices. In
+turn, round by round,
 
 - `model.evaluate` inside `device.installed(model)`, one device after the other, with
-  `jit_compile` as Keras sets it and with `jit_compile=True`, in batches of 100 and of
-  1,000. What it compiles is not counted. A few devices are timed, and the time is
-  scaled to all.
-- `evaluate_devices`, in the same batches. The first call compiles; the graph is kept
-  with the model, and later calls use it again.
+  `jit_compile` as Keras sets it and with `jit_compile=True`;
+- the fair loop: one `tf.function` of the model's `test_step`, compiled once, on tensors
+  that are made once, without and with XLA;
+- `evaluate_devices`: its first call, which traces and compiles, and later ones, for
+  which the graph is kept with the model.
 
-Ratios are of medians over the rounds, each against the fastest loop. Then, for one
-pass over all images: the front end, and the matrices of the meshes, by themselves.
-`--memory` adds the peak memory for several limits, and by how much the process grows
-in 50 calls of `evaluate_devices`, each in a process of its own (Linux). The network
-is not trained; times do not depend on it.
+What loops compile is not counted. A few devices are timed in them, and the time is
+scaled to all. Ratios are of medians over the rounds, each against the fastest loop of
+either kind. Then, for one pass of the hybrid network over all images: the front end,
+and the matrices of the meshes, by themselves. `--memory` adds the peak memory for
+several limits, and by how much the process grows in 50 calls of `evaluate_devices`,
+each in a process of its own (Linux). The networks are not trained; times do not depend
+on it.
 """
 
 import argparse
@@ -49,11 +52,14 @@ LIMITS = (0.25, 0.5, 1.0)
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--devices", type=int, default=100)
+    parser.add_argument("--devices", nargs="+", type=int, default=[32, 100, 1000])
+    parser.add_argument(
+        "--networks", nargs="+", default=["lenet5", "hybrid"], choices=NETWORKS
+    )
     parser.add_argument("--images", type=int, default=10000)
     parser.add_argument("--batches", nargs="+", type=int, default=[100, 1000])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--in-loop", type=int, default=10, help="devices in the loop")
+    parser.add_argument("--in-loop", type=int, default=5, help="devices in the loops")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--growth", help=argparse.SUPPRESS)
@@ -83,59 +89,87 @@ def seconds(function) -> float:
     return time.perf_counter() - start
 
 
-def loop(model, data, devices, batch: int, count: int):
-    """A loop over `count` devices."""
+def evaluate_loop(model, data, batch: int):
+    """A loop of `evaluate` over devices."""
 
-    def run():
-        for device in devices[:count]:
+    def run(devices):
+        for device in devices:
             with device.installed(model):
                 model.evaluate(**data, batch_size=batch, verbose=0)
 
     return run
 
 
-def ways(args, data):
-    """{name: (function, what its time is multiplied with)}, and the first calls."""
-    found, first = {}, {}
-    models = {
-        "default": compiled(hybrid()),
-        "XLA": compiled(hybrid(), jit_compile=True),
-    }
-    devices = pnn.Variation(**ERRORS).sample(models["default"], args.devices, seed=0)
-    count = min(args.in_loop, args.devices)
-    for jit, model in models.items():
-        for batch in args.batches:
-            name = f"loop, batch {batch}, jit_compile {jit}"
-            # What is left over after whole batches is compiled as well.
-            first[name] = seconds(loop(model, data, devices, batch, 1))
-            run = loop(model, data, devices, batch, count)
-            found[name] = run, args.devices / count
-    model = models["default"]
-    for batch in args.batches:
+def step_loop(model, data, batch: int, **kwargs):
+    """A loop over devices in which one compiled test step runs on ready tensors."""
+    count = len(data["x"])
+    batches = [
+        tuple(tf.constant(data[name][i : i + batch]) for name in ("x", "y"))
+        for i in range(0, count, batch)
+    ]
+    step = tf.function(model.test_step, **kwargs)
 
-        def at_once(batch=batch):
+    def run(devices):
+        for device in devices:
+            with device.installed(model):
+                model.reset_metrics()
+                for one in batches:
+                    found = step(one)
+                float(found["accuracy"])
+
+    return run
+
+
+def ways(name: str, data, batch: int):
+    """Returns, for each loop, a function of devices, and the model's devices."""
+    network, spreads = NETWORKS[name]
+    plain, xla = compiled(network()), compiled(network(), jit_compile=True)
+    found = {
+        "evaluate, jit_compile default": evaluate_loop(plain, data, batch),
+        "evaluate, jit_compile XLA": evaluate_loop(xla, data, batch),
+        "step, jit_compile default": step_loop(plain, data, batch),
+        "step, jit_compile XLA": step_loop(plain, data, batch, jit_compile=True),
+    }
+    return found, lambda n: pnn.Variation(**spreads).sample(plain, n, seed=0)
+
+
+def in_turn(args, data, name: str, batch: int):
+    """Yields (name, figures) of one network and one batch size."""
+    loops, drawn = ways(name, data, batch)
+    few = drawn(args.in_loop)
+    for run in loops.values():
+        run(few[:1])
+    at_once, first = {}, {}
+    for count in args.devices:
+        # A model of its own for each count: graphs are kept with the model.
+        model, devices = compiled(NETWORKS[name][0]()), drawn(count)
+
+        def call(model=model, devices=devices):
             pnn.evaluate_devices(
                 model, **data, devices=devices, batch_size=batch, verbose=0
             )
 
-        name = f"evaluate_devices, batch {batch}"
-        first[name] = seconds(at_once)
-        found[name] = at_once, 1.0
-    return found, first
-
-
-def in_turn(args, data):
-    """Yields (name, figures)."""
-    found, first = ways(args, data)
-    times = {name: [] for name in found}
+        first[count], at_once[count] = seconds(call), call
+    times = {key: [] for key in (*loops, *at_once)}
     for _ in range(args.rounds):
-        for name, (function, factor) in found.items():
-            times[name].append(factor * seconds(function))
-    medians = {name: float(np.median(t)) for name, t in times.items()}
-    best = min(s for name, s in medians.items() if name.startswith("loop"))
-    for name, value in medians.items():
-        row = {"s": value, "ratio": best / value, "seconds": times[name]}
-        yield name, {**row, "first_s": first.get(name, float("nan"))}
+        for kind, run in loops.items():
+            times[kind].append(seconds(lambda run=run: run(few)) / len(few))
+        for count, call in at_once.items():
+            times[count].append(seconds(call))
+    medians = {key: float(np.median(t)) for key, t in times.items()}
+    title = f"{name}, batch {batch}"
+    for kind in loops:
+        yield f"{title}: {kind}, a device", {"s": medians[kind], "all": times[kind]}
+    best = {
+        way: min(medians[kind] for kind in loops if kind.startswith(way))
+        for way in ("evaluate", "step")
+    }
+    for count in at_once:
+        calls = {"first": first[count], "second": medians[count]}
+        for which, value in calls.items():
+            row = {"s": value, "all": times[count] if which == "second" else [value]}
+            row |= {f"{way} /": count * s / value for way, s in best.items()}
+            yield f"{title}: {count} devices, {which} call", row
 
 
 def parts(args, data):
@@ -143,7 +177,7 @@ def parts(args, data):
     model = compiled(hybrid())
     layer = next(la for la in model.layers if isinstance(la, pnn.layers.MZIMesh))
     front = tf.function(keras.Model(model.inputs, layer.input), jit_compile=True)
-    devices = pnn.Variation(**ERRORS).sample(model, args.devices, seed=0)
+    devices = pnn.Variation(**ERRORS).sample(model, 100, seed=0)
     names = list(devices[0].deviations)
     errors = {n: tf.stack([d.deviations[n, i] for d in devices]) for n, i in names}
     phases = [tf.convert_to_tensor(v) for v in layer.controls.values()]
@@ -250,16 +284,22 @@ def main() -> None:
         return
     x, y = images_and_labels(args.images)
     data = {"x": x, "y": y}
-    print(f"{args.devices} devices, {args.images} images")
-    print(f"{'':48} {'s':>9} {'ratio':>7} {'first, s':>9}", flush=True)
-    results = {"devices": args.devices, "images": args.images}
-    for name, row in in_turn(args, data):
+    print(f"{args.images} images")
+    print(f"{'':56} {'s':>9} {'evaluate /':>10} {'step /':>8}", flush=True)
+    results = {"images": args.images}
+    for network in args.networks:
+        for batch in args.batches:
+            for name, row in in_turn(args, data, network, batch):
+                results[name] = row
+                ratios = "".join(
+                    f" {row[key]:{width}.2f}"
+                    for key, width in (("evaluate /", 10), ("step /", 8))
+                    if key in row
+                )
+                print(f"{name:56} {row['s']:9.3f}{ratios}", flush=True)
+    for name, row in parts(args, data) if "hybrid" in args.networks else ():
         results[name] = row
-        cells = f"{row['s']:9.2f} {row['ratio']:7.2f} {row['first_s']:9.2f}"
-        print(f"{name:48} {cells}", flush=True)
-    for name, row in parts(args, data):
-        results[name] = row
-        print(f"{name:48} {row['s']:9.2f}", flush=True)
+        print(f"{name:56} {row['s']:9.3f}", flush=True)
     for name, row in memory() if args.memory else ():
         results[name] = row
     args.out.mkdir(parents=True, exist_ok=True)

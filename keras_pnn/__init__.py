@@ -68,7 +68,6 @@ from keras_pnn.physics.tuning import (
 )
 from keras_pnn.robustness import (
     RobustnessResult,
-    merge_rows,
     robustness_report,
     robustness_rows,
 )
@@ -89,10 +88,12 @@ from keras_pnn.training import (
     FiniteDifference,
     ForwardGradient,
     FriendlySAM,
+    LocalClassifier,
     LookSAM,
     OpticalPruning,
     ParameterShift,
     PATModel,
+    PhyLL,
     SATModel,
 )
 
@@ -126,12 +127,14 @@ __all__ = [
     "HessianResult",
     "InstrumentDevice",
     "Landscape",
+    "LocalClassifier",
     "LookSAM",
     "LorentzianTuning",
     "MeasuredTuning",
     "OpticalPruning",
     "PATModel",
     "ParameterShift",
+    "PhyLL",
     "RecordedDevice",
     "RingTunings",
     "RobustnessResult",
@@ -160,7 +163,6 @@ __all__ = [
     "layers",
     "load_controls",
     "loss_landscape",
-    "merge_rows",
     "physics",
     "plotting",
     "robustness",

@@ -88,12 +88,47 @@ def check_layers(folder):
     x = layers.MZIMesh(4)(layers.Attenuators(4)(x))
     masks = layers.MaskedSLM(2, dac=layers.DAC(8, -1.0, 1.0))(inputs[..., 0])
     outputs = [layers.BalancedDetector()(x), layers.HomodyneDetector()(x), masks]
+    outputs.append(planes(inputs[..., 0]))
     model = keras.Model(inputs, outputs)
     assert len(layers.physical_layers(model)) >= 5
     data = np.random.default_rng(0).random((2, 6, 6, 2), "float32")
     model.save(folder / "layers.keras")
     loaded = keras.models.load_model(folder / "layers.keras")
     assert [o.shape for o in loaded(data)] == [o.shape for o in model(data)]
+
+
+def planes(images):
+    """A diffractive network of all its kinds of layers."""
+    layers = pnn.layers
+    optics = [
+        layers.Encode("intensity", size=8, padding=4),
+        layers.Lens(4e-4),
+        layers.Aperture(30e-6),
+        layers.AmplitudeMask(),
+        layers.FreeSpace(1e-4),
+        layers.PhaseMask(
+            phase_regularizer=layers.PhaseRoughness(0.1),
+            phase_constraint=layers.PhaseBlocks(2),
+        ),
+        layers.Saturable(),
+        layers.Threshold(),
+        layers.DetectorArray(grid=(2, 1), size=2),
+    ]
+    for layer in optics:
+        images = layer(images)
+    return images
+
+
+def check_propagation():
+    """Sends a field through elements, and back over the same distance."""
+    physics, light = pnn.physics.propagation, (532e-9, 2e-6)
+    size = (16, 16)
+    field = physics.aperture(size, 20e-6, 2e-6) * physics.lens(size, 4e-4, *light)
+    field *= physics.tilt(size, (0.0, 0.01), *light) * physics.aberration(size, 0.1)
+    for propagate in (physics.angular_spectrum, physics.fresnel):
+        there = propagate(physics.warp(field, 1.0), 1e-4, *light)
+        assert np.isfinite(np.abs(propagate(there, -1e-4, *light))).all()
+    assert pnn.layers.diffractive(masks=1, size=16, margin=8) is not None
 
 
 def check_tunings():
@@ -145,7 +180,6 @@ def check_training(x, y, chip):
                 pnn.CentralDifference(),
                 pnn.FeedbackAlignment(),
                 pnn.ForwardGradient(),
-                pnn.ParameterShift(),
                 pnn.SPGD(),
                 pnn.SPSA(),
             )
@@ -161,16 +195,26 @@ def check_training(x, y, chip):
     return sat
 
 
-def check_monitors(x, y):
-    """Trains a mesh by the light at its phase shifters."""
+def check_meshes(x, y):
+    """Trains a mesh by the light at its phase shifters, and by shifts."""
     inputs = keras.Input((4,))
     fields = pnn.layers.MZIMesh(4)(inputs)
     mesh = keras.Model(inputs, pnn.layers.Photodetector(ports=[[0, 1], 2, 3])(fields))
     chip = pnn.Variation(theta_error=0.1).sample(mesh, 1)[0]
-    online = pnn.SATModel(mesh, ascent=None, device=chip, gradient=pnn.Adjoint())
-    online.compile("adam", LOSS)
-    online.fit(x, y, verbose=0)
-    assert online.measurements == 4 * len(x)
+    # Six thetas, and six phi and four gamma.
+    for gradient, settings in ((pnn.Adjoint(), 4), (pnn.ParameterShift(), 45)):
+        online = pnn.SATModel(mesh, ascent=None, device=chip, gradient=gradient)
+        online.compile("adam", LOSS)
+        online.fit(x, y, verbose=0)
+        assert online.measurements == settings * len(x)
+
+
+def check_local(x, y):
+    """Trains two banks, each by a loss of its own."""
+    local = pnn.LocalClassifier([pnn.layers.MRRBank(4) for _ in range(2)], classes=3)
+    sat = pnn.SATModel(local, ascent=None, gradient=pnn.PhyLL())
+    sat.compile("adam", LOSS)
+    assert np.isfinite(sat.fit(x, y, verbose=0).history["loss"]).all()
 
 
 def check_hardware(model, chip, x, folder):
@@ -230,7 +274,7 @@ def check_curvature(model, x, y):
 
 
 def check_report(model, x, y, devices, folder):
-    """Measures a report in parts, merges them, and writes each format."""
+    """Measures a report in parts, reads them, and writes each format."""
     study = {
         "devices": list(devices),
         "sweeps": {"temperature": [-1, 0, 1]},
@@ -239,12 +283,13 @@ def check_report(model, x, y, devices, folder):
         "worst_case": False,
         "verbose": 0,
     }
+    parts = folder / "parts"
     for i in range(2):
-        part = folder / f"part{i}"
-        pnn.robustness_rows(model, x, y, cache_dir=part, part=(i, 2), **study)
-    files = [path for i in range(2) for path in (folder / f"part{i}").iterdir()]
-    pnn.merge_rows(files, folder / "all.sqlite")
-    report = pnn.robustness_report(model, x, y, **study)
+        pnn.robustness_rows(model, x, y, cache_dir=parts, part=(i, 2), **study)
+    with pnn.robustness.ProcessPool(1, threads=1) as pool:
+        # Nothing is left to measure, so that no process is started.
+        study |= {"cache_dir": parts, "executor": pool}
+        report = pnn.robustness_report(model, x, y, **study)
     assert isinstance(report, pnn.RobustnessResult) and str(report)
     for name in ("report.json", "report.csv"):
         report.save(folder / name)
@@ -269,12 +314,14 @@ def main(folder: pathlib.Path):
     count = check_names()
     check_layers(folder)
     check_tunings()
+    check_propagation()
     model = network()
     devices = pnn.Variation(resonance_shift=0.02).sample(model, 3, seed=0)
     assert isinstance(devices, pnn.DeviceSet)
     assert isinstance(devices[0], pnn.SimulatedDevice)
     sat = check_training(x, y, devices[0])
-    check_monitors(x, y)
+    check_meshes(x, y)
+    check_local(x, y)
     found = pnn.evaluate_devices(sat, x, y, devices)
     assert isinstance(found, pnn.DeviceEvaluation)
     check_hardware(model, devices[0], x, folder)

@@ -1,4 +1,4 @@
-r"""One robustness report from many jobs: each measures a part of the points.
+r"""One robustness report from many processes or jobs, which share out the points.
 
 A point is a pure function of the model file, the data, the arguments below and the
 seed, so that jobs on several machines need nothing from each other but a folder. A job
@@ -19,16 +19,16 @@ and then, once all are done:
     sbatch --wait array.sh                  # sbatch --array=2,5: these parts again
     python examples/paper/robustness_array.py --model trained.keras --report
 
-With GNU parallel on one machine:
+On one machine a pool of processes needs no parts:
 
-    parallel python examples/paper/robustness_array.py --part {} 4 ::: 0 1 2 3
-    python examples/paper/robustness_array.py --report
+    python examples/paper/robustness_array.py --report --workers 4
 
 Without --model, a small network of weight banks is trained on scikit-learn's digits.
 For a model of your own change `VARIATION`, `SWEEPS` and `test_data`.
 """
 
 import argparse
+import contextlib
 import os
 import pathlib
 
@@ -60,6 +60,7 @@ def arguments() -> argparse.Namespace:
         help="the I-th of N parts, from 0; default: everything",
     )
     parser.add_argument("--report", action="store_true", help="the last step")
+    parser.add_argument("--workers", type=int, help="processes of this machine")
     parser.add_argument(
         "--out", type=pathlib.Path, default=pathlib.Path("results/robustness_array")
     )
@@ -122,7 +123,13 @@ def main() -> None:
         print(f"part {args.part[0]} of {args.part[1]}: {len(rows)} points")
         return
     # What no job has measured is measured now.
-    report = pnn.robustness_report(model, x, y, spec=0.9, data=args.data, **study)
+    processes = contextlib.nullcontext()
+    if args.workers:
+        processes = pnn.robustness.ProcessPool(args.workers)
+    with processes as executor:
+        report = pnn.robustness_report(
+            model, x, y, spec=0.9, data=args.data, executor=executor, **study
+        )
     print(report)
     report.save(args.out / "report.html")
     print(f"The page is {args.out / 'report.html'}")

@@ -29,10 +29,12 @@ class Engine:
         rows: devices at once.
         batch_norm: as in `DeviceEvaluator`.
         differs: tells whether a layer's outputs differ between devices.
+        compiled: whether XLA compiles the passes over the devices.
     """
 
-    def __init__(self, model, variables, rows, batch_norm, differs):
+    def __init__(self, model, variables, rows, batch_norm, differs, compiled):
         self.model, self.variables, self.rows = model, variables, rows
+        self._compile = compiled
         self._metrics = model.metrics_variables
         # What the train step counts, which no evaluation reports.
         self._not_tested = getattr(model, "train_metrics", ())
@@ -57,8 +59,8 @@ class Engine:
         # What the model and its layers update themselves, in the forward pass.
         compiled = {id(v) for v in self._compiled}
         self._in_pass = [i for i, v in enumerate(self._state) if id(v) not in compiled]
-        self._forward_all = Mapped(self._forward, self.rows)
-        self._moments_all = Mapped(self._moments, self.rows)
+        self._forward_all = Mapped(self._forward, self.rows, self._compile)
+        self._moments_all = Mapped(self._moments, self.rows, self._compile)
         # Without relaxed shapes: the losses of single outputs are weighted with the
         # batch size where Keras knows it.
         self._metrics_all = graph(self._update_all)
@@ -69,12 +71,13 @@ class Engine:
         return self.rows > 1 and self._forward_all.vectorized
 
     def run(
-        self, values: list[list], calibration: Callable, batches: Callable
+        self, values: list, devices: int, calibration: Callable, batches: Callable
     ) -> tuple[list[dict], int]:
         """Evaluates devices, at most as many as there are rows.
 
         Args:
-            values: the values of the variables, for each device.
+            values: the values of the variables, stacked over the devices.
+            devices: how many devices.
             calibration: gives the batches of inputs for `"reestimated"`.
             batches: gives (x, y, sample_weight) tuples.
 
@@ -82,16 +85,13 @@ class Engine:
             name → value of each device, and how many devices have given NaN.
         """
         try:
-            return self._run(values, calibration(), batches())
+            return self._run(values, devices, calibration(), batches())
         except _Assigned:
             self._trace()
-        return self.run(values, calibration, batches)
+        return self.run(values, devices, calibration, batches)
 
-    def _run(self, values, calibration, batches):
-        devices = len(values)
-        stacks = [
-            filled(tf.stack(column), self.rows) for column in zip(*values, strict=True)
-        ]
+    def _run(self, values, devices, calibration, batches):
+        stacks = [filled(stack, self.rows) for stack in values]
         first_seeds = seeds = [tf.convert_to_tensor(v) for v in self._seeds]
         first = handed = [self._same(tf.convert_to_tensor(v)) for v in self._handed]
         parts = []
@@ -235,7 +235,8 @@ class Engine:
         answer, or class 0.
         """
         results = []
-        failed, *states = states
+        # As arrays: a slice of a tensor takes longer than what is done with it.
+        failed, *states = (state.numpy() for state in states)
         for i in range(devices):
             mapping = zip(self._state, [s[i] for s in states], strict=True)
             with keras.StatelessScope(state_mapping=mapping):

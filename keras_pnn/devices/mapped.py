@@ -23,16 +23,15 @@ class Mapped:
     """A function of one device, mapped over stacks of `rows` devices in one graph.
 
     The function is one of (values of one device, *what all devices share). Operations
-    that do not depend on the device are computed once.
+    that do not depend on the device are computed once. XLA compiles it if asked to, and
+    if it knows all operations.
     """
 
-    def __init__(self, function: Callable, rows: int):
+    def __init__(self, function: Callable, rows: int, compiled: bool):
         self._function, self._rows = function, rows
         # Whether TensorFlow can vectorise the function, as far as is known.
         self.vectorized = True
-        # XLA fuses the passes over activations, which is most of the time: LeNet-5
-        # takes a third of the time that it takes without.
-        self._stacked = graph(self._map, jit_compile=True)
+        self._stacked = graph(self._map, jit_compile=compiled)
         self._single = graph(function)
 
     def __call__(self, stacks: list, devices: int, *shared):

@@ -1,7 +1,7 @@
 """Study the robustness of a trained model, and report on it."""
 
-from keras_pnn.robustness.cache import merge_rows
 from keras_pnn.robustness.call import robustness_report, robustness_rows
+from keras_pnn.robustness.executor import ProcessPool
 from keras_pnn.robustness.results import (
     Curvature,
     ModelRobustness,
@@ -19,6 +19,7 @@ from keras_pnn.robustness.worst_case import worst_device
 __all__ = [
     "Curvature",
     "ModelRobustness",
+    "ProcessPool",
     "RobustnessResult",
     "Scan",
     "Sensitivity",
@@ -27,7 +28,6 @@ __all__ = [
     "Transfer",
     "WorstCase",
     "Yield",
-    "merge_rows",
     "robustness_report",
     "robustness_rows",
     "worst_device",

@@ -1,4 +1,4 @@
-"""Keep measured points in SQLite files of a folder, and merge such files."""
+"""Keep measured points in SQLite files of a folder."""
 
 import contextlib
 import json
@@ -6,7 +6,7 @@ import math
 import os
 import pathlib
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from keras_pnn import _checks, _warnings
 
@@ -87,48 +87,6 @@ class Cache:
         """Writes points, all or none of them."""
         rows = [(self._study[0], i, json.dumps(m)) for i, m in points.items()]
         _write(self.path, [self._study], rows)
-
-
-def merge_rows(paths: Sequence[str | os.PathLike], path: str | os.PathLike) -> int:
-    """Copies the points of several cache files into one.
-
-    Args:
-        paths: files that `robustness_rows` wrote, of one study or of several.
-        path: the file to write, `.sqlite`, in the folder that the report is given as
-            `cache_dir`. Points that it has stay.
-
-    Returns:
-        How many points of these studies are still missing.
-
-    Raises:
-        ValueError: If there is no file, one is no such file, or `path` has another
-            suffix.
-
-    Example:
-
-    >>> pnn.robustness_rows(
-    ...     model, x_test, y_test, variation=variation, n=2,
-    ...     cache_dir="job_0", verbose=0,
-    ... )
-    >>> import glob
-    >>> paths = glob.glob("job_*/*.sqlite")
-    >>> pnn.merge_rows(paths, "points.sqlite")
-    """
-    if isinstance(paths, str | os.PathLike) or not len(paths):
-        raise _checks.error("paths", "a list of files, at least one", repr(paths))
-    path = pathlib.Path(path)
-    if path.suffix != _SUFFIX:
-        raise _checks.error("path", f"a file that ends in {_SUFFIX}", path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for one in map(pathlib.Path, paths):
-        try:
-            tables = _read(one)
-        except sqlite3.DatabaseError as error:
-            expected = "files that `robustness_rows` wrote"
-            raise _checks.error("paths", expected, f"{one} ({error})") from error
-        _write(path, *tables)
-    studies, points = _read(path)
-    return sum(count for _, count, _ in studies) - len(points)
 
 
 def _read(path: pathlib.Path) -> tuple[list[tuple], list[tuple]]:

@@ -1,5 +1,6 @@
 """Report in one call how robust a trained model is, or measure part of its points."""
 
+import concurrent.futures
 import os
 from collections.abc import Sequence
 
@@ -9,6 +10,7 @@ from keras_pnn import _checks
 from keras_pnn._signatures import check_keywords, passing_on
 from keras_pnn.devices import SimulatedDevice, Variation
 from keras_pnn.robustness import points
+from keras_pnn.robustness.executor import check_executor
 from keras_pnn.robustness.results import RobustnessResult
 from keras_pnn.robustness.specification import Specification
 from keras_pnn.robustness.study import Study
@@ -27,6 +29,7 @@ def robustness_report(
     name: str | None = None,
     data: str = "",
     cache_dir: str | os.PathLike | None = None,
+    executor: concurrent.futures.Executor | None = None,
     verbose: int | str = "auto",
     **specification,
 ) -> RobustnessResult:
@@ -51,6 +54,12 @@ def robustness_report(
         data: description of the data, for the report.
         cache_dir: a folder that keeps every finished block of points. Points in it are
             not measured again, here or by `robustness_rows`.
+        executor: whose workers measure devices, sweeps and grid, in blocks: a
+            `pnn.robustness.ProcessPool`, `client.get_executor()` of Dask, or another
+            `concurrent.futures.Executor`. Workers load the study from `cache_dir`,
+            which those on other machines must see under the same path; this process
+            alone writes points to it. A block whose worker died is measured again.
+            Curvature, landscape and worst case are measured here.
         verbose: 0 is silent, 1 or `"auto"` shows progress.
         **specification: the other fields of a `Specification`, which has their
             defaults:
@@ -102,7 +111,9 @@ def robustness_report(
 
     Raises:
         ValueError: If an argument is not as described, data and model do not fit, or
-            a model's imperfections are not nominal; before anything takes long.
+            a model's imperfections are not nominal; before anything takes long. If
+            workers cannot load the study, or have another version of the package.
+        RuntimeError: If workers die, three times before one has finished a block.
         TypeError: If there is no such argument.
 
     Example:
@@ -116,6 +127,7 @@ def robustness_report(
     >>> report.save("report.html")
     """
     check_keywords(robustness_report, specification)
+    check_executor(executor)
     study = Study(
         Specification(devices=devices, variation=variation, **specification),
         model,
@@ -126,7 +138,7 @@ def robustness_report(
         name,
         data,
     )
-    return study.measure(cache_dir, verbose)
+    return study.measure(cache_dir, verbose, executor)
 
 
 @passing_on(Specification)

@@ -1,5 +1,6 @@
 """Measure all points of a robustness study on one model."""
 
+import copy
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from keras_pnn.deploy import hardware_cost
 from keras_pnn.devices import DeviceEvaluator
 from keras_pnn.robustness.cache import Cache
 from keras_pnn.robustness.curvature import CurvatureStudy
+from keras_pnn.robustness.executor import measured
 from keras_pnn.robustness.identity import data_digest, described
 from keras_pnn.robustness.inputs import first_samples
 from keras_pnn.robustness.points import GRID, Nominal, OnScan, Plan, Point, gathered
@@ -34,13 +36,14 @@ class ModelStudy:
     is a pure function of the model's weights, the data and the specification, so that
     blocks can be measured on different machines, and again after an interruption,
     with the same result. `data` is `(x, y, sample_weight)`, and `loss` the model's on a
-    few samples.
+    few samples. Pickled, it is what it was made from, and measures points alone.
     """
 
     def __init__(
         self, model: keras.Model, data: tuple, specification: Specification, loss: float
     ):
         self.model, self._specification, self._loss = model, specification, loss
+        self._given = data
         few = first_samples(data, specification.probe)
         self._probe = _checks.sample_count(few[0])
         hessian, landscape = specification.hessian, specification.landscape
@@ -48,7 +51,7 @@ class ModelStudy:
             model, few, hessian, landscape, specification.seed
         )
         self._plan = Plan(model, specification)
-        self._points = self._plan.points
+        self.points = self._plan.points
         self._data = data_digest(data, specification.calibration)
         x, y, sample_weight = data
         batch_size = specification.batch_size
@@ -62,10 +65,10 @@ class ModelStudy:
             batch_norm=specification.batch_norm,
             calibration=specification.calibration,
         )
-        some = [self._plan.device(Nominal())] * min(len(self._points), LARGEST_BLOCK)
+        some = [self._plan.device(Nominal())] * min(len(self.points), LARGEST_BLOCK)
         # Fixed, so that a point's figures do not depend on what is measured with it.
-        self._size = self._evaluator.devices_at_once(some)
-        self._evaluator.chunk = self._size
+        self.block_size = self._evaluator.devices_at_once(some)
+        self._evaluator.chunk = self.block_size
         self._check_outputs(first_samples(data, 2)[0])
         self._cost()
         radius = specification.worst_case
@@ -79,15 +82,28 @@ class ModelStudy:
             # The worst device is measured alone, with batch statistics frozen.
             self._frozen = DeviceEvaluator(model, x, y, batch_size, sample_weight, 1)
 
+    def __reduce__(self):
+        # What no file of a model keeps, and layers with noise draw from.
+        states = [np.asarray(variable) for variable in _unsaved(self.model)]
+        asked = copy.copy(self._specification)
+        for name in ("hessian", "landscape", "worst_case"):
+            object.__setattr__(asked, name, None)
+        return _made, (self.model, states, self._given, asked, self._loss)
+
     def measure(
-        self, cache_dir: str | os.PathLike | None, part: tuple[int, int], verbose: int
+        self,
+        cache_dir: str | os.PathLike | None,
+        part: tuple[int, int],
+        verbose: int,
+        executor=None,
     ) -> dict[Point, Metrics]:
         """Measures the points of one part of the study, with the weights as they are.
 
         Parts take turns in blocks. `cache_dir` keeps each block as it is done, and has
-        those that are done already; `None` keeps nothing.
+        those that are done already; `None` keeps nothing. Workers of an `executor`
+        measure, and this process alone keeps what they return.
         """
-        points, size = self._points, self._size
+        points, size = self.points, self.block_size
         blocks = [
             range(i, min(i + size, len(points))) for i in range(0, len(points), size)
         ][part[0] :: part[1]]
@@ -95,14 +111,17 @@ class ModelStudy:
         if cache_dir is not None:
             cache = Cache(cache_dir, self.digest(), len(points), self._loss, part)
             done = cache.read()
+        missing = [block for block in blocks if not done.keys() >= set(block)]
         bar = keras.utils.Progbar(len(blocks), verbose=verbose, unit_name="block")
-        for block in blocks:
-            if not done.keys() >= set(block):
-                found = self._measure([points[i] for i in block])
-                new = dict(zip(block, found, strict=True))
-                done |= new
-                if cache is not None:
-                    cache.add(new)
+        bar.add(len(blocks) - len(missing))
+        pairs = ((block, self.block(block)) for block in missing)
+        if executor is not None:
+            pairs = measured(executor, self, missing, cache_dir)
+        for block, found in pairs:
+            new = dict(zip(block, found, strict=True))
+            done |= new
+            if cache is not None:
+                cache.add(new)
             bar.add(1)
         return {points[i]: done[i] for block in blocks for i in block}
 
@@ -132,14 +151,14 @@ class ModelStudy:
         drawn = "as given"
         if specification.variation is not None:
             drawn = repr(specification.variation)
-        scanned = {p.device for p in self._points if isinstance(p, OnScan)}
+        scanned = {p.device for p in self.points if isinstance(p, OnScan)}
         found = {
             "SHA-256 of the data": self._data[:12],
             "devices": count,
             "variation": drawn if count else "no devices",
             "seed": specification.seed,
             "devices in sweeps": len(scanned - {None}),
-            "points": len(self._points),
+            "points": len(self.points),
             "batch size": self._evaluator.batch_size,
             "batch normalisation": specification.batch_norm,
         }
@@ -169,7 +188,7 @@ class ModelStudy:
                 specification.seed,
                 specification.batch_norm,
                 self._evaluator.batch_size,
-                self._size,
+                self.block_size,
                 described(self.model),
                 __version__,
             ]
@@ -186,6 +205,10 @@ class ModelStudy:
         arrays = [array for _, array in deviations] + own
         return _files.digest(text, self._data, data_digest(arrays))
 
+    def block(self, block: range) -> list[Metrics]:
+        """Measures the points of some numbers."""
+        return self._measure([self.points[i] for i in block])
+
     def _measure(self, points: list[Point]) -> list[Metrics]:
         found = _metrics(self._evaluator, [self._plan.device(p) for p in points])
         # Outputs that are NaN have no class, and yet an accuracy.
@@ -200,7 +223,7 @@ class ModelStudy:
         on the design are enough to see it; what a device's own deviations add is seen
         in its figures.
         """
-        for point in self._points:
+        for point in self.points:
             if not isinstance(point, OnScan) or point.device is not None:
                 continue
             axes = list(zip(self._plan.scans[point.scan], point.place, strict=True))
@@ -221,6 +244,21 @@ class ModelStudy:
                     f"`{argument}` must stay where the model has outputs. Received: "
                     f"{where}, where they are NaN or out of range"
                 ) from cause
+
+
+def _unsaved(model: keras.Model) -> list[keras.Variable]:
+    return [
+        *_keras.seed_states(model),
+        *_keras.recurrent_states(model),
+        _keras.global_seed_state(),
+    ]
+
+
+def _made(model, states: list, data, specification, loss) -> ModelStudy:
+    """Makes again, in a worker, a study that was pickled."""
+    for variable, state in zip(_unsaved(model), states, strict=True):
+        variable.assign(state)
+    return ModelStudy(model, data, specification, loss)
 
 
 def _metrics(evaluator: DeviceEvaluator, devices: list) -> list[Metrics]:

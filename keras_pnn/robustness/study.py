@@ -12,6 +12,7 @@ import tensorflow as tf
 from keras_pnn import _checks
 from keras_pnn._version import __version__
 from keras_pnn.devices.evaluation import check_digital
+from keras_pnn.robustness.executor import check_executor
 from keras_pnn.robustness.inputs import (
     better,
     first_step,
@@ -95,13 +96,17 @@ class Study:
         }
 
     def measure(
-        self, cache_dir: str | os.PathLike | None = None, verbose: int | str = "auto"
+        self,
+        cache_dir: str | os.PathLike | None = None,
+        verbose: int | str = "auto",
+        executor=None,
     ) -> RobustnessResult:
         """Measures with the weights as they are now; see `robustness_report`."""
+        check_executor(executor)
         start, shown = time.perf_counter(), _shown(verbose)
         trained_on = self.specification.trained_on
         models, on_trained = {}, []
-        for label, found in self.points(cache_dir, verbose=verbose):
+        for label, found in self.points(cache_dir, (0, 1), verbose, executor):
             models[label] = self.studies[label].robustness(found, shown)
             points = map(OnTrained, trained_on)
             on_trained.append([found[point][self.metric] for point in points])
@@ -130,14 +135,18 @@ class Study:
         return RobustnessResult(models, self.metric, self.mode, spec, transfer, setting)
 
     def points(
-        self, cache_dir=None, part: tuple[int, int] = (0, 1), verbose: int | str = 0
+        self,
+        cache_dir=None,
+        part: tuple[int, int] = (0, 1),
+        verbose: int | str = 0,
+        executor=None,
     ) -> Iterator[tuple[str, dict[Point, Metrics]]]:
         """Measures the points of one part, and yields them model by model."""
         shown = _shown(verbose)
         for label, study in self.studies.items():
             if shown:
                 print(f"{label}: devices and sweeps")
-            yield label, study.measure(cache_dir, part, shown)
+            yield label, study.measure(cache_dir, part, shown, executor)
 
 
 def joint(settings: dict[str, dict]) -> dict:

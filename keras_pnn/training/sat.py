@@ -265,7 +265,6 @@ class SATModel(Trainer):
             gradients = mixed(combined, gradients, self.clean_fraction)
         with tf.control_dependencies(bench.measurements(self, first, second)):
             self._commit(first, present)
-            self._commit(first, present)
             self.count(first.asked + ascent.asked)
             if second is not first:
                 second.commit()
@@ -445,9 +444,5 @@ class SATModel(Trainer):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         load = keras.saving.deserialize_keras_object
-        return cls(
-            **{
-                name: load(value, custom_objects=custom_objects)
-                for name, value in config.items()
-            }
-        )
+        given = {k: load(v, custom_objects=custom_objects) for k, v in config.items()}
+        return cls(**given)

@@ -3,6 +3,7 @@
 import inspect
 
 import keras
+import tensorflow as tf
 
 from keras_pnn import _checks, _keras
 from keras_pnn._display import brief
@@ -46,7 +47,8 @@ class Trainer(keras.Model):
 
     Raises:
         ValueError: If `model` is not a Keras model, or overrides `train_step`,
-            `test_step`, `predict_step`, `compute_metrics` or `get_metrics_result`.
+            `test_step`, `predict_step`, `compute_metrics` or `get_metrics_result`; or
+            in the scope of a `MultiWorkerMirroredStrategy`.
     """
 
     def __init__(self, model: keras.Model, **kwargs):
@@ -63,6 +65,7 @@ class Trainer(keras.Model):
             )
         # The model inside casts its inputs; float64 ones would be rounded first.
         super().__init__(autocast=False, **kwargs)
+        _check_strategy(self.distribute_strategy)
         self.model = model
         _keras.add_wrapper(self, model)
         self.supports_masking = True
@@ -349,3 +352,15 @@ class Trainer(keras.Model):
 
 def _overrides(model: keras.Model, name: str) -> bool:
     return getattr(type(model), name) is not getattr(keras.Model, name)
+
+
+def _check_strategy(strategy: tf.distribute.Strategy) -> None:
+    """Raises ValueError for a strategy under which Keras cannot `fit`."""
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        raise ValueError(
+            "A model must be made outside `MultiWorkerMirroredStrategy`, under which "
+            "Keras 3 cannot `fit` on TensorFlow (keras#20585). Use `MirroredStrategy` "
+            "on one machine; on several, run one training on each, and measure with "
+            "`robustness_report(executor=...)`. Received: "
+            f"{type(strategy).__name__}"
+        )

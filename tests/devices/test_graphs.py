@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 
 import keras_pnn as pnn
+from keras_pnn.devices import evaluation
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(23, 4)).astype("float32")
@@ -36,12 +37,12 @@ def counted():
     return model
 
 
-def traces(model, variation=SHIFTS, n=2, seed=0, x=X, **kwargs):
+def traces(model, variation=SHIFTS, n=2, seed=0, x=X, labels=LABELS, **kwargs):
     """How often one call of `evaluate_devices` traced the model."""
     devices = variation.sample(model, n, seed)
     before = model.get_layer("counted").calls
     arguments = {"batch_size": 23, "chunk": 1, "verbose": 0, **kwargs}
-    pnn.evaluate_devices(model, x, LABELS, devices, **arguments)
+    pnn.evaluate_devices(model, x, labels, devices, **arguments)
     return model.get_layer("counted").calls - before
 
 
@@ -164,13 +165,33 @@ def test_what_does_not_differ_between_devices_runs_once():
     images = RNG.normal(size=(6, 8, 8, 1)).astype("float32")
     evaluator = pnn.devices.DeviceEvaluator(model, images, np.arange(6) % 3)
     devices = pnn.Variation(theta_error=0.1).sample(model, 5)
-    engine, bound = evaluator._bound(devices)
-    values = [[q.value(d) for q, d in pairs] for pairs in bound]
-    stacks = [tf.stack(column) for column in zip(*values, strict=True)]
+    engine, *bound = evaluator._bound(devices)
+    stacks = evaluation.stacked(*bound)
     batch = (tf.constant(images), tf.constant(np.arange(6) % 3), None)
     seeds = [tf.convert_to_tensor(v) for v in engine._seeds]
-    program = engine._forward_all._stacked.experimental_get_compiler_ir(
+    traced = engine._forward_all._stacked.get_concrete_function(
         stacks, [], seeds, batch
-    )(stage="hlo")
-    lines = [line for line in program.splitlines() if " convolution(" in line]
-    assert len(lines) == 1 and "f32[6,6,6,3]" in lines[0]
+    )
+    operations = [op for op in traced.graph.get_operations() if op.type == "Conv2D"]
+    assert [op.outputs[0].shape for op in operations] == [(6, 6, 6, 3)]
+
+
+def test_samples_that_divide_evenly_make_one_graph():
+    model = counted()
+    for batch_norm, size in (("frozen", 9), ("batch", 10)):
+        evaluator = pnn.devices.DeviceEvaluator(
+            model, X[:18], LABELS[:18], 10, batch_norm=batch_norm
+        )
+        assert evaluator.batch_size == size
+    once = traces(model, x=X[:9], labels=LABELS[:9], batch_size=9, chunk=2)
+    assert traces(model, x=X[:18], labels=LABELS[:18], batch_size=10, chunk=2) == 0
+    assert once > 0
+
+
+def test_xla_compiles_much_work_alone(monkeypatch):
+    model = counted()
+    for limit, compiled in ((0, True), (1e12, False)):
+        monkeypatch.setattr(evaluation, "_WORTH_COMPILING", limit)
+        evaluator = pnn.devices.DeviceEvaluator(model, X, LABELS, 23, chunk=2)
+        engine, *_ = evaluator._bound(SHIFTS.sample(model, 2))
+        assert engine._forward_all._stacked._jit_compile is compiled

@@ -8,6 +8,7 @@ from noise import Noise
 
 import keras_pnn as pnn
 from keras_pnn.devices import normalization
+from keras_pnn.devices.evaluation import stacked
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(22, 4)).astype("float32")
@@ -110,10 +111,9 @@ def test_statistics_in_front_of_what_varies_are_not_stacked():
     evaluator = pnn.devices.DeviceEvaluator(
         model, X, LABELS, batch_norm="reestimated", calibration=CALIBRATION
     )
-    engine, bound = evaluator._bound(VARIATION.sample(model, 3))
+    engine, quantities, bound = evaluator._bound(VARIATION.sample(model, 3))
     assert engine._own == {id(model.get_layer(n)) for n in ("n1", "n2")}
-    values = [[q.value(d) for q, d in pairs] for pairs in bound]
-    stacks = [tf.stack(column) for column in zip(*values, strict=True)]
+    stacks = stacked(quantities, bound)
     seeds = [tf.convert_to_tensor(v) for v in engine._seeds]
     moments, *_ = engine._moments_all(stacks, 3, seeds, CALIBRATION)
     own, shared = engine._statistics([moments])

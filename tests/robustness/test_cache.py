@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import pathlib
 import signal
-import sqlite3
 import subprocess
 import sys
 
@@ -229,16 +228,16 @@ def test_other_weights_data_or_arguments_are_another_study(model, network, data)
 def test_parts_make_the_whole(model, data, report, whole, tmp_path, measured):
     rows = []
     for part in range(3):
+        # A job that sees no other's folder.
+        folder = tmp_path / str(part)
         rows += pnn.robustness_rows(
-            model, *data, cache_dir=tmp_path / str(part), part=(part, 3), **STUDY
+            model, *data, cache_dir=folder, part=(part, 3), **STUDY
         )
     assert len(rows) == len(measured) == POINTS
-    paths = sorted(tmp_path.glob("*/*.sqlite"))
-    merged = tmp_path / "merged" / "points.sqlite"
-    assert pnn.merge_rows(paths[:2], merged) == POINTS // 3
-    assert pnn.merge_rows(paths[2:], merged) == 0
+    for path in tmp_path.glob("*/*.sqlite"):
+        path.rename(tmp_path / path.name)
     measured.clear()
-    assert report(cache_dir=merged.parent) == whole
+    assert report(cache_dir=tmp_path) == whole
     assert not measured
     # Every point once, in the types of JSON.
     places = [(r["section"], r["name"], *r["index"], r["device"]) for r in rows]
@@ -263,25 +262,6 @@ def test_rows_of_all_models_of_a_report(model, network, data, tmp_path):
     assert [row["model"] for row in rows] == ["mine"] * 5 + ["other"] * 5
     named = {(row["section"], row["name"]) for row in rows}
     assert {("transfer", "other"), ("sensitivity", "two/resonance_shift")} < named
-
-
-def test_files_that_are_not_merged(tmp_path):
-    some(tmp_path).add({0: {"loss": 1.0}})
-    good, target = some(tmp_path).path, tmp_path / "all.sqlite"
-    with pytest.raises(ValueError, match="`paths` must be a list of files"):
-        pnn.merge_rows(str(good), target)
-    with pytest.raises(ValueError, match=r"at least one. Received: \[\]"):
-        pnn.merge_rows([], target)
-    with pytest.raises(ValueError, match=r"`path` must be a file that ends in"):
-        pnn.merge_rows([good], tmp_path / "all.json")
-    for name, content in (("none", None), ("other.sqlite", b"{}")):
-        if content:
-            (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match="that `robustness_rows` wrote"):
-            pnn.merge_rows([tmp_path / name], target)
-    assert pnn.merge_rows([good], target) == 2
-    with sqlite3.connect(target) as file:
-        assert len(file.execute("SELECT * FROM points").fetchall()) == 1
 
 
 @pytest.mark.parametrize("part", [(2, 2), (-1, 2), (0.5, 2), 3], ids=str)

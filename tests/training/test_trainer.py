@@ -323,3 +323,12 @@ def test_summary_shows_the_network_inside(trainer):
     assert lines[0] == repr(model) and lines[0].startswith(f"<{trainer.__name__} name=")
     written = "\n".join(map(str, lines))
     assert "bank (MRRBank)" in written and "device=<SimulatedDevice" in written
+
+
+def test_a_strategy_of_several_machines_is_refused(monkeypatch):
+    # A real one must be made before anything else is computed.
+    several = object.__new__(tf.distribute.MultiWorkerMirroredStrategy)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    monkeypatch.setattr(keras.Model, "distribute_strategy", several)
+    with pytest.raises(ValueError, match=r"outside `MultiWorkerMirroredStrategy`.*Use"):
+        pnn.SATModel(model, rho=0.1)

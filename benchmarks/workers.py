@@ -1,0 +1,152 @@
+"""What a study costs on workers: per device and image, and per block.
+
+    python benchmarks/workers.py --dask        # pip install "keras-pnn[cluster]"
+
+The network of `examples/quickstart.py`, on `--devices` devices at `--temperatures`
+temperatures, is measured in this process, on one and on two processes, and, with
+`--dask`, on a Dask cluster of two processes here; all with one thread each. Every way
+must find the same figures. Prints a table and writes `results/benchmark_workers.json`.
+
+Each way measures two studies that differ in the number of temperatures. The difference
+gives the seconds for a block, the rest what a study costs before its first block (to
+save, load and trace it). What a way needs for a block beyond the time in this process
+is its overhead. With these the last lines say what a large study takes on many
+workers: an extrapolation, checked at one and at two.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import sys
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_pnn as pnn
+from keras_pnn.robustness import ProcessPool
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples/paper"))
+from shared import lenet5
+
+# Devices, conditions, images of the study that is extrapolated to.
+LARGE = 10_000, 100, 10_000
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--devices", type=int, default=200)
+    parser.add_argument("--temperatures", type=int, default=21)
+    parser.add_argument("--images", type=int, default=360)
+    parser.add_argument("--dask", action="store_true")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results"))
+    return parser.parse_args()
+
+
+@contextlib.contextmanager
+def dask():
+    """Two worker processes, and the scheduler here."""
+    from dask.distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as c,
+        Client(c) as client,
+    ):
+        yield client.get_executor()
+
+
+def study(args, temperatures: int, executor):
+    """Returns the report's figures, the seconds of all, and how many blocks."""
+    images = pnn.datasets.load("digits", verbose=False).x_test
+    images = np.resize(images, (args.images, 28, 28, 1)).astype("float32")
+    model = lenet5("sample")
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("adam", loss, metrics=["accuracy"])
+    asked = pnn.robustness.Specification(
+        variation=pnn.Variation(resonance_shift=0.08),
+        n=args.devices,
+        sweeps={"temperature": np.linspace(-2, 2, temperatures)},
+        sensitivity=False,
+        worst_case=False,
+        fast=True,
+        batch_size=100,
+        memory_limit=0.25,
+    )
+    prepared = pnn.robustness.Study(asked, model, images, np.arange(args.images) % 10)
+    start = time.perf_counter()
+    found = prepared.measure(executor=executor, verbose=0).to_dict()
+    elapsed = time.perf_counter() - start
+    del found["setting"]
+    (one,) = prepared.studies.values()
+    return found, elapsed, -(-len(one.points) // one.block_size), one.block_size
+
+
+def measured(args, executor) -> tuple[dict, dict]:
+    """Returns the figures of the larger study, and seconds."""
+    # The first starts the workers.
+    studies = [study(args, 1, executor)]
+    few = max(1, args.temperatures // 4)
+    studies += [study(args, count, executor) for count in (few, args.temperatures)]
+    (_, start, *_), (_, short, fewer, _), (found, long, blocks, size) = studies
+    block = (long - short) / (blocks - fewer)
+    return found, {
+        "first study": start,
+        "study": long,
+        "blocks": blocks,
+        "points of a block": size,
+        "a block": block,
+        "before the first block": long - blocks * block,
+    }
+
+
+def main() -> None:
+    args = arguments()
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    # For workers that are started in other ways.
+    os.environ |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
+    ways = {
+        "this process": contextlib.nullcontext,
+        "1 process": lambda: ProcessPool(1, threads=1),
+        "2 processes": lambda: ProcessPool(2, threads=1),
+    }
+    if args.dask:
+        ways["Dask, 2 processes"] = dask
+    rows, expected = {}, None
+    for name, make in ways.items():
+        with make() as executor:
+            found, row = measured(args, executor)
+        expected = found if expected is None else expected
+        rows[name] = {**row, "identical": found == expected}
+        figures = ", ".join(
+            f"{key} {value:.3g}{'' if isinstance(value, int) else ' s'}"
+            for key, value in row.items()
+        )
+        print(f"{name}: {figures}, identical: {found == expected}", flush=True)
+    here, one = rows["this process"], rows["1 process"]
+    each = here["a block"] / here["points of a block"] / args.images
+    overhead = max(0.0, one["a block"] - here["a block"])
+    print(f"{1e6 * each:.1f} µs for a device and image, {overhead:.3f} s for a block")
+    for workers in (1, 2):
+        row = rows[f"{workers} process{'es' if workers > 1 else ''}"]
+        expected = one["before the first block"] + row["blocks"] * (
+            here["a block"] + overhead
+        ) / workers
+        print(f"{workers} workers: {row['study']:.1f} s, by the model {expected:.1f} s")
+    devices, conditions, images = LARGE
+    blocks = devices * conditions / here["points of a block"]
+    for workers in (1, 16, 256):
+        work = devices * conditions * images * each + blocks * overhead
+        hours = work / workers / 3600
+        print(f"{LARGE} on {workers} workers, extrapolated: {hours:.1f} h")
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / "benchmark_workers.json"
+    text = json.dumps({"images": args.images, "ways": rows}, indent=1)
+    path.write_text(text, "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""Measure the blocks of a study on the workers of an executor."""
+
+import concurrent.futures
+import functools
+import multiprocessing
+import os
+import pathlib
+import pickle
+import tempfile
+import textwrap
+import threading
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import BrokenExecutor
+
+import tensorflow as tf
+
+from keras_pnn import _checks, _warnings
+from keras_pnn._version import __version__
+
+# So many times in a row workers may die before one of them has finished a block.
+_DEATHS = 3
+# Threads of one worker share Keras' state, and the study.
+_ONE_AT_A_TIME = threading.Lock()
+
+
+class ProcessPool(concurrent.futures.Executor):
+    """Runs a study on processes of this machine, and replaces those that die.
+
+    Processes are spawned, since TensorFlow does not survive a fork. Each imports the
+    script that it was started from, so that a script must do its work under
+    `if __name__ == "__main__":`. The environment, and with it Keras' backend, is that
+    of the starting process. `concurrent.futures.ProcessPoolExecutor` with the context
+    `"spawn"` serves as well, but starts no process anew.
+
+    Args:
+        workers: how many processes.
+        threads: threads with which TensorFlow computes in each. Default: the machine's
+            processors by `workers`, at least 1. With the same number, figures are the
+            same to the last bit, however many workers there are.
+
+    Raises:
+        ValueError: If a number is below 1.
+
+    Example:
+
+    >>> with pnn.robustness.ProcessPool(2, threads=1) as pool:
+    ...     report = pnn.robustness_report(
+    ...         model, x_test, y_test, variation=variation, n=4, fast=True,
+    ...         executor=pool, verbose=0,
+    ...     )
+    """
+
+    def __init__(self, workers: int, threads: int | None = None):
+        self.workers = _checks.integer("workers", workers, 1)
+        share = max(1, (os.cpu_count() or 1) // workers)
+        threads = share if threads is None else threads
+        self.threads = _checks.integer("threads", threads, 1)
+        self._pool = self._started()
+
+    def submit(self, function, /, *args, **kwargs):
+        try:
+            return self._pool.submit(function, *args, **kwargs)
+        except BrokenExecutor:
+            self._pool.shutdown(wait=False)
+            self._pool = self._started()
+            return self._pool.submit(function, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False):
+        self._pool.shutdown(wait, cancel_futures=cancel_futures)
+
+    def _started(self):
+        return concurrent.futures.ProcessPoolExecutor(
+            self.workers,
+            multiprocessing.get_context("spawn"),
+            initializer=_limit_threads,
+            initargs=(self.threads,),
+        )
+
+
+def _limit_threads(threads: int) -> None:
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+
+
+def check_executor(executor) -> None:
+    """Raises ValueError for what is no executor, or would fork TensorFlow."""
+    if executor is None:
+        return
+    if not isinstance(executor, concurrent.futures.Executor):
+        way = ""
+        if hasattr(executor, "get_executor"):
+            way = "; of a Dask client `client.get_executor()`"
+        expected = f"a `concurrent.futures.Executor`{way}"
+        raise _checks.error("executor", expected, _checks.short(executor))
+    context = getattr(executor, "_mp_context", None)
+    if context is not None and context.get_start_method() == "fork":
+        raise _checks.error(
+            "executor",
+            "one that spawns its processes, as `pnn.robustness.ProcessPool` does: "
+            "TensorFlow does not survive a fork",
+            "one that forks",
+        )
+
+
+def measured(
+    executor, study, blocks: list[range], folder: str | os.PathLike | None
+) -> Iterator[tuple[range, list[dict]]]:
+    """Yields blocks of a `ModelStudy` and their metrics, as workers finish them.
+
+    The study is written to a file, which every worker reads once. A block whose worker
+    died is measured again: by the executor, or, if that takes no more work, here.
+
+    Args:
+        executor: the executor.
+        study: the study.
+        blocks: the points' numbers.
+        folder: where to write the study's file, for workers on other machines; `None`
+            for a folder of this machine.
+    """
+    if not blocks:
+        return
+    # Workers may run in a folder of their own.
+    place = None if folder is None else pathlib.Path(folder).absolute()
+    with tempfile.TemporaryDirectory(prefix="study_", dir=place) as own:
+        path = os.path.join(own, "study.pickle")
+        pathlib.Path(path).write_bytes(_pickled(study))
+        task = functools.partial(measure_block, path, __version__, study.digest())
+        left, deaths = list(blocks), 0
+        while left:
+            futures: dict = {}
+            try:
+                for block in left:
+                    futures[executor.submit(task, block)] = block
+            except BrokenExecutor:
+                _cancel(futures)
+                _warnings.warn(
+                    f"The workers of {type(executor).__name__} have died: the last "
+                    f"{len(left)} blocks are measured in this process. "
+                    "`pnn.robustness.ProcessPool` replaces workers."
+                )
+                for block in left:
+                    yield block, study.block(block)
+                return
+            before = len(left)
+            try:
+                for future in concurrent.futures.as_completed(futures):
+                    try:
+                        found = future.result()
+                    except BrokenExecutor:
+                        continue
+                    left.remove(futures[future])
+                    yield futures[future], found
+            except ImportError as error:
+                raise _other_version(f"{type(error).__name__}: {error}") from error
+            finally:
+                _cancel(futures)
+            deaths = 0 if len(left) < before else deaths + 1
+            if deaths == _DEATHS:
+                raise RuntimeError(
+                    f"Workers died {deaths} times before they finished a block. Is "
+                    'the call under `if __name__ == "__main__":` in its script, and '
+                    "do a study and a block, see `memory_limit`, fit the memory of "
+                    "each?"
+                )
+
+
+def measure_block(path: str, version: str, digest: str, block: range) -> list[dict]:
+    """Measures one block in a worker.
+
+    Args:
+        path: the file of the study.
+        version: of the package that wrote it.
+        digest: the study's own.
+        block: the points' numbers.
+
+    Raises:
+        ValueError: If the version is another one here, there is no such file, or the
+            study that is in it is another one here.
+    """
+    if version != __version__:
+        raise _other_version(f"a worker that has {__version__}", version)
+    with _ONE_AT_A_TIME:
+        study = _loaded(path)
+        if study.digest() != digest:
+            raise _checks.error(
+                "model",
+                "one that is the same after it was saved and loaded, and `cache_dir` "
+                "must not be written by other studies meanwhile",
+                "another study in the worker",
+            )
+        return study.block(block)
+
+
+def _other_version(found: str, version: str = __version__) -> ValueError:
+    expected = f"one whose workers have keras_pnn {version}"
+    return _checks.error("executor", expected, found)
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(path: str):
+    try:
+        with open(path, "rb") as file, warnings.catch_warnings():
+            # Keras warns that an optimizer which nothing needs was not loaded.
+            warnings.simplefilter("ignore")
+            return pickle.load(file)
+    except FileNotFoundError as error:
+        expected = "a folder that the workers see too, under the same path"
+        raise _checks.error("cache_dir", expected, f"no {path} there") from error
+    except Exception as error:
+        raise _not_sent("loaded by a worker", error) from error
+
+
+def _pickled(study) -> bytes:
+    try:
+        return pickle.dumps(study)
+    except Exception as error:
+        raise _not_sent("saved for the workers", error) from error
+
+
+def _not_sent(what: str, error: Exception) -> ValueError:
+    said = textwrap.shorten(str(error), 240, placeholder=" …")
+    return ValueError(
+        f"Model, data and arguments must be such that they can be {what}: layers with "
+        "`get_config`, in a module that workers import. "
+        f"Received: {type(error).__name__}: {said}"
+    )
+
+
+def _cancel(futures) -> None:
+    for future in futures:
+        future.cancel()

@@ -1,0 +1,216 @@
+"""Studies on the workers of an executor, which may die, and what is no executor."""
+
+import concurrent.futures
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+import keras
+import numpy as np
+import pytest
+
+import keras_pnn as pnn
+from keras_pnn.robustness import ProcessPool, Specification, Study, executor
+from keras_pnn.robustness.cache import Cache
+
+STUDY = {
+    "variation": pnn.Variation(resonance_shift=0.03),
+    "n": 2,
+    "sweeps": {"temperature": [-1.0, 0.0, 1.0]},
+    "sensitivity": False,
+    # One device at once: as many blocks as points.
+    "memory_limit": 1e-9,
+    "verbose": 0,
+}
+# The design, 2 devices, and 3 places of a sweep with the design and 2 devices.
+BLOCKS = 1 + 2 + 3 * 3
+
+
+class Worker(concurrent.futures.Executor):
+    """Runs in this process what it is given, but for the calls of some numbers."""
+
+    def __init__(self, dies=(), closed=()):
+        self.dies, self.closed, self.calls = set(dies), set(closed), 0
+
+    def submit(self, function, *args):
+        call, self.calls = self.calls, self.calls + 1
+        future = Future()
+        if call in self.closed:
+            raise BrokenProcessPool
+        if call in self.dies:
+            future.set_exception(BrokenProcessPool())
+            return future
+        try:
+            # As between processes.
+            future.set_result(pickle.loads(pickle.dumps(function))(*args))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+@pytest.fixture(scope="module")
+def report(model, data, quiet):
+    def make(**arguments):
+        asked = {**quiet, **STUDY, **arguments}
+        found = pnn.robustness_report(model, *data, **asked).to_dict()
+        del found["setting"]
+        return found
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def whole(report):
+    return report()
+
+
+def test_workers_make_the_whole(report, whole):
+    with ThreadPoolExecutor(3) as threads:
+        assert report(executor=threads) == whole
+
+
+@pytest.mark.parametrize("dies", [[0], [3, 12], range(3, 12)], ids=str)
+def test_blocks_of_workers_that_died_are_measured_again(report, whole, tmp_path, dies):
+    worker = Worker(dies)
+    assert report(executor=worker, cache_dir=tmp_path) == whole
+    assert worker.calls == BLOCKS + len(dies)
+    # Nothing is left but the points.
+    assert [path.name for path in tmp_path.iterdir()] == ["points-0of1.sqlite"]
+    again = Worker()
+    assert report(executor=again, cache_dir=tmp_path) == whole
+    assert again.calls == 0
+
+
+def test_a_broken_executor_leaves_the_rest_to_this_process(report, whole):
+    worker = Worker(dies=range(5, BLOCKS), closed=[BLOCKS])
+    with pytest.warns(UserWarning, match=r"Worker have died: the last 7 blocks"):
+        assert report(executor=worker) == whole
+
+
+def test_workers_that_always_die(report):
+    with pytest.raises(RuntimeError, match=r"3 times.*__main__.*memory_limit"):
+        report(executor=Worker(dies=range(1000)))
+
+
+def test_what_was_measured_stays_after_an_error(report, whole, tmp_path, monkeypatch):
+    add, added = Cache.add, []
+
+    def stopped(self, points):
+        if len(added) == 4:
+            raise KeyboardInterrupt
+        added.append(points)
+        add(self, points)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Cache, "add", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            report(executor=Worker(), cache_dir=tmp_path)
+    worker = Worker()
+    assert report(executor=worker, cache_dir=tmp_path) == whole
+    assert worker.calls == BLOCKS - 4
+
+
+def test_layers_with_noise_draw_the_same_in_workers(network, data, quiet):
+    noisy = network(extra=[keras.layers.GaussianNoise(0.3), pnn.layers.ShotNoise(50)])
+    study = {**quiet, "variation": pnn.Variation(resonance_shift=0.02), "n": 2}
+    found = [
+        pnn.robustness_report(noisy, *data, executor=one, **study).models
+        for one in (None, Worker())
+    ]
+    (here,), (there,) = (models.values() for models in found)
+    np.testing.assert_array_equal(here.devices["loss"], there.devices["loss"])
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (4, r"`executor` must be a `concurrent.futures.Executor`. Received: 4"),
+        (type("Client", (), {"get_executor": None})(), r"`client.get_executor\(\)`"),
+        (
+            concurrent.futures.ProcessPoolExecutor(
+                1, multiprocessing.get_context("fork")
+            ),
+            "spawns its processes, as .*ProcessPool.*one that forks",
+        ),
+    ],
+    ids=["number", "client", "fork"],
+)
+def test_what_is_no_executor(report, given, message):
+    with pytest.raises(ValueError, match=message):
+        report(executor=given)
+
+
+def test_a_model_that_cannot_be_sent(network, data, quiet):
+    class Held(keras.layers.Layer):
+        """Has a value that no configuration holds."""
+
+        def __init__(self, lock):
+            super().__init__()
+            self.held = lock
+
+        def call(self, inputs):
+            return inputs
+
+    model = network(extra=[Held(threading.Lock())])
+    study = {**quiet, "variation": pnn.Variation(resonance_shift=0.02), "n": 1}
+    with pytest.raises(ValueError, match=r"Model, data and arguments must.*Held"):
+        pnn.robustness_report(model, *data, executor=Worker(), **study)
+
+
+def test_workers_with_another_package(report, monkeypatch):
+    class Other(Worker):
+        def submit(self, function, *args):
+            with monkeypatch.context() as patch:
+                patch.setattr(executor, "__version__", "0.0.1")
+                return super().submit(function, *args)
+
+    with pytest.raises(ValueError, match=r"workers have keras_pnn .*that has 0\.0\.1"):
+        report(executor=Other())
+
+
+def test_a_study_that_is_another_one_in_the_worker(model, data, tmp_path):
+    left_out = dict.fromkeys(("hessian", "landscape", "worst_case"), False)
+    asked = {k: v for k, v in STUDY.items() if k != "verbose"} | left_out
+    (study,) = Study(Specification(**asked), model, *data).studies.values()
+    path = tmp_path / "study.pickle"
+    path.write_bytes(pickle.dumps(study))
+    version, digest = executor.__version__, study.digest()
+    assert executor.measure_block(str(path), version, digest, range(1))
+    with pytest.raises(ValueError, match=r"`model` must be one that is the same"):
+        executor.measure_block(str(path), version, "other", range(1))
+    with pytest.raises(ValueError, match=r"`cache_dir` must be a folder.*workers see"):
+        executor.measure_block(str(tmp_path / "no"), version, digest, range(1))
+
+
+# Processes.
+
+
+def test_processes_make_the_whole_and_are_replaced(
+    report, whole, tmp_path, monkeypatch
+):
+    add = Cache.add
+    with ProcessPool(2, threads=1) as pool:
+        first = pool._pool
+
+        def kills(self, points):
+            add(self, points)
+            if pool._pool is first:
+                os.kill(next(iter(first._processes)), signal.SIGKILL)
+                monkeypatch.setattr(Cache, "add", add)
+
+        monkeypatch.setattr(Cache, "add", kills)
+        assert report(executor=pool, cache_dir=tmp_path) == whole
+        assert pool._pool is not first
+
+
+@pytest.mark.parametrize("arguments", [(0,), (1, 0)], ids=str)
+def test_numbers_of_processes(arguments):
+    with pytest.raises(ValueError, match="must be an integer ≥ 1"):
+        ProcessPool(*arguments)

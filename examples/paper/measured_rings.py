@@ -51,7 +51,7 @@ METHODS = {
 SENSITIVITY = 0.08  # nm/K
 NOISE = 0.005  # of one reading of a weight
 # How far the chip is warmed or cooled in training, and rings shifted, and both in nm.
-WARMING, SHIFT, ROOM = 1.25, 0.02, 0.122  # K, nm, nm
+WARMING, SHIFT, ROOM = 1.0, 0.02, 0.102  # K, nm, nm
 
 
 def arguments() -> argparse.Namespace:

@@ -6,7 +6,8 @@ measured on the whole test set while frames rotate, shift and scale: that of the
 layer alone, as in the authors' simulation, and those of all layers by the same amount.
 Methods among random misalignments, whose layers are drawn apart, take nine times the
 epochs, the first of them plain: a step takes less than half as long, and accuracy still
-rises. SAT sees shifts in y only.
+rises. SAT sees shifts in y only. `published_…` are the authors' own settings, for
+rotation: see docs/results/published.md.
 
     python examples/paper/fig3_slm.py                            # everything, hours
     python examples/paper/fig3_slm.py --methods bp --seeds 0     # a part; parts add up
@@ -14,7 +15,8 @@ rises. SAT sees shifts in y only.
 
 Each run is kept as JSON in the output folder, and is not repeated; a run that was
 interrupted goes on after its last whole epoch. What is there of the
-methods is printed and drawn at the end; `--report` does only that.
+methods is printed and drawn at the end; `--report` does only that. `--maps` adds for
+each network a map of accuracy over rotation and shift.
 """
 
 import argparse
@@ -25,6 +27,7 @@ import time
 import keras
 import numpy as np
 from shared import (
+    as_in_pytorch,
     compiled,
     few,
     fit,
@@ -41,6 +44,8 @@ import keras_pnn as pnn
 ROTATIONS = (-3, -2, -1, 0, 1, 2, 3)
 SHIFTS = (-2, -1, 0, 1, 2)
 SCALES = (0.95, 0.97, 1, 1.03, 1.05, 1.1)
+# Of `--maps`, as in the journal's Fig. 5e: degrees, and SLM pixels in y.
+TURNS = SLIPS = tuple(np.linspace(0, 2, 11).round(1).tolist())
 METHODS = {
     "bp": "BP",
     "first_rotation": "SAT for rotation, first layer",
@@ -54,12 +59,19 @@ METHODS = {
     "random": "BP among random misalignments",
     "bp_fill": "BP, second layer magnified",
     "random_fill": "BP among random misalignments, second layer magnified",
+    "published_bp": "BP, as published",
+    "published_rotation": "SAT for rotation, first layer, as published",
 }
 RULES = {
     "rotation": pnn.FiniteDifference(radius=2.5, step=0.5, sample_radius=True),
     "shift": pnn.FiniteDifference(radius=(2.0, 0.0), step=0.5, sample_radius=True),
     "scale": pnn.FiniteDifference(radius=0.08, step=0.01, sample_radius=True),
 }
+# Learning rate, epochs; see docs/results/published.md.
+PUBLISHED = {"published_bp": (1.5e-3, 10), "published_rotation": (1e-3, 5)}
+PUBLISHED_RULE = pnn.FiniteDifference(
+    radius=0.8, step=1.0, scheme="forward", normalize=False, sample_step=True
+)
 
 
 def arguments() -> argparse.Namespace:
@@ -68,6 +80,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--maps", action="store_true", help="also turned and shifted")
     parser.add_argument("--data", default="auto")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--report", action="store_true")
@@ -79,8 +92,11 @@ def arguments() -> argparse.Namespace:
 
 def trainer(method: str, model: keras.Model, seed: int) -> keras.Model:
     """The model, or what trains it."""
-    if method.startswith("bp"):
+    if method.startswith("bp") or method == "published_bp":
         return model
+    if method == "published_rotation":
+        rules = {"slm_1/rotation": PUBLISHED_RULE}
+        return pnn.SATModel(model, rho=0.3, perturb="all", adversarial=rules, seed=seed)
     if method.startswith("random"):
         noise = random_misalignment()
         return pnn.SATModel(model, ascent=None, variation=noise, seed=seed)
@@ -93,7 +109,13 @@ def trainer(method: str, model: keras.Model, seed: int) -> keras.Model:
 
 
 def epochs_of(method: str, epochs: int) -> int:
+    if method in PUBLISHED:
+        return min(epochs, PUBLISHED[method][1])
     return 9 * epochs if method.startswith("random") else epochs
+
+
+def batch_size_of(method: str, args) -> int:
+    return 64 if method in PUBLISHED else args.batch_size
 
 
 def sweeps(model: keras.Model, layer: str) -> dict:
@@ -115,10 +137,10 @@ def sweeps(model: keras.Model, layer: str) -> dict:
 
 
 def run(method: str, seed: int, data, args) -> dict:
-    batches = pnn.datasets.Batches(
-        standardized(data.x_train), data.y_train, args.batch_size, seed=seed
-    )
-    model = free_space(seed, fill=method.endswith("fill"))
+    images, size = standardized(data.x_train), batch_size_of(method, args)
+    batches = pnn.datasets.Batches(images, data.y_train, size, seed=seed)
+    biases = {"use_bias": True} if method in PUBLISHED else {}
+    model = free_space(seed, fill=method.endswith("fill"), **biases)
     start = time.perf_counter()
     first_epoch, epochs = 0, epochs_of(method, args.epochs)
     if method.startswith("random"):
@@ -127,11 +149,19 @@ def run(method: str, seed: int, data, args) -> dict:
         fit(compiled(model, keras.optimizers.Adam(0.003), True), batches, 1)
         first_epoch = 1
     rate = keras.optimizers.schedules.CosineDecay(0.003, epochs * len(batches))
+    if method in PUBLISHED:
+        as_in_pytorch(model, seed)
+        rate = PUBLISHED[method][0]
     optimizer = keras.optimizers.Adam(rate)
     training = compiled(trainer(method, model, seed), optimizer, jit=True)
-    setting = seed, epochs, data.name, len(batches), args.batch_size
+    setting = seed, epochs, data.name, len(batches), size
     backup = keras.callbacks.BackupAndRestore(unfinished(args.out, method, *setting))
-    fit(training, batches, epochs, first_epoch, [backup])
+    if method in PUBLISHED:
+        # Always in the order of the file.
+        options = {"batch_size": size, "epochs": epochs, "shuffle": False}
+        training.fit(images, data.y_train, verbose=2, callbacks=[backup], **options)
+    else:
+        fit(training, batches, epochs, first_epoch, [backup])
     seconds = time.perf_counter() - start
     compiled(model, jit=True)
     x, y = standardized(data.x_test), data.y_test
@@ -152,6 +182,50 @@ def run(method: str, seed: int, data, args) -> dict:
         "seconds": seconds,
         "accuracy": accuracy,
     }
+
+
+def mapped(method: str, seed: int, data, args) -> dict:
+    """Accuracy of a trained network over rotation and shift of its frames."""
+    model = keras.saving.load_model(args.out / f"{method}_{seed}.keras", compile=False)
+    compiled(model, jit=True)
+    x, y = standardized(data.x_test), data.y_test
+    found = {}
+    for reading, layer in (("first", "slm_1/"), ("all", "")):
+        places = {
+            f"{layer}rotation": TURNS,
+            f"{layer}shift": [(down, 0.0) for down in SLIPS],
+        }
+        devices = pnn.devices.grid(model, places)
+        accuracy = pnn.evaluate_devices(model, x, y, devices, verbose=0)["accuracy"]
+        found[reading] = (100 * accuracy).reshape(len(TURNS), -1).tolist()
+    return {"method": method, "seed": seed, "rotation by shift": found}
+
+
+def draw_maps(out: pathlib.Path) -> None:
+    """A column for each network; above the first layer alone, below all layers."""
+    from keras_pnn import plotting
+
+    maps = [json.loads(p.read_text("utf-8")) for p in sorted(out.glob("map_*.json"))]
+    if not maps:
+        return
+    readings = {"first": "first layer", "all": "all layers"}
+    figure = plotting.new_figure(5 * len(maps), 8)
+    axes = figure.subplots(2, len(maps), squeeze=False)
+    for column, found in zip(axes.T, maps, strict=True):
+        for ax, (reading, what) in zip(column, readings.items(), strict=True):
+            plotting.heat_map(
+                SLIPS,
+                TURNS,
+                found["rotation by shift"][reading],
+                "shift in y (SLM pixels)",
+                "rotation (degrees)",
+                "accuracy (%)",
+                level=90,
+                limits=(0, 100),
+                ax=ax,
+            )
+            ax.set_title(f"{METHODS[found['method']]}\n{what}")
+    plotting.save(axes[0, 0], out / "maps.png")
 
 
 def table(runs: list[dict], reading: str) -> str:
@@ -218,14 +292,19 @@ def main() -> None:
                     "epochs": epochs_of(method, args.epochs),
                     "data": data.name,
                     "images": len(data.x_train),
-                    "batch_size": args.batch_size,
+                    "batch_size": batch_size_of(method, args),
                 }
                 if not kept(path, **setting):
                     print(f"\n{METHODS[method]}; seed {seed}")
                     keep(path, {**setting, **run(method, seed, data, args)})
                     # Else the graphs of all runs stay in memory.
                     keras.utils.clear_session()
+                path = args.out / f"map_{method}_{seed}.json"
+                if args.maps and not kept(path, data=data.name):
+                    keep(path, {"data": data.name, **mapped(method, seed, data, args)})
+                    keras.utils.clear_session()
     report(args.out, args.methods)
+    draw_maps(args.out)
 
 
 if __name__ == "__main__":

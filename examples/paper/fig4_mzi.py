@@ -5,11 +5,13 @@ off by N(0, σ) rad and splitters off by N(0, σ) in power. Every method is meas
 the device that it was trained on and on 20 that it has never met, the same for all,
 with batch statistics frozen, on all test images.
 
-Three settings. `published`: the authors' (Haar phases, batches of 6000, 40 epochs, 60
+Four settings. `published`: the authors' (Haar phases, batches of 6000, 40 epochs, 60
 for DAT, their optimizers), plus BP with the optimizer that SAT has. `same`: every
 method from one start near the cross state, with the same Adam, batches and epochs.
 `spread`: likewise from near the bar state, with the ten ports that are read spread over
-the 64, which bears larger errors.
+the 64, which bears larger errors. `wide`: from the bar state, each class the sum of six
+neighbouring ports, and logits six times as large; meant for --sigmas 0.3 0.4 and
+--unseen 100, with `nat` and `sat_nat` for random devices.
 
     python examples/paper/fig4_mzi.py                               # hours
     python examples/paper/fig4_mzi.py --settings same --sigmas 0.15 --devices 0
@@ -17,7 +19,8 @@ the 64, which bears larger errors.
 
 Each run is kept as JSON in the output folder, and is not repeated; a run that was
 interrupted goes on after its last whole epoch. What is there of the
-methods is printed and drawn at the end; `--report` does only that.
+methods is printed and drawn at the end; `--report` does only that. `--maps 5` adds
+for each network, as in Fig. 4d, a map of accuracy over phase and splitter errors.
 """
 
 import argparse
@@ -29,7 +32,17 @@ import time
 
 import keras
 import numpy as np
-from shared import compiled, few, fit, hybrid, keep, kept, standardized, unfinished
+from shared import (
+    as_in_pytorch,
+    compiled,
+    few,
+    fit,
+    hybrid,
+    keep,
+    kept,
+    standardized,
+    unfinished,
+)
 
 import keras_pnn as pnn
 
@@ -47,6 +60,8 @@ ON_DEVICE = ("pat", "dat", "online")
 WITH_ASCENT = ("sat", "sat_nat", "online")
 # Devices to train on come from another seed than those that are never met.
 TRAINING_SEED, UNSEEN_SEED = 100, 1
+# Of `--maps`: standard deviations of phases (rad) and of splitters' power imbalances.
+SPREADS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 
 
 def arguments() -> argparse.Namespace:
@@ -63,6 +78,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--unseen", type=int, default=20)
     parser.add_argument("--probe", type=int, default=1000, help="images for λ_max")
+    parser.add_argument(
+        "--maps",
+        type=int,
+        default=0,
+        metavar="DEVICES",
+        help="also map phase by splitter errors, with so many devices for each cell",
+    )
     parser.add_argument("--data", default="auto")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--report", action="store_true")
@@ -77,30 +99,32 @@ def variation(sigma: float) -> pnn.Variation:
 
 
 def published(method: str, steps: int) -> dict:
-    """The authors' network, optimizer and epochs."""
+    """The authors' network, optimizer and epochs: see docs/results/published.md."""
     optimizer = keras.optimizers.SGD(0.1, momentum=0.5)
     if method == "dat":
         halved = keras.optimizers.schedules.PiecewiseConstantDecay(
             [30 * steps], [0.1, 0.05]
         )
-        optimizer = keras.optimizers.SGD(halved)
+        optimizer = keras.optimizers.SGD(halved, momentum=0.5)
     if method in ("bp_adam", "sat", "sat_nat", "online"):
         optimizer = keras.optimizers.Adam(0.1)
     clip = None if isinstance(optimizer, keras.optimizers.Adam) else 1.0
     return {
         "network": {"start": "haar", "clip": clip},
         "optimizer": optimizer,
+        "perturb": "all",
         "dat": {"error_epochs": 20},
-        "noise": pnn.Variation(theta_error=0.01, phi_error=0.01),
+        "noise": variation(0.01),
     }
 
 
-def same(method: str, steps: int, **network) -> dict:
+def same(method: str, steps: int, setting: str = "same", **network) -> dict:
     """One start, one optimizer and one budget for every method."""
-    rate = keras.optimizers.schedules.CosineDecay(0.005, EPOCHS["same"] * steps)
+    rate = keras.optimizers.schedules.CosineDecay(0.005, EPOCHS[setting] * steps)
     return {
         "network": network or {"start": "cross"},
         "optimizer": keras.optimizers.Adam(rate),
+        "perturb": "controls",
         # Amplitudes inside the network, with the model's phases, lead astray here, and
         # so do error networks that learn as fast as by default, or without end.
         "dat": {
@@ -118,9 +142,15 @@ def spread(method: str, steps: int) -> dict:
     return same(method, steps, start="bar", ports=ports)
 
 
-SETTINGS = {"published": published, "same": same, "spread": spread}
-EPOCHS = {"published": 40, "same": 5, "spread": 5}
-BATCH = {"published": 6000, "same": 128, "spread": 128}
+def wide(method: str, steps: int) -> dict:
+    """As `same`, from the bar state, with six neighbouring ports for each class."""
+    groups = [list(range(2 + 6 * c, 8 + 6 * c)) for c in range(10)]
+    return same(method, steps, "wide", start="bar", ports=groups, scale=6.0)
+
+
+SETTINGS = {"published": published, "same": same, "spread": spread, "wide": wide}
+EPOCHS = {"published": 40, "same": 5, "spread": 5, "wide": 6}
+BATCH = {"published": 6000, "same": 128, "spread": 128, "wide": 128}
 
 
 def epochs_of(setting: str, method: str) -> int:
@@ -136,15 +166,17 @@ def trainer(method, model, options, sigma, device, rho, seed) -> keras.Model:
         return pnn.SATModel(model, ascent=None, variation=noise, seed=seed)
     if method in ("sat", "sat_nat"):
         noise = variation(sigma) if method == "sat_nat" else None
-        return pnn.SATModel(model, rho=rho, variation=noise, seed=seed)
+        return pnn.SATModel(
+            model, rho=rho, perturb=options["perturb"], variation=noise, seed=seed
+        )
     # The fields that leave an imperfect mesh have other phases than the model's, so
     # that measured fields and modelled derivatives do not belong together; intensities
     # have none.
     if method in ("pat", "online"):
-        ascent = pnn.SAM(rho) if method == "online" else None
-        return pnn.PATModel(
-            model, device=device, readout="output", ascent=ascent, seed=seed
-        )
+        ascent = {}
+        if method == "online":
+            ascent = {"ascent": pnn.SAM(rho), "perturb": options["perturb"]}
+        return pnn.PATModel(model, device=device, readout="output", seed=seed, **ascent)
     return pnn.DATModel(model, device=device, seed=seed, **options["dat"])
 
 
@@ -173,15 +205,18 @@ def trained(name, setting, method, sigma, device, rho, seed, data, args):
     batches = pnn.datasets.Batches(images, data.y_train, size, seed=seed)
     options = SETTINGS[setting](method, len(batches))
     model = hybrid(seed=seed, **options["network"])
+    if setting == "published":
+        as_in_pytorch(model, seed)
     chip = variation(sigma).sample(model, device + 1, seed=TRAINING_SEED)[device]
     training = trainer(method, model, options, sigma, chip, rho, seed)
     compiled(training, options["optimizer"])
     folder = unfinished(args.out, name, *made.values())
     # Kept until all is written: what follows the training takes its time, too.
     backup = keras.callbacks.BackupAndRestore(folder, delete_checkpoint=False)
+    history = keras.callbacks.CSVLogger(args.out / f"epochs_{name}.csv", append=True)
     start = time.perf_counter()
     print(f"{name}: {epochs} epochs")
-    fit(training, batches, epochs, callbacks=[backup])
+    fit(training, batches, epochs, callbacks=[history, backup])
     found = {**made, "seconds of the last part": time.perf_counter() - start}
     found["curvature"] = curvature(compiled(model), data, args.probe)
     model.save(path)
@@ -238,6 +273,25 @@ def run(setting, method, sigma, device, rho, seed, data, args) -> dict:
     }
 
 
+def mapped(name: str, data, args) -> dict:
+    """Mean accuracy of a trained network over spreads of phases and of splitters."""
+    model = compiled(keras.saving.load_model(args.out / f"{name}.keras", compile=False))
+    x, y = standardized(data.x_test), data.y_test
+    accuracy = []
+    for phase, splitter in itertools.product(SPREADS, SPREADS):
+        spreads = {"theta_error": phase, "phi_error": phase}
+        spreads = {**spreads, "splitter_imbalance": splitter}
+        spreads = {k: s for k, s in spreads.items() if s}
+        devices = pnn.devices.DeviceSet([pnn.SimulatedDevice({})])
+        if spreads:
+            noise = pnn.Variation(**spreads)
+            devices = noise.sample(model, args.maps, seed=UNSEEN_SEED)
+        found = pnn.evaluate_devices(model, x, y, devices, verbose=0)["accuracy"]
+        accuracy.append(100 * float(np.mean(found)))
+    rows = np.reshape(accuracy, (len(SPREADS), -1)).tolist()
+    return {"name": name, "phases by splitters": rows}
+
+
 def labelled(runs: list[dict]) -> dict[str, list[dict]]:
     """The runs by method and ρ, in the order of the methods."""
     order = list(METHODS)
@@ -291,6 +345,32 @@ def report(out: pathlib.Path, methods: list[str]) -> None:
         )
 
 
+def draw_maps(out: pathlib.Path) -> None:
+    """All maps side by side, in the order of the methods."""
+    from keras_pnn import plotting
+
+    maps = [json.loads(p.read_text("utf-8")) for p in sorted(out.glob("map_*.json"))]
+    maps.sort(key=lambda found: list(METHODS).index(found["method"]))
+    if not maps:
+        return
+    figure = plotting.new_figure(5 * len(maps), 4)
+    axes = figure.subplots(1, len(maps), squeeze=False)[0]
+    for ax, found in zip(axes, maps, strict=True):
+        plotting.heat_map(
+            SPREADS,
+            SPREADS,
+            found["phases by splitters"],
+            "splitters: power imbalance (standard deviation)",
+            "phases (rad, standard deviation)",
+            "accuracy (%)",
+            level=90,
+            limits=(0, 100),
+            ax=ax,
+        )
+        ax.set_title(METHODS[found["method"]])
+    plotting.save(axes[0], out / "maps.png")
+
+
 def wanted(args) -> list[tuple]:
     """(setting, method, σ, device, ρ, seed) of every run; ρ is None without ascent."""
     return [
@@ -308,7 +388,7 @@ def main() -> None:
     args = arguments()
     if args.quick:
         args.out = args.out / "quick"
-        args.unseen, args.probe = 3, 100
+        args.unseen, args.probe, args.maps = 3, 100, min(args.maps, 1)
     args.out.mkdir(parents=True, exist_ok=True)
     if not args.report:
         data = pnn.datasets.load(args.data)
@@ -323,7 +403,13 @@ def main() -> None:
                 keep(path, run(*key, data, args))
                 # Else the graphs of all runs stay in memory.
                 keras.utils.clear_session()
+            path = args.out / f"map_{name_of(*key)}.json"
+            if args.maps and not kept(path, data=data.name, devices=args.maps):
+                made = {"data": data.name, "devices": args.maps, "method": method}
+                keep(path, {**made, **mapped(name_of(*key), data, args)})
+                keras.utils.clear_session()
     report(args.out, args.methods)
+    draw_maps(args.out)
 
 
 if __name__ == "__main__":

@@ -48,8 +48,8 @@ METHODS = {
     "both": "SAT and random chips",
 }
 SENSITIVITY = 0.08  # nm/K
-# How far rings move in training at most: 1 K, and a shift of their own.
-SHIFT, ROOM = 0.02, 0.102  # nm
+# How far the chip is warmed or cooled in training, and rings shifted, and both in nm.
+WARMING, SHIFT, ROOM = 1.25, 0.02, 0.122  # K, nm, nm
 
 
 def arguments() -> argparse.Namespace:
@@ -196,7 +196,8 @@ def trainer(method: str, network: keras.Model, ramp: int, seed: int) -> keras.Mo
     noise = None
     if method != "sat":
         noise = pnn.Variation(
-            resonance_shift=tfd.Uniform(-SHIFT, SHIFT), temperature=tfd.Uniform(-1, 1)
+            resonance_shift=tfd.Uniform(-SHIFT, SHIFT),
+            temperature=tfd.Uniform(-WARMING, WARMING),
         )
     ascent = None if method == "random" else pnn.ASAM(0.5)
     return pnn.SATModel(

@@ -51,8 +51,39 @@ def lenet5(
     return keras.Model(inputs, dense(10, **limit)(x), name="lenet5")
 
 
+def as_in_pytorch(model: keras.Model, seed: int) -> keras.Model:
+    """Starts and normalises a network as PyTorch does, which the authors use.
+
+    Weights and biases of convolutions and matrices, digital, of microrings or of masks,
+    are drawn uniformly within ±1/√fan_in. Batch normalisation has the momentum 0.9 in
+    Keras' sense, and epsilon 1e-5.
+    """
+    generator = np.random.default_rng(seed)
+    for layer in model.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.momentum, layer.epsilon = 0.9, 1e-5
+        if getattr(layer, "bias", None) is None:
+            continue
+        physical = isinstance(layer, pnn.layers.PhysicalLayer)
+        weights = layer.controls.values() if physical else [layer.kernel]
+        (shape,) = (v.shape for v in weights)
+        if isinstance(layer, pnn.layers.MaskedSLM):
+            shape = np.prod(shape[1:]), shape[0]
+        limit = np.prod(shape[:-1]) ** -0.5
+        # Rings and masks are set for weights.
+        assign = layer.program if physical else layer.kernel.assign
+        assign(generator.uniform(-limit, limit, shape))
+        layer.bias.assign(generator.uniform(-limit, limit, layer.bias.shape))
+    return model
+
+
 def hybrid(
-    start="cross", ports=10, clip: float | None = None, seed: int = 0, **mesh
+    start="cross",
+    ports=10,
+    clip: float | None = None,
+    seed: int = 0,
+    scale: float = 1.0,
+    **mesh,
 ) -> keras.Model:
     """A digital LeNet front end, a mesh of 64 modes, and photodiodes.
 
@@ -65,13 +96,14 @@ def hybrid(
         ports: the ports that are read, see `Photodetector`.
         clip: the largest digital weight, `None` for no limit.
         seed: seed of the initial weights.
+        scale: factor of the logits.
         **mesh: further arguments of `MZIMesh`.
     """
     keras.utils.set_random_seed(seed)
     limits = {}
     if clip is not None:
         limit = pnn.layers.ControlRange(-clip, clip)
-        limits = {"kernel_constraint": limit, "bias_constraint": limit}
+        limits = {"kernel_constraint": limit}
     inputs = keras.Input((28, 28, 1))
     x = inputs
     for filters, padding in ((6, "same"), (16, "valid")):
@@ -81,6 +113,8 @@ def hybrid(
     x = layers.Dense(64, **limits)(layers.BatchNormalization()(x))
     field = pnn.layers.MZIMesh(64, phase_initializer=start, **mesh)(x)
     outputs = pnn.layers.Photodetector(normalize="l2", ports=ports)(field)
+    if scale != 1:
+        outputs = layers.Rescaling(scale)(outputs)
     return keras.Model(inputs, outputs, name="hybrid")
 
 
@@ -204,6 +238,7 @@ def step_times(
 
 
 def fit(model, batches, epochs: int, first_epoch: int = 0, callbacks=()) -> None:
+    """Trains on the batches in their own order, another in each epoch."""
     model.fit(
         batches,
         initial_epoch=first_epoch,

@@ -9,8 +9,10 @@ import numpy as np
 from keras_pnn import _checks, _keras
 from keras_pnn._display import Shown, Table
 from keras_pnn._signatures import passing_on
+from keras_pnn.layers.detectors import HomodyneDetector
 from keras_pnn.layers.fields import check_fields, uses_of
 from keras_pnn.layers.mrr import MRRBank, MRRConv2D
+from keras_pnn.layers.mzi_dense import MZIDense
 from keras_pnn.layers.physical import PhysicalLayer
 from keras_pnn.layers.ring_layer import RingLayer
 from keras_pnn.layers.ring_program import controls_for
@@ -39,9 +41,9 @@ class Conversion(Shown):
             number), `clipped` (those out of range), `max_error` and `rms_error`
             (effective minus digital weight).
         kept: names of layers with weights that stay digital.
-        optical_share: share of the multiplications of one sample that weight banks
-            do, of those in dense layers and convolutions (attention, recurrent and
-            separable layers are not counted).
+        optical_share: share of the multiplications of one sample that banks and
+            meshes do, of those in dense layers and convolutions (attention, recurrent
+            and separable layers are not counted).
         reasons: name of a layer in `kept` → why it stays digital.
 
     Example:
@@ -75,15 +77,21 @@ class Conversion(Shown):
         return [Table("", columns, rows), share, *kept]
 
 
-@passing_on(RingLayer, without=_FROM_LAYER)
+@passing_on(RingLayer, MZIDense, without=_FROM_LAYER)
 def convert(
-    model: keras.Model, tuning=None, gain: str | None = None, **kwargs
+    model: keras.Model,
+    tuning=None,
+    gain: str | None = None,
+    target: str = "mrr",
+    **kwargs,
 ) -> Conversion:
-    """Converts the `Dense` and `Conv2D` layers of a trained model to weight banks.
+    """Converts the `Dense` and `Conv2D` layers of a trained model to optics.
 
-    Each weight becomes the nearest weight in the range of a ring. Biases, regularisers
-    and all other layers are copied. Functional and `Sequential` models inside the
-    model are converted too. The given model stays unchanged.
+    In a bank, each weight becomes the nearest weight in the range of a ring. A mesh has
+    the matrix of a `Dense` layer as it is, and a `HomodyneDetector` behind it. Biases,
+    their regularisers and all other layers are copied, and regularisers of kernels for
+    banks. Functional and `Sequential` models inside the model are converted too. The
+    given model stays unchanged.
 
     Args:
         model: a built functional or `Sequential` model.
@@ -92,8 +100,11 @@ def convert(
             gain at which its largest weight is within 10 % of the reach of its ring.
             Weights beyond the reach fit then, and small ones grow, so that a shift of
             a ring changes them less. Default `None`: no gain.
+        target: `"mrr"`: microring banks. `"mzi"`: an `MZIDense` for each `Dense`
+            layer with two inputs and outputs or more; convolutions stay digital.
         **kwargs: further arguments of `MRRBank` and `MRRConv2D`, such as
-            `temperature_sensitivity` or `bank_size`.
+            `temperature_sensitivity` or `bank_size`; with `target="mzi"`, of
+            `MZIDense`, such as `arrangement` or `loss_db`.
 
     Returns:
         A `Conversion` with the new model, not compiled, and the errors by layer.
@@ -129,10 +140,18 @@ def convert(
         )
     check_fields(model)
     _checks.choice("gain", gain, (None, "layer", "column"))
+    if _checks.choice("target", target, ("mrr", "mzi")) == "mzi":
+        for name, value in (("tuning", tuning), ("gain", gain)):
+            if value is not None:
+                expected = "left out with target='mzi': a mesh has no rings"
+                raise _checks.error(name, expected, _checks.short(value))
     pairs: list[tuple[keras.layers.Layer, keras.layers.Layer]] = []
 
     def replace(layer):
-        bank = _bank(layer, tuning, gain, kwargs)
+        if target == "mzi":
+            bank = _mesh(layer, kwargs)
+        else:
+            bank = _bank(layer, tuning, gain, kwargs)
         pairs.append((layer, bank))
         return bank
 
@@ -143,17 +162,19 @@ def convert(
     for layer, bank in pairs:
         if isinstance(bank, RingLayer) and not isinstance(layer, RingLayer):
             report.append(_program(layer, bank, gain is not None))
+        elif isinstance(bank, keras.Sequential) and type(layer) is keras.layers.Dense:
+            report.append(_program_mesh(layer, bank))
         else:
             _copy_state(layer, bank)
             if layer.weights:
                 kept.append(layer.name)
     if not report:
         raise ValueError(
-            "`model` has no Dense or Conv2D layer to convert. Received layers: "
+            f"`model` has no layer to convert to target={target!r}. Received layers: "
             + ", ".join(type(la).__name__ for la, _ in pairs)
         )
     optical, digital = _multiplications(clone)
-    reasons = {la.name: _reason(la) for la, _ in pairs if la.name in kept}
+    reasons = {la.name: _reason(la, target) for la, _ in pairs if la.name in kept}
     return Conversion(clone, report, kept, optical / (optical + digital), reasons)
 
 
@@ -167,6 +188,8 @@ def _multiplications(model) -> tuple[int, int]:
         layer, matrix = use.layer, getattr(use.layer, "kernel", None)
         if isinstance(layer, RingLayer):
             matrix = layer.controls["control"]
+        if isinstance(layer, MZIDense):
+            matrix = np.empty((layer.v.units, layer.units))
         if matrix is None or len(matrix.shape) < 2:
             continue
         shape = layer.compute_output_shape(use.shape)[1:]
@@ -174,19 +197,21 @@ def _multiplications(model) -> tuple[int, int]:
         outputs = math.prod(matrix.shape[-2 if depthwise else -1 :])
         places = math.prod(n or 1 for n in shape) // outputs
         count = max(places, 1) * math.prod(matrix.shape)
-        if isinstance(layer, RingLayer):
+        if isinstance(layer, RingLayer | MZIDense):
             optical += count
         else:
             digital += count
     return optical, digital
 
 
-def _reason(layer) -> str:
+def _reason(layer, target: str) -> str:
+    kind = type(layer).__name__
+    if target == "mzi" and type(layer) in (keras.layers.Dense, keras.layers.Conv2D):
+        return f"a mesh is for vectors of two values or more, and this is a {kind}"
     if isinstance(layer, PhysicalLayer):
         return "it is optical already, and has no weights of rings to convert"
     if "Normalization" in type(layer).__name__:
         return "it scales and shifts each value by statistics"
-    kind = type(layer).__name__
     return f"a {kind} is not exactly a Dense or Conv2D, and may compute something else"
 
 
@@ -198,14 +223,47 @@ def _copy_state(layer, copy) -> None:
             part.finalize_state()
 
 
-def _bank(layer, tuning, gain, kwargs):
+def _activation(layer):
     activation = getattr(layer, "activation", None)
     # A layer as activation may have weights, which are not to be shared.
     if isinstance(activation, keras.layers.Layer):
-        activation = activation.__class__.from_config(activation.get_config())
+        return activation.__class__.from_config(activation.get_config())
+    return activation
+
+
+def _mesh(layer, kwargs):
+    """Returns what replaces a layer where meshes are wanted."""
+    dense = type(layer) is keras.layers.Dense
+    if not dense or min(layer.kernel.shape) < 2:
+        return layer.__class__.from_config(layer.get_config())
+    common = {"trainable": layer.trainable, "dtype": layer.dtype_policy}
+    detector = HomodyneDetector(
+        _activation(layer),
+        layer.use_bias,
+        layer.bias_initializer,
+        layer.bias_regularizer,
+        layer.bias_constraint,
+        activity_regularizer=layer.activity_regularizer,
+        name=f"{layer.name}_detector",
+        **common,
+    )
+    mesh = MZIDense(layer.units, name=f"{layer.name}_mesh", **common, **kwargs)
+    return keras.Sequential([mesh, detector], name=layer.name)
+
+
+def _program_mesh(layer, converted) -> dict:
+    mesh, detector = converted.layers
+    digital = np.asarray(layer.kernel, "float64")
+    mesh.program(digital.T)
+    _copy_digital(layer, detector)
+    error = np.asarray(mesh.transfer_matrix()).T.real - digital
+    return _row(layer, 0, error)
+
+
+def _bank(layer, tuning, gain, kwargs):
     common = {
         "name": layer.name,
-        "activation": activation,
+        "activation": _activation(layer),
         "use_bias": getattr(layer, "use_bias", True),
         **{name: getattr(layer, name, None) for name in _COPIED},
         "trainable": layer.trainable,
@@ -247,16 +305,26 @@ def _program(layer, bank, by_gain: bool) -> dict:
     reached = bank.curve.clip(weights)
     controls, missed = controls_for(bank, reached)
     bank.controls["control"].assign(controls)
-    if bank.use_bias:
-        bank.bias.assign(layer.bias)
-    if getattr(layer.activation, "weights", None):
-        bank.activation.build_from_config(layer.activation.get_build_config())
-        _copy_state(layer.activation, bank.activation)
+    _copy_digital(layer, bank)
     error = gain * np.asarray(bank.effective_weights(), "float64") - digital
+    clipped = np.sum((np.abs(reached - weights) > 1e-12) | missed)
+    return _row(layer, int(clipped), error)
+
+
+def _copy_digital(layer, converted) -> None:
+    """Copies the bias, and the state of an activation."""
+    if layer.use_bias:
+        converted.bias.assign(layer.bias)
+    if getattr(layer.activation, "weights", None):
+        converted.activation.build_from_config(layer.activation.get_build_config())
+        _copy_state(layer.activation, converted.activation)
+
+
+def _row(layer, clipped: int, error: np.ndarray) -> dict:
     return {
         "name": layer.name,
-        "weights": weights.size,
-        "clipped": int(np.sum((np.abs(reached - weights) > 1e-12) | missed)),
+        "weights": error.size,
+        "clipped": clipped,
         "max_error": float(np.max(np.abs(error))),
         "rms_error": float(np.sqrt(np.mean(error**2))),
     }

@@ -125,6 +125,7 @@ def hardware_cost(
     Raises:
         ValueError: If the model is not built, is subclassed or has no physical layer,
             or the library is not as described.
+        ImportError: If PyYAML is missing, the extra `[cost]`.
 
     Example:
 

@@ -55,9 +55,12 @@ def read_library(library: str | os.PathLike) -> dict[str, Figure]:
 
 
 def _parsed(path) -> dict[str, Figure]:
-    # Only this needs it, and `import keras_pnn` is slow enough.
-    import yaml
-
+    try:
+        import yaml
+    except ImportError as error:
+        raise ImportError(
+            "Libraries of devices need PyYAML: pip install 'keras-pnn[cost]'"
+        ) from error
     try:
         with open(path, encoding="utf-8") as file:
             content = yaml.safe_load(file)

@@ -5,7 +5,11 @@ import math
 import keras
 import numpy as np
 
-from keras_pnn.layers.detectors import BalancedDetector, Photodetector
+from keras_pnn.layers.detectors import (
+    BalancedDetector,
+    HomodyneDetector,
+    Photodetector,
+)
 from keras_pnn.layers.fields import Use
 from keras_pnn.layers.lookup import physical_layers
 from keras_pnn.layers.mrr import MRRConv2D
@@ -63,7 +67,7 @@ class Prices:
             row = self._bank(use)
         elif isinstance(layer, MZIMesh | MZIDense | Attenuators):
             row = self._mesh(use)
-        elif isinstance(layer, Photodetector | BalancedDetector):
+        elif isinstance(layer, Photodetector | BalancedDetector | HomodyneDetector):
             row = self._detector(use)
         elif isinstance(layer, MaskedSLM):
             row = self._masks(use)
@@ -215,7 +219,7 @@ class Prices:
         layer, v = use.layer, self.values
         modes = int(use.shape[-1])
         outputs = layer.compute_output_shape(use.shape)[-1]
-        if isinstance(layer, BalancedDetector):
+        if isinstance(layer, BalancedDetector | HomodyneDetector):
             diodes, amplifiers = 2 * outputs, outputs
         else:
             # The norm needs the ports that are not read, too.

@@ -259,6 +259,23 @@ class SimulatedDevice(Shown):
         Raises:
             ValueError: If `attach` was not called with the layer's model.
         """
+        return layer.forward(inputs, controls, self._imperfections(layer))
+
+    def monitor(
+        self, layer: PhysicalLayer, fields, controls: dict, backwards: bool = False
+    ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        """Returns intensities at the phase shifters of a mesh, as `pnn.Adjoint` asks.
+
+        Args:
+            layer: an `MZIMesh`.
+            fields, controls, backwards: as in `MZIMesh.monitor`, as is the result.
+
+        Raises:
+            ValueError: If `attach` was not called with the layer's model.
+        """
+        return layer.monitor(fields, controls, self._imperfections(layer), backwards)
+
+    def _imperfections(self, layer) -> dict:
         if id(layer) not in self._attached:
             raise ValueError(
                 "`attach` must be called with the layer's model before `measure`. "
@@ -267,7 +284,7 @@ class SimulatedDevice(Shown):
         imperfections = layer.current_values()[1]
         for name, (quantity, value) in self._attached[id(layer)].items():
             imperfections[name] = quantity.joined(value, quantity.passing())
-        return layer.forward(inputs, controls, imperfections)
+        return imperfections
 
     def _parts(self):
         return [repr(self)[1:-1], _deviation_table([self])]

@@ -186,7 +186,7 @@ def measure(device, layer, inputs, controls: dict, modelled):
 
 
 def measured_by(
-    device, block=None, seen: list | None = None
+    device, block=None, seen: list | None = None, join: Callable | None = None
 ) -> contextlib.AbstractContextManager[None]:
     """Lets a device give the outputs of every physical layer inside.
 
@@ -196,6 +196,8 @@ def measured_by(
         device: as in `measure`.
         block: the block of code to which the device keeps, see `measuring_block`.
         seen: a list to which the layers are added that the device measures.
+        join: a function from (layer, inputs, controls, measured, modelled) to outputs
+            with the values of `measured`, for other gradients.
     """
 
     def substitute(layer, inputs, controls, modelled):
@@ -204,6 +206,8 @@ def measured_by(
             return modelled
         if seen is not None:
             seen.append(layer)
+        if join is not None:
+            return join(layer, inputs, controls, measured, modelled)
         return valued(measured, modelled)
 
     substitute.device, substitute.block = device, block

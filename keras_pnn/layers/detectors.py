@@ -1,5 +1,6 @@
 """Detect light: photodiodes, their shot noise, and the converter behind them."""
 
+import itertools
 from collections.abc import Sequence
 
 import keras
@@ -8,7 +9,7 @@ from keras import ops
 
 from keras_pnn import _checks
 from keras_pnn.layers.limits import DAC
-from keras_pnn.layers.physical import refuse_complex
+from keras_pnn.layers.physical import arguments, refuse_complex
 from keras_pnn.physics import detection
 
 
@@ -36,7 +37,7 @@ class _Detector(keras.layers.Layer):
         return keras.KerasTensor(shape, dtype=self._output_dtype)
 
 
-class _OfFields(_Detector):
+class FieldDetector(_Detector):
     """Base of layers that detect the intensities of some ports."""
 
     def __init__(self, **kwargs):
@@ -74,7 +75,7 @@ class _OfIntensities(_Detector):
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class Photodetector(_OfFields):
+class Photodetector(FieldDetector):
     """Detects the intensity at the ports of a circuit: `|field|**2`.
 
     With `normalize="l2"`, the intensities of each sample are divided by their
@@ -84,15 +85,16 @@ class Photodetector(_OfFields):
     Args:
         normalize: `"l2"` or `None`. Default `None`.
         ports: The ports to read, in this order: an integer n for the first n, or
-            a sequence of distinct indices from 0. Default all.
+            a sequence of distinct indices from 0. Default all. An entry may be a
+            sequence of indices itself, whose intensities are summed: one wide detector.
 
     Input shape: `(batch, ..., modes)`, complex or real fields.
 
     Output shape: `(batch, ..., ports)`, float32, or float64 under a float64 policy.
 
     Raises:
-        ValueError: If `normalize` is unknown, or if `ports` is empty, or lists a port
-            twice or one beyond those of the inputs.
+        ValueError: If `normalize` is unknown, or if `ports` or a group in it is empty,
+            or lists a port twice or one beyond those of the inputs.
 
     Example:
 
@@ -102,6 +104,9 @@ class Photodetector(_OfFields):
     >>> logits = pnn.layers.Photodetector(normalize="l2", ports=10)
     >>> logits(np.ones((2, 64), "complex64")).shape
     TensorShape([2, 10])
+    >>> wide = pnn.layers.Photodetector(ports=[[0, 1], [2]])
+    >>> wide(field).numpy()
+    array([[25.,  0.]], dtype=float32)
 
     Reference:
 
@@ -111,13 +116,29 @@ class Photodetector(_OfFields):
     def __init__(
         self,
         normalize: str | None = None,
-        ports: int | Sequence[int] | None = None,
+        ports: int | Sequence[int | Sequence[int]] | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.normalize = _checks.choice("normalize", normalize, (None, "l2"))
+        # How many of the listed ports each output sums; `None` for one each.
+        self._sizes = None
         if np.iterable(ports):
-            self.ports = self._read = _distinct("ports", ports)
+            entries = [tuple(p) if _is_group(p) else p for p in ports]
+            groups = [p if isinstance(p, tuple) else (p,) for p in entries]
+            self._read = _distinct("ports", itertools.chain(*groups), shown=ports)
+            sizes = [len(group) for group in groups]
+            if min(sizes) < 1:
+                raise _checks.error("ports", "groups of ports, none empty", repr(ports))
+            if set(sizes) != {1}:
+                self._sizes = sizes
+            listed = iter(self._read)
+            self.ports = tuple(
+                tuple(itertools.islice(listed, len(p)))
+                if isinstance(p, tuple)
+                else next(listed)
+                for p in entries
+            )
         else:
             self.ports = _checks.optional(_checks.integer, "ports", ports, low=1)
             self._read = None if ports is None else tuple(range(self.ports))
@@ -130,11 +151,18 @@ class Photodetector(_OfFields):
         outputs = self._intensity(inputs)
         if self.normalize == "l2":
             outputs = _normalized(outputs)
-        return outputs if self._read is None else ops.take(outputs, self._read, axis=-1)
+        if self._read is None:
+            return outputs
+        outputs = ops.take(outputs, self._read, axis=-1)
+        if self._sizes is None:
+            return outputs
+        sums = np.repeat(np.eye(len(self._sizes)), self._sizes, axis=0)
+        return ops.matmul(outputs, ops.cast(sums, outputs.dtype))
 
     def compute_output_shape(self, input_shape) -> tuple:
-        read = input_shape[-1] if self._read is None else len(self._read)
-        return (*input_shape[:-1], read)
+        if self._read is None:
+            return tuple(input_shape)
+        return (*input_shape[:-1], len(self._sizes or self._read))
 
     def get_config(self) -> dict:
         own = {"normalize": self.normalize, "ports": self.ports}
@@ -142,7 +170,7 @@ class Photodetector(_OfFields):
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class BalancedDetector(_OfFields):
+class BalancedDetector(FieldDetector):
     """Detects balanced pairs of ports: `|field[plus]|**2 - |field[minus]|**2`.
 
     Two photodiodes in series give one signed number for a pair of ports. Shot noise
@@ -215,6 +243,74 @@ class BalancedDetector(_OfFields):
 
     def get_config(self) -> dict:
         return {**super().get_config(), "plus": self.plus, "minus": self.minus}
+
+
+@keras.saving.register_keras_serializable(package="keras_pnn")
+class HomodyneDetector(FieldDetector):
+    """Detects the real part of fields: `activation(Re(field) + bias)`.
+
+    Each port meets a local oscillator l in a 50:50 splitter. Its two outputs differ by
+    |f + l|²/2 − |f − l|²/2 = 2 Re(f l*), here in units in which that is Re(f).
+
+    Args:
+        activation: as in `Dense`.
+        use_bias: whether a digital bias is added.
+        bias_initializer, bias_regularizer, bias_constraint: as in `Dense`.
+
+    Input shape: `(batch, ..., modes)`, complex or real fields.
+
+    Output shape: that of the inputs, float32, or float64 under a float64 policy.
+
+    Raises:
+        ValueError: If the number of modes is unknown.
+
+    Example:
+
+    >>> field = np.array([[3j, 1.0 - 1j]], "complex64")
+    >>> pnn.layers.HomodyneDetector()(field).numpy()
+    array([[0., 1.]], dtype=float32)
+
+    Reference:
+
+    - Shen et al., Nat. Photonics 11:441 (2017): real matrices by meshes.
+    """
+
+    def __init__(
+        self,
+        activation=None,
+        use_bias: bool = True,
+        bias_initializer="zeros",
+        bias_regularizer=None,
+        bias_constraint=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.activation = keras.activations.get(activation)
+        self.use_bias = use_bias
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.bias_regularizer = keras.regularizers.get(bias_regularizer)
+        self.bias_constraint = keras.constraints.get(bias_constraint)
+
+    def build(self, input_shape) -> None:
+        self._build_for(input_shape)
+        self.bias = None
+        if self.use_bias:
+            self.bias = self.add_weight(
+                name="bias",
+                shape=(input_shape[-1],),
+                initializer=self.bias_initializer,
+                regularizer=self.bias_regularizer,
+                constraint=self.bias_constraint,
+            )
+
+    def call(self, inputs):
+        outputs = ops.cast(ops.real(inputs), self._output_dtype)
+        if self.bias is not None:
+            outputs = outputs + ops.cast(self.bias, outputs.dtype)
+        return self.activation(outputs)
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), **arguments(self, HomodyneDetector)}
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -309,12 +405,16 @@ def _normalized(light):
     return scaled * ops.rsqrt(ops.where(bright, square, ops.ones_like(square)))
 
 
-def _distinct(name: str, ports) -> tuple[int, ...]:
+def _is_group(entry) -> bool:
+    return np.iterable(entry) and not isinstance(entry, str)
+
+
+def _distinct(name: str, ports, shown=None) -> tuple[int, ...]:
     try:
         indices = tuple(_checks.integer(name, port, low=0) for port in ports)
     except (TypeError, ValueError):
         indices = ()
     if not indices or len(set(indices)) < len(indices):
         expected = "distinct port indices, each 0 or more"
-        raise _checks.error(name, expected, repr(ports))
+        raise _checks.error(name, expected, repr(ports if shown is None else shown))
     return indices

@@ -3,8 +3,11 @@
 from typing import NamedTuple
 
 import keras
+import tensorflow as tf
 
 from keras_pnn import _keras
+from keras_pnn.layers.detectors import BalancedDetector, Photodetector
+from keras_pnn.physics._tensors import as_complex
 
 
 class FieldOutputs:
@@ -29,22 +32,45 @@ class FieldOutputs:
         return super().call(inputs)
 
 
+class PlaneOutputs(FieldOutputs):
+    """Gives a layer complex outputs in the shape of its inputs, a batch of planes."""
+
+    def compute_output_shape(self, input_shape) -> tuple:
+        if len(input_shape) != 3 or None in input_shape[1:]:
+            raise ValueError(
+                f"The inputs of {type(self).__name__} '{self.name}' must be fields of "
+                "shape (batch, height, width), such as `Encode` gives. "
+                f"Received: shape {tuple(input_shape)}"
+            )
+        return tuple(input_shape)
+
+    def _fields(self, inputs) -> tf.Tensor:
+        """Returns inputs as complex fields, checked."""
+        self.compute_output_shape(inputs.shape)
+        return as_complex(tf.convert_to_tensor(inputs), tf.as_dtype(self._output_dtype))
+
+
 class Use(NamedTuple):
     """One use of a layer in a model of nodes.
 
     Args:
-        layer: the layer.
+        layer: the layer, or another operation of Keras.
         shape: that of its first input, with the batch.
-        source: the layer whose field it takes; `None` for digital inputs.
+        sources: the layers whose fields it takes; empty for digital inputs.
     """
 
-    layer: keras.layers.Layer
+    layer: keras.Operation
     shape: tuple
-    source: keras.layers.Layer | None
+    sources: tuple
+
+    @property
+    def source(self) -> keras.layers.Layer | None:
+        """The first of the sources, if there is one."""
+        return next(iter(self.sources), None)
 
 
 def uses_of(model: keras.Model) -> list[Use] | None:
-    """Returns all uses of layers in the order in which they run.
+    """Returns all uses of layers and operations in the order in which they run.
 
     `None` for a model that is not one of nodes (functional, Sequential), or a wrapper
     around one.
@@ -57,7 +83,7 @@ def uses_of(model: keras.Model) -> list[Use] | None:
 
 
 def check_fields(model: keras.Model) -> None:
-    """Checks that no complex field of a mesh goes to what is made for real numbers.
+    """Checks that no complex field goes to what is made for real numbers.
 
     That is a layer of Keras with weights, a loss of Keras, and a loss to which Keras
     hands the real part only. Models of nodes (functional, Sequential) are followed
@@ -72,8 +98,13 @@ def check_fields(model: keras.Model) -> None:
     graph = _keras.functional(model)
     if graph is None:
         return
-    found = _follow(graph, [None] * len(graph.inputs), [])
-    sources = [s for s in found if s is not None]
+    seen: list[Use] = []
+    outputs = _follow(graph, [None] * len(graph.inputs), seen)
+    for use in seen:
+        if use.sources and _of_keras(use.layer) and getattr(use.layer, "weights", ()):
+            taking = f"{type(use.layer).__name__} '{use.layer.name}' behind it"
+            raise _error(use.source, taking)
+    sources = [s for s in outputs if s is not None]
     loss = getattr(model, "loss", None)
     loss = keras.losses.get(loss) if isinstance(loss, str) else loss
     if sources and (_of_keras(loss) or _casts(loss)):
@@ -81,10 +112,27 @@ def check_fields(model: keras.Model) -> None:
         raise _error(sources[0], taking)
 
 
+def detected(model: keras.Model, layer) -> bool:
+    """Tells whether the fields of a layer go to detectors of intensities alone.
+
+    Args:
+        model: a model; one that is not of nodes (functional, Sequential) gives False.
+        layer: a layer of it that gives complex fields.
+    """
+    graph = _keras.functional(model)
+    if graph is None:
+        return False
+    seen: list[Use] = []
+    outputs = _follow(graph, [None] * len(graph.inputs), seen)
+    takers = [use.layer for use in seen if layer in use.sources]
+    detected = all(isinstance(t, Photodetector | BalancedDetector) for t in takers)
+    return bool(takers) and detected and layer not in outputs
+
+
 def _follow(graph, given: list, seen: list[Use]) -> list:
     """Returns the layer that gives each output as a complex field, else `None`.
 
-    Adds the uses of layers to `seen`.
+    Adds the uses of layers and operations to `seen`.
     """
     fields = dict(zip(map(id, graph.inputs), given, strict=True))
     for node in _keras.nodes(graph):
@@ -99,13 +147,10 @@ def _follow(graph, given: list, seen: list[Use]) -> list:
         if inner is not None and len(inner.inputs) == len(sources):
             results = _follow(inner, sources, seen)
         else:
-            if isinstance(operation, keras.layers.Layer):
-                seen.append(Use(operation, node.input_tensors[0].shape, source))
+            taken = tuple(filter(None, sources))
+            seen.append(Use(operation, node.input_tensors[0].shape, taken))
             if isinstance(operation, FieldOutputs):
                 source = operation
-            elif source and _of_keras(operation) and getattr(operation, "weights", ()):
-                taking = f"{type(operation).__name__} '{operation.name}' behind it"
-                raise _error(source, taking)
             results = [source if "complex" in t.dtype else None for t in tensors]
         fields |= zip(map(id, tensors), results, strict=True)
     return [fields.get(id(t)) for t in graph.outputs]
@@ -126,7 +171,9 @@ def _casts(loss) -> bool:
 
 
 def _error(source, received: str) -> ValueError:
+    planes = isinstance(source, PlaneOutputs)
+    detector = "DetectorArray" if planes else "Photodetector"
     return ValueError(
         f"{type(source).__name__} '{source.name}' gives complex fields; put a "
-        f"Photodetector behind it. Received: {received}"
+        f"{detector} behind it. Received: {received}"
     )

@@ -23,6 +23,7 @@ from keras_pnn.layers.limits import DAC, get_dac
 from keras_pnn.layers.mesh_program import phases_around_stuck
 from keras_pnn.layers.physical import PhysicalLayer, arguments, check_built
 from keras_pnn.physics import decompose, interferometer, mesh
+from keras_pnn.physics.mesh.monitors import monitored
 
 _PHASES = ("theta", "phi", "gamma")
 
@@ -251,6 +252,25 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
     def forward(self, inputs, controls, imperfections):
         self._check_inputs(inputs.shape)
         return mesh.propagate(inputs, **self._settings(controls, imperfections))
+
+    def monitor(
+        self, fields, controls: dict, imperfections: dict, backwards: bool = False
+    ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        """Sends fields through the mesh and monitors them at the phase shifters.
+
+        Args:
+            fields: complex tensor of shape (batch, units), at the inputs, or at the
+                outputs if `backwards`.
+            controls, imperfections: as in `forward`.
+            backwards: whether light runs from the outputs to the inputs.
+
+        Returns:
+            Name of a control to intensities at its shifters, and the fields at the far
+            end. `gamma` has the shape (batch, units), `phi` (batch, columns, cells),
+            and `theta` a last axis more, for the upper and the lower arm.
+        """
+        settings = self._settings(controls, imperfections)
+        return monitored(fields, **settings, backwards=backwards)
 
     def program(self, unitary: np.ndarray) -> float:
         """Sets the phases for a unitary matrix on the ideal mesh.

@@ -12,8 +12,19 @@ from keras_pnn.training.ascent import (
     LookSAM,
 )
 from keras_pnn.training.dat.model import DATModel
-from keras_pnn.training.gradients.base import DeviceGradient, ModelGradient
-from keras_pnn.training.gradients.spsa import SPSA
+from keras_pnn.training.gradients import (
+    SPGD,
+    SPSA,
+    Adjoint,
+    CentralDifference,
+    DeviceGradient,
+    FeedbackAlignment,
+    ForwardGradient,
+    ModelGradient,
+    ParameterShift,
+    PhyLL,
+)
+from keras_pnn.training.local_classifier import LocalClassifier
 from keras_pnn.training.pat import PATModel
 from keras_pnn.training.pruning import OpticalPruning
 from keras_pnn.training.sat import SATModel
@@ -25,15 +36,23 @@ __all__ = [
     "MESA",
     "SAF",
     "SAM",
+    "SPGD",
     "SPSA",
+    "Adjoint",
     "Autodiff",
+    "CentralDifference",
     "DATModel",
     "DeviceGradient",
+    "FeedbackAlignment",
     "FiniteDifference",
+    "ForwardGradient",
     "FriendlySAM",
+    "LocalClassifier",
     "LookSAM",
     "ModelGradient",
     "OpticalPruning",
     "PATModel",
+    "ParameterShift",
+    "PhyLL",
     "SATModel",
 ]

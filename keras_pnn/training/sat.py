@@ -48,6 +48,7 @@ class SATModel(Trainer):
     are those of the first pass; all passes begin with the same states and draw the same
     dropout masks and noise, so that ρ = 0 is plain training to the last bit (under XLA,
     which orders sums as it likes, to rounding).
+    With a device, `measurements` is logged too, see there.
     `sharpness`, the mean of L(Θ + ΔΘ, θ_adv) − L(Θ, θ0) or what the ascent takes for
     it, is logged with the loss. It leaves out steps that the optimizer skips under
     `mixed_float16` because gradients overflow, since their ΔΘ comes from those
@@ -105,9 +106,9 @@ class SATModel(Trainer):
             adversarial radius and a = 0, a network can forget the nominal case.
         seed: seed of the noise, of sampled radii and steps, and of what the gradient
             source draws; an integer of 32 bits.
-        gradient: where gradients come from, such as `pnn.SPSA(...)`. Default: the
-            model, or with a device `pnn.training.DeviceGradient()`; for an imperfect
-            mesh `pnn.training.DeviceGradient("output")`, see there.
+        gradient: where gradients come from, such as `pnn.ParameterShift()`. Default:
+            the model, or with a device `pnn.training.DeviceGradient()`; for an
+            imperfect mesh `pnn.training.DeviceGradient("output")`, see there.
 
     Raises:
         ValueError: If `model` overrides a step that would not be called; `rho` is
@@ -264,6 +265,10 @@ class SATModel(Trainer):
             gradients = mixed(combined, gradients, self.clean_fraction)
         with tf.control_dependencies(bench.measurements(self, first, second)):
             self._commit(first, present)
+            self.count(first.asked + ascent.asked)
+            if second is not first:
+                second.commit()
+                self.count(second.asked)
             return self._apply(batch, first, second, gradients, ascent)
 
     def _build_inner(self, x):
@@ -439,9 +444,5 @@ class SATModel(Trainer):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         load = keras.saving.deserialize_keras_object
-        return cls(
-            **{
-                name: load(value, custom_objects=custom_objects)
-                for name, value in config.items()
-            }
-        )
+        given = {k: load(v, custom_objects=custom_objects) for k, v in config.items()}
+        return cls(**given)

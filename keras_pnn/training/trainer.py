@@ -13,6 +13,7 @@ from keras_pnn.layers.context import Overrides, substituting
 from keras_pnn.layers.fields import check_fields
 from keras_pnn.training import bench
 from keras_pnn.training.batch_order import BatchOrder
+from keras_pnn.training.counting import Counter, CountLog
 from keras_pnn.training.gradients.base import Evaluation
 from keras_pnn.training.resume import check_order
 from keras_pnn.training.validation import test_both, validating
@@ -71,6 +72,7 @@ class Trainer(keras.Model):
         self.built = model.built
         # Whether the validation of a `fit` on a device is running.
         self.validating = False
+        self._counter = Counter()
 
     @like(keras.Model.summary)
     def summary(self, *args, **kwargs):
@@ -125,7 +127,8 @@ class Trainer(keras.Model):
 
     def test_step(self, data):
         if self.validating:
-            return test_both(self, lambda: self._tested(data))
+            batch = keras.utils.unpack_x_y_sample_weight(data)
+            return test_both(self, lambda: self._tested(data), batch)
         return self._tested(data)
 
     def _tested(self, data) -> dict:
@@ -148,6 +151,20 @@ class Trainer(keras.Model):
     def device(self):
         """The device that measures the passes, or `None`."""
         return self.gradient.device
+
+    @property
+    def measurements(self) -> int:
+        """Settings times samples that training has asked of its device so far.
+
+        Each layer that is measured counts, in all passes, in validation too. `fit` logs
+        the number after each epoch. It is part of the saved state.
+        """
+        return int(self._counter.variable.numpy())
+
+    def count(self, asked) -> None:
+        """Adds settings times samples to `measurements`, within a step."""
+        if self.device is not None:
+            self._counter.add(asked)
 
     @like(keras.Model.compile)
     def compile(self, *args, **kwargs):
@@ -243,7 +260,7 @@ class Trainer(keras.Model):
 
     def _own_callbacks(self, x) -> list[keras.callbacks.Callback]:
         """What `fit` on `x` needs besides the callbacks that it is given."""
-        return []
+        return [] if self.device is None else [CountLog()]
 
     @like(keras.Model.save)
     def save(self, filepath, overwrite=True, **kwargs):
@@ -303,6 +320,9 @@ class Trainer(keras.Model):
             store[f"seed_{index}"] = state
         for index, state in enumerate(_keras.recurrent_states(self.model)):
             store[f"recurrent_{index}"] = state
+        store["measurements"] = self._counter.variable
+        for index, variable in enumerate(self.gradient.variables(self)):
+            store[f"gradient_{index}"] = variable
 
     def load_own_variables(self, store):
         states, keys = _keras.seed_states(self.model), set(store.keys())
@@ -319,6 +339,15 @@ class Trainer(keras.Model):
             key = f"recurrent_{index}"
             if key in keys and store[key].shape == state.shape:
                 state.assign(store[key])
+        # Weights may be those of a run with another source.
+        learned = [("measurements", self._counter.variable)]
+        learned += [
+            (f"gradient_{index}", variable)
+            for index, variable in enumerate(self.gradient.variables(self))
+        ]
+        for key, variable in learned:
+            if key in keys and store[key].shape == variable.shape:
+                variable.assign(store[key])
 
 
 def _overrides(model: keras.Model, name: str) -> bool:

@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras_pnn import _keras
 from keras_pnn.layers.context import Overrides, substituting
 from keras_pnn.training import bench
+from keras_pnn.training.gradients.base import times_samples
 
 
 @contextlib.contextmanager
@@ -37,12 +38,13 @@ def validating(trainer, callbacks: list) -> Iterator[None]:
         _assign(metrics)
 
 
-def test_both(trainer, step: Callable[[], dict]) -> dict:
+def test_both(trainer, step: Callable[[], dict], batch) -> dict:
     """Tests one batch on the device and on the digital model.
 
     Args:
         trainer: the model that is trained, in a `validating` block.
         step: tests the batch and returns the logs.
+        batch: (x, y, sample_weight).
 
     Returns:
         The logs of the device, and those of the digital model as `model_<metric>`.
@@ -55,8 +57,10 @@ def test_both(trainer, step: Callable[[], dict]) -> dict:
     # First, as it assigns nothing: both see the same random states.
     with scope, substituting(None):
         digital = {f"model_{name}": value for name, value in step().items()}
-    with trainer.gradient.measuring(trainer):
+    asked: list = []
+    with trainer.gradient.measuring(trainer, asked):
         logs = step()
+    trainer.count(times_samples(len(asked), batch))
     for own, kept in pairs:
         kept.assign(scope.get_current_value(own))
     if taken := sorted(logs.keys() & digital.keys()):

@@ -275,3 +275,34 @@ def test_gains_that_do_not_exist():
     for bad in ("row", 2.0, True):
         with pytest.raises(ValueError, match=r"`gain`.*Received"):
             pnn.convert(model, gain=bad)
+
+
+@pytest.mark.parametrize("make", [functional, sequential])
+def test_dense_layers_as_meshes(make, tmp_path):
+    model = settle(make(), 2.5)
+    conversion = pnn.convert(model, target="mzi")
+    rows = {row["name"]: row for row in conversion.layers}
+    kernel = model.get_layer("dense").kernel
+    assert "dense" in rows and rows["dense"]["weights"] == np.prod(kernel.shape)
+    assert all(row["max_error"] < 1e-4 for row in rows.values())
+    expected = model.predict(X, verbose=0)
+    ours = conversion.model.predict(X, verbose=0)
+    np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-3)
+    conversion.model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(again.predict(X, verbose=0), ours)
+    if make is functional:
+        assert "a mesh is for vectors" in conversion.reasons["conv"]
+        assert 0 < conversion.optical_share < 1
+    cost = pnn.hardware_cost(conversion.model)
+    names = [row["name"] for row in cost.layers]
+    assert {"dense_mesh", "dense_detector"} <= set(names)
+    device = pnn.Variation(theta_error=0.1).sample(conversion.model, 1)[0]
+    with device.installed(conversion.model):
+        assert np.abs(conversion.model.predict(X, verbose=0) - ours).max() > 1e-2
+
+
+@pytest.mark.parametrize("option", [{"gain": "layer"}, {"tuning": pnn.HeaterTuning()}])
+def test_a_mesh_has_no_rings(option):
+    with pytest.raises(ValueError, match="left out with target='mzi'"):
+        pnn.convert(settle(sequential()), target="mzi", **option)

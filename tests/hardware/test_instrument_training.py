@@ -120,6 +120,31 @@ def test_an_instrument_that_dies_loses_no_step(undisturbed, tmp_path):
     same(resumed, state)
 
 
+@pytest.mark.parametrize(
+    "source", [pnn.ParameterShift(), pnn.SPGD(0.02, momentum=0.5)], ids=repr
+)
+def test_gradients_through_the_bench_are_those_of_its_rings(source):
+    """In another process: the weights are those of training without it."""
+
+    def trained(model, device):
+        trainer = pnn.SATModel(model, rho=0.05, device=device, gradient=source)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        trainer.compile(keras.optimizers.SGD(0.05), loss)
+        batches = pnn.datasets.Batches(*data(), batch_size=5, seed=3)
+        trainer.fit(batches, epochs=1, verbose=0)
+        return trainer.measurements, model.layers[1].controls["control"].numpy()
+
+    model, start = network(), network().layers[1].controls["control"].numpy()
+    shifts = simulator.resonance_shifts(0, 4, 4, 0.03)
+    chip = pnn.SimulatedDevice.from_dict(model, {"bank/resonance_shift": shifts})
+    asked, expected = trained(model, chip)
+    with simulator.running() as port, bench(port) as device:
+        count, found = trained(network(), device)
+    assert count == asked
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+    assert np.abs(found - start).max() > 1e-2
+
+
 def run(kind, port, folder, *kill):
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     arguments = [kind, port, folder / "state", folder / "resumed.npz", *kill]

@@ -12,12 +12,13 @@ LAYERS = [
     lambda **k: Photodetector(**k),
     lambda **k: Photodetector(normalize="l2", ports=[5, 0, 3], **k),
     lambda **k: Photodetector(ports=2, **k),
+    lambda **k: Photodetector(ports=[[5, 0], 3, (1, 2)], **k),
     lambda **k: BalancedDetector(**k),
     lambda **k: BalancedDetector(plus=[5, 1], minus=[0, 2], **k),
     lambda **k: ShotNoise(photons=100, seed=1, **k),
     lambda **k: ADC(bits=3, low=-1.0, high=2.0, **k),
 ]
-OF_FIELDS = LAYERS[:5]
+OF_FIELDS = LAYERS[:6]
 
 
 @pytest.fixture
@@ -38,6 +39,21 @@ def test_intensity_of_all_and_of_some_ports(field):
         np.testing.assert_allclose(layer(field.real), field.real[:, read] ** 2)
     ports = np.array([4, 1])
     np.testing.assert_allclose(Photodetector(ports=ports)(field), light[:, ports], 1e-6)
+
+
+def test_groups_of_ports_are_summed(field):
+    light = np.abs(field) ** 2
+    layer = Photodetector("l2", ports=[[0, 2, 4], 5, np.array([1])], dtype="float64")
+    light /= np.linalg.norm(light, axis=-1, keepdims=True)
+    expected = [light[:, [0, 2, 4]].sum(-1), light[:, 5], light[:, 1]]
+    np.testing.assert_allclose(layer(field), np.stack(expected, -1), rtol=1e-13)
+    again = Photodetector.from_config(layer.get_config())
+    assert again.ports == layer.ports == ((0, 2, 4), 5, (1,))
+    for wrong in ([[0, 1], [1, 2]], [[0, 1], []], [[0, 1], 0], [[0, [1]]], [["a"]]):
+        with pytest.raises(ValueError, match="`ports` must be"):
+            Photodetector(ports=wrong)
+    with pytest.raises(ValueError, match=r"port 6"):
+        Photodetector(ports=[[0, 6], [1]])(field)
 
 
 def test_the_norm_is_over_all_ports_before_some_are_read(field):

@@ -57,6 +57,11 @@ def dat(model, device, rate=0.1, error_rate=0.01, eagerly=True, **kwargs):
     return trainer
 
 
+def learner(fields):
+    """Without error networks: for what is computed from outputs alone."""
+    return DualAdaptive(None, True, fields, compare="states", alone=False)
+
+
 def errors_of(trainer):
     return trainer.gradient.errors
 
@@ -99,12 +104,19 @@ def test_graph_and_eager_agree():
 
 
 @pytest.mark.parametrize(
-    ("internal_states", "fields"), [(True, True), (True, False), (False, False)]
+    ("internal_states", "fields", "compare", "error_epochs"),
+    [
+        (True, True, "states", None),
+        (True, False, "states", 20),
+        (True, False, "outputs", 20),
+        (False, False, "outputs", None),
+    ],
 )
-def test_the_errors_are_learned(internal_states, fields):
+def test_the_errors_are_learned(internal_states, fields, compare, error_epochs):
     model = mesh()
     device = chip()
     given = {"internal_states": internal_states, "fields": fields}
+    given = {**given, "compare": compare, "error_epochs": error_epochs}
     trainer = dat(model, device, 0.0, **given)
     layer = model.layers[1]
     device.attach(model)
@@ -115,7 +127,7 @@ def test_the_errors_are_learned(internal_states, fields):
         difference = predicted - measured
         if not fields:
             difference = tf.abs(predicted) - tf.abs(measured)
-        if not internal_states:
+        if compare == "outputs":
             # Only the intensities at three ports were seen.
             difference = (tf.abs(predicted) ** 2 - tf.abs(measured) ** 2)[:, :3]
         return float(tf.reduce_mean(tf.abs(difference) ** 2))
@@ -145,11 +157,11 @@ def test_loss_and_outputs_are_those_of_the_device(internal_states):
 def test_fusion_by_hand():
     measured = tf.constant([[3.0j, -2.0, 5.0, 0.0]], "complex64")
     predicted = tf.constant([[1.0 + 1.0j, 4.0j, 0.0, 2.0j]], "complex64")
-    source = DualAdaptive(None, internal_states=True, fields=False)
+    source = learner(fields=False)
     # Amplitudes 3, 2, 5, 0; phases π/4, π/2, none: 0, π/2.
     expected = [[3.0 * np.exp(0.25j * np.pi), 2.0j, 5.0, 0.0]]
     np.testing.assert_allclose(source._fused(measured, predicted), expected, atol=1e-6)
-    whole = DualAdaptive(None, internal_states=True, fields=True)
+    whole = learner(fields=True)
     np.testing.assert_array_equal(whole._fused(measured, predicted), measured)
     real = tf.constant([[1.0, -2.0]])
     np.testing.assert_array_equal(source._fused(real, -real), real)
@@ -160,26 +172,68 @@ def test_fusion_by_hand():
     np.testing.assert_allclose(whole._misfit(predicted, measured), misfit, rtol=1e-6)
 
 
-def test_gradients_go_through_the_errors():
-    """With a fixed S, DAT's gradient is that of model and S at the fused states."""
+@pytest.fixture
+def double():
+    before = keras.mixed_precision.dtype_policy()
+    keras.mixed_precision.set_global_policy("float64")
+    yield
+    keras.mixed_precision.set_global_policy(before)
+
+
+@pytest.mark.parametrize("compare", ["outputs", "states"])
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_gradients_at_the_fused_states(compare, epochs, double):
+    """Of the model alone while S learns; then, with a fixed S, of model and S."""
     model = mesh()
     device = chip()
-    trainer = dat(model, device, 0.0, error_epochs=1)
-    trainer.fit(X, Y, **{**FIT, "epochs": 2})
+    trainer = dat(model, device, 0.0, compare=compare, error_epochs=1)
+    trainer.fit(X, Y, **{**FIT, "epochs": epochs})
     layer = model.layers[1]
     theta = layer.controls["theta"]
     batch = (tf.constant(X), tf.constant(Y), None)
     (found,) = trainer.gradient(trainer, batch, Overrides(), [theta]).gradients
     with tf.GradientTape() as tape:
-        predicted = errors_of(trainer).corrected(layer, layer(X), training=False)
+        predicted = layer(X)
+        if epochs == 2:
+            predicted = errors_of(trainer).corrected(layer, predicted, training=False)
         measured = device.measure(layer, tf.constant(X), layer.current_values()[0])
         fused = trainer.gradient._fused(measured, predicted)
         # The value of one, the derivative of the other.
         state = predicted + tf.stop_gradient(fused - predicted)
         loss = LOSS(Y, model.layers[2](state))
     expected = tape.gradient(loss, theta.value)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
     assert np.abs(expected).max() > 1e-3
+
+
+@pytest.mark.parametrize("error_epochs", [None, 1])
+def test_the_step_of_the_errors_by_differences(error_epochs, double):
+    """Of the mean square of the outputs; the network's own gradient has no part."""
+    given = {"error_epochs": error_epochs, "error_networks": 2}
+    options = {**FIT, "batch_size": 8}
+
+    def misfit(change=0.0, rate=0.0):
+        error_optimizer = keras.optimizers.SGD(rate)
+        trainer = dat(mesh(), chip(), 0.0, error_optimizer=error_optimizer, **given)
+        own = errors_of(trainer).trainable
+        for v, start, way in zip(own, weights, direction, strict=True):
+            v.assign(start + change * way)
+        (loss,) = trainer.fit(X, Y, **options).history["error_loss"]
+        return loss, own
+
+    theirs = errors_of(dat(mesh(), chip(), **given)).trainable
+    rng = np.random.default_rng(0)
+    weights = [rng.normal(size=v.shape) for v in theirs]
+    direction = [rng.normal(size=v.shape) for v in theirs]
+    _, stepped = misfit(rate=1.0)
+    slope = sum(
+        np.sum((start - v.numpy()) * way)
+        for v, start, way in zip(stepped, weights, direction, strict=True)
+    )
+    expected = (misfit(1e-5)[0] - misfit(-1e-5)[0]) / 2e-5
+    # The log of the misfit is in single precision.
+    np.testing.assert_allclose(slope, expected, rtol=5e-3)
+    assert abs(slope) > 1e-4
 
 
 # A device on the bench.
@@ -200,12 +254,14 @@ def test_a_bench_gives_the_steps_of_the_simulated_chip(internal_states):
     assert_same(trained(True), trained(False), 1e-6)
 
 
-def test_a_run_goes_on_after_its_device_failed(tmp_path):
-    """In the second stage, in the middle of an epoch: nothing is lost or done twice."""
+@pytest.mark.parametrize(("compare", "done"), [("outputs", 6), ("states", 2)])
+def test_a_run_goes_on_after_its_device_failed(compare, done, tmp_path):
+    """In the middle of an epoch of either stage: nothing is lost or done twice."""
 
     def trainer_on(breaks):
         model = mesh()
-        return dat(model, Bench(chip().attach(model), breaks), error_epochs=1)
+        bench = Bench(chip().attach(model), breaks)
+        return dat(model, bench, error_epochs=1, compare=compare)
 
     def train(trainer):
         checkpoint = pnn.callbacks.Checkpoint(tmp_path / "state", every=1)
@@ -214,13 +270,13 @@ def test_a_run_goes_on_after_its_device_failed(tmp_path):
 
     whole = trainer_on(None)
     train(whole)
-    # Four steps an epoch: in the second one, after two of its steps.
-    broken = trainer_on(7)
+    # Four steps an epoch: after two of one.
+    broken = trainer_on(done + 1)
     with pytest.raises(pnn.DeviceError, match="no light"):
         train(broken)
     rest = trainer_on(None)
     train(rest)
-    assert (whole.device.calls, rest.device.calls) == (12, 6)
+    assert (whole.device.calls, rest.device.calls) == (12, 12 - done)
     assert int(errors_of(rest).optimizer.iterations.numpy()) == 4
     for of in (lambda t: t.variables, lambda t: errors_of(t).variables):
         assert_same(of(rest), of(whole))
@@ -406,10 +462,15 @@ def test_half_precision(policy, internal_states):
 
 def test_small_misfits_count_in_half_precision():
     """The square of 1e-4 is 0 in float16."""
-    source = DualAdaptive(None, internal_states=True, fields=False)
+    source = learner(fields=False)
     predicted = tf.constant([1e-4, -1e-4], "float16")
     misfit = source._misfit(predicted, tf.zeros(2, "float16"))
     np.testing.assert_allclose(misfit, 1e-8, rtol=1e-2)
+
+
+def test_states_cannot_be_compared_unseen():
+    with pytest.raises(ValueError, match="'outputs' without internal states"):
+        pnn.DATModel(mesh(), chip(), internal_states=False, compare="states")
 
 
 def test_an_optimizer_by_name():
@@ -424,6 +485,7 @@ def test_an_optimizer_by_name():
         ("error_epochs", -1, "`error_epochs` must be"),
         ("internal_states", "no", "`internal_states` must be True or False"),
         ("fields", "no", "`fields` must be True or False"),
+        ("compare", "fields", "`compare`"),
         ("device", None, "needs a device"),
         ("device", 3, "with a method measure"),
         ("error_optimizer", "none such", "none such"),

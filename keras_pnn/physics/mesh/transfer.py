@@ -234,7 +234,7 @@ def _prepared(
     modes = modes_of(theta, phi, gamma, arrangement)
     mask = cell_mask(modes, arrangement)
     if crosstalk is not None:
-        theta, phi = _heated(theta, phi, crosstalk)
+        theta, phi = heated(theta, phi, crosstalk)
     first, second = interferometer.of_splitters(splitter_error)
     shapes = [v.shape for v in (theta, theta_error, phi, phi_error, loss_db, first)]
     shape = broadcast_shape(*shapes)
@@ -303,7 +303,7 @@ def _side(modes: int) -> int:
     return 1 << min(6, max(0, (modes // 8).bit_length() - 1))
 
 
-def _heated(theta, phi, crosstalk):
+def heated(theta, phi, crosstalk):
     """The phases behind thermal crosstalk, of the phases that are set."""
     _checks.tensor("crosstalk", crosstalk, np.isfinite, "finite")
     theta, phi, crosstalk = as_tensors(theta, phi, crosstalk)

@@ -55,6 +55,12 @@ class Ascent(Brief):
     replicated = True
     # Whether `fit` must tell it when it begins, and of its epochs.
     follows = False
+    # Whether the second pass is in a branch, in which no source can store a memory.
+    branches = False
+    # Whether it goes by the outputs of training, as those of all classes.
+    by_outputs = False
+    # What a step has asked of the device beside its passes, settings times samples.
+    asked: tf.Tensor | int = 0
     # Whether this step has measured the sharpness.
     measured: tf.Tensor | bool = True
     step: Step | None = None
@@ -278,7 +284,7 @@ def either(
     Args:
         condition: which one, a boolean tensor.
         taken, otherwise: functions that return an `Evaluation`.
-        first: an evaluation of which all but loss and gradients are returned.
+        first: an evaluation of which all is returned but loss, gradients and `asked`.
         wrt: the variables whose gradients are returned, dense.
     """
     present = [False] * len(wrt)
@@ -287,10 +293,19 @@ def either(
         found = evaluate()
         for place, variable in enumerate(wrt):
             present[place] |= found.gradient(variable) is not None
-        return found.loss, [found.dense(v) for v in wrt]
+        asked = tf.cast(found.asked, "int64")
+        return found.loss, [found.dense(v) for v in wrt], asked
 
-    loss, gradients = tf.cond(
+    loss, gradients, asked = tf.cond(
         condition, lambda: branch(taken), lambda: branch(otherwise)
     )
     gradients = [g if p else None for g, p in zip(gradients, present, strict=True)]
-    return dataclasses.replace(first, loss=loss, wrt=list(wrt), gradients=gradients)
+    return dataclasses.replace(
+        first,
+        loss=loss,
+        wrt=list(wrt),
+        gradients=gradients,
+        asked=asked,
+        # It is the first pass's own.
+        commit=lambda: None,
+    )

@@ -11,7 +11,7 @@ from keras_pnn import _checks, _keras
 from keras_pnn.training.ascent.base import either
 from keras_pnn.training.ascent.sam import SAM
 from keras_pnn.training.ascent.samples import check_loss, losses_of
-from keras_pnn.training.gradients.base import Batch
+from keras_pnn.training.gradients.base import Batch, times_samples
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -59,6 +59,7 @@ class ESAM(SAM):
         self.gamma = _checks.real("gamma", gamma, above=0, high=1)
         # The samples of each replica would be ranked by themselves.
         self.replicated = self.gamma == 1
+        self.branches = self.by_outputs = self.gamma < 1
 
     def __call__(self, values, gradients, iteration):
         steps = super().__call__(values, gradients, iteration)
@@ -99,11 +100,13 @@ class ESAM(SAM):
             )
 
         def on_some():
-            loss, y_pred, _ = trainer.gradient.forward(trainer, batch, worst)
+            layers: list = []
+            loss, y_pred, _ = trainer.gradient.forward(trainer, batch, worst, layers)
             rise = losses_of(trainer, batch, y_pred)
             rise -= losses_of(trainer, batch, first.y_pred)
             found = evaluate(_highest(batch, rise, self.gamma), worst)
-            return dataclasses.replace(found, loss=loss)
+            asked = found.asked + times_samples(len(layers), batch)
+            return dataclasses.replace(found, loss=loss, asked=asked)
 
         return either(
             # Else no loss rises, and there is nothing to choose by.

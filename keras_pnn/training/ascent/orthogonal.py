@@ -1,5 +1,7 @@
 """Split gradients along each other: GSAM and LookSAM."""
 
+import dataclasses
+
 import keras
 import tensorflow as tf
 
@@ -86,6 +88,7 @@ class LookSAM(SAM):
     combines = True
     replicated = False
     follows = True
+    branches = True
 
     def __init__(
         self,
@@ -113,7 +116,7 @@ class LookSAM(SAM):
         return either(
             self.measured,
             lambda: evaluate(batch, worst()),
-            lambda: first,
+            lambda: dataclasses.replace(first, asked=0),
             first,
             self.step.trainer.trainable_variables,
         )

@@ -10,7 +10,7 @@ from keras_pnn.datasets import Batches
 from keras_pnn.layers.context import Overrides
 from keras_pnn.training.ascent.base import Ascent, Following, like, state, store
 from keras_pnn.training.ascent.samples import check_loss
-from keras_pnn.training.gradients.base import Batch
+from keras_pnn.training.gradients.base import Batch, times_samples
 
 
 class Trajectory(Ascent):
@@ -25,6 +25,7 @@ class Trajectory(Ascent):
     """
 
     follows = True
+    by_outputs = True
 
     def __init__(self, lam: float, start: int, temperature: float):
         self.lam = _checks.real("lam", lam, low=0)
@@ -314,17 +315,22 @@ class MESA(Trajectory):
         overrides = present.merged(averaged)
 
         def outputs():
-            _, y_pred, _ = trainer.gradient.forward(trainer, batch, overrides)
-            return self._logits(y_pred)
+            layers: list = []
+            _, y_pred, _ = trainer.gradient.forward(trainer, batch, overrides, layers)
+            return self._logits(y_pred), times_samples(len(layers), batch)
 
         active = tf.convert_to_tensor(self._epoch) >= self.start
         spec = _outputs_for(type(self).__name__, trainer, batch[0])
         if not self.start or None in spec.shape[1:]:
-            past = outputs()
+            past, self.asked = outputs()
         else:
             shape = batch.size, *spec.shape[1:]
             dtype = _wide(spec.dtype)
-            past = tf.cond(active, outputs, lambda: tf.zeros(shape, dtype))
+            past, self.asked = tf.cond(
+                active,
+                outputs,
+                lambda: (tf.zeros(shape, dtype), tf.zeros((), "int64")),
+            )
         return past, tf.cast(active, past.dtype)
 
     def _pairs(self):

@@ -33,11 +33,12 @@ class ErrorNetwork(keras.layers.Layer):
     A block is three 3 × 3 convolutions; "down" and "up" are convolutions of stride 2,
     up transposed; where lines meet, channels are joined. Each convolution but the last
     is followed by batch normalisation and a ReLU, both of real and imaginary parts
-    separately. The numbers are complex channels, `WIDTHS`. The last convolution starts
-    at 0, so that S is 0 until the first step of an optimizer.
+    separately. The numbers are complex channels, `WIDTHS`.
 
     Args:
         networks: number of U-Nets.
+        zero: whether the last convolution starts at 0, so that S is 0 until the first
+            step of an optimizer. It learns faster if not.
 
     Call arguments:
         inputs: complex or real fields, (batch, modes). For real ones S is real: the
@@ -54,17 +55,17 @@ class ErrorNetwork(keras.layers.Layer):
           Nat. Mach. Intell. 5:1119 (2023)
     """
 
-    def __init__(self, networks: int, **kwargs):
+    def __init__(self, networks: int, zero: bool = True, **kwargs):
         super().__init__(autocast=False, **kwargs)
 
-        def stage(width, strides=1, transpose=False, last=False):
+        def stage(width, strides=1, transpose=False, **last):
             policy = self.dtype_policy
-            return ErrorStage(networks, width, strides, transpose, last, dtype=policy)
+            return ErrorStage(networks, width, strides, transpose, **last, dtype=policy)
 
         self._blocks = [[stage(width) for _ in range(3)] for width in WIDTHS]
         self._downs = [stage(width, 2) for width in WIDTHS[:-1]]
         self._ups = [stage(width, 2, True) for width in WIDTHS[-2::-1]]
-        self._last = stage(1, last=True)
+        self._last = stage(1, last=True, zero=zero)
 
     def build(self, input_shape) -> None:
         self._grid = squarest(input_shape[-1])
@@ -128,20 +129,24 @@ class ErrorStage(keras.layers.Layer):
         networks: number of networks.
         filters: complex output channels.
         strides, transpose: as in `convolve`.
-        last: whether it is the last one, which starts at 0 and has a bias alone in
-            the place of batch normalisation and ReLU.
+        last: whether it is the last one, which has a bias alone in the place of batch
+            normalisation and ReLU.
+        zero: whether it starts at 0.
     """
 
-    def __init__(self, networks, filters, strides, transpose, last, **kwargs):
+    def __init__(
+        self, networks, filters, strides, transpose, last=False, zero=False, **kwargs
+    ):
         super().__init__(autocast=False, **kwargs)
         self.networks, self.filters, self.last = networks, filters, last
-        self.strides, self.transpose = strides, transpose
+        self.strides, self.transpose, self.zero = strides, transpose, zero
 
     def build(self, input_shape) -> None:
         # As in a grouped convolution: initializers see the channels of one network.
-        # He's keep the power through a ReLU of real and imaginary parts.
+        # Uniform in ±1/√(9 · channels), as PyTorch draws the reference's two kernels.
+        start = keras.initializers.VarianceScaling(2 / 3, "fan_in", "uniform")
         shape = (2, 3, 3, input_shape[-1], self.networks * self.filters)
-        self.kernel = self._add("kernel", shape, "zeros" if self.last else "he_normal")
+        self.kernel = self._add("kernel", shape, "zeros" if self.zero else start)
         each = (self.networks, 2 * self.filters)
         self.bias = self._add("bias", each, "zeros")
         if not self.last:

@@ -13,6 +13,7 @@ from keras_pnn.training.gradients.base import (
     GradientSource,
     check_measured,
     loss_of,
+    times_samples,
 )
 from keras_pnn.training.sat import SATModel
 
@@ -25,11 +26,13 @@ class ErrorModels:
     Args:
         parallel: how many U-Nets each network adds up.
         optimizer: a Keras optimizer.
+        zero: whether S is 0 at first.
     """
 
-    def __init__(self, parallel: int, optimizer: keras.optimizers.Optimizer):
+    def __init__(self, parallel: int, optimizer, zero: bool):
         self.parallel = parallel
         self.optimizer = optimizer
+        self.zero = zero
         self.layers: list = []
         self.networks: list[ErrorNetwork] = []
 
@@ -42,7 +45,10 @@ class ErrorModels:
         for index, layer in enumerate(layers):
             shape = layer.compute_output_shape(layer.get_build_config()["input_shape"])
             network = ErrorNetwork(
-                self.parallel, name=f"error_{index}", dtype=layer.dtype_policy
+                self.parallel,
+                self.zero,
+                name=f"error_{index}",
+                dtype=layer.dtype_policy,
             )
             network.build((None, _size(shape)))
             self.networks.append(network)
@@ -85,19 +91,30 @@ class DualAdaptive(GradientSource):
         errors: the error networks.
         internal_states: whether the device gives the states between layers.
         fields: whether it gives complex fields, or their amplitudes alone.
+        compare: what S learns to predict, `"outputs"` of the network or `"states"`
+            of its physical layers.
+        alone: whether derivatives leave S out for as long as it learns.
     """
 
     needs_device = True
 
-    def __init__(self, errors: ErrorModels, internal_states: bool, fields: bool):
+    def __init__(
+        self,
+        errors: ErrorModels | None,
+        internal_states: bool,
+        fields: bool,
+        compare: str,
+        alone: bool,
+    ):
         self.errors = errors
         self.internal_states = internal_states
         self.fields = fields
+        self.compare = compare
+        self.alone = alone
         self.learning = True
         self.error_loss = keras.metrics.Mean(name="error_loss")
 
     def __call__(self, trainer, batch, overrides, wrt, index=0) -> Evaluation:
-        networks = self.errors.networks
         # A second pass goes through the errors as they are known, and teaches none.
         learning = self.learning and index == 0
         theirs = self.errors.trainable if learning else []
@@ -105,12 +122,17 @@ class DualAdaptive(GradientSource):
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             tape.watch(watched)
             forward = self._inside if self.internal_states else self._outside
-            loss, y_pred, scope, misfits = forward(trainer, batch, overrides, learning)
+            loss, y_pred, scope, misfits, asked = forward(
+                trainer, batch, overrides, learning
+            )
             scaled = trainer.optimizer.scale_loss(loss)
-        check_measured(misfits)
+            if self.compare == "outputs" and index == 0:
+                misfits = self._compared(
+                    trainer, batch, overrides, learning, y_pred, scope
+                )
         gradients = tape.gradient(scaled, watched[: len(wrt)])
         steps = []
-        for network in networks if learning else ():
+        for network in self.errors.networks if learning else ():
             # A layer that is called twice has two.
             its = [m for n, m in misfits if n is network]
             if its:
@@ -119,52 +141,86 @@ class DualAdaptive(GradientSource):
                 steps += zip(slopes, own, strict=True)
 
         def commit():
+            if index:
+                return
             if learning:
                 self.errors.optimizer.apply_gradients(steps)
             mean = tf.add_n([m for _, m in misfits]) / len(misfits)
             self.error_loss.update_state(mean)
 
-        return Evaluation(loss, wrt, gradients, y_pred, scope, overrides, commit)
+        count = times_samples(len(asked), batch)
+        return Evaluation(loss, wrt, gradients, y_pred, scope, overrides, count, commit)
+
+    @property
+    def _through(self) -> bool:
+        """Whether derivatives go through S at present."""
+        return not (self.alone and self.learning)
 
     def _inside(self, trainer, batch, overrides, learning):
         """Each layer's state is fused with what was measured there."""
-        misfits = []
+        asked, misfits = [], []
 
         def substitute(layer, inputs, controls, modelled):
             measured = measure(self.device, layer, inputs, controls, modelled)
             if measured is None:
                 return modelled
-            predicted = self.errors.corrected(layer, modelled, training=learning)
-            misfits.append((self.errors.of(layer), self._misfit(predicted, measured)))
+            asked.append(layer)
+            predicted = modelled
+            if self._through or self.compare == "states":
+                predicted = self.errors.corrected(layer, modelled, training=learning)
+            if self.compare == "states":
+                misfit = self._misfit(predicted, measured)
+                misfits.append((self.errors.of(layer), misfit))
+            if not self._through:
+                predicted = modelled
             return valued(self._fused(measured, predicted), predicted)
 
         self._attach(trainer)
         scope = overrides.scope(trainer)
         with scope, substituting(substitute):
             y_pred = trainer(batch[0], training=True)
-            return loss_of(trainer, batch, y_pred), y_pred, scope, misfits
+            loss = loss_of(trainer, batch, y_pred)
+        check_measured(asked)
+        return loss, y_pred, scope, misfits, asked
 
     def _outside(self, trainer, batch, overrides, learning):
         """Only the outputs of the whole network are fused with what was measured."""
+        asked: list = []
         seen = overrides.scope(trainer)
-        with seen, self.measuring(trainer):
+        with seen, self.measuring(trainer, asked):
             measured = trainer(batch[0], training=True)
-
-        def substitute(layer, inputs, controls, modelled):
-            return self.errors.corrected(layer, modelled, training=learning)
-
         scope = overrides.scope(trainer)
-        with scope, substituting(substitute):
+        with scope, substituting(self._correcting(learning) if self._through else None):
             predicted = trainer(batch[0], training=True)
-            each = keras.tree.map_structure(self._misfit, predicted, measured)
-            misfit = tf.add_n(keras.tree.flatten(each))
             fused = keras.tree.map_structure(self._fused, measured, predicted)
             y_pred = keras.tree.map_structure(valued, fused, predicted)
             loss = loss_of(trainer, batch, y_pred)
         # Statistics and states are those of the measured pass.
         for update in seen.updates():
             scope.add_update(update)
-        return loss, y_pred, scope, [(n, misfit) for n in self.errors.networks]
+        return loss, y_pred, scope, [], asked
+
+    def _compared(self, trainer, batch, overrides, learning, measured, scope):
+        """What is left between the outputs with S and those that were measured."""
+        aside = overrides.scope(trainer)
+        with aside, substituting(self._correcting(learning)):
+            predicted = trainer(batch[0], training=True)
+        each = keras.tree.map_structure(self._misfit, predicted, measured)
+        misfit = tf.add_n(keras.tree.flatten(each))
+        # Statistics of the network are those of the other pass.
+        own = {id(v) for network in self.errors.networks for v in network.variables}
+        for variable, value in aside.updates():
+            if id(variable) in own:
+                scope.add_update((variable, value))
+        return [(network, misfit) for network in self.errors.networks]
+
+    def _correcting(self, learning: bool):
+        """Lets every layer give y + S(y)."""
+
+        def substitute(layer, inputs, controls, modelled):
+            return self.errors.corrected(layer, modelled, training=learning)
+
+        return substitute
 
     def _misfit(self, predicted, measured) -> tf.Tensor:
         """The mean square of what S leaves unexplained."""
@@ -188,56 +244,65 @@ class DualAdaptive(GradientSource):
 
 
 class DATModel(SATModel):
-    """Trains on a device, and learns its systematic errors at the same time.
+    """Trains on a device, and learns its systematic errors.
 
     An error network S learns to predict the device: it adds S(y) to the outputs y of
-    each physical layer. In each step,
+    each physical layer. In each step
 
     1. the batch is measured;
-    2. S takes a step that lowers the mean square of |y + S(y)| − |measured|;
+    2. S takes a step that lowers the mean square of what is left between model and
+       device: of the network's outputs (`compare="outputs"`), or of the amplitudes of
+       each layer, |y + S(y)| − |measured| (`"states"`);
     3. the measured amplitudes, with the phases of y + S(y), replace the states (state
        fusion);
     4. the network takes a step along the gradient through the model and S.
 
-    With S = 0, its initial value, and a device equal to the model, this is plain
-    backpropagation. Where a simulated device ends in a softmax or sigmoid, a
-    cross-entropy takes its logits, as in Keras, and their derivative is the model's
-    without the last S.
+    With `error_epochs` S learns alone at first: in these epochs steps 3 and 4 leave S
+    out. Then S is fixed, and the network trains through it. Without, S is used from the
+    first step, at which it is 0, and goes on learning, as in the reference.
+
+    Where a simulated device ends in a softmax or sigmoid, a cross-entropy takes its
+    logits, as in Keras, and their derivative is the model's without the last S.
 
     Args:
         model: as in `SATModel`, with physical layers.
         device: as in `PATModel`.
         error_networks: number of small U-Nets whose sum is S.
-        internal_states: whether the states between layers are measured. If not,
-            the error networks learn from the outputs of the whole network, and only
-            these are fused; the whole device then runs in a pass of its own.
+        internal_states: whether the states between layers are measured. If not, only
+            the network's outputs are compared and fused; the whole device then runs
+            in a pass of its own.
         fields: whether the device measures complex fields. If not, only amplitudes
             are compared and fused, as from photodiodes or a camera.
-        error_epochs: number of epochs, as `fit` counts them, after which S is fixed.
-            Default: S goes on learning.
+        error_epochs: number of epochs, as `fit` counts them, in which S learns, and
+            after which it is used and fixed. Default: as above.
         error_optimizer: Keras optimizer of the error networks, default Adam with a
             rate of 0.001.
+        compare: `"outputs"` or `"states"`. The phases of the states of an imperfect
+            mesh are unknown to photodiodes; S then need not be true to what is read.
         ascent: an ascent as in `SATModel`. Default: none.
         **kwargs: further arguments of `SATModel`.
 
-    Logs: `error_loss`, the mean square error that remains with S, over the layers.
-    In validation the device runs as a whole, without S and state fusion.
+    Logs: `error_loss`, the mean square error that remains with S, of the outputs or
+    over the layers. In validation the device runs as a whole, without S and state
+    fusion.
 
     Raises:
         ValueError: If `device` is `None` or cannot measure; `error_networks` is not
-            an integer ≥ 1 or `error_epochs` not one ≥ 0; or `internal_states` or
-            `fields` is not True or False.
+            an integer ≥ 1 or `error_epochs` not one ≥ 0; `internal_states` or
+            `fields` is not True or False; `compare` is unknown; or it is `"states"`
+            without internal states.
 
     Example:
 
     ```python
-    online = pnn.DATModel(model, device=chip, error_networks=6, error_epochs=20)
+    online = pnn.DATModel(model, device=chip, error_epochs=20)
     online.compile(keras.optimizers.SGD(0.1), loss="sparse_categorical_crossentropy")
     online.fit(x_train, y_train, epochs=60)
     ```
 
     Reference:
         - Zheng et al., Nat. Mach. Intell. 5:1119 (2023)
+        - Xu et al., Nat. Commun. 17:1766 (2026): S learns alone, from the outputs
     """
 
     @passing_on(SATModel, without=("gradient",))
@@ -250,25 +315,33 @@ class DATModel(SATModel):
         fields: bool = False,
         error_epochs: int | None = None,
         error_optimizer: keras.optimizers.Optimizer | None = None,
+        compare: str = "outputs",
         ascent=None,
         **kwargs,
     ):
         kwargs.setdefault("name", f"dat_{getattr(model, 'name', '')}")
         if error_optimizer is None:
             error_optimizer = keras.optimizers.Adam(1e-3)
+        error_epochs = _checks.optional(
+            _checks.integer, "error_epochs", error_epochs, low=0
+        )
+        alone = error_epochs is not None
         errors = ErrorModels(
             _checks.integer("error_networks", error_networks, low=1),
             keras.optimizers.get(error_optimizer),
+            zero=not alone,
         )
         source = DualAdaptive(
             errors,
             _checks.boolean("internal_states", internal_states),
             _checks.boolean("fields", fields),
+            _checks.choice("compare", compare, ("outputs", "states")),
+            alone,
         )
+        if compare == "states" and not internal_states:
+            raise _checks.error("compare", "'outputs' without internal states", compare)
         super().__init__(model, ascent=ascent, device=device, gradient=source, **kwargs)
-        self.error_epochs = _checks.optional(
-            _checks.integer, "error_epochs", error_epochs, low=0
-        )
+        self.error_epochs = error_epochs
         self._error_loss = source.error_loss
         self._build_errors()
 

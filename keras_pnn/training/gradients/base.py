@@ -47,6 +47,7 @@ class Evaluation:
         y_pred: the model's outputs.
         scope: holds what the pass would have assigned.
         overrides: the values that the pass was given.
+        asked: the settings that a device was asked for, times samples.
         commit: stores what the source itself has learned from the pass.
     """
 
@@ -56,6 +57,7 @@ class Evaluation:
     y_pred: object
     scope: keras.StatelessScope
     overrides: Overrides
+    asked: tf.Tensor | int = 0
     commit: Callable[[], None] = lambda: None
 
     def gradient(self, variable: keras.Variable) -> tf.Tensor | None:
@@ -135,17 +137,29 @@ class GradientSource(Brief):
         """Evaluates a batch without derivatives; arguments as above."""
         return self.forward(trainer, batch, overrides)[0]
 
+    def variables(self, trainer) -> list[keras.Variable]:
+        """Returns what the source learns, which is saved with the trainer's state."""
+        return []
+
     @contextlib.contextmanager
-    def measuring(self, trainer):
-        """Lets the device measure the layers until the block ends, if there is one."""
+    def measuring(self, trainer, asked: list | None = None, join=None):
+        """Lets the device measure the layers until the block ends, if there is one.
+
+        Args:
+            trainer: the model that is trained.
+            asked: a list to which a layer is added for each setting of it.
+            join: as in `measured_by`.
+        """
         if self.device is None:
             yield
             return
         self._attach(trainer)
         seen = []
-        with measured_by(self.device, seen=seen):
+        with measured_by(self.device, seen=seen, join=join):
             yield
         check_measured(seen)
+        if asked is not None:
+            asked += seen
 
     def _attach(self, trainer) -> None:
         """Raises ValueError if the device would measure nothing, and prepares it."""
@@ -158,10 +172,15 @@ class GradientSource(Brief):
         if hasattr(self.device, "attach"):
             self.device.attach(trainer.model)
 
-    def forward(self, trainer, batch, overrides: Overrides) -> tuple:
-        """Returns loss, outputs, and the scope with what would have been assigned."""
+    def forward(
+        self, trainer, batch, overrides: Overrides, asked: list | None = None, join=None
+    ) -> tuple:
+        """Returns loss, outputs, and the scope with what would have been assigned.
+
+        Arguments as above and as in `measuring`.
+        """
         scope = overrides.scope(trainer)
-        with scope, self.measuring(trainer):
+        with scope, self.measuring(trainer, asked, join):
             y_pred = trainer(batch[0], training=True)
             return loss_of(trainer, batch, y_pred), y_pred, scope
 
@@ -176,13 +195,23 @@ class ModelGradient(GradientSource):
     """
 
     def __call__(self, trainer, batch, overrides, wrt, index=0) -> Evaluation:
+        return self._differentiated(trainer, batch, overrides, wrt, [])
+
+    def _differentiated(self, trainer, batch, overrides, wrt, asked: list):
         watched, overrides = overrides.watch(wrt)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(watched)
-            loss, y_pred, scope = self.forward(trainer, batch, overrides)
+            loss, y_pred, scope = self.forward(
+                trainer, batch, overrides, asked, self._join(wrt, asked)
+            )
             scaled = trainer.optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled, watched)
-        return Evaluation(loss, wrt, gradients, y_pred, scope, overrides)
+        count = times_samples(len(asked), batch)
+        return Evaluation(loss, wrt, gradients, y_pred, scope, overrides, count)
+
+    def _join(self, wrt: list, asked: list) -> Callable | None:
+        """The function that gives measured outputs a derivative, see `measured_by`."""
+        return None
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -220,13 +249,13 @@ class DeviceGradient(ModelGradient):
     def get_config(self) -> dict:
         return {"readout": self.readout}
 
-    def forward(self, trainer, batch, overrides):
+    def forward(self, trainer, batch, overrides, asked=None, join=None):
         if self.readout == "layers":
-            return super().forward(trainer, batch, overrides)
+            return super().forward(trainer, batch, overrides, asked, join)
         # Statistics are those of the measured pass, losses of layers those of the
         # model's, whose derivatives they have.
         seen = overrides.scope(trainer)
-        with seen, self.measuring(trainer):
+        with seen, self.measuring(trainer, asked):
             measured = trainer(batch[0], training=True)
         scope = overrides.scope(trainer)
         with scope:
@@ -240,6 +269,11 @@ class DeviceGradient(ModelGradient):
             if before.get(variable) is not value:
                 seen.add_update((variable, value))
         return loss, y_pred, seen
+
+
+def times_samples(settings: int, batch) -> tf.Tensor:
+    """Returns a number of settings times the samples of a batch."""
+    return settings * tf.cast(Batch(batch).size, "int64")
 
 
 def check_measured(seen) -> None:

@@ -1,0 +1,233 @@
+"""Differentiate by differences of measured losses: the base of several sources."""
+
+import dataclasses
+import zlib
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_pnn import _checks
+from keras_pnn.layers.context import Overrides
+from keras_pnn.layers.lookup import physical_layers
+from keras_pnn.training.gradients.base import (
+    Evaluation,
+    ModelGradient,
+    times_samples,
+)
+
+_SCHEDULE = keras.optimizers.schedules.LearningRateSchedule
+
+
+class LossGradient(ModelGradient):
+    """Base of sources that differentiate the controls by differences of losses.
+
+    The controls are those of the layers that the device measures, or of all physical
+    layers without a device. All other variables are differentiated digitally, at the
+    measured states; what lies in front of a measured layer, through its model.
+
+    A subclass implements `slopes`.
+    """
+
+    # Whether other variables than these controls are differentiated digitally.
+    digital = True
+
+    def slopes(self, losses: "Losses", wrt: list, index: int) -> tuple:
+        """Returns the derivatives of the loss, and what stores what was learned.
+
+        Args:
+            losses: measures the loss at other values.
+            wrt: the variables to differentiate with respect to, never none.
+            index: which pass of the training step this is, from 0.
+        """
+        raise NotImplementedError
+
+    def __call__(self, trainer, batch, overrides, wrt, index=0) -> Evaluation:
+        asked: list = []
+        if self.digital:
+            found = self._differentiated(trainer, batch, overrides, wrt, asked)
+            layers = asked or _with_controls(self, trainer.model)
+            own = Overrides((v, None) for la in layers for v in la.controls.values())
+            moved = [v for v in wrt if v in own]
+        else:
+            loss, y_pred, scope = self.forward(trainer, batch, overrides, asked)
+            count, nothing = times_samples(len(asked), batch), [None] * len(wrt)
+            found = Evaluation(loss, wrt, nothing, y_pred, scope, overrides, count)
+            moved = list(wrt)
+        if not moved:
+            return found
+        # Read once: all losses must be those of the same variables.
+        held = Overrides(
+            (v, tf.identity(overrides.value(v))) for v in trainer.trainable_variables
+        )
+        losses = Losses(self, trainer, batch, held.merged(overrides), found.loss)
+        slopes, commit = self.slopes(losses, moved, index)
+        by_loss = Overrides(zip(moved, slopes, strict=True))
+        gradients = [
+            trainer.optimizer.scale_loss(by_loss[v]) if v in by_loss else g
+            for v, g in zip(wrt, found.gradients, strict=True)
+        ]
+        count = found.asked * (1 + losses.count)
+        return dataclasses.replace(
+            found, gradients=gradients, asked=count, commit=commit
+        )
+
+
+class Losses:
+    """Measures losses of one batch one after the other, in one order.
+
+    Args:
+        source, trainer, batch, overrides: as in `GradientSource.__call__`.
+        last: what must have been measured before.
+
+    Attributes:
+        count: how many losses were measured.
+    """
+
+    def __init__(self, source, trainer, batch, overrides: Overrides, last: tf.Tensor):
+        self._source, self._trainer, self._batch = source, trainer, batch
+        self._overrides, self._last = overrides, last
+        self.count = 0
+
+    @property
+    def seed(self) -> list:
+        """Two integers, of the trainer and of the step."""
+        return [self._trainer.seed, tf.cast(self.iteration, "int32")]
+
+    @property
+    def iteration(self) -> tf.Tensor:
+        """The optimizer's step count."""
+        return tf.convert_to_tensor(self._trainer.optimizer.iterations)
+
+    def value(self, variable: keras.Variable) -> tf.Tensor:
+        """Returns the variable's present value."""
+        return self._overrides.value(variable)
+
+    @property
+    def dtype(self) -> tf.DType:
+        """The dtype of the loss."""
+        return self._last.dtype
+
+    def exists(self, variable: keras.Variable) -> np.ndarray:
+        """Returns which elements of a control the hardware has."""
+        for layer in physical_layers(self._trainer.model):
+            for name, control in layer.controls.items():
+                if control is variable:
+                    return layer.quantity(name).exists
+        raise KeyError(variable.path)
+
+    def at(self, pairs, after=None) -> tf.Tensor:
+        """Returns the loss at other values: (variable, value) pairs."""
+        with tf.control_dependencies([self._last if after is None else after]):
+            return self._source.loss(
+                self._trainer, self._batch, self._overrides.merged(pairs)
+            )
+
+    def slope(self, wrt: list, directions: list, step, after=None) -> tf.Tensor:
+        """Returns the central difference of the loss along one direction.
+
+        Args:
+            wrt: variables.
+            directions: the part of the direction for each, tensors.
+            step: how far to go to either side, in units of the direction.
+            after: what must have been measured before. Default: the last slope.
+        """
+        ends = []
+        for side in (1.0, -1.0):
+            moved = [
+                (v, self.value(v) + tf.cast(side * step, d.dtype) * d)
+                for v, d in zip(wrt, directions, strict=True)
+            ]
+            after = self.at(moved, after)
+            ends.append(after)
+        return (ends[0] - ends[1]) / tf.cast(2 * step, ends[0].dtype)
+
+    def measured(self, slope: tf.Tensor, count: int = 2) -> None:
+        """Notes a slope that was measured, and the number of losses for it."""
+        self._last, self.count = slope, self.count + count
+
+
+class RandomDirections(LossGradient):
+    """Base of sources that measure slopes along random directions.
+
+    g = mean over directions of (L(v + c Δ) − L(v − c Δ)) / (2 c) · Δ.
+
+    A subclass implements `direction`.
+
+    Args:
+        step: c, a number above 0 or a Keras schedule of the step.
+        directions: how many Δ are averaged.
+    """
+
+    def __init__(self, step, directions):
+        if not isinstance(step, _SCHEDULE):
+            step = _checks.real("step", step, above=0)
+        self.step = step
+        self.directions = _checks.integer("directions", directions, low=1)
+
+    def direction(self, like: tf.Tensor, seed: list, purpose: tuple) -> tf.Tensor:
+        """Returns the part of Δ for one variable, a pure function of its arguments."""
+        raise NotImplementedError
+
+    def slopes(self, losses, wrt, index):
+        step = self.step
+        if callable(step):
+            step = step(losses.iteration)
+        values = [losses.value(v) for v in wrt]
+        gradients = [tf.zeros_like(v) for v in values]
+        for number in range(self.directions):
+            directions = [
+                self.direction(v, losses.seed, (index, number, place))
+                for place, v in enumerate(values)
+            ]
+            slope = losses.slope(wrt, directions, step)
+            losses.measured(slope)
+            gradients = [
+                g + tf.cast(slope / self.directions, g.dtype) * d
+                for g, d in zip(gradients, directions, strict=True)
+            ]
+        return gradients, lambda: None
+
+    def get_config(self) -> dict:
+        serialize = keras.saving.serialize_keras_object
+        return {"step": serialize(self.step), "directions": self.directions}
+
+    @classmethod
+    def from_config(cls, config):
+        load = keras.saving.deserialize_keras_object
+        return cls(**{name: load(value) for name, value in config.items()})
+
+
+def random_signs(like: tf.Tensor, seed: list, purpose: tuple) -> tf.Tensor:
+    """Returns ±1 for each element, a pure function of seed and purpose."""
+    return 1 - 2 * tf.cast(
+        tf.bitwise.right_shift(random_bits(like, seed, purpose), 31), like.dtype
+    )
+
+
+def random_normal(like: tf.Tensor, seed: list, purpose: tuple) -> tf.Tensor:
+    """Returns draws of N(0, 1), a pure function of seed and purpose."""
+    bits = tf.bitwise.right_shift(random_bits(like, seed, purpose), 8)
+    middle = (tf.cast(bits, "float64") + 0.5) * 2.0**-24
+    return tf.cast(tf.math.ndtri(middle), like.dtype)
+
+
+def random_bits(like: tf.Tensor, seed: list, purpose: tuple) -> tf.Tensor:
+    """Returns random uint32, a pure function of seed and purpose."""
+    code = zlib.crc32(repr(("spsa", *purpose)).encode()) & 0x7FFFFFFF
+    seed = tf.random.experimental.stateless_fold_in(tf.stack(seed), code, alg="philox")
+    # Whole numbers: XLA draws other floats than TensorFlow does.
+    return tf.random.stateless_uniform(
+        tf.shape(like), seed, minval=None, maxval=None, dtype="uint32", alg="philox"
+    )
+
+
+def _with_controls(source, model) -> list:
+    """Returns the physical layers of a model; raises ValueError if there is none."""
+    layers = physical_layers(model)
+    if not layers:
+        raise ValueError(
+            f"{type(source).__name__} differentiates controls: train a model with "
+            f"physical layers. Received: model '{model.name}', which has none"
+        )
+    return layers

@@ -1,0 +1,127 @@
+"""Differentiate each layer by measurements of its device: the base of two sources."""
+
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+from keras_pnn.layers import MZIMesh
+from keras_pnn.layers.context import Overrides
+from keras_pnn.training.gradients.base import ModelGradient
+
+
+class LayerGradient(ModelGradient):
+    """Base of sources that measure the derivatives of each layer, at its own inputs.
+
+    The chain rule over the layers is digital. Imperfections that training moves, and
+    what a layer computes digitally (a bias), have the derivatives of its model.
+
+    A subclass implements `check` and `differentiate`.
+    """
+
+    needs_device = True
+
+    def measures_inputs(self, layer) -> bool:
+        """Tells whether `differentiate` gives a derivative with respect to the inputs.
+
+        If not, it is that of the layer's model.
+        """
+        return False
+
+    def check(self, layer, model: keras.Model) -> None:
+        """Raises ValueError for a layer that the source cannot differentiate."""
+
+    def differentiate(
+        self, layer, inputs, controls: dict, outputs, upstream, wanted: list, asked
+    ) -> tuple:
+        """Measures derivatives of one layer, in the graph of the backward pass.
+
+        Args:
+            layer: the layer.
+            inputs: its inputs.
+            controls: its controls, name to tensor.
+            outputs: what was measured there.
+            upstream: the derivative of the loss with respect to `outputs`, as
+                TensorFlow gives it.
+            wanted: names of the controls to differentiate with respect to.
+            asked: a list to which the layer is added for each further setting.
+
+        Returns:
+            The derivative with respect to the inputs, `None` unless measured, and
+            a dictionary of those with respect to the wanted controls.
+        """
+        raise NotImplementedError
+
+    def __call__(self, trainer, batch, overrides, wrt, index=0):
+        self._model = trainer.model
+        return super().__call__(trainer, batch, overrides, wrt, index)
+
+    def _join(self, wrt: list, asked: list) -> Callable:
+        among = Overrides((v, None) for v in wrt)
+        model = self._model
+
+        def join(layer, inputs, controls, measured, modelled):
+            names = list(controls)
+            wanted = [n for n in names if layer.controls[n] in among]
+            if wanted:
+                self.check(layer, model)
+            fixed = {n: tf.stop_gradient(c) for n, c in controls.items()}
+            measures_inputs = self.measures_inputs(layer)
+            given = tf.stop_gradient(inputs) if measures_inputs else inputs
+            # All other derivatives are the model's.
+            others = layer.forward(given, fixed, layer.current_values()[1])
+
+            @tf.custom_gradient
+            def joined(inputs, others, *values):
+                def gradient(upstream):
+                    of_inputs, found = None, {}
+                    if wanted or measures_inputs:
+                        of_inputs, found = self.differentiate(
+                            layer, inputs, controls, measured, upstream, wanted, asked
+                        )
+                    if of_inputs is None:
+                        of_inputs = tf.zeros_like(inputs)
+                    slopes = [
+                        tf.cast(found[n], v.dtype) if n in found else tf.zeros_like(v)
+                        for n, v in zip(names, values, strict=True)
+                    ]
+                    return of_inputs, upstream, *slopes
+
+                return tf.identity(measured), gradient
+
+            return joined(inputs, others, *(controls[n] for n in names))
+
+        return join
+
+
+def of_set_phases(layer: MZIMesh, slopes: dict) -> dict:
+    """Returns derivatives with respect to the phases that are set.
+
+    Args:
+        layer: a mesh, perhaps with crosstalk.
+        slopes: derivatives with respect to the phases that the shifters produce:
+            `theta` and `phi`, and perhaps `gamma`.
+    """
+    if layer.crosstalk is None:
+        return slopes
+    exists = tf.constant(layer.quantity("theta").exists)
+    both = tf.stack([slopes["theta"], slopes["phi"]])
+    matrix = tf.constant(layer.crosstalk, both.dtype)
+    flat = tf.linalg.matvec(matrix, tf.reshape(both, [-1]), transpose_a=True)
+    both = tf.where(exists, tf.reshape(flat, both.shape), tf.zeros_like(both))
+    return {**slopes, "theta": both[0], "phi": both[1]}
+
+
+def wide(value: tf.Tensor) -> tf.Tensor:
+    """Returns a tensor in float32 or complex64 at least."""
+    if value.dtype.is_complex or value.dtype.size >= 4:
+        return value
+    return tf.cast(value, "float32")
+
+
+def refuse(source, layer, expected: str, received: str) -> ValueError:
+    """Returns the error for a layer that a source cannot differentiate."""
+    return ValueError(
+        f"{type(source).__name__} needs {expected}. Received: layer '{layer.name}', "
+        f"{received}"
+    )

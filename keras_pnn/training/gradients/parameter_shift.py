@@ -1,0 +1,228 @@
+"""Measure derivatives of a device's outputs at shifted controls."""
+
+import math
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_pnn import _checks
+from keras_pnn.layers import MZIMesh
+from keras_pnn.layers.context import measure
+from keras_pnn.layers.fields import detected
+from keras_pnn.layers.ring_layer import RingLayer
+from keras_pnn.training.gradients.measured import (
+    LayerGradient,
+    of_set_phases,
+    refuse,
+    wide,
+)
+
+# Shifts and the factors of their differences.
+_OF_PHASE = ((math.pi / 2, 1 / 2),)
+_OF_THETA = (
+    (math.pi / 2, 1 / (8 - 8 * math.sqrt(0.5))),
+    (3 * math.pi / 2, -1 / (8 + 8 * math.sqrt(0.5))),
+)
+
+
+@keras.saving.register_keras_serializable(package="keras_pnn")
+class ParameterShift(LayerGradient):
+    """Differentiates a device by its outputs at shifted controls.
+
+    **Meshes.** Each intensity I behind an `MZIMesh` depends on one phi or gamma as
+    a + b cos φ + c sin φ, whatever the phase and splitter errors and the losses. A
+    theta, which is pushed in one arm by θ/2 and pulled in the other, adds cos(θ/2) and
+    sin(θ/2), by light that passes its cell by. With D(s) = I(φ + s) − I(φ − s),
+
+        ∂I/∂φ = D(π/2) / 2
+        ∂I/∂θ = (D(π/2) / (1 − √½) − D(3π/2) / (1 + √½)) / 8
+
+    exactly. Only intensities are used, so a `Photodetector` or a `BalancedDetector`
+    must follow each mesh, in a model of layers that Keras can see (functional or
+    Sequential). With `crosstalk`, phases are set so that the shifters produce a shift
+    of one phase alone, and the derivatives return by the matrix: exact if the chip's
+    crosstalk is that of the layer. The steps of a `dac` round the shifts.
+
+    **Microrings.** The weight of a ring is no sinusoid of its control, and
+
+        ∂y/∂c ≈ (y(c + s) − y(c − s)) / (2 s)
+
+    has an error. For a Lorentzian of half-width h, u = c/h and t = s/h, the result is
+    (1 + u²)² / ((1 + u²)² + 2 t² (1 − u²) + t⁴) times the derivative: at most 2 t² too
+    low, on resonance. One ring in every row is shifted at once, as rows share nothing.
+
+    Derivatives with respect to the inputs of a layer, which digital variables in front
+    of it need, are those of its model. The loss follows by the chain rule.
+
+    A training step asks for 1 + 4 T + 2 P settings of a mesh with T thetas and P other
+    phases, and for 1 + 2 n of a bank with n inputs; twice as many with an ascent.
+
+    Args:
+        ring_step: s, in the unit of the rings' control.
+
+    Raises:
+        ValueError: If `ring_step` is not above 0, or there is no device; in training,
+            if a measured layer with trainable controls is no `MZIMesh`, `MRRBank` or
+            `MRRConv2D`; the fields behind a mesh go elsewhere than to detectors; a
+            crosstalk matrix of a mesh cannot be inverted, or meets a `dac`; or a ring
+            layer has an activation of its own, or crosstalk between its rows.
+
+    Example:
+
+    ```python
+    online = pnn.SATModel(model, ascent=None, device=bench,
+                          gradient=pnn.ParameterShift())
+    ```
+
+    Reference:
+        - Schuld et al., Phys. Rev. A 99:032331 (2019): the rule of two terms
+        - Wierichs et al., Quantum 6:677 (2022): the rule of four
+    """
+
+    def __init__(self, ring_step: float = 0.01):
+        self.ring_step = _checks.real("ring_step", ring_step, above=0)
+
+    def get_config(self) -> dict:
+        return {"ring_step": self.ring_step}
+
+    def check(self, layer, model):
+        if isinstance(layer, RingLayer):
+            if layer.activation is not keras.activations.linear:
+                name = getattr(layer.activation, "__name__", "an activation")
+                expected = "banks without an activation; add it as a layer"
+                raise refuse(self, layer, expected, f"with {name}")
+            if layer.crosstalk is not None and len(layer.crosstalk) != layer.columns:
+                # All rows are shifted at once.
+                expected = "banks whose rows do not warm each other"
+                raise refuse(self, layer, expected, "with crosstalk between all rings")
+        elif not isinstance(layer, MZIMesh):
+            expected = "meshes (MZIMesh) or microrings (MRRBank, MRRConv2D)"
+            raise refuse(self, layer, expected, f"a {type(layer).__name__}")
+        elif not detected(model, layer):
+            expected = (
+                "intensities: a Photodetector or BalancedDetector right behind each "
+                "mesh, in a functional or Sequential model"
+            )
+            raise refuse(self, layer, expected, "whose fields go elsewhere")
+        elif layer.crosstalk is not None:
+            if layer.dac is not None:
+                expected = "meshes without a dac where there is crosstalk"
+                raise refuse(self, layer, expected, "with both")
+            if not np.linalg.cond(_among_existing(layer)) < 1e6:
+                raise refuse(self, layer, "crosstalk that can be inverted", "without")
+
+    def differentiate(
+        self, layer, inputs, controls, outputs, upstream, wanted, asked
+    ) -> tuple:
+        def shifted(changes: dict) -> tf.Tensor:
+            """The outputs at controls + changes."""
+            moved = {n: c + changes.get(n, 0) for n, c in controls.items()}
+            return measure(self.device, layer, inputs, moved, outputs)
+
+        if isinstance(layer, RingLayer):
+            found, settings = self._rings(layer, controls, upstream, shifted)
+        else:
+            found, settings = _phases(layer, controls, outputs, upstream, shifted)
+        asked += [layer] * settings
+        return None, {name: found[name] for name in wanted}
+
+    def _rings(self, layer, controls, upstream, shifted) -> tuple:
+        control = controls["control"]
+        upstream = wide(upstream)
+        axis = getattr(layer, "_channel_axis", -1) % upstream.shape.rank
+        others = [a for a in range(upstream.shape.rank) if a != axis]
+        step = tf.constant(self.ring_step, control.dtype)
+
+        def slopes(ring):
+            one = tf.one_hot(ring, layer.fan_in, dtype=control.dtype)[:, None]
+            row = tf.broadcast_to(step * one, [layer.fan_in, layer.outputs])
+            row = tf.reshape(row, control.shape)
+            ahead, behind = _pair(shifted, {"control": row})
+            change = tf.cast(wide(ahead) - wide(behind), upstream.dtype)
+            return tf.reduce_sum(upstream * change, others) / (2 * self.ring_step)
+
+        found = _one_by_one(slopes, np.arange(layer.fan_in), upstream.dtype)
+        return {"control": tf.reshape(found, control.shape)}, 2 * layer.fan_in
+
+
+def _phases(layer, controls, outputs, upstream, shifted) -> tuple:
+    """Derivatives with respect to the phases of a mesh, and how many settings."""
+    names = list(controls)
+    exists = {n: layer.quantity(n).exists for n in names}
+    flat = np.concatenate([exists[n].ravel() for n in names])
+    existing = np.flatnonzero(flat)
+    place = tf.constant(existing[:, None], "int32")
+    dtype = controls[names[0]].dtype
+    # By I = |y|², the loss depends on the fields y as 2 y ∂L/∂I.
+    power = tf.math.real(outputs * tf.math.conj(outputs))
+    weights = tf.math.real(upstream * tf.math.conj(outputs))
+    weights = tf.math.divide_no_nan(weights, 2 * power)
+    back = None
+    if layer.crosstalk is not None:
+        phases = exists["theta"].size + exists["phi"].size
+        back = np.eye(len(existing))
+        heated = existing < phases
+        back[np.ix_(heated, heated)] = np.linalg.inv(_among_existing(layer))
+
+    def shift(number):
+        """The controls' changes that shift one phase by 1 rad."""
+        if back is None:
+            element = tf.gather(tf.constant(existing, "int32"), number)
+            change = tf.one_hot(element, len(flat), dtype=dtype)
+        else:
+            column = tf.gather(tf.constant(back.T, dtype), number)
+            change = tf.scatter_nd(place, column, [len(flat)])
+        parts = tf.split(change, [exists[n].size for n in names])
+        return {
+            n: tf.reshape(p, exists[n].shape) for n, p in zip(names, parts, strict=True)
+        }
+
+    def by(rule):
+        def slope(number):
+            unit, found = shift(number), tf.zeros((), weights.dtype)
+            for distance, factor in rule:
+                with tf.control_dependencies([found]):
+                    pair = _pair(shifted, {n: distance * c for n, c in unit.items()})
+                ahead, behind = (tf.math.real(y * tf.math.conj(y)) for y in pair)
+                found += factor * tf.reduce_sum(weights * (ahead - behind))
+            return found
+
+        return slope
+
+    thetas = int(exists["theta"].sum())
+    numbers = np.arange(len(existing))
+    found = [
+        _one_by_one(by(_OF_THETA), numbers[:thetas], weights.dtype),
+        _one_by_one(by(_OF_PHASE), numbers[thetas:], weights.dtype),
+    ]
+    dense = tf.scatter_nd(place, tf.concat(found, axis=0), [len(flat)])
+    parts = tf.split(dense, [exists[n].size for n in names])
+    slopes = {
+        n: tf.reshape(p, exists[n].shape) for n, p in zip(names, parts, strict=True)
+    }
+    return of_set_phases(layer, slopes), 2 * (thetas + len(existing))
+
+
+def _among_existing(layer: MZIMesh) -> np.ndarray:
+    """The crosstalk between the phase shifters that exist."""
+    exists = layer.quantity("theta").exists.ravel()
+    both = np.concatenate([exists, exists])
+    return layer.crosstalk[np.ix_(both, both)]
+
+
+def _pair(shifted, changes: dict) -> tuple:
+    """Outputs at either side, measured one after the other."""
+    ahead = shifted(changes)
+    with tf.control_dependencies([ahead]):
+        return ahead, shifted({n: -c for n, c in changes.items()})
+
+
+def _one_by_one(function, places: np.ndarray, dtype) -> tf.Tensor:
+    """Stacks a function's results; a device is set one way at a time."""
+    return tf.map_fn(
+        function,
+        tf.constant(places, "int32"),
+        fn_output_signature=dtype,
+        parallel_iterations=1,
+    )

@@ -1,0 +1,632 @@
+"""Each source of gradients: what it estimates, how often it asks, what it refuses."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+from models import LOSS, Bench, assert_same, bank, banks, mesh, numbers, ring_chip
+
+import keras_pnn as pnn
+from keras_pnn.layers.context import Overrides
+
+RNG = np.random.default_rng(0)
+X = RNG.uniform(0.1, 1.0, size=(6, 4))
+Y = RNG.integers(0, 3, 6)
+ERRORS = {"theta_error": 0.2, "phi_error": 0.2, "splitter_imbalance": 0.2}
+CROSSTALK = np.eye(16) + 0.05 * RNG.random((16, 16))
+EXACT = [
+    pnn.ParameterShift(1e-5),
+    pnn.CentralDifference(1e-4),
+    pnn.Adjoint(),
+    pnn.Adjoint(balanced=True),
+]
+EVERY = [
+    pnn.ParameterShift(),
+    pnn.CentralDifference(),
+    pnn.SPSA(),
+    pnn.SPGD(momentum=0.5),
+    pnn.ForwardGradient(2),
+    pnn.FeedbackAlignment(),
+    pnn.Adjoint(),
+]
+
+
+def name(value):
+    return type(value).__name__
+
+
+@pytest.fixture
+def float64():
+    # Losses too, which Keras adds up in this type.
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    yield
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
+
+
+def mesh_network(*in_front, **kwargs):
+    """A mesh of four modes before digital layers."""
+    keras.utils.set_random_seed(0)
+    inputs = x = keras.Input((4,))
+    for layer in in_front:
+        x = layer(x)
+    x = pnn.layers.MZIMesh(4, name="mesh", **kwargs)(x)
+    x = pnn.layers.Photodetector(ports=[[0, 2], 1, [3]])(x)
+    return keras.Model(inputs, layers.Dense(3)(x))
+
+
+def ring_network(*in_front):
+    """A bank before digital layers."""
+    keras.utils.set_random_seed(0)
+    inputs = x = keras.Input((4,))
+    for layer in in_front:
+        x = layer(x)
+    x = layers.Activation("tanh")(pnn.layers.MRRBank(5, name="bank")(x))
+    return keras.Model(inputs, layers.Dense(3)(x))
+
+
+def convolution():
+    """A bank whose outputs are channels first."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,))
+    x = layers.Reshape((1, 2, 2))(inputs)
+    x = pnn.layers.MRRConv2D(3, 2, data_format="channels_first")(x)
+    return keras.Model(inputs, layers.Flatten()(x))
+
+
+def chip_of(model, imperfect=True, **more):
+    if not imperfect:
+        return pnn.SimulatedDevice({})
+    has = "mesh" in {layer.name for layer in model.layers}
+    spread = {**ERRORS, **more} if has else {"resonance_shift": 0.05}
+    return pnn.Variation(**spread).sample(model, 1, seed=2)[0]
+
+
+def gradients(model, source, device):
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    trainer = pnn.SATModel(model, ascent=None, device=device, gradient=source)
+    trainer.compile(keras.optimizers.SGD(0.1), loss)
+    trainer.optimizer.build(trainer.trainable_variables)
+    batch = (tf.constant(X, keras.config.floatx()), tf.constant(Y), None)
+    wrt = model.trainable_variables
+
+    found = trainer.gradient(trainer, batch, Overrides(), wrt).gradients
+    return dict(zip((v.path for v in wrt), numbers(found), strict=True))
+
+
+def of_the_device(model, device):
+    """Automatic differentiation of the device itself."""
+    with device.installed(model):
+        return gradients(model, None, None)
+
+
+def largest(found, right, among=""):
+    return max(np.abs(found[n] - right[n]).max() for n in right if among in n)
+
+
+# Exact sources.
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("imperfect", [False, True])
+@pytest.mark.parametrize("source", EXACT, ids=name)
+def test_a_mesh_has_the_gradient_of_its_device(source, imperfect):
+    model = mesh_network()
+    chip = chip_of(model, imperfect)
+    right = of_the_device(model, chip)
+    assert largest(gradients(model, source, chip), right) < 1e-6
+    if imperfect and source is EXACT[0]:
+        theirs = gradients(model, pnn.training.DeviceGradient(), chip)
+        assert largest(theirs, right) > 1e-2
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("network", [ring_network, convolution])
+@pytest.mark.parametrize("source", EXACT[:2], ids=name)
+def test_a_bank_has_the_gradient_of_its_device(source, network):
+    model = network()
+    for imperfect in (False, True):
+        chip = chip_of(model, imperfect)
+        right = of_the_device(model, chip)
+        assert largest(gradients(model, source, chip), right) < 1e-5
+        if network is convolution:
+            break
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("source", [EXACT[0], EXACT[2]], ids=name)
+def test_crosstalk_returns_by_its_matrix(source):
+    model = mesh_network(crosstalk=CROSSTALK)
+    chip = chip_of(model)
+    assert largest(gradients(model, source, chip), of_the_device(model, chip)) < 1e-6
+
+
+@pytest.mark.usefixtures("float64")
+def test_what_lies_in_front_has_the_adjoint_field_or_the_model():
+    model = mesh_network(layers.Dense(4, name="front"))
+    chip = chip_of(model)
+    right = of_the_device(model, chip)
+    found = gradients(model, pnn.Adjoint(), chip)
+    assert largest(found, right) < 1e-6
+    shifted = gradients(model, pnn.ParameterShift(), chip)
+    assert largest(shifted, right, "mesh") < 1e-6
+    # That of the model, at the measured fields.
+    theirs = gradients(model, pnn.training.DeviceGradient(), chip)
+    assert largest(shifted, theirs, "front") < 1e-12
+    assert largest(theirs, right, "front") > 1e-2
+
+
+@pytest.mark.usefixtures("float64")
+def test_losses_bias_the_adjoint_alone():
+    model = mesh_network(loss_db=0.1)
+    chip = chip_of(model)
+    right = of_the_device(model, chip)
+    assert largest(gradients(model, pnn.ParameterShift(), chip), right) < 1e-6
+    bias = []
+    for source in (pnn.Adjoint(), pnn.Adjoint(balanced=True)):
+        found = gradients(model, source, chip)
+        one, other = (
+            np.concatenate([g[n].ravel() for n in right if "mesh" in n])
+            for g in (found, right)
+        )
+        bias.append(np.linalg.norm(one - other) / np.linalg.norm(other))
+    assert 0.001 < bias[1] < 0.1 < bias[0] < 0.3
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_rule_for_rings_has_the_error_that_it_states():
+    model = bank(2, 1, use_bias=False)
+    layer = model.layers[1]
+    half_width, step = layer.tuning.half_width, 0.03
+    control = np.array([[0.0], [0.2]])
+    layer.controls["control"].assign(control)
+    u, t = control / half_width, step / half_width
+    loss = keras.losses.MeanAbsoluteError()
+    trainer = pnn.SATModel(
+        model,
+        ascent=None,
+        device=chip_of(model, False),
+        gradient=pnn.ParameterShift(step),
+    )
+    trainer.compile("sgd", loss)
+    trainer.optimizer.build(trainer.trainable_variables)
+    batch = (
+        tf.constant([[1.0, 1.0]], "float64"),
+        tf.constant([[-9.0]], "float64"),
+        None,
+    )
+    (found,) = trainer.gradient(
+        trainer, batch, Overrides(), model.trainable_variables
+    ).gradients
+    slope = 4 * u / (1 + u**2) ** 2 / half_width
+    square = (1 + u**2) ** 2
+    factor = square / (square + 2 * t**2 * (1 - u**2) + t**4)
+    np.testing.assert_allclose(found, factor * slope, rtol=1e-9)
+
+
+# Unbiased sources.
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(
+    "source", [pnn.SPSA(1e-4), pnn.SPGD(1e-4), pnn.ForwardGradient(step=1e-4)], ids=name
+)
+def test_the_mean_of_many_draws_is_the_gradient(source):
+    model = bank(16, 16, use_bias=False)
+    chip = ring_chip(model, 0.05)
+    rng = np.random.default_rng(1)
+    batch = (tf.constant(rng.random((4, 16))), tf.constant(rng.random((4, 16))), None)
+    trainer = pnn.SATModel(model, ascent=None, device=chip, gradient=source)
+    trainer.compile("sgd", "mse")
+    trainer.optimizer.build(trainer.trainable_variables)
+    wrt = model.trainable_variables
+
+    @tf.function(autograph=False)
+    def draw():
+        (found,) = trainer.gradient(trainer, batch, Overrides(), wrt).gradients
+        return tf.reshape(found, [-1])
+
+    draws = []
+    for iteration in range(1000):
+        trainer.optimizer.iterations.assign(iteration)
+        draws.append(draw().numpy())
+    draws = np.array(draws)
+    with tf.GradientTape() as tape, chip.installed(model):
+        loss = tf.reduce_mean((model(batch[0]) - batch[1]) ** 2)
+    right = tape.gradient(loss, wrt[0].value).numpy().ravel()
+    along = draws @ right / np.linalg.norm(right)
+    error = along.std(ddof=1) / np.sqrt(1000)
+    assert abs(along.mean() - np.linalg.norm(right)) < 3 * error
+    apart = (draws.mean(0) - right) / (draws.std(0, ddof=1) / np.sqrt(1000))
+    assert 0.8 < np.mean(apart**2) < 1.2
+
+
+def test_momentum_is_summed_over_steps():
+    model = bank(4, 3, use_bias=False)
+    source = pnn.SPGD(0.05, momentum=0.5)
+    trainer = pnn.SATModel(model, ascent=None, gradient=source)
+    trainer.compile(keras.optimizers.SGD(0.0), LOSS, run_eagerly=True)
+    batch = (tf.constant(X, "float32"), tf.constant(Y), None)
+    plain, sums = pnn.SPGD(0.05), 0.0
+    for _ in range(3):
+        wrt = model.trainable_variables
+        (found,) = plain(trainer, batch, Overrides(), wrt).gradients
+        sums = 0.5 * sums + found.numpy()
+        trainer.train_on_batch(X, Y)
+        stored = trainer.gradient.variables(trainer)[0]
+        np.testing.assert_allclose(stored, sums, atol=1e-6)
+
+
+# Random feedback.
+
+
+def test_feedback_is_a_fixed_matrix_times_the_error():
+    model = banks(layers.Activation("tanh"))
+    chip = pnn.Variation(resonance_shift=0.05).sample(model, 1)[0]
+    source = pnn.FeedbackAlignment(seed=3)
+    found = gradients(model, source, chip)
+    theirs = gradients(model, pnn.training.DeviceGradient(), chip)
+    # Nothing is cut behind the last layer.
+    assert largest(found, theirs, "second") < 1e-6 < 1e-2 < largest(found, theirs)
+    first, between, second = model.layers[1:]
+    x = tf.constant(X, "float32")
+    chip.attach(model)
+    measured = chip.measure(first, x, first.current_values()[0])
+    given = between(measured)
+    outputs = chip.measure(second, given, second.current_values()[0])
+    error = (tf.nn.softmax(outputs) - tf.one_hot(Y, 3)) / len(Y)
+    sent = error @ source.feedback(1, 3, 5).astype("float32")
+    with tf.GradientTape() as tape:
+        modelled = first(x)
+    local = sent * (1 - tf.square(tf.tanh(measured)))
+    # The bank's own ReLU, at the states of the model.
+    (right,) = tape.gradient(modelled, [first.controls["control"].value], local)
+    np.testing.assert_allclose(found[first.controls["control"].path], right, atol=1e-6)
+
+
+# What is asked of the device.
+
+
+class Counting:
+    """A device that counts the samples that it is asked for."""
+
+    def __init__(self, chip):
+        self.chip, self.asked = chip, 0
+        self.attach = chip.attach
+
+    def measure(self, layer, inputs, controls):
+        self.asked += inputs.shape[0] or 0
+        return self.chip.measure(layer, inputs, controls)
+
+    def monitor(self, layer, fields, controls, backwards=False):
+        self.asked += fields.shape[0] or 0
+        return self.chip.monitor(layer, fields, controls, backwards)
+
+
+def small(source):
+    """A mesh, or two banks, as the source can train them."""
+    if isinstance(source, pnn.Adjoint):
+        return mesh()
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,))
+    x = layers.ReLU()(pnn.layers.MRRBank(2, name="first")(inputs))
+    return keras.Model(inputs, pnn.layers.MRRBank(3, name="second")(x))
+
+
+def trained(source, ascent=None, device=None, **kwargs):
+    model = small(source)
+    device = Counting(pnn.SimulatedDevice({})) if device is None else device
+    if source == "dat":
+        trainer = pnn.DATModel(model, device, 1, ascent=ascent)
+    else:
+        trainer = pnn.SATModel(model, ascent=ascent, device=device, gradient=source)
+    trainer.compile(keras.optimizers.SGD(0.01), LOSS, **kwargs)
+    return trainer
+
+
+@pytest.mark.parametrize(
+    "source",
+    [*EVERY, pnn.training.DeviceGradient("output"), "dat"],
+    ids=lambda s: s if isinstance(s, str) else name(s),
+)
+def test_measurements_are_counted(source):
+    trainer = trained(source, pnn.SAM(0.05), run_eagerly=True)
+    device = trainer.device
+    # Two batches, of 4 and 2 samples, where they take no time.
+    size = 4 if isinstance(source, pnn.SPSA) else 6
+    history = trainer.fit(
+        X, Y, batch_size=size, verbose=0, validation_data=(X, Y)
+    ).history["measurements"]
+    assert trainer.measurements == device.asked == history[-1]
+    per_sample = {
+        # 2 layers, of 4 and 2 rings in a row; 8 and 6 rings; validation once.
+        "ParameterShift": 2 * (2 + 2 * (4 + 2)) + 2,
+        "CentralDifference": 2 * 2 * (1 + 2 * (8 + 6)) + 2,
+        "SPSA": 2 * 2 * 3 + 2,
+        "SPGD": 2 * 2 * 3 + 2,
+        "ForwardGradient": 2 * 2 * 5 + 2,
+        "FeedbackAlignment": 2 * 2 + 2,
+        "Adjoint": 2 * 4 + 1,
+        "DeviceGradient": 2 * 2 + 2,
+        "str": 2 * 2 + 2,
+    }[name(source)]
+    assert device.asked == 6 * per_sample
+
+
+def test_measurements_and_momentum_are_resumed(tmp_path):
+    def run(epochs, folder):
+        trainer = trained(
+            pnn.SPGD(0.05, momentum=0.9),
+            pnn.SAM(0.05),
+            pnn.SimulatedDevice({}),
+            run_eagerly=True,
+        )
+        batches = pnn.datasets.Batches(X.astype("float32"), Y, 3, seed=0)
+        keeper = pnn.callbacks.Checkpoint(folder)
+        trainer.fit(batches, epochs=epochs, verbose=0, callbacks=[keeper])
+        sums = trainer.gradient.variables(trainer)
+        return trainer.measurements, numbers([*trainer.variables, *sums])
+
+    count, state = run(2, tmp_path / "whole")
+    run(1, tmp_path / "parts")
+    again, resumed = run(2, tmp_path / "parts")
+    assert count == again == 2 * 6 * 2 * 2 * 3
+    # But for the order of sums in a loss, over twice the step.
+    assert_same(resumed, state, 1e-4)
+    assert np.abs(state[-1]).max() > 0
+
+
+# The ascents.
+
+
+@pytest.mark.parametrize(
+    "source",
+    [*EVERY, pnn.training.DeviceGradient(), pnn.training.DeviceGradient("output")],
+    ids=name,
+)
+def test_every_ascent_takes_its_gradients_from_every_source(source):
+    batches = pnn.datasets.Batches(X[:4].astype("float32"), Y[:4], 4)
+    counted = type(source) is pnn.training.DeviceGradient
+    # With a second pass and without; with outputs of the past and without.
+    epochs = 2 if counted else 1
+    for ascent in (
+        pnn.SAM(0.05),
+        pnn.ASAM(0.05),
+        pnn.SAF(epochs=1, start=0),
+        pnn.MESA(start=epochs - 1),
+        pnn.LookSAM(0.05, every=2),
+        pnn.ESAM(0.05),
+        pnn.FriendlySAM(0.05),
+        pnn.GSAM(0.05),
+    ):
+        trainer = trained(source, ascent, run_eagerly=True)
+        before = numbers(trainer.trainable_variables)
+        branches = isinstance(ascent, pnn.LookSAM | pnn.ESAM)
+        if isinstance(source, pnn.SPGD) and branches:
+            with pytest.raises(ValueError, match=f"momentum=0.*{name(ascent)}"):
+                trainer.fit(batches, verbose=0)
+            continue
+        trainer.fit(batches, epochs=epochs, verbose=0)
+        moved = [
+            np.abs(v - b).max()
+            for v, b in zip(numbers(trainer.trainable_variables), before, strict=True)
+        ]
+        assert min(moved) > 1e-6 and max(moved) < 1, name(ascent)
+        assert trainer.measurements == trainer.device.asked, name(ascent)
+        if counted:
+            # Layers × steps × samples; ESAM takes half of them in its last pass.
+            passes = {"SAF": 1, "MESA": 1.5, "LookSAM": 1.5, "ESAM": 2.5}
+            assert trainer.measurements == 16 * passes.get(name(ascent), 2)
+
+
+@pytest.mark.parametrize(
+    ("source", "ascent"),
+    [
+        (pnn.ParameterShift, lambda: pnn.ESAM(0.05)),
+        (pnn.FeedbackAlignment, lambda: pnn.LookSAM(0.05, every=2)),
+        (pnn.ForwardGradient, lambda: pnn.MESA(start=1)),
+    ],
+)
+def test_branches_of_a_compiled_step_are_those_of_an_eager_one(source, ascent):
+    found = []
+    for eager in (True, False):
+        trainer = trained(
+            source(), ascent(), pnn.SimulatedDevice({}), run_eagerly=eager
+        )
+        trainer.fit(X, Y, batch_size=6, epochs=2, shuffle=False, verbose=0)
+        found.append([*numbers(trainer.trainable_variables), trainer.measurements])
+    assert_same(*found, 1e-5)
+
+
+# Keras' contracts.
+
+
+@pytest.mark.parametrize("source", EVERY, ids=name)
+def test_every_source_trains_compiled_by_xla_or_not(source):
+    found = []
+    for options in ({"run_eagerly": True}, {"jit_compile": True}):
+        trainer = trained(source, **options)
+        logs = [trainer.train_on_batch(X, Y, return_dict=True) for _ in range(2)]
+        assert np.isfinite(logs[-1]["loss"])
+        found.append(numbers(trainer.trainable_variables))
+    assert_same(*found, 1e-4)
+    start = numbers(small(source).trainable_variables)
+    assert all(np.abs(a - b).max() > 1e-7 for a, b in zip(found[0], start, strict=True))
+
+
+@pytest.mark.parametrize("source", EVERY, ids=name)
+def test_half_precision(source):
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        trainer = trained(source, run_eagerly=True)
+        before = numbers(trainer.trainable_variables)
+        for _ in range(2):
+            trainer.train_on_batch(X, Y)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    after = numbers(trainer.trainable_variables)
+    assert all(np.isfinite(a).all() for a in after)
+    changed = [np.abs(a - b).max() for a, b in zip(after, before, strict=True)]
+    assert max(changed) > 1e-6
+
+
+@pytest.mark.parametrize("source", EVERY, ids=name)
+def test_arguments_are_saved(source):
+    save, load = (
+        keras.saving.serialize_keras_object,
+        keras.saving.deserialize_keras_object,
+    )
+    again = load(save(source))
+    assert type(again) is type(source)
+    assert again.get_config() == source.get_config()
+
+
+def test_a_saved_trainer_has_its_source(tmp_path):
+    model = bank(4, 3)
+    trainer = pnn.SATModel(model, gradient=pnn.SPGD(0.02, 3, momentum=0.5))
+    trainer.compile("sgd", LOSS)
+    trainer.train_on_batch(X, Y)
+    trainer.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert loaded.gradient.get_config() == trainer.gradient.get_config()
+    assert_same(loaded.gradient.variables(loaded), trainer.gradient.variables(trainer))
+    # No device, so nothing was asked of one.
+    assert loaded.measurements == 0
+
+
+def test_a_bench_gives_what_its_simulation_gives():
+    for source in (pnn.ParameterShift(), pnn.ForwardGradient(2, step=0.05)):
+        found = []
+        for device_of in (lambda chip: chip, Bench):
+            model = bank(4, 3)
+            device = device_of(ring_chip(model))
+            trainer = pnn.SATModel(
+                model, ascent=None, device=device, gradient=source
+            )
+            trainer.compile(keras.optimizers.SGD(0.1), LOSS)
+            trainer.train_on_batch(X, Y)
+            found.append(numbers(model.trainable_variables))
+        assert_same(*found, 1e-5)
+
+
+# Bad input.
+
+
+class Silent:
+    """A device without monitors."""
+
+    def measure(self, layer, inputs, controls):
+        return None
+
+
+def softmax_bank():
+    inputs = keras.Input((4,))
+    return keras.Model(inputs, pnn.layers.MRRBank(3, activation="softmax")(inputs))
+
+
+def warm_bank():
+    return bank(4, 3, crosstalk=pnn.physics.heater.nearest_neighbour((3, 4), 0.1))
+
+
+def masks():
+    inputs = keras.Input((2, 2))
+    return keras.Model(inputs, pnn.layers.MaskedSLM(3)(inputs))
+
+
+def dense_mesh():
+    inputs = keras.Input((4,))
+    x = pnn.layers.Photodetector()(pnn.layers.MZIDense(3)(inputs))
+    return keras.Model(inputs, x)
+
+
+def two_meshes():
+    inputs = keras.Input((4,))
+    x = pnn.layers.MZIMesh(4)(pnn.layers.MZIMesh(4, name="mesh")(inputs))
+    return keras.Model(inputs, pnn.layers.Photodetector(ports=3)(x))
+
+
+def homodyne():
+    inputs = keras.Input((4,))
+    x = pnn.layers.MZIMesh(4, name="mesh")(inputs)
+    return keras.Model(inputs, pnn.layers.HomodyneDetector()(x))
+
+
+def without_inverse():
+    return mesh_network(crosstalk=np.ones((16, 16)))
+
+
+@pytest.mark.parametrize(
+    ("source", "network", "message"),
+    [
+        (pnn.ParameterShift(), softmax_bank, "banks without an activation.*softmax"),
+        (pnn.ParameterShift(), warm_bank, "rows do not warm each other.*'bank'"),
+        (pnn.ParameterShift(), masks, "meshes .* or microrings.*MaskedSLM"),
+        (pnn.ParameterShift(), dense_mesh, "intensities.*fields go elsewhere"),
+        (pnn.ParameterShift(), two_meshes, "'mesh', whose fields go elsewhere"),
+        (pnn.ParameterShift(), homodyne, "'mesh', whose fields go elsewhere"),
+        (pnn.ParameterShift(), without_inverse, "crosstalk that can be inverted"),
+        (
+            pnn.ParameterShift(),
+            lambda: mesh_network(
+                crosstalk=CROSSTALK, dac=pnn.layers.DAC(8, 0.0, 2 * np.pi)
+            ),
+            "without a dac where there is crosstalk",
+        ),
+        (pnn.Adjoint(), ring_network, r"meshes \(MZIMesh\).*a MRRBank"),
+        (pnn.FeedbackAlignment(), ring_network, "two measured layers or more"),
+    ],
+)
+def test_what_a_source_cannot_differentiate_is_refused(source, network, message):
+    model = network()
+    trainer = pnn.SATModel(
+        model, ascent=None, device=pnn.SimulatedDevice({}), gradient=source
+    )
+    trainer.compile("sgd", LOSS, run_eagerly=True)
+    x = X.reshape(6, 2, 2) if network is masks else X
+    with pytest.raises(ValueError, match=message):
+        trainer.train_on_batch(x, Y)
+
+
+@pytest.mark.parametrize("source", EVERY[3:5] + EVERY[1:2], ids=name)
+def test_a_digital_model_has_no_controls(source):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
+    trainer = pnn.SATModel(model, ascent=None, gradient=source)
+    trainer.compile("sgd", LOSS, run_eagerly=True)
+    with pytest.raises(ValueError, match=r"with physical layers\. Received"):
+        trainer.train_on_batch(X, Y)
+
+
+def test_devices_that_cannot_serve_are_refused():
+    for source in (pnn.ParameterShift(), pnn.Adjoint(), pnn.FeedbackAlignment()):
+        with pytest.raises(ValueError, match=f"{name(source)} needs a device"):
+            pnn.SATModel(bank(), gradient=source)
+    with pytest.raises(ValueError, match="a device with monitors"):
+        pnn.SATModel(mesh_network(), device=Silent(), gradient=pnn.Adjoint())
+    for source in EVERY[:6]:
+        trainer = pnn.SATModel(bank(4, 3), device=Silent(), gradient=source)
+        trainer.compile("sgd", LOSS, run_eagerly=True)
+        with pytest.raises(ValueError, match="must measure at least one"):
+            trainer.train_on_batch(X, Y)
+        bench = Bench(None, layers=["mesh"])
+        trainer = pnn.SATModel(bank(4, 3), device=bench, gradient=source)
+        trainer.compile("sgd", LOSS, run_eagerly=True)
+        with pytest.raises(ValueError, match="Received: mesh"):
+            trainer.train_on_batch(X, Y)
+
+
+def test_bad_arguments():
+    for source in (pnn.SPGD, pnn.ForwardGradient):
+        with pytest.raises(ValueError, match="`directions` must be an integer"):
+            source(directions=0)
+        with pytest.raises(ValueError, match="`step` must be a finite number"):
+            source(step=0)
+    with pytest.raises(ValueError, match=r"`momentum` must be .*< 1"):
+        pnn.SPGD(momentum=1.0)
+    with pytest.raises(ValueError, match="`step` must be"):
+        pnn.CentralDifference(-0.1)
+    with pytest.raises(ValueError, match="`ring_step` must be"):
+        pnn.ParameterShift(0)
+    with pytest.raises(ValueError, match="`seed` must be"):
+        pnn.FeedbackAlignment(-1)

@@ -28,7 +28,8 @@ def trainer_of(model, device=None, ascent=None, theta=4.0):
     trainer = pnn.SATModel(
         model, ascent=ascent, device=device, gradient=pnn.PhyLL(theta)
     )
-    trainer.compile(keras.optimizers.SGD(0.1), LOSS, metrics=["accuracy"], run_eagerly=True)
+    optimizer = keras.optimizers.SGD(0.1)
+    trainer.compile(optimizer, LOSS, metrics=["accuracy"], run_eagerly=True)
     return trainer
 
 

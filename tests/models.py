@@ -71,6 +71,22 @@ def mesh(**kwargs):
     return keras.Model(inputs, pnn.layers.Photodetector(ports=3)(x))
 
 
+def planes(masks=2, **kwargs):
+    """A diffractive network of three classes: images of 6 × 6, a plane of 16 × 16."""
+    keras.utils.set_random_seed(0)
+    regions = [(3, 3, 4, 4), (3, 9, 4, 4), (9, 6, 4, 4)]
+    network = pnn.layers.diffractive(
+        masks,
+        distance=1e-4,
+        size=8,
+        margin=4,
+        detectors=pnn.layers.DetectorArray(regions),
+        **{"padding": 4, **kwargs},
+    )
+    network.build((None, 6, 6))
+    return network
+
+
 def mesh_chip(scale=0.3, meshes=2):
     """A device for meshes of four modes; with scale=0 one that equals the model."""
     rng = np.random.default_rng(3)

@@ -88,12 +88,47 @@ def check_layers(folder):
     x = layers.MZIMesh(4)(layers.Attenuators(4)(x))
     masks = layers.MaskedSLM(2, dac=layers.DAC(8, -1.0, 1.0))(inputs[..., 0])
     outputs = [layers.BalancedDetector()(x), layers.HomodyneDetector()(x), masks]
+    outputs.append(planes(inputs[..., 0]))
     model = keras.Model(inputs, outputs)
     assert len(layers.physical_layers(model)) >= 5
     data = np.random.default_rng(0).random((2, 6, 6, 2), "float32")
     model.save(folder / "layers.keras")
     loaded = keras.models.load_model(folder / "layers.keras")
     assert [o.shape for o in loaded(data)] == [o.shape for o in model(data)]
+
+
+def planes(images):
+    """A diffractive network of all its kinds of layers."""
+    layers = pnn.layers
+    optics = [
+        layers.Encode("intensity", size=8, padding=4),
+        layers.Lens(4e-4),
+        layers.Aperture(30e-6),
+        layers.AmplitudeMask(),
+        layers.FreeSpace(1e-4),
+        layers.PhaseMask(
+            phase_regularizer=layers.PhaseRoughness(0.1),
+            phase_constraint=layers.PhaseBlocks(2),
+        ),
+        layers.Saturable(),
+        layers.Threshold(),
+        layers.DetectorArray(grid=(2, 1), size=2),
+    ]
+    for layer in optics:
+        images = layer(images)
+    return images
+
+
+def check_propagation():
+    """Sends a field through elements, and back over the same distance."""
+    physics, light = pnn.physics.propagation, (532e-9, 2e-6)
+    size = (16, 16)
+    field = physics.aperture(size, 20e-6, 2e-6) * physics.lens(size, 4e-4, *light)
+    field *= physics.tilt(size, (0.0, 0.01), *light) * physics.aberration(size, 0.1)
+    for propagate in (physics.angular_spectrum, physics.fresnel):
+        there = propagate(physics.warp(field, 1.0), 1e-4, *light)
+        assert np.isfinite(np.abs(propagate(there, -1e-4, *light))).all()
+    assert pnn.layers.diffractive(masks=1, size=16, margin=8) is not None
 
 
 def check_tunings():
@@ -279,6 +314,7 @@ def main(folder: pathlib.Path):
     count = check_names()
     check_layers(folder)
     check_tunings()
+    check_propagation()
     model = network()
     devices = pnn.Variation(resonance_shift=0.02).sample(model, 3, seed=0)
     assert isinstance(devices, pnn.DeviceSet)

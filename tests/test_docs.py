@@ -16,6 +16,7 @@ PAGES = (
     "choosing-rho",
     "convert-a-network",
     "describe-your-chip",
+    "diffraction",
     "drift-and-noise",
     "from-measurements-to-a-network",
     "from-model-to-lab",

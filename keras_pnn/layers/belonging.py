@@ -23,6 +23,15 @@ _IMPERFECTIONS = (
     "rotation",
     "shift",
     "scale",
+    "tilt",
+    "dead_pixels",
+    "phase_gain",
+    "phase_offset",
+    "wavelength_shift",
+    "distance_error",
+    "decenter",
+    "defocus",
+    "astigmatism",
 )
 
 

@@ -3,9 +3,11 @@
 from typing import NamedTuple
 
 import keras
+import tensorflow as tf
 
 from keras_pnn import _keras
 from keras_pnn.layers.detectors import BalancedDetector, Photodetector
+from keras_pnn.physics._tensors import as_complex
 
 
 class FieldOutputs:
@@ -28,6 +30,24 @@ class FieldOutputs:
         if model is not None:
             check_fields(model)
         return super().call(inputs)
+
+
+class PlaneOutputs(FieldOutputs):
+    """Gives a layer complex outputs in the shape of its inputs, a batch of planes."""
+
+    def compute_output_shape(self, input_shape) -> tuple:
+        if len(input_shape) != 3 or None in input_shape[1:]:
+            raise ValueError(
+                f"The inputs of {type(self).__name__} '{self.name}' must be fields of "
+                "shape (batch, height, width), such as `Encode` gives. "
+                f"Received: shape {tuple(input_shape)}"
+            )
+        return tuple(input_shape)
+
+    def _fields(self, inputs) -> tf.Tensor:
+        """Returns inputs as complex fields, checked."""
+        self.compute_output_shape(inputs.shape)
+        return as_complex(tf.convert_to_tensor(inputs), tf.as_dtype(self._output_dtype))
 
 
 class Use(NamedTuple):
@@ -63,7 +83,7 @@ def uses_of(model: keras.Model) -> list[Use] | None:
 
 
 def check_fields(model: keras.Model) -> None:
-    """Checks that no complex field of a mesh goes to what is made for real numbers.
+    """Checks that no complex field goes to what is made for real numbers.
 
     That is a layer of Keras with weights, a loss of Keras, and a loss to which Keras
     hands the real part only. Models of nodes (functional, Sequential) are followed
@@ -151,7 +171,9 @@ def _casts(loss) -> bool:
 
 
 def _error(source, received: str) -> ValueError:
+    planes = isinstance(source, PlaneOutputs)
+    detector = "DetectorArray" if planes else "Photodetector"
     return ValueError(
         f"{type(source).__name__} '{source.name}' gives complex fields; put a "
-        f"Photodetector behind it. Received: {received}"
+        f"{detector} behind it. Received: {received}"
     )

@@ -14,6 +14,7 @@ from keras_pnn.physics import (
     imaging,
     interferometer,
     mesh,
+    propagation,
     ring,
     tuning,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "imaging",
     "interferometer",
     "mesh",
+    "propagation",
     "ring",
     "tuning",
 ]

@@ -41,6 +41,15 @@ def as_complex(value, dtype: tf.DType) -> tf.Tensor:
     return tf.complex(value, tf.zeros_like(value))
 
 
+def as_float64(value) -> tf.Tensor:
+    """Converts to float64, Python numbers without rounding to float32."""
+    if isinstance(value, (list, tuple)):
+        return tf.stack([as_float64(part) for part in value])
+    if not isinstance(value, (tf.Variable, keras.Variable)) and not tf.is_tensor(value):
+        return tf.constant(value, "float64")
+    return tf.cast(tf.convert_to_tensor(value), "float64")
+
+
 def nan_below(value: tf.Tensor, bound: float) -> tf.Tensor:
     """Replaces values at or below a bound by NaN.
 

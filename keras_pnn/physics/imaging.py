@@ -2,12 +2,11 @@
 
 import math
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks
-from keras_pnn.physics._tensors import TensorLike, as_tensors, sizes
+from keras_pnn.physics._tensors import TensorLike, as_float64, as_tensors, sizes
 from keras_pnn.physics.bilinear import interpolated
 
 
@@ -80,7 +79,7 @@ def affine(
             "width) or (batch, height, width, channels). "
             f"Received: shape {image.shape}"
         )
-    rotation, shift, scale = (_float64(v) for v in (rotation, shift, scale))
+    rotation, shift, scale = (as_float64(v) for v in (rotation, shift, scale))
     _check_shapes(image, rotation=rotation, shift=shift, scale=scale)
     pixels = image[None] if rank == 2 else image
     pixels = pixels if rank == 4 else pixels[..., None]
@@ -95,15 +94,6 @@ def affine(
     shift *= valid[..., None]
     y, x = _sources(height, width, rotation * valid, shift, scale * valid, center)
     return tf.reshape(interpolated(pixels, y, x), tf.shape(image))
-
-
-def _float64(value) -> tf.Tensor:
-    """Converts to float64, Python numbers without rounding to float32."""
-    if isinstance(value, (list, tuple)):
-        return tf.stack([_float64(part) for part in value])
-    if not isinstance(value, (tf.Variable, keras.Variable)) and not tf.is_tensor(value):
-        return tf.constant(value, "float64")
-    return tf.cast(tf.convert_to_tensor(value), "float64")
 
 
 def _check_shapes(image, **parameters) -> None:

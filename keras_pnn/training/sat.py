@@ -265,7 +265,6 @@ class SATModel(Trainer):
             gradients = mixed(combined, gradients, self.clean_fraction)
         with tf.control_dependencies(bench.measurements(self, first, second)):
             self._commit(first, present)
-            self._commit(first, present)
             self.count(first.asked + ascent.asked)
             if second is not first:
                 second.commit()

@@ -12,17 +12,29 @@ import keras_pnn as pnn
 from keras_pnn.layers import (
     ADC,
     DAC,
+    AmplitudeMask,
+    Aperture,
     Attenuators,
     BalancedDetector,
     ControlRange,
+    DetectorArray,
+    Encode,
+    FreeSpace,
     HomodyneDetector,
+    Lens,
     MaskedSLM,
     MRRBank,
     MRRConv2D,
     MZIDense,
     MZIMesh,
+    PhaseBlocks,
+    PhaseMask,
+    PhaseRoughness,
     Photodetector,
+    Saturable,
     ShotNoise,
+    Threshold,
+    diffractive,
     mesh_initializers,
 )
 
@@ -100,12 +112,35 @@ MASKS = dict(
     trainable=False,
     name="every_argument",
 )
+LIGHT = dict(wavelength=600e-9, pitch=1e-6, dtype="float64", name="every_argument")
+PHASES = dict(
+    shape=(6, 8),
+    phase_initializer=keras.initializers.RandomUniform(0, 7, seed=3),
+    phase_regularizer=PhaseRoughness(0.2),
+    phase_constraint=PhaseBlocks(3),
+    dac=DAC(4, 0.1, 6.0),
+    outside=0.5,
+    trainable=False,
+    **LIGHT,
+)
+AMPLITUDES = dict(
+    shape=(6, 8),
+    amplitude_initializer=keras.initializers.RandomUniform(0.2, 0.9, seed=3),
+    amplitude_regularizer=L2(0.2),
+    amplitude_constraint=ControlRange(0.1, 0.8),
+    dac=DAC(4, 0.0, 1.0),
+    outside=0.0,
+    trainable=False,
+    **LIGHT,
+)
+SPACE = dict(distance=2e-5, band_limit=False, padding=3, **LIGHT)
 PLAIN = {
     "bank": (lambda: MRRBank(4), (2, 5)),
     "conv": (lambda: MRRConv2D(4, 2, dilation_rate=(1, 2), groups=2), (2, 4, 5, 2)),
     "mesh": (lambda: MZIMesh(4), (3, 4)),
     "dense": (lambda: MZIDense(3), (3, 4)),
     "masks": (lambda: MaskedSLM(3), (3, 4, 5)),
+    "phases": (lambda: PhaseMask(), (3, 6, 8)),
 }
 LAYERS = {
     **PLAIN,
@@ -121,6 +156,20 @@ LAYERS = {
     "balanced": (lambda: BalancedDetector(plus=[5, 1], minus=[0, 2]), (3, 6)),
     "noise": (lambda: ShotNoise(photons=100, seed=1), (3, 6)),
     "converter": (lambda: ADC(bits=3, low=0.2, high=0.7), (3, 6)),
+    "encode": (lambda: Encode("intensity", size=(5, 7), padding=1), (2, 4, 4, 1)),
+    "free space": (lambda: FreeSpace(1e-4), (2, 16, 12)),
+    "full space": (lambda: FreeSpace(**SPACE), (2, 6, 8)),
+    "lens": (lambda: Lens(2e-4, on_pixel=False, **LIGHT), (2, 6, 8)),
+    "aperture": (lambda: Aperture((4e-6, 9e-6), 1e-6, "rectangle"), (2, 6, 8)),
+    "full phases": (lambda: PhaseMask(**PHASES), (2, 6, 8)),
+    "amplitudes": (lambda: AmplitudeMask(), (2, 6, 8)),
+    "full amplitudes": (lambda: AmplitudeMask(**AMPLITUDES), (2, 6, 8)),
+    "threshold": (lambda: Threshold(0.8), (2, 6, 8)),
+    "saturable": (lambda: Saturable(2.0, 0.3), (2, 6, 8)),
+    "detector array": (
+        lambda: DetectorArray([(0, 1, 2, 3), (3, 0, 1, 8)], normalize=None),
+        (2, 6, 8),
+    ),
 }
 
 
@@ -162,6 +211,9 @@ def test_config_round_trip(name):
         ("full mesh", MZIMesh(3), set()),
         ("full dense", MZIDense(4), set()),
         ("full masks", MaskedSLM(3), {"dtype"}),
+        ("full phases", PhaseMask(), set()),
+        ("full amplitudes", AmplitudeMask(), set()),
+        ("full space", FreeSpace(1e-4), {"trainable"}),
     ],
     ids=lambda given: given if isinstance(given, str) else "",
 )
@@ -229,6 +281,22 @@ FITTED = {
         0.1,
         lambda: [MaskedSLM(3, display_range=(0, 1), display_bits=8, contrast=20.0)],
     ),
+    "planes": (
+        (6, 6),
+        0.5,
+        lambda: [
+            Encode(size=8, padding=4),
+            Lens(4e-4),
+            AmplitudeMask(),
+            FreeSpace(1e-4),
+            Threshold(0.2),
+            PhaseMask(dac=DAC(8, 0, 6.2)),
+            Saturable(),
+            FreeSpace(1e-4),
+            Aperture(40e-6),
+            DetectorArray(size=2),
+        ],
+    ),
 }
 
 
@@ -263,8 +331,22 @@ def test_jit_compiled_fit_equals_the_plain_one(rng, name):
             lambda: [MaskedSLM(3, display_range=(0, 1), mask_initializer="he_normal")],
             {"rotation": 3.0, "shift": 0.5, "scale": 0.05},
         ),
+        (
+            (6, 6),
+            lambda: [diffractive(2, 1e-4, 8, 4, DetectorArray(grid=(1, 2), size=2))],
+            {
+                "rotation": 3.0,
+                "shift_um": 1.0,
+                "scale": 0.05,
+                "tilt": 3.0,
+                "distance_error": 20.0,
+                "wavelength_shift": 10.0,
+                "phase_gain": 0.1,
+                "dead_pixels": 0.1,
+            },
+        ),
     ],
-    ids=["mesh", "masks"],
+    ids=["mesh", "masks", "planes"],
 )
 def test_many_devices_equal_one_after_the_other(rng, shape, layers, spread):
     model = keras.Sequential([keras.Input(shape), *layers()])
@@ -302,6 +384,8 @@ UNITARY = np.eye(4)
         lambda: MaskedSLM(3).effective_weights(),
         lambda: MaskedSLM(3).program(np.zeros((4, 3))),
         lambda: MaskedSLM(3).load_frames("frames"),
+        lambda: PhaseMask().frame(),
+        lambda: PhaseMask().load_frame("frames"),
     ],
 )
 def test_a_layer_that_is_not_built_says_so(call):
@@ -332,6 +416,12 @@ DIFFERENTIABLE = {
         lambda **k: MaskedSLM(3, grid=(1, 2), display_range=(-4, 4), contrast=8.0, **k),
         (2, 3, 4),
     ),
+    "space": (lambda **k: FreeSpace(2e-5, pitch=6e-7, **k), (2, 6, 5)),
+    "lens": (lambda **k: Lens(2e-4, **k), (2, 6, 5)),
+    "phases": (lambda **k: PhaseMask(**k), (2, 6, 5)),
+    "amplitudes": (lambda **k: AmplitudeMask(**k), (2, 6, 5)),
+    "threshold": (lambda **k: Threshold(0.3, **k), (2, 6, 5)),
+    "saturable": (lambda **k: Saturable(**k), (2, 6, 5)),
 }
 RANGES = {
     "control": (0.05, 0.5),
@@ -346,6 +436,10 @@ RANGES = {
     "rotation": (2, 4),
     "shift": (-1.6, -1.3),
     "scale": (0.95, 1.05),
+    "phase": (0, 6),
+    "amplitude": (0.1, 0.9),
+    "phase_gain": (0.9, 1.1),
+    "dead_pixels": (0.1, 0.3),
 }
 
 

@@ -1,0 +1,80 @@
+"""Train a diffractive network, look at its light, and misalign its masks.
+
+Two phase masks between lenses recognise digits: once trained plainly, once among masks
+that rotate and shift at random. The picture follows one digit from plane to plane.
+
+    python examples/diffraction.py            # MNIST: ten minutes on two cores
+    python examples/diffraction.py --quick    # half a minute; rough figures
+"""
+
+import argparse
+import pathlib
+
+import keras
+import numpy as np
+from tensorflow_probability import distributions as tfd
+
+import keras_pnn as pnn
+from keras_pnn.layers import DetectorArray, Encode, FreeSpace, Lens, PhaseMask
+
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("--quick", action="store_true", help="a smaller plane, few images")
+quick = parser.parse_args().quick
+data = pnn.datasets.load("digits") if quick else pnn.datasets.load()
+data = data.head(1000, 200) if quick else data.head(20_000, 2000)
+n, steps = (64, 60) if quick else (128, 400)
+batches = pnn.datasets.Batches(data.x_train, data.y_train, batch_size=50, seed=0)
+far = 1e-3 if quick else 4e-3  # m
+MISALIGNED = {
+    "aligned": {"rotation": [0.0]},
+    "rotated by 1°": {"rotation": [1.0]},
+    "1 pixel down": {"shift": [(1.0, 0.0)]},
+    "20 µm too far": {"distance_error": [20.0]},
+}
+
+
+def network():
+    keras.utils.set_random_seed(0)
+    periodic = {"band_limit": False, "padding": 0}
+    stack = [keras.Input(data.x_train.shape[1:])]
+    stack += [Encode("intensity", size=n // 2, padding=n // 4)]
+    for _ in range(2):
+        stack += [FreeSpace(far, **periodic), PhaseMask(), pnn.layers.Threshold()]
+    stack += [FreeSpace(far, **periodic), Lens(5e-3), FreeSpace(far, **periodic)]
+    stack += [DetectorArray(grid=(3, 4, 3), size=n // 14, extent=n // 2 - 1)]
+    return keras.Sequential([*stack, keras.layers.Rescaling(30.0)])
+
+
+def fit(model, first, last):
+    rate = keras.optimizers.schedules.CosineDecay(0.03, steps)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"])
+    for step in range(first, last):
+        model.train_on_batch(*batches[step % len(batches)])
+
+
+turns, far_off = tfd.Uniform(-1.3, 1.3), tfd.Uniform(-25.0, 25.0)
+noise = pnn.Variation(rotation=turns, shift=turns, distance_error=far_off)
+out = pathlib.Path("results", "diffraction")
+for name in ("plain", "robust"):
+    model = network()
+    fit(model, 0, steps if name == "plain" else steps // 5)
+    if name == "robust":  # each mask and each distance on its own
+        fit(pnn.SATModel(model, ascent=None, variation=noise), steps // 5, steps)
+    for what, values in MISALIGNED.items():
+        devices = pnn.devices.grid(model, values)
+        x, y = data.x_test, data.y_test
+        found = pnn.evaluate_devices(model, x, y, devices, batch_size=100, verbose=0)
+        print(f"{name}, {what}: {100 * found['accuracy'][0]:.1f} %")
+field, lights, masks = data.x_test[:1], [], []
+for layer in model.layers[:-2]:
+    field = layer(field)
+    lights.append(np.abs(field[0]) / np.abs(field[0]).max())
+    if isinstance(layer, PhaseMask):
+        masks.append(layer.frame() / 255)
+# The planes in order, six in a row, and the masks below.
+rows = [lights[:6], lights[6:], masks]
+rows = [np.hstack(r + [np.zeros((n, n))] * (6 - len(r))) for r in rows]
+picture = dict(zip(("light", "light after mask 2", "phases"), rows, strict=True))
+pnn.plotting.save(pnn.plotting.images(picture), out / "light.png")
+print(f"The light of one digit, plane by plane, and the masks are in {out}/light.png")

@@ -1,0 +1,303 @@
+"""Propagate fields in free space: the angular spectrum and Fresnel's approximation."""
+
+import math
+
+import numpy as np
+import tensorflow as tf
+
+from keras_pnn import _checks
+from keras_pnn.physics._tensors import TensorLike, as_complex, as_float64, sizes
+
+
+def angular_spectrum(
+    field: TensorLike,
+    distance: TensorLike,
+    wavelength: TensorLike,
+    pitch: float,
+    band_limit: bool = True,
+    padding: int | None = None,
+) -> tf.Tensor:
+    """Propagates a field by its angular spectrum, exactly for the sampled field.
+
+        E(z) = F⁻¹{ F{E} · exp(i k_z z) },   k_z = 2π √(1/λ² − f_x² − f_y²)
+
+    Evanescent waves, with an imaginary k_z, decay with |z|. Phases are computed in
+    float64, as k_z z is tens of thousands of rad. Derivatives with respect to field,
+    distance and wavelength are exact but for the band limit, which is taken as fixed.
+
+    A discrete spectrum is that of a periodic plane: light that leaves on one side
+    comes back on the other. `padding` gives it dark room to spread into, and the band
+    limit removes the waves that would cross even that and come back.
+
+    Args:
+        field: Complex or real tensor of shape (..., height, width).
+        distance: Distance in m, negative for back in time: a number, or a tensor that
+            broadcasts with the leading axes of `field`.
+        wavelength: Wavelength in m, as `distance`.
+        pitch: Distance of neighbouring pixels in m.
+        band_limit: Whether waves are removed that the sampling cannot follow:
+            |f| > 1/(λ √(1 + (2 z Δf)²)) in each axis, with Δf = 1/(N · pitch).
+        padding: Dark pixels added on each side, and cropped again; 0 is a periodic
+            plane. Default: half of each side of the field.
+
+    Returns:
+        Complex tensor, complex128 for a complex128 or float64 field, else complex64.
+
+    Raises:
+        ValueError: If `field` has fewer than two axes, `pitch` is not positive,
+            `padding` is negative, or, for known values, if a distance is not finite, a
+            wavelength not positive, or the distance beyond (N · pitch)²/(2 λ), where no
+            wave but the mean passes the band limit. (Not on a periodic plane without
+            band limit, for which any distance is exact.)
+
+    Example:
+
+    >>> field = np.zeros((64, 64), "complex64")
+    >>> field[24:40, 24:40] = 1.0
+    >>> far = angular_spectrum(field, 1e-3, wavelength=532e-9, pitch=2e-6)
+    >>> far.shape, far.dtype
+    (TensorShape([64, 64]), tf.complex64)
+
+    Reference:
+
+    - Goodman, Introduction to Fourier Optics, section 3.10.
+    - Matsushima and Shimobaba, Opt. Express 17:19662 (2009), eq. 13: the band limit.
+    """
+    return _propagated(field, distance, wavelength, pitch, band_limit, padding, False)
+
+
+def fresnel(
+    field: TensorLike,
+    distance: TensorLike,
+    wavelength: TensorLike,
+    pitch: float,
+    band_limit: bool = True,
+    padding: int | None = None,
+) -> tf.Tensor:
+    """Propagates a field in the paraxial approximation of Fresnel.
+
+        E(z) = F⁻¹{ F{E} · exp(i k z − iπ λ z (f_x² + f_y²)) }
+
+    Args:
+        field, distance, wavelength, pitch, band_limit, padding: As in
+            `angular_spectrum`, with the band limit |f| ≤ 1/(2 λ z Δf).
+
+    Returns:
+        Complex tensor, as `angular_spectrum`.
+
+    Raises:
+        ValueError: As `angular_spectrum`.
+
+    Example:
+
+    >>> field = np.ones((16, 16), "complex64")
+    >>> fresnel(field, 1e-4, 532e-9, 2e-6, padding=0).shape
+    TensorShape([16, 16])
+
+    Reference:
+
+    - Goodman, Introduction to Fourier Optics, section 4.2.
+    """
+    return _propagated(field, distance, wavelength, pitch, band_limit, padding, True)
+
+
+def _propagated(field, distance, wavelength, pitch, band_limit, padding, paraxial):
+    field = as_field(field)
+    height, width = sizes(field)[-2:]
+    if padding is None:
+        pads = (height // 2, width // 2)
+    else:
+        pads = (_checks.integer("padding", padding, low=0),) * 2
+    size = height + 2 * pads[0], width + 2 * pads[1]
+    transfer = transfer_function(
+        size,
+        distance,
+        wavelength,
+        pitch,
+        band_limit,
+        paraxial=paraxial,
+        periodic=padding == 0,
+        dtype=field.dtype,
+    )
+    return filtered(field, transfer, pads)
+
+
+def transfer_function(
+    size: tuple[int, int],
+    distance: TensorLike,
+    wavelength: TensorLike,
+    pitch: float,
+    band_limit: bool = True,
+    paraxial: bool = False,
+    common_phase: bool = True,
+    periodic: bool = False,
+    dtype: str = "complex64",
+) -> tf.Tensor:
+    """Computes by what free space multiplies each wave of a plane's spectrum.
+
+    Args:
+        size: (height, width) of the plane with its padding, in pixels.
+        distance, wavelength, pitch, band_limit: As in `angular_spectrum`.
+        paraxial: Whether as in `fresnel`.
+        common_phase: Whether the phase k z of the straight wave is part of it. No
+            detector sees it, and derivatives with respect to distance and wavelength
+            are more precise without it.
+        periodic: Whether the plane is meant as periodic, so that without a band limit
+            every distance is allowed.
+        dtype: `"complex64"` or `"complex128"`.
+
+    Returns:
+        Complex tensor (..., height, width), frequencies in the order of `tf.signal`,
+        with the leading axes of `distance` and `wavelength`.
+
+    Raises:
+        ValueError: As `angular_spectrum`.
+
+    Example:
+
+    >>> transfer_function((8, 8), 1e-4, 532e-9, 2e-6).shape
+    TensorShape([8, 8])
+    """
+    pitch = _checks.real("pitch", pitch, above=0)
+    _checks.tensor("distance", distance, np.isfinite, "finite")
+    _checks.positive("wavelength", wavelength)
+    if band_limit or not periodic:
+        check_distance(size, distance, wavelength, pitch)
+    z, wave = (as_float64(v)[..., None, None] for v in (distance, wavelength))
+    square = sum(f**2 for f in np.ix_(*map(np.fft.fftfreq, size)))
+    # sin² of the angle to the axis.
+    sine = square * (wave / pitch) ** 2
+    turns = z / wave
+    decay = None
+    if paraxial:
+        phase = -0.5 * sine
+    else:
+        # 1 is put where a root is not taken, so that its derivative is finite.
+        travels, one = sine < 1, tf.ones_like(sine)
+        cosine = tf.sqrt(tf.where(travels, 1 - sine, one))
+        # √(1 − s) − 1 without cancellation.
+        phase = tf.where(travels, -sine / (1 + cosine), -one)
+        decay = tf.sqrt(tf.where(travels, one, sine - 1))
+        decay = tf.where(travels, 0 * one, decay)
+        decay = tf.exp(-2 * math.pi * tf.abs(turns) * decay)
+    phase = 2 * math.pi * turns * (phase + (1.0 if common_phase else 0.0))
+    if band_limit:
+        passes = within_band(size, z, wave, pitch, paraxial)
+        decay = passes if decay is None else decay * passes
+    return phasor(phase, dtype, 1.0 if decay is None else decay)
+
+
+def within_band(size: tuple[int, int], distance, wavelength, pitch, paraxial=False):
+    """Returns 1 for waves whose transfer function is sampled densely enough, else 0."""
+    z, wave = (tf.stop_gradient(as_float64(v)) for v in (distance, wavelength))
+    steps = (np.fft.fftfreq(size[0])[:, None], np.fft.fftfreq(size[1]))
+    passes = True
+    for step, n in zip(steps, size, strict=True):
+        # How fast the phase turns at the frequency, in half turns per sample.
+        slope = 2 * z / (n * pitch)
+        root = tf.abs(slope) if paraxial else tf.sqrt(1 + slope**2)
+        passes &= np.abs(step) / pitch * wave * root <= 1.0
+    return tf.cast(passes, "float64")
+
+
+def check_distance(size, distance, wavelength, pitch) -> None:
+    """Checks that more than the mean of a field passes the band limit."""
+    z, wave = _checks.concrete(distance), _checks.concrete(wavelength)
+    if z is None or wave is None or not all(isinstance(n, int) for n in size):
+        return
+    longest = (min(size) * pitch) ** 2 / (2 * np.asarray(wave, "float64"))
+    # An equality but for rounding passes.
+    if (np.abs(z) > longest * (1 + 1e-9)).any():
+        far, most = float(np.abs(z).max()), float(np.min(longest))
+        expected = (
+            f"at most {most:g} m, (N · pitch)²/(2 λ) for N = {min(size)} pixels of "
+            f"{pitch:g} m with their padding, beyond which the sampling resolves none "
+            "of the waves: use more pixels or padding, or a larger pitch"
+        )
+        raise _checks.error("distance", expected, f"{far:g}")
+
+
+def filtered(
+    field: tf.Tensor, transfer: tf.Tensor, pads: tuple[int, int] = (0, 0)
+) -> tf.Tensor:
+    """Multiplies the spectrum of a field: F⁻¹{ F{field} · transfer }.
+
+    The derivative is written out, since the adjoint is the same operation with the
+    conjugate of `transfer`, without the factors of two separate transforms.
+
+    Args:
+        field: Complex tensor (..., height, width).
+        transfer: Complex tensor (..., height + 2 · pads[0], width + 2 · pads[1]).
+        pads: Dark rows and columns added on each side, and cropped again.
+
+    Returns:
+        Complex tensor of the shape of `field`.
+
+    Example:
+
+    >>> field = tf.ones((4, 4), "complex64")
+    >>> bool(tf.reduce_all(filtered(field, tf.ones((4, 4), "complex64")) == field))
+    True
+    """
+    if not any(pads):
+        return _filtered(field, transfer)
+    height, width = sizes(field)[-2:]
+    (top, left), rank = pads, field.shape.rank
+    dark = [[0, 0]] * (rank - 2) + [[top, top], [left, left]]
+    wide = _filtered(tf.pad(field, dark), transfer)
+    return wide[..., top : top + height, left : left + width]
+
+
+@tf.custom_gradient
+def _filtered(field, transfer):
+    def gradient(upstream):
+        back = _filtered(upstream, tf.math.conj(transfer))
+        # The share of the transfer function, which a graph prunes where none asks.
+        count = tf.cast(tf.reduce_prod(tf.shape(field)[-2:]), upstream.dtype)
+        own = tf.math.conj(tf.signal.fft2d(field)) * tf.signal.fft2d(upstream)
+        return _summed(back, field), _summed(own / count, transfer)
+
+    return tf.signal.ifft2d(tf.signal.fft2d(field) * transfer), gradient
+
+
+def _summed(gradient, like):
+    """Sums a gradient over the axes along which `like` was broadcast."""
+    extra = gradient.shape.rank - like.shape.rank
+    gradient = tf.reduce_sum(gradient, list(range(extra))) if extra else gradient
+    ones = [
+        axis
+        for axis, (n, m) in enumerate(zip(like.shape, gradient.shape, strict=True))
+        if n == 1 and m != 1
+    ]
+    return tf.reduce_sum(gradient, ones, keepdims=True) if ones else gradient
+
+
+def phasor(phase: tf.Tensor, dtype: str = "complex64", amplitude=1.0) -> tf.Tensor:
+    """Returns amplitude · exp(i phase), computed in the precision of the phase.
+
+    Args:
+        phase: Float tensor, in rad.
+        dtype: `"complex64"` or `"complex128"`.
+        amplitude: Float tensor that broadcasts with `phase`.
+
+    Returns:
+        Complex tensor.
+
+    Example:
+
+    >>> phasor(tf.constant([0.0, math.pi / 2], "float64"), amplitude=2.0).shape
+    TensorShape([2])
+    """
+    real = tf.as_dtype(dtype).real_dtype
+    parts = (amplitude * part for part in (tf.cos(phase), tf.sin(phase)))
+    return tf.complex(*(tf.cast(part, real) for part in parts))
+
+
+def as_field(value) -> tf.Tensor:
+    """Returns a field as complex64, or complex128 where it has that precision."""
+    given = tf.convert_to_tensor(value)
+    wide = given.dtype in (tf.complex128, tf.float64)
+    if given.shape.rank is not None and given.shape.rank < 2:
+        expected = "a tensor of shape (..., height, width)"
+        raise _checks.error("field", expected, f"shape {given.shape}")
+    return as_complex(given, tf.complex128 if wide else tf.complex64)

@@ -205,23 +205,25 @@ def report(out: pathlib.Path) -> None:
         writer.writerows(rows)
     for line in lines:
         print(" | ".join(line))
-    figure = plotting.new_figure(10, 7)
-    for ax, (measure, label) in zip(
-        figure.subplots(2, 2, sharey=True).flat, MEASURES.items(), strict=True
-    ):
-        for system in dict.fromkeys(r["system"] for r in rows):
+    # A row for each system: their units differ.
+    systems = list(dict.fromkeys(r["system"] for r in rows))
+    figure = plotting.new_figure(14, 4 * len(systems))
+    axes = figure.subplots(len(systems), len(MEASURES), sharey="row", squeeze=False)
+    for row, system in zip(axes, systems, strict=True):
+        row[0].set_ylabel(f"{system}: accuracy on unseen devices (%)")
+        for ax, (measure, label) in zip(row, MEASURES.items(), strict=True):
             mine = [r for r in rows if r["system"] == system and r[measure] is not None]
             # On a logarithmic axis; a network whose figure is not positive is left out.
             points = [(r[measure], r["mean"]) for r in mine if r[measure] > 0]
             if points:
-                ax.plot(*zip(*points, strict=True), "o", label=system, alpha=0.7)
-        ax.set(xscale="log", xlabel=label, ylabel="accuracy on unseen devices (%)")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.xaxis.set_major_formatter("{x:g}")
-        ax.xaxis.set_minor_formatter("")
-        ax.grid(alpha=0.3)
-    ax.legend()
-    plotting.save(ax, out / "sharpness.png")
+                ax.plot(*zip(*points, strict=True), "o", alpha=0.7)
+            ax.set(xscale="log", xlabel=label)
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.xaxis.set_major_formatter("{x:g}")
+            ax.xaxis.set_minor_formatter("")
+            ax.tick_params(axis="x", rotation=60)
+            ax.grid(alpha=0.3)
+    plotting.save(axes[0, 0], out / "sharpness.png")
 
 
 def main() -> None:

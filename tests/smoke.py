@@ -209,6 +209,14 @@ def check_meshes(x, y):
         assert online.measurements == settings * len(x)
 
 
+def check_local(x, y):
+    """Trains two banks, each by a loss of its own."""
+    local = pnn.LocalClassifier([pnn.layers.MRRBank(4) for _ in range(2)], classes=3)
+    sat = pnn.SATModel(local, ascent=None, gradient=pnn.PhyLL())
+    sat.compile("adam", LOSS)
+    assert np.isfinite(sat.fit(x, y, verbose=0).history["loss"]).all()
+
+
 def check_hardware(model, chip, x, folder):
     """Logs a bench, replays it, and calibrates the model to it."""
 
@@ -313,6 +321,7 @@ def main(folder: pathlib.Path):
     assert isinstance(devices[0], pnn.SimulatedDevice)
     sat = check_training(x, y, devices[0])
     check_meshes(x, y)
+    check_local(x, y)
     found = pnn.evaluate_devices(sat, x, y, devices)
     assert isinstance(found, pnn.DeviceEvaluation)
     check_hardware(model, devices[0], x, folder)

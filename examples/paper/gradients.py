@@ -7,7 +7,7 @@ is measured on that device and on 20 that it has never met: the cosine of its gr
 with the device's own at start and end, accuracy, and what it asked of the device until
 90 and 95 %.
 
-    python examples/paper/gradients.py            # about two hours
+    python examples/paper/gradients.py            # hours
     python examples/paper/gradients.py --quick    # a few minutes
     python examples/paper/gradients.py --report
 
@@ -15,6 +15,7 @@ Each run is kept as JSON in the output folder, and is not repeated.
 """
 
 import argparse
+import csv
 import itertools
 import json
 import pathlib
@@ -50,6 +51,20 @@ LEFT_OUT = {
     ("mesh", "random feedback"),
     ("bank", "random feedback"),
 }
+
+HEADINGS = (
+    "network",
+    "source",
+    "ρ",
+    "seeds",
+    "cosine at the start",
+    "at the end",
+    "own device",
+    "unseen: mean",
+    "unseen: minimum",
+    "asked to 90 %",
+    "to 95 %",
+)
 
 
 def arguments() -> argparse.Namespace:
@@ -169,39 +184,75 @@ def run(kind: str, source: str, rho: float, seed: int, data, args) -> dict:
     }
 
 
-def until(found: dict, level: float) -> str:
+def until(found: dict, level: float) -> float:
     """What was asked of the device until its accuracy reached a level."""
     pairs = zip(found["measurements"], found["on device"], strict=True)
-    return next((f"{n:.2g}" for n, accuracy in pairs if accuracy >= level), "–")
+    return next((n for n, accuracy in pairs if accuracy >= level), np.inf)
+
+
+def mean(values: list[float], digits: int = 1) -> str:
+    """The mean over seeds, ± the standard deviation if there are several."""
+    shown = f"{np.mean(values):.{digits}f}"
+    return shown + (f" ± {np.std(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def asked(values: list[float]) -> str:
+    """The mean over seeds; a dash if one did not get there."""
+    return f"{np.mean(values):,.0f}" if np.isfinite(values).all() else "–"
+
+
+def grouped(runs: list[dict]) -> dict[tuple, list[dict]]:
+    """(network, source, ρ) → runs of several seeds."""
+    found: dict[tuple, list[dict]] = {}
+    for r in runs:
+        found.setdefault((r["network"], r["source"], r["rho"]), []).append(r)
+    places = [*NETWORKS, *SOURCES]
+
+    def order(key: tuple) -> list:
+        return [places.index(key[0]), places.index(key[1]), key[2]]
+
+    return {key: found[key] for key in sorted(found, key=order)}
 
 
 def report(out: pathlib.Path) -> None:
     import matplotlib.pyplot as plt
 
     runs = [json.loads(p.read_text("utf-8")) for p in sorted(out.glob("run_*.json"))]
-    print(
-        f"{'network':8}{'source':20}{'ρ':>5}{'seed':>5}{'cosine':>15}{'own':>7}"
-        f"{'unseen':>8}{'min':>7}{'to 90 %':>10}{'to 95 %':>10}"
-    )
-    for r in runs:
-        unseen = np.array(r["accuracy"]["unseen"])
-        start, end = r["cosine"]
-        print(
-            f"{r['network']:8}{r['source']:20}{r['rho']:5g}{r['seed']:5}"
-            f"{start:8.3f}{end:7.3f}{r['accuracy']['own'][0]:7.1f}{unseen.mean():8.1f}"
-            f"{unseen.min():7.1f}{until(r, 90):>10}{until(r, 95):>10}"
-        )
-    kinds = sorted({r["network"] for r in runs})
+    groups = grouped(runs)
+    with open(out / "gradients.csv", "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(HEADINGS)
+        for (kind, source, rho), found in groups.items():
+            unseen = [r["accuracy"]["unseen"] for r in found]
+            table.writerow(
+                [
+                    kind,
+                    source,
+                    f"{rho:g}",
+                    len(found),
+                    *(mean([r["cosine"][i] for r in found], 2) for i in (0, 1)),
+                    mean([r["accuracy"]["own"][0] for r in found]),
+                    mean([np.mean(u) for u in unseen]),
+                    mean([np.min(u) for u in unseen]),
+                    *(asked([until(r, level) for r in found]) for level in (90, 95)),
+                ]
+            )
+    print((out / "gradients.csv").read_text("utf-8"))
+    kinds = [kind for kind in NETWORKS if any(k[0] == kind for k in groups)]
     figure, axes = plt.subplots(1, len(kinds), squeeze=False, sharey=True)
     figure.set_size_inches(5 * len(kinds), 4)
     for axis, kind in zip(axes[0], kinds, strict=True):
-        for r in runs:
-            if r["network"] == kind:
-                label = r["source"] + (f", ρ = {r['rho']:g}" if r["rho"] else "")
-                style = "--" if r["rho"] else "-"
-                axis.plot(r["measurements"], r["on device"], style, label=label)
+        for (network, source, rho), found in groups.items():
+            if network == kind:
+                axis.plot(
+                    found[0]["measurements"],
+                    np.mean([r["on device"] for r in found], axis=0),
+                    "--" if rho else "-",
+                    color=f"C{list(SOURCES).index(source)}",
+                    label=None if rho else source,
+                )
         axis.set(xscale="log", title=kind, xlabel="measurements (settings × samples)")
-        axis.legend(fontsize="x-small")
+        axis.legend(fontsize="x-small", title="dashed: with the ascent")
     axes[0, 0].set_ylabel("accuracy on the device (%)")
     figure.savefig(out / "gradients.png", bbox_inches="tight", dpi=150)
 

@@ -167,34 +167,30 @@ def groups(rows: list[dict]) -> dict[str, list[dict]]:
     for row in rows:
         found.setdefault(f"{row['system']}, {row['setting']}", []).append(row)
     found = {name: mine for name, mine in found.items() if len(mine) >= 5}
-    return {**found, "all": rows}
+    return found if list(found.values()) == [rows] else {**found, "all": rows}
 
 
 def table(rows: list[dict]) -> list[list[str]]:
-    lines = [
-        [
-            "",
-            "networks",
-            *(f"{m}: {t}" for m in MEASURES.values() for t in TARGETS.values()),
-        ]
-    ]
+    lines = [["", "networks", *TARGETS.values()]]
     for name, mine in groups(rows).items():
-        cells = [name, str(len(mine))]
-        for measure in MEASURES:
+        for measure, label in MEASURES.items():
             have = [r for r in mine if r[measure] is not None]
+            if len(have) < 5:
+                continue
+            cells = []
             for target in TARGETS:
-                if len(have) < 5:
-                    cells.append("–")
-                    continue
-                middle, low, high = correlation(
+                found = correlation(
                     [r[measure] for r in have], [r[target] for r in have]
                 )
-                cells.append(f"{middle:.2f} ({low:.2f} to {high:.2f})")
-        lines.append(cells)
+                cell = "{:.2f} ({:.2f} to {:.2f})".format(*found)
+                cells.append(cell.replace("-", "−"))
+            lines.append([f"{name}: {label}", str(len(have)), *cells])
     return lines
 
 
 def report(out: pathlib.Path) -> None:
+    from matplotlib.ticker import LogLocator
+
     from keras_pnn import plotting
 
     paths = sorted(out.glob("network_*.json"))
@@ -220,6 +216,9 @@ def report(out: pathlib.Path) -> None:
             if points:
                 ax.plot(*zip(*points, strict=True), "o", label=system, alpha=0.7)
         ax.set(xscale="log", xlabel=label, ylabel="accuracy on unseen devices (%)")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter("")
         ax.grid(alpha=0.3)
     ax.legend()
     plotting.save(ax, out / "sharpness.png")

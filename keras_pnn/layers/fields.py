@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from keras_pnn import _keras
-from keras_pnn.layers.detectors import FieldDetector
+from keras_pnn.layers.detectors import BalancedDetector, Photodetector
 from keras_pnn.physics._tensors import as_complex
 
 
@@ -113,7 +113,7 @@ def check_fields(model: keras.Model) -> None:
 
 
 def detected(model: keras.Model, layer) -> bool:
-    """Tells whether the fields of a layer go to detectors alone.
+    """Tells whether the fields of a layer go to detectors of intensities alone.
 
     Args:
         model: a model; one that is not of nodes (functional, Sequential) gives False.
@@ -125,8 +125,8 @@ def detected(model: keras.Model, layer) -> bool:
     seen: list[Use] = []
     outputs = _follow(graph, [None] * len(graph.inputs), seen)
     takers = [use.layer for use in seen if layer in use.sources]
-    detectors = all(isinstance(t, FieldDetector) for t in takers)
-    return bool(takers) and detectors and layer not in outputs
+    detected = all(isinstance(t, Photodetector | BalancedDetector) for t in takers)
+    return bool(takers) and detected and layer not in outputs
 
 
 def _follow(graph, given: list, seen: list[Use]) -> list:

@@ -22,7 +22,9 @@ from keras_pnn.training.gradients import (
     ForwardGradient,
     ModelGradient,
     ParameterShift,
+    PhyLL,
 )
+from keras_pnn.training.local_classifier import LocalClassifier
 from keras_pnn.training.pat import PATModel
 from keras_pnn.training.pruning import OpticalPruning
 from keras_pnn.training.sat import SATModel
@@ -45,10 +47,12 @@ __all__ = [
     "FiniteDifference",
     "ForwardGradient",
     "FriendlySAM",
+    "LocalClassifier",
     "LookSAM",
     "ModelGradient",
     "OpticalPruning",
     "PATModel",
     "ParameterShift",
+    "PhyLL",
     "SATModel",
 ]

@@ -356,11 +356,12 @@ def _overrides(model: keras.Model, name: str) -> bool:
 
 def _check_strategy(strategy: tf.distribute.Strategy) -> None:
     """Raises ValueError for a strategy under which Keras cannot `fit`."""
-    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+    several = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    if several and strategy.num_replicas_in_sync > 1:
         raise ValueError(
             "A model must be made outside `MultiWorkerMirroredStrategy`, under which "
             "Keras 3 cannot `fit` on TensorFlow (keras#20585). Use `MirroredStrategy` "
             "on one machine; on several, run one training on each, and measure with "
-            "`robustness_report(executor=...)`. Received: "
-            f"{type(strategy).__name__}"
+            "`robustness_report(executor=...)`. Received: a strategy with "
+            f"{strategy.num_replicas_in_sync} replicas"
         )

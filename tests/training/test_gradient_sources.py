@@ -421,6 +421,25 @@ def test_every_ascent_takes_its_gradients_from_every_source(source):
             assert trainer.measurements == 16 * passes.get(name(ascent), 2)
 
 
+@pytest.mark.parametrize(
+    ("source", "ascent"),
+    [
+        (pnn.ParameterShift, lambda: pnn.ESAM(0.05)),
+        (pnn.FeedbackAlignment, lambda: pnn.LookSAM(0.05, every=2)),
+        (pnn.ForwardGradient, lambda: pnn.MESA(start=1)),
+    ],
+)
+def test_branches_of_a_compiled_step_are_those_of_an_eager_one(source, ascent):
+    found = []
+    for eager in (True, False):
+        trainer = trained(
+            source(), ascent(), pnn.SimulatedDevice({}), run_eagerly=eager
+        )
+        trainer.fit(X, Y, batch_size=6, epochs=2, shuffle=False, verbose=0)
+        found.append([*numbers(trainer.trainable_variables), trainer.measurements])
+    assert_same(*found, 1e-5)
+
+
 # Keras' contracts.
 
 
@@ -507,6 +526,10 @@ def softmax_bank():
     return keras.Model(inputs, pnn.layers.MRRBank(3, activation="softmax")(inputs))
 
 
+def warm_bank():
+    return bank(4, 3, crosstalk=pnn.physics.heater.nearest_neighbour((3, 4), 0.1))
+
+
 def masks():
     inputs = keras.Input((2, 2))
     return keras.Model(inputs, pnn.layers.MaskedSLM(3)(inputs))
@@ -524,6 +547,12 @@ def two_meshes():
     return keras.Model(inputs, pnn.layers.Photodetector(ports=3)(x))
 
 
+def homodyne():
+    inputs = keras.Input((4,))
+    x = pnn.layers.MZIMesh(4, name="mesh")(inputs)
+    return keras.Model(inputs, pnn.layers.HomodyneDetector()(x))
+
+
 def without_inverse():
     return mesh_network(crosstalk=np.ones((16, 16)))
 
@@ -532,9 +561,11 @@ def without_inverse():
     ("source", "network", "message"),
     [
         (pnn.ParameterShift(), softmax_bank, "banks without an activation.*softmax"),
+        (pnn.ParameterShift(), warm_bank, "rows do not warm each other.*'bank'"),
         (pnn.ParameterShift(), masks, "meshes .* or microrings.*MaskedSLM"),
         (pnn.ParameterShift(), dense_mesh, "intensities.*fields go elsewhere"),
         (pnn.ParameterShift(), two_meshes, "'mesh', whose fields go elsewhere"),
+        (pnn.ParameterShift(), homodyne, "'mesh', whose fields go elsewhere"),
         (pnn.ParameterShift(), without_inverse, "crosstalk that can be inverted"),
         (
             pnn.ParameterShift(),

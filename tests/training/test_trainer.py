@@ -326,9 +326,15 @@ def test_summary_shows_the_network_inside(trainer):
 
 
 def test_a_strategy_of_several_machines_is_refused(monkeypatch):
-    # A real one must be made before anything else is computed.
-    several = object.__new__(tf.distribute.MultiWorkerMirroredStrategy)
+    class Several(tf.distribute.MultiWorkerMirroredStrategy):
+        """A real one must be made before anything else is computed."""
+
+        num_replicas_in_sync = 2
+
+        def __init__(self):
+            pass
+
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    monkeypatch.setattr(keras.Model, "distribute_strategy", several)
+    monkeypatch.setattr(keras.Model, "distribute_strategy", Several())
     with pytest.raises(ValueError, match=r"outside `MultiWorkerMirroredStrategy`.*Use"):
         pnn.SATModel(model, rho=0.1)

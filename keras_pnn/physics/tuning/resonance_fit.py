@@ -162,6 +162,8 @@ def _resonance(x, y, port, period, name, scaled=False) -> _Found:
     from scipy import optimize
 
     distant = 0.0 if port == "drop" else 1.0
+    # Of a passive ring.
+    low = -1.0 if port == "balanced" else 0.0
     free = bool(period) and (period is True or not scaled)
     fixed = None if free or not period else period
     span = np.ptp(x)
@@ -176,14 +178,17 @@ def _resonance(x, y, port, period, name, scaled=False) -> _Found:
     def solved(at):
         peak = shape(at)
         if not scaled:
-            height = (y - distant) @ peak / (peak @ peak)
-            return (distant + height, 1.0), distant + height * peak - y
-        columns = [peak] if port == "drop" else [np.ones_like(x), peak]
-        columns = np.stack(columns, axis=1)
-        linear = np.linalg.lstsq(columns, y, rcond=None)[0]
-        scale = linear[0]
-        level = 1.0 if port == "drop" else 1 + linear[1] / scale
-        return (level, scale), (columns @ linear - y) / np.abs(y).max()
+            level = distant + (y - distant) @ peak / (peak @ peak)
+            level = np.clip(level, low, 1.0)
+            return level, distant + (level - distant) * peak - y
+        level = 1.0
+        if port != "drop":
+            columns = np.stack([np.ones_like(x), peak], axis=1)
+            scale, height = np.linalg.lstsq(columns, y, rcond=None)[0]
+            level = max(1 + height / scale, low)
+        curve = distant + (level - distant) * peak
+        scale = curve @ y / (curve @ curve)
+        return level, (scale * curve - y) / np.abs(y).max()
 
     grids = [
         np.linspace(x.min() - span / 2, x.max() + span / 2, 81),
@@ -205,7 +210,7 @@ def _resonance(x, y, port, period, name, scaled=False) -> _Found:
         for start in ranked[:5]
     ]
     best = min(fits, key=lambda found: found.cost)
-    (level, _), residual = solved(best.x)
+    level, residual = solved(best.x)
     left = float(np.sqrt(np.mean(residual**2)))
     depth = abs(level - distant)
     if scaled and not x.min() <= best.x[0] <= x.max():
@@ -219,12 +224,11 @@ def _resonance(x, y, port, period, name, scaled=False) -> _Found:
             "a curve with a resonance",
             f"one that is {depth:.2g} deep, {left:.2g} (rms) away from the nearest",
         )
-    low = -1.0 if port == "balanced" else 0.0
     period = float(np.exp(best.x[2])) if free else fixed
     return _Found(
         float(best.x[0]),
         float(np.exp(best.x[1])),
-        float(np.clip(level, low, 1.0)),
+        float(level),
         period,
         left,
     )

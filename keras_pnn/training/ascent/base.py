@@ -57,6 +57,8 @@ class Ascent(Brief):
     follows = False
     # Whether the second pass is in a branch, in which no source can store a memory.
     branches = False
+    # Whether it goes by the outputs of training, as those of all classes.
+    by_outputs = False
     # What a step has asked of the device beside its passes, settings times samples.
     asked: tf.Tensor | int = 0
     # Whether this step has measured the sharpness.

@@ -59,7 +59,7 @@ class ESAM(SAM):
         self.gamma = _checks.real("gamma", gamma, above=0, high=1)
         # The samples of each replica would be ranked by themselves.
         self.replicated = self.gamma == 1
-        self.branches = self.gamma < 1
+        self.branches = self.by_outputs = self.gamma < 1
 
     def __call__(self, values, gradients, iteration):
         steps = super().__call__(values, gradients, iteration)

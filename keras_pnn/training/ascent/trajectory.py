@@ -25,6 +25,7 @@ class Trajectory(Ascent):
     """
 
     follows = True
+    by_outputs = True
 
     def __init__(self, lam: float, start: int, temperature: float):
         self.lam = _checks.real("lam", lam, low=0)

@@ -11,6 +11,7 @@ from keras_pnn.training.gradients.central_difference import CentralDifference
 from keras_pnn.training.gradients.feedback_alignment import FeedbackAlignment
 from keras_pnn.training.gradients.forward_gradient import ForwardGradient
 from keras_pnn.training.gradients.parameter_shift import ParameterShift
+from keras_pnn.training.gradients.phyll import PhyLL
 from keras_pnn.training.gradients.spgd import SPGD
 from keras_pnn.training.gradients.spsa import SPSA
 
@@ -26,4 +27,5 @@ __all__ = [
     "GradientSource",
     "ModelGradient",
     "ParameterShift",
+    "PhyLL",
 ]

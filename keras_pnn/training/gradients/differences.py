@@ -201,18 +201,19 @@ class RandomDirections(LossGradient):
 def random_signs(like: tf.Tensor, seed: list, purpose: tuple) -> tf.Tensor:
     """Returns ±1 for each element, a pure function of seed and purpose."""
     return 1 - 2 * tf.cast(
-        tf.bitwise.right_shift(_random_bits(like, seed, purpose), 31), like.dtype
+        tf.bitwise.right_shift(random_bits(like, seed, purpose), 31), like.dtype
     )
 
 
 def random_normal(like: tf.Tensor, seed: list, purpose: tuple) -> tf.Tensor:
     """Returns draws of N(0, 1), a pure function of seed and purpose."""
-    bits = tf.bitwise.right_shift(_random_bits(like, seed, purpose), 8)
+    bits = tf.bitwise.right_shift(random_bits(like, seed, purpose), 8)
     middle = (tf.cast(bits, "float64") + 0.5) * 2.0**-24
     return tf.cast(tf.math.ndtri(middle), like.dtype)
 
 
-def _random_bits(like, seed, purpose):
+def random_bits(like: tf.Tensor, seed: list, purpose: tuple) -> tf.Tensor:
+    """Returns random uint32, a pure function of seed and purpose."""
     code = zlib.crc32(repr(("spsa", *purpose)).encode()) & 0x7FFFFFFF
     seed = tf.random.experimental.stateless_fold_in(tf.stack(seed), code, alg="philox")
     # Whole numbers: XLA draws other floats than TensorFlow does.

@@ -65,8 +65,8 @@ class ParameterShift(LayerGradient):
         ValueError: If `ring_step` is not above 0, or there is no device; in training,
             if a measured layer with trainable controls is no `MZIMesh`, `MRRBank` or
             `MRRConv2D`; the fields behind a mesh go elsewhere than to detectors; a
-            crosstalk matrix cannot be inverted, or meets a `dac`; or a ring layer has
-            an activation of its own.
+            crosstalk matrix of a mesh cannot be inverted, or meets a `dac`; or a ring
+            layer has an activation of its own, or crosstalk between its rows.
 
     Example:
 
@@ -92,6 +92,10 @@ class ParameterShift(LayerGradient):
                 name = getattr(layer.activation, "__name__", "an activation")
                 expected = "banks without an activation; add it as a layer"
                 raise refuse(self, layer, expected, f"with {name}")
+            if layer.crosstalk is not None and len(layer.crosstalk) != layer.columns:
+                # All rows are shifted at once.
+                expected = "banks whose rows do not warm each other"
+                raise refuse(self, layer, expected, "with crosstalk between all rings")
         elif not isinstance(layer, MZIMesh):
             expected = "meshes (MZIMesh) or microrings (MRRBank, MRRConv2D)"
             raise refuse(self, layer, expected, f"a {type(layer).__name__}")

@@ -1,0 +1,114 @@
+"""Train each layer by a loss of its own: physical local learning."""
+
+import keras
+import tensorflow as tf
+
+from keras_pnn import _checks
+from keras_pnn.training.gradients.base import ModelGradient
+from keras_pnn.training.gradients.differences import random_bits
+from keras_pnn.training.local_classifier import LocalClassifier
+
+
+@keras.saving.register_keras_serializable(package="keras_pnn")
+class PhyLL(ModelGradient):
+    """Trains each block of a `LocalClassifier` alone: physical local learning (PhyLL).
+
+    In each step the batch is sent twice: with its labels, which gives each block the
+    goodness g⁺, and with wrong ones, drawn for each sample, which gives g⁻. The loss is
+
+        L = mean over samples of Σ_k log(1 + exp(−θ (g_k⁺ − g_k⁻)))
+
+    and no derivative leaves its block: nothing is propagated back from one to another.
+    Within a block, the derivative of the physical layer is its model's, at the states
+    that were measured. With the physical layers frozen and digital layers behind them,
+    as in the authors' experiments, no model of the hardware is used at all.
+
+    The loss that is given to `compile` serves `evaluate` and validation alone, where
+    each input is sent with all labels. In training, `loss` is L, and metrics know the
+    two labels that were sent: an accuracy is that of choosing between them.
+
+    A training step asks for 2 settings of each layer, and for 4 with an ascent.
+
+    Args:
+        theta: θ, a number above 0. The authors use 4 and 5.
+
+    Raises:
+        ValueError: If `theta` is not above 0; in training, if the model is no
+            `LocalClassifier`, targets are not one integer label per sample, or the
+            ascent goes by outputs for all labels (`SAF`, `MESA`, and `ESAM` with
+            gamma < 1).
+
+    Example:
+
+    ```python
+    blocks = [pnn.layers.MRRBank(24) for _ in range(2)]
+    local = pnn.LocalClassifier(blocks, classes=10)
+    sat = pnn.SATModel(local, ascent=None, gradient=pnn.PhyLL(theta=4.0))
+    ```
+
+    Reference:
+        - Momeni et al., Science 382:1297 (2023), arXiv:2304.11042, and the code that
+          goes with it
+    """
+
+    def __init__(self, theta: float = 4.0):
+        self.theta = _checks.real("theta", theta, above=0)
+
+    def get_config(self) -> dict:
+        return {"theta": self.theta}
+
+    def forward(self, trainer, batch, overrides, asked=None, join=None):
+        model, (x, y, weight) = trainer.model, batch
+        self._check(trainer, y)
+        right = tf.reshape(tf.cast(y, "int32"), [-1])
+        wrong = _other_labels(trainer, right, model.classes)
+        scope = overrides.scope(trainer)
+        with scope, self.measuring(trainer, asked, join):
+            both = [
+                model.goodness(x, labels, cut=True, training=True)
+                for labels in (right, wrong)
+            ]
+            local = [
+                tf.nn.softplus(-self.theta * tf.cast(a - b, keras.config.floatx()))
+                for a, b in zip(*both, strict=True)
+            ]
+            each = tf.add_n(local)
+            if weight is not None:
+                each *= tf.reshape(tf.cast(weight, each.dtype), [-1])
+            losses = [tf.reduce_mean(each), *trainer.losses]
+            replicas = tf.distribute.get_strategy().num_replicas_in_sync
+            loss = tf.add_n([tf.cast(v, each.dtype) for v in losses]) / replicas
+            y_pred = _outputs(model, (right, wrong), map(tf.add_n, both))
+            return loss, y_pred, scope
+
+    def _check(self, trainer, y) -> None:
+        if not isinstance(trainer.model, LocalClassifier):
+            received = f"a {type(trainer.model).__name__}"
+            raise _checks.error("model", "a pnn.LocalClassifier for PhyLL", received)
+        shape = getattr(y, "shape", None)
+        if shape is None or len(shape) > 2 or (len(shape) == 2 and shape[1] != 1):
+            received = f"targets of shape {shape}"
+            raise _checks.error("y", "one integer label per sample", received)
+        ascent = getattr(trainer, "ascent", None)
+        if getattr(ascent, "by_outputs", False):
+            raise ValueError(
+                f"{type(ascent).__name__} goes by outputs for all labels, of which "
+                f"PhyLL knows two in training. Received: ascent={ascent!r}"
+            )
+
+
+def _other_labels(trainer, labels, classes: int) -> tf.Tensor:
+    """Draws a wrong label for each sample, a pure function of seed and step."""
+    iteration = tf.cast(tf.convert_to_tensor(trainer.optimizer.iterations), "int32")
+    bits = random_bits(labels, [trainer.seed, iteration], ("phyll",))
+    draw = tf.cast(tf.cast(bits, "int64") % (classes - 1), labels.dtype)
+    return (labels + 1 + draw) % classes
+
+
+def _outputs(model, labels, sums) -> tf.Tensor:
+    """The outputs for the labels that were sent; the least possible for others."""
+    least, found = -len(model.blocks), 0
+    for label, value in zip(labels, sums, strict=True):
+        chosen = tf.one_hot(label, model.classes, dtype=value.dtype)
+        found += chosen * (value - least)[:, None]
+    return found + least

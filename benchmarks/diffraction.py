@@ -9,7 +9,8 @@ by default, each behind 2 mm of free space,
 - through `FreeSpace` and `PhaseMask`,
 - the Fourier transforms that it cannot do without, two for each plane and direction,
 - with `--torchoptics` the same in that package, by the Python of an environment of its
-  own that has it, which this program starts and asks for one run at a time.
+  own that has it, which this program starts and asks for one run at a time. It
+  computes in double precision; `--double` does so here too.
 
 Programs are timed in turn, and a ratio is the median over rounds, so that it holds on
 a machine whose speed drifts. Their results are compared first.
@@ -61,7 +62,7 @@ def worker(n: int, batch: int, planes: int) -> None:
         print(seconds, light.item(), slopes[0].norm().item(), flush=True)
 
 
-def programs(n: int, batch: int, planes: int):
+def programs(n: int, batch: int, planes: int, double: bool):
     """Returns ours and the transforms alone, as functions without arguments."""
     import keras
     import tensorflow as tf
@@ -69,12 +70,14 @@ def programs(n: int, batch: int, planes: int):
     from keras_pnn.layers import FreeSpace, PhaseMask
 
     fields, phases = problem(n, batch, planes)
-    fields = tf.constant(fields)
-    layers = [keras.Input(fields.shape[1:], dtype="complex64")]
+    kind, own = ("complex128", "float64") if double else ("complex64", "float32")
+    fields = tf.constant(fields, kind)
+    layers = [keras.Input(fields.shape[1:], dtype=kind)]
     for phase in phases:
         start = keras.initializers.Constant(phase)
-        mask = PhaseMask(phase_initializer=start)
-        layers += [FreeSpace(DISTANCE, band_limit=False, padding=0), mask]
+        mask = PhaseMask(phase_initializer=start, dtype=own)
+        space = FreeSpace(DISTANCE, band_limit=False, padding=0, dtype=own)
+        layers += [space, mask]
     stack = keras.Sequential(layers)
     variables = [v.value for v in stack.trainable_variables]
 
@@ -109,6 +112,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--planes", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--double", action="store_true", help="complex128")
     parser.add_argument("--torchoptics", metavar="PYTHON")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -116,7 +120,7 @@ def main() -> None:
         worker(args.worker, args.batch_size, args.planes)
         return
     for n in args.sizes:
-        ours, transforms = programs(n, args.batch_size, args.planes)
+        ours, transforms = programs(n, args.batch_size, args.planes, args.double)
         answers = [float(v) for v in ours()]
         transforms()
         other = None

@@ -7,7 +7,7 @@ is measured on that device and on 20 that it has never met: the cosine of its gr
 with the device's own at start and end, accuracy, and what it asked of the device until
 90 and 95 %.
 
-    python examples/paper/gradients.py            # about two hours
+    python examples/paper/gradients.py            # hours
     python examples/paper/gradients.py --quick    # a few minutes
     python examples/paper/gradients.py --report
 

@@ -13,6 +13,7 @@ temperatures.
 
     python examples/paper/measured_rings.py --folder rings      # hours
     python examples/paper/measured_rings.py --folder rings --known measured
+    python examples/paper/measured_rings.py --folder rings --curves   # no training
     python examples/paper/measured_rings.py --quick             # synthetic rings
 
 The folder has one CSV file for each ring, `ring_*.csv`, and one for the published
@@ -48,8 +49,9 @@ METHODS = {
     "both": "SAT and random chips",
 }
 SENSITIVITY = 0.08  # nm/K
+NOISE = 0.005  # of one reading of a weight
 # How far the chip is warmed or cooled in training, and rings shifted, and both in nm.
-WARMING, SHIFT, ROOM = 1.25, 0.02, 0.122  # K, nm, nm
+WARMING, SHIFT, ROOM = 1.0, 0.02, 0.102  # K, nm, nm
 
 
 def arguments() -> argparse.Namespace:
@@ -62,6 +64,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=60000)
     parser.add_argument("--half-width", type=float, default=0.077, help="nm")
     parser.add_argument("--data", default="auto")
+    parser.add_argument("--curves", action="store_true", help="only their errors")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--report", action="store_true")
     parser.add_argument(
@@ -122,7 +125,14 @@ class Rings:
                 [self._measured(*pair) for pair in zip(curves, fits, strict=True)]
             ),
         }
-        rings = {**self.tunings, "physical": pnn.RingTunings(fits)}
+        closer = [
+            pnn.MeasuredTuning(*points.T, "mA", smoothing=NOISE) for points in curves
+        ]
+        rings = {
+            **self.tunings,
+            f"measured, smoothing {NOISE}": pnn.RingTunings(closer),
+            "physical": pnn.RingTunings(fits),
+        }
         self.errors = {
             name: [
                 error(tuning.tunings[i % tuning.tunings.size], points)
@@ -260,9 +270,15 @@ def main() -> None:
             published, curves = synthetic()
         rings = Rings(published, curves, args.half_width)
         print(f"{rings.efficiency:.4f} nm/mW, currents {rings.limits} mA")
+        heads = ",".join(f"ring {i}" for i in range(len(curves)))
+        lines = [f"weight error (rms),{heads}"]
         for name, errors in rings.errors.items():
-            cells = " ".join(f"{e:.4f}" for e in errors)
-            print(f"weight error (rms), {name:9}: {cells}")
+            lines.append(",".join([f'"{name}"', *(f"{e:.4f}" for e in errors)]))
+        print(*lines, sep="\n")
+        text = "\n".join(lines) + "\n"
+        (args.out / "measured_rings_curves.csv").write_text(text, "utf-8")
+        if args.curves:
+            return
         data = pnn.datasets.load(args.data).head(args.images, 10000)
         if args.quick:
             data, args.epochs = few(data), 1

@@ -234,8 +234,9 @@ class PhaseMask(_Mask):
         shown = low + tf.math.floormod(phase - low, tf.cast(_TURN, phase.dtype))
         if self.dac is not None:
             shown = self.dac(shown)
-        # The slope of 1 holds beyond the converter's range too, in the next turn.
-        return {"phase": phase + tf.stop_gradient(shown - phase)}
+        # The slope of 1 holds beyond the converter's range too, in the next turn. The
+        # difference is exactly 0, so that the phase is exactly a level.
+        return {"phase": tf.stop_gradient(shown) + (phase - tf.stop_gradient(phase))}
 
     def forward(self, inputs, controls, imperfections):
         phase = self.as_set(controls)["phase"]

@@ -78,6 +78,12 @@ class Quantity(Brief):
         """Returns the variable's present value plus a deviation."""
         return self.joined(tf.convert_to_tensor(self.variable), deviation)
 
+    def scaled(self, deviation, factor) -> tf.Tensor:
+        """Returns a deviation times a factor; a control is stuck or not."""
+        if self.holds is not None:
+            return deviation
+        return tf.cast(factor, deviation.dtype) * deviation
+
     def joined(self, value, deviation) -> tf.Tensor:
         """Returns a value of the variable plus a deviation.
 

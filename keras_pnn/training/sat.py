@@ -301,11 +301,8 @@ class SATModel(Trainer):
         if not self.warmup:
             return Overrides(self.variation.values(self.model, seed))
         drawn = self.variation.deviations(self.model, seed)
-        # A control is stuck or not.
-        return Overrides(
-            (q.variable, q.added(d if q.holds else tf.cast(self._ramp(), d.dtype) * d))
-            for q, d in drawn
-        )
+        ramp = self._ramp()
+        return Overrides((q.variable, q.added(q.scaled(d, ramp))) for q, d in drawn)
 
     def _check_draws(self) -> None:
         """Raises ValueError if XLA would draw other devices than TensorFlow."""

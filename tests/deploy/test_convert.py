@@ -279,7 +279,7 @@ def test_gains_that_do_not_exist():
 
 @pytest.mark.parametrize("make", [functional, sequential])
 def test_dense_layers_as_meshes(make, tmp_path):
-    model = settle(make(), 2.5)
+    model = settle(make(), 0.5)
     conversion = pnn.convert(model, target="mzi")
     rows = {row["name"]: row for row in conversion.layers}
     kernel = model.get_layer("dense").kernel

@@ -213,7 +213,7 @@ def test_bad_csv(tmp_path, text, column, message):
         (lambda: drift.OrnsteinUhlenbeck(1.0, 0.0), "`relaxation`.* > 0"),
         (lambda: drift.Sinusoid(1.0, 0), "`period`.*Received: 0"),
         (lambda: drift.Recorded([]), r"`values`.*Received: \[\]"),
-        (lambda: drift.Recorded([[1.0]]), "`values`.*one-dimensional"),
+        (lambda: drift.Recorded([[[1.0]]]), r"`values`.*array \(steps, series\)"),
         (lambda: drift.Recorded([1.0, math.inf]), "`values`.*Received: inf"),
         (lambda: drift.Recorded([1.0], past_end="stop"), "`past_end`.*'stop'"),
         (lambda: drift.Linear(1.0).at(-1), "`step`.*Received: -1"),

@@ -28,7 +28,8 @@ def trainer_of(model, device=None, ascent=None, theta=4.0):
     trainer = pnn.SATModel(
         model, ascent=ascent, device=device, gradient=pnn.PhyLL(theta)
     )
-    trainer.compile(keras.optimizers.SGD(0.1), LOSS, ["accuracy"], run_eagerly=True)
+    optimizer = keras.optimizers.SGD(0.1)
+    trainer.compile(optimizer, LOSS, metrics=["accuracy"], run_eagerly=True)
     return trainer
 
 
@@ -163,7 +164,7 @@ def test_digits_are_learned_on_a_chip():
     model.build((None, x.shape[1]))
     chip = pnn.Variation(resonance_shift=0.03).sample(model, 1)[0]
     trainer = pnn.SATModel(model, ascent=None, device=chip, gradient=pnn.PhyLL())
-    trainer.compile(keras.optimizers.Adam(0.01), LOSS, ["accuracy"])
+    trainer.compile(keras.optimizers.Adam(0.01), LOSS, metrics=["accuracy"])
     logs = trainer.fit(x, data.y_train, batch_size=64, epochs=12, verbose=0).history
     assert logs["loss"][-1] < 0.5 * logs["loss"][0]
     with chip.installed(model):

@@ -38,7 +38,13 @@ class PhyLL(ModelGradient):
             ascent goes by outputs for all labels (`SAF`, `MESA`, and `ESAM` with
             gamma < 1).
 
-    Example: see `LocalClassifier`.
+    Example:
+
+    ```python
+    blocks = [pnn.layers.MRRBank(24) for _ in range(2)]
+    local = pnn.LocalClassifier(blocks, classes=10)
+    sat = pnn.SATModel(local, ascent=None, gradient=pnn.PhyLL(theta=4.0))
+    ```
 
     Reference:
         - Momeni et al., Science 382:1297 (2023), arXiv:2304.11042, and the code that

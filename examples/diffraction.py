@@ -22,7 +22,7 @@ parser.add_argument("--quick", action="store_true", help="a smaller plane, few i
 quick = parser.parse_args().quick
 data = pnn.datasets.load("digits") if quick else pnn.datasets.load()
 data = data.head(1000, 200) if quick else data.head(20_000, 2000)
-n, steps = (64, 60) if quick else (128, 400)
+n, steps = (64, 150) if quick else (128, 400)
 batches = pnn.datasets.Batches(data.x_train, data.y_train, batch_size=50, seed=0)
 far = 1e-3 if quick else 4e-3  # m
 MISALIGNED = {
@@ -72,9 +72,9 @@ for layer in model.layers[:-2]:
     lights.append(np.abs(field[0]) / np.abs(field[0]).max())
     if isinstance(layer, PhaseMask):
         masks.append(layer.frame() / 255)
-# The planes in order, six in a row, and the masks below.
-rows = [lights[:6], lights[6:], masks]
+rows = [lights[:6], lights[6:], masks]  # planes in order
 rows = [np.hstack(r + [np.zeros((n, n))] * (6 - len(r))) for r in rows]
 picture = dict(zip(("light", "light after mask 2", "phases"), rows, strict=True))
+out.mkdir(parents=True, exist_ok=True)
 pnn.plotting.save(pnn.plotting.images(picture), out / "light.png")
 print(f"The light of one digit, plane by plane, and the masks are in {out}/light.png")

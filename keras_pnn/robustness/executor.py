@@ -188,8 +188,8 @@ def measure_block(path: str, version: str, digest: str, block: range) -> list[di
     if version != __version__:
         raise _other_version(f"a worker that has {__version__}", version)
     with _ONE_AT_A_TIME:
-        study = _loaded(path)
-        if study.digest() != digest:
+        study, own = _loaded(path)
+        if own != digest:
             raise _checks.error(
                 "model",
                 "one that is the same after it was saved and loaded, and `cache_dir` "
@@ -205,12 +205,14 @@ def _other_version(found: str, version: str = __version__) -> ValueError:
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(path: str):
+def _loaded(path: str) -> tuple:
+    """Returns a study and its digest, which takes longer than a small block."""
     try:
         with open(path, "rb") as file, warnings.catch_warnings():
             # Keras warns that an optimizer which nothing needs was not loaded.
             warnings.simplefilter("ignore")
-            return pickle.load(file)
+            study = pickle.load(file)
+            return study, study.digest()
     except FileNotFoundError as error:
         expected = "a folder that the workers see too, under the same path"
         raise _checks.error("cache_dir", expected, f"no {path} there") from error

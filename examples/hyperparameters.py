@@ -4,7 +4,7 @@ Optuna varies the radius of SAT and the learning rate. What a trial is worth is
 `val_accuracy_p05`, the accuracy that 19 of 20 chips keep, not that of the design.
 
     pip install "keras-pnn[examples]"
-    python examples/hyperparameters.py            # 20 trials: a few minutes
+    python examples/hyperparameters.py            # 20 trials: a minute or two
     python examples/hyperparameters.py --quick    # 4 short trials; rough figures
 """
 

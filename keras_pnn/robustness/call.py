@@ -113,7 +113,8 @@ def robustness_report(
         ValueError: If an argument is not as described, data and model do not fit, or
             a model's imperfections are not nominal; before anything takes long. If
             workers cannot load the study, or have another version of the package.
-        RuntimeError: If workers die, three times before one has finished a block.
+        RuntimeError: If workers die, three times before one has finished a block, or
+            the executor gives up its work.
         TypeError: If there is no such argument.
 
     Example:

@@ -11,7 +11,7 @@ import textwrap
 import threading
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import BrokenExecutor
+from concurrent.futures import BrokenExecutor, CancelledError
 
 import tensorflow as tf
 
@@ -151,6 +151,13 @@ def measured(
                         continue
                     left.remove(futures[future])
                     yield futures[future], found
+            except CancelledError as error:
+                raise RuntimeError(
+                    f"{type(executor).__name__} gave up its work, as Dask's does when "
+                    f"its scheduler dies: {len(left)} blocks are missing. The same "
+                    "call with a new one measures them, and not those that are in "
+                    "`cache_dir` by now."
+                ) from error
             except ImportError as error:
                 raise _other_version(f"{type(error).__name__}: {error}") from error
             finally:

@@ -96,6 +96,22 @@ def test_workers_that_always_die(report):
         report(executor=Worker(dies=range(1000)))
 
 
+def test_an_executor_that_gives_up(report, whole, tmp_path):
+    class Cluster(Worker):
+        def submit(self, function, *args):
+            future = super().submit(function, *args)
+            if self.calls > 4:
+                future = Future()
+                future.cancel()
+                future.set_running_or_notify_cancel()
+            return future
+
+    # Those that are done may come after the first that is not.
+    with pytest.raises(RuntimeError, match=r"Cluster gave up.*blocks are missing"):
+        report(executor=Cluster(), cache_dir=tmp_path)
+    assert report(executor=Worker(), cache_dir=tmp_path) == whole
+
+
 def test_what_was_measured_stays_after_an_error(report, whole, tmp_path, monkeypatch):
     add, added = Cache.add, []
 

@@ -69,11 +69,12 @@ for name in ("plain", "robust"):
         print(f"{name}, {what}: {100 * found['accuracy'][0]:.1f} %")
 field, lights, masks = data.x_test[:1], [], []
 for layer in model.layers[:-2]:
-    lights.append(np.abs((field := layer(field))[0]) / np.abs(field[0]).max())
+    field = layer(field)
+    lights.append(np.abs(field[0]) / np.abs(field[0]).max())
     if isinstance(layer, PhaseMask):
         masks.append(layer.frame() / 255)
-rows = [lights[:6], lights[6:], masks]
-rows = [np.hstack(r + [np.zeros((n, n))] * (6 - len(r))) for r in rows]
+rows, dark = (lights[:6], lights[6:], masks), np.zeros((n, n))
+rows = [np.hstack(r + [dark] * (6 - len(r))) for r in rows]
 picture = dict(zip(("light", "light after mask 2", "phases"), rows, strict=True))
 out.mkdir(parents=True, exist_ok=True)
 pnn.plotting.save(pnn.plotting.images(picture), out / "light.png")

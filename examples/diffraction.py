@@ -29,7 +29,7 @@ MISALIGNED = {
     "aligned": {"rotation": [0.0]},
     "rotated by 1°": {"rotation": [1.0]},
     "1 pixel down": {"shift": [(1.0, 0.0)]},
-    "20 µm too far": {"distance_error": [20.0]},
+    "5 µm too far": {"distance_error": [5.0]},
 }
 
 
@@ -39,7 +39,8 @@ def network():
     stack = [keras.Input(data.x_train.shape[1:])]
     stack += [Encode("intensity", size=n // 2, padding=n // 4)]
     for _ in range(2):
-        stack += [FreeSpace(far, **periodic), PhaseMask(), pnn.layers.Threshold()]
+        stack += [FreeSpace(far, **periodic), PhaseMask(phase_initializer="zeros")]
+        stack += [pnn.layers.Threshold()]
     stack += [FreeSpace(far, **periodic), Lens(5e-3), FreeSpace(far, **periodic)]
     stack += [DetectorArray(grid=(3, 4, 3), size=n // 14, extent=n // 2 - 1)]
     return keras.Sequential([*stack, keras.layers.Rescaling(30.0)])
@@ -53,13 +54,13 @@ def fit(model, first, last):
         model.train_on_batch(*batches[step % len(batches)])
 
 
-turns, far_off = tfd.Uniform(-1.3, 1.3), tfd.Uniform(-25.0, 25.0)
-noise = pnn.Variation(rotation=turns, shift=turns, distance_error=far_off)
+off = tfd.Uniform(-1.3, 1.3)  # degrees and pixels
+noise = pnn.Variation(rotation=off, shift=off)
 out = pathlib.Path("results", "diffraction")
 for name in ("plain", "robust"):
     model = network()
     fit(model, 0, steps if name == "plain" else steps // 5)
-    if name == "robust":  # each mask and each distance on its own
+    if name == "robust":  # each mask on its own
         fit(pnn.SATModel(model, ascent=None, variation=noise), steps // 5, steps)
     for what, values in MISALIGNED.items():
         devices = pnn.devices.grid(model, values)
@@ -72,9 +73,9 @@ for layer in model.layers[:-2]:
     lights.append(np.abs(field[0]) / np.abs(field[0]).max())
     if isinstance(layer, PhaseMask):
         masks.append(layer.frame() / 255)
-rows = [lights[:6], lights[6:], masks]  # planes in order
-rows = [np.hstack(r + [np.zeros((n, n))] * (6 - len(r))) for r in rows]
+rows, dark = (lights[:6], lights[6:], masks), np.zeros((n, n))
+rows = [np.hstack(r + [dark] * (6 - len(r))) for r in rows]
 picture = dict(zip(("light", "light after mask 2", "phases"), rows, strict=True))
 out.mkdir(parents=True, exist_ok=True)
 pnn.plotting.save(pnn.plotting.images(picture), out / "light.png")
-print(f"The light of one digit, plane by plane, and the masks are in {out}/light.png")
+print(f"The light of one digit, and the masks: {out}/light.png")

@@ -1,7 +1,7 @@
 """Train a diffractive network, look at its light, and misalign its masks.
 
-Two phase masks between lenses recognise digits: once trained plainly, once among masks
-that rotate and shift at random. The picture follows one digit from plane to plane.
+Two phase masks recognise digits: trained plainly, then among masks that rotate and
+shift at random. The picture follows one digit from plane to plane.
 
     python examples/diffraction.py            # MNIST: ten minutes on two cores
     python examples/diffraction.py --quick    # half a minute; rough figures
@@ -23,6 +23,7 @@ quick = parser.parse_args().quick
 data = pnn.datasets.load("digits") if quick else pnn.datasets.load()
 data = data.head(1000, 200) if quick else data.head(20_000, 2000)
 n, steps = (64, 150) if quick else (128, 400)
+test = data.x_test, data.y_test
 batches = pnn.datasets.Batches(data.x_train, data.y_train, batch_size=50, seed=0)
 far = 1e-3 if quick else 4e-3  # m
 MISALIGNED = {
@@ -57,6 +58,7 @@ def fit(model, first, last):
 off = tfd.Uniform(-1.3, 1.3)  # degrees and pixels
 noise = pnn.Variation(rotation=off, shift=off)
 out = pathlib.Path("results", "diffraction")
+out.mkdir(parents=True, exist_ok=True)
 for name in ("plain", "robust"):
     model = network()
     fit(model, 0, steps if name == "plain" else steps // 5)
@@ -64,8 +66,7 @@ for name in ("plain", "robust"):
         fit(pnn.SATModel(model, ascent=None, variation=noise), steps // 5, steps)
     for what, values in MISALIGNED.items():
         devices = pnn.devices.grid(model, values)
-        x, y = data.x_test, data.y_test
-        found = pnn.evaluate_devices(model, x, y, devices, batch_size=100, verbose=0)
+        found = pnn.evaluate_devices(model, *test, devices, batch_size=100, verbose=0)
         print(f"{name}, {what}: {100 * found['accuracy'][0]:.1f} %")
 field, lights, masks = data.x_test[:1], [], []
 for layer in model.layers[:-2]:
@@ -75,7 +76,7 @@ for layer in model.layers[:-2]:
         masks.append(layer.frame() / 255)
 rows, dark = (lights[:6], lights[6:], masks), np.zeros((n, n))
 rows = [np.hstack(r + [dark] * (6 - len(r))) for r in rows]
-picture = dict(zip(("light", "light after mask 2", "phases"), rows, strict=True))
-out.mkdir(parents=True, exist_ok=True)
-pnn.plotting.save(pnn.plotting.images(picture), out / "light.png")
+names = ("light", "light after mask 2", "phases")
+picture = pnn.plotting.images(dict(zip(names, rows, strict=True)))
+pnn.plotting.save(picture, out / "light.png")
 print(f"The light of one digit, and the masks: {out}/light.png")

@@ -1,6 +1,6 @@
 """Train a diffractive network, look at its light, and misalign its masks.
 
-Two phase masks recognise digits: trained plainly, then among masks that rotate and
+Two phase masks recognise digits: trained plainly, then on among masks that rotate and
 shift at random. The picture follows one digit from plane to plane.
 
     python examples/diffraction.py            # MNIST: ten minutes on two cores
@@ -21,10 +21,9 @@ parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--quick", action="store_true", help="a smaller plane, few images")
 quick = parser.parse_args().quick
 data = pnn.datasets.load("digits") if quick else pnn.datasets.load()
-data = data.head(1000, 200) if quick else data.head(20_000, 2000)
-n, steps = (64, 150) if quick else (128, 400)
+data = data.head(1000, 200) if quick else data.head(10_000, 2000)
+n, epochs = (64, 8) if quick else (128, 2)
 test = data.x_test, data.y_test
-batches = pnn.datasets.Batches(data.x_train, data.y_train, batch_size=50, seed=0)
 far = 1e-3 if quick else 4e-3  # m
 MISALIGNED = {
     "aligned": {"rotation": [0.0]},
@@ -34,40 +33,39 @@ MISALIGNED = {
 }
 
 
-def network():
-    keras.utils.set_random_seed(0)
-    periodic = {"band_limit": False, "padding": 0}
-    stack = [keras.Input(data.x_train.shape[1:])]
-    stack += [Encode("intensity", size=n // 2, padding=n // 4)]
-    for _ in range(2):
-        stack += [FreeSpace(far, **periodic), PhaseMask(phase_initializer="zeros")]
-        stack += [pnn.layers.Threshold()]
-    stack += [FreeSpace(far, **periodic), Lens(5e-3), FreeSpace(far, **periodic)]
-    stack += [DetectorArray(grid=(3, 4, 3), size=n // 14, extent=n // 2 - 1)]
-    return keras.Sequential([*stack, keras.layers.Rescaling(30.0)])
-
-
-def fit(model, first, last):
+def trained(model, epochs):
+    steps = epochs * len(data.x_train) // 50
     rate = keras.optimizers.schedules.CosineDecay(0.03, steps)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"])
-    for step in range(first, last):
-        model.train_on_batch(*batches[step % len(batches)])
+    model.fit(data.x_train, data.y_train, batch_size=50, epochs=epochs, verbose=2)
 
 
-off = tfd.Uniform(-1.3, 1.3)  # degrees and pixels
-noise = pnn.Variation(rotation=off, shift=off)
-out = pathlib.Path("results", "diffraction")
-out.mkdir(parents=True, exist_ok=True)
-for name in ("plain", "robust"):
-    model = network()
-    fit(model, 0, steps if name == "plain" else steps // 5)
-    if name == "robust":  # each mask on its own
-        fit(pnn.SATModel(model, ascent=None, variation=noise), steps // 5, steps)
+def show(name, model):
     for what, values in MISALIGNED.items():
         devices = pnn.devices.grid(model, values)
         found = pnn.evaluate_devices(model, *test, devices, batch_size=100, verbose=0)
         print(f"{name}, {what}: {100 * found['accuracy'][0]:.1f} %")
+
+
+keras.utils.set_random_seed(0)
+periodic = {"band_limit": False, "padding": 0}
+stack = [keras.Input(data.x_train.shape[1:])]
+stack += [Encode("intensity", size=n // 2, padding=n // 4)]
+for _ in range(2):
+    stack += [FreeSpace(far, **periodic), PhaseMask(phase_initializer="zeros")]
+    stack += [pnn.layers.Threshold()]
+stack += [FreeSpace(far, **periodic), Lens(5e-3), FreeSpace(far, **periodic)]
+stack += [DetectorArray(grid=(3, 4, 3), size=n // 14, extent=n // 2 - 1)]
+model = keras.Sequential([*stack, keras.layers.Rescaling(30.0)])
+off = tfd.Uniform(-1.3, 1.3)  # degrees and pixels, each mask on its own
+noise = pnn.Variation(rotation=off, shift=off)
+trained(model, epochs)
+show("plain", model)
+trained(pnn.SATModel(model, ascent=None, variation=noise), 2 * epochs)
+show("robust", model)
+out = pathlib.Path("results", "diffraction")
+out.mkdir(parents=True, exist_ok=True)
 field, lights, masks = data.x_test[:1], [], []
 for layer in model.layers[:-2]:
     field = layer(field)

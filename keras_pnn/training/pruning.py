@@ -19,7 +19,8 @@ class OpticalPruning(Brief, keras.regularizers.Regularizer):
         tuning: the tuning of the layer that it regularises.
 
     Raises:
-        ValueError: If `alpha` is negative or not finite.
+        ValueError: If `alpha` is negative or not finite, or rings have curves of their
+            own.
 
     Example:
 
@@ -33,6 +34,10 @@ class OpticalPruning(Brief, keras.regularizers.Regularizer):
     def __init__(self, alpha: float, tuning: tunings.Tuning | str | None = None):
         self.alpha = _checks.real("alpha", alpha, low=0)
         self.tuning = tunings.get(tuning)
+        if isinstance(self.tuning, tunings.RingTunings):
+            # A regularizer is not told which ring has which control.
+            expected = "one curve for all rings"
+            raise _checks.error("tuning", expected, repr(self.tuning))
 
     def __call__(self, control):
         control = tf.convert_to_tensor(control)

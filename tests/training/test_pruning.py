@@ -78,3 +78,9 @@ def test_config_round_trip():
 def test_bad_alpha():
     with pytest.raises(ValueError, match=r"`alpha` must be .*Received: -1"):
         pnn.OpticalPruning(-1)
+
+
+def test_curves_of_their_own_have_no_place():
+    rings = pnn.RingTunings([pnn.HeaterTuning(), pnn.HeaterTuning(offset=-0.4)])
+    with pytest.raises(ValueError, match=r"`tuning` must be one curve.*RingTunings"):
+        pnn.OpticalPruning(0.1, rings)

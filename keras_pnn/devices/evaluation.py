@@ -186,7 +186,8 @@ class DeviceEvaluator:
         kept = _keras.kept(self.model)
         # An engine holds its variables, so that no other variable takes an id.
         ids = tuple(map(id, variables))
-        compiled = chunk * self.samples * needs.stacked > _WORTH_COMPILING
+        worth = chunk * self.samples * needs.stacked > _WORTH_COMPILING
+        compiled = worth or 1 in self._sizes()
         key = "devices", ids, chunk, self.batch_norm, compiled, self._batches()
         if key not in kept:
             self._build_metrics()
@@ -200,9 +201,17 @@ class DeviceEvaluator:
         arrays = keras.tree.map_structure(
             lambda a: None if a is None else (a.shape[1:], a.dtype.name), self._data
         )
-        last = self.samples % self.batch_size
+        return repr((arrays, self._sizes()))
+
+    def _sizes(self) -> list[int]:
+        """Numbers of samples of all batches: of most, of the last, of calibration.
+
+        With one sample, layers may multiply stacks (devices, 1, …) by one matrix. XLA
+        does; TensorFlow by oneDNN then writes outside of its memory.
+        """
         calibration = {stop - start for start, stop in self._parts}
-        return repr((arrays, self.batch_size, last, sorted(calibration)))
+        last = self.samples % self.batch_size
+        return [self.batch_size, last, *sorted(calibration)]
 
     def _build_metrics(self):
         """Makes the metrics' variables, as Keras does at the first batch."""

@@ -356,7 +356,7 @@ def diffractive(
 
     Example:
 
-    >>> model = pnn.layers.diffractive(masks=2, size=32, margin=16)
+    >>> model = pnn.layers.diffractive(masks=2)
     >>> model(np.ones((3, 28, 28), "float32")).shape
     TensorShape([3, 10])
 

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from models import planes
 from noise import Noise
 
 import keras_pnn as pnn
@@ -293,6 +294,30 @@ def test_metrics_of_the_train_step_are_not_reported():
     online.compile("sgd", CROSS_ENTROPY)
     result = pnn.evaluate_devices(online, X, LABELS, devices, verbose=0)
     assert result.values.keys() == {"loss"}
+
+
+def test_a_mesh_that_all_devices_share():
+    """Masks turn from device to device; the mesh behind them does not differ."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4, 4))
+    x = pnn.layers.MaskedSLM(4, grid=(2, 2))(inputs)
+    x = pnn.layers.Photodetector(ports=3)(pnn.layers.MZIMesh(4)(x))
+    model = keras.Model(inputs, x)
+    model.compile("sgd", "mse")
+    images = np.random.default_rng(0).random((16, 4, 4)).astype("float32")
+    devices = pnn.devices.grid(model, {"rotation": [-20.0, 0.0, 20.0]})
+    assert_equals_evaluate(model, images, np.ones((16, 3)), devices)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_batches_of_one_sample(samples):
+    """Detectors then multiply (devices, 1, rows, columns) by one matrix."""
+    model = planes()
+    model.compile("sgd", "mse")
+    images = np.random.default_rng(0).random((samples, 6, 6)).astype("float32")
+    devices = pnn.Variation(rotation=20.0).sample(model, 3, seed=0)
+    y = np.ones((samples, 3))
+    assert_equals_evaluate(model, images, y, devices, batch_size=2)
 
 
 def test_a_layer_that_cannot_be_vectorised():
@@ -586,6 +611,4 @@ def test_data_sets(kind):
 def test_bad_data_sets(data, message):
     model = bank(6, loss=CROSS_ENTROPY)
     with pytest.raises(ValueError, match=message):
-        pnn.evaluate_devices(
-            model, data, devices=SHIFTS.sample(model, 2), verbose=0
-        )
+        pnn.evaluate_devices(model, data, devices=SHIFTS.sample(model, 2), verbose=0)

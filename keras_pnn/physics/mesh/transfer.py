@@ -193,13 +193,20 @@ def _propagated(x, blocks, turn):
 
 def _times(x, matrix):
     """x matrixᵀ by products of real numbers, on CPUs faster for large ones."""
+    if matrix.shape[0] == 1:
+        # Rows of one matrix: over devices that share it, the product of stacks
+        # (devices, 1, …) and (1, 1, …) by oneDNN writes outside of its memory.
+        shape = tf.concat([tf.shape(x)[:-1], matrix.shape[1:2]], axis=0)
+        x = tf.reshape(x, [-1, x.shape[-1]])
+        matrix = matrix[0]
     real, imag = tf.math.real(matrix), tf.math.imag(matrix)
     if x.dtype.is_complex:
         x = tf.concat([tf.math.real(x), tf.math.imag(x)], axis=-1)
         real, imag = tf.concat([real, -imag], -1), tf.concat([imag, real], -1)
-    return tf.complex(
+    found = tf.complex(
         tf.matmul(x, real, transpose_b=True), tf.matmul(x, imag, transpose_b=True)
     )
+    return tf.reshape(found, shape) if found.shape.rank == 2 else found
 
 
 def _prepared(

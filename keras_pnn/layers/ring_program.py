@@ -1,5 +1,6 @@
 """Solve controls for target weights, compensating crosstalk between rings."""
 
+import functools
 import math
 
 import keras
@@ -81,8 +82,9 @@ def ideal_weights(layer):
         for name, v in layer.imperfections.items()
     }
     ideal["control_stuck"] = tf.cast(layer.imperfections["control_stuck"], "float64")
-    # In a graph, beyond the end of a measured curve is NaN, eagerly an error.
-    weights_at = tf.function(layer.weights_at, autograph=False)
+    # In a graph, beyond the end of a measured curve is NaN, eagerly an error. Of a
+    # method, TensorFlow would count the traces of all layers together, and warn.
+    weights_at = tf.function(functools.partial(layer.weights_at), autograph=False)
     return lambda controls: weights_at(tf.constant(controls, "float64"), ideal).numpy()
 
 

@@ -3,8 +3,8 @@
 Two phase masks recognise digits: trained plainly, then on among masks that rotate and
 shift at random. The picture follows one digit from plane to plane.
 
-    python examples/diffraction.py            # MNIST: ten minutes on two cores
-    python examples/diffraction.py --quick    # half a minute; rough figures
+    python examples/diffraction.py            # MNIST, a plane of 128 × 128
+    python examples/diffraction.py --quick    # a plane of 64 × 64; rough figures
 """
 
 import argparse

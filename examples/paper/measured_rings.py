@@ -49,7 +49,6 @@ METHODS = {
     "both": "SAT and random chips",
 }
 SENSITIVITY = 0.08  # nm/K
-NOISE = 0.005  # of one reading of a weight
 # How far the chip is warmed or cooled in training, and rings shifted, and both in nm.
 WARMING, SHIFT, ROOM = 1.0, 0.02, 0.102  # K, nm, nm
 
@@ -125,14 +124,7 @@ class Rings:
                 [self._measured(*pair) for pair in zip(curves, fits, strict=True)]
             ),
         }
-        closer = [
-            pnn.MeasuredTuning(*points.T, "mA", smoothing=NOISE) for points in curves
-        ]
-        rings = {
-            **self.tunings,
-            f"measured, smoothing {NOISE}": pnn.RingTunings(closer),
-            "physical": pnn.RingTunings(fits),
-        }
+        rings = {**self.tunings, "physical": pnn.RingTunings(fits)}
         self.errors = {
             name: [
                 error(tuning.tunings[i % tuning.tunings.size], points)

@@ -49,11 +49,12 @@ class MeasuredTuning(Tuning):
         unit: `"mA"`, `"V"`, `"mW"` or `"nm"`: the unit of `control`.
         efficiency: Float. Shift per heater power, in nm/mW. Not used with nm.
         resistance: Float. Resistance of the heater, in Ω. Used with mA and V.
-        smoothing: `None`: through all points if noise adds no turning point, else
-            smoothed by generalised cross-validation. A float above 0: the
-            root mean square distance allowed between the curve and the measured
-            weights, about the noise of one measurement; the smoothest such curve that
-            turns only at the resonance. 0: through all points.
+        smoothing: Float above 0: the root mean square distance allowed between the
+            curve and the measured weights, about the noise of one measurement. The
+            curve is the smoothest that is so close and turns only at the resonance.
+            `None`: through all points if noise adds no turning point, else this noise,
+            estimated from the differences between neighbouring weights. 0: through all
+            points.
         margin: Float, or `None`. Distance, in nm of resonance shift, that training
             keeps controls from both ends, so that shifts of that size by drift or
             fabrication stay on the curve: at least 4 standard deviations of them.
@@ -120,7 +121,7 @@ class MeasuredTuning(Tuning):
             self.margin = _checks.real("margin", margin, low=0, below=half)
         self._spline, needless = fits.through_points(x, y)
         if self.smoothing or (smoothing is None and needless):
-            self._spline = fits.smooth(x, y, smoothing)
+            self._spline = fits.smooth(x, y, smoothing or fits.noise(self._weight))
         residual = self._spline.curve(self._shift()) - self._weight
         self.residual = float(np.sqrt(np.mean(residual**2)))
         self.overshoot = self._find_overshoot()

@@ -101,8 +101,9 @@ class Rings:
 
     Attributes:
         tunings: name of what is known → tuning.
-        errors: likewise, and "physical", the best heater-driven Lorentzian → root mean
-            square error of the weight for each ring, up to the highest current.
+        errors: likewise, and of curves that nothing continues, and of the best
+            heater-driven Lorentzian, "physical" → root mean square error of the weight
+            for each ring, up to its highest current.
         limits: currents that keep the rings on their curves, in mA.
     """
 
@@ -124,7 +125,12 @@ class Rings:
                 [self._measured(*pair) for pair in zip(curves, fits, strict=True)]
             ),
         }
-        rings = {**self.tunings, "physical": pnn.RingTunings(fits)}
+        swept = [pnn.MeasuredTuning(*points.T, "mA") for points in curves]
+        rings = {
+            **self.tunings,
+            "measured, as swept": pnn.RingTunings(swept),
+            "physical": pnn.RingTunings(fits),
+        }
         self.errors = {
             name: [
                 error(tuning.tunings[i % tuning.tunings.size], points)

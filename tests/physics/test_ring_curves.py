@@ -85,6 +85,18 @@ def test_a_ring_is_found_in_its_spectrum(port, period):
     assert_close(found.tuning.get_config(), expected, rel=2e-3, abs=1e-4)
 
 
+def fit_unit(factor, **known):
+    """A fit whose currents are in another unit."""
+    weight = pnn.HeaterTuning().weight(CURRENT)
+    return pnn.HeaterTuning.fit(factor * CURRENT, np.asarray(weight), **known)
+
+
+def spectrum_in(factor, laser):
+    wavelength = np.linspace(1542, 1544, 101)
+    power = 1 - 0.9 / (1 + ((wavelength - 1542.7) / 0.077) ** 2)
+    return pnn.HeaterTuning.fit_spectrum(factor * wavelength, power, laser)
+
+
 @pytest.mark.parametrize(
     "call, message",
     [
@@ -102,6 +114,13 @@ def test_a_ring_is_found_in_its_spectrum(port, period):
             ),
             "one known length",
         ),
+        (lambda: pnn.HeaterTuning.fit(0 * CURRENT, np.ones(61)), "points that differ"),
+        (lambda: fit_unit(1e-3), "current.*mA"),
+        (lambda: fit_unit(1e-3, half_width=0.077), "current.*mA"),
+        (lambda: fit_unit(1e3), "current.*mA"),
+        (lambda: spectrum_in(1e-3, 1543.0), "laser.*nm"),
+        (lambda: spectrum_in(1.0, 1.543), "laser.*nm"),
+        (lambda: spectrum_in(1e-9, 1.543e-6), "wavelength.*nm"),
     ],
 )
 def test_what_cannot_be_fitted(call, message):
@@ -284,7 +303,8 @@ def test_curves_from_files(tmp_path):
 
 def test_curves_that_do_not_fit_together():
     one = pnn.HeaterTuning()
-    for bad in ([], [one, "ring"], [[one], [one, one]], one, None):
+    nested = [pnn.RingTunings([one]), one]
+    for bad in ([], [one, "ring"], [[one], [one, one]], nested, one, None):
         with pytest.raises(ValueError, match=r"`tunings` must be tunings.*Received"):
             pnn.RingTunings(bad)
     with pytest.raises(ValueError, match="in one unit"):

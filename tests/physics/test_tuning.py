@@ -12,6 +12,7 @@ from transforms import assert_same_when_transformed, gradients
 from written import FORMS, written
 
 from keras_pnn.physics import tuning as tunings
+from keras_pnn.physics.tuning import smoothing
 
 CURRENT = np.linspace(0, 2.5, 60)
 SHIFT = np.linspace(0, 1.0, 60)
@@ -429,6 +430,26 @@ def test_a_noisy_curve_turns_at_its_resonance_alone(unit, curve, end, turns, poi
     assert f"residual {tuning.residual:.2g}, {turns} turning" in repr(tuning)
 
 
+@pytest.mark.parametrize("width", [0.02, 0.05, 0.1])
+def test_the_noise_is_that_of_the_points_and_not_of_the_curve(width):
+    x = np.linspace(0, 0.6, 81)
+    weight = noisy(x, lambda x: dip(x, 0.25, width))
+    assert 0.6 * NOISE < smoothing.noise(weight) < 1.5 * NOISE
+    tuning = tunings.MeasuredTuning(x, weight, "nm")
+    assert tuning.residual < 1.5 * NOISE
+
+
+def test_a_measured_flank_that_no_lorentzian_has_is_followed():
+    x = np.linspace(0, 0.6, 101)
+    weight = dip(x, 0.25, 0.077) + 0.012 * np.sin(2 * np.pi * x / 0.04)
+    weight += 0.002 * np.random.default_rng(0).normal(size=101)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tuning = tunings.MeasuredTuning(x, weight, "nm")
+        close = tunings.MeasuredTuning(x, weight, "nm", smoothing=1e-4)
+    assert tuning.residual < 1.02 * close.residual
+
+
 def test_a_clean_curve_passes_through_its_points():
     for tuning in (measured("nm"), measured("mA")):
         assert tuning.residual < 1e-12 and len(tuning.turning_points) == 1
@@ -452,9 +473,9 @@ def test_a_noisy_curve_through_all_points_is_told():
 def test_smoothing_is_the_distance_allowed():
     x = np.linspace(0, 1, 100)
     weight = noisy(x, dip, 0.02)
-    for smoothing in (0.015, 0.02, 0.03):
-        tuning = tunings.MeasuredTuning(x, weight, "nm", smoothing=smoothing)
-        assert 0.8 * smoothing < tuning.residual <= smoothing
+    for allowed in (0.015, 0.02, 0.03):
+        tuning = tunings.MeasuredTuning(x, weight, "nm", smoothing=allowed)
+        assert 0.8 * allowed < tuning.residual <= allowed
         assert len(tuning.turning_points) == 1
     with pytest.warns(UserWarning, match="more than smoothing=0.001 allows"):
         tunings.MeasuredTuning(x, weight, "nm", smoothing=0.001)

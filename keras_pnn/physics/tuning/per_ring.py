@@ -71,7 +71,8 @@ class RingTunings(Tuning):
         Args:
             path: A table with a column of controls and a column for each ring, in
                 the format of `MeasuredTuning.from_csv`, but for the names of the
-                rings' columns, which are free; or a list of files, one for each ring.
+                rings' columns, which are free (`ring_a`, but not `ring_A`, with a unit
+                at its end); or a list of files, one for each ring.
             shape: Rows and columns of the rings on the bank, row by row. Default: a
                 list.
             **options: The other arguments of `MeasuredTuning`, such as `efficiency`.
@@ -223,7 +224,8 @@ def _as_array(tunings) -> np.ndarray:
     nested = bool(rows) and all(np.iterable(row) for row in rows)
     flat = [one for row in rows for one in row] if nested else rows
     lengths = {len(row) for row in rows} if nested else {len(rows)}
-    if not flat or len(lengths) > 1 or not all(isinstance(t, Tuning) for t in flat):
+    single = all(isinstance(t, Tuning) and not isinstance(t, RingTunings) for t in flat)
+    if not flat or len(lengths) > 1 or not single:
         expected = "tunings, at least one, or rows of them, all of one length"
         raise _checks.error("tunings", expected, _checks.short(tunings))
     found = np.empty(len(flat), object)

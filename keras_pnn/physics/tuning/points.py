@@ -8,7 +8,7 @@ from keras_pnn import _checks, _tables
 
 LEAST_POINTS = 4
 # No heater shifts a resonance so far; the wavelength of any laser is larger.
-_WIDEST_SHIFT = 200.0
+WIDEST_SHIFT = 200.0
 # For each unit of a heading: the unit of the control, and how many make one of it.
 _UNITS = {
     "mA": ("mA", 1),
@@ -58,7 +58,7 @@ def checked_points(control, weight, unit, place=lambda name, i: f"`{name}[{i}]`"
     for bad, expected in (
         (control < 0, "≥ 0: give shifts from the ring's resting point"),
         (
-            (control > _WIDEST_SHIFT) & (unit == "nm"),
+            (control > WIDEST_SHIFT) & (unit == "nm"),
             "a shift of the resonance, not the wavelength of a laser: give the "
             "wavelength of the laser that the ring will see, minus this one",
         ),

@@ -11,7 +11,7 @@ from keras_pnn.physics import heater
 from keras_pnn.physics._tensors import TensorLike, as_tensors, nan_below
 from keras_pnn.physics.tuning import smoothing as fits
 from keras_pnn.physics.tuning.base import Tuning
-from keras_pnn.physics.tuning.points import checked_points, read_csv
+from keras_pnn.physics.tuning.points import checked_points, read_table
 
 # Shares of the span of the weights: an overshoot that warns, the least height of a
 # peak that counts as the resonance, a residual that warns where noise does not explain
@@ -131,15 +131,7 @@ class MeasuredTuning(Tuning):
         self._warn(needless if smoothing == 0 else 0)
 
     @classmethod
-    def from_csv(
-        cls,
-        path: str | os.PathLike,
-        efficiency: float = 0.53,
-        resistance: float = 375.0,
-        smoothing: float | None = None,
-        margin: float | None = None,
-        extend_below: bool = False,
-    ) -> "MeasuredTuning":
+    def from_csv(cls, path: str | os.PathLike, **options) -> "MeasuredTuning":
         """Reads a measured curve from a CSV file.
 
         ```
@@ -157,11 +149,7 @@ class MeasuredTuning(Tuning):
                 one is `weight`; other columns are left out. A control in nm must be
                 named `shift` or `detuning`, as the wavelength of a swept laser runs
                 the other way.
-            efficiency: See the class.
-            resistance: See the class.
-            smoothing: See the class.
-            margin: See the class.
-            extend_below: See the class.
+            **options: The other arguments of the class, such as `efficiency`.
 
         Returns:
             A `MeasuredTuning`.
@@ -173,22 +161,7 @@ class MeasuredTuning(Tuning):
                 names the file and the line.
             OSError: If the file cannot be read.
         """
-        unit, control, weight, lines = read_csv(path)
-
-        def place(name, i):
-            return f"{path}, line {lines[i]}: `{name}`"
-
-        control, weight = checked_points(control, weight, unit, place)
-        return cls(
-            control,
-            weight,
-            unit,
-            efficiency,
-            resistance,
-            smoothing,
-            margin,
-            extend_below,
-        )
+        return read_curves(path, options, r"(?i)weight\b|w$", cls)[0]
 
     @property
     def control_range(self):
@@ -353,6 +326,28 @@ class MeasuredTuning(Tuning):
         least = _LEAST_PROMINENCE * (heights[highest] - heights[lowest])
         peak = prominence(highest) > max(prominence(lowest), least)
         return float(turns[highest if peak else lowest])
+
+
+def read_curves(
+    path, options: dict, name: str | None = None, kind: type = MeasuredTuning
+) -> list[MeasuredTuning]:
+    """Reads the curves of a table, one for each column of weights.
+
+    Args:
+        path: the file.
+        options: arguments of `kind`.
+        name: as in `points.read_table`.
+        kind: `MeasuredTuning` or a subclass.
+    """
+    unit, control, weights, lines = read_table(path, name)
+
+    def place(name, i):
+        return f"{path}, line {lines[i]}: `{name}`"
+
+    return [
+        kind(*checked_points(control, weight, unit, place), unit, **options)
+        for weight in weights
+    ]
 
 
 def _extended(x, y):

@@ -10,8 +10,7 @@ import tensorflow as tf
 from keras_pnn import _checks
 from keras_pnn.physics._tensors import TensorLike, as_tensors
 from keras_pnn.physics.tuning.base import Tuning
-from keras_pnn.physics.tuning.measured import MeasuredTuning
-from keras_pnn.physics.tuning.points import checked_points, read_table
+from keras_pnn.physics.tuning.measured import MeasuredTuning, read_curves
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -90,7 +89,7 @@ class RingTunings(Tuning):
         >>> two = pnn.RingTunings.from_csv(["ring.csv", "ring.csv"])
         """
         if isinstance(path, str | os.PathLike):
-            curves = _columns(path, options)
+            curves = read_curves(path, options)
         else:
             curves = [MeasuredTuning.from_csv(one, **options) for one in path]
         if shape is None:
@@ -231,16 +230,3 @@ def _as_array(tunings) -> np.ndarray:
     found = np.empty(len(flat), object)
     found[:] = flat
     return found.reshape(len(rows), -1) if nested else found
-
-
-def _columns(path, options: dict) -> list[MeasuredTuning]:
-    """Returns the curves of a table with a column for each ring."""
-    unit, control, weights, lines = read_table(path)
-
-    def place(name, i):
-        return f"{path}, line {lines[i]}: `{name}`"
-
-    return [
-        MeasuredTuning(*checked_points(control, weight, unit, place), unit, **options)
-        for weight in weights
-    ]

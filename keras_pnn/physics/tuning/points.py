@@ -76,12 +76,6 @@ def checked_points(control, weight, unit, place=lambda name, i: f"`{name}[{i}]`"
     return (control[::-1].copy(), weight[::-1].copy()) if falling else (control, weight)
 
 
-def read_csv(path):
-    """Reads a tuning curve: unit, controls, weights, and the line of each point."""
-    unit, control, (weight,), lines = read_table(path, r"(?i)weight\b|w$")
-    return unit, control, weight, lines
-
-
 def read_table(path, name: str | None = None):
     """Reads tuning curves with common controls, one for each column of weights.
 

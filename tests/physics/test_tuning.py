@@ -523,9 +523,34 @@ def test_a_curve_is_continued_below_its_first_point(noise):
     assert len(tuning.turning_points) == 1
     joint = tuning.weight(0.8 + 1e-6 * np.array([-3.0, -1.0, 1.0, 3.0]))
     np.testing.assert_allclose(np.diff(joint, 2), 0, atol=1e-9)
+    # And by the margin below 0, for rings that rest and are cooled.
+    beyond = np.array([-0.1, -0.05, -0.01])
+    rest = np.zeros(3)
+    expected = 1.1 * dip(beyond, 0.3, 0.1) - 0.05
+    np.testing.assert_allclose(
+        tuning.weight(rest, beyond), expected, atol=1e-3 + 3 * noise
+    )
+    assert tuning.training_range[0] == 0.0
+    with pytest.raises(ValueError, match="measured curve"):
+        tuning.weight(0.0, -0.11)
     with pytest.raises(ValueError, match=r"`extend_below` must be False.*Lorentzian"):
         two = dip(current, 1.0, 0.1) + dip(current, 2.0, 0.2)
         tunings.MeasuredTuning(current, two, "mA", extend_below=True)
+
+
+@pytest.mark.parametrize("unit", ["mA", "nm"])
+def test_a_curve_from_rest_is_continued_below_it(unit):
+    tuning = measured(unit, extend_below=True, margin=0.08)
+    assert tuning.control_range == measured(unit).control_range
+    np.testing.assert_allclose(tuning.weight(0.0, -0.08), dip(-0.08), atol=1e-3)
+    # What only a cold ring has is no weight that a control gives.
+    assert tuning.weight_range[1] == pytest.approx(measured(unit).weight_range[1])
+    flank = tunings.MeasuredTuning(
+        SHIFT[:30], -dip(SHIFT, -0.02)[:30], unit, extend_below=True, margin=0.08
+    )
+    assert flank.weight_range[1] == pytest.approx(-dip(0.0, -0.02), abs=1e-3)
+    np.testing.assert_allclose(flank.control(flank.weight_range[1]), 0.0, atol=1e-6)
+    assert not any(turn < 0 for turn in flank.turning_points)
 
 
 def test_falling_controls_are_turned_round():

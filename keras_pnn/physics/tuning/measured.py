@@ -12,6 +12,7 @@ from keras_pnn.physics._tensors import TensorLike, as_tensors, nan_below
 from keras_pnn.physics.tuning import smoothing as fits
 from keras_pnn.physics.tuning.base import Tuning
 from keras_pnn.physics.tuning.points import checked_points, read_table
+from keras_pnn.physics.tuning.spline import Spline
 
 # Shares of the span of the weights: an overshoot that warns, the least height of a
 # peak that counts as the resonance, a residual that warns where noise does not explain
@@ -60,7 +61,8 @@ class MeasuredTuning(Tuning):
             fabrication stay on the curve: at least 4 standard deviations of them.
             `None`: a tenth of the curve's span, but at most 0.1 nm.
         extend_below: Boolean. Whether to continue the curve from its first point
-            down to a control of 0, by a Lorentzian fitted to the points.
+            down to a control of 0 and by `margin` beyond, by a Lorentzian fitted to the
+            points: a ring may then rest with its heater off, or dead, and be cooled.
 
     Attributes:
         overshoot: Float. How far the curve exceeds the range of the measured
@@ -113,15 +115,18 @@ class MeasuredTuning(Tuning):
         self.extend_below = _checks.boolean("extend_below", extend_below)
         self._control, self._weight = checked_points(control, weight, unit)
         x, y = self._shift(), self._weight
+        span = x[-1] - (0.0 if self.extend_below else x[0])
+        self.margin = _checks.optional(
+            _checks.real, "margin", margin, low=0, below=span / 2
+        )
+        self._room = min(0.1, 0.1 * span) if margin is None else self.margin
         if self.extend_below:
-            x, y = _extended(x, y)
-        self.margin = margin
-        if margin is not None:
-            half = (x[-1] - x[0]) / 2
-            self.margin = _checks.real("margin", margin, low=0, below=half)
+            x, y = _extended(x, y, -self._room)
         self._spline, needless = fits.through_points(x, y)
         if self.smoothing or (smoothing is None and needless):
             self._spline = fits.smooth(x, y, smoothing or fits.noise(self._weight))
+        if self.extend_below:
+            self._spline = Spline(self._spline.curve, 0.0)
         residual = self._spline.curve(self._shift()) - self._weight
         self.residual = float(np.sqrt(np.mean(residual**2)))
         self.overshoot = self._find_overshoot()
@@ -172,12 +177,10 @@ class MeasuredTuning(Tuning):
     @property
     def training_range(self):
         """Lowest and highest control that is `margin` away from the curve's ends."""
-        low, high = self._spline.low, self._spline.high
-        margin = self.margin
-        margin = min(0.1, 0.1 * (high - low)) if margin is None else margin
-        if margin == 0:
+        if self._room == 0:
             return self.control_range
-        ends = np.array([low + margin, high - margin])
+        ends = np.array([self._spline.low, self._spline.high])
+        ends += [self._room, -self._room]
         return tuple(self._control_for(ends).tolist())
 
     @property
@@ -252,7 +255,7 @@ class MeasuredTuning(Tuning):
         )
 
     def _control_for(self, shift):
-        power = shift / self.efficiency
+        power = np.maximum(shift, 0.0) / self.efficiency
         found = {
             "nm": lambda: shift,
             "mA": lambda: np.sqrt(power * 1000 / self.resistance),
@@ -350,9 +353,9 @@ def read_curves(
     ]
 
 
-def _extended(x, y):
-    """Puts points of the fitted resonance below the first one, down to 0."""
-    if x[0] <= 0:
+def _extended(x, y, low):
+    """Puts points of the fitted resonance below the first one, down to a shift."""
+    if x[0] <= low:
         return x, y
     fitted = fits.fit_resonance(x, y)
     if fitted.misfit > _MOST_MISFIT * np.ptp(y):
@@ -361,8 +364,9 @@ def _extended(x, y):
             "False where no resonance fits the points",
             f"points {fitted.misfit:.2g} (rms) away from a Lorentzian",
         )
-    count = int(np.clip(np.ceil(x[0] / (x[1] - x[0])), 1, fits.MOST_PIECES))
-    below = np.linspace(0, x[0], count, endpoint=False)
+    steps = np.ceil((x[0] - low) / np.median(np.diff(x)))
+    count = int(np.clip(steps, 1, fits.MOST_PIECES))
+    below = np.linspace(low, x[0], count, endpoint=False)
     # What the Lorentzian misses at the first point, from several because of noise.
     first = slice(0, 5)
     slope_and_offset = np.polyfit(x[first] - x[0], y[first] - fitted(x[first]), 1)

@@ -546,7 +546,7 @@ def test_a_curve_from_rest_is_continued_below_it(unit):
     # What only a cold ring has is no weight that a control gives.
     assert tuning.weight_range[1] == pytest.approx(measured(unit).weight_range[1])
     flank = tunings.MeasuredTuning(
-        SHIFT[:30], -dip(SHIFT, -0.02)[:30], unit, extend_below=True, margin=0.08
+        SHIFT[:30], -dip(SHIFT, -0.02)[:30], "nm", extend_below=True, margin=0.08
     )
     assert flank.weight_range[1] == pytest.approx(-dip(0.0, -0.02), abs=1e-3)
     np.testing.assert_allclose(flank.control(flank.weight_range[1]), 0.0, atol=1e-6)

@@ -385,8 +385,35 @@ def test_drift_and_the_report(data, tmp_path):
         worst_case=False,
         verbose=0,
     )
+    (found,) = result.models.values()
+    field, first = data[0][:3], None
+    for layer in model.layers:
+        fields, field = field, layer(field)
+        light = np.abs(field) ** 2
+        first = np.sum(light, (1, 2)) if first is None else first
+        if isinstance(layer, PhaseMask):
+            phase = np.asarray(layer.controls["phase"])
+            np.testing.assert_allclose(found.light.phases[layer.name], phase % TURN)
+            assert layer.name not in found.light.light
+        elif not isinstance(layer, DetectorArray):
+            np.testing.assert_allclose(found.light.light[layer.name], light, rtol=1e-5)
+            share = np.mean(np.sum(light, (1, 2)) / first)
+            assert found.light.shares[layer.name] == pytest.approx(share, rel=1e-5)
+    powers = DetectorArray(layer.regions, normalize=None)(fields)
+    caught = np.mean(np.sum(powers, -1) / first)
+    assert found.light.shares[layer.name] == pytest.approx(caught, rel=1e-5)
+    assert found.light.regions == layer.regions
     result.save(tmp_path / "report.html")
-    assert "rotation" in (tmp_path / "report.html").read_text("utf-8")
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "rotation" in page
+    part = page[page.index("<h2>Light and masks</h2>") :]
+    part = part[: part.index("</section>")]
+    # Two masks, and three samples on four planes with three detectors.
+    assert part.count("data:image/png;base64,") >= 2 + 3 * 4
+    assert all(layer.name in part for layer in model.layers if "Lens" not in str(layer))
+    assert "light" in result.table().lower() and "phases" not in str(result.to_dict())
+    again = model.evaluate(*data, verbose=0)[0]
+    assert again == pytest.approx(still, rel=1e-6)
 
 
 def test_controls_go_to_the_lab_and_back(tmp_path):

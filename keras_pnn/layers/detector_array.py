@@ -57,7 +57,11 @@ class DetectorArray(FieldDetector):
     ):
         super().__init__(**kwargs)
         self.regions = None if regions is None else _regions(regions)
-        self.grid = tuple(_checks.integer("grid", n, low=1) for n in grid)
+        rows = tuple(grid) if np.iterable(grid) else ()
+        if not rows:
+            expected = "the number of detectors in each row, at least one row"
+            raise _checks.error("grid", expected, repr(grid))
+        self.grid = tuple(_checks.integer("grid", n, low=1) for n in rows)
         self.size = _checks.integer("size", size, low=1)
         self.extent = _checks.optional(_checks.integer, "extent", extent, low=1)
         self.normalize = _checks.choice("normalize", normalize, (None, "share"))
@@ -96,7 +100,9 @@ class DetectorArray(FieldDetector):
         return tuple(regions)
 
     def build(self, input_shape):
-        regions = self.placed(_plane(self, input_shape))
+        plane = _plane(self, input_shape)
+        self.input_spec = keras.layers.InputSpec(shape=(None, *plane))
+        regions = self.placed(plane)
         # Which rows, and which columns, belong to each detector.
         self._rows, self._columns = (
             np.array(
@@ -106,7 +112,7 @@ class DetectorArray(FieldDetector):
                 ],
                 float,
             )
-            for i, n in enumerate(input_shape[1:])
+            for i, n in enumerate(plane)
         )
 
     def call(self, inputs):

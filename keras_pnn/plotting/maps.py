@@ -268,7 +268,9 @@ def planes(light: dict, phases=None, amplitudes=None, regions=()):
             ax.set_axis_off()
     for label, picture in drawn.items():
         beside = axes[rows - samples :, -1] if label == root else axes[:1, -1]
-        figure.colorbar(picture, ax=list(beside), label=label)
+        bar = figure.colorbar(picture, ax=list(beside), label=label)
+        if "phase" in label:
+            bar.set_ticks([0, np.pi, 2 * np.pi], labels=["0", "π", "2π"])
     return axes[-1, len(light) - 1]
 
 

@@ -27,7 +27,10 @@ class LightPath(Brief):
 
     Example:
 
-    >>> found = report.models["plain"].light
+    >>> optics = pnn.layers.diffractive(masks=2)
+    >>> path = LightPath.of(optics, np.ones((2, 28, 28), "float32"))
+    >>> len(path.phases), len(path.light)
+    (2, 4)
     """
 
     phases: dict[str, np.ndarray]
@@ -38,7 +41,15 @@ class LightPath(Brief):
 
     @classmethod
     def of(cls, model: keras.Model, samples) -> "LightPath | None":
-        """Follows samples through a model; `None` for one without planes of light."""
+        """Follows samples through a model with its imperfections as they are.
+
+        Args:
+            model: a built model, wrapped or not.
+            samples: a few inputs of it.
+
+        Returns:
+            A `LightPath`, or `None` for a model without planes of light.
+        """
         masks = {PhaseMask: {}, AmplitudeMask: {}}
         for layer in _keras.flat_layers(model):
             if type(layer) in masks:

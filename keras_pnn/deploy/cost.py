@@ -159,7 +159,7 @@ def hardware_cost(
     bits = _checks.integer("bits", bits, 1, 24)
     figures = read_library(library)
     values = {name: f.value for name, f in figures.items()}
-    prices = Prices(values, bits, _caught(model, uses))
+    prices = Prices(values, bits, _caught(model))
     for use in uses:
         prices.add(use)
     rows = [_with_sums(row) for row in prices.rows.values()]
@@ -178,9 +178,9 @@ def hardware_cost(
     )
 
 
-def _caught(model: keras.Model, uses: list) -> dict[int, float]:
+def _caught(model: keras.Model) -> dict[int, float]:
     """Returns id of a `DetectorArray` → its share of the encoded light of white."""
-    if not any(isinstance(use.layer, DetectorArray) for use in uses):
+    if not any(isinstance(la, DetectorArray) for la in _keras.flat_layers(model)):
         return {}
     inputs = _keras.functional(model).input
     white = keras.tree.map_structure(

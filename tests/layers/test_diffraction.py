@@ -549,3 +549,15 @@ def test_a_loss_for_real_numbers_wants_a_detector_array():
     model.compile("sgd", "mse")
     with pytest.raises(ValueError, match=r"FreeSpace .* put a DetectorArray"):
         model.fit(np.ones((2, 16, 16)), np.ones((2, 16, 16)), verbose=0)
+
+
+def test_light_is_followed_with_a_batch_size_and_noise_as_they_are(data):
+    images = keras.Input(batch_shape=(4, 6, 6))
+    inputs = pnn.layers.ShotNoise(1000, seed=0)(images)
+    model = keras.Model(images, planes(masks=1)(inputs))
+    (noise,) = (la for la in model.layers if isinstance(la, pnn.layers.ShotNoise))
+    before = np.asarray(noise.seed_generator.state)
+    path = pnn.robustness.LightPath.of(model, data[0][:3])
+    assert {light.shape for light in path.light.values()} == {(3, 16, 16)}
+    np.testing.assert_array_equal(noise.seed_generator.state, before)
+    assert pnn.robustness.LightPath.of(keras.Sequential([images]), None) is None

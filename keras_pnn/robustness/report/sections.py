@@ -341,18 +341,21 @@ def _light(result) -> Section | None:
     paths = having(result, "light")
     if not paths:
         return None
-    names = dict.fromkeys(name for path in paths.values() for name in path.shares)
-    rows = {
-        name: _of("light", lambda path, name=name: number(path.shares.get(name)))
-        for name in names
-    }
+    tables = [
+        Table(
+            model,
+            ("layer", "share of the light"),
+            [(name, number(share)) for name, share in path.shares.items()],
+        )
+        for model, path in paths.items()
+    ]
     return Section(
         "light",
         "Light and masks",
         "How much of the light behind the first layer is left behind each layer, and "
         "how much of it detectors catch, on the design: the mean over the samples in "
         "the pictures, the first ones of the test data.",
-        [models_table(result, "share of the light", rows)],
+        tables,
     )
 
 

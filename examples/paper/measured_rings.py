@@ -140,9 +140,12 @@ class Rings:
         }
 
     def _measured(self, points: np.ndarray, fitted: pnn.HeaterTuning):
-        """A measured curve, continued by its Lorentzian as far as rings are warmed."""
+        """A measured curve, continued by its Lorentzian as far as rings are warmed.
+
+        And somewhat further, for an ascent that moves the currents of a warm chip.
+        """
         current, weight = points.T
-        end = np.sqrt(self.limits[1] ** 2 + 1.01 * ROOM / self._room)
+        end = np.sqrt(self.limits[1] ** 2 + 1.3 * ROOM / self._room)
         more = np.arange(current[-1], end, np.diff(current).mean())[1:]
         more = np.append(more, end) if current[-1] < end else more
         step = weight[-3:].mean() - np.mean(fitted.weight(current[-3:]))
@@ -153,6 +156,7 @@ class Rings:
             "mA",
             efficiency=self.efficiency,
             margin=ROOM,
+            extend_below=True,
         )
 
 

@@ -396,6 +396,16 @@ _GRAPHS |= {name: (SERIES, graph) for name, graph in STATEFUL.items()}
 
 NAMES = tuple(_GRAPHS)
 
+# Functions without weights, states or random numbers. To a trainer all are alike, other
+# than to second derivatives and to many devices at once.
+FUNCTIONS = {
+    *("dense relu", "dense silu", "dense gelu", "leaky relu", "elu", "softmax"),
+    *("unit normalization", "rescaling", "repeat vector", "maximum", "multiply"),
+    *(name for name in NAMES if "pooling" in name or "resizing" in name),
+    *(name for name in NAMES if "up sampling" in name),
+    *("zero padding2d", "cropping2d"),
+}
+
 # Layers that Keras cannot run, or not differentiate, in float64.
 SINGLE = (
     "multi head attention",

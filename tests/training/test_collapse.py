@@ -19,7 +19,8 @@ def fit(metrics=("accuracy",), rate=0.5, tuning=None, **kwargs):
     hidden = pnn.layers.MRRBank(8, activation="relu", tuning=tuning, name="hidden")
     model = keras.Sequential([keras.Input((4,)), hidden, pnn.layers.MRRBank(4)])
     sat = pnn.SATModel(model, **kwargs)
-    sat.compile(keras.optimizers.SGD(rate), LOSS, metrics=list(metrics))
+    sgd = keras.optimizers.SGD(rate)
+    sat.compile(sgd, LOSS, metrics=list(metrics), run_eagerly=True)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         logs = sat.fit(X, Y, batch_size=8, epochs=6, verbose=0).history

@@ -383,8 +383,14 @@ def validated(model, *callbacks):
     return model.fit(batches, validation_data=(X, Y), **options)
 
 
-@pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("swap", [keras.callbacks.SwapEMAWeights, Coarse])
+@pytest.mark.parametrize(
+    ("swap", "first"),
+    [
+        (keras.callbacks.SwapEMAWeights, True),
+        (keras.callbacks.SwapEMAWeights, False),
+        (Coarse, True),
+    ],
+)
 def test_a_device_that_dies_in_validation_leaves_the_weights_of_training(
     swap, first, tmp_path
 ):
@@ -426,9 +432,15 @@ def test_averages_at_the_end_of_an_epoch_are_not_the_state(tmp_path):
     assert_same(state(resumed), state(whole), 1e-6)
 
 
-@pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("moment", ["on_train_begin", "on_train_batch_begin"])
-@pytest.mark.parametrize("kept", [(0, 4), (1, 2)])
+@pytest.mark.parametrize(
+    ("kept", "moment", "first"),
+    [
+        ((0, 4), "on_train_begin", True),
+        ((0, 4), "on_train_batch_begin", False),
+        ((1, 2), "on_train_begin", False),
+        ((1, 2), "on_train_batch_begin", True),
+    ],
+)
 def test_a_device_that_dies_as_a_run_is_resumed_changes_no_state(
     kept, moment, first, tmp_path
 ):
@@ -540,8 +552,10 @@ class Doubling(keras.callbacks.Callback):
         self.model.rho *= 2
 
 
-@pytest.mark.parametrize("ascent", [pnn.SAM, pnn.ASAM])
-@pytest.mark.parametrize("keeper", [keras.callbacks.BackupAndRestore, Checkpoint])
+@pytest.mark.parametrize(
+    ("keeper", "ascent"),
+    [(keras.callbacks.BackupAndRestore, pnn.SAM), (Checkpoint, pnn.ASAM)],
+)
 def test_a_resumed_run_goes_on_with_its_radius(keeper, ascent, tmp_path):
     def run(killed_at=None):
         model = sat(rho=None, ascent=ascent(0.01))

@@ -1,10 +1,19 @@
 """What all tests share."""
 
+import functools
 import gc
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+
+# Networks are tiny, and each core has a worker: more threads only wait for each other.
+tf.config.threading.set_intra_op_parallelism_threads(1)
+tf.config.threading.set_inter_op_parallelism_threads(1)
+# With each seed that it is given, TensorFlow forgets the kernels of all its operations,
+# which takes longer than many a test. Nothing here draws from its global generator.
+tf.random.set_seed = functools.lru_cache(maxsize=1)(tf.random.set_seed)
 
 
 def pytest_collection_finish():

@@ -405,7 +405,8 @@ def saturated(activation):
 
 
 @pytest.mark.parametrize(
-    ("kind", "activation"), [*((kind, "softmax") for kind in ONLINE), ("dat", "sigmoid")]
+    ("kind", "activation"),
+    [*((kind, "softmax") for kind in ONLINE), ("dat", "sigmoid")],
 )
 def test_logits_survive_a_measurement(kind, activation):
     """A cross-entropy is not clipped, so that a saturated bank learns."""

@@ -45,12 +45,9 @@ def network():
     return keras.Model(inputs, layer(inputs))
 
 
-def train(kind, device, *callbacks):
+def train(device, *callbacks):
     """Trains a bank and returns its variables and those of the optimizer."""
-    if kind == "PAT":
-        trainer = pnn.PATModel(network(), device=device)
-    else:
-        trainer = pnn.SATModel(network(), rho=0.05, device=device)
+    trainer = pnn.SATModel(network(), rho=0.05, device=device)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     trainer.compile(keras.optimizers.Adam(0.05), loss)
     batches = pnn.datasets.Batches(*data(), batch_size=4, seed=3)
@@ -70,50 +67,49 @@ def same(one, two):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.fixture(scope="module", params=["PAT", "SAT"])
-def undisturbed(request):
-    """A kind of training, its result without a fault, and the measurements."""
+@pytest.fixture(scope="module")
+def undisturbed():
+    """The result of training without a fault, and the measurements."""
     with noisy_bench() as port, bench(port) as device:
-        state = train(request.param, device)
+        state = train(device)
     assert device.failures == 0
-    return request.param, state, device.calls
+    return state, device.calls
 
 
 def test_training_sees_the_bench(undisturbed):
-    kind, state, calls = undisturbed
-    passes = 2 if kind == "SAT" else 1
-    # 3 epochs of 5 batches in 2 chunks each.
-    assert calls == 3 * 5 * 2 * passes
+    state, calls = undisturbed
+    # 3 epochs of 5 batches in 2 chunks each, in two passes.
+    assert calls == 3 * 5 * 2 * 2
     control = network().get_layer("bank").controls["control"]
     assert np.abs(state[0] - control.numpy()).max() > 0.05
     with noisy_bench(seed=1) as port, bench(port) as device:
-        other = train(kind, device)
+        other = train(device)
     assert np.abs(other[0] - state[0]).max() > 1e-3
 
 
 def test_refusals_and_a_hang_change_nothing(undisturbed):
-    kind, state, calls = undisturbed
+    state, calls = undisturbed
     with (
         noisy_bench(refuse=0.02, hang_at=17) as port,
         bench(port, timeout=0.5) as device,
     ):
-        disturbed = train(kind, device)
+        disturbed = train(device)
     assert device.failures >= 3 and device.calls > calls
     same(disturbed, state)
 
 
 def test_an_instrument_that_dies_loses_no_step(undisturbed, tmp_path):
-    kind, state, calls = undisturbed
+    state, calls = undisturbed
     keeper = pnn.callbacks.Checkpoint(tmp_path / "state")
     with noisy_bench(dead_after=45) as port:
         device = bench(port, timeout=0.5)
         device.retries = 1
         with pytest.raises(pnn.DeviceError, match="'bank'") as caught, device:
-            train(kind, device, keeper)
+            train(device, keeper)
     assert "Checkpoint" in "".join(caught.value.__notes__)
     again = pnn.callbacks.Checkpoint(tmp_path / "state")
     with noisy_bench() as port, bench(port) as device:
-        resumed = train(kind, device, again)
+        resumed = train(device, again)
     # What was done is not measured again.
     assert 0 < device.calls < calls
     same(resumed, state)
@@ -156,9 +152,7 @@ def run(port, folder):
 
 
 def test_a_killed_run_goes_on(undisturbed, tmp_path):
-    kind, state, calls = undisturbed
-    if kind == "PAT":
-        pytest.skip("SAT does all that PAT does, and starting takes long")
+    state, calls = undisturbed
     folder, watch = tmp_path / "state", Watch(kill=False)
     with noisy_bench(refuse=0.02) as port:
         killed = run(port, folder)
@@ -166,7 +160,7 @@ def test_a_killed_run_goes_on(undisturbed, tmp_path):
         assert "EPOCHS [0, 1]" in killed.stdout
         keeper = pnn.callbacks.Checkpoint(folder, every=3)
         with bench(port) as device:
-            resumed = train(kind, device, keeper, watch)
+            resumed = train(device, keeper, watch)
     assert watch.epochs == [1, 2]
     # From the fourth batch of the second epoch on, refused calls included.
     assert calls * 7 / 15 <= device.calls < calls
@@ -192,7 +186,7 @@ class Watch(keras.callbacks.Callback):
 def main():
     port, folder = sys.argv[1:]
     keeper = pnn.callbacks.Checkpoint(folder, every=3)
-    train("SAT", bench(port), keeper, Watch(kill=True))
+    train(bench(port), keeper, Watch(kill=True))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ TRAINERS = {
     "pat": lambda model, chip: pnn.PATModel(model, chip),
     "output": lambda model, chip: pnn.PATModel(model, chip, "output"),
     "dat": lambda model, chip: pnn.DATModel(model, chip, error_networks=1),
-    "sat": lambda model, chip: pnn.SATModel(model, rho=0.1, device=chip),
     "spsa": lambda model, chip: pnn.SATModel(
         model, ascent=None, device=chip, gradient=pnn.SPSA(step=0.01)
     ),

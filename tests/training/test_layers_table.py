@@ -75,12 +75,8 @@ def chip(model):
 ONLINE = {
     "sat": flat,
     "sat online": lambda m: pnn.SATModel(m, rho=0.0, device=chip(m)),
-    "pat": lambda m: pnn.PATModel(m, chip(m)),
     "pat, outputs": lambda m: pnn.PATModel(m, chip(m), readout="output"),
     "dat": lambda m: pnn.DATModel(m, chip(m), error_networks=1),
-    "dat, outputs": lambda m: pnn.DATModel(
-        m, chip(m), error_networks=1, internal_states=False
-    ),
 }
 
 

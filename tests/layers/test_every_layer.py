@@ -352,7 +352,7 @@ def test_many_devices_equal_one_after_the_other(rng, shape, layers, spread):
     model = keras.Sequential([keras.Input(shape), *layers()])
     x = rng.uniform(size=(12, *shape)).astype("float32")
     y = rng.uniform(size=(12, 3)).astype("float32")
-    model.compile("sgd", loss="mse", metrics=["mae"])
+    model.compile("sgd", loss="mse", metrics=["mae"], run_eagerly=True)
     devices = pnn.Variation(**spread).sample(model, 3, seed=2)
     together = pnn.evaluate_devices(model, x, y, devices, batch_size=6, verbose=0)
     assert together.vectorized

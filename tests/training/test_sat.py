@@ -100,13 +100,6 @@ def embedding():
     return keras.Model(inputs, layers.Dense(3)(layers.Flatten()(x)))
 
 
-def masked_sequence():
-    inputs = keras.Input((4,))
-    words = ops.cast(ops.abs(inputs * 3), "int32")
-    x = layers.Embedding(8, 3, mask_zero=True)(words)
-    return keras.Model(inputs, layers.Dense(3)(x))
-
-
 @keras.saving.register_keras_serializable(package="test_sat")
 class Subclassed(keras.Model):
     def __init__(self, **kwargs):
@@ -123,36 +116,11 @@ class Subclassed(keras.Model):
         return self.outer(self.drop(x))
 
 
-class Activity(layers.Layer):
-    """Keeps a metric of its own and adds a loss."""
-
-    def __init__(self):
-        super().__init__()
-        self.mean = keras.metrics.Mean(name="activity")
-
-    def call(self, inputs):
-        self.mean.update_state(ops.mean(inputs))
-        self.add_loss(0.1 * ops.mean(inputs * inputs))
-        return inputs
-
-
-def metric_in_a_layer():
-    inputs = keras.Input((4,))
-    return keras.Model(inputs, Activity()(layers.Dense(3)(inputs)))
-
-
 def several_inputs_and_outputs():
     first, second = keras.Input((4,), name="p"), keras.Input((4,), name="q")
     x = layers.Dense(5)(layers.Concatenate()([first, second]))
     outputs = {"a": layers.Dense(3, name="a")(x), "b": layers.Dense(1, name="b")(x)}
     return keras.Model({"p": first, "q": second}, outputs)
-
-
-def with_unused_and_frozen():
-    inputs = keras.Input((4,))
-    frozen = layers.Dense(4)
-    frozen.trainable = False
-    return keras.Model(inputs, layers.Dense(3, activation=None)(frozen(inputs)))
 
 
 SGD, ADAM = keras.optimizers.SGD, keras.optimizers.Adam
@@ -181,13 +149,9 @@ CASES = {
         },
     ),
     "jit": (norm_and_noise, {"compile": {**GRAPH, "jit_compile": True}}),
-    "bfloat16": (norm_and_noise, {"policy": "mixed_bfloat16"}),
     "float16": (norm_and_noise, {"policy": "mixed_float16", "compile": GRAPH}),
     "Sequential": (sequential_without_input, {}),
     "subclassed": (Subclassed, {}),
-    "embedding": (embedding, {"optimizer": lambda: ADAM(0.1)}),
-    "mask": (masked_sequence, {"y": RNG.integers(0, 3, (12, 4))}),
-    "metric in a layer": (metric_in_a_layer, {}),
     "several inputs and outputs": (
         several_inputs_and_outputs,
         {
@@ -200,7 +164,6 @@ CASES = {
             },
         },
     ),
-    "frozen layer": (with_unused_and_frozen, {}),
 }
 
 

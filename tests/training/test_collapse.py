@@ -13,14 +13,13 @@ Y = np.random.default_rng(0).permutation(np.repeat(np.arange(4), 8))
 X = np.eye(4, dtype="float32")[Y]
 
 
-def fit(metrics=("accuracy",), rate=0.5, tuning=None, eagerly=True, **kwargs):
+def fit(metrics=("accuracy",), rate=0.5, tuning=None, **kwargs):
     """Logs and warnings of six epochs, which plain training learns in two."""
     keras.utils.set_random_seed(0)
     hidden = pnn.layers.MRRBank(8, activation="relu", tuning=tuning, name="hidden")
     model = keras.Sequential([keras.Input((4,)), hidden, pnn.layers.MRRBank(4)])
     sat = pnn.SATModel(model, **kwargs)
-    sgd = keras.optimizers.SGD(rate)
-    sat.compile(sgd, LOSS, metrics=list(metrics), run_eagerly=eagerly)
+    sat.compile(keras.optimizers.SGD(rate), LOSS, metrics=list(metrics))
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         logs = sat.fit(X, Y, batch_size=8, epochs=6, verbose=0).history
@@ -53,8 +52,7 @@ def test_a_loss_of_nan_is_told_once(kwargs, cause):
     shift = np.linspace(0, 1, 21)
     weight = 1 - 2 / (1 + (shift / 0.15) ** 2)
     curve = pnn.MeasuredTuning(shift, weight, "nm")
-    # Eagerly, rings refuse what is NaN.
-    logs, messages = fit(**{"tuning": curve, "eagerly": False, **kwargs})
+    logs, messages = fit(**{"tuning": curve, **kwargs})
     assert np.isnan(logs["loss"][-1]) and len(messages) == 1
     assert "NaN" in messages[0] and cause in messages[0] and "rho" not in messages[0]
     assert ("`margin=`" in messages[0]) == ("Rings" in cause)

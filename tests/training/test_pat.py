@@ -116,14 +116,13 @@ def test_an_equal_device_is_plain_training(readout):
 
 def test_an_equal_device_is_sat():
     offline = compiled(pnn.SATModel(mesh(), rho=0.5), run_eagerly=True)
-    # Compiled, the other eagerly.
-    online = compiled(pnn.SATModel(mesh(), rho=0.5, device=mesh_chip(0.0)))
+    online = pnn.SATModel(mesh(), rho=0.5, device=mesh_chip(0.0))
     output = pnn.PATModel(mesh(), mesh_chip(0.0), "output", ascent=pnn.SAM(0.5))
     options = {**FIT, "epochs": 1}
     expected = offline.fit(X, Y, **options).history
     assert abs(expected["sharpness"][0]) > 1e-3
-    for trainer in (online, compiled(output, run_eagerly=True)):
-        logs = trainer.fit(X, Y, **options).history
+    for trainer in (online, output):
+        logs = compiled(trainer, run_eagerly=True).fit(X, Y, **options).history
         assert_same(offline.model.variables, trainer.model.variables, 1e-6)
         sharpness = expected["sharpness"]
         np.testing.assert_allclose(logs["sharpness"], sharpness, atol=1e-6)

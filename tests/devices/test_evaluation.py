@@ -312,15 +312,14 @@ def test_a_mesh_that_all_devices_share():
     assert_equals_evaluate(model, images, np.ones((16, 3)), devices)
 
 
-@pytest.mark.parametrize("samples", [1, 3])
-def test_batches_of_one_sample(samples):
+def test_batches_of_one_sample():
     """Detectors then multiply (devices, 1, rows, columns) by one matrix."""
     model = planes()
     model.compile("sgd", "mse", **EAGER)
-    images = np.random.default_rng(0).random((samples, 6, 6)).astype("float32")
+    images = np.random.default_rng(0).random((3, 6, 6)).astype("float32")
     devices = pnn.Variation(rotation=20.0).sample(model, 3, seed=0)
-    y = np.ones((samples, 3))
-    assert_equals_evaluate(model, images, y, devices, batch_size=2)
+    # A batch of two, and one of one.
+    assert_equals_evaluate(model, images, np.ones((3, 3)), devices, batch_size=2)
 
 
 def test_a_layer_that_cannot_be_vectorised():

@@ -49,7 +49,6 @@ METHODS = {
     "both": "SAT and random chips",
 }
 SENSITIVITY = 0.08  # nm/K
-NOISE = 0.005  # of one reading of a weight
 # How far the chip is warmed or cooled in training, and rings shifted, and both in nm.
 WARMING, SHIFT, ROOM = 1.0, 0.02, 0.102  # K, nm, nm
 
@@ -102,8 +101,9 @@ class Rings:
 
     Attributes:
         tunings: name of what is known → tuning.
-        errors: likewise, and "physical", the best heater-driven Lorentzian → root mean
-            square error of the weight for each ring, up to the highest current.
+        errors: likewise, and of curves that nothing continues, and of the best
+            heater-driven Lorentzian, "physical" → root mean square error of the weight
+            for each ring, up to its highest current.
         limits: currents that keep the rings on their curves, in mA.
     """
 
@@ -125,12 +125,10 @@ class Rings:
                 [self._measured(*pair) for pair in zip(curves, fits, strict=True)]
             ),
         }
-        closer = [
-            pnn.MeasuredTuning(*points.T, "mA", smoothing=NOISE) for points in curves
-        ]
+        swept = [pnn.MeasuredTuning(*points.T, "mA") for points in curves]
         rings = {
             **self.tunings,
-            f"measured, smoothing {NOISE}": pnn.RingTunings(closer),
+            "measured, as swept": pnn.RingTunings(swept),
             "physical": pnn.RingTunings(fits),
         }
         self.errors = {
@@ -142,9 +140,12 @@ class Rings:
         }
 
     def _measured(self, points: np.ndarray, fitted: pnn.HeaterTuning):
-        """A measured curve, continued by its Lorentzian as far as rings are warmed."""
+        """A measured curve, continued by its Lorentzian as far as rings are warmed.
+
+        And somewhat further, for an ascent that moves the currents of a warm chip.
+        """
         current, weight = points.T
-        end = np.sqrt(self.limits[1] ** 2 + 1.01 * ROOM / self._room)
+        end = np.sqrt(self.limits[1] ** 2 + 1.3 * ROOM / self._room)
         more = np.arange(current[-1], end, np.diff(current).mean())[1:]
         more = np.append(more, end) if current[-1] < end else more
         step = weight[-3:].mean() - np.mean(fitted.weight(current[-3:]))
@@ -155,6 +156,7 @@ class Rings:
             "mA",
             efficiency=self.efficiency,
             margin=ROOM,
+            extend_below=True,
         )
 
 

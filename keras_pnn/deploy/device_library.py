@@ -39,6 +39,8 @@ def read_library(library: str | os.PathLike) -> dict[str, Figure]:
             `source`, names one that is unknown, or has a unit that does not fit.
         OSError: If it cannot be read.
     """
+    if not isinstance(library, str | os.PathLike):
+        raise _checks.error("library", "'silicon' or a path", _checks.short(library))
     figures = _parsed(_SILICON)
     if library == "silicon":
         return figures
@@ -98,6 +100,8 @@ def _figure(path, name: str, given) -> Figure:
     limits = {} if unit == "dBm" else {"low": 0}
     if name.endswith(_POSITIVE):
         limits = {"above": 0}
+    if name.endswith("wall_plug_efficiency"):
+        limits["high"] = 1
     return Figure(_checks.real(f"{path}: {name}", value, **limits), unit, source)
 
 

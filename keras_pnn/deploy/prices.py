@@ -20,6 +20,7 @@ from keras_pnn.layers.mzi import MZIMesh
 from keras_pnn.layers.mzi_dense import Attenuators, MZIDense
 from keras_pnn.layers.ring_layer import RingLayer
 from keras_pnn.layers.slm import MaskedSLM
+from keras_pnn.physics.tuning.signed import has_negative
 
 _CHARGE = 1.602176634e-19  # C
 # Of each layer, and added up.
@@ -110,8 +111,8 @@ class Prices:
         loss += (columns - 1) * v["ring_modulator.passing_loss"]
         loss += (columns - 1) * v["ring.passing_loss"]
         tuning = layer.tuning
-        signed = tuning.weight_range[0] < 0
-        balanced = getattr(tuning, "port", "balanced" if signed else "") == "balanced"
+        port = getattr(tuning, "port", None)
+        balanced = has_negative(tuning) if port is None else port == "balanced"
         controls, imperfections = layer.current_values()
         held = layer.held(layer.as_set(controls), imperfections)
         power = self._ring_power(layer, held["control"])
@@ -128,7 +129,7 @@ class Prices:
             "heater_worst_mW": rings * self._highest_ring_power(layer),
             **self._modulators("ring_modulator", columns),
             **self._lasers(columns, rows * columns, noise * rows, loss),
-            **self._readout(diodes, rows, layer.adc_bits),
+            **self._readout(diodes, rows),
             "converters": columns + rows,
             "converter_mW": self._dacs(columns)
             + self._adcs(rows, layer.adc_bits)
@@ -241,7 +242,7 @@ class Prices:
             # The norm needs the ports that are not read, too.
             diodes = amplifiers = modes if layer.normalize else outputs
         row = {
-            **self._readout(diodes, amplifiers, None),
+            **self._readout(diodes, amplifiers),
             "converters": amplifiers,
             "converter_mW": self._adcs(amplifiers, None),
             "area_mm2": self._area(
@@ -249,10 +250,21 @@ class Prices:
             ),
             "busy_us": _product(use.shape[1:-1]) * 1e-3 / v["clock.rate"],
         }
-        if id(use.source) in self._light:
-            spread, loss = self._light[id(use.source)]
-            row |= self._lasers(1, spread, spread, loss)
-        return row
+        if id(use.source) not in self._light:
+            return row
+        spread, loss = self._light[id(use.source)]
+        if not isinstance(layer, HomodyneDetector):
+            return row | self._lasers(1, spread, spread, loss)
+        # Differences of both signs: readings have noise 2n and the range 4n, with n
+        # electrons of the signal and as many of the reference.
+        lasers = self._lasers(1, spread, spread / 8, loss + v["splitter.loss"])
+        reference = max(v["homodyne.reference"], self._reading / 8)
+        stages = 1 + math.ceil(math.log2(outputs))
+        reference *= outputs * self._electrical(stages * v["splitter.loss"])
+        for name in ("laser_loss_mW", "laser_shot_noise_mW"):
+            lasers[name] += reference
+        row["area_mm2"] += self._area(splitter=2 * outputs - 1)
+        return row | lasers
 
     def _masks(self, use: Use) -> dict:
         layer, v = use.layer, self.values
@@ -328,20 +340,28 @@ class Prices:
         power = v[f"{kind}.power"] + 1e-3 * v[f"{kind}.energy"] * v["clock.rate"]
         return {"modulators": count, "modulator_mW": count * power}
 
-    def _lasers(self, count: int, floors: int, readings: int, loss: float) -> dict:
+    def _lasers(self, count: int, floors: int, readings: float, loss: float) -> dict:
         """Returns lasers for a number of photodiodes at their floor, or of readings."""
-        v = self.values
-        through = 10 ** (loss / 10) / v["laser.wall_plug_efficiency"]
-        floor = 10 ** (v["photodiode.sensitivity"] / 10)
-        current = self._electrons * _CHARGE * 1e9 * v["clock.rate"]
-        reading = 1e3 * current / v["photodiode.responsivity"]
+        floor = 10 ** (self.values["photodiode.sensitivity"] / 10)
+        through = self._electrical(loss)
         return {
             "lasers": count,
             "laser_loss_mW": floors * floor * through,
-            "laser_shot_noise_mW": readings * reading * through,
+            "laser_shot_noise_mW": readings * self._reading * through,
         }
 
-    def _readout(self, diodes: int, amplifiers: int, bits: int | None) -> dict:
+    def _electrical(self, loss: float) -> float:
+        """Returns the laser's electrical power over its light behind a loss in dB."""
+        return 10 ** (loss / 10) / self.values["laser.wall_plug_efficiency"]
+
+    @property
+    def _reading(self) -> float:
+        """The light of a reading that shot noise allows, in mW."""
+        v = self.values
+        current = self._electrons * _CHARGE * 1e9 * v["clock.rate"]
+        return 1e3 * current / v["photodiode.responsivity"]
+
+    def _readout(self, diodes: int, amplifiers: int) -> dict:
         power = diodes * self.values["photodiode.power"]
         power += amplifiers * self.values["amplifier.power"]
         return {"photodiodes": diodes, "detector_mW": power}

@@ -16,10 +16,10 @@ class Stuck:
     For `Variation(stuck=…)`: each control of rings and meshes is stuck with a
     probability. It then ignores its setting: training and its ascent, drift and noise
     of the control, `dac` and `program`. Heat and fabrication still shift its ring, from
-    the end of a measured curve maybe beyond it (NaN, see `MeasuredTuning`). A
-    device holds it in the imperfections `control_stuck` of rings, and `theta_stuck`,
-    `phi_stuck` and `gamma_stuck` of meshes, (…, 2): whether it is stuck, and at what
-    value.
+    the end of a measured curve maybe beyond it (NaN), unless `extend_below` of
+    `MeasuredTuning` continues it. A device holds it in the imperfections
+    `control_stuck` of rings, and `theta_stuck`, `phi_stuck` and `gamma_stuck` of
+    meshes, (…, 2): whether it is stuck, and at what value.
 
     Args:
         probability: share of the controls that are stuck, from 0 to 1.

@@ -204,6 +204,10 @@ class RingLayer(RingReadout, RealInputs, PhysicalLayer):
         row, column = self._rows_and_columns()
         return row * self.columns + column
 
+    def check_given(self, name, value):
+        if name == "control_stuck":
+            self.tuning.validate(value[..., 1][value[..., 0] > 0.5])
+
     def _check_crosstalk(self) -> None:
         whole = self.rows * self.columns
         if self.crosstalk is not None and len(self.crosstalk) not in (

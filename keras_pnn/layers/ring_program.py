@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from keras_pnn.physics import tuning as tunings
 from keras_pnn.physics.tuning.base import WEIGHT_TOLERANCE
+from keras_pnn.physics.tuning.signed import has_negative
 
 
 class ControlsForWeights(keras.initializers.Initializer):
@@ -26,7 +27,7 @@ class ControlsForWeights(keras.initializers.Initializer):
         # A layer that is first called inside a `tf.function` is built there.
         with tf.init_scope():
             weights = np.asarray(self.initializer(shape, dtype=dtype), "float64")
-        if self.tuning.weight_range[0] >= 0:
+        if not has_negative(self.tuning):
             weights = np.abs(weights)
         controls = self.tuning.control(self.tuning.clip(weights))
         controls = np.clip(controls, *self.limits)

@@ -265,6 +265,61 @@ def test_the_baselines_of_a_published_simulator():
     )
 
 
+def test_the_devices_of_another_published_simulator():
+    """SimPhony's log of its example, at 4 bits and 5 GHz, with the same devices.
+
+    Its converters follow 2^bits / (bits + 1); light is for one photodiode behind
+    6.22 dB, times 2^bits and 1 / (1 − 0.1), the extinction of its modulators.
+    """
+    inputs = keras.Input((12,))
+    bank = keras.Model(inputs, pnn.layers.MRRBank(12)(inputs))
+    laser = 1.1771924757285903 / 2**4 * (1 - 0.1)
+    close(
+        pnn.hardware_cost(bank, bits=4).total,
+        converter_mW=12 * (2.0089285714 * 5 / 4 * 8 / 9) + 12 * 3.7 + 144,
+        detector_mW=24 * 1.1 + 12 * 3,
+        laser_loss_mW=144 * laser * 10 ** ((4.5 - 6.22) / 10),
+    )
+    mesh = pnn.layers.MZIMesh(12, name="mesh")(inputs)
+    mesh = keras.Model(inputs, pnn.layers.Photodetector()(mesh))
+    close(pnn.hardware_cost(mesh, bits=4).layers[0], modulator_mW=12 * 2.25)
+
+
+@pytest.mark.parametrize("bits", [6, 12])
+def test_the_reference_of_homodyne_detectors(bits):
+    inputs = keras.Input((6,))
+    fields = pnn.layers.MZIMesh(6, loss_db=0.5, name="mesh")(inputs)
+    model = keras.Model(inputs, pnn.layers.HomodyneDetector(name="real")(fields))
+    row = pnn.hardware_cost(model, bits=bits).layers[1]
+    # Behind modulators, three stages of splitters, six cells and the last splitter;
+    # the reference behind three stages and the last splitter.
+    through = 10 ** ((1.2 + 0.3 + 6 * 0.5 + 0.1) / 10) / EFFICIENCY
+    signal = SHOT * 4.0**bits / 4**8 / 8
+    reference = {6: 3.15, 12: signal}[bits] * 10**0.04 / EFFICIENCY
+    close(
+        row,
+        lasers=1,
+        photodiodes=12,
+        laser_loss_mW=6 * (FLOOR * through + reference),
+        laser_shot_noise_mW=6 * (signal * through + reference),
+        area_mm2=area(diode=12, amplifier=6, adc=6, splitter=11),
+    )
+    # Noise of signal and reference, and of rounding, in electrons.
+    electrons = 12 * 4**bits / 8
+    step = 4 * electrons / 2**bits
+    assert 2 * electrons == pytest.approx(step**2 / 12)
+
+
+def test_noise_below_zero_makes_no_second_photodiode():
+    control = np.linspace(0, 1, 41)
+    weight = (models.dip(control) + 1) / 2 - 0.004
+    tuning = pnn.MeasuredTuning(control, weight, "nm")
+    for one in (tuning, pnn.RingTunings([tuning])):
+        assert one.weight_range[0] < 0
+        (row,) = pnn.hardware_cost(models.bank(6, 4, tuning=one)).layers
+        assert row["photodiodes"] == 4
+
+
 def test_masks():
     inputs = keras.Input((28, 28))
     outputs = pnn.layers.MaskedSLM(144, name="masks")(inputs)
@@ -345,6 +400,7 @@ def test_figures_of_your_own(tmp_path):
         ("photodiode: {power: {value: -2, unit: mW, source: x}}", "≥ 0"),
         ("clock: {rate: {value: 0, unit: GHz, source: x}}", "> 0"),
         ("photodiode: {power: {value: two, unit: mW, source: x}}", "Received: ?.?two"),
+        ("laser: {wall_plug_efficiency: {value: 2, unit: '1', source: x}}", "≤ 1"),
         ("photodiode: {price: {value: 2, unit: mW, source: x}}", "expected one of"),
         ("photodiode: 2", "figures"),
         ("- photodiode", "devices"),
@@ -373,6 +429,8 @@ def test_models_that_have_no_cost():
             pnn.hardware_cost(model)
     with pytest.raises(ValueError, match="bits"):
         pnn.hardware_cost(models.bank(), bits=0)
+    with pytest.raises(ValueError, match=r"library.*Received: None"):
+        pnn.hardware_cost(models.bank(), None)
 
 
 def test_planes_of_light():

@@ -282,6 +282,13 @@ def test_what_is_refused():
     tuning = pnn.HeaterTuning(max_current=2.0)
     with pytest.raises(ValueError, match=r"in \[0, 2\].*Received: 3"):
         pnn.Variation(stuck=pnn.Stuck(0.1, 3.0)).sample(models.bank(tuning=tuning), 1)
+    held = np.zeros((2, 2, 2))
+    for current in (-0.5, 2.5):
+        held[0, 1] = 1, current
+        with pytest.raises(ValueError, match=r"in \[0, 2\] mA.*Received"):
+            pnn.SimulatedDevice.from_dict(
+                models.bank(tuning=tuning), {"control_stuck": held}
+            )
     slm = keras.Sequential([keras.Input((4, 4)), pnn.layers.MaskedSLM(2)])
     with pytest.raises(ValueError, match="'stuck'"):
         pnn.Variation(stuck=pnn.Stuck(0.1)).sample(slm, 1)

@@ -39,6 +39,16 @@ def test_initial_weights_have_both_signs():
     assert weights.min() < 0 < weights.max()
 
 
+def test_noise_below_zero_is_no_sign():
+    control = np.linspace(0, 1, 41)
+    transmission = (models.dip(control) + 1) / 2 - 0.004
+    tuning = pnn.MeasuredTuning(control, transmission, "nm")
+    bank = models.bank(30, 10, tuning=tuning).layers[-1]
+    weights = np.asarray(bank.effective_weights())
+    # Magnitudes of both signs, and not all negative ones at the resonance.
+    assert (weights > 0.02).mean() > 0.8
+
+
 def test_an_error_of_the_reference_moves_all_outputs_alike():
     model = signed()
     before = np.asarray(model(X))

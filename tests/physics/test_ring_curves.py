@@ -35,8 +35,9 @@ def assert_close(config, expected, **tolerance):
 # --- Fits.
 
 
-@pytest.mark.parametrize("port", ["balanced", "through", "drop"])
-@pytest.mark.parametrize("period", [None, 1.1])
+@pytest.mark.parametrize(
+    ("port", "period"), [("balanced", None), ("through", 1.1), ("drop", 1.1)]
+)
 def test_a_ring_is_found_in_its_weights(port, period):
     sizes = {"through_min": 0.1, "drop_max": 0.9, "free_spectral_range": period}
     ring = pnn.HeaterTuning(-0.35, 0.09, 0.6, port=port, max_current=3.0, **sizes)
@@ -65,8 +66,9 @@ def test_rings_are_fitted_one_by_one():
     assert bank(np.ones((2, 5), "float32")).shape == (2, 4)
 
 
-@pytest.mark.parametrize("port", ["balanced", "through", "drop"])
-@pytest.mark.parametrize("period", [None, 4.0])
+@pytest.mark.parametrize(
+    ("port", "period"), [("balanced", 4.0), ("through", None), ("drop", 4.0)]
+)
 def test_a_ring_is_found_in_its_spectrum(port, period):
     sizes = {"through_min": 0.1, "drop_max": 0.9, "free_spectral_range": period}
     ring = pnn.HeaterTuning(-0.3, 0.077, port=port, **sizes)
@@ -83,6 +85,18 @@ def test_a_ring_is_found_in_its_spectrum(port, period):
         # The scale is unknown there.
         expected |= {"through_min": 0.0, "drop_max": 1.0}
     assert_close(found.tuning.get_config(), expected, rel=2e-3, abs=1e-4)
+
+
+def fit_unit(factor, **known):
+    """A fit whose currents are in another unit."""
+    weight = pnn.HeaterTuning().weight(CURRENT)
+    return pnn.HeaterTuning.fit(factor * CURRENT, np.asarray(weight), **known)
+
+
+def spectrum_in(factor, laser):
+    wavelength = np.linspace(1542, 1544, 101)
+    power = 1 - 0.9 / (1 + ((wavelength - 1542.7) / 0.077) ** 2)
+    return pnn.HeaterTuning.fit_spectrum(factor * wavelength, power, laser)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +116,13 @@ def test_a_ring_is_found_in_its_spectrum(port, period):
             ),
             "one known length",
         ),
+        (lambda: pnn.HeaterTuning.fit(0 * CURRENT, np.ones(61)), "points that differ"),
+        (lambda: fit_unit(1e-3), "current.*mA"),
+        (lambda: fit_unit(1e-3, half_width=0.077), "current.*mA"),
+        (lambda: fit_unit(1e3), "current.*mA"),
+        (lambda: spectrum_in(1e-3, 1543.0), "laser.*nm"),
+        (lambda: spectrum_in(1.0, 1.543), "laser.*nm"),
+        (lambda: spectrum_in(1e-9, 1.543e-6), "wavelength.*nm"),
     ],
 )
 def test_what_cannot_be_fitted(call, message):
@@ -284,7 +305,8 @@ def test_curves_from_files(tmp_path):
 
 def test_curves_that_do_not_fit_together():
     one = pnn.HeaterTuning()
-    for bad in ([], [one, "ring"], [[one], [one, one]], one, None):
+    nested = [pnn.RingTunings([one]), one]
+    for bad in ([], [one, "ring"], [[one], [one, one]], nested, one, None):
         with pytest.raises(ValueError, match=r"`tunings` must be tunings.*Received"):
             pnn.RingTunings(bad)
     with pytest.raises(ValueError, match="in one unit"):

@@ -12,6 +12,7 @@ from transforms import assert_same_when_transformed, gradients
 from written import FORMS, written
 
 from keras_pnn.physics import tuning as tunings
+from keras_pnn.physics.tuning import smoothing
 
 CURRENT = np.linspace(0, 2.5, 60)
 SHIFT = np.linspace(0, 1.0, 60)
@@ -317,8 +318,7 @@ def test_leaving_the_curve_raises_eagerly():
 
 
 @each
-@pytest.mark.parametrize("jit", [False, True])
-def test_half_widths_that_do_not_exist_are_nan_in_a_graph(tuning, jit):
+def test_half_widths_that_do_not_exist_are_nan_in_a_graph(tuning):
     errors = np.array([-0.2, -1.0, -1.5, 0.0, 0.1], "float32")
     good = errors > -1
 
@@ -329,7 +329,7 @@ def test_half_widths_that_do_not_exist_are_nan_in_a_graph(tuning, jit):
         control = tf.fill(errors.shape, 0.7)
         return weight(control, error), *gradients(weight, [control, error])
 
-    found, *slopes = tf.function(run, jit_compile=jit)(tf.constant(errors))
+    found, *slopes = tf.function(run, jit_compile=True)(tf.constant(errors))
     np.testing.assert_array_equal(np.isnan(found), ~good)
     assert np.isfinite(np.array(slopes)[:, good]).all()
     mapped = tf.vectorized_map(
@@ -429,6 +429,26 @@ def test_a_noisy_curve_turns_at_its_resonance_alone(unit, curve, end, turns, poi
     assert f"residual {tuning.residual:.2g}, {turns} turning" in repr(tuning)
 
 
+@pytest.mark.parametrize("width", [0.02, 0.05, 0.1])
+def test_the_noise_is_that_of_the_points_and_not_of_the_curve(width):
+    x = np.linspace(0, 0.6, 81)
+    weight = noisy(x, lambda x: dip(x, 0.25, width))
+    assert 0.6 * NOISE < smoothing.noise(weight) < 1.5 * NOISE
+    tuning = tunings.MeasuredTuning(x, weight, "nm")
+    assert tuning.residual < 1.5 * NOISE
+
+
+def test_a_measured_flank_that_no_lorentzian_has_is_followed():
+    x = np.linspace(0, 0.6, 101)
+    weight = dip(x, 0.25, 0.077) + 0.012 * np.sin(2 * np.pi * x / 0.04)
+    weight += 0.002 * np.random.default_rng(0).normal(size=101)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tuning = tunings.MeasuredTuning(x, weight, "nm")
+        close = tunings.MeasuredTuning(x, weight, "nm", smoothing=1e-4)
+    assert tuning.residual < 1.02 * close.residual
+
+
 def test_a_clean_curve_passes_through_its_points():
     for tuning in (measured("nm"), measured("mA")):
         assert tuning.residual < 1e-12 and len(tuning.turning_points) == 1
@@ -452,9 +472,9 @@ def test_a_noisy_curve_through_all_points_is_told():
 def test_smoothing_is_the_distance_allowed():
     x = np.linspace(0, 1, 100)
     weight = noisy(x, dip, 0.02)
-    for smoothing in (0.015, 0.02, 0.03):
-        tuning = tunings.MeasuredTuning(x, weight, "nm", smoothing=smoothing)
-        assert 0.8 * smoothing < tuning.residual <= smoothing
+    for allowed in (0.015, 0.02, 0.03):
+        tuning = tunings.MeasuredTuning(x, weight, "nm", smoothing=allowed)
+        assert 0.8 * allowed < tuning.residual <= allowed
         assert len(tuning.turning_points) == 1
     with pytest.warns(UserWarning, match="more than smoothing=0.001 allows"):
         tunings.MeasuredTuning(x, weight, "nm", smoothing=0.001)
@@ -502,9 +522,34 @@ def test_a_curve_is_continued_below_its_first_point(noise):
     assert len(tuning.turning_points) == 1
     joint = tuning.weight(0.8 + 1e-6 * np.array([-3.0, -1.0, 1.0, 3.0]))
     np.testing.assert_allclose(np.diff(joint, 2), 0, atol=1e-9)
+    # And by the margin below 0, for rings that rest and are cooled.
+    beyond = np.array([-0.1, -0.05, -0.01])
+    rest = np.zeros(3)
+    expected = 1.1 * dip(beyond, 0.3, 0.1) - 0.05
+    np.testing.assert_allclose(
+        tuning.weight(rest, beyond), expected, atol=1e-3 + 3 * noise
+    )
+    assert tuning.training_range[0] == 0.0
+    with pytest.raises(ValueError, match="measured curve"):
+        tuning.weight(0.0, -0.11)
     with pytest.raises(ValueError, match=r"`extend_below` must be False.*Lorentzian"):
         two = dip(current, 1.0, 0.1) + dip(current, 2.0, 0.2)
         tunings.MeasuredTuning(current, two, "mA", extend_below=True)
+
+
+@pytest.mark.parametrize("unit", ["mA", "nm"])
+def test_a_curve_from_rest_is_continued_below_it(unit):
+    tuning = measured(unit, extend_below=True, margin=0.08)
+    assert tuning.control_range == measured(unit).control_range
+    np.testing.assert_allclose(tuning.weight(0.0, -0.08), dip(-0.08), atol=1e-3)
+    # What only a cold ring has is no weight that a control gives.
+    assert tuning.weight_range[1] == pytest.approx(measured(unit).weight_range[1])
+    flank = tunings.MeasuredTuning(
+        SHIFT[:30], -dip(SHIFT, -0.02)[:30], "nm", extend_below=True, margin=0.08
+    )
+    assert flank.weight_range[1] == pytest.approx(-dip(0.0, -0.02), abs=1e-3)
+    np.testing.assert_allclose(flank.control(flank.weight_range[1]), 0.0, atol=1e-6)
+    assert not any(turn < 0 for turn in flank.turning_points)
 
 
 def test_falling_controls_are_turned_round():

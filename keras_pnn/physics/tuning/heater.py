@@ -120,7 +120,8 @@ class HeaterTuning(ResonanceTuning):
 
         Raises:
             ValueError: If shapes differ, there are fewer than 8 points, a number is not
-                finite, more than one length is given, or a curve has no resonance.
+                finite, more than one length is given, a curve has no resonance, or the
+                fitted ring shows that a unit is not the one that is asked for.
 
         Example:
 

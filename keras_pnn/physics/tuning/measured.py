@@ -11,7 +11,8 @@ from keras_pnn.physics import heater
 from keras_pnn.physics._tensors import TensorLike, as_tensors, nan_below
 from keras_pnn.physics.tuning import smoothing as fits
 from keras_pnn.physics.tuning.base import Tuning
-from keras_pnn.physics.tuning.points import checked_points, read_csv
+from keras_pnn.physics.tuning.points import checked_points, read_table
+from keras_pnn.physics.tuning.spline import Spline
 
 # Shares of the span of the weights: an overshoot that warns, the least height of a
 # peak that counts as the resonance, a residual that warns where noise does not explain
@@ -49,17 +50,19 @@ class MeasuredTuning(Tuning):
         unit: `"mA"`, `"V"`, `"mW"` or `"nm"`: the unit of `control`.
         efficiency: Float. Shift per heater power, in nm/mW. Not used with nm.
         resistance: Float. Resistance of the heater, in Ω. Used with mA and V.
-        smoothing: `None`: through all points if noise adds no turning point, else
-            smoothed by generalised cross-validation. A float above 0: the
-            root mean square distance allowed between the curve and the measured
-            weights, about the noise of one measurement; the smoothest such curve that
-            turns only at the resonance. 0: through all points.
+        smoothing: Float above 0: the root mean square distance allowed between the
+            curve and the measured weights, about the noise of one measurement. The
+            curve is the smoothest that is so close and turns only at the resonance.
+            `None`: through all points if noise adds no turning point, else this noise,
+            estimated from the differences between neighbouring weights. 0: through all
+            points.
         margin: Float, or `None`. Distance, in nm of resonance shift, that training
             keeps controls from both ends, so that shifts of that size by drift or
             fabrication stay on the curve: at least 4 standard deviations of them.
             `None`: a tenth of the curve's span, but at most 0.1 nm.
         extend_below: Boolean. Whether to continue the curve from its first point
-            down to a control of 0, by a Lorentzian fitted to the points.
+            down to a control of 0 and by `margin` beyond, by a Lorentzian fitted to the
+            points: a ring may then rest with its heater off, or dead, and be cooled.
 
     Attributes:
         overshoot: Float. How far the curve exceeds the range of the measured
@@ -112,15 +115,18 @@ class MeasuredTuning(Tuning):
         self.extend_below = _checks.boolean("extend_below", extend_below)
         self._control, self._weight = checked_points(control, weight, unit)
         x, y = self._shift(), self._weight
+        span = x[-1] - (0.0 if self.extend_below else x[0])
+        self.margin = _checks.optional(
+            _checks.real, "margin", margin, low=0, below=span / 2
+        )
+        self._room = min(0.1, 0.1 * span) if margin is None else self.margin
         if self.extend_below:
-            x, y = _extended(x, y)
-        self.margin = margin
-        if margin is not None:
-            half = (x[-1] - x[0]) / 2
-            self.margin = _checks.real("margin", margin, low=0, below=half)
+            x, y = _extended(x, y, -self._room)
         self._spline, needless = fits.through_points(x, y)
         if self.smoothing or (smoothing is None and needless):
-            self._spline = fits.smooth(x, y, smoothing)
+            self._spline = fits.smooth(x, y, smoothing or fits.noise(self._weight))
+        if self.extend_below:
+            self._spline = Spline(self._spline.curve, 0.0)
         residual = self._spline.curve(self._shift()) - self._weight
         self.residual = float(np.sqrt(np.mean(residual**2)))
         self.overshoot = self._find_overshoot()
@@ -130,15 +136,7 @@ class MeasuredTuning(Tuning):
         self._warn(needless if smoothing == 0 else 0)
 
     @classmethod
-    def from_csv(
-        cls,
-        path: str | os.PathLike,
-        efficiency: float = 0.53,
-        resistance: float = 375.0,
-        smoothing: float | None = None,
-        margin: float | None = None,
-        extend_below: bool = False,
-    ) -> "MeasuredTuning":
+    def from_csv(cls, path: str | os.PathLike, **options) -> "MeasuredTuning":
         """Reads a measured curve from a CSV file.
 
         ```
@@ -156,11 +154,7 @@ class MeasuredTuning(Tuning):
                 one is `weight`; other columns are left out. A control in nm must be
                 named `shift` or `detuning`, as the wavelength of a swept laser runs
                 the other way.
-            efficiency: See the class.
-            resistance: See the class.
-            smoothing: See the class.
-            margin: See the class.
-            extend_below: See the class.
+            **options: The other arguments of the class, such as `efficiency`.
 
         Returns:
             A `MeasuredTuning`.
@@ -172,22 +166,7 @@ class MeasuredTuning(Tuning):
                 names the file and the line.
             OSError: If the file cannot be read.
         """
-        unit, control, weight, lines = read_csv(path)
-
-        def place(name, i):
-            return f"{path}, line {lines[i]}: `{name}`"
-
-        control, weight = checked_points(control, weight, unit, place)
-        return cls(
-            control,
-            weight,
-            unit,
-            efficiency,
-            resistance,
-            smoothing,
-            margin,
-            extend_below,
-        )
+        return read_curves(path, options, r"(?i)weight\b|w$", cls)[0]
 
     @property
     def control_range(self):
@@ -198,12 +177,10 @@ class MeasuredTuning(Tuning):
     @property
     def training_range(self):
         """Lowest and highest control that is `margin` away from the curve's ends."""
-        low, high = self._spline.low, self._spline.high
-        margin = self.margin
-        margin = min(0.1, 0.1 * (high - low)) if margin is None else margin
-        if margin == 0:
+        if self._room == 0:
             return self.control_range
-        ends = np.array([low + margin, high - margin])
+        ends = np.array([self._spline.low, self._spline.high])
+        ends += [self._room, -self._room]
         return tuple(self._control_for(ends).tolist())
 
     @property
@@ -278,7 +255,7 @@ class MeasuredTuning(Tuning):
         )
 
     def _control_for(self, shift):
-        power = shift / self.efficiency
+        power = np.maximum(shift, 0.0) / self.efficiency
         found = {
             "nm": lambda: shift,
             "mA": lambda: np.sqrt(power * 1000 / self.resistance),
@@ -354,9 +331,31 @@ class MeasuredTuning(Tuning):
         return float(turns[highest if peak else lowest])
 
 
-def _extended(x, y):
-    """Puts points of the fitted resonance below the first one, down to 0."""
-    if x[0] <= 0:
+def read_curves(
+    path, options: dict, name: str | None = None, kind: type = MeasuredTuning
+) -> list[MeasuredTuning]:
+    """Reads the curves of a table, one for each column of weights.
+
+    Args:
+        path: the file.
+        options: arguments of `kind`.
+        name: as in `points.read_table`.
+        kind: `MeasuredTuning` or a subclass.
+    """
+    unit, control, weights, lines = read_table(path, name)
+
+    def place(name, i):
+        return f"{path}, line {lines[i]}: `{name}`"
+
+    return [
+        kind(*checked_points(control, weight, unit, place), unit, **options)
+        for weight in weights
+    ]
+
+
+def _extended(x, y, low):
+    """Puts points of the fitted resonance below the first one, down to a shift."""
+    if x[0] <= low:
         return x, y
     fitted = fits.fit_resonance(x, y)
     if fitted.misfit > _MOST_MISFIT * np.ptp(y):
@@ -365,8 +364,9 @@ def _extended(x, y):
             "False where no resonance fits the points",
             f"points {fitted.misfit:.2g} (rms) away from a Lorentzian",
         )
-    count = int(np.clip(np.ceil(x[0] / (x[1] - x[0])), 1, fits.MOST_PIECES))
-    below = np.linspace(0, x[0], count, endpoint=False)
+    steps = np.ceil((x[0] - low) / np.median(np.diff(x)))
+    count = int(np.clip(steps, 1, fits.MOST_PIECES))
+    below = np.linspace(low, x[0], count, endpoint=False)
     # What the Lorentzian misses at the first point, from several because of noise.
     first = slice(0, 5)
     slope_and_offset = np.polyfit(x[first] - x[0], y[first] - fitted(x[first]), 1)

@@ -10,8 +10,7 @@ import tensorflow as tf
 from keras_pnn import _checks
 from keras_pnn.physics._tensors import TensorLike, as_tensors
 from keras_pnn.physics.tuning.base import Tuning
-from keras_pnn.physics.tuning.measured import MeasuredTuning
-from keras_pnn.physics.tuning.points import checked_points, read_table
+from keras_pnn.physics.tuning.measured import MeasuredTuning, read_curves
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -71,7 +70,8 @@ class RingTunings(Tuning):
         Args:
             path: A table with a column of controls and a column for each ring, in
                 the format of `MeasuredTuning.from_csv`, but for the names of the
-                rings' columns, which are free; or a list of files, one for each ring.
+                rings' columns, which are free (`ring_a`, but not `ring_A`, with a unit
+                at its end); or a list of files, one for each ring.
             shape: Rows and columns of the rings on the bank, row by row. Default: a
                 list.
             **options: The other arguments of `MeasuredTuning`, such as `efficiency`.
@@ -89,7 +89,7 @@ class RingTunings(Tuning):
         >>> two = pnn.RingTunings.from_csv(["ring.csv", "ring.csv"])
         """
         if isinstance(path, str | os.PathLike):
-            curves = _columns(path, options)
+            curves = read_curves(path, options)
         else:
             curves = [MeasuredTuning.from_csv(one, **options) for one in path]
         if shape is None:
@@ -223,22 +223,10 @@ def _as_array(tunings) -> np.ndarray:
     nested = bool(rows) and all(np.iterable(row) for row in rows)
     flat = [one for row in rows for one in row] if nested else rows
     lengths = {len(row) for row in rows} if nested else {len(rows)}
-    if not flat or len(lengths) > 1 or not all(isinstance(t, Tuning) for t in flat):
+    single = all(isinstance(t, Tuning) and not isinstance(t, RingTunings) for t in flat)
+    if not flat or len(lengths) > 1 or not single:
         expected = "tunings, at least one, or rows of them, all of one length"
         raise _checks.error("tunings", expected, _checks.short(tunings))
     found = np.empty(len(flat), object)
     found[:] = flat
     return found.reshape(len(rows), -1) if nested else found
-
-
-def _columns(path, options: dict) -> list[MeasuredTuning]:
-    """Returns the curves of a table with a column for each ring."""
-    unit, control, weights, lines = read_table(path)
-
-    def place(name, i):
-        return f"{path}, line {lines[i]}: `{name}`"
-
-    return [
-        MeasuredTuning(*checked_points(control, weight, unit, place), unit, **options)
-        for weight in weights
-    ]

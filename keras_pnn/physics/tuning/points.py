@@ -8,7 +8,7 @@ from keras_pnn import _checks, _tables
 
 LEAST_POINTS = 4
 # No heater shifts a resonance so far; the wavelength of any laser is larger.
-_WIDEST_SHIFT = 200.0
+WIDEST_SHIFT = 200.0
 # For each unit of a heading: the unit of the control, and how many make one of it.
 _UNITS = {
     "mA": ("mA", 1),
@@ -58,7 +58,7 @@ def checked_points(control, weight, unit, place=lambda name, i: f"`{name}[{i}]`"
     for bad, expected in (
         (control < 0, "≥ 0: give shifts from the ring's resting point"),
         (
-            (control > _WIDEST_SHIFT) & (unit == "nm"),
+            (control > WIDEST_SHIFT) & (unit == "nm"),
             "a shift of the resonance, not the wavelength of a laser: give the "
             "wavelength of the laser that the ring will see, minus this one",
         ),
@@ -74,12 +74,6 @@ def checked_points(control, weight, unit, place=lambda name, i: f"`{name}[{i}]`"
             f"Received: {weight[0]} at all points"
         )
     return (control[::-1].copy(), weight[::-1].copy()) if falling else (control, weight)
-
-
-def read_csv(path):
-    """Reads a tuning curve: unit, controls, weights, and the line of each point."""
-    unit, control, (weight,), lines = read_table(path, r"(?i)weight\b|w$")
-    return unit, control, weight, lines
 
 
 def read_table(path, name: str | None = None):

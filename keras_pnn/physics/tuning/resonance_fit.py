@@ -7,10 +7,13 @@ import numpy as np
 
 from keras_pnn import _checks
 from keras_pnn._display import Shown, Table
+from keras_pnn.physics.tuning.points import WIDEST_SHIFT
 
 _LEAST_POINTS = 8
 # A resonance stands out of the residual by this factor, and of the level by this share.
 _STANDS_OUT, _LEAST_DEPTH = 3.0, 0.02
+# In nm and nm/mW: what no ring or heater has, if units are right.
+_HALF_WIDTHS, _EFFICIENCIES = (1e-6, 100.0), (1e-6, 100.0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -85,10 +88,13 @@ def fit_currents(
             scale = lengths["half_width"] / found.half_width
         elif "free_spectral_range" in lengths:
             scale = lengths["free_spectral_range"] / found.period
+        half_width = scale * found.half_width
+        _check_units("current (mA)", "efficiency (nm/mW)", scale, _EFFICIENCIES)
+        _check_units("current (mA)", "half-width (nm)", half_width, _HALF_WIDTHS)
         tunings.append(
             kind(
                 offset=scale * _nearest(-found.center, found.period),
-                half_width=scale * found.half_width,
+                half_width=half_width,
                 efficiency=scale,
                 resistance=resistance,
                 port=port,
@@ -108,12 +114,18 @@ def fit_wavelengths(
     wavelength, curves = _points("wavelength", wavelength, "transmission", transmission)
     port = _checks.choice("port", port, ("balanced", "through", "drop"))
     laser = _checks.real("laser", laser, above=0)
+    low, high = wavelength.min(), wavelength.max()
+    if not low - WIDEST_SHIFT < laser < high + WIDEST_SHIFT:
+        expected = f"in nm, as the wavelengths from {low:g} to {high:g}"
+        raise _checks.error("laser", expected, f"{laser:g}")
     if not isinstance(period, bool | None):
         period = _checks.real("free_spectral_range", period, above=0)
     tunings, residuals = [], []
     for i, curve in enumerate(curves):
         name = f"transmission[:, {i}]"
         found = _resonance(wavelength - laser, curve, port, period, name, True)
+        width = found.half_width
+        _check_units("wavelength (nm)", "half-width (nm)", width, _HALF_WIDTHS)
         tunings.append(
             kind(
                 offset=_nearest(found.center, found.period),
@@ -134,10 +146,17 @@ def _points(first: str, x, second: str, y) -> tuple[np.ndarray, np.ndarray]:
             f"Arguments `{first}` and `{second}` must have shapes (points,) and "
             f"(points,) or (points, rings). Received: {x.shape} and {y.shape}"
         )
-    if len(x) < _LEAST_POINTS:
-        expected = f"at least {_LEAST_POINTS} points"
-        raise _checks.error(first, expected, f"{len(x)} points")
+    if len(np.unique(x)) < _LEAST_POINTS:
+        expected = f"at least {_LEAST_POINTS} points that differ"
+        raise _checks.error(first, expected, f"{len(np.unique(x))} points")
     return x, (y[:, None] if y.ndim == 1 else y).T
+
+
+def _check_units(argument: str, name: str, value: float, limits: tuple) -> None:
+    low, high = limits
+    if not low < value < high:
+        expected = f"in this unit: the {name} is then from {low:g} to {high:g}"
+        raise _checks.error(argument, expected, f"a fitted {name} of {value:.2g}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,11 @@ from keras_pnn.physics.tuning.base import Tuning
 _BELOW_ZERO = 0.25
 
 
+def has_negative(tuning: Tuning) -> bool:
+    """Tells whether weights are negative, other than by the noise of a measurement."""
+    return tuning.weight_range[0] < -_BELOW_ZERO
+
+
 class SignedCurve:
     """The weights 2 T − 1 of a tuning whose own weights T are from 0 to 1.
 
@@ -22,8 +27,8 @@ class SignedCurve:
     """
 
     def __init__(self, tuning: Tuning):
-        low, high = tuning.weight_range
-        if low < -_BELOW_ZERO:
+        if has_negative(tuning):
+            low, high = tuning.weight_range
             expected = (
                 "false for a tuning with negative weights: it takes one port alone, as "
                 "HeaterTuning(port='through')"

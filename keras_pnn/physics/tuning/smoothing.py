@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import numpy as np
 
@@ -12,6 +13,10 @@ from keras_pnn.physics.tuning.spline import Spline
 _PROMINENCE = 0.1
 _ROUNDING = 1e-6
 MOST_PIECES = 64
+# The median of the absolute values of normal numbers.
+_NORMAL_MEDIAN = 0.6745
+# A curve is close to the points if none is closer by more than this share.
+_AS_CLOSE = 1.005
 # The least step between coefficients: a curve is nowhere level.
 _LEAST_STEP = 1e-6
 
@@ -61,8 +66,15 @@ def fit_resonance(x, y) -> Resonance:
 
 
 def noise(y) -> float:
-    """Estimates the noise of one point from second differences."""
-    return float(np.sqrt(np.mean(np.diff(y, 2) ** 2) / 6))
+    """Estimates the noise of one point from the differences between neighbours.
+
+    Differences of high order cancel the curve, and their median is not that of the few
+    points where it is steep.
+    """
+    orders = range(2, min(7, len(y)))
+    scales = [_NORMAL_MEDIAN * math.sqrt(math.comb(2 * k, k)) for k in orders]
+    medians = [np.median(np.abs(np.diff(y, k))) for k in orders]
+    return float(min(np.divide(medians, scales)))
 
 
 def through_points(x, y) -> tuple[Spline, int]:
@@ -78,51 +90,43 @@ def through_points(x, y) -> tuple[Spline, int]:
     return spline, max(len(spline.turning_points(_ROUNDING)) - due, 0)
 
 
-def smooth(x, y, smoothing: float | None = None) -> Spline:
+def smooth(x, y, distance: float) -> Spline:
     """Fits a cubic spline that turns only where the resonance does.
 
     The coefficients of the B-splines rise or fall between the turning points, and so
     does the curve. Second differences of the coefficients are penalised, as in
-    P-splines; knots are dense where the weights change.
+    P-splines, as strongly as the distance allows; knots are dense where the weights
+    change.
 
     Args:
         x: Float64 array of shape `(n,)`, strictly increasing, n at least 4.
         y: Float64 array of shape `(n,)`.
-        smoothing: Float. Root mean square distance allowed between the curve and the
-            points. `None`: by generalised cross-validation.
+        distance: Float. Root mean square distance allowed between the curve and the
+            points. If no curve is so close, the closest is taken.
 
     Reference:
 
     - Eilers and Marx, "Flexible smoothing with B-splines and penalties", Stat. Sci.
       11:89 (1996).
     """
-    return _smooth(x.tobytes(), y.tobytes(), smoothing)
+    return _smooth(x.tobytes(), y.tobytes(), distance)
 
 
 # Layers that are cloned or loaded make their tunings anew from the same points.
 @functools.lru_cache(maxsize=64)
-def _smooth(x, y, smoothing):
+def _smooth(x, y, distance):
     x, y = np.frombuffer(x), np.frombuffer(y)
     fit = _ShapedFit(x, y / np.ptp(y))
 
-    def score(power):
-        curve, freedom = fit(10.0**power)
-        rms = np.sqrt(np.mean((curve(x) - fit.y) ** 2))
-        if smoothing is not None:
-            return rms <= smoothing / np.ptp(y)
-        left = 1 - freedom / len(x)
-        return rms / left if left > 0.1 else np.inf
+    def misfit(power):
+        return np.sqrt(np.mean((fit(10.0**power)(x) - fit.y) ** 2))
 
     powers = np.arange(3.0, -9.0, -1.0)
-    if smoothing is None:
-        scores = [score(power) for power in powers]
-        best = powers[int(np.argmin(scores))]
-        power = min((best + np.array([0.0, 0.5, -0.5, 0.25, -0.25])), key=score)
-    else:
-        power = next((p for p in powers if score(p)), powers[-1])
-        for step in (0.5, 0.25, 0.125):
-            power += step if power < powers[0] and score(power + step) else 0.0
-    curve, _ = fit(10.0**power)
+    allowed = max(distance / np.ptp(y), _AS_CLOSE * misfit(powers[-1]))
+    power = next((p for p in powers if misfit(p) <= allowed), powers[-1])
+    for step in (0.5, 0.25, 0.125):
+        power += step if power < powers[0] and misfit(power + step) <= allowed else 0.0
+    curve = fit(10.0**power)
     curve.c *= np.ptp(y)
     return Spline(curve)
 
@@ -171,15 +175,15 @@ class _ShapedFit:
         self.first = 1.0 if rises else -1.0
 
     def __call__(self, strength):
-        """Returns the curve at a strength of the penalty, and its degrees of freedom.
+        """Returns the curve at a strength of the penalty.
 
         Turning points move to where the fit is best.
         """
         from scipy import interpolate, linalg
 
         count = self.basis.shape[1]
-        square = self.basis.T @ self.basis / len(self.x)
-        matrix = square + strength * self.penalty.T @ self.penalty
+        matrix = self.basis.T @ self.basis / len(self.x)
+        matrix += strength * self.penalty.T @ self.penalty
         matrix += 1e-12 * np.trace(matrix) / count * np.eye(count)
         root = linalg.cholesky(matrix)
         target = self.basis.T @ self.y / len(self.x)
@@ -197,21 +201,16 @@ class _ShapedFit:
                     if found[0] < best[0] * (1 - 1e-9):
                         best, self.turns, improved = found, turns, True
                         break
-        _, free, coefficients = best
-        freedom = np.trace(
-            np.linalg.solve(free.T @ matrix @ free, free.T @ square @ free)
-        )
-        curve = interpolate.PPoly.from_spline((self.knots, coefficients, 3))
+        curve = interpolate.PPoly.from_spline((self.knots, best[1], 3))
         # B-splines repeat their end knots: pieces of no length.
         kept = np.diff(curve.x) > 0
         ends = np.append(curve.x[:-1][kept], curve.x[-1])
-        return interpolate.PPoly(curve.c[:, kept], ends), freedom
+        return interpolate.PPoly(curve.c[:, kept], ends)
 
     def _solve(self, root, target, turns):
         """Solves for steps between coefficients, each of the sign that it should have.
 
-        Returns the distance, the directions that are not at their bound, and the
-        coefficients.
+        Returns the distance and the coefficients.
         """
         from scipy import optimize
 
@@ -225,5 +224,4 @@ class _ShapedFit:
         target = target - root @ least
         found, distance = optimize.nnls(columns, target, maxiter=100 * count)
         found = np.append(found[1] - found[0], found[2:])
-        free = np.append(True, found[1:] > 0)
-        return distance, steps[:, free], steps @ found + least
+        return distance, steps @ found + least

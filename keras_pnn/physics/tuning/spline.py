@@ -9,21 +9,23 @@ class Spline:
 
     Args:
         curve: `scipy.interpolate.PPoly` of degree 3.
+        start: Float. Where turns and solutions begin. Default: at the first x.
 
     Attributes:
         low: Float. First x.
         high: Float. Last x.
-        turns: Float64 array. The ends and all local extrema between, sorted.
+        turns: Float64 array. `start`, the last x and all local extrema between, sorted.
         heights: Float64 array. The values at `turns`.
     """
 
-    def __init__(self, curve):
+    def __init__(self, curve, start: float | None = None):
         self.curve = curve
         self.low, self.high = float(curve.x[0]), float(curve.x[-1])
         roots = curve.derivative().roots(extrapolate=False)
         roots = roots[np.isfinite(roots)]
-        inner = np.unique(roots[(roots > self.low) & (roots < self.high)])
-        self.turns = np.concatenate([[self.low], inner, [self.high]])
+        start = self.low if start is None else start
+        inner = np.unique(roots[(roots > start) & (roots < self.high)])
+        self.turns = np.concatenate([[start], inner, [self.high]])
         self.heights = curve(self.turns)
         # Where a curve is level, rounding makes roots of no meaning.
         kept = self._larger_than(1e-12)

@@ -286,7 +286,7 @@ class Variation:
 
 def _has_quantile(distribution) -> bool:
     """Tells whether draws can be the quantiles of uniform numbers."""
-    if tuple(distribution.event_shape):
+    if tuple(distribution.event_shape) or not distribution.dtype.is_floating:
         return False
     try:
         distribution.quantile(tf.constant(0.5, distribution.dtype))

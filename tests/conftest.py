@@ -1,10 +1,30 @@
-"""What all tests share."""
+"""What all tests share.
 
+The controller of several workers loads this file, too, and needs no TensorFlow, whose
+import takes seconds.
+"""
+
+import functools
 import gc
 
-import keras
 import numpy as np
 import pytest
+
+
+@functools.cache
+def _prepare():
+    import tensorflow as tf
+
+    # Networks are tiny, and each core has a worker: more threads wait for each other.
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    # With each seed that it is given, TensorFlow forgets the kernels of all operations,
+    # which takes longer than many a test. Nothing here draws from its own generator.
+    tf.random.set_seed = functools.lru_cache(maxsize=1)(tf.random.set_seed)
+
+
+def pytest_collectstart():
+    _prepare()
 
 
 def pytest_collection_finish():
@@ -14,6 +34,8 @@ def pytest_collection_finish():
 
 
 def _seed():
+    import keras
+
     keras.utils.set_random_seed(0)
 
 

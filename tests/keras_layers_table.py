@@ -231,22 +231,12 @@ _KEYED = {
         "unrolled gru": (layers.GRU, {"units": 3, "unroll": True}),
         "bidirectional": (lambda: layers.Bidirectional(layers.SimpleRNN(2)), {}),
         "time distributed": (lambda: layers.TimeDistributed(layers.Dense(3)), {}),
-        "conv1d": (layers.Conv1D, {"filters": 2, "kernel_size": 2}),
+        # To TensorFlow, other layers in one dimension are those in two.
         "causal conv1d": (
             layers.Conv1D,
             {"filters": 2, "kernel_size": 2, "padding": "causal"},
         ),
-        "separable conv1d": (layers.SeparableConv1D, {"filters": 2, "kernel_size": 2}),
-        "depthwise conv1d": (layers.DepthwiseConv1D, {"kernel_size": 2}),
-        "conv1d transpose": (layers.Conv1DTranspose, {"filters": 2, "kernel_size": 2}),
         "max pooling1d": (layers.MaxPooling1D, {"pool_size": 2}),
-        "max pooling1d same": (
-            layers.MaxPooling1D,
-            {"pool_size": 3, "strides": 1, "padding": "same"},
-        ),
-        "average pooling1d": (layers.AveragePooling1D, {"pool_size": 2}),
-        "global max pooling1d": (layers.GlobalMaxPooling1D, {}),
-        "up sampling1d": (layers.UpSampling1D, {"size": 2}),
     },
     IMAGE: {
         "conv2d": (layers.Conv2D, {"filters": 2, "kernel_size": 3}),
@@ -395,6 +385,16 @@ STATEFUL = {
 _GRAPHS |= {name: (SERIES, graph) for name, graph in STATEFUL.items()}
 
 NAMES = tuple(_GRAPHS)
+
+# Functions without weights, states or random numbers. To a trainer all are alike, other
+# than to second derivatives and to many devices at once.
+FUNCTIONS = {
+    *("dense relu", "dense silu", "dense gelu", "leaky relu", "elu", "softmax"),
+    *("unit normalization", "rescaling", "repeat vector", "maximum", "multiply"),
+    *(name for name in NAMES if "pooling" in name or "resizing" in name),
+    *(name for name in NAMES if "up sampling" in name),
+    *("zero padding2d", "cropping2d"),
+}
 
 # Layers that Keras cannot run, or not differentiate, in float64.
 SINGLE = (

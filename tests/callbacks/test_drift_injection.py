@@ -71,11 +71,13 @@ def means(values):
 
 
 def heated(names=("heated",), **kwargs):
+    """Runs eagerly, if nothing else is asked for: graphs take long to make."""
     inputs = outputs = keras.Input((3,))
     for name in names:
         outputs = Heated(name=name)(outputs)
     model = keras.Model(inputs, outputs)
     # No learning: what the loss shows is then the drift alone.
+    kwargs = kwargs or {"run_eagerly": True}
     model.compile(keras.optimizers.SGD(0.0), Trace(), **kwargs)
     return model
 
@@ -444,7 +446,7 @@ def test_data_of_unknown_length():
 
     signature = (tf.TensorSpec((2, 3)), tf.TensorSpec((2, 3)))
     data = tf.data.Dataset.from_generator(generator, output_signature=signature)
-    model = heated()
+    model = heated(run_eagerly=False)
     injection = DriftInjection("temperature", WALK)
     with pytest.raises(ValueError, match="steps_per_epoch"):
         model.fit(data.take(3), epochs=2, verbose=0, callbacks=[injection])

@@ -85,8 +85,15 @@ def calibrated(model):
     return figures(model, by_hand(model, X, statistics)[0], LABELS)
 
 
-@pytest.mark.parametrize(("chunk", "front"), [(None, True), (2, False), (1, True)])
-@pytest.mark.parametrize("mode", ["batch", "reestimated"])
+@pytest.mark.parametrize(
+    ("mode", "chunk", "front"),
+    [
+        ("batch", None, True),
+        ("batch", 1, False),
+        ("reestimated", 2, False),
+        ("reestimated", 1, True),
+    ],
+)
 def test_statistics_of_each_device(mode, chunk, front):
     model = network(front)
     devices = VARIATION.sample(model, 3)

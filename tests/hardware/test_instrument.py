@@ -327,9 +327,10 @@ KNOWN = {
 }
 
 
-@pytest.mark.parametrize("pipeline", [True, False])
 @pytest.mark.parametrize("known", KNOWN)
-@pytest.mark.parametrize("acknowledge", ["0", "1", "OK", ""])
+@pytest.mark.parametrize(
+    ("acknowledge", "pipeline"), [("0", True), ("1", False), ("OK", True), ("", False)]
+)
 def test_acknowledgements_are_not_taken_for_readings(acknowledge, known, pipeline):
     model = network()
     with simulator.running(acknowledge=acknowledge) as port:

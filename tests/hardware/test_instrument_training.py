@@ -1,7 +1,6 @@
 """Training through a simulated bench in another process, whatever happens to it.
 
-Run as a script, it trains in a process of its own, which a test kills:
-KIND PORT STATE OUT [kill].
+Run as a script, it trains in a process of its own, which kills itself: PORT STATE.
 """
 
 import os
@@ -46,12 +45,9 @@ def network():
     return keras.Model(inputs, layer(inputs))
 
 
-def train(kind, device, *callbacks):
+def train(device, *callbacks):
     """Trains a bank and returns its variables and those of the optimizer."""
-    if kind == "PAT":
-        trainer = pnn.PATModel(network(), device=device)
-    else:
-        trainer = pnn.SATModel(network(), rho=0.05, device=device)
+    trainer = pnn.SATModel(network(), rho=0.05, device=device)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     trainer.compile(keras.optimizers.Adam(0.05), loss)
     batches = pnn.datasets.Batches(*data(), batch_size=4, seed=3)
@@ -71,50 +67,49 @@ def same(one, two):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.fixture(scope="module", params=["PAT", "SAT"])
-def undisturbed(request):
-    """A kind of training, its result without a fault, and the measurements."""
+@pytest.fixture(scope="module")
+def undisturbed():
+    """The result of training without a fault, and the measurements."""
     with noisy_bench() as port, bench(port) as device:
-        state = train(request.param, device)
+        state = train(device)
     assert device.failures == 0
-    return request.param, state, device.calls
+    return state, device.calls
 
 
 def test_training_sees_the_bench(undisturbed):
-    kind, state, calls = undisturbed
-    passes = 2 if kind == "SAT" else 1
-    # 3 epochs of 5 batches in 2 chunks each.
-    assert calls == 3 * 5 * 2 * passes
+    state, calls = undisturbed
+    # 3 epochs of 5 batches in 2 chunks each, in two passes.
+    assert calls == 3 * 5 * 2 * 2
     control = network().get_layer("bank").controls["control"]
     assert np.abs(state[0] - control.numpy()).max() > 0.05
     with noisy_bench(seed=1) as port, bench(port) as device:
-        other = train(kind, device)
+        other = train(device)
     assert np.abs(other[0] - state[0]).max() > 1e-3
 
 
 def test_refusals_and_a_hang_change_nothing(undisturbed):
-    kind, state, calls = undisturbed
+    state, calls = undisturbed
     with (
         noisy_bench(refuse=0.02, hang_at=17) as port,
         bench(port, timeout=0.5) as device,
     ):
-        disturbed = train(kind, device)
+        disturbed = train(device)
     assert device.failures >= 3 and device.calls > calls
     same(disturbed, state)
 
 
 def test_an_instrument_that_dies_loses_no_step(undisturbed, tmp_path):
-    kind, state, calls = undisturbed
+    state, calls = undisturbed
     keeper = pnn.callbacks.Checkpoint(tmp_path / "state")
     with noisy_bench(dead_after=45) as port:
         device = bench(port, timeout=0.5)
         device.retries = 1
         with pytest.raises(pnn.DeviceError, match="'bank'") as caught, device:
-            train(kind, device, keeper)
+            train(device, keeper)
     assert "Checkpoint" in "".join(caught.value.__notes__)
     again = pnn.callbacks.Checkpoint(tmp_path / "state")
     with noisy_bench() as port, bench(port) as device:
-        resumed = train(kind, device, again)
+        resumed = train(device, again)
     # What was done is not measured again.
     assert 0 < device.calls < calls
     same(resumed, state)
@@ -145,11 +140,10 @@ def test_gradients_through_the_bench_are_those_of_its_rings(source):
     assert np.abs(found - start).max() > 1e-2
 
 
-def run(kind, port, folder, *kill):
+def run(port, folder):
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    arguments = [kind, port, folder / "state", folder / "resumed.npz", *kill]
     return subprocess.run(
-        [sys.executable, __file__, *map(str, arguments)],
+        [sys.executable, __file__, str(port), str(folder)],
         env={**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "-1"},
         capture_output=True,
         text=True,
@@ -158,45 +152,41 @@ def run(kind, port, folder, *kill):
 
 
 def test_a_killed_run_goes_on(undisturbed, tmp_path):
-    kind, state, calls = undisturbed
-    if kind == "PAT":
-        pytest.skip("SAT does all that PAT does, and starting takes long")
+    state, calls = undisturbed
+    folder, watch = tmp_path / "state", Watch(kill=False)
     with noisy_bench(refuse=0.02) as port:
-        killed = run(kind, port, tmp_path, "kill")
+        killed = run(port, folder)
         assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
-        assert killed.stdout.split() == ["EPOCH", "0", "EPOCH", "1"]
-        again = run(kind, port, tmp_path)
-    assert again.returncode == 0, again.stderr[-2000:]
-    words = again.stdout.split()
-    assert words[:4] == ["EPOCH", "1", "EPOCH", "2"]
+        assert "EPOCHS [0, 1]" in killed.stdout
+        keeper = pnn.callbacks.Checkpoint(folder, every=3)
+        with bench(port) as device:
+            resumed = train(device, keeper, watch)
+    assert watch.epochs == [1, 2]
     # From the fourth batch of the second epoch on, refused calls included.
-    assert calls * 7 / 15 <= int(words[-1]) < calls
-    with np.load(tmp_path / "resumed.npz") as resumed:
-        same([resumed[name] for name in resumed.files], state)
+    assert calls * 7 / 15 <= device.calls < calls
+    same(resumed, state)
 
 
 class Watch(keras.callbacks.Callback):
-    """Prints the epochs, and kills the process in the second one."""
+    """Notes the epochs, and may kill the process in the second one."""
 
     def __init__(self, kill):
         super().__init__()
-        self.kill = kill
+        self.kill, self.epochs = kill, []
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch
-        print("EPOCH", epoch, flush=True)
+        self.epochs.append(epoch)
 
     def on_train_batch_end(self, batch, logs=None):
-        if self.kill and (self.epoch, batch) == (1, 3):
+        if self.kill and (self.epochs[-1], batch) == (1, 3):
+            print("EPOCHS", self.epochs, flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 def main():
-    kind, port, folder, out, *kill = sys.argv[1:]
+    port, folder = sys.argv[1:]
     keeper = pnn.callbacks.Checkpoint(folder, every=3)
-    device = bench(port)
-    np.savez(out, *train(kind, device, keeper, Watch(kill)))
-    print("CALLS", device.calls)
+    train(bench(port), keeper, Watch(kill=True))
 
 
 if __name__ == "__main__":

@@ -135,8 +135,7 @@ def test_correct_returns_the_distance_of_the_steps_of_a_dac(rng, coupled, arrang
 
 
 @pytest.mark.parametrize("dtype, accuracy", [("float64", 1e-12), ("float32", 2e-5)])
-@pytest.mark.parametrize("with_dac", [False, True], ids=["", "dac"])
-@pytest.mark.parametrize("coupled", [False, True], ids=["plain", "crosstalk"])
+@pytest.mark.parametrize("with_dac, coupled", [(False, True), (True, False)])
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 def test_wrap_keeps_the_matrix(rng, arrangement, coupled, with_dac, dtype, accuracy):
     layer = built(
@@ -178,8 +177,9 @@ def distance(layer, target):
     return np.linalg.norm(reached - target) / np.sqrt(len(target))
 
 
-@pytest.mark.parametrize("low", [-np.pi, -1.0, 0.5, 4.0])
-@pytest.mark.parametrize("coupled", [False, True], ids=["plain", "crosstalk"])
+@pytest.mark.parametrize(
+    "low, coupled", [(-np.pi, False), (-1.0, True), (0.5, False), (4.0, True)]
+)
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
 def test_a_converter_may_start_anywhere(arrangement, coupled, low):
     layer = built(

@@ -35,8 +35,9 @@ def assert_close(config, expected, **tolerance):
 # --- Fits.
 
 
-@pytest.mark.parametrize("port", ["balanced", "through", "drop"])
-@pytest.mark.parametrize("period", [None, 1.1])
+@pytest.mark.parametrize(
+    ("port", "period"), [("balanced", None), ("through", 1.1), ("drop", 1.1)]
+)
 def test_a_ring_is_found_in_its_weights(port, period):
     sizes = {"through_min": 0.1, "drop_max": 0.9, "free_spectral_range": period}
     ring = pnn.HeaterTuning(-0.35, 0.09, 0.6, port=port, max_current=3.0, **sizes)
@@ -65,8 +66,9 @@ def test_rings_are_fitted_one_by_one():
     assert bank(np.ones((2, 5), "float32")).shape == (2, 4)
 
 
-@pytest.mark.parametrize("port", ["balanced", "through", "drop"])
-@pytest.mark.parametrize("period", [None, 4.0])
+@pytest.mark.parametrize(
+    ("port", "period"), [("balanced", 4.0), ("through", None), ("drop", 4.0)]
+)
 def test_a_ring_is_found_in_its_spectrum(port, period):
     sizes = {"through_min": 0.1, "drop_max": 0.9, "free_spectral_range": period}
     ring = pnn.HeaterTuning(-0.3, 0.077, port=port, **sizes)

@@ -16,7 +16,6 @@ from models import (
     bank,
     compiled,
     numbers,
-    result_on_two_devices,
     ring_chip,
 )
 from models import samples as made
@@ -48,10 +47,12 @@ def wrapped(ascent, model=None, optimizer=None, **options):
     model = dense() if model is None else model
     arguments = {"perturb": "all"} if ascent.moves else {}
     sat = pnn.SATModel(model, ascent=ascent, **arguments)
-    return compiled(sat, optimizer or keras.optimizers.Adam(0.05), **options)
+    # With a state, and in eager steps much faster than Adam.
+    optimizer = optimizer or keras.optimizers.SGD(0.05, momentum=0.9)
+    return compiled(sat, optimizer, **options)
 
 
-def fit(sat, *callbacks, epochs=(0, 3), batch_size=4):
+def fit(sat, *callbacks, epochs=(0, 2), batch_size=4):
     batches = pnn.datasets.Batches(X, Y, batch_size=batch_size, seed=1)
     first, last = epochs
     return sat.fit(
@@ -74,7 +75,7 @@ def test_a_saved_run_goes_on_bit_for_bit(name, tmp_path):
     sat.save(tmp_path / "sat.keras")
     loaded = keras.saving.load_model(tmp_path / "sat.keras")
     assert_same(state(loaded), state(sat))
-    assert fit(sat, epochs=(3, 5)) == fit(loaded, epochs=(3, 5))
+    assert fit(sat, epochs=(2, 3)) == fit(loaded, epochs=(2, 3))
     assert_same(state(loaded), state(sat))
 
 
@@ -93,9 +94,9 @@ class Killing(keras.callbacks.Callback):
             raise Killed
 
 
-@EACH
+@pytest.mark.parametrize("name", [n for n in ASCENTS if n not in ("esam", "gsam")])
 def test_a_killed_run_goes_on_bit_for_bit(name, tmp_path):
-    """Killed in the second epoch, of three batches each."""
+    """Of ascents with a memory, killed in the second epoch of three batches."""
 
     def keeper():
         return pnn.callbacks.Checkpoint(tmp_path / "state", every=1)
@@ -113,13 +114,13 @@ def test_a_killed_run_goes_on_bit_for_bit(name, tmp_path):
 
 
 @EACH
-@pytest.mark.parametrize("options", [{"steps_per_execution": 2}, {"jit_compile": True}])
-def test_graphs_agree(name, options):
-    sgd = keras.optimizers.SGD
-    one = wrapped(ASCENTS[name](), bank(4, 3), sgd(0.1))
-    other = wrapped(ASCENTS[name](), bank(4, 3), sgd(0.1), **options)
+def test_graphs_agree(name):
+    """Eager steps, and several in one execution by XLA."""
+    graph = {"steps_per_execution": 2, "jit_compile": True}
+    one = wrapped(ASCENTS[name](), bank(4, 3), **EAGER)
+    other = wrapped(ASCENTS[name](), bank(4, 3), **graph)
     logs, other_logs = fit(one), fit(other)
-    assert_same(state(one), state(other), atol=1e-4 if "jit_compile" in options else 0)
+    assert_same(state(one), state(other), atol=1e-4)
     for key in ("loss", "sharpness"):
         np.testing.assert_allclose(logs[key], other_logs[key], rtol=1e-3, atol=1e-6)
     assert any(logs["sharpness"])
@@ -156,8 +157,8 @@ def test_a_step_that_overflows_leaves_the_state(name):
     sat.optimizer.build(sat.trainable_variables)
     overflow = Overflow()
     logs = fit(sat, overflow)
-    # One of three batches is skipped in each of three epochs.
-    assert int(sat.optimizer.iterations.numpy()) == 6
+    # One of three batches is skipped in each of two epochs.
+    assert int(sat.optimizer.iterations.numpy()) == 4
     assert overflow.moved == (name not in ("esam", "gsam"))
     assert all(np.isfinite(v).all() for v in state(sat))
     assert np.isfinite(logs["sharpness"]).all()
@@ -176,7 +177,7 @@ def test_accumulated_gradients(name):
 
     fit(sat, Kept())
     moved = [np.abs(a[0][0] - b[0][0]).max() > 0 for a, b in itertools.pairwise(states)]
-    assert moved == [True, False] * 4
+    assert moved == [True, False] * 2 + [True]
     if name == "mesa":
         averages = [s[1][0] for s in states]
         moves = [np.abs(a - b).max() > 0 for a, b in itertools.pairwise(averages)]
@@ -187,24 +188,25 @@ def test_accumulated_gradients(name):
 
 SPREAD = pnn.Variation(resonance_shift=0.1)
 PAIRS = {
-    "random devices": lambda m: {"variation": SPREAD, "seed": 3},
+    "random devices": lambda m: {
+        "variation": SPREAD,
+        "seed": 3,
+        "warmup": 2,
+        "clean_fraction": 0.25,
+    },
     "finite differences": lambda m: {
         "adversarial": {"temperature": pnn.FiniteDifference(0.5, 0.1)}
     },
     "worst case": lambda m: {"adversarial": {"temperature": pnn.Autodiff(0.5)}},
-    "device": lambda m: {"device": ring_chip(m)},
     "bench": lambda m: {"device": Bench(ring_chip(m))},
     "outputs of a device": lambda m: {
         "device": ring_chip(m),
         "gradient": pnn.training.DeviceGradient("output"),
     },
-    "SPSA": lambda m: {"gradient": pnn.SPSA(0.05, directions=2)},
     "SPSA on a bench": lambda m: {
         "device": Bench(ring_chip(m)),
         "gradient": pnn.SPSA(0.05),
     },
-    "warmup": lambda m: {"warmup": 3, "variation": SPREAD},
-    "clean fraction": lambda m: {"clean_fraction": 0.25},
     "selection": lambda m: {"perturb": ["control", "resonance_shift"]},
 }
 
@@ -215,16 +217,18 @@ OTHERWISE = {
     *itertools.product(
         ("esam", "gsam", "looksam"), ("finite differences", "worst case")
     ),
-    *itertools.product(("looksam",), ("SPSA", "SPSA on a bench")),
+    ("looksam", "SPSA on a bench"),
 }
 
 
 def met(ascent, pair):
-    """Weights and logs after three steps, each on all samples."""
+    """Weights and logs after two steps, each on all samples."""
     model = bank(4, 3)
     options = PAIRS[pair](model)
     sat = compiled(pnn.SATModel(model, ascent=ascent, **options), **EAGER)
-    logs = fit(sat, batch_size=12)
+    # A warmup begins without any radius, and LookSAM measures in every other step.
+    steps = 3 if "warmup" in options else 2
+    logs = fit(sat, epochs=(0, steps), batch_size=12)
     # LookSAM asks a device less often than SAM.
     logs.pop("measurements", None)
     return np.concatenate([v.numpy().ravel() for v in model.trainable_variables]), logs
@@ -261,9 +265,12 @@ def test_pairs(name, pair, without):
 
 def test_both_networks_of_mesa_are_on_one_device():
     """At first they are one network, so that the term is zero on any device."""
-    for pair in ("random devices", "device", "bench"):
+    for options_of in (
+        lambda model: {"variation": SPREAD, "seed": 3},
+        lambda model: {"device": ring_chip(model)},
+    ):
         model = bank(4, 3)
-        options = PAIRS[pair](model)
+        options = options_of(model)
         sat = pnn.SATModel(model, ascent=ASCENTS["mesa"](), **options)
         logs = compiled(sat, **EAGER).train_on_batch(X, Y, return_dict=True)
         assert float(logs["sharpness"]) == 0
@@ -280,53 +287,6 @@ def test_looksam_takes_finite_differences_with_its_second_passes_only():
         model = bank(4, 3)
         bench = Bench(ring_chip(model))
         sat = pnn.SATModel(model, ascent=pnn.LookSAM(0.1, every=every), device=bench)
-        fit(compiled(sat, **EAGER), batch_size=12)
+        fit(compiled(sat, **EAGER), epochs=(0, 3), batch_size=12)
         counts.append(bench.calls)
     assert counts == [6, 4]
-
-
-REPLICAS = """
-    batches = pnn.datasets.Batches(x, y, batch_size=8)
-
-    def train(ascent, data=batches):
-        keras.utils.set_random_seed(0)
-        inputs = keras.Input((4,))
-        model = keras.Model(inputs, keras.layers.Dense(3)(inputs))
-        moved = {"perturb": "all"} if ascent.moves else {}
-        sat = pnn.SATModel(model, ascent=ascent, **moved)
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        sat.compile(keras.optimizers.SGD(0.1), loss)
-        logs = sat.fit(data, epochs=2, verbose=0).history
-        states = [s for n, s in sat.ascent.states().items() if n != "rho"]
-        return logs, [np.array(v).tolist() for v in [*model.variables, *states]]
-
-    together = {
-        "gsam": lambda: pnn.GSAM(0.3),
-        "friendlysam": lambda: pnn.FriendlySAM(0.3, decay=0.5),
-        "mesa": lambda: pnn.MESA(3.0, decay=0.5, start=0, temperature=1.0),
-        "esam": lambda: pnn.ESAM(0.3, beta=0.5, gamma=1)}
-    found = {name: [train(make())] for name, make in together.items()}
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    refused = {}
-    with strategy.scope():
-        data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
-        for name, make in together.items():
-            found[name].append(train(make()))
-        for kind in (pnn.SAF, pnn.LookSAM, pnn.ESAM):
-            try:
-                train(kind())
-            except ValueError as error:
-                refused[kind.__name__] = str(error)
-    print("RESULT" + json.dumps([found, refused]))
-"""
-
-
-def test_replicas_equal_one_device_or_are_refused():
-    found, refused = result_on_two_devices(REPLICAS)
-    for (logs, one), (other_logs, other) in found.values():
-        assert_same(map(np.array, one), map(np.array, other), atol=1e-6)
-        np.testing.assert_allclose(
-            logs["sharpness"], other_logs["sharpness"], rtol=1e-4, atol=1e-7
-        )
-    for kind in ("SAF", "LookSAM", "ESAM"):
-        assert f"{kind} trains on one replica. Received: 2 replicas" in refused[kind]

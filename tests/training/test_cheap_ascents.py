@@ -239,7 +239,8 @@ def test_a_trajectory_is_that_of_the_logits(ends):
         outputs = layers.Lambda(ops.softmax)(outputs)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=ends == "logits")
     ascent = pnn.MESA(2.0, decay=0.5, start=0)
-    sat = compiled(pnn.SATModel(keras.Model(inputs, outputs), ascent=ascent), loss=loss)
+    sat = pnn.SATModel(keras.Model(inputs, outputs), ascent=ascent)
+    compiled(sat, loss=loss, **EAGER)
     found = sat.fit(X, Y, batch_size=4, shuffle=False, verbose=0).history["sharpness"]
     reference = getattr(test_a_trajectory_is_that_of_the_logits, "found", found)
     test_a_trajectory_is_that_of_the_logits.found = found
@@ -383,14 +384,21 @@ ZEROS = [
 ]
 
 
+def trained(ascent):
+    """All variables of a network after training."""
+    model = banks(layers.BatchNormalization(), layers.Dropout(0.4, seed=1))
+    arguments = {"perturb": "all"} if ascent and ascent.moves else {}
+    sat = pnn.SATModel(model, ascent=ascent, **arguments)
+    compiled(sat, SGD(0.1, momentum=0.9), **EAGER)
+    sat.fit(pnn.datasets.Batches(X, Y, batch_size=5), epochs=2, verbose=0)
+    return model.variables
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return trained(None)
+
+
 @pytest.mark.parametrize("ascent", ZEROS, ids=lambda a: type(a).__name__)
-def test_zero_is_plain_training(ascent):
-    ends = []
-    for given in (None, ascent):
-        model = banks(layers.BatchNormalization(), layers.Dropout(0.4, seed=1))
-        arguments = {"perturb": "all"} if given and given.moves else {}
-        sat = pnn.SATModel(model, ascent=given, **arguments)
-        compiled(sat, keras.optimizers.Adam(0.1))
-        sat.fit(pnn.datasets.Batches(X, Y, batch_size=5), epochs=2, verbose=0)
-        ends.append(model.variables)
-    assert_same(*ends)
+def test_zero_is_plain_training(ascent, plain):
+    assert_same(trained(ascent), plain)

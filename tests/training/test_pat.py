@@ -10,6 +10,7 @@ from models import (
     LOSS,
     Bench,
     assert_same,
+    banks,
     compiled,
     mesh_chip,
     meshes,
@@ -115,14 +116,13 @@ def test_an_equal_device_is_plain_training(readout):
 
 def test_an_equal_device_is_sat():
     offline = compiled(pnn.SATModel(mesh(), rho=0.5), run_eagerly=True)
-    # Compiled, the other eagerly.
-    online = compiled(pnn.SATModel(mesh(), rho=0.5, device=mesh_chip(0.0)))
+    online = pnn.SATModel(mesh(), rho=0.5, device=mesh_chip(0.0))
     output = pnn.PATModel(mesh(), mesh_chip(0.0), "output", ascent=pnn.SAM(0.5))
     options = {**FIT, "epochs": 1}
     expected = offline.fit(X, Y, **options).history
     assert abs(expected["sharpness"][0]) > 1e-3
-    for trainer in (online, compiled(output, run_eagerly=True)):
-        logs = trainer.fit(X, Y, **options).history
+    for trainer in (online, output):
+        logs = compiled(trainer, run_eagerly=True).fit(X, Y, **options).history
         assert_same(offline.model.variables, trainer.model.variables, 1e-6)
         sharpness = expected["sharpness"]
         np.testing.assert_allclose(logs["sharpness"], sharpness, atol=1e-6)
@@ -171,7 +171,10 @@ def test_a_bench_and_its_simulation_give_the_same_step(readout):
     pat.fit(X, Y, **{**FIT, "epochs": 1})
     bench = Bench(mesh_chip().attach(model), max_batch=3)
     options = {**FIT, "epochs": 1}
-    compiled(pnn.PATModel(model, bench, readout)).fit(X, Y, **options)
+    # Each within a graph or not.
+    eagerly = readout == "output"
+    pat = compiled(pnn.PATModel(model, bench, readout), run_eagerly=eagerly)
+    pat.fit(X, Y, **options)
     # Two layers, two calls for a batch of four, two batches; and each pass is
     # measured once.
     assert bench.calls == 8
@@ -183,9 +186,9 @@ def test_a_chip_measures_a_model_that_no_other_device_has_set():
     model, still = meshes(), keras.optimizers.SGD(0.0)
     chip = mesh_chip()
     (lossy,) = pnn.devices.sweep(model, "loss_db", [1.0])
-    pat = compiled(pnn.PATModel(model, chip), still)
+    pat = compiled(pnn.PATModel(model, chip), still, run_eagerly=True)
     with lossy.installed(model):
-        with chip.installed(compiled(model, still)):
+        with chip.installed(compiled(model, still, run_eagerly=True)):
             expected = model.evaluate(X, Y, verbose=0, return_dict=True)["loss"]
         logs = pat.fit(X, Y, batch_size=8, verbose=0).history
     np.testing.assert_allclose(logs["loss"], [expected], rtol=1e-5)
@@ -278,9 +281,9 @@ def test_a_device_that_measures_nothing_is_refused(trainer):
 
 
 def test_jit_compile_with_a_simulated_device():
-    plain, fast = mesh(dropout=0), mesh(dropout=0)
-    one = compiled(pnn.PATModel(plain, mesh_chip()), run_eagerly=True)
-    other = compiled(pnn.PATModel(fast, mesh_chip()), jit_compile=True)
+    plain, fast = banks(), banks()
+    one = compiled(pnn.PATModel(plain, ring_chip(plain)), run_eagerly=True)
+    other = compiled(pnn.PATModel(fast, ring_chip(fast)), jit_compile=True)
     for model in (one, other):
         model.train_on_batch(X, Y)
     assert_same(plain.variables, fast.variables, 1e-5)

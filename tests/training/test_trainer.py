@@ -221,7 +221,7 @@ def own_loss(**kwargs):
 
 
 def compiled(model, **kwargs):
-    model.compile(keras.optimizers.SGD(0.01), **kwargs)
+    model.compile(keras.optimizers.SGD(0.01), run_eagerly=True, **kwargs)
     return model
 
 
@@ -230,8 +230,8 @@ FIT = {"batch_size": 3, "epochs": 2, "shuffle": False, "verbose": 0}
 
 @pytest.mark.parametrize("of_compile", [False, True])
 def test_a_loss_of_the_models_own_is_trained_on(of_compile):
-    # Eagerly: TensorFlow's optimizer of graphs may add three gradients in any order.
-    kwargs = {"loss": "mse", "metrics": ["mae"], "run_eagerly": True}
+    # In graphs, TensorFlow's optimizer may add three gradients in any order.
+    kwargs = {"loss": "mse", "metrics": ["mae"]}
     kwargs = kwargs if of_compile else {}
     plain = compiled(own_loss(compiled=of_compile), **kwargs)
     # What the model inside was compiled with is its own affair.

@@ -52,9 +52,8 @@ def test_validation_is_on_the_device(kind):
     with chip.installed(model):
         on_chip = evaluated(model)
     assert abs(on_chip["loss"] - digital["loss"]) > 1e-2
-    # Two are in graphs, which take long to make.
-    eagerly = kind not in ("pat", "bench")
-    online = still(TRAINERS[kind](model, chip), run_eagerly=eagerly)
+    # One is in a graph, which takes long to make.
+    online = still(TRAINERS[kind](model, chip), run_eagerly=kind != "bench")
     assert evaluated(online) == pytest.approx(digital)
     assert_validated(online.fit(X, Y, **FIT).history, on_chip, digital)
     assert evaluated(online) == pytest.approx(digital)

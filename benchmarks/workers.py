@@ -115,17 +115,18 @@ def main() -> None:
     }
     if args.dask:
         ways["Dask, 2 processes"] = dask
-    rows, expected = {}, None
+    rows, figures_here = {}, None
     for name, make in ways.items():
         with make() as executor:
             found, row = measured(args, executor)
-        expected = found if expected is None else expected
-        rows[name] = {**row, "identical": found == expected}
-        figures = ", ".join(
+        figures_here = found if figures_here is None else figures_here
+        identical = found == figures_here
+        rows[name] = {**row, "identical": identical}
+        shown = ", ".join(
             f"{key} {value:.3g}{'' if isinstance(value, int) else ' s'}"
             for key, value in row.items()
         )
-        print(f"{name}: {figures}, identical: {found == expected}", flush=True)
+        print(f"{name}: {shown}, identical: {identical}", flush=True)
     here, one = rows["this process"], rows["1 process"]
     each = here["a block"] / here["points of a block"] / args.images
     overhead = max(0.0, one["a block"] - here["a block"])

@@ -159,6 +159,10 @@ class SimulatedDevice(Shown):
         """
         write_csv(self.bind(model), path)
 
+    def __getstate__(self):
+        # Not the model that it is attached to: it may be sent to another process.
+        return {**vars(self), "_attached": {}}
+
     def __add__(self, other: "SimulatedDevice") -> "SimulatedDevice":
         if not isinstance(other, SimulatedDevice):
             return NotImplemented

@@ -16,8 +16,6 @@ from keras_pnn.training.gradients.base import (
     times_samples,
 )
 
-_SCHEDULE = keras.optimizers.schedules.LearningRateSchedule
-
 
 class LossGradient(ModelGradient):
     """Base of sources that differentiate the controls by differences of losses.
@@ -159,8 +157,12 @@ class RandomDirections(LossGradient):
         directions: how many Δ are averaged.
     """
 
-    def __init__(self, step, directions):
-        if not isinstance(step, _SCHEDULE):
+    def __init__(
+        self,
+        step: float | keras.optimizers.schedules.LearningRateSchedule = 0.01,
+        directions: int = 1,
+    ):
+        if not isinstance(step, keras.optimizers.schedules.LearningRateSchedule):
             step = _checks.real("step", step, above=0)
         self.step = step
         self.directions = _checks.integer("directions", directions, low=1)

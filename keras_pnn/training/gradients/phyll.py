@@ -37,6 +37,8 @@ class PhyLL(ModelGradient):
             `LocalClassifier`, targets are not one integer label per sample, or the
             ascent goes by outputs for all labels (`SAF`, `MESA`, and `ESAM` with
             gamma < 1).
+        tf.errors.InvalidArgumentError: In training without XLA, if a label is not
+            from 0 to `classes` − 1.
 
     Example:
 
@@ -61,6 +63,10 @@ class PhyLL(ModelGradient):
         model, (x, y, weight) = trainer.model, batch
         self._check(trainer, y)
         right = tf.reshape(tf.cast(y, "int32"), [-1])
+        tf.debugging.Assert(
+            tf.reduce_all((right >= 0) & (right < model.classes)),
+            [f"Labels must be from 0 to {model.classes - 1}. Received:", right],
+        )
         wrong = _other_labels(trainer, right, model.classes)
         scope = overrides.scope(trainer)
         with scope, self.measuring(trainer, asked, join):

@@ -7,6 +7,7 @@ import pathlib
 import pickle
 import signal
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
@@ -296,11 +297,11 @@ def test_a_study_that_is_another_one_in_the_worker(model, data, tmp_path):
 # Processes.
 
 
-def test_processes_make_the_whole_and_are_replaced(
+def test_processes_make_the_whole_are_replaced_and_end(
     report, whole, tmp_path, monkeypatch
 ):
     add = Cache.add
-    with ProcessPool(2, threads=1) as pool:
+    with pytest.raises(KeyboardInterrupt), ProcessPool(2, threads=1) as pool:
         first = pool._pool
 
         def kills(self, points):
@@ -312,6 +313,12 @@ def test_processes_make_the_whole_and_are_replaced(
         monkeypatch.setattr(Cache, "add", kills)
         assert report(executor=pool, cache_dir=tmp_path) == whole
         assert pool._pool is not first
+        processes = list(pool._pool._processes.values())
+        slow = pool.submit(time.sleep, 100)
+        raise KeyboardInterrupt
+    # It does not wait for them, as the end of the script would not.
+    assert isinstance(slow.exception(), BrokenProcessPool)
+    assert not any(process.is_alive() for process in processes)
 
 
 @pytest.mark.parametrize("arguments", [(0,), (1, 0)], ids=str)

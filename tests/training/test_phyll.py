@@ -175,6 +175,7 @@ def test_digits_are_learned_on_a_chip():
 def test_a_saved_classifier_is_the_same(tmp_path):
     trainer = trainer_of(classifier(scale=0.5, seed=2), theta=2.0)
     trainer.train_on_batch(X, Y)
+    assert trainer.built
     trainer.save(tmp_path / "local.keras")
     loaded = keras.saving.load_model(tmp_path / "local.keras")
     assert_same([loaded.predict(X, verbose=0)], [trainer.predict(X, verbose=0)])

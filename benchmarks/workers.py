@@ -12,14 +12,24 @@ gives the seconds for a block, the rest what a study costs before its first bloc
 save, load and trace it). What a way needs for a block beyond the time in this process
 is its overhead. With these the last lines say what a large study takes on many
 workers: an extrapolation, checked at one and at two.
+
+With `--faults`, the larger study is measured twice more: one of two processes is killed
+half-way and replaced; and Dask's scheduler is killed half-way, after which two
+processes take the study up.
 """
 
 import argparse
 import contextlib
 import json
+import multiprocessing
 import os
 import pathlib
+import signal
+import sqlite3
+import subprocess
 import sys
+import tempfile
+import threading
 import time
 
 import keras
@@ -40,8 +50,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--devices", type=int, default=200)
     parser.add_argument("--temperatures", type=int, default=21)
-    parser.add_argument("--images", type=int, default=360)
+    parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--dask", action="store_true")
+    parser.add_argument("--faults", action="store_true")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("results"))
     return parser.parse_args()
 
@@ -58,8 +69,7 @@ def dask():
         yield client.get_executor()
 
 
-def study(args, temperatures: int, executor):
-    """Returns the report's figures, the seconds of all, and how many blocks."""
+def prepared(args, temperatures: int) -> pnn.robustness.Study:
     images = pnn.datasets.load("digits", verbose=False).x_test
     images = np.resize(images, (args.images, 28, 28, 1)).astype("float32")
     model = lenet5("sample")
@@ -75,21 +85,31 @@ def study(args, temperatures: int, executor):
         batch_size=100,
         memory_limit=0.25,
     )
-    prepared = pnn.robustness.Study(asked, model, images, np.arange(args.images) % 10)
-    start = time.perf_counter()
-    found = prepared.measure(executor=executor, verbose=0).to_dict()
-    elapsed = time.perf_counter() - start
+    return pnn.robustness.Study(asked, model, images, np.arange(args.images) % 10)
+
+
+def figures(study: pnn.robustness.Study, executor, cache_dir=None) -> dict:
+    found = study.measure(cache_dir, executor=executor, verbose=0).to_dict()
     del found["setting"]
-    (one,) = prepared.studies.values()
+    return found
+
+
+def timed(args, temperatures: int, executor):
+    """Returns the report's figures, the seconds of all, and how many blocks."""
+    study = prepared(args, temperatures)
+    start = time.perf_counter()
+    found = figures(study, executor)
+    elapsed = time.perf_counter() - start
+    (one,) = study.studies.values()
     return found, elapsed, -(-len(one.points) // one.block_size), one.block_size
 
 
 def measured(args, executor) -> tuple[dict, dict]:
     """Returns the figures of the larger study, and seconds."""
     # The first starts the workers.
-    studies = [study(args, 1, executor)]
+    studies = [timed(args, 1, executor)]
     few = max(1, args.temperatures // 4)
-    studies += [study(args, count, executor) for count in (few, args.temperatures)]
+    studies += [timed(args, count, executor) for count in (few, args.temperatures)]
     (_, start, *_), (_, short, fewer, _), (found, long, blocks, size) = studies
     block = (long - short) / (blocks - fewer)
     return found, {
@@ -100,6 +120,68 @@ def measured(args, executor) -> tuple[dict, dict]:
         "a block": block,
         "before the first block": long - blocks * block,
     }
+
+
+@contextlib.contextmanager
+def half_way(study: pnn.robustness.Study, kill):
+    """A folder for the study's points; kills once it holds half of them."""
+    (one,) = study.studies.values()
+
+    def watch():
+        count = 0
+        while count < len(one.points) / 2:
+            time.sleep(0.2)
+            for path in pathlib.Path(folder).glob("*.sqlite"):
+                with contextlib.suppress(sqlite3.Error):
+                    file = sqlite3.connect(path)
+                    (count,) = file.execute("SELECT count(*) FROM points").fetchone()
+                    file.close()
+        print(f"killed after {count} of {len(one.points)} points", flush=True)
+        kill()
+
+    with tempfile.TemporaryDirectory() as folder:
+        threading.Thread(target=watch, daemon=True).start()
+        yield folder
+
+
+def after_a_kill(study: pnn.robustness.Study) -> dict:
+    """Figures of a study, one of whose two workers is killed half-way."""
+
+    def kill():
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+    with ProcessPool(2, threads=1) as pool, half_way(study, kill) as folder:
+        return figures(study, pool, folder)
+
+
+def after_a_crash(study: pnn.robustness.Study) -> dict:
+    """Figures of a study that processes take up after Dask's scheduler was killed."""
+    from dask.distributed import Client
+
+    with tempfile.TemporaryDirectory() as place:
+        at = os.path.join(place, "scheduler.json")
+
+        def started(what, *arguments):
+            return subprocess.Popen(
+                [sys.executable, "-m", f"distributed.cli.dask_{what}", *arguments]
+                + ["--scheduler-file", at, "--no-dashboard"],
+                stderr=subprocess.DEVNULL,
+            )
+
+        scheduler = started("scheduler", "--port", "0")
+        workers = started("worker", "--nworkers", "2", "--nthreads", "1")
+        with half_way(study, scheduler.kill) as folder:
+            try:
+                with Client(scheduler_file=at, timeout=60) as client:
+                    client.wait_for_workers(2)
+                    figures(study, client.get_executor(), folder)
+            except RuntimeError as error:
+                print(str(error), flush=True)
+            finally:
+                scheduler.kill()
+                workers.terminate()
+            with ProcessPool(2, threads=1) as pool:
+                return figures(study, pool, folder)
 
 
 def main() -> None:
@@ -115,28 +197,30 @@ def main() -> None:
     }
     if args.dask:
         ways["Dask, 2 processes"] = dask
-    rows, figures_here = {}, None
+    rows, expected = {}, None
     for name, make in ways.items():
         with make() as executor:
             found, row = measured(args, executor)
-        figures_here = found if figures_here is None else figures_here
-        identical = found == figures_here
-        rows[name] = {**row, "identical": identical}
-        shown = ", ".join(
+        expected = expected or found
+        rows[name] = {**row, "identical": found == expected}
+        said = ", ".join(
             f"{key} {value:.3g}{'' if isinstance(value, int) else ' s'}"
             for key, value in row.items()
         )
-        print(f"{name}: {shown}, identical: {identical}", flush=True)
+        print(f"{name}: {said}, identical: {found == expected}", flush=True)
+    if args.faults:
+        for what in (after_a_kill, after_a_crash):
+            same = what(prepared(args, args.temperatures)) == expected
+            print(f"{what.__name__}: identical: {same}", flush=True)
     here, one = rows["this process"], rows["1 process"]
     each = here["a block"] / here["points of a block"] / args.images
     overhead = max(0.0, one["a block"] - here["a block"])
     print(f"{1e6 * each:.1f} µs for a device and image, {overhead:.3f} s for a block")
     for workers in (1, 2):
         row = rows[f"{workers} process{'es' if workers > 1 else ''}"]
-        expected = one["before the first block"] + row["blocks"] * (
-            here["a block"] + overhead
-        ) / workers
-        print(f"{workers} workers: {row['study']:.1f} s, by the model {expected:.1f} s")
+        each_block = (here["a block"] + overhead) / workers
+        model = one["before the first block"] + row["blocks"] * each_block
+        print(f"{workers} workers: {row['study']:.1f} s, by the model {model:.1f} s")
     devices, conditions, images = LARGE
     blocks = devices * conditions / here["points of a block"]
     for workers in (1, 16, 256):

@@ -262,7 +262,8 @@ def _pickled(study) -> bytes:
 def _not_sent(what: str, error: Exception) -> ValueError:
     said = textwrap.shorten(str(error), 240, placeholder=" …")
     return ValueError(
-        f"Model, data and arguments must be such that they can be {what}: layers with "
-        "`get_config`, in a module that workers import. "
+        f"Model, data and arguments must be such that they can be {what}: your own "
+        "layers, losses and metrics registered with Keras (by `keras.saving."
+        "register_keras_serializable`), in a module that workers import. "
         f"Received: {type(error).__name__}: {said}"
     )

@@ -271,6 +271,17 @@ def test_a_model_that_cannot_be_sent(network, data, quiet):
         pnn.robustness_report(model, *data, executor=Worker(), **study)
 
 
+def test_a_loss_that_is_not_registered(network, data, quiet):
+    def own(y, y_pred):
+        return keras.losses.sparse_categorical_crossentropy(y, y_pred, from_logits=True)
+
+    model = network()
+    model.compile(loss=own, metrics=["accuracy"])
+    study = {**quiet, "variation": pnn.Variation(resonance_shift=0.02), "n": 1}
+    with pytest.raises(ValueError, match=r"losses and metrics registered.*'own'"):
+        pnn.robustness_report(model, *data, executor=Worker(), **study)
+
+
 def test_workers_with_another_package(report, monkeypatch):
     class Other(Worker):
         def submit(self, function, *args):

@@ -4,8 +4,9 @@ import keras
 import tensorflow as tf
 
 from keras_pnn import _checks
+from keras_pnn.devices.draws import whole_numbers
 from keras_pnn.training.gradients.base import ModelGradient
-from keras_pnn.training.gradients.differences import random_bits
+from keras_pnn.training.gradients.differences import seed_for
 from keras_pnn.training.local_classifier import LocalClassifier
 
 
@@ -106,7 +107,8 @@ class PhyLL(ModelGradient):
 def _other_labels(trainer, labels, classes: int) -> tf.Tensor:
     """Draws a wrong label for each sample, a pure function of seed and step."""
     iteration = tf.cast(tf.convert_to_tensor(trainer.optimizer.iterations), "int32")
-    bits = random_bits(labels, [trainer.seed, iteration], ("phyll",))
+    seed = seed_for([trainer.seed, iteration], ("phyll",))
+    bits = whole_numbers(tf.shape(labels), seed)
     draw = tf.cast(tf.cast(bits, "int64") % (classes - 1), labels.dtype)
     return (labels + 1 + draw) % classes
 

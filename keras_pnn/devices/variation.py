@@ -16,7 +16,6 @@ from keras_pnn.layers.lookup import architecture, find
 from keras_pnn.layers.quantity import Quantity
 
 
-
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class Correlated:
     """Gaussian deviations that are correlated between neighbouring rings.

@@ -12,10 +12,13 @@ where each mask is off by ±1° and ±1 px and each distance by ±20 µm.
     python examples/paper/diffraction.py --methods plain --seeds 0   # parts add up
     python examples/paper/diffraction.py --quick
 
-Each run is kept as JSON in the output folder, and is not repeated.
+"SAT for rotation" takes the slope of the loss over the angle by finite differences.
+Each run is kept as JSON in the output folder, and is not repeated; the table is
+written to `diffraction.csv`.
 """
 
 import argparse
+import csv
 import json
 import pathlib
 import time
@@ -39,7 +42,7 @@ METHODS = {
     "plain": "BP",
     "random": "BP among random misalignments",
     "sat": "SAT",
-    "rotation": "SAT for rotation, by finite differences",
+    "rotation": "SAT for rotation",
     "both": "SAT among random misalignments",
 }
 # Degrees, pixels, µm.
@@ -146,18 +149,47 @@ def measured(model: keras.Model, data, args) -> dict:
     return found
 
 
-def table(runs: list[dict]) -> str:
-    heads = ("aligned", "−1°", "+1°", "worst of ±1 px", "worst of ±20 µm")
-    heads += ("corners, mean", "worst corner")
-    lines = [f"{'method':32}" + " ".join(f"{h:>15}" for h in heads)]
+HEADINGS = (
+    "method",
+    "seeds",
+    "aligned",
+    "−1°",
+    "+1°",
+    "worst of ±1 px",
+    "worst of ±20 µm",
+    "corners: mean",
+    "worst corner",
+)
+
+
+def report(out: pathlib.Path) -> None:
+    """Prints the table, and writes it to `diffraction.csv`: means over seeds."""
+    runs = [json.loads(p.read_text("utf-8")) for p in sorted(out.glob("run_*.json"))]
+    groups: dict[str, list[list[float]]] = {}
     for run in runs:
         a = run["accuracy"]
-        cells = [a["aligned"][0], a["rotation"][0], a["rotation"][-1]]
-        cells += [min(a["shift"]), min(a["distance"]), np.mean(a["corners"])]
-        cells += [min(a["worst"])]
-        name = f"{METHODS[run['method']]}, seed {run['seed']}"
-        lines.append(f"{name:32}" + " ".join(f"{c:15.2f}" for c in cells))
-    return "\n".join(lines)
+        label = f"{METHODS[run['method']]}, {run['steps']} steps"
+        if run["start"] != "uniform":
+            label += f", {run['start']} start"
+        if run["padding"]:
+            label += f", {run['padding']} pixels of padding"
+        groups.setdefault(label, []).append(
+            [a["aligned"][0], a["rotation"][0], a["rotation"][-1]]
+            + [min(a["shift"]), min(a["distance"]), np.mean(a["corners"])]
+            + [min(a["worst"])]
+        )
+    order = list(METHODS.values())
+    with open(out / "diffraction.csv", "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(HEADINGS)
+        for label in sorted(groups, key=lambda n: (order.index(n.split(", ")[0]), n)):
+            found = np.array(groups[label])
+            cells = [f"{m:.1f}" for m in found.mean(0)]
+            if len(found) > 1:
+                spread = found.std(0)
+                cells = [f"{c} ± {s:.1f}" for c, s in zip(cells, spread, strict=True)]
+            table.writerow([label, len(found), *cells])
+    print((out / "diffraction.csv").read_text("utf-8"))
 
 
 def main() -> None:
@@ -200,8 +232,7 @@ def main() -> None:
             result["accuracy"] = measured(model, data, args)
             keep(path, {**setting, **result})
             keras.utils.clear_session()
-    paths = sorted(args.out.glob("run_*.json"))
-    print(table([json.loads(p.read_text("utf-8")) for p in paths]))
+    report(args.out)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ neighbouring ports, and logits six times as large; meant for --sigmas 0.3 0.4 an
 Each run is kept as JSON in the output folder, and is not repeated; a run that was
 interrupted goes on after its last whole epoch. What is there of the
 methods is printed and drawn at the end; `--report` does only that. `--maps 5` adds
-for each network, as in Fig. 4d, a map of accuracy over phase and splitter errors.
+for each network, as in Fig. 4d, a map of accuracy over phase and splitter errors, and
+`--worst 8` what becomes of the classes on the eight worst unseen devices.
 """
 
 import argparse
@@ -84,6 +85,13 @@ def arguments() -> argparse.Namespace:
         default=0,
         metavar="DEVICES",
         help="also map phase by splitter errors, with so many devices for each cell",
+    )
+    parser.add_argument(
+        "--worst",
+        type=int,
+        default=0,
+        metavar="DEVICES",
+        help="also show what becomes of the classes on so many of the worst devices",
     )
     parser.add_argument("--data", default="auto")
     parser.add_argument("--quick", action="store_true")
@@ -292,6 +300,29 @@ def mapped(name: str, data, args) -> dict:
     return {"name": name, "phases by splitters": rows}
 
 
+def lost(name: str, sigma: float, unseen: list[float], data, args) -> list[dict]:
+    """What the worst unseen devices do to the class that they recognise least."""
+    model = compiled(keras.saving.load_model(args.out / f"{name}.keras", compile=False))
+    devices = variation(sigma).sample(model, len(unseen), seed=UNSEEN_SEED)
+    x, y = standardized(data.x_test), data.y_test
+    found = []
+    for i in np.argsort(unseen)[: args.worst].tolist():
+        with devices[i].installed(model):
+            guesses = model.predict(x, batch_size=1000, verbose=0).argmax(1)
+        counts = np.zeros((10, 10), int)
+        np.add.at(counts, (y, guesses), 1)
+        shares = 100 * counts / counts.sum(1, keepdims=True)
+        worst = int(np.argmin(np.diag(shares)))
+        others = np.delete(np.diag(shares), worst)
+        taken = int(np.argmax(np.where(np.arange(10) == worst, -1, shares[worst])))
+        row = {"device": i, "accuracy": unseen[i], "class": worst}
+        row |= {"recognised": shares[worst, worst], "taken for": taken}
+        row |= {"share": shares[worst, taken], "next class": float(others.min())}
+        found.append(row)
+        print(", ".join(f"{k} {v:.3g}" for k, v in row.items()), flush=True)
+    return found
+
+
 def labelled(runs: list[dict]) -> dict[str, list[dict]]:
     """The runs by method and ρ, in the order of the methods."""
     order = list(METHODS)
@@ -407,6 +438,14 @@ def main() -> None:
             if args.maps and not kept(path, data=data.name, devices=args.maps):
                 made = {"data": data.name, "devices": args.maps, "method": method}
                 keep(path, {**made, **mapped(name_of(*key), data, args)})
+                keras.utils.clear_session()
+            path = args.out / f"lost_{name}.json"
+            if args.worst and not kept(path, data=data.name, devices=args.worst):
+                run_file = args.out / f"run_{name}.json"
+                unseen = json.loads(run_file.read_text("utf-8"))["accuracy"]["unseen"]
+                made = {"data": data.name, "devices": args.worst}
+                rows = lost(name_of(*key), sigma, unseen, data, args)
+                keep(path, {**made, "rows": rows})
                 keras.utils.clear_session()
     report(args.out, args.methods)
     draw_maps(args.out)

@@ -141,6 +141,21 @@ def test_landscapes_share_a_scale_and_skip_nan():
     plotting.landscapes(flat, "α", "β").figure.draw_without_rendering()
 
 
+def test_planes_have_masks_in_colour_and_detectors():
+    light = {"encode": np.eye(6)[None], "far": np.zeros((1, 6, 6))}
+    phases = {f"mask {i}": np.full((6, 6), 2.0 * i) for i in range(3)}
+    ax = plotting.planes(light, phases, {"grey": np.eye(6)}, [(1, 2, 3, 1)])
+    ax.figure.draw_without_rendering()
+    (frame,) = ax.patches
+    assert frame.get_bbox().bounds == (1.5, 0.5, 1, 3)
+    shown = [a for a in ax.figure.axes if a.images and a.get_title()]
+    assert [a.get_title() for a in shown] == [*phases, "grey", *light]
+    assert shown[0].images[0].get_clim() == (0, 2 * np.pi)
+    assert len({a.images[0].get_cmap().name for a in shown}) == 3
+    alone = plotting.planes(light).figure
+    assert not [a for a in alone.axes if a.get_ylabel().startswith("phase")]
+
+
 def sweeps(count):
     names = [f"a method of training, number {i}" for i in range(count)]
     curves = {n: {"design": X, "devices": DEVICES} for n in names}

@@ -4,13 +4,17 @@ import dataclasses
 import os
 
 import keras
+import numpy as np
 
-from keras_pnn import _checks
+from keras_pnn import _checks, _keras
 from keras_pnn._display import Shown, Table
 from keras_pnn.deploy.device_library import Figure, read_library
 from keras_pnn.deploy.prices import SUMS, Prices
-from keras_pnn.layers.fields import uses_of
-from keras_pnn.layers.lookup import physical_layers
+from keras_pnn.layers.detector_array import DetectorArray
+from keras_pnn.layers.diffraction import Encode
+from keras_pnn.layers.fields import PlaneOutputs, uses_of
+from keras_pnn.layers.light import light_path, on_detectors
+from keras_pnn.layers.physical import PhysicalLayer
 
 _SHOWN = {
     "multiplications": "multiplications",
@@ -45,7 +49,7 @@ class HardwareCost(Shown):
         bits: the precision asked for.
         library: name or path of the library.
         figures: name → (value, unit, source), all numbers of the library.
-        left_out: names of physical layers that the figures do not include.
+        left_out: names of layers of optics that the figures do not include.
 
     Example:
 
@@ -101,6 +105,13 @@ def hardware_cost(
       other samples, in the time of the others.
     - **Masks**: display, modulator and camera, one frame after the other, with a white
       one as the reference.
+    - **Planes of light**: a modulator for the encoded image and for each mask, as many
+      panels as its pixels need, and a camera; a frame of the slower one for each
+      sample. Each pixel of a mask multiplies once. The laser makes up for the loss of
+      each modulator and for the light that misses the detectors where the image is
+      white, masks as they are set. Lenses, apertures and free space are passive.
+      Nonlinearities are not included, nor optics that enlarge or reduce a panel's
+      pixels to those of the design.
 
     Area is that of the devices, without waveguides and pads. A design's own `loss_db`
     stands in place of the library's loss of a cell. Digital layers and memory are not
@@ -147,7 +158,8 @@ def hardware_cost(
         )
     bits = _checks.integer("bits", bits, 1, 24)
     figures = read_library(library)
-    prices = Prices({name: f.value for name, f in figures.items()}, bits)
+    values = {name: f.value for name, f in figures.items()}
+    prices = Prices(values, bits, _caught(model))
     for use in uses:
         prices.add(use)
     rows = [_with_sums(row) for row in prices.rows.values()]
@@ -156,10 +168,33 @@ def hardware_cost(
         raise _checks.error("model", expected, model.name)
     total = {"name": "all", **{key: sum(r[key] for r in rows) for key in SUMS}}
     priced = {id(part) for part in prices.parts}
-    left_out = [la.name for la in physical_layers(model) if id(la) not in priced]
+    left_out = [
+        layer.name
+        for layer in _keras.flat_layers(model)
+        if isinstance(layer, PhysicalLayer | PlaneOutputs) and id(layer) not in priced
+    ]
     return HardwareCost(
         rows, _per_multiplication(total), bits, os.fspath(library), figures, left_out
     )
+
+
+def _caught(model: keras.Model) -> dict[int, float]:
+    """Returns id of a `DetectorArray` → its share of the encoded light of white."""
+    if not any(isinstance(la, DetectorArray) for la in _keras.flat_layers(model)):
+        return {}
+    inputs = _keras.functional(model).input
+    white = keras.tree.map_structure(
+        lambda t: np.ones([n or 1 for n in t.shape], t.dtype), inputs
+    )
+    found, encoded = {}, None
+    for layer, light in light_path(model, white):
+        power = light.sum()
+        if encoded is None or isinstance(layer, Encode):
+            encoded = power
+        if isinstance(layer, DetectorArray):
+            caught = on_detectors(layer, light).sum()
+            found[id(layer)] = float(caught / encoded) if encoded > 0 else 0.0
+    return found
 
 
 def _with_sums(row: dict) -> dict:

@@ -13,7 +13,10 @@ _PREFIXES = {
     "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12,
 }  # fmt: skip
 # What others are divided by.
-_POSITIVE = ("rate", "bandwidth", "efficiency", "responsivity", "bits", "range")
+_POSITIVE = (
+    *("rate", "bandwidth", "efficiency", "responsivity", "bits", "range"),
+    *("rows", "columns"),
+)
 
 
 class Figure(NamedTuple):

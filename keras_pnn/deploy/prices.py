@@ -5,11 +5,14 @@ import math
 import keras
 import numpy as np
 
+from keras_pnn.layers.detector_array import DetectorArray
 from keras_pnn.layers.detectors import (
     BalancedDetector,
     HomodyneDetector,
     Photodetector,
 )
+from keras_pnn.layers.diffraction import Aperture, Encode, FreeSpace, Lens
+from keras_pnn.layers.diffraction_masks import AmplitudeMask, PhaseMask
 from keras_pnn.layers.fields import Use
 from keras_pnn.layers.lookup import physical_layers
 from keras_pnn.layers.mrr import MRRConv2D
@@ -47,14 +50,19 @@ class Prices:
     Args:
         values: numbers of the library by name.
         bits: the precision.
+        caught: id of a `DetectorArray` → the share of the encoded light that it gets.
     """
 
-    def __init__(self, values: dict[str, float], bits: int):
-        self.values, self.bits = values, bits
+    def __init__(self, values: dict[str, float], bits: int, caught: dict[int, float]):
+        self.values, self.bits, self._caught = values, bits, caught
         self.rows: dict[int, dict] = {}
         self.parts: list[keras.layers.Layer] = []
         # Layer of fields → (modes where light is modulated, loss up to here in dB).
         self._light: dict[int, tuple[int, float]] = {}
+        # Modulators on the way of light since it was encoded.
+        self._passed = 0
+        # In planes of light a frame of the slower one of modulator and camera, in µs.
+        self._frame = 1e6 / min(values["slm.rate"], values["camera.rate"])
         self._electrons = 12 * 4.0**bits
         # The time in µs in which a heater of a bandwidth settles.
         bandwidth = values["heater.bandwidth"]
@@ -71,6 +79,14 @@ class Prices:
             row = self._detector(use)
         elif isinstance(layer, MaskedSLM):
             row = self._masks(use)
+        elif isinstance(layer, Encode | PhaseMask | AmplitudeMask):
+            row = self._modulated_plane(use)
+        elif isinstance(layer, DetectorArray):
+            row = self._camera_plane(use)
+        elif isinstance(layer, FreeSpace | Lens | Aperture):
+            # Passive, with what it loses in the share that reaches the detectors.
+            self.parts.append(layer)
+            return
         else:
             return
         if first:
@@ -243,24 +259,67 @@ class Prices:
         frames, height, width = layer.frame_shape
         rate = min(v["display.rate"], v["slm.rate"], v["camera.rate"])
         time = 1e6 * (frames + 1) / rate
-        # The readings of a frame; light for one electron per exposure, in mW.
-        regions = math.prod(layer.grid)
-        light = 1e3 * regions * _CHARGE * rate / v["camera.responsivity"]
-        light *= 10 ** (v["slm.loss"] / 10) / v["laser.wall_plug_efficiency"]
-        floor = math.sqrt(12) * 2**self.bits * v["camera.read_noise"]
+        panels, power, area = self._panels(height, width)
         pixels = math.prod(layer.controls["mask"].shape[1:])
         return {
             "multiplications": layer.units * pixels,
-            "modulators": 2,
-            "modulator_mW": v["display.power"] + v["slm.power"],
+            "modulators": 1 + panels,
+            "modulator_mW": v["display.power"] + power,
+            **self._camera(math.prod(layer.grid), rate, v["slm.loss"]),
+            "area_mm2": area,
+            "latency_us": time,
+            "busy_us": time,
+        }
+
+    def _modulated_plane(self, use: Use) -> dict:
+        layer = use.layer
+        height, width = layer.compute_output_shape(use.shape)[1:]
+        self._passed += 1
+        if isinstance(layer, Encode):
+            self._passed = 1
+            # Dark pixels around an image need no modulator.
+            height, width = height - 2 * layer.padding, width - 2 * layer.padding
+        panels, power, area = self._panels(height, width)
+        return {
+            "multiplications": 0 if isinstance(layer, Encode) else height * width,
+            "modulators": panels,
+            "modulator_mW": power,
+            "area_mm2": area,
+            "busy_us": self._frame,
+        }
+
+    def _camera_plane(self, use: Use) -> dict:
+        layer = use.layer
+        readings = layer.compute_output_shape(use.shape)[1]
+        share = self._caught[id(layer)]
+        loss = -10 * math.log10(share) if share > 0 else math.inf
+        loss += self._passed * self.values["slm.loss"]
+        return {
+            **self._camera(readings, 1e6 / self._frame, loss),
+            "latency_us": self._frame,
+            "busy_us": self._frame,
+        }
+
+    def _panels(self, height: int, width: int) -> tuple[int, float, float]:
+        """Returns number, power in mW and area in mm² of modulators for a frame."""
+        v = self.values
+        count = math.ceil(height / v["slm.rows"]) * math.ceil(width / v["slm.columns"])
+        area = 1e-6 * height * width * v["slm.pitch"] ** 2
+        return count, count * v["slm.power"], area
+
+    def _camera(self, readings: int, rate: float, loss: float) -> dict:
+        """Returns a camera and its laser, for readings of a frame, rate in Hz."""
+        v = self.values
+        # Light for one electron per exposure in each reading, in mW.
+        light = 1e3 * readings * _CHARGE * rate / v["camera.responsivity"]
+        light *= 10 ** (loss / 10) / v["laser.wall_plug_efficiency"]
+        floor = math.sqrt(12) * 2**self.bits * v["camera.read_noise"]
+        return {
             "lasers": 1,
             "laser_loss_mW": floor * light,
             "laser_shot_noise_mW": self._electrons * light,
-            "photodiodes": regions,
+            "photodiodes": readings,
             "detector_mW": v["camera.power"],
-            "area_mm2": 1e-6 * height * width * v["slm.pitch"] ** 2,
-            "latency_us": time,
-            "busy_us": time,
         }
 
     def _modulators(self, kind: str, count: int) -> dict:

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from keras_pnn import _checks
 from keras_pnn.layers.detectors import FieldDetector
+from keras_pnn.layers.fields import plane_of
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -57,7 +58,11 @@ class DetectorArray(FieldDetector):
     ):
         super().__init__(**kwargs)
         self.regions = None if regions is None else _regions(regions)
-        self.grid = tuple(_checks.integer("grid", n, low=1) for n in grid)
+        rows = tuple(grid) if np.iterable(grid) else ()
+        if not rows:
+            expected = "the number of detectors in each row, at least one row"
+            raise _checks.error("grid", expected, repr(grid))
+        self.grid = tuple(_checks.integer("grid", n, low=1) for n in rows)
         self.size = _checks.integer("size", size, low=1)
         self.extent = _checks.optional(_checks.integer, "extent", extent, low=1)
         self.normalize = _checks.choice("normalize", normalize, (None, "share"))
@@ -96,7 +101,9 @@ class DetectorArray(FieldDetector):
         return tuple(regions)
 
     def build(self, input_shape):
-        regions = self.placed(_plane(self, input_shape))
+        plane = plane_of(self, input_shape)
+        self.input_spec = keras.layers.InputSpec(shape=(None, *plane))
+        regions = self.placed(plane)
         # Which rows, and which columns, belong to each detector.
         self._rows, self._columns = (
             np.array(
@@ -106,7 +113,7 @@ class DetectorArray(FieldDetector):
                 ],
                 float,
             )
-            for i, n in enumerate(input_shape[1:])
+            for i, n in enumerate(plane)
         )
 
     def call(self, inputs):
@@ -126,20 +133,11 @@ class DetectorArray(FieldDetector):
         )
 
     def compute_output_shape(self, input_shape) -> tuple:
-        return (input_shape[0], len(self.placed(_plane(self, input_shape))))
+        return (input_shape[0], len(self.placed(plane_of(self, input_shape))))
 
     def get_config(self) -> dict:
         names = ("regions", "grid", "size", "extent", "normalize")
         return {**super().get_config(), **{n: getattr(self, n) for n in names}}
-
-
-def _plane(layer, shape) -> tuple[int, int]:
-    if len(shape) != 3 or None in shape[1:]:
-        raise ValueError(
-            f"The inputs of DetectorArray '{layer.name}' must be fields of shape "
-            f"(batch, height, width). Received: shape {tuple(shape)}"
-        )
-    return tuple(shape[1:])
 
 
 def _spread(last: int, count: int) -> list[int]:

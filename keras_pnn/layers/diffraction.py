@@ -171,6 +171,7 @@ class FreeSpace(Optics):
 
     def build(self, input_shape):
         size = self.compute_output_shape(input_shape)[1:]
+        self.input_spec = keras.layers.InputSpec(shape=(None, *size))
         self._pads = tuple(
             n // 2 if self.padding is None else self.padding for n in size
         )

@@ -46,6 +46,7 @@ class _Mask(Optics):
         if self.shape not in (None, size):
             expected = f"that of the fields, {size[0]} × {size[1]} pixels"
             raise _checks.error("shape", expected, self.shape)
+        self.input_spec = keras.layers.InputSpec(shape=(None, *size))
         self.add_control(self._control, size, unit=self._unit, **options)
         self.add_imperfection("rotation", (), unit="deg")
         self.add_imperfection("shift", (2,), unit="px")
@@ -156,8 +157,8 @@ class PhaseMask(_Mask):
     """Multiplies fields by exp(i phase), a phase for each pixel.
 
     A modulator shows phases in one turn, [0, 2π), and so are they set (`as_set`), with
-    gradients as if they were not wrapped; with a `DAC`, in its steps, from `low` on,
-    with straight-through gradients.
+    gradients as if they were not wrapped; with a `DAC`, in its steps, at the nearest
+    one of the turn, with straight-through gradients.
 
     Control: `phase` in rad, (height, width). Imperfections, each nominally without
     effect: `rotation` in degrees (counter-clockwise as displayed), `shift` in pixels,
@@ -230,7 +231,11 @@ class PhaseMask(_Mask):
 
     def as_set(self, controls):
         phase = controls["phase"]
-        low = self.dac.low if isinstance(self.dac, DAC) else 0.0
+        low = 0.0
+        if isinstance(self.dac, DAC):
+            # The turn begins in the middle of what the converter leaves out, so that
+            # the nearest of its ends is set there.
+            low = self.dac.low - max(0, _TURN - (self.dac.high - self.dac.low)) / 2
         shown = low + tf.math.floormod(phase - low, tf.cast(_TURN, phase.dtype))
         if self.dac is not None:
             shown = self.dac(shown)

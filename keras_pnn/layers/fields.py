@@ -36,18 +36,27 @@ class PlaneOutputs(FieldOutputs):
     """Gives a layer complex outputs in the shape of its inputs, a batch of planes."""
 
     def compute_output_shape(self, input_shape) -> tuple:
-        if len(input_shape) != 3 or None in input_shape[1:]:
-            raise ValueError(
-                f"The inputs of {type(self).__name__} '{self.name}' must be fields of "
-                "shape (batch, height, width), such as `Encode` gives. "
-                f"Received: shape {tuple(input_shape)}"
-            )
-        return tuple(input_shape)
+        return (input_shape[0], *plane_of(self, input_shape))
 
     def _fields(self, inputs) -> tf.Tensor:
         """Returns inputs as complex fields, checked."""
         self.compute_output_shape(inputs.shape)
         return as_complex(tf.convert_to_tensor(inputs), tf.as_dtype(self._output_dtype))
+
+
+def plane_of(layer: keras.layers.Layer, shape) -> tuple[int, int]:
+    """Returns (height, width) of the planes that a layer takes.
+
+    Raises:
+        ValueError: If the shape is not that of planes.
+    """
+    if len(shape) != 3 or None in shape[1:]:
+        raise ValueError(
+            f"The inputs of {type(layer).__name__} '{layer.name}' must be fields of "
+            "shape (batch, height, width), such as `Encode` gives. "
+            f"Received: shape {tuple(shape)}"
+        )
+    return tuple(shape[1:])
 
 
 class Use(NamedTuple):

@@ -14,7 +14,7 @@ from keras_pnn.plotting.curves import (
     tuning_curve,
     yields,
 )
-from keras_pnn.plotting.maps import heat_map, images, landscapes, matrices
+from keras_pnn.plotting.maps import heat_map, images, landscapes, matrices, planes
 
 __all__ = [
     "bands",
@@ -26,6 +26,7 @@ __all__ = [
     "landscapes",
     "matrices",
     "new_figure",
+    "planes",
     "save",
     "sweep",
     "tuning_curve",

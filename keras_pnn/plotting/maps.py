@@ -209,6 +209,71 @@ def landscapes(values: dict, xlabel: str, ylabel: str):
     return ax
 
 
+def planes(light: dict, phases=None, amplitudes=None, regions=()):
+    """Draws light from plane to plane, and masks above it: phases in colour.
+
+    Light is drawn as the root of its intensity over that of the picture's brightest
+    pixel, so that faint light is seen.
+
+    Args:
+        light: name of a plane → intensities (samples, height, width), at least one
+            plane; each sample has a row.
+        phases: name of a mask → (height, width) in rad, from 0 to 2π.
+        amplitudes: name of a mask → (height, width), from 0 to 1.
+        regions: detectors on the last plane, (y, x, height, width) in pixels each.
+
+    Returns:
+        The last axis.
+
+    Example:
+
+    >>> light = np.random.default_rng(0).random((2, 16, 16))
+    >>> phases = {"mask": np.linspace(0, 6, 256).reshape(16, 16)}
+    >>> ax = planes({"encode": light, "free_space": light**2}, phases)
+    """
+    from matplotlib.patches import Rectangle
+
+    kinds = [
+        (phases or {}, "twilight", 2 * np.pi, "phase (rad)"),
+        (amplitudes or {}, "gray", 1.0, "amplitude"),
+    ]
+    masks = [(name, kind) for kind in kinds for name in kind[0]]
+    samples = len(next(iter(light.values())))
+    columns, rows = max(len(masks), len(light)), samples + bool(masks)
+    figure = new_figure(0.9 + 1.25 * columns, 0.3 + 1.35 * rows)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    drawn = {}
+
+    def show(ax, values, cmap, high, label):
+        options = {"cmap": cmap, "vmin": 0, "vmax": high, "interpolation": "nearest"}
+        drawn[label] = ax.imshow(values, **options)
+
+    for ax, (name, (values, *style)) in zip(axes[0], masks, strict=False):
+        show(ax, np.asarray(values[name]), *style)
+        ax.set_title(name, fontsize="small")
+    root = "√(intensity / brightest)"
+    for column, (name, pictures) in enumerate(light.items()):
+        for picture, ax in zip(pictures, axes[rows - samples :, column], strict=True):
+            brightest = np.max(picture)
+            scaled = picture / (brightest if brightest > 0 else 1.0)
+            show(ax, np.sqrt(scaled), "inferno", 1.0, root)
+        axes[rows - samples, column].set_title(name, fontsize="small")
+    for ax in axes[rows - samples :, len(light) - 1]:
+        for y, x, height, width in regions:
+            place = (x - 0.5, y - 0.5), width, height
+            ax.add_patch(Rectangle(*place, fill=False, edgecolor="white", lw=0.6))
+    for ax in np.ravel(axes):
+        ax.set(xticks=[], yticks=[])
+        if not ax.images:
+            ax.set_axis_off()
+    for label, picture in drawn.items():
+        beside = axes[rows - samples :, -1] if label == root else axes[:1, -1]
+        bar = figure.colorbar(picture, ax=list(beside), label=label)
+        if "phase" in label:
+            bar.set_ticks([0, np.pi, 2 * np.pi], labels=["0", "π", "2π"])
+    return axes[-1, len(light) - 1]
+
+
 def _edges(points) -> np.ndarray:
     """The edges, (n + 1,), of cells whose centres are (n,) ascending points."""
     points = np.asarray(points, "float64")

@@ -2,6 +2,7 @@
 
 from keras_pnn.robustness.call import robustness_report, robustness_rows
 from keras_pnn.robustness.executor import ProcessPool
+from keras_pnn.robustness.light_path import LightPath
 from keras_pnn.robustness.results import (
     Curvature,
     ModelRobustness,
@@ -18,6 +19,7 @@ from keras_pnn.robustness.worst_case import worst_device
 
 __all__ = [
     "Curvature",
+    "LightPath",
     "ModelRobustness",
     "ProcessPool",
     "RobustnessResult",

@@ -18,6 +18,7 @@ from keras_pnn.robustness.curvature import CurvatureStudy
 from keras_pnn.robustness.executor import measured
 from keras_pnn.robustness.identity import data_digest, described
 from keras_pnn.robustness.inputs import first_samples
+from keras_pnn.robustness.light_path import LightPath
 from keras_pnn.robustness.points import GRID, Nominal, OnScan, Plan, Point, gathered
 from keras_pnn.robustness.results import ModelRobustness, WorstCase
 from keras_pnn.robustness.specification import Specification
@@ -26,6 +27,8 @@ from keras_pnn.training.trainer import Trainer
 
 # More devices at once are no faster, and more is lost when a run is stopped.
 LARGEST_BLOCK = 128
+# Samples whose light is shown.
+SHOWN = 3
 
 # Metrics of a point.
 Metrics = dict[str, float]
@@ -139,6 +142,8 @@ class ModelStudy:
         The worst case, the curvature and the landscape are measured here.
         """
         fields = {**gathered(self._plan, found), "cost": self._cost()}
+        samples = first_samples(self._given, SHOWN)[0]
+        fields["light"] = LightPath.of(self.model, samples)
         if self._search is not None:
             if verbose:
                 print("worst case")

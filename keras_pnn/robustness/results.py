@@ -16,6 +16,7 @@ from keras_pnn.deploy import HardwareCost
 from keras_pnn.devices import SimulatedDevice
 from keras_pnn.robustness import statistics
 from keras_pnn.robustness.axes import Axis
+from keras_pnn.robustness.light_path import LightPath
 from keras_pnn.robustness.report.conclusion import conclusion
 from keras_pnn.robustness.report.export import as_csv, as_dict, as_json, rows
 from keras_pnn.robustness.report.formatting import specification
@@ -258,6 +259,7 @@ class ModelRobustness(Brief):
         curvature: `"controls"` and `"all"` → `Curvature`; empty without.
         landscape: the loss around the controls, or `None`.
         cost: the `HardwareCost`, or `None`.
+        light: the `LightPath` of a diffractive network, or `None`.
 
     Example:
 
@@ -275,6 +277,7 @@ class ModelRobustness(Brief):
     curvature: dict[str, Curvature] = dataclasses.field(default_factory=dict)
     landscape: Landscape | None = None
     cost: HardwareCost | None = None
+    light: LightPath | None = None
 
     def yield_of(self, metric: str, spec: float, mode: str) -> Yield | None:
         """The yield over the devices; `None` without devices."""

@@ -373,3 +373,73 @@ def test_models_that_have_no_cost():
             pnn.hardware_cost(model)
     with pytest.raises(ValueError, match="bits"):
         pnn.hardware_cost(models.bank(), bits=0)
+
+
+def test_planes_of_light():
+    """Three modulators, ten readings' worth of light at the slower rate."""
+    model = models.planes(nonlinearity=pnn.layers.Threshold)
+    cost = pnn.hardware_cost(model, bits=6)
+    encode, *masks, camera = cost.layers
+    field = np.ones((1, 6, 6), "float32")
+    fields = []
+    for layer in model.layers:
+        fields.append(np.asarray(field))
+        field = layer(field)
+    light = np.abs(fields[-1]) ** 2
+    caught = sum(light[0, y : y + 4, x : x + 4].sum() for y, x in REGIONS)
+    share = caught / 64
+    assert 0.05 < share < 0.9
+    frame = 1e6 / 60
+    slm = {"modulators": 1, "modulator_mW": 10000, "power_mW": 10000}
+    slm |= {"energy_nJ": 10000 * frame, "latency_us": 0, "lasers": 0}
+    close(encode, multiplications=0, area_mm2=8 * 8 * 64e-6, **slm)
+    assert [row["name"] for row in masks] == [
+        la.name for la in model.layers if isinstance(la, pnn.layers.PhaseMask)
+    ]
+    for row in masks:
+        close(row, multiplications=256, area_mm2=16 * 16 * 64e-6, **slm)
+    electron = 1.602176634e-19 * 60 * 1e3 / 0.3
+    laser = 3 * electron * 10 ** (3 * 0.3) / share / EFFICIENCY
+    close(
+        camera,
+        lasers=1,
+        photodiodes=3,
+        detector_mW=5000,
+        laser_loss_mW=laser * math.sqrt(12) * 2**6 * 2,
+        laser_shot_noise_mW=laser * 12 * 4**6,
+        latency_us=frame,
+        area_mm2=0,
+    )
+    lasers = max(camera["laser_loss_mW"], camera["laser_shot_noise_mW"])
+    close(cost.total, power_mW=35000 + lasers, latency_us=frame, multiplications=512)
+    close(cost.total, energy_nJ=(35000 + lasers) * frame)
+    # Nonlinearities have no price, and are named.
+    kind = pnn.layers.Threshold
+    thresholds = [la.name for la in model.layers if isinstance(la, kind)]
+    assert cost.left_out == thresholds
+    assert f"not included: {thresholds[0]}, {thresholds[1]}" in str(cost)
+
+
+REGIONS = [(3, 3), (3, 9), (9, 6)]
+
+
+def test_passive_planes_and_several_panels(tmp_path):
+    (tmp_path / "own.yaml").write_text(
+        "slm: {rows: {value: 10, unit: '1', source: ours},"
+        " columns: {value: 16, unit: '1', source: ours}}"
+    )
+    inputs = keras.Input((16, 16))
+    fields = pnn.layers.Aperture(20e-6)(pnn.layers.Encode("phase")(inputs))
+    fields = pnn.layers.Lens(1e-3)(pnn.layers.AmplitudeMask(name="mask")(fields))
+    outputs = pnn.layers.DetectorArray([(0, 0, 8, 16)])(fields)
+    model = keras.Model(inputs, outputs)
+    cost = pnn.hardware_cost(pnn.SATModel(model, rho=0.1), tmp_path / "own.yaml")
+    encode, mask, camera = cost.layers
+    for row in (encode, mask):
+        close(row, modulators=2, modulator_mW=20000)
+    opening = np.real(pnn.physics.propagation.aperture((16, 16), 20e-6, 2e-6))
+    share = opening[:8].sum() / 256
+    electron = 1.602176634e-19 * 60 * 1e3 / 0.3
+    laser = electron * 10 ** (2 * 0.3) / share / EFFICIENCY
+    close(camera, laser_shot_noise_mW=laser * 12 * 4**8)
+    assert cost.left_out == []

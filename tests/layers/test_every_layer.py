@@ -34,7 +34,6 @@ from keras_pnn.layers import (
     Saturable,
     ShotNoise,
     Threshold,
-    diffractive,
     mesh_initializers,
 )
 
@@ -333,7 +332,11 @@ def test_jit_compiled_fit_equals_the_plain_one(rng, name):
         ),
         (
             (6, 6),
-            lambda: [diffractive(2, 1e-4, 8, 4, DetectorArray(grid=(1, 2), size=2))],
+            lambda: [
+                *(Encode(size=8, padding=4), Lens(4e-4), FreeSpace(1e-4)),
+                *(AmplitudeMask(), FreeSpace(1e-4), PhaseMask(), FreeSpace(1e-4)),
+                DetectorArray(grid=(1, 2), size=2),
+            ],
             {
                 "rotation": 3.0,
                 "shift_um": 1.0,
@@ -342,7 +345,11 @@ def test_jit_compiled_fit_equals_the_plain_one(rng, name):
                 "distance_error": 20.0,
                 "wavelength_shift": 10.0,
                 "phase_gain": 0.1,
+                "phase_offset": 0.3,
                 "dead_pixels": 0.1,
+                "decenter": 1.0,
+                "defocus": 0.3,
+                "astigmatism": 0.3,
             },
         ),
     ],

@@ -229,6 +229,17 @@ def test_graphs_xla_and_maps_agree(rng):
 # Elements
 
 
+def test_elements_take_several_wavelengths():
+    size, waves = (3, 2), np.array([500e-9, 600e-9])
+    bent = lens(size, [[1e-3], [2e-3]], waves, PITCH)
+    deflecting = tilt(size, (0.01, -0.02), waves, PITCH)
+    for j, wave in enumerate(waves):
+        one = tilt(size, (0.01, -0.02), wave, PITCH)
+        np.testing.assert_array_equal(deflecting[j], one)
+        for i, focal in enumerate((1e-3, 2e-3)):
+            np.testing.assert_array_equal(bent[i, j], lens(size, focal, wave, PITCH))
+
+
 def test_a_lens_and_defocus_are_the_same_up_to_a_constant():
     size = (64, 64)
     bent = lens(size, 2e-2, WAVE, PITCH, on_pixel=False, dtype="complex128")
@@ -301,6 +312,8 @@ def test_a_mask_is_warped_as_a_complex_number(rng):
         (lambda: lens((64, 64), 1e-4, WAVE, PITCH), "`focal_length`.*at least"),
         (lambda: lens((64, 64), 0.0, WAVE, PITCH), "`focal_length`"),
         (lambda: tilt((8, 8), (0, 0.2), WAVE, PITCH), "`angle`.*within"),
+        (lambda: tilt((8, 8), 0.01, WAVE, PITCH), r"`angle`.*\(y, x\)"),
+        (lambda: aperture((8, 8), (1e-6,) * 3, PITCH), "`diameter`.*one number"),
         (lambda: aperture((8, 8), 0.0, PITCH), "`diameter`.*> 0"),
         (lambda: aperture((8, 8), 1e-6, PITCH, "star"), "`shape`"),
         (lambda: warp(np.ones((3, 3)), scale=-1.0), "`scale`"),

@@ -25,7 +25,7 @@ def lens(
     Args:
         size: (height, width) of the plane in pixels.
         focal_length: Focal length in m, negative for a diverging lens.
-        wavelength: Wavelength in m.
+        wavelength: Wavelength in m; both are numbers, or tensors that broadcast.
         pitch: Distance of neighbouring pixels in m.
         shift: (y, x) of the lens's axis from the centre, in pixels.
         on_pixel: Whether the centre is pixel N // 2; else it is the middle of the
@@ -33,7 +33,8 @@ def lens(
         dtype: `"complex64"` or `"complex128"`.
 
     Returns:
-        Complex tensor (height, width).
+        Complex tensor (..., height, width), with the axes of `focal_length` and
+        `wavelength`.
 
     Raises:
         ValueError: If `pitch` is not positive, or, for known values, a wavelength is
@@ -64,7 +65,7 @@ def lens(
             raise _checks.error("focal_length", expected, _checks.short(known[()]))
     y, x = _coordinates(size, shift, on_pixel)
     bend = math.pi * pitch**2 / (as_float64(wavelength) * as_float64(focal_length))
-    return phasor(-bend * (y**2 + x**2), dtype)
+    return phasor(-bend[..., None, None] * (y**2 + x**2), dtype)
 
 
 def aperture(
@@ -99,10 +100,11 @@ def aperture(
     """
     pitch = _checks.real("pitch", pitch, above=0)
     _checks.choice("shape", shape, ("circle", "rectangle"))
-    half = np.broadcast_to(np.asarray(diameter, "float64"), (2,)) / (2 * pitch)
-    if not (half > 0).all():
+    half = np.asarray(diameter, "float64") / (2 * pitch)
+    if half.shape not in ((), (2,)) or not (half > 0).all():
         raise _checks.error("diameter", "> 0, one number or (y, x)", repr(diameter))
     y, x = _coordinates(size, (0.0, 0.0), on_pixel)
+    half = np.broadcast_to(half, (2,))
     y, x = tf.abs(y) / half[0], tf.abs(x) / half[1]
     inside = y**2 + x**2 <= 1 if shape == "circle" else (y <= 1) & (x <= 1)
     return tf.cast(inside, dtype)
@@ -120,17 +122,18 @@ def tilt(
     Args:
         size: (height, width) of the plane in pixels.
         angle: (α, β) in rad, by which light is deflected towards positive y and x.
-        wavelength: Wavelength in m.
+        wavelength: Wavelength in m, a number or a tensor.
         pitch: Distance of neighbouring pixels in m.
         dtype: `"complex64"` or `"complex128"`.
 
     Returns:
-        Complex tensor (height, width), 1 in the middle of the plane.
+        Complex tensor (..., height, width), with the axes of `wavelength`; 1 in the
+        middle of the plane.
 
     Raises:
-        ValueError: If `pitch` is not positive, or, for known values, a wavelength is
-            not positive, or an angle is beyond λ/(2 pitch), the steepest wave that the
-            pixels sample.
+        ValueError: If `pitch` is not positive, `angle` is no pair, or, for known
+            values, a wavelength is not positive, or an angle is beyond λ/(2 pitch), the
+            steepest wave that the pixels sample.
 
     Example:
 
@@ -139,6 +142,9 @@ def tilt(
     """
     pitch = _checks.real("pitch", pitch, above=0)
     _checks.positive("wavelength", wavelength)
+    sine = tf.sin(as_float64(angle))
+    if not sine.shape.is_compatible_with((2,)):
+        raise _checks.error("angle", "(y, x)", f"shape {sine.shape}")
     wave, known = _checks.concrete(wavelength), _checks.concrete(angle)
     if wave is not None and known is not None:
         steepest = np.min(wave) / (2 * pitch)
@@ -146,8 +152,8 @@ def tilt(
             expected = f"within ±{math.asin(min(1, steepest)):g} rad, λ/(2 pitch)"
             raise _checks.error("angle", expected, repr(angle))
     y, x = _coordinates(size, (0.0, 0.0), on_pixel=False)
-    turns = tf.sin(as_float64(angle)) * (pitch / as_float64(wavelength))
-    return phasor(2 * math.pi * (y * turns[0] + x * turns[1]), dtype)
+    turns = pitch / as_float64(wavelength)[..., None, None]
+    return phasor(2 * math.pi * turns * (y * sine[0] + x * sine[1]), dtype)
 
 
 def aberration(

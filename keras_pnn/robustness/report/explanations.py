@@ -78,6 +78,15 @@ _TEXTS = {
         "A network that was trained on one chip may fit the errors of that chip. "
         "Compare each model on its own device with the same model on the others.",
     ),
+    "light": (
+        "Light and masks",
+        "light-and-masks",
+        "Masks of phases are shown over one turn, in colours that meet at 0 and 2π. "
+        "Light that leaves the plane, is absorbed, or misses the detectors is lost: "
+        "the smaller the share that they catch, the more power the laser needs, and "
+        "the more scattered light matters. Rough masks tolerate less misalignment "
+        "than smooth ones.",
+    ),
     "setting": (
         "How it was made",
         "how-it-was-made-and-made-again",

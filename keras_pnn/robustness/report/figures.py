@@ -32,8 +32,9 @@ def figures(result) -> Drawn:
     Raises:
         ImportError: If Matplotlib is not installed.
     """
-    draw = (_devices, _sweeps, _grid, _sensitivity, _curvature, _landscape, _transfer)
-    return itertools.chain.from_iterable(part(result) for part in draw)
+    draw = (_devices, _sweeps, _grid, _sensitivity, _curvature, _landscape)
+    parts = (part(result) for part in (*draw, _transfer, _light))
+    return itertools.chain.from_iterable(parts)
 
 
 def _devices(result) -> Drawn:
@@ -208,6 +209,25 @@ def _transfer(result) -> Drawn:
         f"The {result.metric} of each model on each device that a model was trained on."
     )
     yield "transfer", caption, ax
+
+
+def _light(result) -> Drawn:
+    for name, path in having(result, "light").items():
+        parts = (path.light, path.phases, path.amplitudes)
+        shown = [
+            {_text(n): part[n] for n in np.array(list(part))[chosen(len(part))]}
+            for part in parts
+        ]
+        ax = plotting.planes(*shown, regions=path.regions)
+        caption = (
+            f"{name}: masks, and the light of {len(next(iter(path.light.values())))} "
+            "samples behind each layer, every picture scaled to its brightest pixel."
+        )
+        if any(len(part) < len(all_) for part, all_ in zip(shown, parts, strict=True)):
+            caption += " Some planes are left out."
+        if path.regions:
+            caption += " Frames: detectors."
+        yield "light", caption, ax
 
 
 def _spec(result) -> float:

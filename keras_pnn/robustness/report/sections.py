@@ -40,7 +40,7 @@ def sections(result) -> list[Section]:
     """Returns the parts that a `RobustnessResult` has, in the order of a report."""
     found = [_summary(result), _devices(result)]
     found += [sweep_section(result, *sweep) for sweep in sweeps_of(result).items()]
-    rest = (_worst, _sensitivity, _curvature, _landscape, _transfer, _setting)
+    rest = (_worst, _sensitivity, _curvature, _landscape, _transfer, _light, _setting)
     found += [section(result) for section in (grid_section, *rest)]
     return [section for section in found if section is not None]
 
@@ -334,6 +334,28 @@ def _transfer(result) -> Section | None:
         "Each row is a model. Each column is the device that the model of that name "
         f"was trained on; every model is tested on it.{none}",
         [Table(title, ("", *part.devices), rows)],
+    )
+
+
+def _light(result) -> Section | None:
+    paths = having(result, "light")
+    if not paths:
+        return None
+    tables = [
+        Table(
+            model,
+            ("layer", "share of the light"),
+            [(name, number(share)) for name, share in path.shares.items()],
+        )
+        for model, path in paths.items()
+    ]
+    return Section(
+        "light",
+        "Light and masks",
+        "How much of the light behind the first layer is left behind each layer, and "
+        "how much of it detectors catch, on the design: the mean over the samples in "
+        "the pictures, the first ones of the test data.",
+        tables,
     )
 
 

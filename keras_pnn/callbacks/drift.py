@@ -16,8 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks, _keras
-from keras_pnn.devices.simulated import restoring
-from keras_pnn.layers.context import measuring_device
+from keras_pnn.layers.context import measuring_device, restoring
 from keras_pnn.layers.lookup import find_gradual
 from keras_pnn.training import bench
 

@@ -50,9 +50,9 @@ class RobustnessReport(MeasuringCallback):
         data, name: as in `pnn.robustness_report`.
         verbose: 1 shows progress.
         **specification: further arguments of `pnn.robustness_report`, but for
-            `compare` and `cache_dir`: devices, a variation or sweeps, from which the
-            keys come. Curvature, landscape, sensitivity and the worst case are off by
-            default.
+            `compare`, `cache_dir` and `executor`: devices, a variation or sweeps, from
+            which the keys come. Curvature, landscape, sensitivity and the worst case
+            are off by default.
 
     Attributes:
         epochs: the epochs that were measured in the last `fit`, from 0.

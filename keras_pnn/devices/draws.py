@@ -1,8 +1,23 @@
 """Draw numbers that are alike in eager mode, in graphs and under XLA."""
 
 import math
+import zlib
 
 import tensorflow as tf
+
+
+def folded(seed, purpose: str, index: int | None = None) -> tf.Tensor:
+    """Returns a seed of its own for a purpose, and for an index within it.
+
+    Args:
+        seed: two integers, a tensor or a sequence.
+        purpose: a text; another one gives other numbers.
+        index: an integer, or `None`.
+    """
+    fold_in = tf.random.experimental.stateless_fold_in
+    code = zlib.crc32(purpose.encode()) & 0x7FFFFFFF
+    found = fold_in(seed, code, alg="philox")
+    return found if index is None else fold_in(found, index, alg="philox")
 
 
 def standard_normal(shape: tuple[int, ...], seed, dtype) -> tf.Tensor:
@@ -17,15 +32,20 @@ def standard_normal(shape: tuple[int, ...], seed, dtype) -> tf.Tensor:
         dtype: their dtype.
     """
     wide = tf.as_dtype(dtype) if tf.as_dtype(dtype).size > 4 else tf.float32
-    bits = _whole_numbers((2, *shape), seed)
+    bits = whole_numbers((2, *shape), seed)
     # Never 0, whose logarithm is infinite.
     uniform = (tf.cast(bits, wide) + 0.5) * 2.0**-32
     radius = tf.sqrt(-2 * tf.math.log(uniform[0]))
     return tf.cast(radius * tf.cos(2 * math.pi * uniform[1]), dtype)
 
 
-def _whole_numbers(shape: tuple[int, ...], seed) -> tf.Tensor:
-    """Returns random whole numbers below 2³², the same under XLA as without."""
+def whole_numbers(shape, seed) -> tf.Tensor:
+    """Returns random uint32, the same under XLA as without.
+
+    Args:
+        shape: their shape, which may hold tensors.
+        seed: two integers.
+    """
     return tf.random.stateless_uniform(
         shape, seed, minval=None, maxval=None, dtype="uint32", alg="philox"
     )
@@ -34,5 +54,5 @@ def _whole_numbers(shape: tuple[int, ...], seed) -> tf.Tensor:
 def uniform_numbers(shape: tuple[int, ...], seed) -> tf.Tensor:
     """Returns uniform float32 numbers above 0 and below 1, the same under XLA."""
     # 23 bits, so that float32 holds neither 0 nor 1.
-    bits = tf.bitwise.right_shift(_whole_numbers(shape, seed), 9)
+    bits = tf.bitwise.right_shift(whole_numbers(shape, seed), 9)
     return (tf.cast(bits, "float32") + 0.5) * 2.0**-23

@@ -9,8 +9,7 @@ import tensorflow as tf
 from keras_pnn import _keras
 from keras_pnn.devices.mapped import Mapped, filled, graph
 from keras_pnn.devices.normalization import batch_norm_layers, own_statistics, pooled
-from keras_pnn.devices.simulated import restoring
-from keras_pnn.layers.context import Overrides
+from keras_pnn.layers.context import Overrides, restoring
 
 
 class _Assigned(Exception):

@@ -16,23 +16,12 @@ from keras_pnn import _checks, _files
 from keras_pnn._display import Shown, Table
 from keras_pnn.devices.axis import Axis
 from keras_pnn.devices.named import named_deviations, read_csv, write_csv
-from keras_pnn.layers.context import keeping
+from keras_pnn.layers.context import keeping, restoring
 from keras_pnn.layers.lookup import architecture, physical_layers, quantities
 from keras_pnn.layers.physical import PhysicalLayer
 from keras_pnn.layers.quantity import Quantity
 
 _FORMAT = "keras_pnn.devices/1"
-
-
-@contextlib.contextmanager
-def restoring(variables: Iterable) -> Iterator[None]:
-    """Gives variables the values back that they have now, when the block ends."""
-    before = [(variable, variable.numpy()) for variable in variables]
-    try:
-        yield
-    finally:
-        for variable, value in before:
-            variable.assign(value)
 
 
 class SimulatedDevice(Shown):
@@ -158,6 +147,10 @@ class SimulatedDevice(Shown):
             ValueError: As in `bind`.
         """
         write_csv(self.bind(model), path)
+
+    def __getstate__(self):
+        # Not the model that it is attached to: it may be sent to another process.
+        return {**vars(self), "_attached": {}}
 
     def __add__(self, other: "SimulatedDevice") -> "SimulatedDevice":
         if not isinstance(other, SimulatedDevice):

@@ -2,21 +2,18 @@
 
 import dataclasses
 import math
-import zlib
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks
-from keras_pnn.devices.draws import standard_normal, uniform_numbers
+from keras_pnn.devices.draws import folded, standard_normal, uniform_numbers
 from keras_pnn.devices.named import Deviations
 from keras_pnn.devices.simulated import DeviceSet, SimulatedDevice
 from keras_pnn.devices.stuck import Stuck
 from keras_pnn.layers.lookup import architecture, find
 from keras_pnn.layers.quantity import Quantity
-
-_fold_in = tf.random.experimental.stateless_fold_in
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -188,8 +185,7 @@ class Variation:
         drawn = []
         for quantity, spread in self._plan(model):
             index = 0 if quantity.shared else quantity.index
-            key = zlib.crc32(quantity.name.encode()) & 0x7FFFFFFF
-            own = _fold_in(_fold_in(seed, key, alg="philox"), index, alg="philox")
+            own = folded(seed, quantity.name, index)
             drawn.append((quantity, quantity.deviation(_draw(quantity, spread, own))))
         return drawn
 
@@ -286,7 +282,7 @@ class Variation:
 
 def _has_quantile(distribution) -> bool:
     """Tells whether draws can be the quantiles of uniform numbers."""
-    if tuple(distribution.event_shape):
+    if tuple(distribution.event_shape) or not distribution.dtype.is_floating:
         return False
     try:
         distribution.quantile(tf.constant(0.5, distribution.dtype))

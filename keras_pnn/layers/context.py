@@ -86,6 +86,17 @@ class Overrides(Mapping):
         return _keras.OverridingScope(model, self.items(), regularized, rematerialize)
 
 
+@contextlib.contextmanager
+def restoring(variables: Iterable) -> Iterator[None]:
+    """Gives variables the values back that they have now, when the block ends."""
+    before = [(variable, variable.numpy()) for variable in variables]
+    try:
+        yield
+    finally:
+        for variable, value in before:
+            variable.assign(value)
+
+
 @dataclasses.dataclass(frozen=True)
 class Context:
     """Options for the calls of physical layers in one thread.

@@ -94,9 +94,9 @@ def uses_of(model: keras.Model) -> list[Use] | None:
 def check_fields(model: keras.Model) -> None:
     """Checks that no complex field goes to what is made for real numbers.
 
-    That is a layer of Keras with weights, a loss of Keras, and a loss to which Keras
-    hands the real part only. Models of nodes (functional, Sequential) are followed
-    from node to node; others pass.
+    That is a layer of Keras with weights, a `Rescaling`, which casts to real numbers, a
+    loss of Keras, and a loss to which Keras hands the real part only. Models of nodes
+    (functional, Sequential) are followed from node to node; others pass.
 
     Args:
         model: a model or a wrapper around one, compiled or not.
@@ -110,7 +110,10 @@ def check_fields(model: keras.Model) -> None:
     seen: list[Use] = []
     outputs = _follow(graph, [None] * len(graph.inputs), seen)
     for use in seen:
-        if use.sources and _of_keras(use.layer) and getattr(use.layer, "weights", ()):
+        real = isinstance(use.layer, keras.layers.Rescaling) or (
+            _of_keras(use.layer) and getattr(use.layer, "weights", ())
+        )
+        if use.sources and real:
             taking = f"{type(use.layer).__name__} '{use.layer.name}' behind it"
             raise _error(use.source, taking)
     sources = [s for s in outputs if s is not None]

@@ -54,12 +54,12 @@ def robustness_report(
         data: description of the data, for the report.
         cache_dir: a folder that keeps every finished block of points. Points in it are
             not measured again, here or by `robustness_rows`.
-        executor: whose workers measure devices, sweeps and grid, in blocks: a
-            `pnn.robustness.ProcessPool`, `client.get_executor()` of Dask, or another
-            `concurrent.futures.Executor`. Workers load the study from `cache_dir`,
-            which those on other machines must see under the same path; this process
-            alone writes points to it. A block whose worker died is measured again.
-            Curvature, landscape and worst case are measured here.
+        executor: whose workers measure all points (devices, sweeps, grid, sensitivity,
+            transfer) in blocks: a `pnn.robustness.ProcessPool`, `client.get_executor()`
+            of Dask, or another `concurrent.futures.Executor`. Workers load the study
+            from `cache_dir`, which those on other machines must see under the same
+            path; this process alone writes points to it. A block whose worker died is
+            measured again. Curvature, landscape and worst case are measured here.
         verbose: 0 is silent, 1 or `"auto"` shows progress.
         **specification: the other fields of a `Specification`, which has their
             defaults:

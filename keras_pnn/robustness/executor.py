@@ -1,8 +1,10 @@
 """Measure the blocks of a study on the workers of an executor."""
 
 import concurrent.futures
+import contextlib
 import functools
 import multiprocessing
+import multiprocessing.connection
 import os
 import pathlib
 import pickle
@@ -13,6 +15,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import BrokenExecutor, CancelledError
 
+import keras
 import tensorflow as tf
 
 from keras_pnn import _checks, _warnings
@@ -32,6 +35,9 @@ class ProcessPool(concurrent.futures.Executor):
     `if __name__ == "__main__":`. The environment, and with it Keras' backend, is that
     of the starting process. `concurrent.futures.ProcessPoolExecutor` with the context
     `"spawn"` serves as well, but starts no process anew.
+
+    The processes end with the pool, with the process that started them, and at once
+    where an exception leaves the `with` block: an interrupt does not wait for blocks.
 
     Args:
         workers: how many processes.
@@ -56,6 +62,9 @@ class ProcessPool(concurrent.futures.Executor):
         share = max(1, (os.cpu_count() or 1) // workers)
         threads = share if threads is None else threads
         self.threads = _checks.integer("threads", threads, 1)
+        self._context = multiprocessing.get_context("spawn")
+        # Nothing is sent: workers end when this end is closed, if only by a kill.
+        self._watched, self._held = self._context.Pipe(duplex=False)
         self._pool = self._started()
 
     def submit(self, function, /, *args, **kwargs):
@@ -69,16 +78,29 @@ class ProcessPool(concurrent.futures.Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False):
         self._pool.shutdown(wait, cancel_futures=cancel_futures)
 
+    def __exit__(self, kind, error, traceback):
+        if kind is not None:
+            self._held.close()
+        return super().__exit__(kind, error, traceback)
+
     def _started(self):
         return concurrent.futures.ProcessPoolExecutor(
             self.workers,
-            multiprocessing.get_context("spawn"),
-            initializer=_limit_threads,
-            initargs=(self.threads,),
+            self._context,
+            initializer=_prepare_worker,
+            initargs=(self.threads, self._watched),
         )
 
 
-def _limit_threads(threads: int) -> None:
+def _prepare_worker(threads: int, watched: multiprocessing.connection.Connection):
+    """Limits TensorFlow's threads; ends the process when the pipe is closed."""
+
+    def end():
+        with contextlib.suppress(EOFError, OSError):
+            watched.recv()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
 
@@ -128,40 +150,45 @@ def measured(
         task = functools.partial(measure_block, path, __version__, study.digest())
         left, deaths = list(blocks), 0
         while left:
-            futures: dict = {}
+            before, futures, takes_more, gave_up = len(left), {}, True, None
             try:
-                for block in left:
-                    futures[executor.submit(task, block)] = block
-            except BrokenExecutor:
-                _cancel(futures)
-                _warnings.warn(
-                    f"The workers of {type(executor).__name__} have died: the last "
-                    f"{len(left)} blocks are measured in this process. "
-                    "`pnn.robustness.ProcessPool` replaces workers."
-                )
-                for block in left:
-                    yield block, study.block(block)
-                return
-            before = len(left)
-            try:
+                try:
+                    for block in left:
+                        futures[executor.submit(task, block)] = block
+                except BrokenExecutor:
+                    takes_more = False
                 for future in concurrent.futures.as_completed(futures):
                     try:
                         found = future.result()
                     except BrokenExecutor:
                         continue
+                    except CancelledError as error:
+                        # Others may be done.
+                        gave_up = error
+                        continue
+                    except ImportError as error:
+                        found = f"{type(error).__name__}: {error}"
+                        raise _other_version(found) from error
                     left.remove(futures[future])
                     yield futures[future], found
-            except CancelledError as error:
+            finally:
+                for future in futures:
+                    future.cancel()
+            if gave_up is not None:
                 raise RuntimeError(
                     f"{type(executor).__name__} gave up its work, as Dask's does when "
                     f"its scheduler dies: {len(left)} blocks are missing. The same "
                     "call with a new one measures them, and not those that are in "
                     "`cache_dir` by now."
-                ) from error
-            except ImportError as error:
-                raise _other_version(f"{type(error).__name__}: {error}") from error
-            finally:
-                _cancel(futures)
+                ) from gave_up
+            if not takes_more:
+                _warnings.warn(
+                    f"The workers of {type(executor).__name__} have died: the last "
+                    f"{len(left)} blocks are measured in this process. "
+                    "`pnn.robustness.ProcessPool` replaces workers."
+                )
+                yield from ((block, study.block(block)) for block in left)
+                return
             deaths = 0 if len(left) < before else deaths + 1
             if deaths == _DEATHS:
                 raise RuntimeError(
@@ -211,7 +238,11 @@ def _loaded(path: str) -> tuple:
         with open(path, "rb") as file, warnings.catch_warnings():
             # Keras warns that an optimizer which nothing needs was not loaded.
             warnings.simplefilter("ignore")
-            study = pickle.load(file)
+            settings, pickled = pickle.load(file)
+            # Before anything is made that takes them.
+            keras.config.set_floatx(settings["floatx"])
+            keras.config.set_epsilon(settings["epsilon"])
+            study = pickle.loads(pickled)
             return study, study.digest()
     except FileNotFoundError as error:
         expected = "a folder that the workers see too, under the same path"
@@ -221,8 +252,9 @@ def _loaded(path: str) -> tuple:
 
 
 def _pickled(study) -> bytes:
+    settings = {"floatx": keras.config.floatx(), "epsilon": keras.config.epsilon()}
     try:
-        return pickle.dumps(study)
+        return pickle.dumps((settings, pickle.dumps(study)))
     except Exception as error:
         raise _not_sent("saved for the workers", error) from error
 
@@ -230,12 +262,8 @@ def _pickled(study) -> bytes:
 def _not_sent(what: str, error: Exception) -> ValueError:
     said = textwrap.shorten(str(error), 240, placeholder=" …")
     return ValueError(
-        f"Model, data and arguments must be such that they can be {what}: layers with "
-        "`get_config`, in a module that workers import. "
+        f"Model, data and arguments must be such that they can be {what}: your own "
+        "layers, losses and metrics registered with Keras (by `keras.saving."
+        "register_keras_serializable`), in a module that workers import. "
         f"Received: {type(error).__name__}: {said}"
     )
-
-
-def _cancel(futures) -> None:
-    for future in futures:
-        future.cancel()

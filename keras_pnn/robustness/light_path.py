@@ -28,6 +28,7 @@ class LightPath(Brief):
     Example:
 
     >>> optics = pnn.layers.diffractive(masks=2)
+    >>> optics.build((None, 28, 28))
     >>> path = LightPath.of(optics, np.ones((2, 28, 28), "float32"))
     >>> len(path.phases), len(path.light)
     (2, 4)

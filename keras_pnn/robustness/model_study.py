@@ -1,5 +1,6 @@
 """Measure all points of a robustness study on one model."""
 
+import contextlib
 import copy
 import json
 import math
@@ -22,6 +23,7 @@ from keras_pnn.robustness.points import GRID, Nominal, OnScan, Plan, Point, gath
 from keras_pnn.robustness.results import ModelRobustness, WorstCase
 from keras_pnn.robustness.specification import Specification
 from keras_pnn.robustness.worst_case import WorstCaseSearch, default_radius
+from keras_pnn.training.trainer import Trainer
 
 # More devices at once are no faster, and more is lost when a run is stopped.
 LARGEST_BLOCK = 128
@@ -86,12 +88,16 @@ class ModelStudy:
             self._frozen = DeviceEvaluator(model, x, y, batch_size, sample_weight, 1)
 
     def __reduce__(self):
+        model, compiled = self.model, None
+        if isinstance(model, Trainer):
+            # Workers need nothing of training, such as a device in the loop.
+            model, compiled = model.model, model.get_compile_config()
         # What no file of a model keeps, and layers with noise draw from.
-        states = [np.asarray(variable) for variable in _unsaved(self.model)]
+        states = [np.asarray(variable) for variable in _unsaved(model)]
         asked = copy.copy(self._specification)
-        for name in ("hessian", "landscape", "worst_case"):
+        for name in ("hessian", "landscape", "worst_case", "hardware"):
             object.__setattr__(asked, name, None)
-        return _made, (self.model, states, self._given, asked, self._loss)
+        return _made, (model, compiled, states, self._given, asked, self._loss)
 
     def measure(
         self,
@@ -120,12 +126,14 @@ class ModelStudy:
         pairs = ((block, self.block(block)) for block in missing)
         if executor is not None:
             pairs = measured(executor, self, missing, cache_dir)
-        for block, found in pairs:
-            new = dict(zip(block, found, strict=True))
-            done |= new
-            if cache is not None:
-                cache.add(new)
-            bar.add(1)
+        # After an error here, workers go on with nothing.
+        with contextlib.closing(pairs):
+            for block, found in pairs:
+                new = dict(zip(block, found, strict=True))
+                done |= new
+                if cache is not None:
+                    cache.add(new)
+                bar.add(1)
         return {points[i]: done[i] for block in blocks for i in block}
 
     def robustness(self, found: dict[Point, Metrics], verbose: int) -> ModelRobustness:
@@ -259,8 +267,10 @@ def _unsaved(model: keras.Model) -> list[keras.Variable]:
     ]
 
 
-def _made(model, states: list, data, specification, loss) -> ModelStudy:
+def _made(model, compiled, states: list, data, specification, loss) -> ModelStudy:
     """Makes again, in a worker, a study that was pickled."""
+    if compiled is not None:
+        model.compile(**keras.saving.deserialize_keras_object(compiled))
     for variable, state in zip(_unsaved(model), states, strict=True):
         variable.assign(state)
     return ModelStudy(model, data, specification, loss)

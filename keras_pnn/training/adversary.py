@@ -1,7 +1,6 @@
 """Move the imperfections of a model to where the loss is worse: eq. 5."""
 
 import dataclasses
-import zlib
 from collections.abc import Callable
 
 import keras
@@ -9,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks
+from keras_pnn.devices.draws import folded, whole_numbers
 from keras_pnn.layers.context import Overrides
 from keras_pnn.layers.lookup import find_gradual
 from keras_pnn.layers.quantity import Quantity
@@ -110,14 +110,8 @@ class Parameter:
 
     def _fraction(self, seed, purpose: str):
         """Returns u of [0, 1), a pure function of seed, name, place and purpose."""
-        # The text is part of the draw: another one gives other numbers.
-        code = zlib.crc32(f"misalignment/{self.name}/{purpose}".encode()) & 0x7FFFFFFF
-        fold_in = tf.random.experimental.stateless_fold_in
-        own = fold_in(fold_in(seed, code, alg="philox"), self.place, alg="philox")
-        # From whole numbers: XLA draws other floats than TensorFlow does.
-        bits = tf.random.stateless_uniform(
-            (), own, minval=None, maxval=None, dtype="uint32", alg="philox"
-        )
+        own = folded(seed, f"misalignment/{self.name}/{purpose}", self.place)
+        bits = whole_numbers((), own)
         return tf.cast(tf.bitwise.right_shift(bits, 8), self.dtype) * 2.0**-24
 
 

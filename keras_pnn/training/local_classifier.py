@@ -98,13 +98,13 @@ class LocalClassifier(keras.Model):
             cut: whether derivatives stop in front of each block.
             training: as in the call of a layer.
         """
-        inputs = ops.convert_to_tensor(inputs)
-        dtype = inputs.dtype
-        label = self.scale * ops.one_hot(labels, self.classes, dtype=dtype)
+        inputs = ops.cast(inputs, self.compute_dtype)
+        label = self.scale * ops.one_hot(labels, self.classes, dtype=inputs.dtype)
         y, found = ops.concatenate([inputs, label], axis=-1), []
         for place, block in enumerate(self.blocks):
             y = block(ops.stop_gradient(y) if cut else y, training=training)
             light = y if keras.backend.is_float_dtype(y.dtype) else ops.abs(y)
+            light = ops.cast(light, keras.backend.result_type(light.dtype, "float32"))
             unit = self.direction(place, light.shape[-1])
             unit = ops.convert_to_tensor(unit, light.dtype)
             found.append(ops.sum(ops.normalize(light, axis=-1) * unit, axis=-1))
@@ -128,7 +128,7 @@ class LocalClassifier(keras.Model):
 
     def get_config(self) -> dict:
         return {
-            "name": self.name,
+            **super().get_config(),
             "blocks": [keras.saving.serialize_keras_object(b) for b in self.blocks],
             "classes": self.classes,
             "scale": self.scale,

@@ -301,6 +301,8 @@ class Trainer(keras.Model):
             _keras.outputs_of(self.model, x)
             # Not known when it was compiled.
             check_fields(self)
+        # A source need not call it.
+        self.built = True
 
     def _commit(self, evaluation: Evaluation, drawn: Overrides) -> None:
         """Stores what a pass assigned: statistics, states of all kinds, metrics.

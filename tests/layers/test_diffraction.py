@@ -389,7 +389,7 @@ def test_networks_train_robustly_and_on_a_device(data, wrap):
 def test_dead_pixels_and_steps_in_robust_training_and_in_frames(data, tmp_path):
     """Some pixels of each device are dead; frames hold what the design sets."""
     model = planes(dac=DAC(4, 0, TURN * 15 / 16))
-    broken = tfd.Bernoulli(probs=0.1, dtype="float32")
+    broken = tfd.Bernoulli(probs=0.1)
     random = pnn.Variation(dead_pixels=broken, rotation=1.0)
     trainer = compiled(pnn.SATModel(model, rho=0.2, variation=random))
     losses = trainer.fit(*data, epochs=6, verbose=0).history["loss"]
@@ -549,6 +549,19 @@ def test_a_loss_for_real_numbers_wants_a_detector_array():
     model.compile("sgd", "mse")
     with pytest.raises(ValueError, match=r"FreeSpace .* put a DetectorArray"):
         model.fit(np.ones((2, 16, 16)), np.ones((2, 16, 16)), verbose=0)
+
+
+def test_a_distance_is_calibrated(data):
+    model = planes(masks=1)
+    device = pnn.devices.sweep(model, "distance_error", [4.0])[0]
+    found = pnn.calibrate(model, device, data[0], ["distance_error"])
+    with found.device.installed(model):
+        errors = [
+            float(layer.imperfections["distance_error"])
+            for layer in pnn.layers.physical_layers(model)
+            if "distance_error" in layer.imperfections
+        ]
+    np.testing.assert_allclose(errors, 4.0, atol=0.5)
 
 
 def test_light_is_followed_with_a_batch_size_and_noise_as_they_are(data):

@@ -55,6 +55,12 @@ def test_a_layer_of_keras():
         pnn.convert(digital())
 
 
+def test_a_layer_that_casts_to_real_numbers():
+    last = keras.layers.Rescaling(2.0, name="last")
+    with pytest.raises(ValueError, match=MESH + ".*Received: Rescaling 'last' behind"):
+        pnn.SATModel(network(last)).compile("sgd", SPARSE)
+
+
 def test_a_model_that_is_built_by_its_first_step():
     layers = [pnn.layers.MZIMesh(4, name="mesh"), keras.layers.Dense(3, name="last")]
     sat = pnn.SATModel(keras.Sequential(layers), rho=0.1)

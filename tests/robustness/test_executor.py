@@ -3,9 +3,11 @@
 import concurrent.futures
 import multiprocessing
 import os
+import pathlib
 import pickle
 import signal
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
@@ -68,6 +70,14 @@ def whole(report):
     return report()
 
 
+def study_of(model, data, **more):
+    """The `ModelStudy` of a report."""
+    left_out = dict.fromkeys(("hessian", "landscape", "worst_case"), False)
+    asked = {k: v for k, v in {**STUDY, **left_out, **more}.items() if k != "verbose"}
+    (study,) = Study(Specification(**asked), model, *data).studies.values()
+    return study
+
+
 def test_workers_make_the_whole(report, whole):
     with ThreadPoolExecutor(3) as threads:
         assert report(executor=threads) == whole
@@ -106,10 +116,12 @@ def test_an_executor_that_gives_up(report, whole, tmp_path):
                 future.set_running_or_notify_cancel()
             return future
 
-    # Those that are done may come after the first that is not.
-    with pytest.raises(RuntimeError, match=r"Cluster gave up.*blocks are missing"):
+    with pytest.raises(RuntimeError, match=r"Cluster gave up.* 8 blocks are missing"):
         report(executor=Cluster(), cache_dir=tmp_path)
-    assert report(executor=Worker(), cache_dir=tmp_path) == whole
+    # Nothing is lost, though those that are done may come behind others.
+    again = Worker()
+    assert report(executor=again, cache_dir=tmp_path) == whole
+    assert again.calls == 8
 
 
 def test_what_was_measured_stays_after_an_error(report, whole, tmp_path, monkeypatch):
@@ -121,13 +133,44 @@ def test_what_was_measured_stays_after_an_error(report, whole, tmp_path, monkeyp
         added.append(points)
         add(self, points)
 
+    class Slow(Worker):
+        """Never comes to its last block."""
+
+        last = None
+
+        def submit(self, function, *args):
+            if self.calls < BLOCKS - 1:
+                return super().submit(function, *args)
+            self.last = Future()
+            return self.last
+
+    slow = Slow()
     with monkeypatch.context() as patch:
         patch.setattr(Cache, "add", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            report(executor=Worker(), cache_dir=tmp_path)
+        with pytest.raises(KeyboardInterrupt) as error:
+            report(executor=slow, cache_dir=tmp_path)
+    # While the error is held, as by a `with` block that waits for the workers.
+    assert error.tb and slow.last.cancelled()
+    assert [path.name for path in tmp_path.iterdir()] == ["points-0of1.sqlite"]
     worker = Worker()
     assert report(executor=worker, cache_dir=tmp_path) == whole
     assert worker.calls == BLOCKS - 4
+
+
+def test_what_was_submitted_is_cancelled_when_the_executor_fails(report):
+    class Closed(Worker):
+        futures = ()
+
+        def submit(self, function, *args):
+            if len(self.futures) == 2:
+                raise RuntimeError("no more")
+            self.futures = [*self.futures, Future()]
+            return self.futures[-1]
+
+    closed = Closed()
+    with pytest.raises(RuntimeError, match="no more"):
+        report(executor=closed)
+    assert all(future.cancelled() for future in closed.futures)
 
 
 def test_layers_with_noise_draw_the_same_in_workers(network, data, quiet):
@@ -139,6 +182,54 @@ def test_layers_with_noise_draw_the_same_in_workers(network, data, quiet):
     ]
     (here,), (there,) = (models.values() for models in found)
     np.testing.assert_array_equal(here.devices["loss"], there.devices["loss"])
+
+
+def test_workers_need_nothing_of_training(network, data, quiet):
+    """Neither its device, nor arguments that cannot be saved."""
+    model = network()
+    chip = pnn.Variation(resonance_shift=0.02).sample(model, 1)[0]
+    online = pnn.SATModel(model, device=chip, perturb=lambda v: "control" in v.path)
+    online.compile("adam", model.loss, metrics=["accuracy"])
+    online.train_on_batch(*data)
+    study = {**quiet, "devices": [chip], "trained_on": {online.name: chip}}
+    here, there = (
+        pnn.robustness_report(online, *data, executor=one, **study).to_dict()
+        for one in (None, Worker())
+    )
+    assert here["models"] == there["models"]
+
+
+def test_workers_have_the_floats_of_keras(network, data, quiet):
+    class Elsewhere(Worker):
+        """Runs with the settings of a new process."""
+
+        def submit(self, *args):
+            keras.config.set_floatx("float32")
+            return super().submit(*args)
+
+    study = {**quiet, "variation": pnn.Variation(resonance_shift=0.02), "n": 1}
+    keras.config.set_floatx("float64")
+    try:
+        model = network()
+        # Made with these floats, which Keras does not save with it.
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(loss=loss, metrics=["accuracy"])
+        found = [
+            pnn.robustness_report(model, *data, executor=one, **study).to_dict()
+            for one in (None, Elsewhere())
+        ]
+    finally:
+        keras.config.set_floatx("float32")
+    assert found[0]["models"] == found[1]["models"]
+
+
+def test_workers_need_no_library_of_the_hardware(model, data, tmp_path):
+    silicon = pathlib.Path(pnn.deploy.__file__).with_name("silicon.yaml")
+    library = tmp_path / "mine.yaml"
+    library.write_bytes(silicon.read_bytes())
+    sent = pickle.dumps(study_of(model, data, hardware=library))
+    library.unlink()
+    assert pickle.loads(sent).block(range(1))
 
 
 # What is refused.
@@ -180,6 +271,17 @@ def test_a_model_that_cannot_be_sent(network, data, quiet):
         pnn.robustness_report(model, *data, executor=Worker(), **study)
 
 
+def test_a_loss_that_is_not_registered(network, data, quiet):
+    def own(y, y_pred):
+        return keras.losses.sparse_categorical_crossentropy(y, y_pred, from_logits=True)
+
+    model = network()
+    model.compile(loss=own, metrics=["accuracy"])
+    study = {**quiet, "variation": pnn.Variation(resonance_shift=0.02), "n": 1}
+    with pytest.raises(ValueError, match=r"losses and metrics registered.*'own'"):
+        pnn.robustness_report(model, *data, executor=Worker(), **study)
+
+
 def test_workers_with_another_package(report, monkeypatch):
     class Other(Worker):
         def submit(self, function, *args):
@@ -192,11 +294,9 @@ def test_workers_with_another_package(report, monkeypatch):
 
 
 def test_a_study_that_is_another_one_in_the_worker(model, data, tmp_path):
-    left_out = dict.fromkeys(("hessian", "landscape", "worst_case"), False)
-    asked = {k: v for k, v in STUDY.items() if k != "verbose"} | left_out
-    (study,) = Study(Specification(**asked), model, *data).studies.values()
+    study = study_of(model, data)
     path = tmp_path / "study.pickle"
-    path.write_bytes(pickle.dumps(study))
+    path.write_bytes(executor._pickled(study))
     version, digest = executor.__version__, study.digest()
     assert executor.measure_block(str(path), version, digest, range(1))
     with pytest.raises(ValueError, match=r"`model` must be one that is the same"):
@@ -208,11 +308,11 @@ def test_a_study_that_is_another_one_in_the_worker(model, data, tmp_path):
 # Processes.
 
 
-def test_processes_make_the_whole_and_are_replaced(
+def test_processes_make_the_whole_are_replaced_and_end(
     report, whole, tmp_path, monkeypatch
 ):
     add = Cache.add
-    with ProcessPool(2, threads=1) as pool:
+    with pytest.raises(KeyboardInterrupt), ProcessPool(2, threads=1) as pool:
         first = pool._pool
 
         def kills(self, points):
@@ -224,6 +324,12 @@ def test_processes_make_the_whole_and_are_replaced(
         monkeypatch.setattr(Cache, "add", kills)
         assert report(executor=pool, cache_dir=tmp_path) == whole
         assert pool._pool is not first
+        processes = list(pool._pool._processes.values())
+        slow = pool.submit(time.sleep, 100)
+        raise KeyboardInterrupt
+    # It does not wait for them, as the end of the script would not.
+    assert isinstance(slow.exception(), BrokenProcessPool)
+    assert not any(process.is_alive() for process in processes)
 
 
 @pytest.mark.parametrize("arguments", [(0,), (1, 0)], ids=str)

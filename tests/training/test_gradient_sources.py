@@ -84,22 +84,27 @@ def chip_of(model, imperfect=True, **more):
     return pnn.Variation(**spread).sample(model, 1, seed=2)[0]
 
 
-def gradients(model, source, device):
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+NOTHING = Overrides()
+
+
+def gradients(model, source, device, overrides=NOTHING, from_logits=True):
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
     trainer = pnn.SATModel(model, ascent=None, device=device, gradient=source)
     trainer.compile(keras.optimizers.SGD(0.1), loss)
     trainer.optimizer.build(trainer.trainable_variables)
     batch = (tf.constant(X, keras.config.floatx()), tf.constant(Y), None)
     wrt = model.trainable_variables
 
-    found = trainer.gradient(trainer, batch, Overrides(), wrt).gradients
+    found = trainer.gradient(trainer, batch, overrides, wrt).gradients
     return dict(zip((v.path for v in wrt), numbers(found), strict=True))
 
 
-def of_the_device(model, device):
-    """Automatic differentiation of the device itself."""
+def of_the_device(model, device, drawn=NOTHING):
+    """Automatic differentiation of the device itself, and what is drawn on top."""
+    nominal = [(v, v.value + 0) for v in drawn]
     with device.installed(model):
-        return gradients(model, None, None)
+        both = [(v, v.value + drawn[v] - n) for v, n in nominal]
+        return gradients(model, None, None, Overrides(both))
 
 
 def largest(found, right, among=""):
@@ -143,6 +148,50 @@ def test_crosstalk_returns_by_its_matrix(source):
     model = mesh_network(crosstalk=CROSSTALK)
     chip = chip_of(model)
     assert largest(gradients(model, source, chip), of_the_device(model, chip)) < 1e-6
+
+
+@pytest.mark.usefixtures("float64")
+def test_controls_that_are_stuck_have_no_derivative():
+    model = mesh_network()
+    chip = chip_of(model, stuck=pnn.Stuck(0.3, at="random"))
+    right = of_the_device(model, chip)
+    for source in EXACT[:2]:
+        assert largest(gradients(model, source, chip), right) < 1e-6
+    # Its monitors see the light at shifters that are stuck; others are right.
+    found = gradients(model, pnn.Adjoint(), chip)
+    for (name, _), held in chip.deviations.items():
+        if name.endswith("_stuck"):
+            path = f"mesh/{name.removesuffix('_stuck')}"
+            apart = np.abs(found[path] - right[path])
+            assert apart[held[..., 0] == 0].max() < 1e-12
+    assert largest(found, right) > 1e-2
+
+
+@pytest.mark.usefixtures("float64")
+def test_phases_beyond_a_converter_have_no_derivative():
+    model = mesh_network(dac=pnn.layers.DAC(12, 0.0, 4.0))
+    for control in model.layers[1].controls.values():
+        control.assign(
+            np.linspace(-7, 7, control.value.shape.num_elements()).reshape(
+                control.shape
+            )
+        )
+    chip = chip_of(model)
+    right = of_the_device(model, chip)
+    assert any((g == 0).any() for n, g in right.items() if "mesh" in n)
+    assert largest(gradients(model, pnn.Adjoint(), chip), right) < 1e-6
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("source", [EXACT[0], EXACT[1], EXACT[2]], ids=name)
+def test_all_settings_are_those_of_the_device_of_the_step(source):
+    """What `variation` draws is in force when derivatives are measured, too."""
+    model = mesh_network()
+    chip = chip_of(model)
+    drawn = Overrides(pnn.Variation(phi_error=0.3).values(model, [0, 1]))
+    right = of_the_device(model, chip, drawn)
+    assert largest(right, of_the_device(model, chip)) > 1e-3
+    assert largest(gradients(model, source, chip, drawn), right) < 1e-6
 
 
 @pytest.mark.usefixtures("float64")
@@ -262,6 +311,26 @@ def test_momentum_is_summed_over_steps():
 
 
 # Random feedback.
+
+
+@pytest.mark.parametrize(
+    ("source", "trainable"),
+    [(pnn.FeedbackAlignment(), True), (pnn.ParameterShift(), False)],
+    ids=name,
+)
+def test_logits_behind_a_softmax_are_found(source, trainable):
+    """Its outputs, 0 and 1 to rounding, have neither a loss nor an error."""
+    found = []
+    for activation in (None, "softmax"):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((4,))
+        x = pnn.layers.MRRBank(5, name="first")(layers.Rescaling(60.0)(inputs))
+        last = pnn.layers.MRRBank(3, activation=activation, name="second")
+        model = keras.Model(inputs, last(x))
+        last.trainable = trainable
+        chip = pnn.SimulatedDevice({})
+        found.append(gradients(model, source, chip, from_logits=activation is None))
+    assert largest(*found) < 1e-3 * np.abs(next(iter(found[0].values()))).max()
 
 
 def test_feedback_is_a_fixed_matrix_times_the_error():
@@ -505,9 +574,7 @@ def test_a_bench_gives_what_its_simulation_gives():
         for device_of in (lambda chip: chip, Bench):
             model = bank(4, 3)
             device = device_of(ring_chip(model))
-            trainer = pnn.SATModel(
-                model, ascent=None, device=device, gradient=source
-            )
+            trainer = pnn.SATModel(model, ascent=None, device=device, gradient=source)
             trainer.compile(keras.optimizers.SGD(0.1), LOSS)
             trainer.train_on_batch(X, Y)
             found.append(numbers(model.trainable_variables))
@@ -576,6 +643,11 @@ def without_inverse():
                 crosstalk=CROSSTALK, dac=pnn.layers.DAC(8, 0.0, 2 * np.pi)
             ),
             "without a dac where there is crosstalk",
+        ),
+        (
+            pnn.ParameterShift(),
+            lambda: mesh_network(dac=pnn.layers.DAC(8, 0.0, 4.0)),
+            "dac covers a turn.*'mesh'.*high=4",
         ),
         (pnn.Adjoint(), ring_network, r"meshes \(MZIMesh\).*a MRRBank"),
         (pnn.FeedbackAlignment(), ring_network, "two measured layers or more"),

@@ -174,10 +174,35 @@ def test_digits_are_learned_on_a_chip():
 def test_a_saved_classifier_is_the_same(tmp_path):
     trainer = trainer_of(classifier(scale=0.5, seed=2), theta=2.0)
     trainer.train_on_batch(X, Y)
+    assert trainer.built
     trainer.save(tmp_path / "local.keras")
     loaded = keras.saving.load_model(tmp_path / "local.keras")
     assert_same([loaded.predict(X, verbose=0)], [trainer.predict(X, verbose=0)])
     assert loaded.gradient.theta == 2.0
+
+
+def test_precision_and_freezing_are_saved():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = classifier()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    # Goodness is added up in single precision.
+    assert model(X).dtype == "float32"
+    model.trainable = False
+    config = keras.saving.serialize_keras_object(model)
+    again = keras.saving.deserialize_keras_object(config)
+    assert again.dtype_policy.name == "mixed_float16" and not again.trainable
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float64"])
+def test_features_of_any_type(dtype):
+    found = []
+    for x in (np.round(X).astype(dtype), np.round(X)):
+        trainer = trainer_of(classifier())
+        trainer.train_on_batch(x, Y)
+        found.append([trainer.predict(x, verbose=0), *numbers(trainer.model.weights)])
+    assert_same(*found)
 
 
 def test_compiled_by_xla():
@@ -213,5 +238,7 @@ def test_bad_input():
         pnn.PhyLL(0)
     with pytest.raises(ValueError, match=r"a pnn\.LocalClassifier for PhyLL"):
         trainer_of(bank(4, 3)).train_on_batch(X, Y)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="Labels must be from 0"):
+        trainer_of(classifier()).train_on_batch(X, Y + 1)
     with pytest.raises(ValueError, match="one integer label"):
         trainer_of(classifier()).train_on_batch(X, np.eye(3)[Y])

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from keras_pnn import _checks
-from keras_pnn.devices.simulated import SimulatedDevice, restoring
+from keras_pnn.devices.simulated import SimulatedDevice
 from keras_pnn.hardware.calibration.fitting import Problem, in_float64, search
 from keras_pnn.hardware.calibration.measurement import (
     Recorder,
@@ -18,7 +18,7 @@ from keras_pnn.hardware.calibration.measurement import (
 )
 from keras_pnn.hardware.calibration.result import Calibration
 from keras_pnn.hardware.calibration.unknowns import gather, groups_of
-from keras_pnn.layers.context import measured_by
+from keras_pnn.layers.context import measured_by, restoring
 from keras_pnn.layers.lookup import architecture, find, physical_layers, quantities
 from keras_pnn.layers.quantity import Quantity
 

@@ -9,6 +9,7 @@ from keras_pnn.layers.quantity import Quantity
 
 # A usual size of each kind of imperfection, by its unit.
 _PRIORS = {"rad": 0.1, "nm": 0.1, "K": 2.0, "dB": 0.1, "deg": 1.0, "px": 1.0, "": 0.05}
+_PRIORS |= {"mrad": 1.0, "µm": 10.0}
 # How far from nominal an unknown is searched, in standard deviations. Without an end, a
 # search may step over into a mirror image, such as a negative half-width.
 _FARTHEST = 10.0

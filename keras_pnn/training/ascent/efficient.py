@@ -2,12 +2,12 @@
 
 import dataclasses
 import math
-import zlib
 
 import keras
 import tensorflow as tf
 
 from keras_pnn import _checks, _keras
+from keras_pnn.devices.draws import folded, whole_numbers
 from keras_pnn.training.ascent.base import either
 from keras_pnn.training.ascent.sam import SAM
 from keras_pnn.training.ascent.samples import check_loss, losses_of
@@ -74,16 +74,7 @@ class ESAM(SAM):
 
     def _kept(self, size) -> tf.Tensor:
         """True with probability β: a pure function of seed and step."""
-        fold_in = tf.random.experimental.stateless_fold_in
-        # Whole numbers: XLA draws other floats than TensorFlow does.
-        bits = tf.random.stateless_uniform(
-            [size],
-            fold_in(self.step.seed, zlib.crc32(b"esam") & 0x7FFFFFFF, alg="philox"),
-            minval=None,
-            maxval=None,
-            dtype="uint32",
-            alg="philox",
-        )
+        bits = whole_numbers([size], folded(self.step.seed, "esam"))
         most = min(round(self.beta * 2**32), 2**32 - 1)
         return bits < tf.constant(most, "uint32")
 

@@ -29,6 +29,9 @@ class Adjoint(LayerGradient):
     Outputs must be measured with their phases, and so must the field that returns to
     the inputs, which is the derivative for what lies in front of the mesh. With
     `crosstalk`, derivatives return to the phases that are set by the layer's matrix.
+    A phase beyond the range of a `dac` has no derivative. One that is stuck on the
+    device has that of the phase which it cannot set: it moves nothing, but counts in
+    the norm of an ascent.
 
     A training step asks for 4 settings of each mesh, the measurement of the outputs
     included, and for 8 with an ascent.
@@ -109,9 +112,20 @@ class Adjoint(LayerGradient):
             difference = difference / 2 if self.balanced else difference - back[name]
             slopes[name] = -tf.tensordot(1 / scale, difference, 1)
         slopes["theta"] = (slopes["theta"][..., 0] - slopes["theta"][..., 1]) / 2
-        found = of_set_phases(layer, slopes)
+        found = _through_converter(layer, controls, of_set_phases(layer, slopes))
         at_inputs /= as_complex(scale, adjoint.dtype)[:, None]
         of_inputs = tf.reshape(2 * tf.math.conj(at_inputs), shape)
         if not inputs.dtype.is_complex:
             of_inputs = tf.math.real(of_inputs)
         return tf.cast(of_inputs, inputs.dtype), {n: found[n] for n in wanted}
+
+
+def _through_converter(layer: MZIMesh, controls: dict, slopes: dict) -> dict:
+    """Returns derivatives by controls, given those by what the converter sets."""
+    if layer.dac is None:
+        return slopes
+    with tf.GradientTape() as tape:
+        tape.watch(controls)
+        phases = layer.as_set(controls)
+    given = {n: tf.cast(slopes[n], phase.dtype) for n, phase in phases.items()}
+    return tape.gradient(phases, controls, given)

@@ -1,13 +1,13 @@
 """Differentiate by differences of measured losses: the base of several sources."""
 
 import dataclasses
-import zlib
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks
+from keras_pnn.devices.draws import folded, whole_numbers
 from keras_pnn.layers.context import Overrides
 from keras_pnn.layers.lookup import physical_layers
 from keras_pnn.training.gradients.base import (
@@ -15,8 +15,6 @@ from keras_pnn.training.gradients.base import (
     ModelGradient,
     times_samples,
 )
-
-_SCHEDULE = keras.optimizers.schedules.LearningRateSchedule
 
 
 class LossGradient(ModelGradient):
@@ -159,8 +157,12 @@ class RandomDirections(LossGradient):
         directions: how many Δ are averaged.
     """
 
-    def __init__(self, step, directions):
-        if not isinstance(step, _SCHEDULE):
+    def __init__(
+        self,
+        step: float | keras.optimizers.schedules.LearningRateSchedule = 0.01,
+        directions: int = 1,
+    ):
+        if not isinstance(step, keras.optimizers.schedules.LearningRateSchedule):
             step = _checks.real("step", step, above=0)
         self.step = step
         self.directions = _checks.integer("directions", directions, low=1)
@@ -200,26 +202,14 @@ class RandomDirections(LossGradient):
 
 def random_signs(like: tf.Tensor, seed: list, purpose: tuple) -> tf.Tensor:
     """Returns ±1 for each element, a pure function of seed and purpose."""
-    return 1 - 2 * tf.cast(
-        tf.bitwise.right_shift(random_bits(like, seed, purpose), 31), like.dtype
-    )
+    bits = whole_numbers(tf.shape(like), seed_for(seed, purpose))
+    return 1 - 2 * tf.cast(tf.bitwise.right_shift(bits, 31), like.dtype)
 
 
-def random_normal(like: tf.Tensor, seed: list, purpose: tuple) -> tf.Tensor:
-    """Returns draws of N(0, 1), a pure function of seed and purpose."""
-    bits = tf.bitwise.right_shift(random_bits(like, seed, purpose), 8)
-    middle = (tf.cast(bits, "float64") + 0.5) * 2.0**-24
-    return tf.cast(tf.math.ndtri(middle), like.dtype)
-
-
-def random_bits(like: tf.Tensor, seed: list, purpose: tuple) -> tf.Tensor:
-    """Returns random uint32, a pure function of seed and purpose."""
-    code = zlib.crc32(repr(("spsa", *purpose)).encode()) & 0x7FFFFFFF
-    seed = tf.random.experimental.stateless_fold_in(tf.stack(seed), code, alg="philox")
-    # Whole numbers: XLA draws other floats than TensorFlow does.
-    return tf.random.stateless_uniform(
-        tf.shape(like), seed, minval=None, maxval=None, dtype="uint32", alg="philox"
-    )
+def seed_for(seed: list, purpose: tuple) -> tf.Tensor:
+    """Returns the seed of one draw, given two integers and what it is for."""
+    # The text is part of the draw: another one gives other numbers.
+    return folded(tf.stack(seed), repr(("spsa", *purpose)))
 
 
 def _with_controls(source, model) -> list:

@@ -89,7 +89,14 @@ class FeedbackAlignment(ModelGradient):
 
                 return tf.identity(outputs), gradient
 
-            return cut(inputs, valued(measured, local))
+            whole = valued(measured, local)
+            outputs = cut(inputs, whole)
+            # Of a new tensor Keras knows neither mask nor logits.
+            attributes = _keras.tensor_attributes(whole)
+            if _keras.LOGITS in attributes:
+                attributes[_keras.LOGITS] = cut(inputs, attributes[_keras.LOGITS])
+            _keras.set_tensor_attributes(outputs, attributes)
+            return outputs
 
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             tape.watch(watched)

@@ -2,7 +2,8 @@
 
 import keras
 
-from keras_pnn.training.gradients.differences import RandomDirections, random_normal
+from keras_pnn.devices.draws import standard_normal
+from keras_pnn.training.gradients.differences import RandomDirections, seed_for
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -47,4 +48,5 @@ class ForwardGradient(RandomDirections):
         super().__init__(step, directions)
 
     def direction(self, like, seed, purpose):
-        return random_normal(like, seed, ("forward", *purpose))
+        seed = seed_for(seed, ("forward", *purpose))
+        return standard_normal(like.shape, seed, like.dtype)

@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from keras_pnn.layers import MZIMesh
-from keras_pnn.layers.context import Overrides
+from keras_pnn.layers.context import Overrides, valued
 from keras_pnn.training.gradients.base import ModelGradient
 
 
@@ -70,15 +70,15 @@ class LayerGradient(ModelGradient):
             given = tf.stop_gradient(inputs) if measures_inputs else inputs
             # All other derivatives are the model's.
             others = layer.forward(given, fixed, layer.current_values()[1])
+            if not wanted and not measures_inputs:
+                return valued(measured, others)
 
             @tf.custom_gradient
             def joined(inputs, others, *values):
                 def gradient(upstream):
-                    of_inputs, found = None, {}
-                    if wanted or measures_inputs:
-                        of_inputs, found = self.differentiate(
-                            layer, inputs, controls, measured, upstream, wanted, asked
-                        )
+                    of_inputs, found = self.differentiate(
+                        layer, inputs, controls, measured, upstream, wanted, asked
+                    )
                     if of_inputs is None:
                         of_inputs = tf.zeros_like(inputs)
                     slopes = [

@@ -10,6 +10,7 @@ from keras_pnn import _checks
 from keras_pnn.layers import MZIMesh
 from keras_pnn.layers.context import measure
 from keras_pnn.layers.fields import detected
+from keras_pnn.layers.limits import DAC
 from keras_pnn.layers.ring_layer import RingLayer
 from keras_pnn.training.gradients.measured import (
     LayerGradient,
@@ -42,7 +43,8 @@ class ParameterShift(LayerGradient):
     must follow each mesh, in a model of layers that Keras can see (functional or
     Sequential). With `crosstalk`, phases are set so that the shifters produce a shift
     of one phase alone, and the derivatives return by the matrix: exact if the chip's
-    crosstalk is that of the layer. The steps of a `dac` round the shifts.
+    crosstalk is that of the layer, and no phase is stuck. The steps of a `dac` round
+    the shifts.
 
     **Microrings.** The weight of a ring is no sinusoid of its control, and
 
@@ -65,8 +67,9 @@ class ParameterShift(LayerGradient):
         ValueError: If `ring_step` is not above 0, or there is no device; in training,
             if a measured layer with trainable controls is no `MZIMesh`, `MRRBank` or
             `MRRConv2D`; the fields behind a mesh go elsewhere than to detectors; a
-            crosstalk matrix of a mesh cannot be inverted, or meets a `dac`; or a ring
-            layer has an activation of its own, or crosstalk between its rows.
+            `dac` of a mesh covers less than a turn; a crosstalk matrix of a mesh cannot
+            be inverted, or meets a `dac`; or a ring layer has an activation of its own,
+            or crosstalk between its rows.
 
     Example:
 
@@ -105,6 +108,9 @@ class ParameterShift(LayerGradient):
                 "mesh, in a functional or Sequential model"
             )
             raise refuse(self, layer, expected, "whose fields go elsewhere")
+        elif _span(layer.dac) < 2 * np.pi:
+            received = f"with {layer.dac!r}"
+            raise refuse(self, layer, "meshes whose dac covers a turn", received)
         elif layer.crosstalk is not None:
             if layer.dac is not None:
                 expected = "meshes without a dac where there is crosstalk"
@@ -202,6 +208,14 @@ def _phases(layer, controls, outputs, upstream, shifted) -> tuple:
         n: tf.reshape(p, exists[n].shape) for n, p in zip(names, parts, strict=True)
     }
     return of_set_phases(layer, slopes), 2 * (thetas + len(existing))
+
+
+def _span(dac) -> float:
+    """The range of a converter, with the step behind its last code, in rad."""
+    if not isinstance(dac, DAC):
+        return math.inf
+    # A turn in float32 is a little less.
+    return (dac.high - dac.low) / (1 - 0.5**dac.bits) + 1e-6
 
 
 def _among_existing(layer: MZIMesh) -> np.ndarray:

@@ -4,8 +4,9 @@ import keras
 import tensorflow as tf
 
 from keras_pnn import _checks
+from keras_pnn.devices.draws import whole_numbers
 from keras_pnn.training.gradients.base import ModelGradient
-from keras_pnn.training.gradients.differences import random_bits
+from keras_pnn.training.gradients.differences import seed_for
 from keras_pnn.training.local_classifier import LocalClassifier
 
 
@@ -37,6 +38,8 @@ class PhyLL(ModelGradient):
             `LocalClassifier`, targets are not one integer label per sample, or the
             ascent goes by outputs for all labels (`SAF`, `MESA`, and `ESAM` with
             gamma < 1).
+        tf.errors.InvalidArgumentError: In training without XLA, if a label is not
+            from 0 to `classes` − 1.
 
     Example:
 
@@ -61,6 +64,10 @@ class PhyLL(ModelGradient):
         model, (x, y, weight) = trainer.model, batch
         self._check(trainer, y)
         right = tf.reshape(tf.cast(y, "int32"), [-1])
+        tf.debugging.Assert(
+            tf.reduce_all((right >= 0) & (right < model.classes)),
+            [f"Labels must be from 0 to {model.classes - 1}. Received:", right],
+        )
         wrong = _other_labels(trainer, right, model.classes)
         scope = overrides.scope(trainer)
         with scope, self.measuring(trainer, asked, join):
@@ -100,7 +107,8 @@ class PhyLL(ModelGradient):
 def _other_labels(trainer, labels, classes: int) -> tf.Tensor:
     """Draws a wrong label for each sample, a pure function of seed and step."""
     iteration = tf.cast(tf.convert_to_tensor(trainer.optimizer.iterations), "int32")
-    bits = random_bits(labels, [trainer.seed, iteration], ("phyll",))
+    seed = seed_for([trainer.seed, iteration], ("phyll",))
+    bits = whole_numbers(tf.shape(labels), seed)
     draw = tf.cast(tf.cast(bits, "int64") % (classes - 1), labels.dtype)
     return (labels + 1 + draw) % classes
 

@@ -38,12 +38,5 @@ class SPSA(RandomDirections):
 
     digital = False
 
-    def __init__(
-        self,
-        step: float | keras.optimizers.schedules.LearningRateSchedule = 0.01,
-        directions: int = 1,
-    ):
-        super().__init__(step, directions)
-
     def direction(self, like, seed, purpose):
         return random_signs(like, seed, purpose)

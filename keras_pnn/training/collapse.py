@@ -14,12 +14,15 @@ _ACCURACIES = (
     keras.metrics.CategoricalAccuracy,
     keras.metrics.SparseCategoricalAccuracy,
 )
-# As many epochs in a row, with an accuracy of at most so many times chance.
-_EPOCHS, _MARGIN = 3, 1.1
+# As many epochs in a row, of as many steps in all, with an accuracy of at most so many
+# times chance.
+_EPOCHS, _STEPS, _MARGIN = 3, 100, 1.1
 
 
 class CollapseWarning(keras.callbacks.Callback):
     """Warns once in a `fit` whose loss is NaN, or whose accuracy stays at chance.
+
+    That is, for three epochs and a hundred steps: with fewer, training may be slow.
 
     Nothing is said of chance where there are no suspects, no accuracy is among the
     metrics, or there are several outputs. Chance is 1 / classes; where classes differ
@@ -32,7 +35,10 @@ class CollapseWarning(keras.callbacks.Callback):
     def __init__(self, suspects: list[str]):
         super().__init__()
         self._suspects = suspects
-        self._at_chance, self._told = 0, False
+        self._at_chance, self._since, self._told = 0, 0, False
+
+    def on_train_begin(self, logs=None):
+        self._since = self._steps()
 
     def on_epoch_end(self, epoch, logs=None):
         logs = logs or {}
@@ -47,15 +53,18 @@ class CollapseWarning(keras.callbacks.Callback):
         if len(names) != 1 or names[0] not in logs or not classes:
             return
         chance, accuracy = 1 / classes, float(logs[names[0]])
-        at_chance = accuracy <= _MARGIN * chance
-        self._at_chance = self._at_chance + 1 if at_chance else 0
-        if self._at_chance < _EPOCHS or not self._suspects:
+        if accuracy > _MARGIN * chance:
+            self._at_chance, self._since = 0, self._steps()
+            return
+        self._at_chance += 1
+        few = self._at_chance < _EPOCHS or self._steps() - self._since < _STEPS
+        if few or not self._suspects:
             return
         self._told = True
         _warnings.warn(
             f"Training seems to have collapsed: {names[0]} is {accuracy:.3g} after "
-            f"{_EPOCHS} epochs at chance ({classes} classes). Too large may be: "
-            f"{', '.join(self._suspects)}, {self._rate()}, or the inputs, if they are "
+            f"{self._at_chance} epochs at chance ({classes} classes). Too large may "
+            f"be: {', '.join(self._suspects)}, {self._rate()}, or the inputs, if they are "
             "not of the order of 1. Try one epoch of plain training first, `warmup=` "
             "of at least the steps of an epoch, or smaller values. Train from new "
             "weights: those of now may give no gradient any more."
@@ -69,6 +78,9 @@ class CollapseWarning(keras.callbacks.Callback):
             f"The loss is NaN in epoch {epoch + 1}. {cause} Train from new weights: "
             "those of now may be NaN."
         )
+
+    def _steps(self) -> int:
+        return int(self.model.optimizer.iterations)
 
     def _rate(self) -> str:
         rate = keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)

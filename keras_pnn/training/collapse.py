@@ -63,8 +63,8 @@ class CollapseWarning(keras.callbacks.Callback):
         self._told = True
         _warnings.warn(
             f"Training seems to have collapsed: {names[0]} is {accuracy:.3g} after "
-            f"{self._at_chance} epochs at chance ({classes} classes). Too large may "
-            f"be: {', '.join(self._suspects)}, {self._rate()}, or the inputs, if they are "
+            f"{self._at_chance} epochs at chance ({classes} classes). Too large may be "
+            f"{', '.join(self._suspects)}, {self._rate()}, or the inputs, if they are "
             "not of the order of 1. Try one epoch of plain training first, `warmup=` "
             "of at least the steps of an epoch, or smaller values. Train from new "
             "weights: those of now may give no gradient any more."

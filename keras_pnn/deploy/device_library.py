@@ -14,9 +14,9 @@ _PREFIXES = {
 }  # fmt: skip
 # What others are divided by.
 _POSITIVE = (
-    *("rate", "bandwidth", "efficiency", "responsivity", "bits", "range"),
-    *("rows", "columns"),
-)
+    "rate", "bandwidth", "efficiency", "responsivity",
+    "bits", "range", "rows", "columns",
+)  # fmt: skip
 
 
 class Figure(NamedTuple):

@@ -110,10 +110,9 @@ def check_fields(model: keras.Model) -> None:
     seen: list[Use] = []
     outputs = _follow(graph, [None] * len(graph.inputs), seen)
     for use in seen:
-        real = isinstance(use.layer, keras.layers.Rescaling) or (
-            _of_keras(use.layer) and getattr(use.layer, "weights", ())
-        )
-        if use.sources and real:
+        casts = isinstance(use.layer, keras.layers.Rescaling)
+        real = casts or getattr(use.layer, "weights", ())
+        if use.sources and _of_keras(use.layer) and real:
             taking = f"{type(use.layer).__name__} '{use.layer.name}' behind it"
             raise _error(use.source, taking)
     sources = [s for s in outputs if s is not None]

@@ -80,7 +80,7 @@ class CollapseWarning(keras.callbacks.Callback):
         )
 
     def _steps(self) -> int:
-        return int(self.model.optimizer.iterations)
+        return int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
 
     def _rate(self) -> str:
         rate = keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)

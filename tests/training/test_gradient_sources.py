@@ -175,6 +175,21 @@ def test_crosstalk_where_phases_are_stuck():
 
 
 @pytest.mark.usefixtures("float64")
+def test_a_converter_where_phases_are_stuck():
+    """A theta that leaves its turn takes phi and gamma with it."""
+    model = mesh_network(dac=pnn.layers.DAC(24, 0.0, 2 * np.pi))
+    chip = chip_of(model, stuck=pnn.Stuck(0.3, at="random"))
+    right = of_the_device(model, chip)
+    assert largest(gradients(model, pnn.Adjoint(), chip), right) < 1e-6
+    with pytest.raises(tf.errors.InvalidArgumentError, match="a dac where phi or"):
+        gradients(model, pnn.ParameterShift(), chip)
+    held = {n: d for (n, _), d in chip.deviations.items() if n == "theta_stuck"}
+    chip = pnn.SimulatedDevice.from_dict(model, held)
+    right = of_the_device(model, chip)
+    assert largest(gradients(model, pnn.ParameterShift(), chip), right) < 1e-5
+
+
+@pytest.mark.usefixtures("float64")
 def test_what_is_stuck_may_be_known_to_the_model_alone():
     model = mesh_network()
     held = np.zeros((4, 2, 2))

@@ -45,7 +45,8 @@ class ParameterShift(LayerGradient):
     of one phase alone, and the derivatives return by the matrix: exact if the chip's
     crosstalk is that of the layer. This takes all of theta and phi, so that none may be
     stuck; what is stuck is known as in `Adjoint`. The steps of a `dac` round the
-    shifts.
+    shifts. It brings a theta back into its turn by the help of phi and gamma, so that
+    none of these may be stuck then.
 
     **Microrings.** The weight of a ring is no sinusoid of its control, and
 
@@ -72,7 +73,8 @@ class ParameterShift(LayerGradient):
             be inverted, or meets a `dac`; or a ring layer has an activation of its own,
             or crosstalk between its rows.
         tf.errors.InvalidArgumentError: In training, if a theta or phi is known to be
-            stuck in a mesh with crosstalk. With XLA, derivatives are NaN instead.
+            stuck in a mesh with crosstalk, or a phi or gamma in one with a `dac`. With
+            XLA, derivatives are NaN instead.
 
     Example:
 
@@ -132,8 +134,7 @@ class ParameterShift(LayerGradient):
         if isinstance(layer, RingLayer):
             found, settings = self._rings(layer, controls, upstream, shifted)
         else:
-            if layer.crosstalk is not None:
-                upstream *= _one_if_free(layer, self.imperfections(layer), upstream)
+            upstream *= _one_if_free(layer, self.imperfections(layer), upstream)
             found, settings = _phases(layer, controls, outputs, upstream, shifted)
         asked += [layer] * settings
         return None, {name: found[name] for name in wanted}
@@ -216,18 +217,26 @@ def _phases(layer, controls, outputs, upstream, shifted) -> tuple:
 
 
 def _one_if_free(layer: MZIMesh, imperfections: dict, like) -> tf.Tensor:
-    """Returns 1 if no theta and no phi is stuck; raises else, or is NaN under XLA."""
-    exists = layer.quantity("theta").exists
-    stuck = [imperfections[f"{name}_stuck"][..., 0] > 0.5 for name in ("theta", "phi")]
-    free = tf.logical_not(tf.reduce_any((stuck[0] | stuck[1]) & exists))
+    """Returns 1 if nothing is stuck that shifts need; raises else, NaN under XLA."""
+    if layer.crosstalk is not None:
+        names, cause = ("theta", "phi"), "crosstalk"
+    elif layer.dac is not None:
+        names, cause = ("phi", "gamma"), "a dac"
+    else:
+        return tf.ones((), like.dtype)
+    stuck = tf.zeros((), "bool")
+    for name in names:
+        flags = imperfections[f"{name}_stuck"][..., 0] > 0.5
+        stuck |= tf.reduce_any(flags & layer.quantity(name).exists)
     tf.debugging.Assert(
-        free,
+        tf.logical_not(stuck),
         [
-            "ParameterShift needs meshes without crosstalk where phases are stuck: use "
-            f"Adjoint or CentralDifference. Received: layer '{layer.name}' with both"
+            f"ParameterShift needs meshes without {cause} where {' or '.join(names)} "
+            "is stuck: use Adjoint or CentralDifference. Received: layer "
+            f"'{layer.name}' with both"
         ],
     )
-    return tf.cast(tf.where(free, 1.0, math.nan), like.dtype)
+    return tf.cast(tf.where(stuck, math.nan, 1.0), like.dtype)
 
 
 def _span(dac) -> float:

@@ -13,7 +13,7 @@ come with intervals of a bootstrap over networks.
 
     python examples/paper/sharpness_study.py --runs results
     python examples/paper/sharpness_study.py --report
-    python examples/paper/sharpness_study.py --quick    # the runs of --quick, to see it run
+    python examples/paper/sharpness_study.py --quick    # the runs of --quick
 
 Figures of a network are kept as JSON in the output folder, and are not measured again.
 """

@@ -76,3 +76,11 @@ seeded_test = pytest.fixture(_seed, autouse=True)
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def small_error_networks(monkeypatch):
+    """Of one scale instead of three: the U-Nets themselves have tests of their own."""
+    from keras_pnn.training.dat import error_networks
+
+    monkeypatch.setattr(error_networks, "WIDTHS", (4,))

@@ -25,6 +25,7 @@ def _prepare():
     from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
 
     ArrayDataAdapter.get_tf_dataset = _in_order(ArrayDataAdapter.get_tf_dataset)
+    tf.data.Dataset.__iter__ = _without_tuning(tf.data.Dataset.__iter__)
 
 
 def _in_order(get_tf_dataset):
@@ -43,12 +44,27 @@ def _in_order(get_tf_dataset):
             return get_tf_dataset(self)
         arrays = convert_to_sliceable(self._inputs, target_backend="tensorflow")
         data = tf.data.Dataset.from_tensor_slices(tree.lists_to_tuples(arrays))
+        return data.batch(self._batch_size)
+
+    return batches
+
+
+def _without_tuning(iterate):
+    """Leaves out what makes a long series of batches faster.
+
+    The thread that tunes it sleeps for as long as its iterator has lived, up to a
+    minute, and the iterator's end waits for that: after a run that failed, and whose
+    error was held, tests stood still.
+    """
+    import tensorflow as tf
+
+    def iterated(self):
         options = tf.data.Options()
         options.autotune.enabled = False
         options.experimental_optimization.apply_default_optimizations = False
-        return data.batch(self._batch_size).with_options(options)
+        return iterate(self.with_options(options))
 
-    return batches
+    return iterated
 
 
 def pytest_collectstart():
@@ -56,9 +72,11 @@ def pytest_collectstart():
 
 
 def pytest_collection_finish():
-    # What is imported stays: the collector need not walk over it again and again.
+    # What is imported stays: the collector need not walk over it again and again,
+    # nor over all that a test has made.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000)
 
 
 def _seed():

@@ -220,7 +220,7 @@ def report(out: pathlib.Path) -> None:
     groups: dict[str, list[list[float]]] = {}
     for run in runs:
         a = run["accuracy"]
-        label = f"{METHODS[run['method']]}, {run['steps']} steps"
+        label = f"{METHODS[run['method']]}, {run['steps']} steps, rate {run['rate']:g}"
         if run["start"] != "uniform":
             label += f", {run['start']} start"
         if run["padding"]:

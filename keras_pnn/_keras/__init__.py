@@ -130,10 +130,11 @@ def kept(model: keras.Model) -> dict:
     """Returns a dictionary that is kept with a model, such as for graphs of it.
 
     It is freed with the model, also where its contents refer to the model, and is
-    empty again after `compile`. Nothing of it is saved or copied with the model.
+    empty again after `compile`, and where other variables have taken the place of some
+    weights, as `quantize` makes them. Nothing of it is saved or copied with the model.
     """
     # Past Keras' tracking of attributes.
-    attributes, state = vars(model), compile_state(model)
+    attributes, state = vars(model), (*compile_state(model), *model.weights)
     found = attributes.get(_KEPT)
     # By identity: some of them compare by value.
     if found is None or list(map(id, found.state)) != list(map(id, state)):

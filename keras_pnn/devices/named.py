@@ -132,7 +132,15 @@ def read_csv(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
 
 
 def write_csv(pairs: list[tuple[Quantity, np.ndarray]], path) -> None:
-    """Writes a device's quantities and deviations, as `read_csv` reads them."""
+    """Writes a device's quantities and deviations, as `read_csv` reads them.
+
+    Raises:
+        ValueError: If two layers have one name, which no line could tell apart.
+    """
+    names = [quantity.path for quantity, _ in pairs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        expected = "a model whose layers each have a name of their own"
+        raise _checks.error("model", expected, f"{', '.join(twice)} more than once")
     with (
         _files.atomic(path) as part,
         open(part, "w", newline="", encoding="utf-8") as file,

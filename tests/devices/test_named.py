@@ -94,6 +94,16 @@ def test_csv_round_trip(tmp_path, make, values):
     assert_equal(device, SimulatedDevice.from_csv(model, path, "chip"))
 
 
+def test_two_layers_of_one_name_have_no_lines_of_their_own(tmp_path):
+    inner = keras.Sequential([keras.Input((3,)), pnn.layers.MRRBank(2, name="bank")])
+    outer = [keras.Input((2,)), pnn.layers.MRRBank(3, name="bank"), inner]
+    model = keras.Sequential(outer)
+    device = SimulatedDevice.from_dict(model, {"temperature": 1.0})
+    with pytest.raises(ValueError, match="Received: bank/temperature more than once"):
+        device.to_csv(model, tmp_path / "chip.csv")
+    assert not list(tmp_path.iterdir())
+
+
 def written(tmp_path, text):
     path = tmp_path / "chip.csv"
     path.write_text(text, "utf-8")

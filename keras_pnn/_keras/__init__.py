@@ -67,6 +67,15 @@ def compute_loss(
     )
 
 
+def reported(loss: tf.Tensor) -> tf.Tensor:
+    """Returns a loss as Keras reports it, which computes a share for each replica.
+
+    The replicas are those of the strategy in whose scope the loss was computed.
+    """
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    return loss * replicas if replicas > 1 else loss
+
+
 def count_losses(model: keras.Model, y, y_pred, sample_weight) -> None:
     """Updates the trackers of the losses of single outputs."""
     if loss_metrics(model):

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras.src.trainers.data_adapters.array_data_adapter import ArrayDataAdapter
 
 from keras_pnn import _keras
 
@@ -409,3 +410,13 @@ def test_functions_set_aside():
     with _keras.set_aside(model):
         model.compile("sgd", "mae")
     assert model.train_function is None and around.test_function is before[4]
+
+
+def test_the_batches_of_all_tests_are_those_of_keras():
+    """`conftest.py` has arrays cut more cheaply."""
+    x = {"one": X, "two": [X[:, 0], X[:, 1:]]}
+    adapter = ArrayDataAdapter(x, Y, np.arange(8.0), batch_size=3)
+    ours, theirs = adapter.get_tf_dataset(), adapter.get_tf_dataset.__wrapped__(adapter)
+    assert ours.element_spec == theirs.element_spec
+    for batch, other in zip(ours, theirs, strict=True):
+        keras.tree.map_structure(np.testing.assert_array_equal, batch, other)

@@ -165,9 +165,13 @@ def costs(system: str, data, args) -> dict[str, float]:
         x = SYSTEMS[system]["images"](data.x_train[:size])
         # In force from the first step on.
         memory = {"saf": {"epochs": 1, "start": 0}, "mesa": {"start": 0}}
+        # Each is compiled, which takes longer than the runs of `--quick`.
+        names = ["plain", *args.ascents] if args.quick else STRENGTHS
         models = {
-            name: compiled(trainer(system, name, some[0], 0, memory=memory.get(name)))
-            for name, some in STRENGTHS.items()
+            name: compiled(
+                trainer(system, name, STRENGTHS[name][0], 0, memory=memory.get(name))
+            )
+            for name in names
         }
         times = step_times(models, x, data.y_train[:size], args.rounds)
         found = {"seconds": np.median(times["plain"], axis=0).tolist()}

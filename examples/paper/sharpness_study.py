@@ -13,6 +13,7 @@ come with intervals of a bootstrap over networks.
 
     python examples/paper/sharpness_study.py --runs results
     python examples/paper/sharpness_study.py --report
+    python examples/paper/sharpness_study.py --quick    # the runs of --quick
 
 Figures of a network are kept as JSON in the output folder, and are not measured again.
 """
@@ -53,6 +54,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--vectors", type=int, default=30, help="of the trace")
     parser.add_argument("--data", default="auto")
+    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--report", action="store_true")
     parser.add_argument(
         "--out", type=pathlib.Path, default=pathlib.Path("results/sharpness")
@@ -63,7 +65,7 @@ def arguments() -> argparse.Namespace:
 def networks(folder: pathlib.Path, system: str) -> list[dict]:
     """The runs of a system: network, setting, and accuracies on unseen devices."""
     found = []
-    for path in sorted((folder / system).glob("run_*.json")):
+    for path in sorted(folder.glob("run_*.json")):
         run = json.loads(path.read_text("utf-8"))
         name = f"{run['method']}_{run['seed']}"
         if system == "fig2":
@@ -80,7 +82,7 @@ def networks(folder: pathlib.Path, system: str) -> list[dict]:
             "system": SYSTEMS[system][0],
             "setting": setting,
             "name": name,
-            "path": folder / system / f"{name}.keras",
+            "path": folder / f"{name}.keras",
             "mean": float(np.mean(accuracy)),
             "p05": float(np.percentile(accuracy, 5)),
         }
@@ -228,11 +230,14 @@ def report(out: pathlib.Path) -> None:
 
 def main() -> None:
     args = arguments()
+    if args.quick:
+        args.out, args.images, args.vectors = args.out / "quick", 50, 2
     args.out.mkdir(parents=True, exist_ok=True)
     if not args.report:
         data = pnn.datasets.load(args.data)
         for system in args.systems:
-            for row in networks(args.runs, system):
+            folder = args.runs / system / ("quick" if args.quick else "")
+            for row in networks(folder, system):
                 name = f"{row['system']}_{row['setting']}_{row['name']}"
                 name = "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
                 path = args.out / f"network_{name}.json"

@@ -107,8 +107,9 @@ def matrix(part):
 def main() -> None:
     args = arguments()
     data = pnn.datasets.load(args.data)
+    shares = SHARES
     if args.quick:
-        data, args.epochs, args.chips = few(data), 2, 2
+        data, args.epochs, args.chips, shares = few(data), 2, 2, SHARES[1:]
     small = {
         name: getattr(data, name)[:, ::3, ::3].reshape(-1, 100)
         for name in ("x_train", "x_test")
@@ -118,7 +119,7 @@ def main() -> None:
     lines = ["system,dead heaters,training,nominal,20 chips: mean,minimum"]
     for name in args.systems:
         plain = trained(SYSTEMS[name], data, args.epochs)
-        for share in SHARES:
+        for share in shares:
             among = trained(SYSTEMS[name], data, args.epochs, share)
             stuck = pnn.Variation(stuck=pnn.Stuck(share))
             for words, model in (("plain", plain), ("among such chips", among)):

@@ -1,6 +1,8 @@
-"""A real TCP connection to a simulated bench, which is a process of its own."""
+"""A real TCP connection to a simulated bench."""
 
+import argparse
 import concurrent.futures
+import contextlib
 import copy
 import importlib
 import pathlib
@@ -29,8 +31,24 @@ X = np.random.default_rng(0).random((5, 4)).astype("float32")
 
 @pytest.fixture(scope="module")
 def port():
+    """Of a bench in a process of its own, as a user's."""
     with simulator.running() as port:
         yield port
+
+
+@contextlib.contextmanager
+def served(handler=simulator.Connection, **options):
+    """`simulator.running` in a thread, without a process to start."""
+    given = {**vars(simulator.arguments([])), **options}
+    with simulator.Server(("127.0.0.1", 0), handler) as server:
+        server.bank = simulator.Bank(argparse.Namespace(**given))
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def configuration(port, **instrument):
@@ -284,7 +302,7 @@ def undisturbed():
     """A model, and its readings from a noisy bench without faults."""
     model = network()
     with (
-        simulator.running(noise=1e-5) as port,
+        served(noise=1e-5) as port,
         InstrumentDevice(configuration(port)) as device,
     ):
         return model, acquire(device, model)
@@ -296,10 +314,10 @@ def undisturbed():
 )
 def test_faults_are_survived(fault, pipeline, undisturbed):
     model, without = undisturbed
-    with simulator.running(**{f"{fault}_at": (2, 4)}, noise=1e-5) as port:
+    with served(**{f"{fault}_at": (2, 4)}, noise=1e-5) as port:
         # With *RST, a connection that is opened again meets a bank at zero current.
         # What is late on a busy machine is one more fault that must not matter.
-        patience = 0.5 if fault in ("hang", "close", "half") else 10.0
+        patience = 0.3 if fault in ("hang", "close", "half") else 10.0
         table = configuration(
             port, pipeline=pipeline, setup=["*RST", "*CLS"], timeout=patience
         )
@@ -333,7 +351,7 @@ KNOWN = {
 )
 def test_acknowledgements_are_not_taken_for_readings(acknowledge, known, pipeline):
     model = network()
-    with simulator.running(acknowledge=acknowledge) as port:
+    with served(acknowledge=acknowledge) as port:
         table = each_detector(port, pipeline=pipeline, **KNOWN[known])
         # Without setup commands, the currents are the first commands.
         for setup in ([], ["*CLS"]):
@@ -355,7 +373,7 @@ def test_acknowledgements_that_do_not_come_are_missed(port):
 
 def test_answers_out_of_step_are_found_however_slow_they_are():
     """The client never waits for what is left over, nor sees it come."""
-    with simulator.running(acknowledge="0", latency=0.1) as port:
+    with served(acknowledge="0", latency=0.1) as port:
         device = InstrumentDevice(each_detector(port, errors=""), retries=0)
         with pytest.raises(pnn.DeviceError, match="`answers_per_command`"):
             acquire(device, network(), X[:1])
@@ -364,7 +382,7 @@ def test_answers_out_of_step_are_found_however_slow_they_are():
 @pytest.mark.parametrize("known", KNOWN)
 def test_a_refusal_is_seen_in_an_acknowledgement(known):
     model = network()
-    with simulator.running(acknowledge="OK") as port:
+    with served(acknowledge="OK") as port:
         table = each_detector(port, answers_per_command=1, **KNOWN[known])
         table["layers"]["bank"]["controls"]["control"] |= {"maximum": 50.0}
         model.get_layer("bank").controls["control"].assign(np.full((4, 4), 20.0))
@@ -380,7 +398,7 @@ def test_a_refusal_is_seen_in_an_acknowledgement(known):
 @pytest.mark.parametrize("fault", ["twice", "empty"])
 def test_a_line_too_many_is_found_in_silence_alone(fault):
     model = network()
-    with simulator.running(**{f"{fault}_at": (2, 5)}) as port:
+    with served(**{f"{fault}_at": (2, 5)}) as port:
         table = configuration(port, **KNOWN["silence"])
         with InstrumentDevice(table) as device:
             measured = acquire(device, model)
@@ -391,17 +409,19 @@ def test_a_line_too_many_is_found_in_silence_alone(fault):
 class SerialLine(socketserver.StreamRequestHandler):
     """A serial line behind a server: answers go to whoever is connected by then."""
 
+    line = threading.Lock()
+
     def handle(self):
-        server = self.server
+        server, bank = self.server, self.server.bank
         server.client = self.wfile
-        self.wfile.write(server.greeting)
+        self.wfile.write(bank.options.greeting)
         for line in self.rfile:
-            with server.line:
+            with self.line:
                 text = line.decode("ascii")
-                answer = server.bank.answer(text)
+                answer = bank.answer(text)
                 if text.startswith("READ"):
-                    server.readings += 1
-                    time.sleep(0.6 if server.readings == server.late else 0.0)
+                    bank.readings += 1
+                    time.sleep(0.6 if bank.readings == bank.options.late else 0.0)
                 if answer is not None:
                     server.client.write(answer.encode("ascii") + b"\n")
 
@@ -410,20 +430,11 @@ class SerialLine(socketserver.StreamRequestHandler):
 @pytest.mark.parametrize(("late", "greeting"), [(2, b""), (0, b"Ready\r\nUser 7\r\n")])
 def test_what_comes_before_the_first_command_is_no_answer(late, greeting, known):
     model = network()
-    with simulator.Server(("127.0.0.1", 0), SerialLine) as server:
-        server.bank = simulator.Bank(simulator.arguments([]))
-        server.line, server.readings = threading.Lock(), 0
-        server.late, server.greeting = late, greeting
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        table = configuration(server.server_address[1], timeout=0.3, **KNOWN[known])
-        try:
-            with InstrumentDevice(table) as device:
-                measured = acquire(device, model)
-            assert bool(device.failures) == bool(late)
-        finally:
-            server.shutdown()
-            thread.join()
+    with served(SerialLine, late=late, greeting=greeting) as port:
+        table = configuration(port, timeout=0.3, **KNOWN[known])
+        with InstrumentDevice(table) as device:
+            measured = acquire(device, model)
+        assert bool(device.failures) == bool(late)
     check(measured, expected(model))
 
 
@@ -451,8 +462,8 @@ def test_a_refusal_is_named(port):
 
 def test_a_bench_that_is_dead_ends_it():
     model = network()
-    with simulator.running(dead_after=3) as port:
-        device = InstrumentDevice(configuration(port, timeout=0.5), retries=2)
+    with served(dead_after=3) as port:
+        device = InstrumentDevice(configuration(port, timeout=0.2), retries=2)
         with pytest.raises(pnn.DeviceError, match="'bank'") as caught, device:
             acquire(device, model)
     assert "When it was closed" in caught.value.__notes__[0]
@@ -477,7 +488,7 @@ def test_the_instrument_disappears_and_comes_back():
 
 def test_drift_is_seen():
     model = network()
-    with simulator.running(drift=0.001) as port:
+    with served(drift=0.001) as port:
         with InstrumentDevice(configuration(port)) as device:
             one, two = acquire(device, model), acquire(device, model)
         last = expected(model, X[-1:], drift=0.001 * 2 * len(X))[0]
@@ -506,30 +517,37 @@ def test_closing_says_what_it_could_not_do():
     device.close()
 
 
-def test_a_call_that_was_given_up_does_not_go_on():
+@pytest.fixture
+def slow(monkeypatch):
+    """How late a late answer is: beyond the patience of a call."""
+    monkeypatch.setattr(simulator, "SLOW", 1.0)
+    return simulator.SLOW
+
+
+def test_a_call_that_was_given_up_does_not_go_on(slow):
     """The answer that it waits for comes when another call uses the instrument."""
     model = network()
     with (
-        simulator.running(slow_at=2) as port,
-        InstrumentDevice(configuration(port), timeout=1.0) as device,
+        served(slow_at=(2,)) as port,
+        InstrumentDevice(configuration(port), timeout=0.5) as device,
     ):
         measured = acquire(device, model)
         assert device.failures >= 1
         before = counts(port)[:2]
-        time.sleep(simulator.SLOW)
+        time.sleep(slow)
         assert counts(port)[:2] == before
     check(measured, expected(model))
 
 
-def test_a_late_answer_is_not_taken_for_the_next():
+def test_a_late_answer_is_not_taken_for_the_next(slow):
     model = network()
     with (
-        simulator.running(slow_at=2) as port,
-        InstrumentDevice(configuration(port, timeout=1.0), retries=0) as device,
+        served(slow_at=(2,)) as port,
+        InstrumentDevice(configuration(port, timeout=0.5), retries=0) as device,
     ):
         with pytest.raises(pnn.DeviceError, match="Timeout"):
             acquire(device, model)
-        time.sleep(simulator.SLOW)
+        time.sleep(slow)
         measured = acquire(device, model)
     check(measured, expected(model))
 
@@ -538,21 +556,21 @@ def test_a_late_answer_is_not_taken_for_the_next():
 def test_after_an_interrupt_the_old_call_has_no_say(monkeypatch, errors):
     """It still asks and listens while the next call does."""
     model = network()
-    x = np.random.default_rng(1).random((40, 4)).astype("float32")
+    x = np.random.default_rng(1).random((20, 4)).astype("float32")
     with (
-        simulator.running(latency=0.03) as port,
+        served(latency=0.02) as port,
         InstrumentDevice(configuration(port, errors=errors)) as device,
     ):
         for _ in range(2):
             with monkeypatch.context() as patch:
-                patch.setattr(concurrent.futures, "wait", interrupting(0.3))
+                patch.setattr(concurrent.futures, "wait", interrupting(0.1))
                 with pytest.raises(KeyboardInterrupt):
                     acquire(device, model, x)
             measured = acquire(device, model)
             check(measured, expected(model))
         assert device.failures == 0
         with monkeypatch.context() as patch:
-            patch.setattr(concurrent.futures, "wait", interrupting(0.3))
+            patch.setattr(concurrent.futures, "wait", interrupting(0.1))
             with pytest.raises(KeyboardInterrupt):
                 acquire(device, model, x)
         device.close()
@@ -578,7 +596,7 @@ def test_shutdown_is_sent_whatever_a_subclass_does_to_recover():
 
     model = network()
     with (
-        simulator.running(hang_at=0) as port,
+        served(hang_at=(0,)) as port,
         pytest.raises(pnn.DeviceError) as caught,
     ):
         with Strict(configuration(port), timeout=0.5, retries=0) as device:
@@ -606,7 +624,7 @@ def test_setup_comes_first_where_it_clears_the_queue(port, monkeypatch):
 
 
 def test_old_errors_of_an_instrument_are_not_ours():
-    with simulator.running() as port:
+    with served() as port:
         # The answer comes when all of them have been read.
         raw(port, *["FOO"] * 8, "*OPC?")
         table = configuration(port, setup=["*RST"])
@@ -616,10 +634,10 @@ def test_old_errors_of_an_instrument_are_not_ours():
 
 
 def test_what_was_opened_is_closed_where_another_cannot_be():
-    with simulator.running() as port:
+    with served() as port:
         table = configuration(port, setup=["SOUR:CURR (@1:16)" + 16 * ",0.002"])
         other = {**table["instruments"]["bench"], "resource": simulator.resource(1)}
-        table["instruments"]["meter"] = {**other, "timeout": 0.5}
+        table["instruments"]["meter"] = {**other, "timeout": 0.2}
         table["layers"]["bank"]["outputs"]["instrument"] = "meter"
         with pytest.raises(InstrumentError, match="'meter'"), InstrumentDevice(table):
             pass

@@ -1,13 +1,6 @@
-"""Training through a simulated bench in another process, whatever happens to it.
+"""Training through a simulated bench in another process, whatever happens to it."""
 
-Run as a script, it trains in a process of its own, which kills itself: PORT STATE.
-"""
-
-import os
 import pathlib
-import signal
-import subprocess
-import sys
 import tomllib
 
 import keras
@@ -140,35 +133,12 @@ def test_gradients_through_the_bench_are_those_of_its_rings(source):
     assert np.abs(found - start).max() > 1e-2
 
 
-def run(port, folder):
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
-        [sys.executable, __file__, str(port), str(folder)],
-        env={**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "-1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-
-
-def test_a_killed_run_goes_on(undisturbed, tmp_path):
-    state, calls = undisturbed
-    folder, watch = tmp_path / "state", Watch(kill=False)
-    with noisy_bench(refuse=0.02) as port:
-        killed = run(port, folder)
-        assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
-        assert "EPOCHS [0, 1]" in killed.stdout
-        keeper = pnn.callbacks.Checkpoint(folder, every=3)
-        with bench(port) as device:
-            resumed = train(device, keeper, watch)
-    assert watch.epochs == [1, 2]
-    # From the fourth batch of the second epoch on, refused calls included.
-    assert calls * 7 / 15 <= device.calls < calls
-    same(resumed, state)
+class Killed(Exception):
+    pass
 
 
 class Watch(keras.callbacks.Callback):
-    """Notes the epochs, and may kill the process in the second one."""
+    """Notes the epochs, and may end the run in the second one."""
 
     def __init__(self, kill):
         super().__init__()
@@ -179,15 +149,22 @@ class Watch(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         if self.kill and (self.epochs[-1], batch) == (1, 3):
-            print("EPOCHS", self.epochs, flush=True)
-            os.kill(os.getpid(), signal.SIGKILL)
+            raise Killed
 
 
-def main():
-    port, folder = sys.argv[1:]
-    keeper = pnn.callbacks.Checkpoint(folder, every=3)
-    train(bench(port), keeper, Watch(kill=True))
-
-
-if __name__ == "__main__":
-    main()
+def test_a_killed_run_goes_on(undisturbed, tmp_path):
+    state, calls = undisturbed
+    folder, watch = tmp_path / "state", Watch(kill=False)
+    with noisy_bench(refuse=0.02) as port:
+        # Currents stay on, and the connection stays open.
+        left = bench(port)
+        with pytest.raises(Killed):
+            train(left, pnn.callbacks.Checkpoint(folder, every=3), Watch(kill=True))
+        keeper = pnn.callbacks.Checkpoint(folder, every=3)
+        with bench(port) as device:
+            resumed = train(device, keeper, watch)
+        left.close()
+    assert watch.epochs == [1, 2]
+    # From the fourth batch of the second epoch on, refused calls included.
+    assert calls * 7 / 15 <= device.calls < calls
+    same(resumed, state)

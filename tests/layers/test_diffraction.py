@@ -342,9 +342,10 @@ def data(rng):
     return x, y
 
 
-def compiled(model):
+def compiled(model, **options):
     adam = keras.optimizers.Adam(0.1)
-    model.compile(adam, "sparse_categorical_crossentropy", metrics=["accuracy"])
+    loss = "sparse_categorical_crossentropy"
+    model.compile(adam, loss, metrics=["accuracy"], **options)
     return model
 
 
@@ -381,7 +382,8 @@ RANDOM = {"rotation": 2.0, "shift": 0.5, "distance_error": 5.0, "tilt": 1.0}
     ids=["sat", "adversary", "pat"],
 )
 def test_networks_train_robustly_and_on_a_device(data, wrap):
-    trainer = compiled(wrap(planes()))
+    # A graph takes longer to make than the steps.
+    trainer = compiled(wrap(planes()), run_eagerly=True)
     losses = trainer.fit(*data, epochs=4, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
 
@@ -391,7 +393,8 @@ def test_dead_pixels_and_steps_in_robust_training_and_in_frames(data, tmp_path):
     model = planes(dac=DAC(4, 0, TURN * 15 / 16))
     broken = tfd.Bernoulli(probs=0.1)
     random = pnn.Variation(dead_pixels=broken, rotation=1.0)
-    trainer = compiled(pnn.SATModel(model, rho=0.2, variation=random))
+    trainer = pnn.SATModel(model, rho=0.2, variation=random)
+    compiled(trainer, run_eagerly=True)
     losses = trainer.fit(*data, epochs=6, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
     (device,) = random.sample(model, 1)
@@ -413,7 +416,7 @@ def test_dead_pixels_and_steps_in_robust_training_and_in_frames(data, tmp_path):
 def test_mixed_precision_keeps_phases_and_fields_wide(data):
     keras.config.set_dtype_policy("mixed_float16")
     try:
-        model = compiled(planes(nonlinearity=Saturable))
+        model = compiled(planes(nonlinearity=Saturable), run_eagerly=True)
     finally:
         keras.config.set_dtype_policy("float32")
     outputs = model(data[0])

@@ -312,7 +312,8 @@ def test_processes_make_the_whole_are_replaced_and_end(
     report, whole, tmp_path, monkeypatch
 ):
     add = Cache.add
-    with pytest.raises(KeyboardInterrupt), ProcessPool(2, threads=1) as pool:
+    # One at a time: each imports TensorFlow.
+    with pytest.raises(KeyboardInterrupt), ProcessPool(1, threads=1) as pool:
         first = pool._pool
 
         def kills(self, points):

@@ -20,7 +20,6 @@ from models import (
 
 import keras_pnn as pnn
 from keras_pnn.layers.context import Overrides
-from keras_pnn.training.dat import error_networks
 from keras_pnn.training.dat.model import DualAdaptive
 
 RNG = np.random.default_rng(0)
@@ -30,9 +29,8 @@ FIT = {**FIT, "epochs": 1}
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch):
-    """One scale instead of three: the U-Nets themselves are tested elsewhere."""
-    monkeypatch.setattr(error_networks, "WIDTHS", (4,))
+def small(small_error_networks):
+    pass
 
 
 def two_meshes():
@@ -345,7 +343,7 @@ def test_drift_goes_on_when_the_second_stage_begins():
     logs = losses(drifting)
     assert logs["drift_loss_db"] == [0.0, 3.0]
     model = mesh(loss_db=4.0)
-    model.compile(loss=LOSS)
+    model.compile(loss=LOSS, run_eagerly=True)
     for epoch, loss_db in enumerate((4.0, 7.0)):
         model.layers[1].imperfections["loss_db"].assign(np.full((4, 2), loss_db))
         expected = model.evaluate(X, Y, batch_size=4, verbose=0)
@@ -382,7 +380,7 @@ def test_masks_survive_a_measurement(kind):
     """Padded steps do not count in the loss."""
     bank = pnn.layers.MRRBank(2)
     model = keras.Sequential([keras.Input((3, 4)), layers.Masking(), bank])
-    model.compile(loss="mse")
+    model.compile(loss="mse", run_eagerly=True)
     x = np.random.default_rng(3).normal(size=(4, 3, 4)).astype("float32")
     x[1:, 1:] = 0
     y = np.ones((4, 3, 2), "float32")
@@ -400,7 +398,7 @@ def saturated(activation):
     """A bank whose logits are far beyond what a clipped probability can tell."""
     loss, y = LOGITS[activation]
     model = bank(4, 3, activation=activation)
-    model.compile(keras.optimizers.SGD(0.0), loss)
+    model.compile(keras.optimizers.SGD(0.0), loss, run_eagerly=True)
     return model, np.random.default_rng(1).normal(size=(8, 4)) * 200, y
 
 

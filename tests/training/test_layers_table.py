@@ -85,6 +85,7 @@ def plain():
     return fitted("all states", lambda model: model, run_eagerly=True)
 
 
+@pytest.mark.usefixtures("small_error_networks")
 @pytest.mark.parametrize("kind", ONLINE)
 def test_every_trainer_stores_states_of_all_kinds(plain, kind):
     # Graphs take long to make: one proves that states are stored from within one.

@@ -11,7 +11,8 @@ SCRIPT = """
     def trained(model, optimizer, data, epochs, **arguments):
         sat = pnn.SATModel(model, **arguments)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        sat.compile(optimizer, loss)
+        # On one device without a graph, which takes longer to make than the steps.
+        sat.compile(optimizer, loss, run_eagerly=not tf.distribute.has_strategy())
         return sat, sat.fit(data, epochs=epochs, verbose=0).history
 
     def noisy(data):

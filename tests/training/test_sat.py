@@ -126,7 +126,7 @@ def several_inputs_and_outputs():
 SGD, ADAM = keras.optimizers.SGD, keras.optimizers.Adam
 # Eagerly, but for those to which a graph matters: they take long to make.
 CASES = {
-    "dropout, norm, regularisers": (dropout_and_norm, {"compile": GRAPH}),
+    "dropout, norm, regularisers": (dropout_and_norm, {}),
     "global clipnorm and decay": (
         banks,
         {"optimizer": lambda: ADAM(0.1, global_clipnorm=0.1, weight_decay=0.1)},
@@ -149,7 +149,7 @@ CASES = {
         },
     ),
     "jit": (norm_and_noise, {"compile": {**GRAPH, "jit_compile": True}}),
-    "float16": (norm_and_noise, {"policy": "mixed_float16", "compile": GRAPH}),
+    "float16": (norm_and_noise, {"policy": "mixed_float16"}),
     "Sequential": (sequential_without_input, {}),
     "subclassed": (Subclassed, {}),
     "several inputs and outputs": (

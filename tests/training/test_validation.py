@@ -44,6 +44,7 @@ def assert_validated(logs, on_device, digital):
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.usefixtures("small_error_networks")
 @pytest.mark.parametrize("kind", TRAINERS)
 def test_validation_is_on_the_device(kind):
     model = still(banks())

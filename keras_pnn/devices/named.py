@@ -54,7 +54,8 @@ def deviations_of(name: str, found: list[Quantity], amount: np.ndarray) -> Devia
             nominal = quantity.nominal if quantity.convert is None else 0.0
             quantity.layer.check_given(short, nominal + value)
         value = tf.constant(value, quantity.variable.dtype)
-        deviation = np.asarray(quantity.deviation(value))
+        # NumPy makes no array of a tensor that is one bfloat16.
+        deviation = quantity.deviation(value).numpy()
         quantity.check(deviation)
         deviations[quantity.name, quantity.index] = deviation
     return deviations

@@ -48,7 +48,7 @@ def hessian_eigenvalues(
             variables and imperfections (`"slm_*/mask"`); or a predicate on them. With
             several units among them (mA, rad), eigenvalues depend on the units.
         batch_size: samples per batch, for memory only unless `batch_norm="batch"`, or
-            the loss has another `reduction` than the mean. A data set has its own.
+            the loss is no mean over samples. A data set has its own.
         sample_weight: as in `evaluate`; `None` with a data set.
         tolerance: required relative residual, ‖Hv − λv‖ ≤ `tolerance` × |λ|. λ itself
             is then far more accurate.

@@ -14,7 +14,7 @@ from keras_pnn.devices.normalization import check_mode, even_parts
 from keras_pnn.devices.result import DeviceEvaluation
 from keras_pnn.devices.simulated import DeviceSet, SimulatedDevice
 from keras_pnn.layers.context import current
-from keras_pnn.layers.fields import check_fields
+from keras_pnn.layers.fields import check_fields, of_keras
 from keras_pnn.layers.lookup import left_curves
 from keras_pnn.layers.quantity import Quantity
 
@@ -53,8 +53,9 @@ class DeviceEvaluator:
             too. A data set is read once into memory, and batched by `batch_size`.
         y: targets, likewise, or `None` if the model's loss and metrics need none.
         batch_size: samples at once; fewer where as many batches are then alike, which
-            saves a graph: 360 samples run in batches of 90, not 100. Not so with a
-            loss of another `reduction` than the mean, whose value depends on it.
+            saves a graph: 360 samples run in batches of 90, not 100. Not so with
+            losses and metrics that may depend on it: functions of one's own, and
+            losses of another `reduction` than the mean.
         sample_weight: one weight for each sample, or `None`.
         chunk: devices at once, even if there are fewer. Default: as many as
             `memory_limit` allows. With 1 they run one after the other, in a graph that
@@ -397,10 +398,17 @@ def stacked(quantities: Sequence[Quantity], devices: Sequence[SimulatedDevice]) 
 
 
 def _averages(model: keras.Model) -> bool:
-    """Tells whether the losses of a model are means over samples."""
-    losses = keras.tree.flatten(getattr(model, "loss", None))
-    means = ("mean", "sum_over_batch_size")
-    return all(getattr(loss, "reduction", "mean") in means for loss in losses)
+    """Tells whether loss and metrics are means over samples, as most of Keras are.
+
+    Others, such as a sum or a function of one's own, may depend on the batches.
+    """
+    asked, means = _keras.compile_arguments(model), ("mean", "sum_over_batch_size")
+    parts = [asked.get(name) for name in ("loss", "metrics", "weighted_metrics")]
+    return all(
+        of_keras(part) and getattr(part, "reduction", "mean") in means
+        for part in keras.tree.flatten(parts)
+        if part is not None and not isinstance(part, str)
+    )
 
 
 def _even(batch_size: int, samples: int) -> int:

@@ -188,19 +188,36 @@ def test_samples_that_divide_evenly_make_one_graph():
     assert once > 0
 
 
-@pytest.mark.parametrize("reduction", ["sum", "mean_with_sample_weight"])
-def test_a_loss_that_depends_on_the_batches_has_those_that_were_asked_for(reduction):
-    model = keras.Sequential([keras.Input((4,)), pnn.layers.MRRBank(3)])
-    loss = keras.losses.SparseCategoricalCrossentropy(
+def total(y, scores):
+    """A number of the whole batch."""
+    return keras.ops.sum(keras.ops.square(scores))
+
+
+def reduced(reduction):
+    return keras.losses.SparseCategoricalCrossentropy(
         from_logits=True, reduction=reduction
     )
-    model.compile("sgd", loss)
+
+
+@pytest.mark.parametrize(
+    "loss, metrics",
+    [
+        (reduced("sum"), []),
+        (reduced("mean_with_sample_weight"), []),
+        (total, []),
+        (CROSS_ENTROPY, [total]),
+    ],
+    ids=["sum", "weighted", "own loss", "own metric"],
+)
+def test_what_depends_on_the_batches_has_those_that_were_asked_for(loss, metrics):
+    model = keras.Sequential([keras.Input((4,)), pnn.layers.MRRBank(3)])
+    model.compile("sgd", loss, metrics=metrics, run_eagerly=True)
     devices, weights = SHIFTS.sample(model, 1), RNG.uniform(size=18)
     data = {"batch_size": 10, "sample_weight": weights, "verbose": 0}
     found = pnn.evaluate_devices(model, X[:18], LABELS[:18], devices, **data)
     with devices[0].installed(model):
-        expected = model.evaluate(X[:18], LABELS[:18], **data)
-    assert found["loss"][0] == pytest.approx(expected, rel=1e-5)
+        expected = model.evaluate(X[:18], LABELS[:18], return_dict=True, **data)
+    assert {n: found[n][0] for n in expected} == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_quantised_model_makes_new_graphs():

@@ -254,7 +254,7 @@ class SimulatedDevice(Shown):
         Raises:
             ValueError: If `attach` was not called with the layer's model.
         """
-        return layer.forward(inputs, controls, self._imperfections(layer))
+        return layer.forward(inputs, controls, self.imperfections(layer))
 
     def monitor(
         self, layer: PhysicalLayer, fields, controls: dict, backwards: bool = False
@@ -268,9 +268,17 @@ class SimulatedDevice(Shown):
         Raises:
             ValueError: If `attach` was not called with the layer's model.
         """
-        return layer.monitor(fields, controls, self._imperfections(layer), backwards)
+        return layer.monitor(fields, controls, self.imperfections(layer), backwards)
 
-    def _imperfections(self, layer) -> dict:
+    def imperfections(self, layer: PhysicalLayer) -> dict[str, tf.Tensor]:
+        """Returns the imperfections of one layer on this device, name to tensor.
+
+        Args:
+            layer: a physical layer.
+
+        Raises:
+            ValueError: If `attach` was not called with the layer's model.
+        """
         if id(layer) not in self._attached:
             raise ValueError(
                 "`attach` must be called with the layer's model before `measure`. "

@@ -51,7 +51,11 @@ class _Mask(Optics):
         self.add_imperfection("rotation", (), unit="deg")
         self.add_imperfection("shift", (2,), unit="px")
         self.add_imperfection("scale", (), unit="", nominal=1.0, lower_bound=0.0)
-        self.add_imperfection("tilt", (2,), unit="mrad")
+        # The steepest wave that the pixels sample.
+        steepest = self.wavelength / (2 * self.pitch)
+        limit = 1e3 * math.asin(steepest) if steepest < 1 else None
+        bounds = {"lower_bound": limit and -limit, "upper_bound": limit}
+        self.add_imperfection("tilt", (2,), unit="mrad", **bounds)
         self.add_imperfection("dead_pixels", size, unit="")
         self._add_wavelength_shift()
 
@@ -163,7 +167,8 @@ class PhaseMask(_Mask):
     Control: `phase` in rad, (height, width). Imperfections, each nominally without
     effect: `rotation` in degrees (counter-clockwise as displayed), `shift` in pixels,
     (y, x), or its alias `shift_um`, and `scale` of the mask, see
-    `physics.propagation.warp`; `tilt`, by which light is deflected, (y, x) in mrad;
+    `physics.propagation.warp`; `tilt`, by which light is deflected, (y, x) in mrad,
+    within the steepest wave that the pixels sample, whose sine is λ/(2 pitch);
     `phase_gain` and `phase_offset` (rad) of the modulator's response; `dead_pixels`,
     (height, width), 1 where a pixel stays at phase 0; and `wavelength_shift` in nm
     (shared), which scales phases by 1/λ.
@@ -259,6 +264,10 @@ class PhaseMask(_Mask):
 class AmplitudeMask(_Mask):
     """Multiplies fields by an amplitude from 0 to 1 for each pixel.
 
+    A mask cannot amplify: amplitudes beyond 0 and 1, as an ascent sets them, or an
+    optimizer without the constraint, are set to the nearer end (`as_set`), with
+    gradients as if they were not clipped, so that they can return.
+
     Control: `amplitude`, (height, width). Imperfections: those of `PhaseMask` without
     `phase_gain` and `phase_offset`; a dead pixel is dark.
 
@@ -314,7 +323,9 @@ class AmplitudeMask(_Mask):
 
     def as_set(self, controls):
         amplitude = controls["amplitude"]
-        return {"amplitude": amplitude if self.dac is None else self.dac(amplitude)}
+        passive = tf.stop_gradient(tf.clip_by_value(amplitude, 0.0, 1.0))
+        passive += amplitude - tf.stop_gradient(amplitude)
+        return {"amplitude": passive if self.dac is None else self.dac(passive)}
 
     def forward(self, inputs, controls, imperfections):
         amplitude = self.as_set(controls)["amplitude"] * self._alive(imperfections)

@@ -104,6 +104,7 @@ class PhysicalLayer(keras.layers.Layer):
         shared: bool = False,
         mask: np.ndarray | None = None,
         lower_bound: float | None = None,
+        upper_bound: float | None = None,
     ) -> keras.Variable:
         """Adds a quantity by which one device may differ from the design.
 
@@ -114,17 +115,21 @@ class PhysicalLayer(keras.layers.Layer):
             shared: whether one draw serves all layers of a chip.
             lower_bound: a bound that values must exceed, `None` for no bound. Devices,
                 sweeps and radii that are known to reach it raise an error.
+            upper_bound: a bound that values must stay below, likewise.
 
         Returns:
             The variable. It is never trained and never saved.
 
         Raises:
-            ValueError: If the nominal value is not above `lower_bound`, or the layer
+            ValueError: If the nominal value is not between the bounds, or the layer
                 has a quantity of that name.
         """
         self._check_new(name)
         if lower_bound is not None and not nominal > lower_bound:
             expected = f"above {lower_bound:g}, the lower bound of '{name}'"
+            raise _checks.error("nominal", expected, f"{nominal:g}")
+        if upper_bound is not None and not nominal < upper_bound:
+            expected = f"below {upper_bound:g}, the upper bound of '{name}'"
             raise _checks.error("nominal", expected, f"{nominal:g}")
         variable = self.add_weight(
             name=name,
@@ -133,9 +138,17 @@ class PhysicalLayer(keras.layers.Layer):
             trainable=False,
             autocast=False,
         )
-        options = {"shared": shared, "mask": mask, "lower_bound": lower_bound}
-        quantity = Quantity(self, name, variable, unit, nominal, **options)
-        self._imperfections[name] = quantity
+        self._imperfections[name] = Quantity(
+            self,
+            name,
+            variable,
+            unit,
+            nominal,
+            shared=shared,
+            mask=mask,
+            lower_bound=lower_bound,
+            upper_bound=upper_bound,
+        )
         return variable
 
     def add_stuck(self, name: str) -> keras.Variable:

@@ -1,6 +1,7 @@
 """Describe a control, an imperfection or a weight: variable, unit, nominal value."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import keras
@@ -30,6 +31,7 @@ class Quantity(Brief):
             all. The others keep their nominal value: they are neither drawn nor
             written to files.
         lower_bound: a bound that its values must exceed; `None` for no bound.
+        upper_bound: a bound that its values must stay below, likewise.
         holds: the control whose stuck elements it describes, see
             `PhysicalLayer.add_stuck`; `None` for all other quantities.
         convert: a function from a deviation in an alias (a power imbalance) to one
@@ -45,6 +47,7 @@ class Quantity(Brief):
     shared: bool = False
     mask: np.ndarray | None = None
     lower_bound: float | None = None
+    upper_bound: float | None = None
     holds: str | None = None
     convert: Callable | None = None
 
@@ -58,6 +61,15 @@ class Quantity(Brief):
         """Which elements the hardware has, in the variable's shape."""
         mask = True if self.mask is None else self.mask
         return np.broadcast_to(mask, tuple(self.variable.shape))
+
+    @property
+    def room(self) -> tuple[float, float]:
+        """The bounds as deviations from nominal, infinite where there is none."""
+        low, high = self.lower_bound, self.upper_bound
+        return (
+            -math.inf if low is None else low - self.nominal,
+            math.inf if high is None else high - self.nominal,
+        )
 
     def deviation(self, amount) -> tf.Tensor:
         """Returns the variable's deviation for an amount of the named quantity."""
@@ -127,7 +139,7 @@ class Quantity(Brief):
         return scoped - stored + self.drift
 
     def check(self, deviation, way_out: str = "") -> None:
-        """Raises an error where a deviation reaches the bound, in the variable's dtype.
+        """Raises an error where a deviation reaches a bound, in the variable's dtype.
 
         Of controls that are stuck, whether they are must be 0 or 1.
 
@@ -140,16 +152,21 @@ class Quantity(Brief):
             if not set(flags) <= {0, 1}:
                 expected = "0 or 1 in front of each value"
                 raise _checks.error(self.path, expected, _checks.short(flags))
-        if self.lower_bound is None:
-            return
-        # In the precision in which the sum is taken.
-        deviation = np.asarray(deviation).astype(self.variable.dtype)
-        values = (self.nominal + deviation).astype(self.variable.dtype)
-        beyond = ~(values > self.lower_bound)
-        if beyond.any():
-            raise ValueError(
-                f"'{self.path}' must be above {self.lower_bound:g}, so that its "
-                f"deviation from the nominal value {self.nominal:g} must be above "
-                f"{self.lower_bound - self.nominal:g}. {way_out}"
-                f"Received: a deviation of {float(deviation[beyond].min()):g}"
-            )
+        sides = (
+            ("above", self.lower_bound, np.greater),
+            ("below", self.upper_bound, np.less),
+        )
+        for side, bound, is_within in sides:
+            if bound is None:
+                continue
+            # In the precision in which the sum is taken.
+            deviation = np.asarray(deviation).astype(self.variable.dtype)
+            values = (self.nominal + deviation).astype(self.variable.dtype)
+            beyond = deviation[~is_within(values, bound)]
+            if beyond.size:
+                raise ValueError(
+                    f"'{self.path}' must be {side} {bound:g}, so that its deviation "
+                    f"from the nominal value {self.nominal:g} must be {side} "
+                    f"{bound - self.nominal:g}. {way_out}Received: a deviation of "
+                    f"{float(beyond[np.argmax(np.abs(beyond))]):g}"
+                )

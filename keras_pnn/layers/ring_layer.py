@@ -144,6 +144,7 @@ class RingLayer(RingReadout, RealInputs, PhysicalLayer):
         self._kernel_shape = tuple(int(n) for n in shape)
         self.outputs, self.fan_in = shape[-1], math.prod(shape[:-1])
         self._check_crosstalk()
+        self._check_curves()
         row, column = self._rows_and_columns()
         self.tuning = self.tuning.placed(row, column, self.columns)
         penalty = self.control_regularizer
@@ -220,6 +221,21 @@ class RingLayer(RingReadout, RealInputs, PhysicalLayer):
             )
             received = f"shape {self.crosstalk.shape}"
             raise _checks.error("crosstalk", expected, received)
+
+    def _check_curves(self) -> None:
+        if not isinstance(self.tuning, tunings.RingTunings):
+            return
+        given, bank = self.tuning.tunings.shape, (self.rows, self.columns)
+        if len(given) == 1:
+            fits = given[0] <= math.prod(bank)
+        else:
+            fits = given[0] <= bank[0] and given[1] <= bank[1]
+        if not fits:
+            expected = (
+                f"no more curves than rings, {bank[0]} rows × {bank[1]} columns: give "
+                "`bank_size` if the chip has more rings than the matrix takes"
+            )
+            raise _checks.error("tuning", expected, repr(self.tuning))
 
     @property
     def curve(self) -> tunings.Tuning | SignedCurve:

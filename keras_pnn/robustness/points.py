@@ -250,7 +250,7 @@ class Plan:
         Points are drawn for it only where something has a bound.
         """
         pairs = self.device(Nominal()).bind(self.model)
-        if all(quantity.lower_bound is None for quantity, _ in pairs):
+        if all(np.isinf(quantity.room).all() for quantity, _ in pairs):
             return
         for point in self.points:
             try:

@@ -224,12 +224,8 @@ class _Ball:
         length = self._length(parts)
         if length > self._bound:
             parts = [part * (self._bound / length) for part in parts]
-        return [
-            part
-            if q.lower_bound is None
-            else np.maximum(part, 0.999 * (q.lower_bound - q.nominal))
-            for q, part in zip(self.quantities, parts, strict=True)
-        ]
+        pairs = zip(self.quantities, parts, strict=True)
+        return [np.clip(part, *(0.999 * room for room in q.room)) for q, part in pairs]
 
     def _length(self, parts: list[np.ndarray]) -> float:
         squares = (float(np.sum(np.square(p))) for p in self._counted(parts))

@@ -237,13 +237,14 @@ def _parameter(name, rule, quantities: list[Quantity], singly: bool) -> Paramete
 
 
 def _check_reach(argument: str, quantities: list[Quantity], reach: np.ndarray) -> None:
-    """Raises ValueError if going down from nominal by `reach` leaves what exists."""
+    """Raises ValueError if going by `reach` from nominal leaves what exists."""
     for quantity in quantities:
         if quantity.convert is not None:
             # An alias keeps to its range itself.
             continue
         try:
             quantity.check(-reach)
+            quantity.check(reach)
         except ValueError as error:
             message = f"Argument `{argument}` reaches too far: {error}"
             raise ValueError(message) from None

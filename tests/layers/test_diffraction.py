@@ -206,6 +206,24 @@ def test_imperfections_of_one_mask_act_together(fields):
     np.testing.assert_allclose(transmission(layer, fields), expected, atol=1e-6)
 
 
+def test_a_tilt_beyond_the_sampling_is_refused_and_never_aliases(data):
+    model = planes()
+    refused = r"tilt' must be (above -|below )133\.395"
+    with pytest.raises(ValueError, match=refused):
+        pnn.Variation(tilt=200.0).sample(model, 1)
+    with pytest.raises(ValueError, match=refused):
+        pnn.devices.sweep(model, "tilt", [0.0, 150.0])
+    with pytest.raises(ValueError, match=r"radius.*reaches too far"):
+        among = {"tilt": pnn.Autodiff(150.0)}
+        compiled(pnn.SATModel(model, adversarial=among)).fit(*data, verbose=0)
+    model.layers[2].imperfections["tilt"].assign((150.0, 0.0))
+    assert np.isnan(model.predict(data[0], verbose=0)).all()
+    # Where pixels are finer than half a wavelength, none is too steep.
+    fine = PhaseMask(pitch=0.2e-6)
+    fine.build((None, 4, 4))
+    assert np.isinf(fine.quantity("tilt").room).all()
+
+
 def test_a_wavelength_is_common_to_a_device_and_masks_move_apart():
     model = planes()
     device = pnn.Variation(wavelength_shift=5.0, rotation=1.0).sample(model, 1)[0]
@@ -260,6 +278,23 @@ def test_amplitudes_stay_within_range_and_dead_pixels_are_dark(fields, tmp_path)
     layer.save_frame(tmp_path)
     layer.load_frame(tmp_path)
     np.testing.assert_allclose(np.ravel(variable), values, atol=0.5 / 255)
+
+
+@pytest.mark.parametrize("dac", [None, DAC(8, 0, 1)])
+def test_amplitudes_never_amplify_and_find_back(fields, dac):
+    layer = AmplitudeMask(dtype="float64", amplitude_constraint=None, dac=dac)
+    layer(fields)
+    variable = layer.controls["amplitude"]
+    values = np.full(variable.shape, 0.6)
+    values[0], values[1] = 1.7, -0.4
+    variable.assign(values)
+    shown = np.clip(values, 0, 1)
+    np.testing.assert_allclose(transmission(layer, fields), shown, atol=1e-12)
+    with tf.GradientTape() as tape:
+        light = tf.reduce_sum(tf.abs(layer(fields)) ** 2)
+    slope = tape.gradient(light, variable.value)
+    expected = 2 * shown * np.sum(np.abs(fields) ** 2, 0)
+    np.testing.assert_allclose(slope, expected, atol=1e-9)
 
 
 def test_roughness_counts_no_turns_and_blocks_are_constant(rng):

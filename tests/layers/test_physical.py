@@ -73,6 +73,15 @@ def test_a_bound_of_an_imperfection():
     assert layer.quantity("loss").lower_bound is None
     with pytest.raises(ValueError, match=r"`nominal`.*above 1,.*'size'\. Received: 1"):
         layer.add_imperfection("size", (), unit="", nominal=1.0, lower_bound=1.0)
+    with pytest.raises(ValueError, match=r"`nominal`.*below 1,.*'size'\. Received: 1"):
+        layer.add_imperfection("size", (), unit="", nominal=1.0, upper_bound=1.0)
+    bounds = {"lower_bound": 0.0, "upper_bound": 3.0}
+    layer.add_imperfection("width", (), unit="", nominal=1.0, **bounds)
+    assert layer.quantity("width").room == (-1.0, 2.0)
+    layer.quantity("width").check(np.array([-0.9, 1.9]))
+    for bad, side in ((-1.0, "above 0"), (2.0, "below 3"), ([1.0, 2.5], "below 3")):
+        with pytest.raises(ValueError, match=rf"width' must be {side}.*Received: "):
+            layer.quantity("width").check(bad)
     layer.quantity("scale").check(np.array([0.5, -0.999]))
     layer.quantity("loss").check(-5.0)
     # What is above the bound in float64 alone is on it in float32.

@@ -273,6 +273,24 @@ def test_tilt_moves_a_spot():
         assert center == pytest.approx(z * np.tan(expected), rel=2e-3)
 
 
+def test_a_tilt_that_aliases_is_nan_in_a_graph():
+    angles = tf.Variable([0.0, 0.0])
+    steepest = np.arcsin(WAVE / (2 * PITCH))
+
+    @tf.function
+    def graph():
+        with tf.GradientTape() as tape:
+            field = tilt((4, 6), angles, WAVE, PITCH)
+            total = tf.reduce_sum(tf.math.real(field))
+        return field, tape.gradient(total, angles)
+
+    for share, finite in ((0.99, True), (1.01, False), (-1.01, False)):
+        angles.assign([0.0, share * steepest])
+        field, slope = graph()
+        assert np.isfinite(np.abs(field)).all() == finite
+        assert np.isfinite(slope[1]) == finite
+
+
 def test_apertures_have_their_area():
     size = (100, 100)
     circle = np.sum(np.real(aperture(size, 80e-6, 1e-6)))

@@ -210,6 +210,18 @@ def test_rows_of_curves_repeat_over_the_bank():
         assert weights[i, j] == pytest.approx(float(rings[j % 2, i % 2].weight(1.3)))
 
 
+def test_more_curves_than_rings_are_refused_unless_the_bank_has_more():
+    rings = heaters()
+    square = pnn.RingTunings(np.array(rings, object).reshape(2, 2).tolist())
+    for tuning, units in ((pnn.RingTunings(rings), 1), (square, 1)):
+        layer = pnn.layers.MRRBank(units, tuning=tuning)
+        with pytest.raises(ValueError, match=r"`tuning` .*1 rows × 3 .*`bank_size`"):
+            layer.build((None, 3))
+        layer = pnn.layers.MRRBank(units, tuning=tuning, bank_size=(2, 3))
+        layer.build((None, 3))
+        assert np.isfinite(layer.effective_weights()).all()
+
+
 @pytest.mark.parametrize("make", [heaters, lambda: measured(margin=0.0)])
 @pytest.mark.parametrize("crosstalk", [None, np.eye(4) + 0.03 * np.eye(4, k=1)])
 def test_program_solves_each_ring(make, crosstalk):

@@ -42,10 +42,9 @@ class Unknown:
     def bounds(self) -> np.ndarray:
         """Returns the lowest and highest scaled deviations, (2, slots)."""
         first, (low, high) = self.quantities[0], self._reach()
-        if first.lower_bound is not None:
-            room = first.lower_bound - first.nominal
-            # Inside, where float32 still tells it from the bound.
-            low = np.maximum(low, 0.999 * room / self.std)
+        # Inside, where float32 still tells it from the bound.
+        room = [0.999 * end / self.std for end in first.room]
+        low, high = np.maximum(low, room[0]), np.minimum(high, room[1])
         if first.unit == "dB" and "loss" in first.name:
             # A mesh takes a negative loss for 0, and shows the search no slope there.
             low = np.maximum(low, -first.nominal / self.std)

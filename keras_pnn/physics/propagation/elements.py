@@ -128,7 +128,8 @@ def tilt(
 
     Returns:
         Complex tensor (..., height, width), with the axes of `wavelength`; 1 in the
-        middle of the plane.
+        middle of the plane. In a graph, NaN, and its gradients too, where an angle is
+        beyond λ/(2 pitch).
 
     Raises:
         ValueError: If `pitch` is not positive, `angle` is no pair, or, for known
@@ -152,8 +153,11 @@ def tilt(
             expected = f"within ±{math.asin(min(1, steepest)):g} rad, λ/(2 pitch)"
             raise _checks.error("angle", expected, repr(angle))
     y, x = _coordinates(size, (0.0, 0.0), on_pixel=False)
-    turns = pitch / as_float64(wavelength)[..., None, None]
-    return phasor(2 * math.pi * turns * (y * sine[0] + x * sine[1]), dtype)
+    turns = pitch / as_float64(wavelength)[..., None, None] * sine
+    # A wave that is too steep would pass for a flatter one.
+    nan = tf.constant(math.nan, turns.dtype)
+    turns *= tf.where(tf.abs(turns) <= 0.5 * (1 + 1e-9), tf.ones_like(turns), nan)
+    return phasor(2 * math.pi * (y * turns[..., :1] + x * turns[..., 1:]), dtype)
 
 
 def aberration(

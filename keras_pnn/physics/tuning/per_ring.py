@@ -19,8 +19,9 @@ class RingTunings(Tuning):
 
     A layer of weight banks places them: with curves in rows and columns, ring (r, c)
     of the bank has curve (r mod rows, c mod columns); with a list, its rings take the
-    curves in turn, row by row. All rings share one range of controls, in which every
-    curve is known.
+    curves in turn, row by row. Fewer curves than rings thus come again, and more are an
+    error of the layer; a chip with more rings than the layer's matrix takes has a
+    `bank_size`. All rings share one range of controls, in which every curve is known.
 
     Args:
         tunings: Sequence of `MeasuredTuning`, `HeaterTuning` or `LorentzianTuning`

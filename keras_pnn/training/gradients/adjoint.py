@@ -29,15 +29,16 @@ class Adjoint(LayerGradient):
     Outputs must be measured with their phases, and so must the field that returns to
     the inputs, which is the derivative for what lies in front of the mesh. With
     `crosstalk`, derivatives return to the phases that are set by the layer's matrix.
-    A phase beyond the range of a `dac` has no derivative. One that is stuck on the
-    device has that of the phase which it cannot set: it moves nothing, but counts in
-    the norm of an ascent.
+    A phase beyond the range of a `dac` has no derivative, and neither has one that is
+    stuck.
 
     A training step asks for 4 settings of each mesh, the measurement of the outputs
     included, and for 8 with an ascent.
 
     The device must have a method `monitor(layer, fields, controls, backwards)` on
-    tensors, which returns what `SimulatedDevice.monitor` does.
+    tensors, which returns what `SimulatedDevice.monitor` does. What is stuck is told by
+    its method `imperfections(layer)`, as a `SimulatedDevice` has it, or else by the
+    model's own `theta_stuck`, `phi_stuck` and `gamma_stuck`.
 
     Args:
         balanced: whether the inputs less i times the conjugate are sent too, in place
@@ -112,7 +113,8 @@ class Adjoint(LayerGradient):
             difference = difference / 2 if self.balanced else difference - back[name]
             slopes[name] = -tf.tensordot(1 / scale, difference, 1)
         slopes["theta"] = (slopes["theta"][..., 0] - slopes["theta"][..., 1]) / 2
-        found = _through_converter(layer, controls, of_set_phases(layer, slopes))
+        slopes = of_set_phases(layer, slopes)
+        found = _of_controls(layer, controls, self.imperfections(layer), slopes)
         at_inputs /= as_complex(scale, adjoint.dtype)[:, None]
         of_inputs = tf.reshape(2 * tf.math.conj(at_inputs), shape)
         if not inputs.dtype.is_complex:
@@ -120,12 +122,10 @@ class Adjoint(LayerGradient):
         return tf.cast(of_inputs, inputs.dtype), {n: found[n] for n in wanted}
 
 
-def _through_converter(layer: MZIMesh, controls: dict, slopes: dict) -> dict:
-    """Returns derivatives by controls, given those by what the converter sets."""
-    if layer.dac is None:
-        return slopes
+def _of_controls(layer: MZIMesh, controls, imperfections, slopes: dict) -> dict:
+    """Returns derivatives by controls, given those by the phases that are set."""
     with tf.GradientTape() as tape:
         tape.watch(controls)
-        phases = layer.as_set(controls)
+        phases = layer.held(layer.as_set(controls), imperfections)
     given = {n: tf.cast(slopes[n], phase.dtype) for n, phase in phases.items()}
     return tape.gradient(phases, controls, given)

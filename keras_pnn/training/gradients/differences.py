@@ -107,12 +107,12 @@ class Losses:
         return self._last.dtype
 
     def exists(self, variable: keras.Variable) -> np.ndarray:
-        """Returns which elements of a control the hardware has."""
+        """Returns which elements of a control the hardware has; True for a weight."""
         for layer in physical_layers(self._trainer.model):
             for name, control in layer.controls.items():
                 if control is variable:
                     return layer.quantity(name).exists
-        raise KeyError(variable.path)
+        return np.array(True)
 
     def at(self, pairs, after=None) -> tf.Tensor:
         """Returns the loss at other values: (variable, value) pairs."""
@@ -148,7 +148,8 @@ class Losses:
 class RandomDirections(LossGradient):
     """Base of sources that measure slopes along random directions.
 
-    g = mean over directions of (L(v + c Δ) − L(v − c Δ)) / (2 c) · Δ.
+    g = mean over directions of (L(v + c Δ) − L(v − c Δ)) / (2 c) · Δ, with Δ = 0 for
+    controls that the hardware does not have.
 
     A subclass implements `direction`.
 
@@ -177,10 +178,15 @@ class RandomDirections(LossGradient):
             step = step(losses.iteration)
         values = [losses.value(v) for v in wrt]
         gradients = [tf.zeros_like(v) for v in values]
+        existing = [losses.exists(v) for v in wrt]
         for number in range(self.directions):
             directions = [
                 self.direction(v, losses.seed, (index, number, place))
                 for place, v in enumerate(values)
+            ]
+            directions = [
+                d if e.all() else d * tf.cast(e, d.dtype)
+                for d, e in zip(directions, existing, strict=True)
             ]
             slope = losses.slope(wrt, directions, step)
             losses.measured(slope)

@@ -52,6 +52,14 @@ class LayerGradient(ModelGradient):
         """
         raise NotImplementedError
 
+    def imperfections(self, layer) -> dict:
+        """Returns a layer's imperfections as far as they are known.
+
+        Those of the device, or of the model if the device does not tell them.
+        """
+        told = getattr(self.device, "imperfections", None)
+        return told(layer) if callable(told) else layer.current_values()[1]
+
     def __call__(self, trainer, batch, overrides, wrt, index=0):
         self._model = trainer.model
         return super().__call__(trainer, batch, overrides, wrt, index)

@@ -43,8 +43,10 @@ class ParameterShift(LayerGradient):
     must follow each mesh, in a model of layers that Keras can see (functional or
     Sequential). With `crosstalk`, phases are set so that the shifters produce a shift
     of one phase alone, and the derivatives return by the matrix: exact if the chip's
-    crosstalk is that of the layer, and no phase is stuck. The steps of a `dac` round
-    the shifts.
+    crosstalk is that of the layer. This takes all of theta and phi, so that none may be
+    stuck; what is stuck is known as in `Adjoint`. The steps of a `dac` round the
+    shifts. It brings a theta back into its turn by the help of phi and gamma, so that
+    none of these may be stuck then.
 
     **Microrings.** The weight of a ring is no sinusoid of its control, and
 
@@ -70,6 +72,9 @@ class ParameterShift(LayerGradient):
             `dac` of a mesh covers less than a turn; a crosstalk matrix of a mesh cannot
             be inverted, or meets a `dac`; or a ring layer has an activation of its own,
             or crosstalk between its rows.
+        tf.errors.InvalidArgumentError: In training, if a theta or phi is known to be
+            stuck in a mesh with crosstalk, or a phi or gamma in one with a `dac`. With
+            XLA, derivatives are NaN instead.
 
     Example:
 
@@ -129,6 +134,7 @@ class ParameterShift(LayerGradient):
         if isinstance(layer, RingLayer):
             found, settings = self._rings(layer, controls, upstream, shifted)
         else:
+            upstream *= _one_if_free(layer, self.imperfections(layer), upstream)
             found, settings = _phases(layer, controls, outputs, upstream, shifted)
         asked += [layer] * settings
         return None, {name: found[name] for name in wanted}
@@ -208,6 +214,29 @@ def _phases(layer, controls, outputs, upstream, shifted) -> tuple:
         n: tf.reshape(p, exists[n].shape) for n, p in zip(names, parts, strict=True)
     }
     return of_set_phases(layer, slopes), 2 * (thetas + len(existing))
+
+
+def _one_if_free(layer: MZIMesh, imperfections: dict, like) -> tf.Tensor:
+    """Returns 1 if nothing is stuck that shifts need; raises else, NaN under XLA."""
+    if layer.crosstalk is not None:
+        names, cause = ("theta", "phi"), "crosstalk"
+    elif layer.dac is not None:
+        names, cause = ("phi", "gamma"), "a dac"
+    else:
+        return tf.ones((), like.dtype)
+    stuck = tf.zeros((), "bool")
+    for name in names:
+        flags = imperfections[f"{name}_stuck"][..., 0] > 0.5
+        stuck |= tf.reduce_any(flags & layer.quantity(name).exists)
+    tf.debugging.Assert(
+        tf.logical_not(stuck),
+        [
+            f"ParameterShift needs meshes without {cause} where {' or '.join(names)} "
+            "is stuck: use Adjoint or CentralDifference. Received: layer "
+            f"'{layer.name}' with both"
+        ],
+    )
+    return tf.cast(tf.where(stuck, math.nan, 1.0), like.dtype)
 
 
 def _span(dac) -> float:

@@ -67,6 +67,15 @@ def compute_loss(
     )
 
 
+def reported(loss: tf.Tensor) -> tf.Tensor:
+    """Returns a loss as Keras reports it, which computes a share for each replica.
+
+    The replicas are those of the strategy in whose scope the loss was computed.
+    """
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    return loss * replicas if replicas > 1 else loss
+
+
 def count_losses(model: keras.Model, y, y_pred, sample_weight) -> None:
     """Updates the trackers of the losses of single outputs."""
     if loss_metrics(model):
@@ -130,10 +139,11 @@ def kept(model: keras.Model) -> dict:
     """Returns a dictionary that is kept with a model, such as for graphs of it.
 
     It is freed with the model, also where its contents refer to the model, and is
-    empty again after `compile`. Nothing of it is saved or copied with the model.
+    empty again after `compile`, and where other variables have taken the place of some
+    weights, as `quantize` makes them. Nothing of it is saved or copied with the model.
     """
     # Past Keras' tracking of attributes.
-    attributes, state = vars(model), compile_state(model)
+    attributes, state = vars(model), (*compile_state(model), *model.weights)
     found = attributes.get(_KEPT)
     # By identity: some of them compare by value.
     if found is None or list(map(id, found.state)) != list(map(id, state)):

@@ -24,8 +24,9 @@ class Checkpoint(keras.callbacks.Callback):
     Unlike `keras.callbacks.BackupAndRestore` it also saves states in the middle of an
     epoch: a restarted `fit` skips the finished batches, loses or repeats no update, and
     continues the metrics of the epoch. Give `fit` batches in a known order:
-    a `pnn.datasets.Batches`, or arrays with `shuffle=False`. List it after callbacks
-    that change ρ or a rate at the end of an epoch, and before a
+    a `pnn.datasets.Batches`, or arrays with `shuffle=False`; and no `steps_per_epoch`,
+    with which an epoch begins where the last one ended. List it after callbacks that
+    change ρ or a rate at the end of an epoch, and before a
     `keras.callbacks.SwapEMAWeights(swap_on_epoch=True)`.
 
     Args:

@@ -65,9 +65,7 @@ class LossGraphs:
             )
         scope.check_unassigned(self.variables, "the point of the derivative")
         self.handing = scope.handing()
-        # Keras divides a loss by the replicas of the strategy it is made under.
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        return loss * replicas if replicas > 1 else loss
+        return _keras.reported(loss)
 
     def _moved_loss(self, vector, x, y, sample_weight):
         return (self._loss(self._moved(vector), x, y, sample_weight),)

@@ -47,8 +47,8 @@ def hessian_eigenvalues(
             `"all"`, the model's trainable variables; names or patterns of trainable
             variables and imperfections (`"slm_*/mask"`); or a predicate on them. With
             several units among them (mA, rad), eigenvalues depend on the units.
-        batch_size: samples per batch, for memory only unless `batch_norm="batch"`.
-            A data set has its own.
+        batch_size: samples per batch, for memory only unless `batch_norm="batch"`, or
+            the loss is no mean over samples. A data set has its own.
         sample_weight: as in `evaluate`; `None` with a data set.
         tolerance: required relative residual, ‖Hv − λv‖ ≤ `tolerance` × |λ|. λ itself
             is then far more accurate.

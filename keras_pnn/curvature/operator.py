@@ -24,11 +24,12 @@ class HessianOperator(LinearOperator):
     costs a few times a gradient. The model is only read: weights, statistics, seeds
     and metrics stay as they are.
 
-    Graphs are kept with the model and follow its weights, and its operators share
-    them. A new graph is traced where the model was compiled anew, for other variables
-    or another `batch_norm`, and for data of another structure, dtype or shape; once
-    batch sizes have differed, one graph serves any batch size. A Python attribute of a
-    layer that has changed takes effect after `compile`, as in Keras' own steps.
+    Graphs are kept with the model and follow its weights, and its operators share them.
+    A new graph is traced where the model was compiled anew or quantised, for other
+    variables or another `batch_norm`, and for data of another structure, dtype or
+    shape; once batch sizes have differed, one graph serves any batch size. A Python
+    attribute of a layer that has changed takes effect after `compile`, as in Keras' own
+    steps.
 
     With a new graph, the first product is compared with gradients, for two to four
     products of the first batch: TensorFlow drops the second derivatives of some

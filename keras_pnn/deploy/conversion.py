@@ -185,14 +185,17 @@ def _multiplications(model) -> tuple[int, int]:
     """
     optical = digital = 0
     for use in uses_of(model):
-        layer, matrix = use.layer, getattr(use.layer, "kernel", None)
+        # One in a `TimeDistributed` works at each step of its outputs.
+        wrapped = isinstance(use.layer, keras.layers.Wrapper)
+        layer = use.layer.layer if wrapped else use.layer
+        matrix = getattr(layer, "kernel", None)
         if isinstance(layer, RingLayer):
             matrix = layer.controls["control"]
         if isinstance(layer, MZIDense):
             matrix = np.empty((layer.v.units, layer.units))
         if matrix is None or len(matrix.shape) < 2:
             continue
-        shape = layer.compute_output_shape(use.shape)[1:]
+        shape = use.layer.compute_output_shape(use.shape)[1:]
         depthwise = "Depthwise" in type(layer).__name__
         outputs = math.prod(matrix.shape[-2 if depthwise else -1 :])
         places = math.prod(n or 1 for n in shape) // outputs

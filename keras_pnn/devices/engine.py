@@ -192,6 +192,7 @@ class Engine:
             loss = _keras.compute_loss(
                 self.model, x, y, y_pred, sample_weight, training=False
             )
+            loss = _keras.reported(loss)
         self._check(scope)
         # What Keras hangs on tensors would be lost in a map over devices.
         outputs = keras.tree.flatten(y_pred)

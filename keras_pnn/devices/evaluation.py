@@ -14,7 +14,7 @@ from keras_pnn.devices.normalization import check_mode, even_parts
 from keras_pnn.devices.result import DeviceEvaluation
 from keras_pnn.devices.simulated import DeviceSet, SimulatedDevice
 from keras_pnn.layers.context import current
-from keras_pnn.layers.fields import check_fields
+from keras_pnn.layers.fields import check_fields, of_keras
 from keras_pnn.layers.lookup import left_curves
 from keras_pnn.layers.quantity import Quantity
 
@@ -36,7 +36,7 @@ class DeviceEvaluator:
     Graphs are kept with the model, for all its evaluators. A new one is traced and
     compiled for
 
-    - a model that was compiled again,
+    - a model that was compiled again, or quantised,
     - another set of variables that devices deviate in,
     - batches of another size, shape or dtype, or another number of devices at once,
     - another `batch_norm`,
@@ -53,7 +53,9 @@ class DeviceEvaluator:
             too. A data set is read once into memory, and batched by `batch_size`.
         y: targets, likewise, or `None` if the model's loss and metrics need none.
         batch_size: samples at once; fewer where as many batches are then alike, which
-            saves a graph: 360 samples run in batches of 90, not 100.
+            saves a graph: 360 samples run in batches of 90, not 100. Not so with
+            losses and metrics that may depend on it: functions of one's own, and
+            losses of another `reduction` than the mean.
         sample_weight: one weight for each sample, or `None`.
         chunk: devices at once, even if there are fewer. Default: as many as
             `memory_limit` allows. With 1 they run one after the other, in a graph that
@@ -99,7 +101,10 @@ class DeviceEvaluator:
         self._data = _checks.data(x, y, sample_weight)
         self.samples = _checks.sample_count(self._data[0])
         batch_size = _checks.integer("batch_size", batch_size, 1)
-        self.batch_size = _even(batch_size, self.samples, batch_norm)
+        self.batch_size = min(batch_size, self.samples)
+        # Statistics of a batch, and sums over it, are those of the size asked for.
+        if batch_norm != "batch" and _averages(model):
+            self.batch_size = _even(batch_size, self.samples)
         self.chunk = _checks.optional(_checks.integer, "chunk", chunk, 1)
         self.memory_limit = _checks.real("memory_limit", memory_limit, above=0)
         check_fields(model)
@@ -392,13 +397,24 @@ def stacked(quantities: Sequence[Quantity], devices: Sequence[SimulatedDevice]) 
     return [q.value(column) for q, column in zip(quantities, columns, strict=True)]
 
 
-def _even(batch_size: int, samples: int, batch_norm: str) -> int:
+def _averages(model: keras.Model) -> bool:
+    """Tells whether loss and metrics are means over samples, as most of Keras are.
+
+    Others, such as a sum or a function of one's own, may depend on the batches.
+    """
+    asked, means = _keras.compile_arguments(model), ("mean", "sum_over_batch_size")
+    parts = [asked.get(name) for name in ("loss", "metrics", "weighted_metrics")]
+    return all(
+        of_keras(part) and getattr(part, "reduction", "mean") in means
+        for part in keras.tree.flatten(parts)
+        if part is not None and not isinstance(part, str)
+    )
+
+
+def _even(batch_size: int, samples: int) -> int:
     """Returns a size of as few batches as `batch_size` makes, all alike if possible."""
     count = -(-samples // batch_size)
-    # Statistics of a batch are those of the size that was asked for.
-    if batch_norm != "batch" and samples % count == 0:
-        return samples // count
-    return min(batch_size, samples)
+    return samples // count if samples % count == 0 else min(batch_size, samples)
 
 
 def rows_of(data, start: int, stop: int):

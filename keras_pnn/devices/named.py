@@ -54,7 +54,8 @@ def deviations_of(name: str, found: list[Quantity], amount: np.ndarray) -> Devia
             nominal = quantity.nominal if quantity.convert is None else 0.0
             quantity.layer.check_given(short, nominal + value)
         value = tf.constant(value, quantity.variable.dtype)
-        deviation = np.asarray(quantity.deviation(value))
+        # NumPy makes no array of a tensor that is one bfloat16.
+        deviation = quantity.deviation(value).numpy()
         quantity.check(deviation)
         deviations[quantity.name, quantity.index] = deviation
     return deviations
@@ -132,7 +133,15 @@ def read_csv(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
 
 
 def write_csv(pairs: list[tuple[Quantity, np.ndarray]], path) -> None:
-    """Writes a device's quantities and deviations, as `read_csv` reads them."""
+    """Writes a device's quantities and deviations, as `read_csv` reads them.
+
+    Raises:
+        ValueError: If two layers have one name, which no line could tell apart.
+    """
+    names = [quantity.path for quantity, _ in pairs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        expected = "a model whose layers each have a name of their own"
+        raise _checks.error("model", expected, f"{', '.join(twice)} more than once")
     with (
         _files.atomic(path) as part,
         open(part, "w", newline="", encoding="utf-8") as file,

@@ -144,7 +144,9 @@ class SimulatedDevice(Shown):
         """Writes the device as `from_csv` reads it.
 
         Raises:
-            ValueError: As in `bind`.
+            ValueError: As in `bind`; or if two of its layers have one name, such as
+                those in the two directions of a `Bidirectional`: `DeviceSet.save`
+                numbers them.
         """
         write_csv(self.bind(model), path)
 

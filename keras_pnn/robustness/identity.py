@@ -11,6 +11,9 @@ import numpy as np
 
 from keras_pnn import _files, _keras
 
+# Where the names of layers stand in Keras' configurations.
+_NAMES = ("name", "keras_history", "input_layers", "output_layers")
+
 
 def data_digest(*parts) -> str:
     """Returns a digest of arrays and structures of arrays; `None`s are left out."""
@@ -31,10 +34,9 @@ def described(model: keras.Model) -> str:
     while isinstance(getattr(inner, "model", None), keras.Model):
         inner = inner.model
     configs = [_plain(part) for part in (inner, *_keras.flat_layers(inner))]
-    text = json.dumps(configs, sort_keys=True)
     names = [part.name for part in _keras.parts(inner)] + list(_node_names(configs))
-    for i, name in enumerate(dict.fromkeys(names)):
-        text = text.replace(json.dumps(name), f'"#{i}"')
+    numbers = {name: f"#{i}" for i, name in enumerate(dict.fromkeys(names))}
+    text = json.dumps(_numbered(configs, numbers), sort_keys=True)
     asked = _keras.compile_arguments(model)
     parts = ("loss", "loss_weights", "metrics", "weighted_metrics")
     return text + json.dumps([_plain(asked.get(part)) for part in parts])
@@ -49,6 +51,21 @@ def _node_names(config) -> Iterator[str]:
         if "inbound_nodes" in config:
             yield config["name"]
         yield from _node_names(list(config.values()))
+
+
+def _numbered(config, numbers: dict[str, str], named: bool = False):
+    """Returns a configuration with numbers in the place of names of layers.
+
+    Only where names stand: a layer may bear the name of its activation.
+    """
+    if isinstance(config, dict):
+        return {
+            key: _numbered(value, numbers, named or key in _NAMES)
+            for key, value in config.items()
+        }
+    if isinstance(config, list):
+        return [_numbered(part, numbers, named) for part in config]
+    return numbers.get(config, config) if named else config
 
 
 def _plain(value):

@@ -168,6 +168,7 @@ class WorstCaseSearch:
                 loss = _keras.compute_loss(
                     self._model, x, y, outputs, sample_weight, training=False
                 )
+                loss = _keras.reported(loss)
         scope.check_unassigned(values, "the search")
         self._handing = scope.handing()
         zero = tf.UnconnectedGradients.ZERO

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from keras_pnn import _files, _keras
+from keras_pnn.datasets import Batches
 from keras_pnn.layers.context import keeping
 from keras_pnn.layers.lookup import imperfections_of
 
@@ -131,7 +132,7 @@ def pass_over(model: keras.Model, iterator: Iterator, batches: int, metrics) -> 
     return model.get_metrics_result()
 
 
-def check_order(x, shuffle, callbacks: list) -> None:
+def check_order(x, shuffle, steps_per_epoch, callbacks: list) -> None:
     """Raises ValueError if a resumed run would not go on as it was."""
     keepers = [i for i, c in enumerate(callbacks) if hasattr(c, "save_state")]
     before = callbacks[: max(keepers, default=0)]
@@ -148,6 +149,14 @@ def check_order(x, shuffle, callbacks: list) -> None:
             "batches must be known: pass a `pnn.datasets.Batches`, or arrays or a data "
             f"set of fixed order with shuffle=False. Received: {type(x).__name__}, "
             f"shuffle={shuffle!r}"
+        )
+    # A `Batches` checks its own.
+    if keepers and steps_per_epoch is not None and not isinstance(x, Batches):
+        raise ValueError(
+            "A `Checkpoint` needs epochs that all begin at the first batch, and with "
+            "`steps_per_epoch` one goes on where the last ended: leave it out, and "
+            "pass what one epoch has, such as `data.take(n)` of a data set without "
+            f"`repeat`. Received: steps_per_epoch={steps_per_epoch}"
         )
 
 

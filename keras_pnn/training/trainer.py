@@ -216,12 +216,13 @@ class Trainer(keras.Model):
         Raises:
             ValueError: If an array or a tensor of inputs holds no sample, or NaN or
                 infinity; `steps_per_epoch` is not the length of a `Batches`; there is
-                a `Checkpoint`, and the order of the batches is not known, or it is
-                listed behind a `SwapEMAWeights(swap_on_epoch=True)`; a device on the
-                bench is installed around the model, which was compiled with
-                `steps_per_execution` above 1; the model has deviations of its own in
-                what a simulated `device` sets; or a metric in validation on a device
-                is named `model_<metric>` as one of the digital model.
+                a `Checkpoint`, and the order of the batches is not known, there are
+                `steps_per_epoch`, or it is listed behind a
+                `SwapEMAWeights(swap_on_epoch=True)`; a device on the bench is installed
+                around the model, which was compiled with `steps_per_execution` above 1;
+                the model has deviations of its own in what a simulated `device` sets;
+                or a metric in validation on a device is named `model_<metric>` as one
+                of the digital model.
             DeviceError: If the device failed for good.
         """
         bound = _FIT.bind(self, x, y, *args, **kwargs)
@@ -244,7 +245,7 @@ class Trainer(keras.Model):
         else:
             callbacks = keras.tree.flatten(given) if given is not None else []
             options["callbacks"] = [*own, *callbacks]
-        check_order(x, options["shuffle"], callbacks)
+        check_order(x, options["shuffle"], options["steps_per_epoch"], callbacks)
         bench.check_alone(self)
         # A run that was resumed and failed may have left one.
         _keras.start_at(self, None)

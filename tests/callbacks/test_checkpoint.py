@@ -492,6 +492,11 @@ def test_an_order_that_is_not_known_is_refused(tmp_path):
         for callbacks in (keep, keras.callbacks.CallbackList([keep], model=model)):
             with pytest.raises(ValueError, match=f"be known.*Received: {received}"):
                 model.fit(x, y, callbacks=callbacks, **options)
+    # An epoch of these begins where the last one ended.
+    for x, y in ((X, Y), (data.repeat(), None)):
+        options = {"shuffle": False, "steps_per_epoch": 1, "verbose": 0}
+        with pytest.raises(ValueError, match="Received: steps_per_epoch=1"):
+            model.fit(x, y, callbacks=[keep], **options)
     assert model.optimizer.iterations.numpy() == 0
     model.fit(X, Y, shuffle=False, verbose=0, callbacks=[keep])
     model.fit(data, shuffle=False, verbose=0, callbacks=keep)

@@ -268,6 +268,12 @@ def test_the_share_of_optical_multiplications():
     assert "statistics" in conversion.reasons["norm"]
     assert "54.55 % of all multiplications are optical" in str(conversion)
     assert pnn.convert(settle(sequential())).optical_share == 1.0
+    # One that stays digital in a wrapper, at each of six steps.
+    steps = keras.layers.TimeDistributed(keras.layers.Dense(5))(inputs)
+    outputs = keras.layers.Dense(3)(keras.layers.Flatten()(steps))
+    conversion = pnn.convert(settle(keras.Model(inputs, outputs)))
+    optical, digital = 6 * 5 * 3, 6 * 4 * 5
+    assert conversion.optical_share == pytest.approx(optical / (optical + digital))
 
 
 def test_gains_that_do_not_exist():

@@ -188,6 +188,58 @@ def test_samples_that_divide_evenly_make_one_graph():
     assert once > 0
 
 
+def total(y, scores):
+    """A number of the whole batch."""
+    return keras.ops.sum(keras.ops.square(scores))
+
+
+def reduced(reduction):
+    return keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, reduction=reduction
+    )
+
+
+@pytest.mark.parametrize(
+    "loss, metrics",
+    [
+        (reduced("sum"), []),
+        (reduced("mean_with_sample_weight"), []),
+        (total, []),
+        (CROSS_ENTROPY, [total]),
+    ],
+    ids=["sum", "weighted", "own loss", "own metric"],
+)
+def test_what_depends_on_the_batches_has_those_that_were_asked_for(loss, metrics):
+    model = keras.Sequential([keras.Input((4,)), pnn.layers.MRRBank(3)])
+    model.compile("sgd", loss, metrics=metrics, run_eagerly=True)
+    devices, weights = SHIFTS.sample(model, 1), RNG.uniform(size=18)
+    data = {"batch_size": 10, "sample_weight": weights, "verbose": 0}
+    found = pnn.evaluate_devices(model, X[:18], LABELS[:18], devices, **data)
+    with devices[0].installed(model):
+        expected = model.evaluate(X[:18], LABELS[:18], return_dict=True, **data)
+    assert {n: found[n][0] for n in expected} == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_quantised_model_makes_new_graphs():
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(8), pnn.layers.MRRBank(3)]
+    )
+    model.compile("sgd", CROSS_ENTROPY)
+    devices = SHIFTS.sample(model, 1)
+    arguments = (model, X, LABELS)
+    before = pnn.evaluate_devices(*arguments, devices, verbose=0)["loss"][0]
+    hessian = pnn.curvature.HessianOperator(*arguments)
+    hessian @ np.ones(hessian.size)
+    model.quantize("int8")
+    found = pnn.evaluate_devices(*arguments, devices, verbose=0)["loss"][0]
+    with devices[0].installed(model):
+        expected = model.evaluate(X, LABELS, verbose=0)
+    assert found == pytest.approx(expected, rel=1e-6) != before
+    hessian = pnn.curvature.HessianOperator(*arguments)
+    hessian @ np.ones(hessian.size)
+    assert hessian.loss == pytest.approx(model.evaluate(X, LABELS, verbose=0), rel=1e-6)
+
+
 def test_xla_compiles_much_work_alone(monkeypatch):
     model = counted()
     for limit, compiled in ((0, True), (1e12, False)):

@@ -94,6 +94,27 @@ def test_csv_round_trip(tmp_path, make, values):
     assert_equal(device, SimulatedDevice.from_csv(model, path, "chip"))
 
 
+def test_a_model_in_half_precision(tmp_path):
+    bank = pnn.layers.MRRBank(3, dtype="bfloat16", name="bank")
+    model, path = keras.Sequential([keras.Input((2,)), bank]), tmp_path / "chip.csv"
+    values = {"temperature": 0.5, "resonance_shift": 0.25}
+    device = SimulatedDevice.from_dict(model, values)
+    device.to_csv(model, path)
+    assert_equal(device, SimulatedDevice.from_csv(model, path, "chip"))
+    (swept,) = sweep(model, "temperature", [0.5])
+    assert swept.deviations["temperature", 0] == 0.5
+
+
+def test_two_layers_of_one_name_have_no_lines_of_their_own(tmp_path):
+    inner = keras.Sequential([keras.Input((3,)), pnn.layers.MRRBank(2, name="bank")])
+    outer = [keras.Input((2,)), pnn.layers.MRRBank(3, name="bank"), inner]
+    model = keras.Sequential(outer)
+    device = SimulatedDevice.from_dict(model, {"temperature": 1.0})
+    with pytest.raises(ValueError, match="Received: bank/temperature more than once"):
+        device.to_csv(model, tmp_path / "chip.csv")
+    assert not list(tmp_path.iterdir())
+
+
 def written(tmp_path, text):
     path = tmp_path / "chip.csv"
     path.write_text(text, "utf-8")

@@ -92,6 +92,14 @@ def test_what_is_computed_matters(first, second):
     assert a == again != b
 
 
+def test_a_layer_that_bears_the_name_of_its_function():
+    def activated(function, name):
+        return of(network(extra=[keras.layers.Activation(function, name=name)]))
+
+    assert activated("relu", "relu") != activated("tanh", "tanh")
+    assert activated("tanh", "relu") == activated("tanh", "tanh")
+
+
 def test_code_does_not_matter():
     # Byte code differs between versions of Python.
     first, second = (keras.layers.Lambda(lambda x, s=s: s * x) for s in (1, 2))

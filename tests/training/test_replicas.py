@@ -48,6 +48,15 @@ SCRIPT = """
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
     found = {name: [ascending(make(), batches)] for name, make in together.items()}
     one, logs = noisy(data)
+    chips = pnn.Variation(resonance_shift=0.1).sample(one, 2)
+
+    def measured():
+        found = pnn.evaluate_devices(one, x, y, chips, verbose=0)["loss"]
+        losses = pnn.robustness.worst_device(
+            one, x, y, {"temperature": 0.5}, steps=1, restarts=1)[1]
+        return [*found.tolist(), *losses[0].tolist()]
+
+    measurements = [measured()]
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     refused = {}
     with strategy.scope():
@@ -64,6 +73,7 @@ SCRIPT = """
             pat.compile("sgd", "mse")
         except ValueError as error:
             refused["bench"] = str(error)
+        measurements.append(measured())
     copies = [[v.numpy() for v in strategy.experimental_local_results(b.value)]
               for b in sat.model.variables]
     assert all(len(c) == 2 for c in copies)
@@ -72,12 +82,12 @@ SCRIPT = """
     noise = {
         "spread": largest(copies), "logs": [logs, two_logs],
         "difference": largest((a, c[0]) for a, c in zip(single, copies))}
-    print("RESULT" + json.dumps([found, noise, refused]))
+    print("RESULT" + json.dumps([found, noise, refused, measurements]))
 """
 
 
 def test_two_replicas_equal_one_device_or_are_refused():
-    found, noise, refused = result_on_two_devices(SCRIPT)
+    found, noise, refused, measurements = result_on_two_devices(SCRIPT)
     for (logs, one), (other_logs, other) in found.values():
         assert_same(map(np.array, one), map(np.array, other), atol=1e-6)
         np.testing.assert_allclose(
@@ -92,3 +102,5 @@ def test_two_replicas_equal_one_device_or_are_refused():
     for kind in ("SAF", "LookSAM", "ESAM"):
         assert f"{kind} trains on one replica. Received: 2 replicas" in refused[kind]
     assert "Received: 2 replicas" in refused["bench"]
+    outside, inside = measurements
+    assert inside == pytest.approx(outside, rel=1e-5)

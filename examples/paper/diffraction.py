@@ -107,7 +107,7 @@ def trained(method: str, seed: int, data, args) -> keras.Model:
     rate = keras.optimizers.schedules.CosineDecay(args.rate, args.steps)
     adam = keras.optimizers.Adam(rate)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    spread = {name: tfd.Uniform(-most, most) for name, most in NOISE.items()}
+    spread = {name: tfd.Uniform(-NOISE[name], NOISE[name]) for name in args.among}
     kinds = {
         "random": {"ascent": None, "variation": pnn.Variation(spread)},
         "sat": {"rho": 0.1},
@@ -253,6 +253,13 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.1, help="of Adam, in rad")
     parser.add_argument("--start", choices=("uniform", "flat"), default="uniform")
     parser.add_argument("--padding", type=int, default=0)
+    parser.add_argument(
+        "--among",
+        nargs="+",
+        choices=NOISE,
+        default=list(NOISE),
+        help="what is random in training",
+    )
     parser.add_argument("--images", type=int, default=10_000, help="test images")
     parser.add_argument("--corners", type=int, default=200)
     parser.add_argument("--corner-images", type=int, default=2000)
@@ -280,15 +287,7 @@ def main() -> None:
     for seed in args.seeds:
         for method in args.methods:
             path = run_path(method, seed, args)
-            names = (
-                "steps",
-                "batch_size",
-                "rate",
-                "start",
-                "padding",
-                "images",
-                "corners",
-            )
+            names = "steps batch_size rate start padding among images corners".split()
             setting = {n: getattr(args, n) for n in names} | {"data": data.name}
             if kept(path, **setting):
                 continue

@@ -45,6 +45,9 @@ METHODS = {
     "rotation": "SAT for rotation",
     "both": "SAT among random misalignments",
 }
+# What a run is kept with, and must have in common with one that is asked for again.
+SETTING = ("steps", "batch_size", "rate", "start", "padding", "among")
+SETTING += ("images", "corners", "corner_images", "worst")
 # Degrees, pixels, µm.
 NOISE = {"rotation": 1.3, "shift": 1.3, "distance_error": 25.0}
 CORNER = {"rotation": 1.0, "shift": 1.0, "distance_error": 20.0}
@@ -287,8 +290,7 @@ def main() -> None:
     for seed in args.seeds:
         for method in args.methods:
             path = run_path(method, seed, args)
-            names = "steps batch_size rate start padding among images corners".split()
-            setting = {n: getattr(args, n) for n in names} | {"data": data.name}
+            setting = {n: getattr(args, n) for n in SETTING} | {"data": data.name}
             if kept(path, **setting):
                 continue
             print(f"\n{METHODS[method]}; seed {seed}", flush=True)

@@ -39,6 +39,12 @@ _KINDS = ("train", "test", "predict")
 # Losses and metrics.
 
 
+def of_keras(part) -> bool:
+    """Tells whether a layer, loss object or function comes with Keras."""
+    kind = part if hasattr(part, "__qualname__") else type(part)
+    return kind.__module__.startswith("keras.")
+
+
 def compiled_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
     """Returns what `compile` made: the trackers of losses, and the metrics."""
     found = [model._loss_tracker, model._compile_metrics, *loss_metrics(model)]

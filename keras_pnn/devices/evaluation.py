@@ -14,7 +14,7 @@ from keras_pnn.devices.normalization import check_mode, even_parts
 from keras_pnn.devices.result import DeviceEvaluation
 from keras_pnn.devices.simulated import DeviceSet, SimulatedDevice
 from keras_pnn.layers.context import current
-from keras_pnn.layers.fields import check_fields, of_keras
+from keras_pnn.layers.fields import check_fields
 from keras_pnn.layers.lookup import left_curves
 from keras_pnn.layers.quantity import Quantity
 
@@ -405,7 +405,7 @@ def _averages(model: keras.Model) -> bool:
     asked, means = _keras.compile_arguments(model), ("mean", "sum_over_batch_size")
     parts = [asked.get(name) for name in ("loss", "metrics", "weighted_metrics")]
     return all(
-        of_keras(part) and getattr(part, "reduction", "mean") in means
+        _keras.of_keras(part) and getattr(part, "reduction", "mean") in means
         for part in keras.tree.flatten(parts)
         if part is not None and not isinstance(part, str)
     )

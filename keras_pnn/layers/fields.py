@@ -112,13 +112,13 @@ def check_fields(model: keras.Model) -> None:
     for use in seen:
         casts = isinstance(use.layer, keras.layers.Rescaling)
         real = casts or getattr(use.layer, "weights", ())
-        if use.sources and of_keras(use.layer) and real:
+        if use.sources and _keras.of_keras(use.layer) and real:
             taking = f"{type(use.layer).__name__} '{use.layer.name}' behind it"
             raise _error(use.source, taking)
     sources = [s for s in outputs if s is not None]
     loss = getattr(model, "loss", None)
     loss = keras.losses.get(loss) if isinstance(loss, str) else loss
-    if sources and (of_keras(loss) or _casts(loss)):
+    if sources and (_keras.of_keras(loss) or _casts(loss)):
         taking = f"outputs of model '{model.name}', with a loss for real numbers"
         raise _error(sources[0], taking)
 
@@ -165,12 +165,6 @@ def _follow(graph, given: list, seen: list[Use]) -> list:
             results = [source if "complex" in t.dtype else None for t in tensors]
         fields |= zip(map(id, tensors), results, strict=True)
     return [fields.get(id(t)) for t in graph.outputs]
-
-
-def of_keras(part) -> bool:
-    """Tells whether a layer, loss object or function comes with Keras."""
-    kind = part if hasattr(part, "__qualname__") else type(part)
-    return kind.__module__.startswith("keras.")
 
 
 def _casts(loss) -> bool:

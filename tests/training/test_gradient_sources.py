@@ -157,33 +157,32 @@ def test_controls_that_are_stuck_have_no_derivative(source):
 
 
 @pytest.mark.usefixtures("float64")
-def test_crosstalk_where_phases_are_stuck():
-    model = mesh_network(crosstalk=CROSSTALK)
+@pytest.mark.parametrize(
+    ("options", "free", "message", "tolerance"),
+    [
+        # No shift of the others moves one phase alone.
+        ({"crosstalk": CROSSTALK}, "gamma", r"stuck.*'mesh' with", 1e-6),
+        # A theta that leaves its turn takes phi and gamma with it.
+        (
+            {"dac": pnn.layers.DAC(24, 0.0, 2 * np.pi)},
+            "theta",
+            "a dac where phi or",
+            1e-5,
+        ),
+    ],
+    ids=["crosstalk", "converter"],
+)
+def test_shifts_that_need_what_is_stuck(options, free, message, tolerance):
+    model = mesh_network(**options)
     chip = chip_of(model, stuck=pnn.Stuck(0.3, at="random"))
     right = of_the_device(model, chip)
     assert largest(gradients(model, pnn.Adjoint(), chip), right) < 1e-6
-    # No shift of the others moves one phase alone.
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"stuck.*'mesh' with"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
         gradients(model, pnn.ParameterShift(), chip)
-    held = {n: d for (n, _), d in chip.deviations.items() if n == "gamma_stuck"}
+    held = {n: d for (n, _), d in chip.deviations.items() if n == f"{free}_stuck"}
     chip = pnn.SimulatedDevice.from_dict(model, held)
     right = of_the_device(model, chip)
-    assert largest(gradients(model, pnn.ParameterShift(), chip), right) < 1e-6
-
-
-@pytest.mark.usefixtures("float64")
-def test_a_converter_where_phases_are_stuck():
-    """A theta that leaves its turn takes phi and gamma with it."""
-    model = mesh_network(dac=pnn.layers.DAC(24, 0.0, 2 * np.pi))
-    chip = chip_of(model, stuck=pnn.Stuck(0.3, at="random"))
-    right = of_the_device(model, chip)
-    assert largest(gradients(model, pnn.Adjoint(), chip), right) < 1e-6
-    with pytest.raises(tf.errors.InvalidArgumentError, match="a dac where phi or"):
-        gradients(model, pnn.ParameterShift(), chip)
-    held = {n: d for (n, _), d in chip.deviations.items() if n == "theta_stuck"}
-    chip = pnn.SimulatedDevice.from_dict(model, held)
-    right = of_the_device(model, chip)
-    assert largest(gradients(model, pnn.ParameterShift(), chip), right) < 1e-5
+    assert largest(gradients(model, pnn.ParameterShift(), chip), right) < tolerance
 
 
 @pytest.mark.usefixtures("float64")

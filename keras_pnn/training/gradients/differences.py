@@ -178,15 +178,14 @@ class RandomDirections(LossGradient):
             step = step(losses.iteration)
         values = [losses.value(v) for v in wrt]
         gradients = [tf.zeros_like(v) for v in values]
-        existing = [losses.exists(v) for v in wrt]
+        existing = [
+            tf.cast(losses.exists(v), value.dtype)
+            for v, value in zip(wrt, values, strict=True)
+        ]
         for number in range(self.directions):
             directions = [
-                self.direction(v, losses.seed, (index, number, place))
-                for place, v in enumerate(values)
-            ]
-            directions = [
-                d if e.all() else d * tf.cast(e, d.dtype)
-                for d, e in zip(directions, existing, strict=True)
+                self.direction(v, losses.seed, (index, number, place)) * e
+                for place, (v, e) in enumerate(zip(values, existing, strict=True))
             ]
             slope = losses.slope(wrt, directions, step)
             losses.measured(slope)

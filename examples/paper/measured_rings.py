@@ -212,9 +212,7 @@ def trainer(method: str, network: keras.Model, ramp: int, seed: int) -> keras.Mo
             temperature=tfd.Uniform(-WARMING, WARMING),
         )
     ascent = None if method == "random" else pnn.ASAM(0.5)
-    return pnn.SATModel(
-        network, ascent=ascent, variation=noise, warmup=ramp, seed=seed
-    )
+    return pnn.SATModel(network, ascent=ascent, variation=noise, warmup=ramp, seed=seed)
 
 
 def run(rings: Rings, known: str, method: str, seed: int, data, epochs: int) -> dict:

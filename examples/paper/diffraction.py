@@ -34,6 +34,7 @@ from keras_pnn.layers import (
     Encode,
     FreeSpace,
     Lens,
+    PhaseBlocks,
     PhaseMask,
     Threshold,
 )
@@ -47,7 +48,7 @@ METHODS = {
 }
 # What a run is kept with, and must have in common with one that is asked for again.
 SETTING = ("steps", "batch_size", "rate", "start", "padding", "among")
-SETTING += ("images", "corners", "corner_images", "worst")
+SETTING += ("images", "corners", "corner_images", "worst", "blocks")
 # Degrees, pixels, µm.
 NOISE = {"rotation": 1.3, "shift": 1.3, "distance_error": 25.0}
 CORNER = {"rotation": 1.0, "shift": 1.0, "distance_error": 20.0}
@@ -69,17 +70,22 @@ EVERYTHING = {
 }
 
 
-def system(seed: int = 0, start: str = "uniform", padding: int = 0) -> keras.Model:
+def system(
+    seed: int = 0, start: str = "uniform", padding: int = 0, blocks: int | None = None
+) -> keras.Model:
     """The authors' network; with padding, light that leaves the plane is lost.
 
     Args:
         seed: seed of the initial masks.
         start: "uniform", phases in [0, 2π) as in the reference, or "flat": 0.
         padding: dark pixels on each side during propagation.
+        blocks: pixels along the side of a square of one phase.
     """
     keras.utils.set_random_seed(seed)
     light = {"band_limit": padding > 0, "padding": padding}
     masks = {"phase_initializer": "zeros" if start == "flat" else None}
+    if blocks:
+        masks["phase_constraint"] = PhaseBlocks(blocks)
     return keras.Sequential(
         [
             keras.Input((28, 28, 1)),
@@ -102,7 +108,7 @@ def system(seed: int = 0, start: str = "uniform", padding: int = 0) -> keras.Mod
 
 
 def trained(method: str, seed: int, data, args) -> keras.Model:
-    model = system(seed, args.start, args.padding)
+    model = system(seed, args.start, args.padding, args.blocks)
     batches = pnn.datasets.Batches(
         data.x_train, data.y_train, args.batch_size, seed=seed
     )
@@ -201,7 +207,8 @@ def page(methods: list[str], args, data) -> None:
 
 
 def run_path(method: str, seed: int, args) -> pathlib.Path:
-    return args.out / f"run_{method}_{args.start}_{args.padding}_{seed}.json"
+    blocks = f"_{args.blocks}" if args.blocks else ""
+    return args.out / f"run_{method}_{args.start}_{args.padding}{blocks}_{seed}.json"
 
 
 HEADINGS = (
@@ -228,6 +235,8 @@ def report(out: pathlib.Path) -> None:
             label += f", {run['start']} start"
         if run["padding"]:
             label += f", {run['padding']} pixels of padding"
+        if run.get("blocks"):
+            label += f", squares of {run['blocks']} pixels"
         groups.setdefault(label, []).append(
             [a["aligned"][0], a["rotation"][0], a["rotation"][-1]]
             + [min(a["shift"]), min(a["distance"]), np.mean(a["corners"])]
@@ -256,6 +265,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.1, help="of Adam, in rad")
     parser.add_argument("--start", choices=("uniform", "flat"), default="uniform")
     parser.add_argument("--padding", type=int, default=0)
+    parser.add_argument("--blocks", type=int, help="of pixels with one phase")
     parser.add_argument(
         "--among",
         nargs="+",

@@ -17,8 +17,8 @@ trains with it, and is measured on 20 other chips and all images.
     python examples/paper/ascents.py --quick
 
 Each run is kept as JSON in the output folder, and is not repeated; a run that was
-interrupted goes on after its last whole epoch. The table `ascents.csv` and the plots of
-what is there are made at the end; `--report` does only that.
+interrupted goes on after its last whole epoch. The table `ascents.csv` and the plot
+`ascents.png` of what is there are made at the end; `--report` does only that.
 """
 
 import argparse
@@ -264,12 +264,15 @@ TITLES = {
 
 
 def report(out: pathlib.Path) -> None:
-    """Prints the table, writes it to `ascents.csv`, and draws a plot per system."""
+    """Prints the table, writes it to `ascents.csv`, and draws `ascents.png`."""
     from keras_pnn import plotting
 
     runs = [json.loads(p.read_text("utf-8")) for p in sorted(out.glob("run_*.json"))]
+    there = [s for s in SYSTEMS if any(r["system"] == s for r in runs)]
+    figure = plotting.new_figure(4.5 * len(there), 4.5)
+    panels = figure.subplots(1, len(there), squeeze=False)[0]
     rows = [["system", "ascent", "strength", "budget", "steps", "seeds", *HEADS]]
-    for system in SYSTEMS:
+    for system, panel in zip(there, panels, strict=True):
         mine = [r for r in runs if r["system"] == system and "unseen" in r]
         budgets = sorted({r["budget"] for r in mine})
         curves = {}
@@ -291,18 +294,13 @@ def report(out: pathlib.Path) -> None:
             steps = group[0]["steps"]
             rows.append([*label, f"{budget:g}", steps, len(group), *cells])
             curves.setdefault(name, {})[budget] = p05.mean()
-        if curves:
-            r = mine[0]
-            whole = r["seconds"] / r["budget"]
-            lines = {
-                name: [at.get(budget, np.nan) for budget in budgets]
-                for name, at in curves.items()
-            }
-            seconds = [whole * budget for budget in budgets]
-            labels = "training time (s)", "5th percentile of accuracy (%)"
-            plotting.save(
-                plotting.sweep(seconds, lines, *labels), out / f"time_{system}.png"
-            )
+        seconds = [
+            np.mean([r["seconds"] for r in mine if r["budget"] == b]) for b in budgets
+        ]
+        lines = {n: [at.get(b, np.nan) for b in budgets] for n, at in curves.items()}
+        labels = "training time (s)", "5th percentile on unseen chips (%)"
+        plotting.sweep(seconds, lines, *labels, ax=panel).set_title(TITLES[system])
+    plotting.save(panels[0], out / "ascents.png")
     with open(out / "ascents.csv", "w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
     print((out / "ascents.csv").read_text("utf-8"))

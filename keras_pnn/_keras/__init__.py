@@ -95,11 +95,21 @@ def losses(model: keras.Model) -> list[keras.losses.Loss]:
 
 
 def sample_losses(model: keras.Model, y, y_pred, sample_weight) -> tf.Tensor:
-    """Returns the loss before it is reduced over the batch."""
-    with contextlib.ExitStack() as stack:
-        for loss in losses(model):
-            stack.enter_context(_lent(loss, {"reduction": "none"}))
-        return model._compile_loss(y, y_pred, sample_weight)
+    """Returns the loss of each sample, the sum of those of all outputs."""
+
+    def by_sample(loss):
+        def call(*args):
+            with _lent(loss, {"reduction": "none"}):
+                values = loss(*args)
+            # Before they are added: outputs may differ in their axes.
+            return tf.reduce_mean(values, list(range(1, len(values.shape))))
+
+        return call
+
+    compiled = model._compile_loss
+    each = [one._replace(loss=by_sample(one.loss)) for one in compiled._flat_losses]
+    with _lent(compiled, {"_flat_losses": each}):
+        return compiled(y, y_pred, sample_weight)
 
 
 def from_probabilities(model: keras.Model) -> bool:

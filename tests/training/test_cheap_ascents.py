@@ -9,6 +9,8 @@ from models import LOSS, assert_same, banks, compiled, samples
 
 import keras_pnn as pnn
 from keras_pnn.training import ascent as ascents
+from keras_pnn.training.ascent.samples import losses_of
+from keras_pnn.training.gradients.base import Batch
 
 X, Y = samples()
 SGD = keras.optimizers.SGD
@@ -362,6 +364,45 @@ def test_a_memory_is_that_of_one_model():
     pnn.SATModel(banks(), ascent=mesa, name="first")
     with pytest.raises(ValueError, match="Received: that of model 'first'"):
         pnn.SATModel(banks(), ascent=mesa)
+
+
+@pytest.mark.parametrize(
+    "ascent",
+    [pnn.MESA(lam=1.0, decay=0.5, start=0), pnn.LookSAM(0.1), pnn.FriendlySAM(0.1)],
+    ids=lambda a: type(a).__name__,
+)
+def test_a_memory_is_of_the_variables_that_train(ascent):
+    inputs = keras.Input((3,))
+    one, other = (layers.Dense(3, use_bias=False) for _ in range(2))
+    model = keras.Model(inputs, other(one(inputs)))
+    arguments = {"perturb": "all"} if ascent.moves else {}
+    sat = pnn.SATModel(model, ascent=ascent, **arguments)
+    for frozen in (one, other, None):
+        for layer in (one, other):
+            layer.trainable = layer is not frozen
+        compiled(sat, **EAGER)
+        before = [v.numpy() for v in model.trainable_variables]
+        sat.train_on_batch(X[:, :3], Y)
+        states = [v for n, v in ascent.states().items() if n != "rho"]
+        assert len(states) == len(before)
+        if isinstance(ascent, pnn.MESA):
+            # It begins at the weights of these variables.
+            halves = zip(before, model.trainable_variables, strict=True)
+            assert_same(states, [(b + v.numpy()) / 2 for b, v in halves], 1e-6)
+
+
+def test_esam_adds_the_losses_of_outputs_by_sample():
+    inputs = keras.Input((4, 3))
+    outputs = {"steps": inputs, "all": layers.GlobalAveragePooling1D()(inputs)}
+    sat = pnn.SATModel(keras.Model(inputs, outputs), ascent=None)
+    sat.compile("sgd", {"steps": "mse", "all": "mse"})
+    x = np.random.default_rng(0).normal(size=(4, 4, 3)).astype("float32")
+    y = {"steps": np.zeros((4, 4, 3)), "all": np.zeros((4, 3))}
+    y_pred = sat(x)
+    sat.compute_loss(x, y, y_pred)
+    each = losses_of(sat, Batch((x, y, None)), y_pred)
+    expected = (x**2).mean((1, 2)) + (x.mean(1) ** 2).mean(1)
+    np.testing.assert_allclose(each, expected, rtol=1e-5)
 
 
 def test_esam_refuses_stateful_networks():

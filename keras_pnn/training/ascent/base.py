@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_pnn import _checks
 from keras_pnn._display import Brief
 from keras_pnn.layers.context import Overrides
 from keras_pnn.training.gradients.base import Batch, Evaluation
@@ -66,6 +67,8 @@ class Ascent(Brief):
     step: Step | None = None
     # The name of the model whose ascent it is, if it has a memory.
     _owner = ""
+    # The variables that it has states for.
+    _known: tuple = ()
     # States that were read from a file, until `build` has made their variables.
     _read: dict[str, np.ndarray] | None = None
 
@@ -96,6 +99,12 @@ class Ascent(Brief):
                 "each its own as `ascent`. Received: that of model "
                 f"'{self._owner}'"
             )
+        if not self.moves and trainer.perturb != "controls":
+            raise ValueError(
+                "`perturb` names what an ascent moves, and this one, or none, moves "
+                f"nothing. Received: perturb={_checks.short(trainer.perturb)}, "
+                f"ascent={trainer.ascent!r}"
+            )
         self._owner = trainer.name if self.follows else ""
 
     def states(self) -> dict[str, keras.Variable]:
@@ -103,13 +112,21 @@ class Ascent(Brief):
         return {}
 
     def build(self, trainer, moved: list[keras.Variable], x=None) -> None:
-        """Makes the states for a built model, once.
+        """Makes the states for a built model, once, and anew for other variables.
 
         Args:
             trainer: the model that trains.
             moved: the variables that the ascent moves.
             x: the inputs of a batch, where they are known.
         """
+
+    def is_new_to(self, variables: list[keras.Variable]) -> bool:
+        """Tells whether states are for other variables, and notes these.
+
+        They are at first, and where layers were frozen since, or not any more.
+        """
+        before, self._known = self._known, tuple(variables)
+        return list(map(id, before)) != list(map(id, variables))
 
     def read(self, saved: dict[str, np.ndarray]) -> None:
         """Takes up saved states, now or as soon as there are variables for them."""

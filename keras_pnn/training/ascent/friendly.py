@@ -55,7 +55,7 @@ class FriendlySAM(SAM):
         return {**super().states(), **{v.name: v for v in self._means}}
 
     def build(self, trainer, moved, x=None):
-        if not self._means:
+        if self.is_new_to(moved):
             self._means = like(moved, "mean_gradient")
             self.restore()
 

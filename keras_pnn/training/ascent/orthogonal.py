@@ -107,8 +107,9 @@ class LookSAM(SAM):
         return {**super().states(), **{v.name: v for v in self._directions}}
 
     def build(self, trainer, moved, x=None):
-        if not self._directions:
-            self._directions = like(trainer.trainable_variables, "direction")
+        variables = trainer.trainable_variables
+        if self.is_new_to(variables):
+            self._directions = like(variables, "direction")
             self.restore()
 
     def second(self, evaluate, batch, worst, first):

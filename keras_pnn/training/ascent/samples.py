@@ -9,8 +9,9 @@ from keras_pnn.training.gradients.base import Batch
 
 def losses_of(trainer, batch: Batch, y_pred) -> tf.Tensor:
     """Returns the loss of each sample, weighted, without losses of layers."""
-    values = _unreduced(trainer, batch, y_pred)
-    return tf.reduce_mean(values, axis=list(range(1, len(values.shape))))
+    _, y, sample_weight = batch
+    with keras.StatelessScope():
+        return _keras.sample_losses(trainer, y, y_pred, sample_weight)
 
 
 def check_loss(trainer, batch: Batch, y_pred, what: str) -> None:
@@ -41,12 +42,6 @@ def check_loss(trainer, batch: Batch, y_pred, what: str) -> None:
 
 
 def _by_sample(trainer, batch: Batch, y_pred) -> bool:
-    values = _unreduced(trainer, batch, y_pred)
+    values = losses_of(trainer, batch, y_pred)
     expected = keras.tree.flatten(y_pred)[0].shape[0]
     return bool(values.shape.rank) and values.shape[0] in (None, expected)
-
-
-def _unreduced(trainer, batch: Batch, y_pred) -> tf.Tensor:
-    _, y, sample_weight = batch
-    with keras.StatelessScope():
-        return _keras.sample_losses(trainer, y, y_pred, sample_weight)

@@ -35,15 +35,6 @@ class Trajectory(Ascent):
         # What a step adds to the loss: a function of the outputs.
         self._term = None
 
-    def claim(self, trainer):
-        super().claim(trainer)
-        if trainer.perturb != "controls":
-            raise ValueError(
-                "`perturb` names what an ascent moves; this one adds a term to the "
-                "loss and moves nothing. Received: "
-                f"perturb={_checks.short(trainer.perturb)}, ascent={self!r}"
-            )
-
     @property
     def suspect(self):
         return f"lam={brief(self.lam)}" if self.lam else ""
@@ -243,9 +234,10 @@ class MESA(Trajectory):
     L + λ/|B| Σ KL(softmax(past/τ) ‖ softmax(now/τ)) over the batch B, where past are
     the outputs of the network with v ← δ v + (1 − δ) Θ in place of its trainable
     variables Θ. From the epoch `start` on, a step takes one more forward pass. The
-    average begins when training does; an optimizer that accumulates gradients moves it
-    with the weights. The formula is the paper's; the authors' code multiplies it by
-    τ², so that its λ = 0.8 with τ = 5 is `lam=20` here.
+    average begins when training does, and anew where layers were frozen since, or not
+    any more; an optimizer that accumulates gradients moves it with the weights. The
+    formula is the paper's; the authors' code multiplies it by τ², so that its λ = 0.8
+    with τ = 5 is `lam=20` here.
 
     Both networks are on the same device, drawn or in the loop, at the same values of
     imperfections: with `adversarial`, at θ0. They have the same dropout masks, and
@@ -295,7 +287,7 @@ class MESA(Trajectory):
 
     def build(self, trainer, moved, x=None):
         variables = trainer.trainable_variables if self.lam else []
-        if not self._averages:
+        if self.is_new_to(variables):
             self._averages = like(variables, "average", copied=True)
             self.restore()
         elif self._stale:

@@ -11,6 +11,7 @@ from models import (
     Bench,
     assert_same,
     bank,
+    banks,
     mesh,
     mesh_chip,
     meshes,
@@ -322,6 +323,54 @@ def test_an_ascent_teaches_the_errors_once():
     logs = trainer.fit(X, Y, **FIT).history
     assert int(errors_of(trainer).optimizer.iterations.numpy()) == 2
     assert np.isfinite(logs["sharpness"][0]) and logs["sharpness"][0] != 0
+
+
+def test_both_passes_of_an_ascent_are_fused():
+    """The phases between two meshes are the model's, as in the first pass."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,))
+    x = pnn.layers.MZIMesh(4)(pnn.layers.MZIMesh(4)(inputs))
+    model = keras.Model(inputs, pnn.layers.Photodetector(ports=3)(x))
+    trainer = dat(model, chip(meshes=2), ascent=pnn.ESAM(1e-6, beta=1, gamma=0.5))
+    logs = trainer.train_on_batch(X, Y, return_dict=True)
+    assert abs(logs["sharpness"]) < 1e-4
+
+
+@pytest.mark.parametrize("internal_states", [True, False])
+def test_layers_that_are_not_on_the_device_have_no_errors(internal_states):
+    class Partial:
+        def measure(self, layer, inputs, controls):
+            if layer.name != "first":
+                return None
+            return 1.1 * layer.forward(inputs, controls, layer.current_values()[1])
+
+    trainer = dat(banks(), Partial(), internal_states=internal_states)
+    trainer.train_on_batch(X, Y)
+    before = [numbers(n.trainable_variables) for n in trainer.error_models]
+    trainer.train_on_batch(X, Y)
+    after = [numbers(n.trainable_variables) for n in trainer.error_models]
+    moved = [
+        max(np.abs(a - b).max() for a, b in zip(*pair, strict=True))
+        for pair in zip(after, before, strict=True)
+    ]
+    assert moved[0] > 0 and moved[1] == 0
+
+
+@pytest.mark.parametrize("kind", ["DATModel", "FeedbackAlignment"])
+def test_layers_of_unknown_size_are_refused(kind):
+    inputs = keras.Input((None, None, 1))
+    x = pnn.layers.MRRConv2D(2, 2)(pnn.layers.MRRConv2D(2, 2)(inputs))
+    model = keras.Model(inputs, layers.GlobalAveragePooling2D()(x))
+    with pytest.raises(ValueError, match=f"{kind} needs .*Received: shape .None, None"):
+        if kind == "DATModel":
+            pnn.DATModel(model, chip())
+        source = pnn.FeedbackAlignment()
+        device = pnn.SimulatedDevice({})
+        trainer = pnn.SATModel(model, ascent=None, device=device, gradient=source)
+        trainer.compile("sgd", LOSS)
+        images = tf.TensorSpec((None, None, None, 1))
+        step = tf.function(lambda *data: trainer.train_step(data))
+        step.get_concrete_function(images, tf.TensorSpec((None,), "int32"))
 
 
 class Jump:

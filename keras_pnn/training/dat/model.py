@@ -13,6 +13,7 @@ from keras_pnn.training.gradients.base import (
     GradientSource,
     check_measured,
     loss_of,
+    sample_size,
     times_samples,
 )
 from keras_pnn.training.sat import SATModel
@@ -50,7 +51,7 @@ class ErrorModels:
                 name=f"error_{index}",
                 dtype=layer.dtype_policy,
             )
-            network.build((None, _size(shape)))
+            network.build((None, sample_size(shape, "DATModel")))
             self.networks.append(network)
         self.optimizer.build(self.trainable)
 
@@ -75,7 +76,8 @@ class ErrorModels:
 
         Logits behind a softmax or sigmoid stay those of y: y + S(y) may have none.
         """
-        flat = tf.reshape(modelled, [-1, _size(modelled.shape)])
+        size = sample_size(modelled.shape, "DATModel")
+        flat = tf.reshape(modelled, [-1, size])
         errors = tf.reshape(self.of(layer)(flat, training=training), tf.shape(modelled))
         # The networks compute with their weights' precision, the layers perhaps less.
         corrected = modelled + tf.cast(errors, modelled.dtype)
@@ -121,14 +123,13 @@ class DualAdaptive(GradientSource):
         watched, overrides = overrides.watch([*wrt, *theirs])
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             tape.watch(watched)
-            forward = self._inside if self.internal_states else self._outside
-            loss, y_pred, scope, misfits, asked = forward(
+            loss, y_pred, scope, misfits, asked = self._fusing(
                 trainer, batch, overrides, learning
             )
             scaled = trainer.optimizer.scale_loss(loss)
             if self.compare == "outputs" and index == 0:
                 misfits = self._compared(
-                    trainer, batch, overrides, learning, y_pred, scope
+                    trainer, batch, overrides, learning, y_pred, scope, asked
                 )
         gradients = tape.gradient(scaled, watched[: len(wrt)])
         steps = []
@@ -150,6 +151,16 @@ class DualAdaptive(GradientSource):
 
         count = times_samples(len(asked), batch)
         return Evaluation(loss, wrt, gradients, y_pred, scope, overrides, count, commit)
+
+    def forward(self, trainer, batch, overrides, asked=None, join=None):
+        loss, y_pred, scope, _, seen = self._fusing(trainer, batch, overrides, False)
+        if asked is not None:
+            asked += seen
+        return loss, y_pred, scope
+
+    @property
+    def _fusing(self):
+        return self._inside if self.internal_states else self._outside
 
     @property
     def _through(self) -> bool:
@@ -190,7 +201,8 @@ class DualAdaptive(GradientSource):
         with seen, self.measuring(trainer, asked):
             measured = trainer(batch[0], training=True)
         scope = overrides.scope(trainer)
-        with scope, substituting(self._correcting(learning) if self._through else None):
+        correcting = self._correcting(learning, asked) if self._through else None
+        with scope, substituting(correcting):
             predicted = trainer(batch[0], training=True)
             fused = keras.tree.map_structure(self._fused, measured, predicted)
             y_pred = keras.tree.map_structure(valued, fused, predicted)
@@ -200,10 +212,10 @@ class DualAdaptive(GradientSource):
             scope.add_update(update)
         return loss, y_pred, scope, [], asked
 
-    def _compared(self, trainer, batch, overrides, learning, measured, scope):
+    def _compared(self, trainer, batch, overrides, learning, measured, scope, asked):
         """What is left between the outputs with S and those that were measured."""
         aside = overrides.scope(trainer)
-        with aside, substituting(self._correcting(learning)):
+        with aside, substituting(self._correcting(learning, asked)):
             predicted = trainer(batch[0], training=True)
         each = keras.tree.map_structure(self._misfit, predicted, measured)
         misfit = tf.add_n(keras.tree.flatten(each))
@@ -212,12 +224,15 @@ class DualAdaptive(GradientSource):
         for variable, value in aside.updates():
             if id(variable) in own:
                 scope.add_update((variable, value))
-        return [(network, misfit) for network in self.errors.networks]
+        layers = {id(layer): layer for layer in asked}.values()
+        return [(self.errors.of(layer), misfit) for layer in layers]
 
-    def _correcting(self, learning: bool):
-        """Lets every layer give y + S(y)."""
+    def _correcting(self, learning: bool, asked: list):
+        """Lets every layer that was measured give y + S(y)."""
 
         def substitute(layer, inputs, controls, modelled):
+            if not any(layer is other for other in asked):
+                return modelled
             return self.errors.corrected(layer, modelled, training=learning)
 
         return substitute
@@ -393,8 +408,3 @@ class _Stages(keras.callbacks.Callback):
         if self.model.gradient.learning != learning:
             self.model.gradient.learning = learning
             _keras.retrace(self.model, "train")
-
-
-def _size(shape) -> int:
-    """How many numbers a sample's outputs are."""
-    return int(tf.TensorShape(shape[1:]).num_elements())

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable
 
 import keras
@@ -136,6 +137,10 @@ class GradientSource(Brief):
     def loss(self, trainer, batch, overrides: Overrides) -> tf.Tensor:
         """Evaluates a batch without derivatives; arguments as above."""
         return self.forward(trainer, batch, overrides)[0]
+
+    def modelled(self) -> "GradientSource":
+        """Returns a source of the same loss, of the model alone."""
+        return ModelGradient()
 
     def variables(self, trainer) -> list[keras.Variable]:
         """Returns what the source learns, which is saved with the trainer's state."""
@@ -276,6 +281,16 @@ def times_samples(settings: int, batch) -> tf.Tensor:
     return settings * tf.cast(Batch(batch).size, "int64")
 
 
+def sample_size(shape, what: str) -> int:
+    """Returns how many numbers one sample is; raises ValueError if it is unknown."""
+    if None in tuple(shape)[1:]:
+        raise ValueError(
+            f"{what} needs layers with inputs and outputs of a known size: give the "
+            f"inputs of the model a whole shape. Received: shape {tuple(shape)}"
+        )
+    return math.prod(shape[1:])
+
+
 def check_measured(seen) -> None:
     """Raises ValueError if a device has measured nothing in a pass."""
     if not seen:
@@ -311,9 +326,10 @@ def summed(tensors: list) -> list:
 
 def overflowed(optimizer: keras.optimizers.Optimizer, gradients: list) -> tf.Tensor:
     """Tells whether an optimizer passes over a step, as gradients overflowed in it."""
-    if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        return tf.constant(False)
     dense = [tf.convert_to_tensor(g) for g in gradients if g is not None]
+    scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    if not (scales and dense):
+        return tf.constant(False)
     finite = [tf.reduce_all(tf.math.is_finite(tf.abs(g))) for g in dense]
     return tf.logical_not(tf.reduce_all(finite))
 

@@ -12,6 +12,7 @@ from keras_pnn.layers.lookup import physical_layers
 from keras_pnn.training.gradients.base import (
     Evaluation,
     ModelGradient,
+    sample_size,
     times_samples,
 )
 from keras_pnn.training.gradients.measured import wide
@@ -81,7 +82,7 @@ class FeedbackAlignment(ModelGradient):
                         # On the way to the error itself, which is behind the layer.
                         return tf.zeros_like(inputs), upstream
                     (found,) = error
-                    size = math.prod(inputs.shape[1:])
+                    size = sample_size(inputs.shape, type(self).__name__)
                     matrix = self.feedback(places[id(layer)], found.shape[1], size)
                     sent = tf.matmul(found, tf.constant(matrix, found.dtype))
                     sent = tf.reshape(sent, tf.shape(inputs))
@@ -115,7 +116,10 @@ class FeedbackAlignment(ModelGradient):
         errors = tape.gradient(
             scaled, outputs, unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
-        flat = [tf.reshape(e, [-1, math.prod(e.shape[1:])]) for e in map(wide, errors)]
+        flat = [
+            tf.reshape(wide(e), [-1, sample_size(e.shape, type(self).__name__)])
+            for e in errors
+        ]
         error.append(tf.concat([tf.cast(e, flat[0].dtype) for e in flat], axis=1))
         gradients = tape.gradient(scaled, watched)
         del tape

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_pnn import _checks, _keras
+from keras_pnn import _checks, _keras, _warnings
 from keras_pnn.devices.variation import Variation
 from keras_pnn.layers.context import Overrides
 from keras_pnn.layers.lookup import check_selection, select_variables
@@ -116,7 +116,7 @@ class SATModel(Trainer):
             without a radius; an ascent with a memory has a model already; `perturb` is
             given with an ascent that moves nothing, or selects nothing, as `"controls"`
             in a model without physical layers;
-            `clean_fraction` is outside [0, 1];
+            `clean_fraction` is outside [0, 1], or above 0 without a second pass;
             `warmup` is no integer ≥ 0, or has nothing to act on;
             `seed` is not a 32-bit integer; or `adversarial` names what the model does
             not have, one variable twice, or one that `perturb` moves.
@@ -166,10 +166,8 @@ class SATModel(Trainer):
         self.variation = variation
         self._warmup = _checks.integer("warmup", warmup, low=0)
         if warmup and self.ascent is None and variation is None:
-            raise ValueError(
-                "`warmup` ramps an ascent or a variation. Received: "
-                f"warmup={warmup}, ascent=None, variation=None"
-            )
+            expected = "0 without what it ramps, an ascent or a variation"
+            raise _checks.error("warmup", expected, warmup)
         if gradient is None:
             gradient = ModelGradient() if device is None else DeviceGradient()
         elif not isinstance(gradient, GradientSource):
@@ -179,6 +177,9 @@ class SATModel(Trainer):
         self._clean_fraction = _checks.real(
             "clean_fraction", clean_fraction, low=0, high=1
         )
+        if clean_fraction and not (self._ascent.moves or self.adversarial):
+            expected = "0 without a second pass, by `ascent` or `adversarial`"
+            raise _checks.error("clean_fraction", expected, clean_fraction)
         self.seed = _checks.integer("seed", seed, -(2**31), 2**31 - 1)
         self._sharpness = keras.metrics.Mean(name="sharpness")
         # Of the outputs, known from the first step on.
@@ -341,7 +342,7 @@ class SATModel(Trainer):
     def _adversarial(self, adversary, present, first: Evaluation, batch, seed):
         """θ_adv, eq. 5."""
         scale = self.optimizer.scale_loss(tf.constant(1.0))
-        model = ModelGradient()
+        model = self.gradient.modelled()
         return adversary.moved(
             present,
             loss=lambda moved: model.loss(self, batch, present.merged(moved)),
@@ -386,8 +387,10 @@ class SATModel(Trainer):
             ),
         ):
             metric.update_state(value * replicas, sample_weight=weight)
-        pairs = zip(gradients, self.trainable_variables, strict=True)
-        self.optimizer.apply_gradients(pairs)
+        if pairs := list(zip(gradients, self.trainable_variables, strict=True)):
+            self.optimizer.apply_gradients(pairs)
+        else:
+            _warnings.warn("The model does not have any trainable weights.")
         ascent.commit(first.y_pred, skipped)
         return self.compute_metrics(x, y, first.y_pred, sample_weight=sample_weight)
 

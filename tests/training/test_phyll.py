@@ -147,6 +147,34 @@ def test_ascents_by_outputs_are_refused(ascent):
         trainer.fit(batches, verbose=0)
 
 
+@pytest.mark.parametrize("device", [None, pnn.SimulatedDevice({})])
+def test_the_worst_case_is_that_of_the_local_loss(device):
+    model = classifier()
+    model.build((None, 4))
+    rule = pnn.FiniteDifference(0.1, 0.01, "forward", normalize=False)
+    trainer = pnn.SATModel(
+        model,
+        ascent=None,
+        device=device,
+        gradient=pnn.PhyLL(),
+        adversarial={"temperature": rule},
+    )
+    trainer.compile(keras.optimizers.SGD(0.0), LOSS, run_eagerly=True)
+    banks = pnn.layers.physical_layers(model)
+    shared = [la.imperfections["temperature"] for la in banks]
+
+    def loss(temperature):
+        moved = Overrides((v, tf.constant(temperature)) for v in shared)
+        batch = tf.constant(X), tf.constant(Y), None
+        return float(pnn.PhyLL().loss(trainer, batch, moved))
+
+    away = 0.1 * (loss(0.01) - loss(0.0)) / 0.01
+    rise = loss(away) - loss(0.0)
+    logs = trainer.train_on_batch(X, Y, return_dict=True)
+    assert logs["sharpness"] == pytest.approx(rise, abs=1e-5)
+    assert abs(rise) > 1e-3
+
+
 def test_digits_are_learned_on_a_chip():
     data = pnn.datasets.load("digits")
 

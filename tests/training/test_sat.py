@@ -285,6 +285,11 @@ PLAIN = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
         ({"variation": 0.1}, "`variation` must be a Variation"),
         ({"device": 3}, "`device`"),
         ({"gradient": "spsa"}, "`gradient` must be"),
+        ({"ascent": None, "perturb": "all"}, "`perturb` names what.*ascent=None"),
+        (
+            {"ascent": None, "clean_fraction": 0.5},
+            "`clean_fraction` must be 0 without a second pass.*Received: 0.5",
+        ),
         ({"clean_fraction": 1.5}, r"`clean_fraction` must be.*\[0, 1\].*Received: 1.5"),
     ],
 )
@@ -329,6 +334,18 @@ def test_statistics_and_metrics_are_those_of_the_clean_pass():
     np.testing.assert_allclose(logs["loss"], [clean], rtol=1e-6)
     assert logs["sharpness"][0] > 0.1
     assert np.abs(before).max() > 0
+
+
+def test_a_frozen_network_has_figures_all_the_same():
+    model = banks()
+    model.trainable = False
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())
+    sat = compiled(pnn.SATModel(model, ascent=None), optimizer, **EAGER)
+    before = numbers(model.variables)
+    with pytest.warns(UserWarning, match="does not have any trainable weights"):
+        loss = sat.train_on_batch(X, Y)[0]
+    assert loss == pytest.approx(sat.evaluate(X, Y, verbose=0), rel=1e-5)
+    assert_same(numbers(model.variables), before)
 
 
 def test_metrics_are_those_before_the_step():
@@ -767,7 +784,7 @@ def test_warmup_is_saved(tmp_path):
     ("kwargs", "message"),
     [
         ({"warmup": -1}, "`warmup`.*Received: -1"),
-        ({"warmup": 2, "ascent": None}, "ramps an ascent or a variation"),
+        ({"warmup": 2, "ascent": None}, "without what it ramps.*Received: 2"),
     ],
 )
 def test_bad_warmup(kwargs, message):

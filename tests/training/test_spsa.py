@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from models import Bench, assert_same, bank, numbers, ring_chip
+from models import LOSS, Bench, assert_same, bank, mesh, numbers, ring_chip
 
 import keras_pnn as pnn
 from keras_pnn.layers.context import Overrides
@@ -205,6 +205,19 @@ def test_with_an_ascent():
     logs = trainer.train_on_batch(X, Y, return_dict=True)
     np.testing.assert_allclose(kernel.numpy(), expected, atol=1e-4)
     assert logs["sharpness"] > 0
+
+
+@pytest.mark.parametrize("name", ["theta", "theta_error"])
+def test_slots_without_a_cell_do_not_move(name):
+    model = mesh()
+    trainer = pnn.SATModel(model, ascent=None, gradient=pnn.SPSA(0.1))
+    trainer.compile("sgd", LOSS)
+    trainer.optimizer.build(trainer.trainable_variables)
+    quantity = model.layers[1].quantity(name)
+    batch = tf.ones((2, 4)), tf.constant([0, 1]), None
+    wrt = [quantity.variable]
+    (found,) = trainer.gradient(trainer, batch, Overrides(), wrt).gradients
+    np.testing.assert_array_equal(found.numpy() != 0, quantity.exists)
 
 
 # Saving; bad arguments.

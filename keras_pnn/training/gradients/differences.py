@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras_pnn import _checks
 from keras_pnn.devices.draws import folded, whole_numbers
 from keras_pnn.layers.context import Overrides
-from keras_pnn.layers.lookup import physical_layers
+from keras_pnn.layers.lookup import physical_layers, quantities
 from keras_pnn.training.gradients.base import (
     Evaluation,
     ModelGradient,
@@ -107,12 +107,10 @@ class Losses:
         return self._last.dtype
 
     def exists(self, variable: keras.Variable) -> np.ndarray:
-        """Returns which elements of a control the hardware has; True for a weight."""
-        for layer in physical_layers(self._trainer.model):
-            for name, control in layer.controls.items():
-                if control is variable:
-                    return layer.quantity(name).exists
-        return np.array(True)
+        """Returns which elements of a variable the hardware has; all of a weight."""
+        known = quantities(self._trainer.model)
+        found = [q.exists for q in known if q.variable is variable]
+        return found[0] if found else np.array(True)
 
     def at(self, pairs, after=None) -> tf.Tensor:
         """Returns the loss at other values: (variable, value) pairs."""

@@ -60,6 +60,9 @@ class PhyLL(ModelGradient):
     def get_config(self) -> dict:
         return {"theta": self.theta}
 
+    def modelled(self):
+        return PhyLL(self.theta)
+
     def forward(self, trainer, batch, overrides, asked=None, join=None):
         model, (x, y, weight) = trainer.model, batch
         self._check(trainer, y)

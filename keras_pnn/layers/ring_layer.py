@@ -26,6 +26,7 @@ from keras_pnn.layers.ring_program import (
 )
 from keras_pnn.layers.ring_readout import RingReadout
 from keras_pnn.physics import tuning as tunings
+from keras_pnn.physics.tuning.lorentzian import PARKED
 from keras_pnn.physics.tuning.signed import SignedCurve
 
 
@@ -89,6 +90,10 @@ class RingLayer(RingReadout, RealInputs, PhysicalLayer):
         self.bias_initializer = keras.initializers.get(bias_initializer)
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         self.control_regularizer = keras.regularizers.get(control_regularizer)
+        penalised = getattr(self.control_regularizer, "tuning", self.tuning)
+        if penalised != self.tuning:
+            expected = f"one for the layer's tuning, {self.tuning!r}"
+            raise _checks.error("control_regularizer", expected, f"{penalised!r}")
         self.bias_regularizer = keras.regularizers.get(bias_regularizer)
         self.dac = limits.get_dac(dac)
         limits.check_converter(self.dac, self.tuning)
@@ -332,7 +337,7 @@ class RingLayer(RingReadout, RealInputs, PhysicalLayer):
             return self.curve.weight(control, shift, width_error)
         detuning = self.tuning.detuning(control) + shift
         # Where the matrix does not fill a tile, rings are parked far away.
-        detuning = self.by_row(detuning, fill=1e6)
+        detuning = self.by_row(detuning, fill=PARKED)
         ring = np.arange(self.columns)
         offset = self.channel_spacing * (ring[:, None] - ring[None, :])
         detuning = detuning[..., None] + ops.cast(offset, detuning.dtype)

@@ -16,7 +16,8 @@ class OpticalPruning(Brief, keras.regularizers.Regularizer):
 
     Args:
         alpha: weight α of the penalty, ≥ 0.
-        tuning: the tuning of the layer that it regularises.
+        tuning: the tuning of the layer that it regularises. Default: that of a layer
+            by default. A layer with another one raises an error.
 
     Raises:
         ValueError: If `alpha` is negative or not finite, or rings have curves of their

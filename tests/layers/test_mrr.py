@@ -129,11 +129,16 @@ def test_wdm_row_against_a_loop_over_rings_and_channels(rng, columns):
     np.testing.assert_allclose(layer.effective_weights(), expected, atol=1e-12)
 
 
-def test_rings_that_a_tile_lacks_meet_no_channel_of_a_wide_bank():
+@pytest.mark.parametrize("period", [None, 9.3])
+def test_rings_that_a_tile_lacks_meet_no_channel_of_a_wide_bank(period):
     # 1,300 channels of 0.8 nm: a place without a ring must stay away from all.
-    wide, near = (bank(1, 2, channel_spacing=0.8, bank_size=(1, n)) for n in (1300, 2))
+    tuning = pnn.HeaterTuning(free_spectral_range=period)
+    wide, near = (
+        bank(1, 2, tuning=tuning, channel_spacing=0.8, bank_size=(1, n))
+        for n in (1300, 2)
+    )
     for layer in (wide, near):
-        layer.controls["control"].assign(np.full((2, 1), 0.1))
+        layer.controls["control"].assign(np.full((2, 1), 1.5))
     np.testing.assert_allclose(
         wide.effective_weights(), near.effective_weights(), atol=1e-9
     )

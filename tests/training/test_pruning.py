@@ -80,6 +80,18 @@ def test_bad_alpha():
         pnn.OpticalPruning(-1)
 
 
+def test_the_slopes_are_those_of_the_layer():
+    tuning = pnn.HeaterTuning()
+    pnn.layers.MRRBank(
+        3, tuning=tuning, control_regularizer=pnn.OpticalPruning(0.1, tuning)
+    )
+    for other in (tuning, pnn.RingTunings([tuning, tuning])):
+        with pytest.raises(ValueError, match=r"`control_reg.*Received: Lorentzian"):
+            pnn.layers.MRRBank(
+                3, tuning=other, control_regularizer=pnn.OpticalPruning(0.1)
+            )
+
+
 def test_curves_of_their_own_have_no_place():
     rings = pnn.RingTunings([pnn.HeaterTuning(), pnn.HeaterTuning(offset=-0.4)])
     with pytest.raises(ValueError, match=r"`tuning` must be one curve.*RingTunings"):

@@ -16,6 +16,8 @@ from keras_pnn.physics.tuning.base import WEIGHT_TOLERANCE, Tuning
 
 # A weight of 1 needs an infinite detuning; the authors of arXiv:2411.12352 stop here.
 HIGHEST_CLIPPED_WEIGHT = 0.999
+# The detuning in nm of a place without a ring, beyond every resonance.
+PARKED = 1e6
 
 
 class ResonanceTuning(Tuning):
@@ -119,7 +121,8 @@ class ResonanceTuning(Tuning):
         if self.free_spectral_range is not None:
             # That of a ring: a Lorentzian in the sine of half the round-trip phase.
             turn = math.pi / self.free_spectral_range
-            detuning = tf.sin(turn * detuning) / turn
+            periodic = tf.sin(turn * detuning) / turn
+            detuning = tf.where(tf.abs(detuning) < PARKED / 2, periodic, detuning)
         through, drop = law(detuning, half_width, self.through_min, self.drop_max)
         return {"balanced": through - drop, "through": through, "drop": drop}[self.port]
 

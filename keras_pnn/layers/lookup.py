@@ -197,7 +197,10 @@ def select_variables(
             something else.
     """
     which = check_selection(argument, which)
-    candidates = [*model.trainable_variables, *imperfections_of(model)]
+    imperfections = [q for q in quantities(model) if q.nominal is not None]
+    # A control that is stuck stays where it is.
+    gradual = [q.variable for q in imperfections if not q.holds]
+    candidates = [*model.trainable_variables, *gradual]
     if callable(which):
         selected = [v for v in candidates if which(v)]
         if not selected:

@@ -262,7 +262,7 @@ class DATModel(SATModel):
     """Trains on a device, and learns its systematic errors.
 
     An error network S learns to predict the device: it adds S(y) to the outputs y of
-    each physical layer. In each step
+    each physical layer that the device measures. In each step
 
     1. the batch is measured;
     2. S takes a step that lowers the mean square of what is left between model and

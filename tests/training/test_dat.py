@@ -358,9 +358,9 @@ def test_layers_that_are_not_on_the_device_have_no_errors(internal_states):
 
 @pytest.mark.parametrize("kind", ["DATModel", "FeedbackAlignment"])
 def test_layers_of_unknown_size_are_refused(kind):
-    inputs = keras.Input((None, None, 1))
-    x = pnn.layers.MRRConv2D(2, 2)(pnn.layers.MRRConv2D(2, 2)(inputs))
-    model = keras.Model(inputs, layers.GlobalAveragePooling2D()(x))
+    inputs = keras.Input((None, 2))
+    x = pnn.layers.MRRBank(3)(pnn.layers.MRRBank(3)(inputs))
+    model = keras.Model(inputs, layers.GlobalAveragePooling1D()(x))
     with pytest.raises(ValueError, match=f"{kind} needs .*Received: shape .None, None"):
         if kind == "DATModel":
             pnn.DATModel(model, chip())
@@ -368,9 +368,9 @@ def test_layers_of_unknown_size_are_refused(kind):
         device = pnn.SimulatedDevice({})
         trainer = pnn.SATModel(model, ascent=None, device=device, gradient=source)
         trainer.compile("sgd", LOSS)
-        images = tf.TensorSpec((None, None, None, 1))
+        series = tf.TensorSpec((None, None, 2))
         step = tf.function(lambda *data: trainer.train_step(data))
-        step.get_concrete_function(images, tf.TensorSpec((None,), "int32"))
+        step.get_concrete_function(series, tf.TensorSpec((None,), "int32"))
 
 
 class Jump:

@@ -369,7 +369,7 @@ def test_layers_of_unknown_size_are_refused(kind):
         trainer = pnn.SATModel(model, ascent=None, device=device, gradient=source)
         trainer.compile("sgd", LOSS)
         series = tf.TensorSpec((None, None, 2))
-        step = tf.function(lambda *data: trainer.train_step(data))
+        step = tf.function(lambda *data: trainer.train_step(data), autograph=False)
         step.get_concrete_function(series, tf.TensorSpec((None,), "int32"))
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 import keras_pnn as pnn
+from keras_pnn.devices import SimulatedDevice
+from keras_pnn.devices.draws import folded
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 FIT = {"batch_size": 4, "epochs": 2, "shuffle": False, "verbose": 0}
@@ -21,6 +23,12 @@ def samples(n=12, features=4, classes=3):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(n, features)).astype("float32")
     return x, rng.integers(0, classes, n)
+
+
+def drawn_in_training(variation, model, step=0, seed=0):
+    """The device on which `SATModel(variation=..., seed=...)` trains at a step."""
+    arrays = variation.drawn(model, folded((seed, step), "training"))
+    return SimulatedDevice(arrays)
 
 
 def banks(*between, **kwargs):

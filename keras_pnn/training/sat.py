@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks, _keras, _warnings
+from keras_pnn.devices.draws import folded
 from keras_pnn.devices.variation import Variation
 from keras_pnn.layers.context import Overrides
 from keras_pnn.layers.lookup import check_selection, select_variables
@@ -90,8 +91,8 @@ class SATModel(Trainer):
             (with `Autodiff`, one for each where their shapes differ),
             `"slm/rotation"` that of one layer.
         variation: a `Variation`. A fresh device is drawn at each step, the same in
-            all passes, as a pure function of `seed` and the step, with and without XLA.
-            The draws add to an installed device and to drift.
+            all passes, as a pure function of `seed` and the step, with and without XLA,
+            none of `Variation.sample`. It adds to an installed device and to drift.
         device: a device whose measurements replace the layers' outputs in both
             passes, while gradients go through the model: SAT online. The ascent
             uses these gradients too. `adversarial`, `variation` and drift add to the
@@ -237,7 +238,8 @@ class SATModel(Trainer):
         present = Overrides()
         if self.variation is not None:
             self._check_draws()
-            present = self._drawn(seed)
+            # Never a device of `Variation.sample`, on which networks are tested.
+            present = self._drawn(folded(seed, "training"))
         ramp = self._ramp() if self.warmup else 1.0
         step = ascents.Step(self, iteration, seed, ramp, bool(adversary))
         ascent = self._ascent.at(step)

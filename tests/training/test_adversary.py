@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers, ops
-from models import FIT, LOSS, assert_same, banks, numbers, samples
+from models import (
+    FIT,
+    LOSS,
+    assert_same,
+    banks,
+    drawn_in_training,
+    numbers,
+    samples,
+)
 
 import keras_pnn as pnn
 from keras_pnn import _keras
@@ -248,7 +256,7 @@ def test_draws_go_by_name_and_place():
     # The noise of `variation` is not the noise of the radius.
     both = rule, pnn.Variation(a=0.5)
     sat = sat_of(placed(), {"a": both[0]}, variation=both[1])
-    (device,) = both[1].sample(sat.model, 1)
+    device = drawn_in_training(both[1], sat.model)
     u = (seen(sat)[0] - device.deviations["a", 0]) / 0.5
     uniform = tf.random.stateless_uniform
     assert np.abs(np.abs(u) - uniform((), (0, 0))) > 1e-3
@@ -552,7 +560,8 @@ def test_noise_on_the_same_imperfection():
         pnn.FiniteDifference(0.5, 0.001, "forward", normalize=False),
     ):
         sat = sat_of(placed(), {"a": rule}, variation=noise, seed=7)
-        for device in noise.sample(sat.model, 2, seed=7):
+        for step in range(2):
+            device = drawn_in_training(noise, sat.model, step, seed=7)
             a, b = A + device.deviations["a", 0], B + device.deviations["b", 0]
             close(seen(sat), a + 0.5 * slope_of_a(a), b, atol=5e-3)
             assert abs(a) > 0.05

@@ -13,6 +13,7 @@ from models import (
     assert_same,
     banks,
     compiled,
+    drawn_in_training,
     mesh,
     numbers,
     samples,
@@ -638,8 +639,8 @@ def test_noise_is_a_fresh_device_each_step(ascent, mode):
     losses = [sat.train_on_batch(X[:4], Y[:4])[0] for _ in range(3)]
     assert len(np.unique(losses)) == 3
     rho = 0.0 if ascent is None else ascent.rho
-    devices = NOISE.sample(manual, 3, seed=7)
-    for device in devices:
+    for step in range(3):
+        device = drawn_in_training(NOISE, manual, step, seed=7)
         with device.installed(manual):
             manual_step(manual, SELECTIONS["controls"](manual), rho)
     for a, b in zip(model.variables, manual.variables, strict=True):
@@ -695,7 +696,7 @@ def test_noise_and_ascent_on_one_variable(perturb):
     logs = sat.fit(X[:4], Y[:4], batch_size=4, verbose=0).history
     for a, b in zip(before, model.variables, strict=True):
         np.testing.assert_array_equal(a, b.numpy())
-    (device,) = variation.sample(model, 1, seed=2)
+    device = drawn_in_training(variation, model, seed=2)
     with device.installed(model):
         loss, sharpness = manual_step(model, SELECTIONS[perturb](model), 0.2, rate=0.0)
     np.testing.assert_allclose(logs["loss"], [loss], rtol=1e-5)
@@ -821,7 +822,7 @@ def test_noise_on_dense_kernels():
     variation = pnn.Variation(kernel=0.3)
     sat = pnn.SATModel(model, rho=0.0, perturb="all", variation=variation)
     compiled(sat, SGD(0.1), **EAGER).fit(X, Y, batch_size=12, verbose=0)
-    (device,) = variation.sample(model, 1, seed=0)
+    device = drawn_in_training(variation, model)
     noisy = tf.constant(kernel + device.deviations["kernel", 0])
     with tf.GradientTape() as tape:
         tape.watch(noisy)

@@ -30,11 +30,11 @@ class Quadratic(layers.Layer):
         return inputs
 
 
-def descended(ascent, steps, rate=0.5, **options):
+def descended(ascent, steps, rate=0.5, warmup=0, **options):
     """w after each step on the quadratic, and the sharpness of each."""
     inputs = keras.Input((1,), dtype="float64")
     model = keras.Model(inputs, Quadratic(dtype="float64")(inputs))
-    sat = pnn.SATModel(model, ascent=ascent, perturb="all")
+    sat = pnn.SATModel(model, ascent=ascent, perturb="all", warmup=warmup)
     compiled(sat, SGD(rate), loss=None, **{**EAGER, **options})
     found, sharpness = [], []
     for _ in range(steps):
@@ -69,6 +69,14 @@ def test_looksam(options):
     np.testing.assert_allclose(w[1], expected)
     # In between, nothing is measured.
     np.testing.assert_allclose(sharpness, [RISE, 0], rtol=1e-6)
+
+
+def test_the_kept_direction_is_ramped_with_the_radius():
+    w, _ = descended(pnn.LookSAM(0.5, every=2, alpha=0.7), 4, warmup=4)
+    gradient = np.array([1, 2]) * w[2]
+    beside = (w[2] - w[3]) / 0.5 - gradient
+    expected = 0.7 * 3 / 4 * np.linalg.norm(gradient)
+    np.testing.assert_allclose(np.linalg.norm(beside), expected, rtol=1e-6)
 
 
 def test_looksam_of_every_step_is_sam():

@@ -62,7 +62,8 @@ class LookSAM(SAM):
     In the steps k, 2k, … the optimizer steps with g_s, the gradient at Θ + ΔΘ, whose
     part across the gradient g at Θ is kept: g_v = g_s − (g_s·g/‖g‖²) g. In between it
     steps with g + α (‖g‖/‖g_v‖) g_v. All gradients are by all trainable variables, and
-    each norm is one over all of them.
+    each norm is one over all of them. `warmup` ramps α as it does ρ: the direction has
+    the same length at any ρ.
 
     With `adversarial`, imperfections are moved in the second passes, and finite
     differences are taken there alone. `sharpness` is the mean of
@@ -133,7 +134,8 @@ class LookSAM(SAM):
             v if a is None else tf.where(self.measured, tf.cast(share, v.dtype) * a, v)
             for a, v in zip(across, kept, strict=True)
         ]
-        size = self.alpha * tf.sqrt(inner(first, first))
+        norm = tf.sqrt(inner(first, first))
+        size = self.alpha * tf.cast(self.step.ramp, norm.dtype) * norm
         return chosen(self.measured, second, plus(first, size, kept))
 
     def commit(self, y_pred, skipped):

@@ -72,9 +72,9 @@ def test_looksam(options):
 
 
 def test_the_kept_direction_is_ramped_with_the_radius():
-    w, _ = descended(pnn.LookSAM(0.5, every=2, alpha=0.7), 4, warmup=4)
+    w, _ = descended(pnn.LookSAM(0.5, every=2, alpha=0.7), 4, 0.1, warmup=4)
     gradient = np.array([1, 2]) * w[2]
-    beside = (w[2] - w[3]) / 0.5 - gradient
+    beside = (w[2] - w[3]) / 0.1 - gradient
     expected = 0.7 * 3 / 4 * np.linalg.norm(gradient)
     np.testing.assert_allclose(np.linalg.norm(beside), expected, rtol=1e-6)
 

@@ -81,7 +81,7 @@ def lorentzian(
     ```
 
     Args:
-        detuning: Resonance minus laser, in nm; may be infinite.
+        detuning: Resonance minus laser, in nm, finite.
         half_width: Half the full width at half maximum, in nm: wavelength / (2 Q).
         through_min: Through power on resonance, in [0, 1].
         drop_max: Drop power on resonance, in [0, 1]. `through_min + drop_max` must
@@ -106,7 +106,7 @@ def lorentzian(
     - Tait et al., "Neuromorphic photonic networks using silicon photonic weight
       banks", Sci. Rep. 7:7430 (2017): the weight, through minus drop.
     """
-    _checks.not_nan("detuning", detuning)
+    _checks.tensor("detuning", detuning, np.isfinite, "finite")
     _checks.positive("half_width", half_width)
     _checks.fraction("through_min", through_min)
     _checks.fraction("drop_max", drop_max)

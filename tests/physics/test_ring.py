@@ -125,6 +125,7 @@ def test_transformed():
     [
         (ring.lorentzian, (0.1, [0.1, -0.2]), "half_width"),
         (ring.lorentzian, (float("nan"), 0.1), "detuning"),
+        (ring.lorentzian, (float("inf"), 0.1), "detuning"),
         (ring.lorentzian, (0.1, tf.constant(float("nan"))), "half_width"),
         (ring.lorentzian, (0.1, None), "half_width"),
         (ring.lorentzian, (0.1, 0.1, 1.5), "through_min"),

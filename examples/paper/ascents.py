@@ -8,9 +8,9 @@ measured here, in turn with the plain step, and kept in `cost_<system>.json`. Me
 on a quiet machine, or pass `--clock processor`; a run then takes as many of its own
 steps as fit in the budget, under any load. The learning rate falls to 0 in the run.
 
-Of up to four strengths (ρ or λ), the first seed at the largest budget chooses that with the
-best 5th percentile on 20 chips, on the first 2,000 test images. Every seed and budget
-trains with it, and is measured on 20 other chips and all images.
+Of up to four strengths (ρ or λ), the first seed at the largest budget chooses that with
+the best 5th percentile on 20 chips, on the first 2,000 test images. Every seed and
+budget trains with it, and is measured on 20 other chips and all images.
 
     python examples/paper/ascents.py                       # four hours on one core
     python examples/paper/ascents.py --systems mrr --budgets 1

@@ -192,12 +192,14 @@ PAIRS = {
         "variation": SPREAD,
         "seed": 3,
         "warmup": 2,
-        "clean_fraction": 0.25,
     },
     "finite differences": lambda m: {
         "adversarial": {"temperature": pnn.FiniteDifference(0.5, 0.1)}
     },
-    "worst case": lambda m: {"adversarial": {"temperature": pnn.Autodiff(0.5)}},
+    "worst case": lambda m: {
+        "adversarial": {"temperature": pnn.Autodiff(0.5)},
+        "clean_fraction": 0.25,
+    },
     "bench": lambda m: {"device": Bench(ring_chip(m))},
     "outputs of a device": lambda m: {
         "device": ring_chip(m),

@@ -327,7 +327,10 @@ def report(out: pathlib.Path) -> None:
         ]
         lines = {n: [at.get(b, np.nan) for b in budgets] for n, at in curves.items()}
         labels = "training time (s)", "5th percentile on unseen chips (%)"
-        plotting.sweep(seconds, lines, *labels, ax=panel).set_title(TITLES[system])
+        for (name, values), mark_of in zip(lines.items(), "osD^vP*Xh", strict=False):
+            panel.plot(seconds, values, f"{mark_of}-", label=name)
+        panel.set(title=TITLES[system], xlabel=labels[0], ylabel=labels[1])
+        panel.legend(fontsize="x-small")
     plotting.save(panels[0], out / "ascents.png")
     with open(out / "ascents.csv", "w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)

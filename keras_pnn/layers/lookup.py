@@ -197,10 +197,9 @@ def select_variables(
             something else.
     """
     which = check_selection(argument, which)
-    imperfections = [q for q in quantities(model) if q.nominal is not None]
     # A control that is stuck stays where it is.
-    gradual = [q.variable for q in imperfections if not q.holds]
-    candidates = [*model.trainable_variables, *gradual]
+    known = [q for q in quantities(model) if q.nominal is not None and not q.holds]
+    candidates = [*model.trainable_variables, *(q.variable for q in known)]
     if callable(which):
         selected = [v for v in candidates if which(v)]
         if not selected:

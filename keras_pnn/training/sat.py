@@ -92,7 +92,7 @@ class SATModel(Trainer):
             `"slm/rotation"` that of one layer.
         variation: a `Variation`. A fresh device is drawn at each step, the same in
             all passes, as a pure function of `seed` and the step, with and without XLA,
-            none of `Variation.sample`. It adds to an installed device and to drift.
+            never one of `Variation.sample`. It adds to an installed device and drift.
         device: a device whose measurements replace the layers' outputs in both
             passes, while gradients go through the model: SAT online. The ascent
             uses these gradients too. `adversarial`, `variation` and drift add to the

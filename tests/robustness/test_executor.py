@@ -1,11 +1,11 @@
 """Studies on the workers of an executor, which may die, and what is no executor."""
 
 import concurrent.futures
+import itertools
 import multiprocessing
 import os
 import pathlib
 import pickle
-import signal
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -311,18 +311,17 @@ def test_a_study_that_is_another_one_in_the_worker(model, data, tmp_path):
 def test_processes_make_the_whole_are_replaced_and_end(
     report, whole, tmp_path, monkeypatch
 ):
-    add = Cache.add
     # One at a time: each imports TensorFlow.
     with pytest.raises(KeyboardInterrupt), ProcessPool(1, threads=1) as pool:
-        first = pool._pool
+        first, submit, calls = pool._pool, pool.submit, itertools.count()
 
-        def kills(self, points):
-            add(self, points)
-            if pool._pool is first:
-                os.kill(next(iter(first._processes)), signal.SIGKILL)
-                monkeypatch.setattr(Cache, "add", add)
+        def dies(function, *args):
+            if next(calls) == 3:
+                # Blocks that are submitted later wait behind it.
+                submit(os._exit, 1)
+            return submit(function, *args)
 
-        monkeypatch.setattr(Cache, "add", kills)
+        monkeypatch.setattr(pool, "submit", dies)
         assert report(executor=pool, cache_dir=tmp_path) == whole
         assert pool._pool is not first
         processes = list(pool._pool._processes.values())

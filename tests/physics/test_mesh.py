@@ -416,3 +416,7 @@ def test_wrapped_refuses_phases_that_do_not_fit():
         mesh.wrapped(np.zeros((4, 3)), np.zeros((4, 3)))
     with pytest.raises(ValueError, match=r"leading axes.*Received: \[\(2,\), \(3,\)"):
         mesh.wrapped(np.zeros((2, 4, 2)), np.zeros((3, 4, 2)))
+    with pytest.raises(ValueError, match=r"`high`.*> 1\. Received: 0"):
+        mesh.wrapped(np.zeros((4, 2)), np.zeros((4, 2)), low=1.0, high=0.0)
+    with pytest.raises(ValueError, match=r"`low`.*Received: nan"):
+        mesh.wrapped(np.zeros((4, 2)), np.zeros((4, 2)), low=np.nan)

@@ -44,8 +44,8 @@ def wrapped(
         of each with respect to the argument of its name is 1.
 
     Raises:
-        ValueError: If shapes do not fit, `high` is not above `low`, or eagerly: a phase
-            is not finite.
+        ValueError: If shapes do not fit, `low` is not finite, `high` is not above it,
+            or eagerly: a phase is not finite.
 
     Example:
 
@@ -55,6 +55,8 @@ def wrapped(
     """
     for name, value in (("theta", theta), ("phi", phi), ("gamma", gamma)):
         _checks.tensor(name, value, np.isfinite, "finite")
+    low = _checks.real("low", low)
+    high = _checks.optional(_checks.real, "high", high, above=low)
     theta, phi, gamma = as_tensors(theta, phi, gamma)
     modes = modes_of(theta, phi, gamma, arrangement)
     leading = [theta.shape[:-2], phi.shape[:-2], gamma.shape[:-1]]

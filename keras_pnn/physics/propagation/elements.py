@@ -37,9 +37,10 @@ def lens(
         `wavelength`.
 
     Raises:
-        ValueError: If `pitch` is not positive, or, for known values, a wavelength is
-            not positive, or |focal_length| is below N · pitch²/λ, where the phase turns
-            by more than π from pixel to pixel at the rim.
+        ValueError: If `pitch` is not positive, `shift` is no pair, or, for known
+            values, a wavelength is not positive, a shift not finite, or |focal_length|
+            below N · pitch²/λ, where the phase turns by more than π from pixel to pixel
+            at the rim. N/2 is the distance from axis to rim, in pixels.
 
     Example:
 
@@ -52,15 +53,19 @@ def lens(
     """
     pitch = _checks.real("pitch", pitch, above=0)
     _checks.positive("wavelength", wavelength)
+    shift = _parameter("shift", shift, (2,), "(y, x)")
     known, wave = _checks.concrete(focal_length), _checks.concrete(wavelength)
     if known is not None and wave is not None:
-        least = max(size) * pitch**2 / np.asarray(wave, "float64")
+        moved = _checks.concrete(shift)
+        across = np.max(size if moved is None else size + 2 * np.abs(moved))
+        least = across * pitch**2 / np.asarray(wave, "float64")
         good = np.isfinite(known) & (np.abs(known) >= least * (1 - 1e-9))
         if not good.all():
             expected = (
                 f"at least {float(np.max(least)):g} m in magnitude, N · pitch²/λ for N "
-                f"= {max(size)} pixels of {pitch:g} m: the phase of a stronger lens "
-                "turns by more than π from pixel to pixel at the rim"
+                f"= {across:g} pixels of {pitch:g} m, twice the distance from axis to "
+                "rim: the phase of a stronger lens turns by more than π from pixel to "
+                "pixel there"
             )
             raise _checks.error("focal_length", expected, _checks.short(known[()]))
     y, x = _coordinates(size, shift, on_pixel)
@@ -181,6 +186,10 @@ def aberration(
     Returns:
         Complex tensor (height, width).
 
+    Raises:
+        ValueError: If `defocus` is not one number or `astigmatism` no pair, or, for
+            known values, one is not finite.
+
     Example:
 
     >>> aberration((8, 8), defocus=0.5).shape
@@ -191,7 +200,8 @@ def aberration(
     - Noll, J. Opt. Soc. Am. 66:207 (1976), table I: Zernike terms 4 to 6.
     """
     y, x = (2 * v / min(size) for v in _coordinates(size, (0.0, 0.0), False))
-    flat, cross = as_float64(defocus), as_float64(astigmatism)
+    flat = _parameter("defocus", defocus, (), "one number")
+    cross = _parameter("astigmatism", astigmatism, (2,), "a pair (0°, 45°)")
     phase = flat * math.sqrt(3) * (2 * (x**2 + y**2) - 1)
     # y points down, and θ counter-clockwise as displayed.
     phase += math.sqrt(6) * (cross[0] * (x**2 - y**2) - 2 * cross[1] * x * y)
@@ -233,6 +243,15 @@ def warp(
     parts = tf.stack([tf.math.real(field - beyond), tf.math.imag(field - beyond)], -1)
     moved = imaging.affine(parts[None], rotation, shift, scale)[0]
     return tf.complex(moved[..., 0], moved[..., 1]) + beyond
+
+
+def _parameter(name: str, value, shape: tuple, expected: str) -> tf.Tensor:
+    """Returns an argument in float64; checks its shape, and that it is finite."""
+    _checks.tensor(name, value, np.isfinite, "finite")
+    found = as_float64(value)
+    if not found.shape.is_compatible_with(shape):
+        raise _checks.error(name, expected, f"shape {tuple(found.shape)}")
+    return found
 
 
 def _coordinates(size, shift, on_pixel: bool):

@@ -87,6 +87,17 @@ def test_a_ring_is_found_in_its_spectrum(port, period):
     assert_close(found.tuning.get_config(), expected, rel=2e-3, abs=1e-4)
 
 
+def test_a_ring_is_found_in_a_spectrum_of_a_known_period():
+    wavelength = np.linspace(1541, 1545, 401)
+    turn = np.pi * (wavelength - 1542.7) / 1.5
+    power = 1 - 0.9 / (1 + (np.sin(turn) / np.pi * 1.5 / 0.077) ** 2)
+    tuning = pnn.HeaterTuning.fit_spectrum(
+        wavelength, power, 1543.0, free_spectral_range=1.5
+    ).tuning
+    assert tuning.offset == pytest.approx(-0.3, abs=1e-6)
+    assert tuning.half_width == pytest.approx(0.077, abs=1e-6)
+
+
 def fit_unit(factor, **known):
     """A fit whose currents are in another unit."""
     weight = pnn.HeaterTuning().weight(CURRENT)
@@ -105,6 +116,10 @@ def spectrum_in(factor, laser):
         (lambda: pnn.HeaterTuning.fit(CURRENT, np.ones(61)), "with a resonance"),
         (
             lambda: pnn.HeaterTuning.fit_spectrum(CURRENT, 1 + 0.1 * CURRENT, 1.0),
+            "with a resonance",
+        ),
+        (
+            lambda: pnn.HeaterTuning.fit_spectrum(CURRENT, 0 * CURRENT, 1.0),
             "with a resonance",
         ),
         (lambda: pnn.HeaterTuning.fit(CURRENT[:5], np.ones(5)), "8 points"),

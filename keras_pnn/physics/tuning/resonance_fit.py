@@ -180,6 +180,8 @@ def _resonance(x, y, port, period, name, scaled=False) -> _Found:
     """
     from scipy import optimize
 
+    if not y.any():
+        raise _checks.error(name, "a curve with a resonance", "only zeros")
     distant = 0.0 if port == "drop" else 1.0
     # Of a passive ring.
     low = -1.0 if port == "balanced" else 0.0
@@ -232,7 +234,13 @@ def _resonance(x, y, port, period, name, scaled=False) -> _Found:
     level, residual = solved(best.x)
     left = float(np.sqrt(np.mean(residual**2)))
     depth = abs(level - distant)
-    if scaled and not x.min() <= best.x[0] <= x.max():
+    period = float(np.exp(best.x[2])) if free else fixed
+    center = float(best.x[0])
+    if period:
+        # The same resonances, by the one nearest to the middle of the points.
+        middle = (x.min() + x.max()) / 2
+        center = middle + _nearest(center - middle, period)
+    if scaled and not x.min() <= center <= x.max():
         # A slope, and no resonance that the spectrum shows.
         depth = 0.0
     if not depth > max(_STANDS_OUT * left, _LEAST_DEPTH) or (
@@ -243,9 +251,8 @@ def _resonance(x, y, port, period, name, scaled=False) -> _Found:
             "a curve with a resonance",
             f"one that is {depth:.2g} deep, {left:.2g} (rms) away from the nearest",
         )
-    period = float(np.exp(best.x[2])) if free else fixed
     return _Found(
-        float(best.x[0]),
+        center,
         float(np.exp(best.x[1])),
         float(level),
         period,

@@ -51,7 +51,9 @@ def margin(values: np.ndarray, spec: float, mode: str) -> np.ndarray:
     """
     over = np.asarray(values, "float64") - spec
     over = over if mode == "max" else -over
-    return np.where(np.abs(over) <= _ROUNDING * max(1.0, abs(spec)), 0.0, over)
+    # Relative: a mean square error may be smaller than the rounding of an accuracy.
+    room = _ROUNDING * (abs(spec) or 1.0)
+    return np.where(np.abs(over) <= room, 0.0, over)
 
 
 def tolerance(

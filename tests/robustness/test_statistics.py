@@ -63,6 +63,13 @@ def test_tolerance_of_a_range_that_does_not_hold_the_design():
     assert all(map(math.isnan, statistics.tolerance(x, np.ones(2), 0.5)))
 
 
+@pytest.mark.parametrize("spec", [1e-7, 0.95, 200.0])
+def test_rounding_is_relative_to_the_specification(spec):
+    values = np.array([spec * (1 - 1e-7), spec * (1 + 1e-7), 1.3 * spec])
+    kept = statistics.margin(values, spec, "min") >= 0
+    np.testing.assert_array_equal(kept, [True, True, False])
+
+
 def test_nan_breaks_a_specification():
     x = np.arange(3.0)
     assert statistics.tolerance(x, np.array([1.0, 1.0, np.nan]), 0.5) == (0.0, 1.0)

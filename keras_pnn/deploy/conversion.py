@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import keras
 import numpy as np
@@ -195,16 +196,28 @@ def _multiplications(model) -> tuple[int, int]:
             matrix = np.empty((layer.v.units, layer.units))
         if matrix is None or len(matrix.shape) < 2:
             continue
-        shape = use.layer.compute_output_shape(use.shape)[1:]
-        depthwise = "Depthwise" in type(layer).__name__
-        outputs = math.prod(matrix.shape[-2 if depthwise else -1 :])
-        places = math.prod(n or 1 for n in shape) // outputs
-        count = max(places, 1) * math.prod(matrix.shape)
+        outputs = _size(use.layer.compute_output_shape(use.shape))
+        kind, weights = type(layer).__name__, math.prod(matrix.shape)
+        if isinstance(layer, keras.layers.EinsumDense):
+            _, names, kept = re.split(",|->", layer.equation)
+            sizes = zip(names, matrix.shape, strict=True)
+            count = outputs * math.prod(n for name, n in sizes if name not in kept)
+        elif "Transpose" in kind:
+            # The kernel is at each place of the inputs, not of the outputs.
+            count = _size(use.shape) // matrix.shape[-1] * weights
+        else:
+            channels = matrix.shape[-2 if "Depthwise" in kind else -1 :]
+            count = max(outputs // math.prod(channels), 1) * weights
         if isinstance(layer, RingLayer | MZIDense):
             optical += count
         else:
             digital += count
     return optical, digital
+
+
+def _size(shape: tuple) -> int:
+    """Returns the numbers of one sample; sizes that are unknown count as 1."""
+    return math.prod(n or 1 for n in shape[1:])
 
 
 def _reason(layer, target: str) -> str:

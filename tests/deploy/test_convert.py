@@ -268,6 +268,20 @@ def test_the_share_of_optical_multiplications():
     assert "statistics" in conversion.reasons["norm"]
     assert "54.55 % of all multiplications are optical" in str(conversion)
     assert pnn.convert(settle(sequential())).optical_share == 1.0
+    # Each pixel of 8 × 8 is spread to 3 × 3 pixels, by four channels to two.
+    images = keras.Input((8, 8, 1))
+    x = keras.layers.Conv2D(4, 3, padding="same")(images)
+    outputs = keras.layers.Conv2DTranspose(2, 3, strides=2, padding="same")(x)
+    conversion = pnn.convert(settle(keras.Model(images, outputs)))
+    optical, digital = 64 * 9 * 4, 64 * 9 * 4 * 2
+    assert conversion.optical_share == pytest.approx(optical / (optical + digital))
+    # At each of six steps five values to 2 × 7.
+    x = keras.layers.EinsumDense("abc,cde->abde", (6, 2, 7))(
+        keras.layers.Dense(5)(inputs)
+    )
+    conversion = pnn.convert(settle(keras.Model(inputs, x)))
+    optical, digital = 6 * 4 * 5, 6 * 5 * 14
+    assert conversion.optical_share == pytest.approx(optical / (optical + digital))
     # One that stays digital in a wrapper, at each of six steps.
     steps = keras.layers.TimeDistributed(keras.layers.Dense(5))(inputs)
     outputs = keras.layers.Dense(3)(keras.layers.Flatten()(steps))

@@ -177,6 +177,9 @@ class Prices:
                 turned = turned or part.within_turn(controls)
                 turned = part.held(turned, imperfections)
                 highest = getattr(part.dac, "high", 2 * math.pi)
+                if getattr(part.dac, "low", 0.0) < 0:
+                    # A heater sets a phase below 0 as one of the turn above.
+                    highest = max(highest, 2 * math.pi)
                 for name, phase in turned.items():
                     exists = part.quantity(name).exists
                     found = np.asarray(phase, "float64")[exists]

@@ -200,6 +200,18 @@ def test_phases_within_a_turn():
     close(pnn.hardware_cost(model).total, heater_mW=before)
 
 
+def test_phases_below_zero_cost_at_most_a_turn():
+    dac = pnn.layers.DAC(8, -math.pi, math.pi)
+    mesh = pnn.layers.MZIMesh(2, dac=dac)
+    model = keras.Sequential([keras.Input((2,)), mesh, pnn.layers.Photodetector()])
+    for variable in mesh.controls.values():
+        variable.assign(np.full(variable.shape, -0.1))
+    (row, _) = pnn.hardware_cost(model).layers
+    assert row["heaters"] == 4
+    assert row["heater_mW"] == pytest.approx(4 * 24.77 * (2 - 0.1 / math.pi), rel=0.01)
+    assert row["heater_worst_mW"] == pytest.approx(4 * 24.77 * 2)
+
+
 def test_losses_of_the_design_add_up_along_the_light():
     fields = inputs = keras.Input((4,))
     for name in ("first", "second"):

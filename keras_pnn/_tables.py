@@ -26,6 +26,7 @@ class Table:
         rows: for each row, one string per heading; missing cells are empty.
         lines: the line of each row.
         delimiter: what separates cells. A comma is a decimal comma elsewhere.
+        cut: whether the file ends within a row, which lacks cells and a line end.
     """
 
     path: str
@@ -34,6 +35,7 @@ class Table:
     rows: list[list[str]]
     lines: list[int]
     delimiter: str
+    cut: bool
 
     def place(self, row: int) -> str:
         """Returns the words for a row in a message: file and line."""
@@ -162,7 +164,8 @@ def read(path: str | os.PathLike) -> Table:
             raise error(f"{name}, line {number}", expected, repr(delimiter.join(row)))
     width = len(headings)
     cells = [(row + [""] * width)[:width] for _, row in rows]
-    return Table(name, headings, line, cells, [n for n, _ in rows], delimiter)
+    cut = bool(rows) and len(rows[-1][1]) < width and not text.endswith(("\n", "\r"))
+    return Table(name, headings, line, cells, [n for n, _ in rows], delimiter, cut)
 
 
 def unit(heading: str, known: Iterable[str]) -> str | None:

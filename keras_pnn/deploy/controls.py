@@ -134,6 +134,10 @@ def load_controls(model: keras.layers.Layer, path: str | os.PathLike) -> None:
     if missing := [c for c in _HEADER if c not in table.headings]:
         expected = f"the columns {', '.join(_HEADER)}"
         raise _tables.error(path, expected, f"{table.headings}, without {missing}")
+    if table.cut:
+        # What is left of its value may be a number too.
+        received = f"one that ends behind {', '.join(table.rows[-1]).rstrip(', ')!r}"
+        raise _tables.error(table.place(-1), "a whole line", received)
     for row, value, where in table.records("value"):
         _read(row, value, values, ranges, layers, where)
     for (layer, name), array in values.items():

@@ -294,6 +294,21 @@ def test_bad_lines_of_a_mesh_change_nothing(tmp_path, change, message):
     assert message in load_changed(text, change, model, tmp_path / "bad.csv")
 
 
+def test_a_file_that_ends_within_a_number_changes_nothing(tmp_path):
+    slm = pnn.layers.MaskedSLM(1, name="slm")
+    model = keras.Sequential([keras.Input((2, 2)), slm])
+    slm.controls["mask"].assign(np.full((1, 2, 2), 0.1))
+    path = tmp_path / "c.csv"
+    pnn.export_controls(model, path)
+    text = path.read_text("utf-8")
+    # "1e-01" becomes 1, and masks have neither unit nor converter behind it.
+    path.write_text(text[: text.rindex("1e-01") + 1], "utf-8")
+    before = controls(model)
+    with pytest.raises(ValueError, match=r"line 5: expected a whole line.*Received"):
+        pnn.load_controls(model, path)
+    assert_same(before, controls(model))
+
+
 def test_models_that_cannot_be_exported(tmp_path):
     path = tmp_path / "c.csv"
     digital = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])

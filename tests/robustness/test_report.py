@@ -788,6 +788,8 @@ def test_html_explains_each_section(written):
     targets = re.findall(r'<a href="(.*?)">What these numbers mean</a>', written)
     # Three sweeps share one explanation, and so do conclusion and summary.
     assert len(targets) == 13 and len(set(targets)) == 10
+    # As of factors 0.5, 1 and 2, for which "-" stands too.
+    assert "that 0 is outside the measured range" in written
 
 
 def test_html_links_to_the_documentation_where_it_has_an_address(monkeypatch):

@@ -62,6 +62,8 @@ class Batches(Brief, keras.utils.PyDataset):
         self.batch_size = _checks.integer("batch_size", batch_size, 1)
         self.seed = _checks.integer("seed", seed, 0)
         self.drop_remainder = bool(drop_remainder)
+        if x is None:
+            raise _checks.error("x", "an array, or a structure of arrays", x)
         if sample_weight is not None and y is None:
             raise _checks.error("sample_weight", "None without `y`", "an array")
         given = tuple(data for data in (x, y, sample_weight) if data is not None)

@@ -388,6 +388,7 @@ ZEROS = {"theta": np.zeros((4, 2)), "phi": np.zeros((4, 2)), "gamma": np.zeros(4
             lambda: compensated(haar_phases(4), np.ones((16, 16)), low=0.0),
             "`crosstalk`.*invert",
         ),
+        (lambda: compensated(haar_phases(4), np.eye(16), low=np.nan), "`low`.*finite"),
     ],
 )
 def test_bad_arguments(call, message):

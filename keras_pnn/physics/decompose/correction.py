@@ -171,7 +171,8 @@ def compensated(phases: MeshPhases, crosstalk, low: float | None = None) -> Mesh
         `MeshPhases` to set.
 
     Raises:
-        ValueError: If `crosstalk` has another shape, is not finite, or is singular.
+        ValueError: If `crosstalk` has another shape, is not finite, or is singular, or
+            `low` is not finite.
 
     Example:
 
@@ -180,6 +181,7 @@ def compensated(phases: MeshPhases, crosstalk, low: float | None = None) -> Mesh
     array([[2.856],
            [0.   ]])
     """
+    low = _checks.optional(_checks.real, "low", low)
     modes, arrangement = phases.gamma.size, phases.arrangement
     mask = mesh.cell_mask(modes, arrangement)
     shape = (2 * mask.size, 2 * mask.size)

@@ -234,7 +234,7 @@ def test_structures_and_dtypes():
         ({"x": {"a": numbered(6), "b": numbered(5)}}, "one length"),
         ({"sample_weight": np.ones(5)}, "one length"),
         ({"x": numbered(0), "y": numbered(0)}, "one length"),
-        ({"x": None}, "`x` must be an array.*Received: None"),
+        ({"x": None}, r"`x` must be an array.*Received: None"),
         ({"x": numbered(6) * np.nan}, "`x` must be finite.*Received: NaN"),
         ({"batch_size": 0}, "`batch_size` must be an integer ≥ 1. Received: 0"),
         ({"seed": -1}, "`seed` must be an integer ≥ 0. Received: -1"),

@@ -33,7 +33,8 @@ _TEXTS = {
         "curve first breaks the specification. ≤ and ≥ mark an end of the measured "
         "range, beyond which nothing is known; - says that the specification is broken "
         "at 0 already, that 0 is outside the measured range, or that the points are "
-        "not on a line through 0. The mean may keep the specification where some devices do not: "
+        "not on a line through 0. The mean may keep the specification where some "
+        "devices do not: "
         "for their share, read the yield.",
     ),
     "grid": (

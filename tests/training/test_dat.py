@@ -63,7 +63,7 @@ def dat(model, device, rate=0.1, error_rate=None, eagerly=True, **kwargs):
 
 def learner(fields):
     """Without error networks: for what is computed from outputs alone."""
-    return DualAdaptive(None, True, fields, compare="states", alone=False)
+    return DualAdaptive(None, True, fields, compare="states", correcting=True)
 
 
 def errors_of(trainer):
@@ -184,12 +184,13 @@ def double():
 
 
 @pytest.mark.parametrize("compare", ["outputs", "states"])
+@pytest.mark.parametrize("stage", ["error_epochs", "correct_from"])
 @pytest.mark.parametrize("epochs", [1, 2])
-def test_gradients_at_the_fused_states(compare, epochs, double):
-    """Of the model alone while S learns; then, with a fixed S, of model and S."""
+def test_gradients_at_the_fused_states(compare, epochs, stage, double):
+    """Of the model alone in the first epoch; then of model and S, fixed or not."""
     model = mesh()
     device = chip()
-    trainer = dat(model, device, 0.0, compare=compare, error_epochs=1)
+    trainer = dat(model, device, 0.0, compare=compare, **{stage: 1})
     trainer.fit(X, Y, **{**FIT, "epochs": epochs})
     layer = model.layers[1]
     theta = layer.controls["theta"]
@@ -198,7 +199,8 @@ def test_gradients_at_the_fused_states(compare, epochs, double):
     with tf.GradientTape() as tape:
         predicted = layer(X)
         if epochs == 2:
-            predicted = errors_of(trainer).corrected(layer, predicted, training=False)
+            learning = stage == "correct_from"
+            predicted = errors_of(trainer).corrected(layer, predicted, learning)
         measured = device.measure(layer, tf.constant(X), layer.current_values()[0])
         fused = trainer.gradient._fused(measured, predicted)
         # The value of one, the derivative of the other.
@@ -373,6 +375,18 @@ def test_layers_of_unknown_size_are_refused(kind):
         step.get_concrete_function(series, tf.TensorSpec((None,), "int32"))
 
 
+def test_errors_that_are_used_go_on_learning():
+    def learned(epochs, **given):
+        trainer = dat(mesh(), chip(), 0.1, 0.01, correct_from=1, **given)
+        trainer.fit(X, Y, **{**FIT, "epochs": epochs})
+        return numbers(errors_of(trainer).trainable)
+
+    after_one, after_two = learned(1), learned(2)
+    assert any((a != b).any() for a, b in zip(after_one, after_two, strict=True))
+    # Until `error_epochs` are over.
+    assert_same(learned(3, error_epochs=2), after_two)
+
+
 class Jump:
     """0 in the first epoch of two batches, then 3."""
 
@@ -528,6 +542,11 @@ def test_states_cannot_be_compared_unseen():
         pnn.DATModel(mesh(), chip(), internal_states=False, compare="states")
 
 
+def test_errors_cannot_be_fixed_before_they_are_used():
+    with pytest.raises(ValueError, match=r"the 1 `error_epochs`\. Received: 2"):
+        pnn.DATModel(mesh(), chip(), error_epochs=1, correct_from=2)
+
+
 def test_an_optimizer_by_name():
     trainer = pnn.DATModel(mesh(), chip(), 1, error_optimizer="sgd")
     assert isinstance(errors_of(trainer).optimizer, keras.optimizers.SGD)
@@ -538,6 +557,7 @@ def test_an_optimizer_by_name():
     [
         ("error_networks", 0, "`error_networks` must be"),
         ("error_epochs", -1, "`error_epochs` must be"),
+        ("correct_from", -1, "`correct_from` must be"),
         ("internal_states", "no", "`internal_states` must be True or False"),
         ("fields", "no", "`fields` must be True or False"),
         ("compare", "fields", "`compare`"),

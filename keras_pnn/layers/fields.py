@@ -45,11 +45,7 @@ class PlaneOutputs(FieldOutputs):
 
 
 def plane_of(layer: keras.layers.Layer, shape) -> tuple[int, int]:
-    """Returns (height, width) of the planes that a layer takes.
-
-    Raises:
-        ValueError: If the shape is not that of planes.
-    """
+    """Returns (height, width) of the planes that a layer takes."""
     if len(shape) != 3 or None in shape[1:]:
         raise ValueError(
             f"The inputs of {type(layer).__name__} '{layer.name}' must be fields of "
@@ -97,12 +93,6 @@ def check_fields(model: keras.Model) -> None:
     That is a layer of Keras with weights, a `Rescaling`, which casts to real numbers, a
     loss of Keras, and a loss to which Keras hands the real part only. Models of nodes
     (functional, Sequential) are followed from node to node; others pass.
-
-    Args:
-        model: a model or a wrapper around one, compiled or not.
-
-    Raises:
-        ValueError: If one does.
     """
     graph = _keras.functional(model)
     if graph is None:
@@ -126,9 +116,7 @@ def check_fields(model: keras.Model) -> None:
 def detected(model: keras.Model, layer) -> bool:
     """Tells whether the fields of a layer go to detectors of intensities alone.
 
-    Args:
-        model: a model; one that is not of nodes (functional, Sequential) gives False.
-        layer: a layer of it that gives complex fields.
+    Those in a model that is not of nodes (functional, Sequential) never do.
     """
     graph = _keras.functional(model)
     if graph is None:

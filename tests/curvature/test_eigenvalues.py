@@ -78,9 +78,7 @@ def test_search_cut_short_says_so(quadratic, k):
 
 
 @pytest.mark.parametrize("tolerance, accuracy", [(1e-8, 1e-8), (1e-3, 1e-5)])
-def test_network_against_its_dense_hessian(
-    float64, network, data, tolerance, accuracy
-):
+def test_network_against_its_dense_hessian(float64, network, data, tolerance, accuracy):
     operator = pnn.curvature.HessianOperator(network(), *data, "all", batch_size=7)
     result = operator.eigenvalues(4, tolerance, smallest=2)
     expected = np.linalg.eigvalsh(operator @ np.eye(operator.size))

@@ -178,9 +178,7 @@ def test_installed_in_a_wrapper_holds_for_the_model_inside():
     np.testing.assert_array_equal(model.predict(X, verbose=0), X)
 
 
-@pytest.mark.parametrize(
-    ("kind", "traced"), [("plain", True), ("own device", False)]
-)
+@pytest.mark.parametrize(("kind", "traced"), [("plain", True), ("own device", False)])
 def test_installed_in_the_model_inside_holds_for_its_wrapper(kind, traced):
     model, wrapper = wrapped(kind)
     if traced:

@@ -1,5 +1,6 @@
 """Follow fields through a model; refuse them where Keras would drop a part."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import keras
@@ -80,11 +81,8 @@ def uses_of(model: keras.Model) -> list[Use] | None:
     `None` for a model that is not one of nodes (functional, Sequential), or a wrapper
     around one.
     """
-    graph, seen = _keras.functional(model), []
-    if graph is None:
-        return None
-    _follow(graph, [None] * len(graph.inputs), seen)
-    return seen
+    graph = _keras.functional(model)
+    return None if graph is None else _follow(graph)[0]
 
 
 def check_fields(model: keras.Model) -> None:
@@ -97,8 +95,7 @@ def check_fields(model: keras.Model) -> None:
     graph = _keras.functional(model)
     if graph is None:
         return
-    seen: list[Use] = []
-    outputs = _follow(graph, [None] * len(graph.inputs), seen)
+    seen, outputs = _follow(graph)
     for use in seen:
         casts = isinstance(use.layer, keras.layers.Rescaling)
         real = casts or getattr(use.layer, "weights", ())
@@ -121,19 +118,19 @@ def detected(model: keras.Model, layer) -> bool:
     graph = _keras.functional(model)
     if graph is None:
         return False
-    seen: list[Use] = []
-    outputs = _follow(graph, [None] * len(graph.inputs), seen)
+    seen, outputs = _follow(graph)
     takers = [use.layer for use in seen if layer in use.sources]
     detected = all(isinstance(t, Photodetector | BalancedDetector) for t in takers)
     return bool(takers) and detected and layer not in outputs
 
 
-def _follow(graph, given: list, seen: list[Use]) -> list:
-    """Returns the layer that gives each output as a complex field, else `None`.
+def _follow(graph, given: Sequence = ()) -> tuple[list[Use], list]:
+    """Returns all uses, and the layer that gives each output as a field, else `None`.
 
-    Adds the uses of layers and operations to `seen`.
+    `given` has the same for the inputs; none of them is a field without it.
     """
-    fields = dict(zip(map(id, graph.inputs), given, strict=True))
+    seen: list[Use] = []
+    fields = dict(zip(map(id, graph.inputs), given, strict=bool(given)))
     for node in _keras.nodes(graph):
         if node.is_input:
             continue
@@ -144,7 +141,8 @@ def _follow(graph, given: list, seen: list[Use]) -> list:
         if isinstance(operation, keras.Model):
             inner = _keras.functional(operation)
         if inner is not None and len(inner.inputs) == len(sources):
-            results = _follow(inner, sources, seen)
+            uses, results = _follow(inner, sources)
+            seen += uses
         else:
             taken = tuple(filter(None, sources))
             seen.append(Use(operation, node.input_tensors[0].shape, taken))
@@ -152,7 +150,7 @@ def _follow(graph, given: list, seen: list[Use]) -> list:
                 source = operation
             results = [source if "complex" in t.dtype else None for t in tensors]
         fields |= zip(map(id, tensors), results, strict=True)
-    return [fields.get(id(t)) for t in graph.outputs]
+    return seen, [fields.get(id(t)) for t in graph.outputs]
 
 
 def _casts(loss) -> bool:

@@ -87,18 +87,8 @@ def pair(name: str, value, low: int | None = None) -> tuple[int, int]:
 def saved(owner, name: str, value, instead: str = ""):
     """Returns an argument of a layer or model as `get_config` writes it.
 
-    A file holds no code: what is called must have a name or a configuration.
-
-    Args:
-        owner: the layer or model.
-        name: the argument.
-        value: an object, or a structure of objects.
-        instead: what may be given in place of a function, for the message.
-
-    Raises:
-        ValueError: If a lambda, a method, a `functools.partial` or an object without
-            `get_config` and `from_config` is part of it, or a function of the user's
-            in whose place Keras would load one of its own of that name.
+    A file holds no code: what is called must have a name or a configuration. `instead`
+    says what may be given in place of a function, for the message.
     """
     for part in keras.tree.flatten(value):
         if callable(part) and not _has_name(part) and not _has_config(part):
@@ -208,11 +198,8 @@ def tensor(
 ) -> None:
     """Checks real numbers whose value is known; tensors of a graph pass.
 
-    Args:
-        value: as in `concrete`.
-        valid: a function from an array to booleans. A comparison with NaN is false,
-            so that any comparison refuses NaN.
-        expected: what is expected, such as `"positive"`.
+    `valid` maps an array to booleans. A comparison with NaN is false, so that any
+    comparison refuses NaN.
     """
     try:
         known = concrete(value)
@@ -312,11 +299,7 @@ def is_data_set(x) -> bool:
 
 
 def data_set_batches(x, y=None, sample_weight=None) -> Callable[[], Iterator[tuple]]:
-    """Returns a function that yields (x, y, sample_weight) of a data set's batches.
-
-    Raises:
-        ValueError: If targets or weights are given beside it, or it has no end.
-    """
+    """Returns a function that yields (x, y, sample_weight) of a data set's batches."""
     for name, value in (("y", y), ("sample_weight", sample_weight)):
         if value is not None:
             expected = "None when `x` is a data set, whose batches hold it"

@@ -128,11 +128,7 @@ def escaped(words: str) -> str:
 
 
 def dataframe(rows: list[dict]):
-    """Returns rows as a pandas DataFrame.
-
-    Raises:
-        ImportError: If pandas is not installed.
-    """
+    """Returns rows as a pandas DataFrame."""
     try:
         import pandas
     except ImportError as error:

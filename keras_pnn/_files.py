@@ -13,13 +13,9 @@ import numpy as np
 def atomic(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Gives a path to write to, and puts what was written in the place of `path`.
 
-    A process that is killed, or a body that raises, leaves the file from before.
-
-    Args:
-        path: the file to write. Its folder is made where it does not exist.
-
-    Yields:
-        A path in the same folder, with the same suffixes.
+    The path is in the same folder, which is made where it does not exist, and has the
+    same suffixes. A process that is killed, or a body that raises, leaves the file from
+    before.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

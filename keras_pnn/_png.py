@@ -23,20 +23,7 @@ def write_png(path: str | os.PathLike, levels: np.ndarray) -> None:
 
 
 def read_png(path: str | os.PathLike, shape: tuple[int, int]) -> np.ndarray:
-    """Reads one frame.
-
-    Args:
-        path: the file.
-        shape: height and width that it must have.
-
-    Returns:
-        uint8 or uint16 array of that shape, as the file has it.
-
-    Raises:
-        FileNotFoundError: If the file does not exist.
-        ValueError: If it is not a PNG picture, is damaged, or is not greyscale of that
-            size with 8 or 16 bits.
-    """
+    """Returns one greyscale frame of (height, width) `shape`, as uint8 or uint16."""
     data = pathlib.Path(path).read_bytes()
     # TensorFlow would also decode a JPEG, whose levels differ from those written.
     if not data.startswith(_SIGNATURE):

@@ -52,10 +52,7 @@ class Table:
     def numbers(self, column: int) -> np.ndarray:
         """Returns a column as a float64 array.
 
-        Raises:
-            ValueError: If a cell does not hold a finite number, or some numbers have
-                a decimal comma and others a decimal point. The error names file,
-                line and heading.
+        Errors name file, line and heading.
         """
         cells = [row[column] for row in self.rows]
         heading, comma = self.headings[column], any("," in cell for cell in cells)
@@ -72,11 +69,7 @@ class Table:
         return np.array([self.number(cell) for cell in cells])
 
     def records(self, number: str) -> Iterator[tuple[dict[str, str], float, str]]:
-        """Yields heading → cell of each row, the number under one heading, its place.
-
-        Raises:
-            ValueError: As in `numbers`.
-        """
+        """Yields heading → cell of each row, the number under one, and its place."""
         values = self.numbers(self.headings.index(number)).tolist()
         for i, (cells, value) in enumerate(zip(self.rows, values, strict=True)):
             yield dict(zip(self.headings, cells, strict=True)), value, self.place(i)
@@ -97,21 +90,12 @@ def element(text: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
 
 
 def read(path: str | os.PathLike) -> Table:
-    """Reads a table with one line of headings.
+    """Reads a table with one line of headings, in UTF-8 or UTF-16.
 
     Cells are separated by semicolons, tabs or commas, whichever the headings are.
     With semicolons and tabs, numbers may have decimal commas. Blank lines, lines that
     begin with `#` and a byte-order mark are skipped; where only a comment line names
     the columns, as `numpy.savetxt` writes it, that line holds the headings.
-
-    Args:
-        path: the file, in UTF-8 (or UTF-16 with a byte-order mark).
-
-    Raises:
-        ValueError: If the file is no text, a quotation mark is left open, there are no
-            headings, or a row has more filled cells than there are headings. The
-            error names the file and the line.
-        OSError: If the file cannot be read.
     """
     name = os.fspath(path)
     with open(path, "rb") as file:
@@ -172,10 +156,6 @@ def unit(heading: str, known: Iterable[str]) -> str | None:
     """Returns which unit a heading ends with, `None` without any of the known.
 
     Understands "current_mA", "I (mA)", "I [mA]", "I / mA" and "I in mA".
-
-    Args:
-        heading: the heading.
-        known: the units to look for; upper and lower case differ.
     """
     units = "|".join(map(re.escape, map(_plain, known)))
     found = re.search(rf"(?:^|[\s_(\[/])({units})\s*[)\]]?\s*$", _plain(heading))

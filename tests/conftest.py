@@ -97,6 +97,18 @@ def rng():
 
 
 @pytest.fixture
+def float64():
+    """Layers in double precision, and losses, which Keras adds up in `floatx`."""
+    import keras
+    from models import policy
+
+    with policy("float64"):
+        keras.config.set_floatx("float64")
+        yield
+        keras.config.set_floatx("float32")
+
+
+@pytest.fixture
 def small_error_networks(monkeypatch):
     """Of one scale instead of three: the U-Nets themselves have tests of their own."""
     from keras_pnn.training.dat import error_networks

@@ -1,5 +1,6 @@
 """The small networks, data and devices that many tests share."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -31,14 +32,15 @@ def drawn_in_training(variation, model, step=0, seed=0):
     return SimulatedDevice(arrays)
 
 
-def banks(*between, **kwargs):
-    """Two microring banks, 4 – 5 – 3, with layers between them."""
+def banks(*between, sizes=(4, 5, 3), **kwargs):
+    """Two microring banks, with layers between them."""
     keras.utils.set_random_seed(0)
-    inputs = keras.Input((4,))
-    x = pnn.layers.MRRBank(5, activation="relu", name="first", **kwargs)(inputs)
+    inputs = keras.Input(sizes[:1])
+    bank = pnn.layers.MRRBank(sizes[1], activation="relu", name="first", **kwargs)
+    x = bank(inputs)
     for layer in between:
         x = layer(x)
-    return keras.Model(inputs, pnn.layers.MRRBank(3, name="second")(x))
+    return keras.Model(inputs, pnn.layers.MRRBank(sizes[2], name="second")(x))
 
 
 def bank(inputs=2, units=2, **kwargs):
@@ -77,6 +79,12 @@ def mesh(**kwargs):
     inputs = keras.Input((4,))
     x = pnn.layers.MZIMesh(4, **kwargs)(inputs)
     return keras.Model(inputs, pnn.layers.Photodetector(ports=3)(x))
+
+
+def modulator():
+    """Two masks of 3 × 3 on a modulator."""
+    layer = pnn.layers.MaskedSLM(2, grid=(1, 2), name="slm")
+    return keras.Sequential([keras.Input((3, 3)), layer])
 
 
 def planes(masks=2, **kwargs):
@@ -126,9 +134,21 @@ class Bench(pnn.HardwareDevice):
         return self.simulated.measure(layer, tf.constant(inputs), controls).numpy()
 
 
+class Silent:
+    """A device that measures nothing, and has no monitors."""
+
+    def measure(self, layer, inputs, controls):
+        return None
+
+
 def compiled(model, optimizer=None, loss=LOSS, **kwargs):
     model.compile(optimizer or keras.optimizers.SGD(0.1), loss, **kwargs)
     return model
+
+
+def bits(model):
+    """All variables, to be compared bit for bit."""
+    return [v.numpy().tobytes() for v in model.variables]
 
 
 def numbers(variables):
@@ -141,6 +161,23 @@ def assert_same(one, other, atol=0.0):
     for a, b in zip(one, other, strict=True):
         a, b = (np.array(v).astype("float64") for v in (a, b))
         np.testing.assert_allclose(a, b, rtol=0, atol=atol)
+
+
+def moved(before, after):
+    """How far each of some arrays or variables has moved at most."""
+    pairs = zip(before, after, strict=True)
+    return [np.abs(np.array(a) - np.array(b)).max() for a, b in pairs]
+
+
+@contextlib.contextmanager
+def policy(name):
+    """Gives layers that are made inside another dtype policy."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def run_script(script, *arguments):

@@ -47,9 +47,12 @@ DEFINITIONS = """
     def checkpoint(folder):
         return pnn.callbacks.Checkpoint(folder + "/state", every=2)
 """
-KILLED = DEFINITIONS + """
+KILLED = (
+    DEFINITIONS
+    + """
     train(checkpoint(sys.argv[1]), Watch(kill=True))
 """
+)
 
 
 def test_a_run_killed_in_another_process_resumes_exactly(tmp_path):

@@ -36,6 +36,7 @@ from keras_pnn.layers import (
     Lens,
     PhaseBlocks,
     PhaseMask,
+    PhaseRoughness,
     Threshold,
 )
 
@@ -48,7 +49,7 @@ METHODS = {
 }
 # What a run is kept with, and must have in common with one that is asked for again.
 SETTING = ("steps", "batch_size", "rate", "start", "padding", "among")
-SETTING += ("images", "corners", "corner_images", "worst", "blocks")
+SETTING += ("images", "corners", "corner_images", "worst", "blocks", "roughness")
 # Degrees, pixels, µm.
 NOISE = {"rotation": 1.3, "shift": 1.3, "distance_error": 25.0}
 CORNER = {"rotation": 1.0, "shift": 1.0, "distance_error": 20.0}
@@ -71,7 +72,11 @@ EVERYTHING = {
 
 
 def system(
-    seed: int = 0, start: str = "uniform", padding: int = 0, blocks: int | None = None
+    seed: int = 0,
+    start: str = "uniform",
+    padding: int = 0,
+    blocks: int | None = None,
+    roughness: float = 0.0,
 ) -> keras.Model:
     """The authors' network; with padding, light that leaves the plane is lost.
 
@@ -80,12 +85,15 @@ def system(
         start: "uniform", phases in [0, 2π) as in the reference, or "flat": 0.
         padding: dark pixels on each side during propagation.
         blocks: pixels along the side of a square of one phase.
+        roughness: strength of the penalty for phases that differ between neighbours.
     """
     keras.utils.set_random_seed(seed)
     light = {"band_limit": padding > 0, "padding": padding}
     masks = {"phase_initializer": "zeros" if start == "flat" else None}
     if blocks:
         masks["phase_constraint"] = PhaseBlocks(blocks)
+    if roughness:
+        masks["phase_regularizer"] = PhaseRoughness(roughness)
     return keras.Sequential(
         [
             keras.Input((28, 28, 1)),
@@ -108,7 +116,7 @@ def system(
 
 
 def trained(method: str, seed: int, data, args) -> keras.Model:
-    model = system(seed, args.start, args.padding, args.blocks)
+    model = system(seed, args.start, args.padding, args.blocks, args.roughness)
     batches = pnn.datasets.Batches(
         data.x_train, data.y_train, args.batch_size, seed=seed
     )
@@ -207,8 +215,10 @@ def page(methods: list[str], args, data) -> None:
 
 
 def run_path(method: str, seed: int, args) -> pathlib.Path:
-    blocks = f"_{args.blocks}" if args.blocks else ""
-    return args.out / f"run_{method}_{args.start}_{args.padding}{blocks}_{seed}.json"
+    name = f"run_{method}_{args.start}_{args.padding}"
+    name += f"_{args.blocks}" if args.blocks else ""
+    name += f"_rough{args.roughness:g}" if args.roughness else ""
+    return args.out / f"{name}_{seed}.json"
 
 
 HEADINGS = (
@@ -237,6 +247,8 @@ def report(out: pathlib.Path) -> None:
             label += f", {run['padding']} pixels of padding"
         if run.get("blocks"):
             label += f", squares of {run['blocks']} pixels"
+        if run.get("roughness"):
+            label += f", penalty of {run['roughness']:g} for rough masks"
         groups.setdefault(label, []).append(
             [a["aligned"][0], a["rotation"][0], a["rotation"][-1]]
             + [min(a["shift"]), min(a["distance"]), np.mean(a["corners"])]
@@ -266,6 +278,9 @@ def main() -> None:
     parser.add_argument("--start", choices=("uniform", "flat"), default="uniform")
     parser.add_argument("--padding", type=int, default=0)
     parser.add_argument("--blocks", type=int, help="of pixels with one phase")
+    parser.add_argument(
+        "--roughness", type=float, default=0.0, help="strength of its penalty"
+    )
     parser.add_argument(
         "--among",
         nargs="+",

@@ -35,9 +35,7 @@ def is_built(model: keras.layers.Layer) -> bool:
 def outputs_of(model: keras.Model, x):
     """Returns the outputs for a batch of inputs, as symbols; builds what is not built.
 
-    Args:
-        model: the model.
-        x: tensors, or anything that has a shape and a dtype.
+    Of the inputs, `x`, only shapes and dtypes count.
     """
     symbols = [
         None if t is None else keras.KerasTensor(t.shape, t.dtype)

@@ -40,10 +40,6 @@ class OverridingScope(keras.StatelessScope):
         others: pairs whose values are those of the variables.
         rematerialize: whether `tf.recompute_grad` computes again in the backward
             pass; it has no second derivative.
-
-    Raises:
-        ValueError: If one of the variables is read past the scope, or a layer assigns
-            a `tf.Variable` of its own.
     """
 
     def __init__(self, model, pairs, others, rematerialize: bool = True):
@@ -114,12 +110,7 @@ class OverridingScope(keras.StatelessScope):
         return scope
 
     def check_unassigned(self, variables, given: str) -> None:
-        """Refuses that a layer has assigned variables for which values are given.
-
-        Args:
-            variables: Keras variables.
-            given: by what, for the message.
-        """
+        """Refuses that a layer has assigned variables for which values are `given`."""
         for variable in variables:
             if id(variable) in self._assigned:
                 raise ValueError(

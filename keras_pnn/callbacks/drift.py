@@ -223,11 +223,7 @@ class DriftInjection(keras.callbacks.Callback):
         return logs
 
     def _sum(self) -> float:
-        """Returns the deviation from nominal, the mean over all elements.
-
-        Raises:
-            ValueError: If it takes an imperfection beyond its bound.
-        """
+        """Returns the deviation from nominal, the mean over all elements."""
         own = getattr(self._device(), "deviations", {})
         elements = []
         for quantity in self._quantities:

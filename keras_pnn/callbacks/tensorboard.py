@@ -11,9 +11,6 @@ class Summaries:
 
     TensorFlow's `tf.summary.scalar` needs the TensorBoard package. Here each summary
     names TensorBoard's plugin itself.
-
-    Args:
-        log_dir: the folder; each use adds a file to it.
     """
 
     def __init__(self, log_dir: str | os.PathLike):

@@ -15,9 +15,6 @@ def batches(
 ) -> tuple[Callable[[], Iterator], int | None]:
     """Returns a function that starts a pass over the batches, and their size.
 
-    Args:
-        x, y, sample_weight, batch_size: as in `hessian_eigenvalues`.
-
     Returns:
         A function without arguments that yields (x, y, sample_weight) as tensors, and
         the batch size; `None` for a data set, which has its own.
@@ -51,9 +48,6 @@ def mean(
 
     Returns:
         The mean of each tensor, float64, and the number of samples.
-
-    Raises:
-        ValueError: If there are no samples, or several batches and such layers.
     """
     totals, samples = [], 0
     for batch in start():

@@ -44,9 +44,6 @@ def check_second_derivatives(graphs: LossGraphs, batch: tuple) -> tuple[float, f
     Returns:
         How far the derivative by the factor is from the gradient, in gradients of
         single variables, and the relative difference of Hv, 0 where it is not asked.
-
-    Raises:
-        ValueError: If a second derivative is lost. The message names the layers.
     """
     model, variables, training = graphs.model, graphs.variables, graphs.training
     epsilon = max(map(rounding, [*variables, *_keras.flat_layers(model)]))

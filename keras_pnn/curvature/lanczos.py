@@ -96,12 +96,9 @@ def extreme_vectors(
 
 
 class _Subspace:
-    """An orthonormal basis V with HV and VᵀHV.
+    """An orthonormal basis V, of at most `limit` vectors, with HV and VᵀHV.
 
-    Args:
-        product: the map v ↦ Hv.
-        limit: the most vectors of V.
-        outside: (size, m) orthonormal vectors to which V is kept orthogonal.
+    V is kept orthogonal to the orthonormal vectors `outside`, (size, m).
     """
 
     def __init__(self, product, limit, outside):
@@ -238,13 +235,9 @@ def tridiagonal(
     eigenvectors the weights. The sum over weight × f(node) is exact for vᵀf(H)v/vᵀv
     with polynomials f of degree below 2 `steps` (Golub and Welsch, 1969).
 
-    Args:
-        product: the map v ↦ Hv.
-        start: the vector v, (size,).
-        steps: the number of products; fewer where the Krylov space ends before.
-
     Returns:
-        Nodes, ascending, and weights, which sum to 1, both (≤ steps,).
+        Nodes, ascending, and weights, which sum to 1, both (≤ steps,): fewer where the
+        Krylov space ends before.
     """
     size = len(start)
     basis = np.empty((size, min(steps, size)), order="F")

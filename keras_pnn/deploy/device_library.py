@@ -30,14 +30,7 @@ class Figure(NamedTuple):
 def read_library(library: str | os.PathLike) -> dict[str, Figure]:
     """Returns the figures of a library by name, such as `"ring.loss"`.
 
-    Args:
-        library: `"silicon"`, or the path of a YAML file. Figures that the file does
-            not give are those of `"silicon"`.
-
-    Raises:
-        ValueError: If the file is not one of figures with `value`, `unit` and
-            `source`, names one that is unknown, or has a unit that does not fit.
-        OSError: If it cannot be read.
+    Figures that a YAML file does not give are those of `"silicon"`.
     """
     if not isinstance(library, str | os.PathLike):
         raise _checks.error("library", "'silicon' or a path", _checks.short(library))

@@ -48,10 +48,8 @@ SUMS = (
 class Prices:
     """The costs of layers, added use by use.
 
-    Args:
-        values: numbers of the library by name.
-        bits: the precision.
-        caught: id of a `DetectorArray` → the share of the encoded light that it gets.
+    `caught` maps the id of a `DetectorArray` to the share of the encoded light that it
+    gets.
     """
 
     def __init__(self, values: dict[str, float], bits: int, caught: dict[int, float]):

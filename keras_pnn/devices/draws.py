@@ -7,13 +7,7 @@ import tensorflow as tf
 
 
 def folded(seed, purpose: str, index: int | None = None) -> tf.Tensor:
-    """Returns a seed of its own for a purpose, and for an index within it.
-
-    Args:
-        seed: two integers, a tensor or a sequence.
-        purpose: a text; another one gives other numbers.
-        index: an integer, or `None`.
-    """
+    """Returns a seed of its own for a purpose, and for an index within it."""
     fold_in = tf.random.experimental.stateless_fold_in
     code = zlib.crc32(purpose.encode()) & 0x7FFFFFFF
     found = fold_in(seed, code, alg="philox")
@@ -25,11 +19,6 @@ def standard_normal(shape: tuple[int, ...], seed, dtype) -> tf.Tensor:
 
     They differ in rounding alone. XLA draws other floats than TensorFlow does, but the
     same whole numbers, which are transformed here (Box and Muller).
-
-    Args:
-        shape: their shape.
-        seed: two integers.
-        dtype: their dtype.
     """
     wide = tf.as_dtype(dtype) if tf.as_dtype(dtype).size > 4 else tf.float32
     bits = whole_numbers((2, *shape), seed)
@@ -40,12 +29,7 @@ def standard_normal(shape: tuple[int, ...], seed, dtype) -> tf.Tensor:
 
 
 def whole_numbers(shape, seed) -> tf.Tensor:
-    """Returns random uint32, the same under XLA as without.
-
-    Args:
-        shape: their shape, which may hold tensors.
-        seed: two integers.
-    """
+    """Returns random uint32, the same under XLA as without."""
     return tf.random.stateless_uniform(
         shape, seed, minval=None, maxval=None, dtype="uint32", alg="philox"
     )

@@ -74,14 +74,8 @@ class Engine:
     ) -> tuple[list[dict], int]:
         """Evaluates devices, at most as many as there are rows.
 
-        Args:
-            values: the values of the variables, stacked over the devices.
-            devices: how many devices.
-            calibration: gives the batches of inputs for `"reestimated"`.
-            batches: gives (x, y, sample_weight) tuples.
-
-        Returns:
-            name → value of each device, and how many devices have given NaN.
+        `values` are those of the variables, stacked over the devices. Returns name →
+        value of each device, and how many devices have given NaN.
         """
         try:
             return self._run(values, devices, calibration(), batches())

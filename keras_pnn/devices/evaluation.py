@@ -355,11 +355,7 @@ def _check_devices(devices) -> None:
 
 
 def check_digital(task: str) -> None:
-    """Raises ValueError if a device measures: a graph would keep its measurement.
-
-    Args:
-        task: what must be done without, for the message.
-    """
+    """Raises ValueError if a device measures: a graph would keep its measurement."""
     if current().substitute is not None:
         raise ValueError(
             f"{task} on the digital model, outside `device.installed(model)`. "

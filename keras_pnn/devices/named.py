@@ -21,11 +21,7 @@ Deviations = dict[tuple[str, int], np.ndarray]
 
 
 def given_once(model: keras.layers.Layer, names) -> dict[str, list[Quantity]]:
-    """Returns name → the quantities that it addresses.
-
-    Raises:
-        ValueError: If a name is unknown, or two names address one variable.
-    """
+    """Returns name → the quantities that it addresses."""
     addressed, keys = {}, {}
     for name in names:
         addressed[name] = find(model, name, weights=True)
@@ -40,12 +36,7 @@ def given_once(model: keras.layers.Layer, names) -> dict[str, list[Quantity]]:
 
 
 def deviations_of(name: str, found: list[Quantity], amount: np.ndarray) -> Deviations:
-    """Returns the deviations of the quantities that `find` found for a name.
-
-    Raises:
-        ValueError: If `amount` is not a number or an array in the shape of the
-            variables, or a value is out of the quantity's range.
-    """
+    """Returns the deviations of the quantities that `find` found for a name."""
     deviations = {}
     for quantity in found:
         value = _checks.array(name, amount, tuple(quantity.variable.shape))
@@ -64,11 +55,7 @@ def deviations_of(name: str, found: list[Quantity], amount: np.ndarray) -> Devia
 def named_deviations(
     model: keras.layers.Layer, values: dict
 ) -> tuple[Deviations, dict[str, list[list[int]]]]:
-    """Returns (deviations, architecture) of a device from its named deviations.
-
-    Raises:
-        ValueError: As in `SimulatedDevice.from_dict`.
-    """
+    """Returns (deviations, architecture) of a device from its named deviations."""
     named = isinstance(values, dict) and all(isinstance(name, str) for name in values)
     if not named or not values:
         expected = (
@@ -133,11 +120,7 @@ def read_csv(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
 
 
 def write_csv(pairs: list[tuple[Quantity, np.ndarray]], path) -> None:
-    """Writes a device's quantities and deviations, as `read_csv` reads them.
-
-    Raises:
-        ValueError: If two layers have one name, which no line could tell apart.
-    """
+    """Writes a device's quantities and deviations, as `read_csv` reads them."""
     names = [quantity.path for quantity, _ in pairs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         expected = "a model whose layers each have a name of their own"

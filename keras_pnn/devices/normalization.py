@@ -13,11 +13,7 @@ from keras_pnn import _checks, _keras
 
 
 def check_mode(mode: str, calibration, x):
-    """Checks `batch_norm` and `calibration` of a `DeviceEvaluator` for inputs `x`.
-
-    Returns:
-        The calibration inputs as arrays, `None` for a mode without.
-    """
+    """Checks the arguments of a `DeviceEvaluator`; returns `calibration` as arrays."""
     _checks.choice("batch_norm", mode, ("frozen", "batch", "reestimated"))
     if (mode == "reestimated") != (calibration is not None):
         given = "none" if calibration is None else "calibration inputs"

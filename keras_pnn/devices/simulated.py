@@ -420,11 +420,7 @@ def _names(device: SimulatedDevice) -> str:
 
 
 def _joint_architecture(devices: Iterable[SimulatedDevice]) -> dict:
-    """Returns the shapes of all variables that the devices name.
-
-    Raises:
-        ValueError: If devices differ in the shapes of one name.
-    """
+    """Returns the shapes of all variables that the devices name."""
     shapes: dict[str, list[list[int]]] = {}
     for device in devices:
         for name, own in device.architecture.items():

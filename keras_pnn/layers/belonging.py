@@ -49,11 +49,7 @@ def place_of(name: str) -> str:
 
 
 def refuse_elsewhere(kind: type, unknown: dict) -> None:
-    """Checks that none of a layer's unknown arguments belongs elsewhere.
-
-    Raises:
-        ValueError: If one does. Others are left to Keras.
-    """
+    """Refuses unknown arguments that belong elsewhere; others are left to Keras."""
     for name, value in unknown.items():
         place = place_of(name)
         if name in _IMPERFECTIONS:

@@ -72,10 +72,6 @@ class Overrides(Mapping):
             model: the model that is called inside.
             rematerialize: whether `tf.recompute_grad`, and with it
                 `keras.RematScope`, acts. It has no second derivative.
-
-        Raises:
-            ValueError: Inside, if a layer reads the `tf.Variable` behind one of these
-                variables, or assigns a `tf.Variable` of its own.
         """
         # Keras hands a regulariser None for a variable that the scope does not hold.
         regularized = [
@@ -181,15 +177,9 @@ def _valued(measured, modelled):
 def measure(device, layer, inputs, controls: dict, modelled):
     """Returns what a device measures for one layer, or `None` if it has none.
 
-    Args:
-        device: an object with `measure(layer, inputs, controls)`, on tensors; or with
-            `measure_in_graph(layer, inputs, controls, modelled)`, which is also given
-            the model's own outputs. Either may return `None`: the layer is not on
-            the device.
-        layer: the physical layer.
-        inputs: its inputs.
-        controls: its controls, name to tensor.
-        modelled: its own outputs.
+    A device has `measure(layer, inputs, controls)`, on tensors; or
+    `measure_in_graph(layer, inputs, controls, modelled)`, which is also given the
+    layer's own outputs. Either may return `None`: the layer is not on the device.
     """
     if hasattr(device, "measure_in_graph"):
         return device.measure_in_graph(layer, inputs, controls, modelled)

@@ -1,5 +1,6 @@
 """Follow fields through a model; refuse them where Keras would drop a part."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import keras
@@ -45,11 +46,7 @@ class PlaneOutputs(FieldOutputs):
 
 
 def plane_of(layer: keras.layers.Layer, shape) -> tuple[int, int]:
-    """Returns (height, width) of the planes that a layer takes.
-
-    Raises:
-        ValueError: If the shape is not that of planes.
-    """
+    """Returns (height, width) of the planes that a layer takes."""
     if len(shape) != 3 or None in shape[1:]:
         raise ValueError(
             f"The inputs of {type(layer).__name__} '{layer.name}' must be fields of "
@@ -84,11 +81,8 @@ def uses_of(model: keras.Model) -> list[Use] | None:
     `None` for a model that is not one of nodes (functional, Sequential), or a wrapper
     around one.
     """
-    graph, seen = _keras.functional(model), []
-    if graph is None:
-        return None
-    _follow(graph, [None] * len(graph.inputs), seen)
-    return seen
+    graph = _keras.functional(model)
+    return None if graph is None else _follow(graph)[0]
 
 
 def check_fields(model: keras.Model) -> None:
@@ -97,18 +91,11 @@ def check_fields(model: keras.Model) -> None:
     That is a layer of Keras with weights, a `Rescaling`, which casts to real numbers, a
     loss of Keras, and a loss to which Keras hands the real part only. Models of nodes
     (functional, Sequential) are followed from node to node; others pass.
-
-    Args:
-        model: a model or a wrapper around one, compiled or not.
-
-    Raises:
-        ValueError: If one does.
     """
     graph = _keras.functional(model)
     if graph is None:
         return
-    seen: list[Use] = []
-    outputs = _follow(graph, [None] * len(graph.inputs), seen)
+    seen, outputs = _follow(graph)
     for use in seen:
         casts = isinstance(use.layer, keras.layers.Rescaling)
         real = casts or getattr(use.layer, "weights", ())
@@ -126,26 +113,24 @@ def check_fields(model: keras.Model) -> None:
 def detected(model: keras.Model, layer) -> bool:
     """Tells whether the fields of a layer go to detectors of intensities alone.
 
-    Args:
-        model: a model; one that is not of nodes (functional, Sequential) gives False.
-        layer: a layer of it that gives complex fields.
+    Those in a model that is not of nodes (functional, Sequential) never do.
     """
     graph = _keras.functional(model)
     if graph is None:
         return False
-    seen: list[Use] = []
-    outputs = _follow(graph, [None] * len(graph.inputs), seen)
+    seen, outputs = _follow(graph)
     takers = [use.layer for use in seen if layer in use.sources]
     detected = all(isinstance(t, Photodetector | BalancedDetector) for t in takers)
     return bool(takers) and detected and layer not in outputs
 
 
-def _follow(graph, given: list, seen: list[Use]) -> list:
-    """Returns the layer that gives each output as a complex field, else `None`.
+def _follow(graph, given: Sequence = ()) -> tuple[list[Use], list]:
+    """Returns all uses, and the layer that gives each output as a field, else `None`.
 
-    Adds the uses of layers and operations to `seen`.
+    `given` has the same for the inputs; none of them is a field without it.
     """
-    fields = dict(zip(map(id, graph.inputs), given, strict=True))
+    seen: list[Use] = []
+    fields = dict(zip(map(id, graph.inputs), given, strict=bool(given)))
     for node in _keras.nodes(graph):
         if node.is_input:
             continue
@@ -156,7 +141,8 @@ def _follow(graph, given: list, seen: list[Use]) -> list:
         if isinstance(operation, keras.Model):
             inner = _keras.functional(operation)
         if inner is not None and len(inner.inputs) == len(sources):
-            results = _follow(inner, sources, seen)
+            uses, results = _follow(inner, sources)
+            seen += uses
         else:
             taken = tuple(filter(None, sources))
             seen.append(Use(operation, node.input_tensors[0].shape, taken))
@@ -164,7 +150,7 @@ def _follow(graph, given: list, seen: list[Use]) -> list:
                 source = operation
             results = [source if "complex" in t.dtype else None for t in tensors]
         fields |= zip(map(id, tensors), results, strict=True)
-    return [fields.get(id(t)) for t in graph.outputs]
+    return seen, [fields.get(id(t)) for t in graph.outputs]
 
 
 def _casts(loss) -> bool:

@@ -17,10 +17,6 @@ def light_path(
 ) -> list[tuple[keras.layers.Layer, np.ndarray]]:
     """Returns each use of a layer that acts on planes, with the intensity behind it.
 
-    Args:
-        model: a built model, wrapped or not.
-        inputs: of the model, a few samples.
-
     Returns:
         Pairs (layer, (samples, height, width)) in the order in which the layers run;
         a `DetectorArray` comes with the intensity that falls on it.

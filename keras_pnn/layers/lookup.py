@@ -104,9 +104,6 @@ def find(model: keras.layers.Layer, name: str, weights: bool = False) -> list[Qu
             deviations (`"splitter_imbalance"`), or `"stuck"` for all controls that may
             be stuck.
         weights: whether names of trainable variables (`"kernel"`) are found too.
-
-    Raises:
-        ValueError: If nothing has that name. The error lists the names that exist.
     """
     layer_name, _, short = str(name).rpartition("/")
     candidates = [q for q in quantities(model) if weights or q.nominal is not None]
@@ -132,11 +129,7 @@ def find(model: keras.layers.Layer, name: str, weights: bool = False) -> list[Qu
 
 
 def find_gradual(model: keras.layers.Layer, name: str) -> list[Quantity]:
-    """Returns the imperfections that a name addresses, as `find`, if they have slopes.
-
-    Raises:
-        ValueError: As `find`, or if a control is stuck or not, with nothing between.
-    """
+    """Returns the imperfections with slopes that a name addresses, as `find`."""
     found = find(model, name)
     if any(q.holds for q in found):
         expected = "one that moves gradually; `Variation(stuck=…)` draws what is stuck"
@@ -164,11 +157,7 @@ def architecture(
 
 
 def check_selection(argument: str, which: Selection) -> Selection:
-    """Returns what `select_variables` takes: a predicate, a string or several.
-
-    Raises:
-        ValueError: If it is something else.
-    """
+    """Returns what `select_variables` takes: a predicate, a string or several."""
     if callable(which) or isinstance(which, str):
         return which
     names = tuple(which) if isinstance(which, list | tuple) else ()
@@ -191,10 +180,6 @@ def select_variables(
             (`"mrr_bank_*/control"`); several of these; or a predicate on trainable
             variables and imperfections.
         argument: what the caller calls `which`, for messages.
-
-    Raises:
-        ValueError: If nothing is selected, by one of several names, or `which` is
-            something else.
     """
     which = check_selection(argument, which)
     # A control that is stuck stays where it is.
@@ -213,9 +198,7 @@ def select_variables(
     return list(found.values())
 
 
-def _matching(
-    model, argument: str, name: str, candidates: list, layers: dict
-) -> list:
+def _matching(model, argument: str, name: str, candidates: list, layers: dict) -> list:
     """The variables that one string means."""
     if name == "controls":
         found, hint = controls_of(model), ""

@@ -11,18 +11,10 @@ _STEPS, _END = 500, 1e-9
 
 
 def phases_around_stuck(layer, unitary: np.ndarray, stuck: dict, errors: dict) -> dict:
-    """Searches the phases that bring a mesh nearest to a matrix.
+    """Searches the phases, in rad, that bring a mesh nearest to a matrix.
 
-    By L-BFGS from the present phases, in float64, without losses and converter.
-
-    Args:
-        layer: a built `MZIMesh`.
-        unitary: the matrix.
-        stuck: name of a phase → its `<name>_stuck`.
-        errors: name → array, the errors that are known.
-
-    Returns:
-        Name → phases, in rad.
+    By L-BFGS from the present phases, in float64, without losses and converter. `stuck`
+    has for the name of a phase its `<name>_stuck`, and `errors` those that are known.
     """
     from scipy import optimize
 

@@ -327,9 +327,6 @@ def arguments(layer: keras.layers.Layer, kind: type) -> dict:
     """Returns the arguments of a class of the layer as `get_config` writes them.
 
     Each named argument of `kind.__init__` is an attribute of the layer.
-
-    Raises:
-        ValueError: If an argument cannot be saved, such as a lambda.
     """
     config = {}
     for name, parameter in inspect.signature(kind.__init__).parameters.items():
@@ -361,11 +358,7 @@ class RealInputs:
 
 
 def refuse_complex(layer: keras.layers.Layer, inputs) -> None:
-    """Checks that the inputs of a layer are real.
-
-    Raises:
-        ValueError: If they are complex.
-    """
+    """Checks that the inputs of a layer are real."""
     dtype = keras.backend.standardize_dtype(inputs.dtype)
     if "complex" in dtype:
         raise ValueError(

@@ -37,10 +37,6 @@ class ControlsForWeights(keras.initializers.Initializer):
 def controls_for(layer, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Solves the controls for target weights of a `RingLayer` on the ideal device.
 
-    Args:
-        layer: a built `RingLayer`.
-        weights: float64 array in the shape of the kernel, in reach of the tuning.
-
     Returns:
         Controls within all limits, and a boolean array of the same shape: the weights
         that these controls miss.

@@ -10,21 +10,12 @@ TensorLike = float | np.ndarray | tf.Tensor | tf.Variable | keras.Variable
 
 
 def as_tensors(*values) -> tuple[tf.Tensor, ...]:
-    """Converts values to tensors of one float dtype.
+    """Converts values to tensors of one float dtype; a complex one is a ValueError.
 
     The widest dtype of the arrays and tensors is taken, but never less than float32,
     in which phases and detunings are kept. Python numbers and integer arrays adopt
     it. Without any float array, NumPy scalars decide, and after them
     `keras.config.floatx()`.
-
-    Raises:
-        ValueError: If a value is complex.
-
-    Example:
-
-    >>> a, b = as_tensors(np.ones(2, "float64"), 0.1)
-    >>> b.dtype
-    tf.float64
     """
     dtype = _common_dtype(values)
     return tuple(_to_tensor(value, dtype) for value in values)

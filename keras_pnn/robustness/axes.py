@@ -43,11 +43,7 @@ class FactorAxis(Axis):
 
 
 def axis_of(argument: str, name: str, values) -> Axis:
-    """Returns the axis that `sweeps` or `grid` describes, with no unit yet.
-
-    Raises:
-        ValueError: If values are missing, not finite, ragged, or negative spreads.
-    """
+    """Returns the axis that `sweeps` or `grid` describes, with no unit yet."""
     kind = DeviationAxis
     if name == _FACTOR:
         kind = FactorAxis

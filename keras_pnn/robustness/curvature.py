@@ -39,9 +39,6 @@ class HessianOptions:
         density_steps: Lanczos steps of the spectral density.
         density_vectors: its random vectors.
         variables: `"controls"`, `"all"`, or both.
-
-    Raises:
-        ValueError: If an option is not as described.
     """
 
     k: int = 3

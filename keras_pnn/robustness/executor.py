@@ -130,15 +130,9 @@ def measured(
 ) -> Iterator[tuple[range, list[dict]]]:
     """Yields blocks of a `ModelStudy` and their metrics, as workers finish them.
 
-    The study is written to a file, which every worker reads once. A block whose worker
-    died is measured again: by the executor, or, if that takes no more work, here.
-
-    Args:
-        executor: the executor.
-        study: the study.
-        blocks: the points' numbers.
-        folder: where to write the study's file, for workers on other machines; `None`
-            for a folder of this machine.
+    The study is written to a file, which every worker reads once: to `folder`, for
+    workers on other machines. A block whose worker died is measured again: by the
+    executor, or, if that takes no more work, here.
     """
     if not blocks:
         return
@@ -200,18 +194,7 @@ def measured(
 
 
 def measure_block(path: str, version: str, digest: str, block: range) -> list[dict]:
-    """Measures one block in a worker.
-
-    Args:
-        path: the file of the study.
-        version: of the package that wrote it.
-        digest: the study's own.
-        block: the points' numbers.
-
-    Raises:
-        ValueError: If the version is another one here, there is no such file, or the
-            study that is in it is another one here.
-    """
+    """Measures one block in a worker, of the study with this digest in a file."""
     if version != __version__:
         raise _other_version(f"a worker that has {__version__}", version)
     with _ONE_AT_A_TIME:

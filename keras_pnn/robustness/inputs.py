@@ -113,12 +113,7 @@ def reported_metric(models: dict, steps: dict, metric: str | None) -> str:
 
 
 def specified(spec: float | None, metric: str, models: dict, steps: dict) -> float:
-    """Returns the specification, by default 0.95 for an accuracy of Keras.
-
-    Raises:
-        ValueError: If there is no default for the metric, or an accuracy is to keep
-            what is not from 0 to 1.
-    """
+    """Returns the specification, by default 0.95 for an accuracy of Keras."""
     counted = [_keras.named_metrics(m).get(metric) for m in models.values()]
     if spec is None:
         if not all(isinstance(hits, _ACCURACIES) for hits in counted):

@@ -126,12 +126,6 @@ class Adversary:
     Attributes:
         parameters: one `Parameter` for each name of which a component moves, or one
             for each layer where `Autodiff` moves layers of different shapes.
-
-    Raises:
-        ValueError: If a name is unknown, or addresses a variable that is moved
-            otherwise too, or variables of different shapes that cannot be moved by
-            the rule; if a radius or a step has another shape, or reaches values that
-            do not exist; or if finite differences would take too many passes.
     """
 
     def __init__(self, model, rules: dict[str, AdversaryRule], perturbed=()):

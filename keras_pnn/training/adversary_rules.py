@@ -156,11 +156,7 @@ class Autodiff(AdversaryRule):
 
 
 def check_rules(rules) -> dict[str, AdversaryRule]:
-    """Returns `adversarial` as a dictionary.
-
-    Raises:
-        ValueError: If it is not one from names to `FiniteDifference` or `Autodiff`.
-    """
+    """Returns `adversarial` as a dictionary."""
     if rules is None:
         return {}
     if not isinstance(rules, dict) or not all(

@@ -31,12 +31,7 @@ def on_bench(trainer) -> bool:
 
 
 def check_alone(trainer) -> None:
-    """Checks that a simulated device measures a model that no other device has set.
-
-    Raises:
-        ValueError: If an imperfection that the device sets is off its nominal value in
-            the model: what is measured would lack it.
-    """
+    """Checks that a simulated device measures a model that no other device has set."""
     if _keras.is_built(trainer.model) and isinstance(trainer.device, SimulatedDevice):
         check_nominal(q for q, _ in trainer.device.bind(trainer.model))
 
@@ -44,13 +39,7 @@ def check_alone(trainer) -> None:
 def check_movable(device, quantities: Iterable[Quantity], what: str) -> None:
     """Checks that a device is not one on the bench whose imperfections are to move.
 
-    Args:
-        device: any device, or `None`.
-        quantities: what is to move; weights may, as they are sent to the bench.
-        what: by what, for the message.
-
-    Raises:
-        ValueError: If the device measures the layer of an imperfection.
+    Weights may move, as they are sent to the bench.
     """
     if not hasattr(device, "measure_in_graph"):
         return
@@ -67,12 +56,7 @@ def check_movable(device, quantities: Iterable[Quantity], what: str) -> None:
 
 
 def compile_options(trainer, *args, **kwargs) -> dict:
-    """Returns the arguments of `compile` for a device on the bench.
-
-    Raises:
-        ValueError: If `jit_compile=True`, `steps_per_execution` above 1 or several
-            replicas are asked for.
-    """
+    """Returns the arguments of `compile` for a device on the bench."""
     options = dict(_COMPILE.bind(trainer, *args, **kwargs).arguments)
     del options["self"]
     replicas = trainer.distribute_strategy.num_replicas_in_sync
@@ -116,11 +100,6 @@ def reporting(trainer, callbacks: list) -> Iterator[None]:
 
     With a `pnn.callbacks.Checkpoint` among the callbacks, the state after the last
     whole step is written to its folder first.
-
-    Raises:
-        ValueError: If a device is on the bench, and the model was compiled with
-            `steps_per_execution` above 1.
-        DeviceError: If the device failed for good.
     """
     if on_bench(trainer) and trainer.steps_per_execution != 1:
         raise ValueError(

@@ -55,7 +55,3 @@ class OpticalPruning(Brief, keras.regularizers.Regularizer):
     def get_config(self) -> dict:
         tuning = keras.saving.serialize_keras_object(self.tuning)
         return {"alpha": self.alpha, "tuning": tuning}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)

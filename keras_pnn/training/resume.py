@@ -41,14 +41,9 @@ def metrics_of(model: keras.Model) -> tuple[np.ndarray, ...]:
 
 
 def save_state(model: keras.Model, folder, position: Position) -> None:
-    """Writes weights, optimizer, position and metrics to a folder.
+    """Writes weights, optimizer, position and metrics to a folder, made where missing.
 
     A run that is killed while it writes leaves the state from before.
-
-    Args:
-        model: a compiled model.
-        folder: the folder, which is made where it does not exist.
-        position: how far the run has come.
     """
     _build_optimizer(model)
     with _files.atomic(pathlib.Path(folder) / _FILE) as part:
@@ -61,19 +56,10 @@ def save_state(model: keras.Model, folder, position: Position) -> None:
 
 
 def load_state(model: keras.Model, folder) -> Position | None:
-    """Gives a model the state in a folder.
+    """Gives a model the state in a folder; returns how far the run had come.
 
-    Imperfections that are installed stay as they are: a state is that of training.
-
-    Args:
-        model: a model, compiled as the one that was saved.
-        folder: as in `save_state`.
-
-    Returns:
-        How far the run had come, or `None` where there is no state.
-
-    Raises:
-        ValueError: If the state is damaged, or of another model.
+    `None` where there is no state. Imperfections that are installed stay as they are: a
+    state is that of training.
     """
     path = pathlib.Path(folder) / _FILE
     if not path.exists():
@@ -110,14 +96,8 @@ def remove_state(folder) -> None:
 def pass_over(model: keras.Model, iterator: Iterator, batches: int, metrics) -> dict:
     """Takes batches that are done already from an epoch, without training on them.
 
-    Args:
-        model: the model that trains.
-        iterator: over the batches; it may end sooner.
-        batches: how many to take.
-        metrics: as in `Position`, which the model takes up.
-
-    Returns:
-        The logs with these metrics.
+    The iterator may end sooner. The model takes up `metrics`, as in `Position`, which
+    are in the logs that are returned.
     """
     for _ in range(batches):
         batch = next(iterator, None)

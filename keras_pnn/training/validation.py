@@ -39,18 +39,10 @@ def validating(trainer, callbacks: list) -> Iterator[None]:
 
 
 def test_both(trainer, step: Callable[[], dict], batch) -> dict:
-    """Tests one batch on the device and on the digital model.
+    """Tests one batch on the device and on the digital model, in a `validating` block.
 
-    Args:
-        trainer: the model that is trained, in a `validating` block.
-        step: tests the batch and returns the logs.
-        batch: (x, y, sample_weight).
-
-    Returns:
-        The logs of the device, and those of the digital model as `model_<metric>`.
-
-    Raises:
-        ValueError: If the device's logs have one of these names already.
+    `step` tests a batch and returns its logs. The digital model's are returned beside
+    the device's, as `model_<metric>`.
     """
     pairs = _digital(trainer)
     scope = Overrides(pairs).scope(trainer)

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from models import assert_same, bits
 from tensorflow.core.util import event_pb2
 
 import keras_pnn as pnn
@@ -66,13 +67,8 @@ def test_training_is_bit_identical(tmp_path, batch_norm):
     history = fit(model, *callbacks, epochs=2, validation_data=(X, Y)).history
     for name, values in expected.items():
         assert history[name] == values
-    state = zip(
-        [*unwatched.variables, *unwatched.optimizer.variables],
-        [*model.variables, *model.optimizer.variables],
-        strict=True,
-    )
-    for a, b in state:
-        np.testing.assert_array_equal(a, b)
+    assert_same(unwatched.variables, model.variables)
+    assert_same(unwatched.optimizer.variables, model.optimizer.variables)
 
 
 def test_logs_hold_the_results_for_the_weights_of_the_epoch():
@@ -230,8 +226,7 @@ def test_bad_numbers_are_named_at_once(make, options, message):
 )
 def test_bad_settings_fail_before_training(callback, message):
     model = network()
-    before = [np.array(v.numpy()) for v in model.trainable_variables]
+    before = bits(model)
     with pytest.raises(ValueError, match=message):
         fit(model, callback)
-    for old, new in zip(before, model.trainable_variables, strict=True):
-        np.testing.assert_array_equal(old, new)
+    assert bits(model) == before

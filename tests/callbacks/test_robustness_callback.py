@@ -6,6 +6,7 @@ import math
 import keras
 import numpy as np
 import pytest
+from models import assert_same, bits
 
 import keras_pnn as pnn
 
@@ -80,8 +81,7 @@ def test_training_is_the_same_to_the_bit():
     with_it, history = trained([callback(worst_case=worst, hessian=FEWER)])
     without, plain = trained([])
     for part in (with_it, without), (with_it.optimizer, without.optimizer):
-        for a, b in zip(*(one.variables for one in part), strict=True):
-            np.testing.assert_array_equal(np.array(a), np.array(b))
+        assert_same(*(one.variables for one in part))
     for key, values in plain.items():
         assert history[key] == values
 
@@ -186,13 +186,12 @@ def test_what_does_not_fit_ends_fit_before_the_first_step(
     installed, arguments, message
 ):
     model = network()
-    before = [np.array(v) for v in model.trainable_variables]
+    before = bits(model)
     device = VARIATION.sample(model, 1)[0]
     context = device.installed(model) if installed else contextlib.nullcontext()
     with pytest.raises(ValueError, match=message), context:
         fit([callback(**arguments)], model=model)
-    for a, b in zip(before, model.trainable_variables, strict=True):
-        np.testing.assert_array_equal(a, np.array(b))
+    assert bits(model) == before
 
 
 def test_epochs_after_the_first_trace_nothing():

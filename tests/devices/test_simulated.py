@@ -5,6 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
+from models import banks, bits, modulator
 
 import keras_pnn as pnn
 from keras_pnn.devices import DeviceSet, SimulatedDevice, sweep
@@ -14,20 +15,14 @@ X = np.random.default_rng(0).normal(size=(6, 3)).astype("float32")
 
 
 def network(units=4):
-    inputs = keras.Input((3,))
-    hidden = pnn.layers.MRRBank(5, activation="relu", name="first")(inputs)
-    return keras.Model(inputs, pnn.layers.MRRBank(units, name="second")(hidden))
-
-
-def state(model):
-    return [v.numpy().tobytes() for v in model.variables]
+    return banks(sizes=(3, 5, units))
 
 
 def test_installed_sets_values_and_restores_bit_for_bit():
     model = network()
     first = model.get_layer("first").imperfections
     first["resonance_shift"].assign(np.full((3, 5), 0.1, "float32"))
-    before, ideal = state(model), model(X).numpy()
+    before, ideal = bits(model), model(X).numpy()
     one, two = VARIATION.sample(model, 2)
     with one.installed(model) as entered:
         assert entered is one
@@ -36,16 +31,16 @@ def test_installed_sets_values_and_restores_bit_for_bit():
             first["resonance_shift"].numpy(), one.deviations["resonance_shift", 0]
         )
         assert np.abs(model(X).numpy() - ideal).max() > 1e-3
-        inside = state(model)
+        inside = bits(model)
         with two.installed(pnn.SATModel(model)):
-            innermost = state(model)
-        assert state(model) == inside
-    assert state(model) == before
+            innermost = bits(model)
+        assert bits(model) == inside
+    assert bits(model) == before
     with two.installed(model):
-        assert state(model) == innermost
+        assert bits(model) == innermost
     with pytest.raises(KeyError, match="body"), one.installed(model):
         raise KeyError("body")
-    assert state(model) == before
+    assert bits(model) == before
 
 
 def test_weights_loaded_inside_leave_the_device_installed(tmp_path):
@@ -56,53 +51,52 @@ def test_weights_loaded_inside_leave_the_device_installed(tmp_path):
     saved = control.numpy()
     one, two = VARIATION.sample(model, 2)
     (warm,) = sweep(model, "temperature", [2.0])
-    outside = state(model)
+    outside = bits(model)
     for wrapper in (model, pnn.SATModel(model)):
         for outer in (one, warm):
             with outer.installed(model):
                 with two.installed(wrapper):
                     pass
-                inside = state(model)
+                inside = bits(model)
                 control.assign(saved + 1)
                 model.load_weights(path)
-                assert state(model) == inside
-            assert state(model) == outside
+                assert bits(model) == inside
+            assert bits(model) == outside
     # What the device does not set is the design's again, and so is all outside.
     with warm.installed(model):
-        inside = state(model)
+        inside = bits(model)
         shift = model.get_layer("first").imperfections["resonance_shift"]
         shift.assign(shift + 0.1)
         model.load_weights(path)
-        assert state(model) == inside
+        assert bits(model) == inside
     with pytest.raises(KeyError), one.installed(model):
         raise KeyError
     shift.assign(shift + 0.1)
     model.load_weights(path)
-    assert state(model) == outside
+    assert bits(model) == outside
 
 
 def test_another_architecture_is_refused_and_nothing_installed():
     model = network()
     (device,) = VARIATION.sample(model, 1)
-    wide, before = network(units=7), state(network(units=7))
+    wide, before = network(units=7), bits(network(units=7))
     # A layer more is another architecture too, even where the first layers agree.
     deeper = keras.Sequential([network(), pnn.layers.MRRBank(4)])
     deeper.build((None, 3))
     for other in (wide, deeper):
-        before = state(other)
+        before = bits(other)
         with pytest.raises(ValueError, match=r"architecture.*\[5, 4\]"):
             device.values(other)
         with pytest.raises(ValueError), device.installed(other):
             pass
-        assert state(other) == before
+        assert bits(other) == before
 
 
 @pytest.mark.parametrize("bad", [-1.0, -1.5])
 def test_a_scale_that_does_not_exist_is_refused(bad):
-    layer = pnn.layers.MaskedSLM(2, grid=(1, 2), name="slm")
-    model = keras.Sequential([keras.Input((3, 3)), layer])
+    model = modulator()
     model.compile(loss="mse")
-    before = state(model)
+    before = bits(model)
     x, y = np.ones((2, 3, 3), "float32"), np.ones((2, 2), "float32")
     device = SimulatedDevice({("scale", 0): np.float32(bad)})
     for use in (
@@ -114,7 +108,7 @@ def test_a_scale_that_does_not_exist_is_refused(bad):
     ):
         with pytest.raises(ValueError, match=rf"'slm/scale' .*above 0.*{bad:g}$"):
             use()
-    assert state(model) == before
+    assert bits(model) == before
     (small,) = sweep(model, "scale", [-0.9])
     with small.installed(model):
         assert np.isfinite(model(x)).all()
@@ -193,9 +187,9 @@ def test_npz_round_trip(tmp_path, make, variation):
             np.testing.assert_array_equal(value, other.deviations[key])
             assert value.dtype == other.deviations[key].dtype
         with one.installed(model):
-            inside = state(model)
+            inside = bits(model)
         with other.installed(model):
-            assert state(model) == inside
+            assert bits(model) == inside
     with pytest.raises(ValueError, match="architecture"):
         loaded[0].values(make(9))
 

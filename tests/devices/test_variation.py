@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import tensorflow as tf
+from models import modulator
 
 import keras_pnn as pnn
 from keras_pnn.devices.draws import standard_normal
@@ -272,8 +273,7 @@ def test_an_imperfection_under_two_names():
 
 
 def test_draws_that_do_not_exist_are_refused():
-    layer = pnn.layers.MaskedSLM(2, grid=(1, 2), name="slm")
-    model = keras.Sequential([keras.Input((3, 3)), layer])
+    model = modulator()
     drawn = pnn.Variation(scale=0.3).sample(model, 20)
     values = np.array([d.deviations["scale", 0] for d in drawn])
     # The same draws, the lowest of them just above a scale of 0, and just below.

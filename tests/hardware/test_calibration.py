@@ -61,10 +61,6 @@ def shifted_bank(std=0.06, seed=1, **kwargs):
     return model, device, device.deviations[SHIFT]
 
 
-def state(model):
-    return [v.numpy().tobytes() for v in model.variables]
-
-
 def calibrate(model, device, inputs=X, **kwargs):
     return pnn.calibrate(model, device, inputs, verbose=0, **kwargs)
 
@@ -100,9 +96,9 @@ def mesh():
     model = mesh_network()
     spread = {"theta_error": 0.1, "phi_error": 0.1, "splitter_error": 0.1}
     (device,) = pnn.Variation(spread).sample(model, 1, seed=3)
-    before = state(model)
+    before = models.bits(model)
     result = calibrate(model, device, fields(8, 4))
-    assert state(model) == before
+    assert models.bits(model) == before
     return model, device, result
 
 
@@ -142,9 +138,9 @@ def test_result_is_a_record(mesh, tmp_path):
     DeviceSet([result.device]).save(tmp_path / "twin.npz")
     (loaded,) = DeviceSet.load(tmp_path / "twin.npz")
     with result.device.installed(model):
-        expected = state(model)
+        expected = models.bits(model)
     with loaded.installed(model):
-        assert state(model) == expected
+        assert models.bits(model) == expected
 
 
 @pytest.mark.parametrize("tuning", [None, pnn.HeaterTuning()])
@@ -440,9 +436,9 @@ def test_hardware_and_layers_that_it_leaves_to_the_model():
     model = bank_network()
     (device,) = pnn.Variation(resonance_shift=0.06).sample(model, 1, seed=1)
     bench = models.Bench(device.attach(model), layers=["second"], max_batch=10)
-    before = state(model)
+    before = models.bits(model)
     result = calibrate(model, bench, imperfections="resonance_shift", settings=4)
-    assert state(model) == before
+    assert models.bits(model) == before
     # 12 samples once, and 12 with as many probes at each setting.
     assert bench.calls == 2 + 4 * 3
     assert result.layers == ("second",)
@@ -474,11 +470,11 @@ def test_each_layer_is_measured_at_its_measured_inputs():
 @pytest.mark.parametrize("breaks", [1, 4])
 def test_a_failing_device_leaves_the_model_as_it_was(breaks):
     model = bank_network()
-    before = state(model)
+    before = models.bits(model)
     bench = models.Bench(models.ring_chip(model), breaks)
     with pytest.raises(pnn.DeviceError, match="no light"):
         calibrate(model, bench)
-    assert state(model) == before
+    assert models.bits(model) == before
 
 
 def test_layers_keep_their_precision_also_after_an_error():
@@ -493,10 +489,10 @@ def test_layers_keep_their_precision_also_after_an_error():
     layer = model.get_layer("bank")
     layer.controls["control"].assign(np.full((4, 4), 0.1))
     layer.imperfections["resonance_shift"].assign(np.full((4, 4), 0.2))
-    before = state(model)
+    before = models.bits(model)
     with pytest.raises(ValueError, match=r"must be finite at all settings.* in bank"):
         calibrate(model, Dark())
-    assert state(model) == before and layer.compute_dtype == "float32"
+    assert models.bits(model) == before and layer.compute_dtype == "float32"
 
 
 class Dark:
@@ -543,17 +539,17 @@ class Noisy(Modulators):
 def test_noise_of_the_model_is_frozen_and_its_seed_comes_back():
     layer = Noisy(name="own")
     model = keras.Sequential([keras.Input((4,)), layer])
-    before, prior = state(model), {"half_wave_error": 0.2}
+    before, prior = models.bits(model), {"half_wave_error": 0.2}
     kwargs = {"prior": prior, "spread": {"voltage": 2.0}, "iterations": 1}
     calibrate(model, SimulatedDevice({}), **kwargs)
-    assert state(model) == before
+    assert models.bits(model) == before
     controls = [{"voltage": layer.controls["voltage"].numpy()}] * 2
     fit = np.ones((2, len(X)), bool)
     readings = Readings(layer, X, controls, np.stack([X, X]), fit)
     found = find(model, "half_wave_error")
     problem = Problem([readings], gather(found, prior, found), noise=1e-3)
     assert problem(problem.start)[0] == problem(problem.start)[0]
-    assert state(model) == before
+    assert models.bits(model) == before
 
 
 def test_a_layer_of_ones_own():
@@ -583,10 +579,10 @@ def test_a_layer_of_ones_own():
 )
 def test_readings_of_another_form_are_refused(change, message):
     model = one_bank()
-    before = state(model)
+    before = models.bits(model)
     with pytest.raises(ValueError, match=f"(?s)'bank'.*{message}"):
         calibrate(model, Bench(model, change=change))
-    assert state(model) == before
+    assert models.bits(model) == before
 
 
 @pytest.mark.parametrize(
@@ -600,7 +596,6 @@ def test_readings_of_another_form_are_refused(change, message):
         ({"inputs": np.full((3, 4), np.nan)}, "`inputs` must be finite"),
         ({"settings": 1}, "`settings` must be an integer ≥ 2"),
         ({"holdout": 0.0}, "`holdout` must be .* > 0 and < 1"),
-        ({"holdout": 1.0}, "`holdout`"),
         ({"noise": 0.0}, "`noise`"),
         ({"prior": {"resonance_shift": -1}}, "resonance_shift"),
         ({"prior": 5}, "`prior` must be a dict.*5"),

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from models import Bench, ring_chip
+from models import Bench, banks, compiled, ring_chip
 
 import keras_pnn as pnn
 from keras_pnn.hardware import acquisition
@@ -84,12 +84,7 @@ def raises(error):
 
 
 def network():
-    inputs = keras.Input((3,))
-    hidden = pnn.layers.MRRBank(5, activation="relu", name="first")(inputs)
-    outputs = pnn.layers.MRRBank(4, name="second")(hidden)
-    model = keras.Model(inputs, outputs)
-    model.compile("sgd", "mse")
-    return model
+    return compiled(banks(sizes=(3, 5, 4)), "sgd", "mse")
 
 
 def bench_of(model, **kwargs):
@@ -178,9 +173,7 @@ def test_installed_in_a_wrapper_holds_for_the_model_inside():
     np.testing.assert_array_equal(model.predict(X, verbose=0), X)
 
 
-@pytest.mark.parametrize(
-    ("kind", "traced"), [("plain", True), ("own device", False)]
-)
+@pytest.mark.parametrize(("kind", "traced"), [("plain", True), ("own device", False)])
 def test_installed_in_the_model_inside_holds_for_its_wrapper(kind, traced):
     model, wrapper = wrapped(kind)
     if traced:

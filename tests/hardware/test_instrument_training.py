@@ -6,6 +6,7 @@ import tomllib
 import keras
 import numpy as np
 import pytest
+from models import assert_same
 
 import keras_pnn as pnn
 from keras_pnn.hardware.instrument import simulator
@@ -56,8 +57,7 @@ def noisy_bench(**options):
 
 def same(one, two):
     assert len(one) == len(two) > 3
-    for a, b in zip(one, two, strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_same(one, two)
 
 
 @pytest.fixture(scope="module")

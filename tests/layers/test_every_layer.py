@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from models import measured
+from models import assert_same, measured
 
 import keras_pnn as pnn
 from keras_pnn.layers import (
@@ -192,8 +192,7 @@ def test_config_round_trip(name):
         assert json.loads(json.dumps(again.get_config())) == config
         again.build(x.shape)
         if "full" in name:  # Their initializers have seeds.
-            for ours, theirs in zip(layer.weights, again.weights, strict=True):
-                np.testing.assert_array_equal(ours, theirs)
+            assert_same(layer.weights, again.weights)
         again.set_weights(layer.get_weights())
         np.testing.assert_array_equal(again(x), outputs)
 
@@ -311,10 +310,9 @@ def test_a_fit_compiled_by_xla_equals_an_eager_one(rng, name):
         y = np.linspace(0, 1, 8 * model.output_shape[-1]).reshape(8, -1)
         fitted = model.fit(x, y, epochs=2, batch_size=4, shuffle=False, verbose=0)
         losses.append(fitted.history["loss"])
-        weights.append([np.asarray(w) for w in model.trainable_weights])
+        weights.append(model.trainable_weights)
     assert losses[0][-1] < losses[0][0]
-    for plain, compiled in zip(*weights, strict=True):
-        np.testing.assert_allclose(plain, compiled, atol=1e-4)
+    assert_same(*weights, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from models import FIT, assert_same, banks, compiled, samples
 
 import keras_pnn as pnn
 from keras_pnn.layers import MRRBank, PhysicalLayer, context, lookup
@@ -23,9 +24,6 @@ class Attenuators(PhysicalLayer):
     def forward(self, inputs, controls, imperfections):
         loss = 10.0 ** (-imperfections["loss_db"] / 20)
         return inputs * controls["amplitude"] * loss * imperfections["gain"]
-
-
-X = np.random.default_rng(2).normal(size=(3, 6, 6, 2)).astype("float32")
 
 
 def test_the_example_of_the_docstring_runs():
@@ -99,16 +97,13 @@ def test_a_file_of_another_layer_is_refused(tmp_path):
 
 
 def test_optimizer_state_survives_saving(tmp_path):
-    model = keras.Sequential([keras.layers.Flatten(), MRRBank(2)])
-    model.compile("adam", loss="mse")
-    y = np.ones((3, 2))
-    model.fit(X, y, verbose=0)
+    model, (x, y) = compiled(banks(), "adam"), samples()
+    model.fit(x, y, **FIT)
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
     for m in (model, again):
-        m.fit(X, y, verbose=0)
-    for ours, theirs in zip(model.weights, again.weights, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+        m.fit(x, y, **FIT)
+    assert_same(model.weights, again.weights, atol=1e-6)
 
 
 class Tripling:

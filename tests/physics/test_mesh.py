@@ -38,6 +38,7 @@ def parameters(modes, arrangement="clements", seed=0):
 @both
 @pytest.mark.parametrize("modes", [2, 3, 4, 7, 8, 15, 16, 17, 33, 64])
 def test_matrix_is_the_product_of_the_cells(modes, arrangement):
+    """Values in slots without a cell are ignored."""
     values = parameters(modes, arrangement)
     expected = product(arrangement=arrangement, **values)
     matrix = mesh.transfer_matrix(arrangement=arrangement, **values)
@@ -74,14 +75,6 @@ def test_cross_mirrors_the_modes_and_bar_keeps_them():
     np.testing.assert_allclose(cross, np.eye(8)[::-1], atol=1e-15)
     bar = np.abs(mesh.transfer_matrix(theta + np.pi, theta).numpy())
     np.testing.assert_allclose(bar, np.eye(8), atol=1e-14)
-
-
-@both
-def test_slots_without_a_cell_are_ignored(arrangement):
-    theta, phi, gamma, mask, _ = draw(8, arrangement)
-    u = mesh.transfer_matrix(theta, phi, gamma, arrangement)
-    cut = mesh.transfer_matrix(theta * mask, phi * mask, gamma, arrangement)
-    np.testing.assert_array_equal(u, cut)
 
 
 def test_crosstalk_spreads_phases():

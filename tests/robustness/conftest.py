@@ -9,6 +9,15 @@ import keras_pnn as pnn
 RNG = np.random.default_rng(0)
 X = RNG.random((60, 6)).astype("float32")
 Y = (X @ RNG.normal(size=(6, 3))).argmax(1)
+STUDY = {
+    "variation": pnn.Variation(resonance_shift=0.03),
+    "n": 2,
+    "sweeps": {"temperature": [-1.0, 0.0, 1.0]},
+    "sensitivity": False,
+    # One device at once: as many blocks as points.
+    "memory_limit": 1e-9,
+    "verbose": 0,
+}
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
@@ -48,6 +57,31 @@ def quiet():
     """What a report measures besides points, left out."""
     left_out = dict.fromkeys(("hessian", "landscape", "worst_case"), False)
     return {**left_out, "verbose": 0}
+
+
+@pytest.fixture(scope="session")
+def study():
+    """Of twelve points: the design and two devices, alone and at three temperatures."""
+    return STUDY
+
+
+@pytest.fixture(scope="session")
+def report(model, data, quiet):
+    """Measures the study, but for how it was made."""
+
+    def make(**arguments):
+        asked = {**quiet, **STUDY, **arguments}
+        found = pnn.robustness_report(model, *data, **asked).to_dict()
+        del found["setting"]
+        return found
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def whole(report):
+    """All of the study, in one go."""
+    return report()
 
 
 @pytest.fixture

@@ -15,34 +15,7 @@ from keras_pnn.robustness import Specification, Study, cache
 from keras_pnn.robustness.cache import Cache
 from keras_pnn.robustness.model_study import ModelStudy
 
-VARIATION = pnn.Variation(resonance_shift=0.03)
-STUDY = {
-    "variation": VARIATION,
-    "n": 3,
-    "sweeps": {"temperature": [-1.0, 0.0, 1.0]},
-    "sensitivity": False,
-    # One device at once: as many blocks as points.
-    "memory_limit": 1e-9,
-    "verbose": 0,
-}
-# The design, 3 devices, and 3 places of a sweep with the design and 3 devices.
-POINTS = 1 + 3 + 3 * 4
-
-
-@pytest.fixture(scope="module")
-def report(model, data, quiet):
-    def make(**arguments):
-        found = pnn.robustness_report(model, *data, **{**quiet, **STUDY, **arguments})
-        values = found.to_dict()
-        del values["setting"]
-        return values
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def whole(report):
-    return report()
+POINTS = 12
 
 
 @pytest.fixture
@@ -167,7 +140,7 @@ def test_a_kill_within_a_transaction_takes_that_block_alone(tmp_path):
 KILLED = """
 import os, sys
 sys.path.insert(0, {here!r})
-import conftest, test_cache
+import conftest
 from keras_pnn.robustness.cache import Cache
 import keras_pnn as pnn
 
@@ -183,7 +156,7 @@ def dies(self, points):
 
 Cache.add = dies
 pnn.robustness_rows(
-    model, conftest.X, conftest.Y, cache_dir={folder!r}, **test_cache.STUDY
+    model, conftest.X, conftest.Y, cache_dir={folder!r}, **conftest.STUDY
 )
 """
 
@@ -205,13 +178,13 @@ def test_a_killed_study_goes_on_in_another_process(
         assert len(measured) == missing
 
 
-def test_other_weights_data_or_arguments_are_another_study(model, network, data):
+def test_other_weights_data_or_arguments_are_another_study(model, network, data, study):
     def digest(model=model, x=data[0], y=data[1], **arguments):
         left_out = dict.fromkeys(("hessian", "landscape", "worst_case"), False)
-        arguments = {**STUDY, **left_out, **arguments}
+        arguments = {**study, **left_out, **arguments}
         del arguments["verbose"]
-        (study,) = Study(Specification(**arguments), model, x, y).studies.values()
-        return study.digest()
+        (one,) = Study(Specification(**arguments), model, x, y).studies.values()
+        return one.digest()
 
     same = digest()
     assert digest(metric="loss", spec=0.2, worst_case=True) == same
@@ -225,13 +198,13 @@ def test_other_weights_data_or_arguments_are_another_study(model, network, data)
     assert len({same, *others}) == 6
 
 
-def test_parts_make_the_whole(model, data, report, whole, tmp_path, measured):
+def test_parts_make_the_whole(model, data, study, report, whole, tmp_path, measured):
     rows = []
     for part in range(3):
         # A job that sees no other's folder.
         folder = tmp_path / str(part)
         rows += pnn.robustness_rows(
-            model, *data, cache_dir=folder, part=(part, 3), **STUDY
+            model, *data, cache_dir=folder, part=(part, 3), **study
         )
     assert len(rows) == len(measured) == POINTS
     for path in tmp_path.glob("*/*.sqlite"):
@@ -248,11 +221,12 @@ def test_parts_make_the_whole(model, data, report, whole, tmp_path, measured):
 
 
 def test_rows_of_all_models_of_a_report(model, network, data, tmp_path):
-    (device,) = VARIATION.sample(model, 1)
+    variation = pnn.Variation(resonance_shift=0.03)
+    (device,) = variation.sample(model, 1)
     study = {
         "compare": {"other": network(5)},
         "trained_on": {"other": device},
-        "variation": VARIATION,
+        "variation": variation,
         "n": 1,
         "name": "mine",
         "verbose": 0,
@@ -265,6 +239,6 @@ def test_rows_of_all_models_of_a_report(model, network, data, tmp_path):
 
 
 @pytest.mark.parametrize("part", [(2, 2), (-1, 2), (0.5, 2), 3], ids=str)
-def test_parts_that_do_not_exist(model, data, tmp_path, part):
+def test_parts_that_do_not_exist(model, data, study, tmp_path, part):
     with pytest.raises(ValueError, match="`part` must be"):
-        pnn.robustness_rows(model, *data, cache_dir=tmp_path, part=part, **STUDY)
+        pnn.robustness_rows(model, *data, cache_dir=tmp_path, part=part, **study)

@@ -19,17 +19,7 @@ import keras_pnn as pnn
 from keras_pnn.robustness import ProcessPool, Specification, Study, executor
 from keras_pnn.robustness.cache import Cache
 
-STUDY = {
-    "variation": pnn.Variation(resonance_shift=0.03),
-    "n": 2,
-    "sweeps": {"temperature": [-1.0, 0.0, 1.0]},
-    "sensitivity": False,
-    # One device at once: as many blocks as points.
-    "memory_limit": 1e-9,
-    "verbose": 0,
-}
-# The design, 2 devices, and 3 places of a sweep with the design and 2 devices.
-BLOCKS = 1 + 2 + 3 * 3
+BLOCKS = 12
 
 
 class Worker(concurrent.futures.Executor):
@@ -54,26 +44,10 @@ class Worker(concurrent.futures.Executor):
         return future
 
 
-@pytest.fixture(scope="module")
-def report(model, data, quiet):
-    def make(**arguments):
-        asked = {**quiet, **STUDY, **arguments}
-        found = pnn.robustness_report(model, *data, **asked).to_dict()
-        del found["setting"]
-        return found
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def whole(report):
-    return report()
-
-
-def study_of(model, data, **more):
+def study_of(study, model, data, **more):
     """The `ModelStudy` of a report."""
     left_out = dict.fromkeys(("hessian", "landscape", "worst_case"), False)
-    asked = {k: v for k, v in {**STUDY, **left_out, **more}.items() if k != "verbose"}
+    asked = {k: v for k, v in {**study, **left_out, **more}.items() if k != "verbose"}
     (study,) = Study(Specification(**asked), model, *data).studies.values()
     return study
 
@@ -223,11 +197,11 @@ def test_workers_have_the_floats_of_keras(network, data, quiet):
     assert found[0]["models"] == found[1]["models"]
 
 
-def test_workers_need_no_library_of_the_hardware(model, data, tmp_path):
+def test_workers_need_no_library_of_the_hardware(study, model, data, tmp_path):
     silicon = pathlib.Path(pnn.deploy.__file__).with_name("silicon.yaml")
     library = tmp_path / "mine.yaml"
     library.write_bytes(silicon.read_bytes())
-    sent = pickle.dumps(study_of(model, data, hardware=library))
+    sent = pickle.dumps(study_of(study, model, data, hardware=library))
     library.unlink()
     assert pickle.loads(sent).block(range(1))
 
@@ -293,8 +267,8 @@ def test_workers_with_another_package(report, monkeypatch):
         report(executor=Other())
 
 
-def test_a_study_that_is_another_one_in_the_worker(model, data, tmp_path):
-    study = study_of(model, data)
+def test_a_study_that_is_another_one_in_the_worker(study, model, data, tmp_path):
+    study = study_of(study, model, data)
     path = tmp_path / "study.pickle"
     path.write_bytes(executor._pickled(study))
     version, digest = executor.__version__, study.digest()

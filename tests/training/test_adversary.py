@@ -16,6 +16,7 @@ from models import (
     banks,
     drawn_in_training,
     numbers,
+    policy,
     samples,
 )
 
@@ -525,8 +526,7 @@ def test_an_alias_is_moved_in_its_own_unit():
 
 def test_mixed_float16():
     """θ_adv does not depend on the loss scale, and an overflow skips the step."""
-    keras.config.set_dtype_policy("mixed_float16")
-    try:
+    with policy("mixed_float16"):
         toy = Toy(name="toy", dtype="float32")
         model = placed(toy, before=(layers.BatchNormalization(),))
         rules = {
@@ -534,8 +534,6 @@ def test_mixed_float16():
             "b": pnn.FiniteDifference(0.5, 0.25, normalize=False),
         }
         sat = sat_of(model, rules, clean_fraction=0.5)
-    finally:
-        keras.config.set_dtype_policy("float32")
     assert isinstance(sat.optimizer, keras.optimizers.LossScaleOptimizer)
     assert model.layers[1].compute_dtype == "float16"
     expected = np.hstack([A + 0.25 * slope_of_a(), B + 0.25 * slope_of_b()])

@@ -10,14 +10,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from models import (
-    Bench,
-    assert_same,
-    bank,
-    compiled,
-    numbers,
-    ring_chip,
-)
+from models import Bench, assert_same, bank, compiled, numbers, policy, ring_chip
 from models import samples as made
 
 import keras_pnn as pnn
@@ -149,11 +142,8 @@ class Overflow(keras.callbacks.Callback):
 
 @EACH
 def test_a_step_that_overflows_leaves_the_state(name):
-    keras.config.set_dtype_policy("mixed_float16")
-    try:
+    with policy("mixed_float16"):
         sat = wrapped(ASCENTS[name](), **EAGER)
-    finally:
-        keras.config.set_dtype_policy("float32")
     sat.optimizer.build(sat.trainable_variables)
     overflow = Overflow()
     logs = fit(sat, overflow)

@@ -15,7 +15,9 @@ from models import (
     mesh,
     mesh_chip,
     meshes,
+    moved,
     numbers,
+    policy,
     ring_chip,
 )
 
@@ -29,18 +31,12 @@ Y = RNG.integers(0, 3, 8)
 FIT = {**FIT, "epochs": 1}
 
 
-@pytest.fixture(autouse=True)
-def small(small_error_networks):
-    pass
+pytestmark = pytest.mark.usefixtures("small_error_networks")
 
 
 def two_meshes():
     norm, drop = layers.BatchNormalization(momentum=0.5), layers.Dropout(0.3, seed=1)
     return meshes(norm, drop)
-
-
-def rings():
-    return bank(4, 3)
 
 
 def chip(scale=0.5, meshes=1):
@@ -63,7 +59,7 @@ def dat(model, device, rate=0.1, error_rate=None, eagerly=True, **kwargs):
 
 def learner(fields):
     """Without error networks: for what is computed from outputs alone."""
-    return DualAdaptive(None, True, fields, compare="states", alone=False)
+    return DualAdaptive(None, True, fields, compare="states", correcting=True)
 
 
 def errors_of(trainer):
@@ -86,8 +82,7 @@ def test_an_equal_device_is_plain_training(internal_states):
     assert_same(numbers(plain.variables), numbers(model.variables), 1e-6)
     np.testing.assert_allclose(logs["loss"], expected["loss"], rtol=1e-6)
     assert logs["error_loss"][0] < 1e-12
-    after = numbers(model.trainable_variables)
-    assert max(np.abs(a - b).max() for a, b in zip(before, after, strict=True)) > 1e-4
+    assert max(moved(before, model.trainable_variables)) > 1e-4
 
 
 def test_graph_and_eager_agree():
@@ -177,19 +172,18 @@ def test_fusion_by_hand():
 
 @pytest.fixture
 def double():
-    before = keras.mixed_precision.dtype_policy()
-    keras.mixed_precision.set_global_policy("float64")
-    yield
-    keras.mixed_precision.set_global_policy(before)
+    with policy("float64"):
+        yield
 
 
 @pytest.mark.parametrize("compare", ["outputs", "states"])
+@pytest.mark.parametrize("stage", ["error_epochs", "correct_from"])
 @pytest.mark.parametrize("epochs", [1, 2])
-def test_gradients_at_the_fused_states(compare, epochs, double):
-    """Of the model alone while S learns; then, with a fixed S, of model and S."""
+def test_gradients_at_the_fused_states(compare, epochs, stage, double):
+    """Of the model alone in the first epoch; then of model and S, fixed or not."""
     model = mesh()
     device = chip()
-    trainer = dat(model, device, 0.0, compare=compare, error_epochs=1)
+    trainer = dat(model, device, 0.0, compare=compare, **{stage: 1})
     trainer.fit(X, Y, **{**FIT, "epochs": epochs})
     layer = model.layers[1]
     theta = layer.controls["theta"]
@@ -198,7 +192,8 @@ def test_gradients_at_the_fused_states(compare, epochs, double):
     with tf.GradientTape() as tape:
         predicted = layer(X)
         if epochs == 2:
-            predicted = errors_of(trainer).corrected(layer, predicted, training=False)
+            learning = stage == "correct_from"
+            predicted = errors_of(trainer).corrected(layer, predicted, learning)
         measured = device.measure(layer, tf.constant(X), layer.current_values()[0])
         fused = trainer.gradient._fused(measured, predicted)
         # The value of one, the derivative of the other.
@@ -298,19 +293,14 @@ def test_error_networks_have_an_optimizer_of_their_own():
     start = numbers(errors_of(trainer).trainable)
     logs = trainer.fit(X, Y, **FIT).history
     learned = numbers(errors_of(trainer).variables)
-    moved = [
-        np.abs(a - b).max()
-        for a, b in zip(start, numbers(errors_of(trainer).trainable), strict=True)
-    ]
-    assert max(moved) > 1e-3
+    assert max(moved(start, errors_of(trainer).trainable)) > 1e-3
     assert len(trainer.optimizer.variables) < 8
     # The second stage: S is kept, statistics and optimizer included.
     before = numbers(model.trainable_variables)
     options = {**FIT, "epochs": 3, "initial_epoch": 1}
     later = trainer.fit(X, Y, **options).history
     assert_same(learned, numbers(errors_of(trainer).variables))
-    after = numbers(model.trainable_variables)
-    assert max(np.abs(a - b).max() for a, b in zip(before, after, strict=True)) > 1e-4
+    assert max(moved(before, model.trainable_variables)) > 1e-4
     assert logs["error_loss"][0] > 0 and later["error_loss"][-1] > 0
     # A fit from the beginning learns again.
     trainer.fit(X, Y, **FIT)
@@ -348,12 +338,11 @@ def test_layers_that_are_not_on_the_device_have_no_errors(internal_states):
     trainer.train_on_batch(X, Y)
     before = [numbers(n.trainable_variables) for n in trainer.error_models]
     trainer.train_on_batch(X, Y)
-    after = [numbers(n.trainable_variables) for n in trainer.error_models]
-    moved = [
-        max(np.abs(a - b).max() for a, b in zip(*pair, strict=True))
-        for pair in zip(after, before, strict=True)
-    ]
-    assert moved[0] > 0 and moved[1] == 0
+    first, second = (
+        max(moved(start, network.trainable_variables))
+        for start, network in zip(before, trainer.error_models, strict=True)
+    )
+    assert first > 0 and second == 0
 
 
 @pytest.mark.parametrize("kind", ["DATModel", "FeedbackAlignment"])
@@ -371,6 +360,18 @@ def test_layers_of_unknown_size_are_refused(kind):
         series = tf.TensorSpec((None, None, 2))
         step = tf.function(lambda *data: trainer.train_step(data), autograph=False)
         step.get_concrete_function(series, tf.TensorSpec((None,), "int32"))
+
+
+def test_errors_that_are_used_go_on_learning():
+    def learned(epochs, **given):
+        trainer = dat(mesh(), chip(), 0.1, 0.01, correct_from=1, **given)
+        trainer.fit(X, Y, **{**FIT, "epochs": epochs})
+        return numbers(errors_of(trainer).trainable)
+
+    after_one, after_two = learned(1), learned(2)
+    assert any((a != b).any() for a, b in zip(after_one, after_two, strict=True))
+    # Until `error_epochs` are over.
+    assert_same(learned(3, error_epochs=2), after_two)
 
 
 class Jump:
@@ -477,7 +478,7 @@ def test_weights_of_other_error_networks_are_refused():
 
 def test_a_model_that_is_not_built():
     model = keras.Sequential([pnn.layers.MRRBank(3)])
-    device = ring_chip(rings())
+    device = ring_chip(bank(4, 3))
     trainer = dat(model, device)
     assert trainer.error_models == []
     trainer.fit(X, Y, **FIT)
@@ -485,7 +486,7 @@ def test_a_model_that_is_not_built():
 
 
 def test_a_real_layer():
-    model = rings()
+    model = bank(4, 3)
     device = ring_chip(model)
     trainer = dat(model, device, 0.0, 0.05)
     options = {**FIT, "epochs": 6, "batch_size": 8}
@@ -494,23 +495,19 @@ def test_a_real_layer():
 
 
 @pytest.mark.parametrize(
-    ("policy", "internal_states"), [("mixed_float16", True), ("mixed_bfloat16", False)]
+    ("dtype", "internal_states"), [("mixed_float16", True), ("mixed_bfloat16", False)]
 )
-def test_half_precision(policy, internal_states):
+def test_half_precision(dtype, internal_states):
     def misfits():
-        model = rings()
+        model = bank(4, 3)
         device = ring_chip(model)
         trainer = dat(model, device, 0.0, 0.01, internal_states=internal_states)
         options = {**FIT, "epochs": 4, "batch_size": 8}
         return trainer.fit(X, Y, **options).history["error_loss"]
 
     expected = misfits()
-    before = keras.mixed_precision.dtype_policy()
-    keras.mixed_precision.set_global_policy(policy)
-    try:
+    with policy(dtype):
         found = misfits()
-    finally:
-        keras.mixed_precision.set_global_policy(before)
     assert expected[-1] < 0.95 * expected[0]
     np.testing.assert_allclose(found, expected, rtol=0.05)
 
@@ -528,6 +525,11 @@ def test_states_cannot_be_compared_unseen():
         pnn.DATModel(mesh(), chip(), internal_states=False, compare="states")
 
 
+def test_errors_cannot_be_fixed_before_they_are_used():
+    with pytest.raises(ValueError, match=r"the 1 `error_epochs`\. Received: 2"):
+        pnn.DATModel(mesh(), chip(), error_epochs=1, correct_from=2)
+
+
 def test_an_optimizer_by_name():
     trainer = pnn.DATModel(mesh(), chip(), 1, error_optimizer="sgd")
     assert isinstance(errors_of(trainer).optimizer, keras.optimizers.SGD)
@@ -538,6 +540,7 @@ def test_an_optimizer_by_name():
     [
         ("error_networks", 0, "`error_networks` must be"),
         ("error_epochs", -1, "`error_epochs` must be"),
+        ("correct_from", -1, "`correct_from` must be"),
         ("internal_states", "no", "`internal_states` must be True or False"),
         ("fields", "no", "`fields` must be True or False"),
         ("compare", "fields", "`compare`"),

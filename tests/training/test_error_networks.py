@@ -76,9 +76,7 @@ def test_reference_is_a_correlation(rng):
 
 
 @pytest.mark.parametrize("width", [6, 10])
-@pytest.mark.parametrize(
-    ("strides", "transpose"), [(1, False), (2, False), (2, True)]
-)
+@pytest.mark.parametrize(("strides", "transpose"), [(1, False), (2, False), (2, True)])
 def test_complex_convolution(rng, width, strides, transpose, monkeypatch):
     """Of each network, with rows written out as matrices and without."""
     images = fields(rng, 2, 3, 5, width, 2)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
-from models import LOSS, assert_same, bank, numbers
+from models import LOSS, assert_same, bank, moved, numbers, policy
 
 import keras_pnn as pnn
 from keras_pnn.layers.context import Overrides
@@ -135,8 +135,7 @@ def test_with_an_ascent(ascent):
     before = numbers(trainer.trainable_variables)
     logs = trainer.train_on_batch(X, Y, return_dict=True)
     assert trainer.measurements == 2 * 6 * 2 * 2 and logs["sharpness"] != 0
-    after = numbers(trainer.trainable_variables)
-    assert all(np.abs(a - b).max() > 1e-6 for a, b in zip(after, before, strict=True))
+    assert min(moved(before, trainer.trainable_variables)) > 1e-6
 
 
 @pytest.mark.parametrize("ascent", [pnn.SAF(), pnn.MESA(start=0), pnn.ESAM()])
@@ -210,11 +209,8 @@ def test_a_saved_classifier_is_the_same(tmp_path):
 
 
 def test_precision_and_freezing_are_saved():
-    keras.config.set_dtype_policy("mixed_float16")
-    try:
+    with policy("mixed_float16"):
         model = classifier()
-    finally:
-        keras.config.set_dtype_policy("float32")
     # Goodness is added up in single precision.
     assert model(X).dtype == "float32"
     model.trainable = False

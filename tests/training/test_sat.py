@@ -16,6 +16,7 @@ from models import (
     drawn_in_training,
     mesh,
     numbers,
+    policy,
     samples,
 )
 
@@ -173,9 +174,7 @@ def test_rho_zero_is_plain_training(name):
     make, options = CASES[name]
     optimizer = options.get("optimizer", lambda: SGD(0.1, momentum=0.9))
     runs = []
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(options.get("policy", "float32"))
-    try:
+    with policy(options.get("policy", "float32")):
         for wrap in (False, True):
             keras.utils.set_random_seed(0)
             model = make()
@@ -188,8 +187,6 @@ def test_rho_zero_is_plain_training(name):
                 **{**FIT, **options.get("fit", {})},
             )
             runs.append((model, trainer.optimizer, history.history))
-    finally:
-        keras.config.set_dtype_policy(before)
     (plain, plain_optimizer, logs), (inner, sat_optimizer, sat_logs) = runs
     # XLA fuses the operations of one pass otherwise than those of two.
     rtol = 1e-6 if name == "jit" else 0.0
@@ -464,13 +461,10 @@ class Overflow(keras.callbacks.Callback):
 @pytest.mark.parametrize(("clean_fraction", "mode"), [(0.0, EAGER), (0.5, GRAPH)])
 def test_a_step_that_overflows_does_not_count_in_sharpness(clean_fraction, mode):
     """In the loss it counts, as in plain Keras."""
-    keras.config.set_dtype_policy("mixed_float16")
-    try:
+    with policy("mixed_float16"):
         model = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
         sat = pnn.SATModel(model, rho=0.1, perturb="all", clean_fraction=clean_fraction)
         compiled(sat, SGD(0.0), **mode)
-    finally:
-        keras.config.set_dtype_policy("float32")
     sat.optimizer.build(sat.trainable_variables)
     fit = {"batch_size": 4, "shuffle": False, "verbose": 0, "callbacks": [Overflow()]}
     (expected,) = sat.fit(X[4:8], Y[4:8], **fit).history["sharpness"]
@@ -485,20 +479,16 @@ def test_a_step_that_overflows_does_not_count_in_sharpness(clean_fraction, mode)
 
 
 def test_an_overflow_under_mixed_float16_skips_the_step():
-    keras.config.set_dtype_policy("mixed_float16")
-    try:
+    with policy("mixed_float16"):
         keras.utils.set_random_seed(0)
         model = keras.Sequential([keras.Input((4,)), layers.Dense(3, dtype="float32")])
         sat = compiled(pnn.SATModel(model, rho=0.1, perturb="all"))
-    finally:
-        keras.config.set_dtype_policy("float32")
     assert isinstance(sat.optimizer, keras.optimizers.LossScaleOptimizer)
     before = [w.copy() for w in model.get_weights()]
     sat.optimizer.build(model.trainable_variables)
     sat.optimizer.dynamic_scale.assign(1e38)
     sat.train_on_batch(1e6 * X, Y)
-    for a, b in zip(before, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_same(before, model.get_weights())
     assert int(sat.optimizer.iterations.numpy()) == 0
     np.testing.assert_allclose(sat.optimizer.dynamic_scale.numpy(), 5e37)
     sat.optimizer.dynamic_scale.assign(2.0**15)
@@ -692,10 +682,9 @@ def test_noise_and_ascent_on_one_variable(perturb):
     model = banks()
     sat = pnn.SATModel(model, rho=0.2, perturb=perturb, variation=variation, seed=2)
     compiled(sat, SGD(0.0), **EAGER)
-    before = [v.numpy() for v in model.variables]
+    before = numbers(model.variables)
     logs = sat.fit(X[:4], Y[:4], batch_size=4, verbose=0).history
-    for a, b in zip(before, model.variables, strict=True):
-        np.testing.assert_array_equal(a, b.numpy())
+    assert_same(before, model.variables)
     device = drawn_in_training(variation, model, seed=2)
     with device.installed(model):
         loss, sharpness = manual_step(model, SELECTIONS[perturb](model), 0.2, rate=0.0)

@@ -8,11 +8,7 @@ ROUNDING = 1e-6
 
 
 def channel_numbers(text: str) -> tuple[int, ...]:
-    """Returns the channels in a list: `"1:4,7"` → (1, 2, 3, 4, 7).
-
-    Raises:
-        ValueError: If a part is not a number or an increasing range, or one repeats.
-    """
+    """Returns the channels in a list: `"1:4,7"` → (1, 2, 3, 4, 7)."""
     pairs = [part.partition(":") for part in text.split(",")]
     spans = [range(int(first), int(last or first) + 1) for first, _, last in pairs]
     numbers = tuple(number for span in spans for number in span)
@@ -28,11 +24,7 @@ def placeholders(command: str) -> list[str]:
 
 
 def check_template(command: str, single: set[str], several: set[str]) -> None:
-    """Checks the placeholders of a command for one channel, or for several at once.
-
-    Raises:
-        ValueError: If they are others, or a number does not fit their format.
-    """
+    """Checks the placeholders of a command for one channel, or for several at once."""
     example = {"value": 0.5, "channel": 1, "values": "0.5", "channels": "1"}
     try:
         found = set(placeholders(command))
@@ -50,11 +42,7 @@ def check_template(command: str, single: set[str], several: set[str]) -> None:
 def check_rounding(
     command: str, minimum: float, maximum: float, scale: float, offset: float
 ) -> None:
-    """Checks that the formats of a command take no number beyond a limit.
-
-    Raises:
-        ValueError: If a format writes a limit as a number beyond it.
-    """
+    """Checks that the formats of a command take no number beyond a limit."""
     room = rounding_room(minimum, maximum)
     fields = [field for field in string.Formatter().parse(command) if field[2]]
     for _, name, specification, _ in fields:

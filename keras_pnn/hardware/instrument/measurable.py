@@ -14,13 +14,7 @@ if TYPE_CHECKING:
 
 
 def check_layer(layer: PhysicalLayer, wiring: "Wiring") -> None:
-    """Compares a layer with the part of a configuration that belongs to it.
-
-    Raises:
-        ValueError: If the layer is not built; if it does not map real vectors to real
-            vectors; if controls, inputs or outputs are not those of the channels; or
-            if it has a bias, an activation, or other weights than its controls.
-    """
+    """Checks a layer against the part of a configuration that belongs to it."""
     check_built(layer)
     shape = _input_shape(layer)
     inputs = len(wiring.inputs.numbers) if shape is None else shape[-1]

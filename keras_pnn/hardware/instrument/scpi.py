@@ -285,11 +285,7 @@ class Session:
 
 
 def parse_readings(answers: list[str]) -> list[float]:
-    """Returns the numbers in some answers.
-
-    Raises:
-        InstrumentError: If one is not a finite number.
-    """
+    """Returns the numbers in some answers."""
     values = _numbers(answers)
     if values is None:
         raise InstrumentError(

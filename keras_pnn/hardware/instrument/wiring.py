@@ -179,12 +179,7 @@ class Setting(Wire):
         return command
 
     def sendable(self, values: np.ndarray) -> np.ndarray:
-        """Returns values (..., channels) within the limits, in the layer's unit.
-
-        Raises:
-            ValueError: If there is not one value for each channel, or one is not
-                finite, or beyond the limits and not to be clipped.
-        """
+        """Returns values (..., channels) within the limits, in the layer's unit."""
         values = np.asarray(values)
         if np.iscomplexobj(values) or values.shape[-1:] != (len(self.numbers),):
             raise _checks.error(
@@ -238,11 +233,7 @@ class Reading(Wire):
         return [self.command.format(channels=self.channels)]
 
     def values(self, readings: list[float]) -> np.ndarray:
-        """Returns readings in the layer's unit.
-
-        Raises:
-            ValueError: If their number is not that of the channels.
-        """
+        """Returns readings in the layer's unit."""
         if len(readings) != len(self.numbers):
             raise _checks.error(
                 self.where,
@@ -277,11 +268,7 @@ class Bench(Table):
 
     @classmethod
     def parsed(cls, configuration: dict) -> "Bench":
-        """Checks a configuration.
-
-        Raises:
-            ValueError: If a key is missing, unknown, or has a value that cannot be.
-        """
+        """Checks a configuration."""
         try:
             bench = cls.model_validate(configuration)
         except pydantic.ValidationError as error:

@@ -143,15 +143,7 @@ def combined(entries: tf.Tensor, straight: tf.Tensor, plan: BlockPlan) -> tf.Ten
 
 
 def through(blocks: tf.Tensor, fields: tf.Tensor) -> tf.Tensor:
-    """Sends fields through the stages of blocks.
-
-    Args:
-        blocks: the result of `combined`.
-        fields: complex tensor of shape (devices or 1, modes, batch).
-
-    Returns:
-        Complex tensor of shape (devices, modes, batch).
-    """
+    """Sends fields, (devices or 1, modes, batch), through the stages of `combined`."""
     stages, count, width = blocks.shape[1:4]
     side = width // 2
     devices, modes, batch = sizes(fields)

@@ -334,14 +334,7 @@ class MeasuredTuning(Tuning):
 def read_curves(
     path, options: dict, name: str | None = None, kind: type = MeasuredTuning
 ) -> list[MeasuredTuning]:
-    """Reads the curves of a table, one for each column of weights.
-
-    Args:
-        path: the file.
-        options: arguments of `kind`.
-        name: as in `points.read_table`.
-        kind: `MeasuredTuning` or a subclass.
-    """
+    """Reads curves of a `kind` from a table, one for each column of weights."""
     unit, control, weights, lines = read_table(path, name)
 
     def place(name, i):

@@ -30,16 +30,7 @@ _UNITS = {_tables.unit(unit, [unit]): control for unit, control in _UNITS.items(
 def checked_points(control, weight, unit, place=lambda name, i: f"`{name}[{i}]`"):
     """Returns the points as float64 arrays with increasing controls.
 
-    Args:
-        control: Sequence of floats, increasing or decreasing.
-        weight: Sequence of as many floats.
-        unit: `"mA"`, `"V"`, `"mW"` or `"nm"`.
-        place: Function from (name, index) to the words for a point in a message.
-
-    Raises:
-        ValueError: If lengths differ, there are fewer than 4 points, a number is not
-            finite, a control is negative or the wavelength of a laser, the controls
-            are not strictly monotonic, or all weights are equal.
+    `place` gives the words for a point in a message, by name and index.
     """
     control = _checks.array("control", control)
     weight = _checks.array("weight", weight)

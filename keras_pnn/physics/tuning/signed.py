@@ -17,14 +17,7 @@ def has_negative(tuning: Tuning) -> bool:
 
 
 class SignedCurve:
-    """The weights 2 T − 1 of a tuning whose own weights T are from 0 to 1.
-
-    Args:
-        tuning: such a tuning.
-
-    Raises:
-        ValueError: If its weights are negative already.
-    """
+    """The weights 2 T − 1 of a tuning whose own weights T are from 0 to 1."""
 
     def __init__(self, tuning: Tuning):
         if has_negative(tuning):

@@ -58,14 +58,7 @@ class Spline:
         return float(8 * np.finfo(dtype).eps * max(abs(self.low), abs(self.high)))
 
     def first(self, y):
-        """Solves for the smallest x at which the curve has the value y.
-
-        Args:
-            y: Float64 array within the range of `heights`.
-
-        Returns:
-            Float64 array of the shape of `y`.
-        """
+        """Solves for the smallest x at which the curve has the values y."""
         x = np.full(y.shape, np.nan)
         for i in range(len(self.turns) - 1):
             ends = self.heights[i : i + 2]

@@ -27,11 +27,7 @@ Drawn = Iterator[tuple[str, str, object]]
 
 
 def figures(result) -> Drawn:
-    """Yields the figures of a `RobustnessResult`.
-
-    Raises:
-        ImportError: If Matplotlib is not installed.
-    """
+    """Yields the figures of a `RobustnessResult`."""
     draw = (_devices, _sweeps, _grid, _sensitivity, _curvature, _landscape)
     parts = (part(result) for part in (*draw, _transfer, _light))
     return itertools.chain.from_iterable(parts)

@@ -93,9 +93,6 @@ def html(result) -> str:
     """Returns a `RobustnessResult` as an HTML page with its plots inside.
 
     The page has no script, and loads nothing from elsewhere.
-
-    Raises:
-        ImportError: If Matplotlib is not installed.
     """
     drawn: dict[str, list[str]] = {}
     for index, (key, caption, ax) in enumerate(figures(result), start=1):

@@ -298,11 +298,7 @@ def either(
 ) -> Evaluation:
     """Takes one of two passes, without computing the other one.
 
-    Args:
-        condition: which one, a boolean tensor.
-        taken, otherwise: functions that return an `Evaluation`.
-        first: an evaluation of which all is returned but loss, gradients and `asked`.
-        wrt: the variables whose gradients are returned, dense.
+    All but loss, gradients (dense, by `wrt`) and `asked` is that of `first`.
     """
     present = [False] * len(wrt)
 

@@ -15,15 +15,7 @@ def losses_of(trainer, batch: Batch, y_pred) -> tf.Tensor:
 
 
 def check_loss(trainer, batch: Batch, y_pred, what: str) -> None:
-    """Checks that the loss is a mean over samples, after it has been computed once.
-
-    Args:
-        what: what needs it, for the message.
-
-    Raises:
-        ValueError: If the model computes its loss by itself, or a loss is a sum over
-            the batch, or one number for it.
-    """
+    """Checks that the loss is a mean over samples, after it has been computed once."""
     received = ""
     model, losses = trainer.model, _keras.losses(trainer)
     if type(model).compute_loss is not keras.Model.compute_loss:

@@ -361,11 +361,7 @@ def _wide(dtype: str) -> str:
 
 
 def _outputs_for(what: str, trainer, x) -> keras.KerasTensor:
-    """Returns the outputs' shape and dtype.
-
-    Raises:
-        ValueError: If they are not one tensor of at least two real logits.
-    """
+    """Returns the outputs' shape and dtype."""
     found = _keras.outputs_of(trainer.model, x)
     single = isinstance(found, keras.KerasTensor)
     real = single and keras.backend.is_float_dtype(found.dtype)

@@ -37,13 +37,11 @@ def convolved_side(size: int, strides: int, transpose: bool) -> int:
 
 
 def convolve(images, kernels, strides: int, transpose: bool) -> tf.Tensor:
-    """Convolves the images of each network with its own kernel.
+    """Convolves the images of each network with its own kernel, from `complex_kernel`.
 
     Args:
         images: (networks or 1, batch, height, width, 2, channels), real and imaginary
             parts on the axis before the last.
-        kernels: as from `complex_kernel`.
-        strides: pixels from one output to the next.
         transpose: whether it is the transposed convolution of `Conv2DTranspose`,
             which makes images `strides` times larger.
 

@@ -95,7 +95,7 @@ class DualAdaptive(GradientSource):
         fields: whether it gives complex fields, or their amplitudes alone.
         compare: what S learns to predict, `"outputs"` of the network or `"states"`
             of its physical layers.
-        alone: whether derivatives leave S out for as long as it learns.
+        correcting: whether derivatives go through S, at present.
     """
 
     needs_device = True
@@ -106,13 +106,13 @@ class DualAdaptive(GradientSource):
         internal_states: bool,
         fields: bool,
         compare: str,
-        alone: bool,
+        correcting: bool,
     ):
         self.errors = errors
         self.internal_states = internal_states
         self.fields = fields
         self.compare = compare
-        self.alone = alone
+        self.correcting = correcting
         self.learning = True
         self.error_loss = keras.metrics.Mean(name="error_loss")
 
@@ -162,11 +162,6 @@ class DualAdaptive(GradientSource):
     def _fusing(self):
         return self._inside if self.internal_states else self._outside
 
-    @property
-    def _through(self) -> bool:
-        """Whether derivatives go through S at present."""
-        return not (self.alone and self.learning)
-
     def _inside(self, trainer, batch, overrides, learning):
         """Each layer's state is fused with what was measured there."""
         asked, misfits = [], []
@@ -177,12 +172,12 @@ class DualAdaptive(GradientSource):
                 return modelled
             asked.append(layer)
             predicted = modelled
-            if self._through or self.compare == "states":
+            if self.correcting or self.compare == "states":
                 predicted = self.errors.corrected(layer, modelled, training=learning)
             if self.compare == "states":
                 misfit = self._misfit(predicted, measured)
                 misfits.append((self.errors.of(layer), misfit))
-            if not self._through:
+            if not self.correcting:
                 predicted = modelled
             return valued(self._fused(measured, predicted), predicted)
 
@@ -201,7 +196,7 @@ class DualAdaptive(GradientSource):
         with seen, self.measuring(trainer, asked):
             measured = trainer(batch[0], training=True)
         scope = overrides.scope(trainer)
-        correcting = self._correcting(learning, asked) if self._through else None
+        correcting = self._correcting(learning, asked) if self.correcting else None
         with scope, substituting(correcting):
             predicted = trainer(batch[0], training=True)
             fused = keras.tree.map_structure(self._fused, measured, predicted)
@@ -272,9 +267,11 @@ class DATModel(SATModel):
        fusion);
     4. the network takes a step along the gradient through the model and S.
 
-    With `error_epochs` S learns alone at first: in these epochs steps 3 and 4 leave S
-    out. Then S is fixed, and the network trains through it. Without, S is used from the
-    first step, at which it is 0, and goes on learning, as in the reference.
+    By default S is used from the first step, at which it is 0, and goes on learning, as
+    in the first reference. With `correct_from` it learns alone at first: in the epochs
+    before, steps 3 and 4 leave S out. With `error_epochs` it is fixed afterwards. It
+    is true to the device only near the network for which it has learned: one that
+    takes large steps needs an S that goes on learning, and small steps once S is used.
 
     Where a simulated device ends in a softmax or sigmoid, a cross-entropy takes its
     logits, as in Keras, and their derivative is the model's without the last S.
@@ -289,12 +286,14 @@ class DATModel(SATModel):
         fields: whether the device measures complex fields. If not, only amplitudes
             are compared and fused, as from photodiodes or a camera.
         error_epochs: number of epochs, as `fit` counts them, in which S learns, and
-            after which it is used and fixed. Default: as above.
+            after which it is fixed. Default: all.
         error_optimizer: Keras optimizer of the error networks, default Adam with a
             rate of 0.001.
         compare: `"outputs"` or `"states"`. The phases of the states of an imperfect
             mesh are unknown to photodiodes; S then need not be true to what is read.
         ascent: an ascent as in `SATModel`. Default: none.
+        correct_from: number of epochs after which S is used, at most `error_epochs`.
+            Default: `error_epochs`, or 0 without them.
         **kwargs: further arguments of `SATModel`.
 
     Logs: `error_loss`, the mean square error that remains with S, of the outputs or
@@ -303,15 +302,16 @@ class DATModel(SATModel):
 
     Raises:
         ValueError: If `device` is `None` or cannot measure; `error_networks` is not
-            an integer ≥ 1 or `error_epochs` not one ≥ 0; `internal_states` or
-            `fields` is not True or False; `compare` is unknown; or it is `"states"`
-            without internal states.
+            an integer ≥ 1, or `error_epochs` or `correct_from` not one ≥ 0;
+            `correct_from` exceeds `error_epochs`; `internal_states` or `fields` is not
+            True or False; `compare` is unknown; or it is `"states"` without internal
+            states.
 
     Example:
 
     ```python
-    online = pnn.DATModel(model, device=chip, error_epochs=20)
-    online.compile(keras.optimizers.SGD(0.1), loss="sparse_categorical_crossentropy")
+    online = pnn.DATModel(model, device=chip, correct_from=20)
+    online.compile(keras.optimizers.SGD(0.02), loss="sparse_categorical_crossentropy")
     online.fit(x_train, y_train, epochs=60)
     ```
 
@@ -332,6 +332,7 @@ class DATModel(SATModel):
         error_optimizer: keras.optimizers.Optimizer | None = None,
         compare: str = "outputs",
         ascent=None,
+        correct_from: int | None = None,
         **kwargs,
     ):
         kwargs.setdefault("name", f"dat_{getattr(model, 'name', '')}")
@@ -340,23 +341,30 @@ class DATModel(SATModel):
         error_epochs = _checks.optional(
             _checks.integer, "error_epochs", error_epochs, low=0
         )
-        alone = error_epochs is not None
+        correct_from = _checks.optional(
+            _checks.integer, "correct_from", correct_from, low=0
+        )
+        if correct_from is None:
+            correct_from = error_epochs or 0
+        elif error_epochs is not None and correct_from > error_epochs:
+            expected = f"at most the {error_epochs} `error_epochs`"
+            raise _checks.error("correct_from", expected, correct_from)
         errors = ErrorModels(
             _checks.integer("error_networks", error_networks, low=1),
             keras.optimizers.get(error_optimizer),
-            zero=not alone,
+            zero=correct_from == 0,
         )
         source = DualAdaptive(
             errors,
             _checks.boolean("internal_states", internal_states),
             _checks.boolean("fields", fields),
             _checks.choice("compare", compare, ("outputs", "states")),
-            alone,
+            correcting=correct_from == 0,
         )
         if compare == "states" and not internal_states:
             raise _checks.error("compare", "'outputs' without internal states", compare)
         super().__init__(model, ascent=ascent, device=device, gradient=source, **kwargs)
-        self.error_epochs = error_epochs
+        self.error_epochs, self.correct_from = error_epochs, correct_from
         self._error_loss = source.error_loss
         self._build_errors()
 
@@ -400,11 +408,12 @@ class DATModel(SATModel):
 
 
 class _Stages(keras.callbacks.Callback):
-    """Ends the learning of the error networks when its epochs are over."""
+    """Begins the use of the error networks, and ends their learning."""
 
     def on_epoch_begin(self, epoch, logs=None):
-        last = self.model.error_epochs
-        learning = last is None or epoch < last
-        if self.model.gradient.learning != learning:
-            self.model.gradient.learning = learning
-            _keras.retrace(self.model, "train")
+        model, source = self.model, self.model.gradient
+        last = model.error_epochs
+        stage = (last is None or epoch < last, epoch >= model.correct_from)
+        if (source.learning, source.correcting) != stage:
+            source.learning, source.correcting = stage
+            _keras.retrace(model, "train")

@@ -122,11 +122,8 @@ class Losses:
     def slope(self, wrt: list, directions: list, step, after=None) -> tf.Tensor:
         """Returns the central difference of the loss along one direction.
 
-        Args:
-            wrt: variables.
-            directions: the part of the direction for each, tensors.
-            step: how far to go to either side, in units of the direction.
-            after: what must have been measured before. Default: the last slope.
+        `directions` has a part for each variable, and the loss is measured `step` times
+        it to either side, after the last slope by default.
         """
         ends = []
         for side in (1.0, -1.0):

@@ -105,10 +105,8 @@ class LayerGradient(ModelGradient):
 def of_set_phases(layer: MZIMesh, slopes: dict) -> dict:
     """Returns derivatives with respect to the phases that are set.
 
-    Args:
-        layer: a mesh, perhaps with crosstalk.
-        slopes: derivatives with respect to the phases that the shifters produce:
-            `theta` and `phi`, and perhaps `gamma`.
+    `slopes` are those with respect to the phases that the shifters of a mesh, perhaps
+    with crosstalk, produce: `theta`, `phi`, and perhaps `gamma`.
     """
     if layer.crosstalk is None:
         return slopes

@@ -68,8 +68,9 @@ class InstrumentDevice(HardwareDevice):
 
     A command with `{values}` (and `{channels}`) is sent once for all channels, a
     command with `{value}` and `{channel}` once for each. The number sent is
-    `scale * value + offset`, to the last digit of a float64 or as in `{value:.6f}`; a
-    reading becomes `scale * reading + offset`. Elements that the hardware lacks (the
+    `scale * value + offset`, to the last digit of a float64 or as in `{value:.6f}`,
+    which must tell 32 settings between the limits apart; a reading becomes
+    `scale * reading + offset`. Elements that the hardware lacks (the
     last cell of odd columns of a mesh) have no channel.
 
     Limits are in the layer's unit. If any value is beyond them, nothing is sent to any

@@ -269,9 +269,9 @@ class DATModel(SATModel):
 
     By default S is used from the first step, at which it is 0, and goes on learning, as
     in the first reference. With `correct_from` it learns alone at first: in the epochs
-    before, steps 3 and 4 leave S out. With `error_epochs` it is fixed afterwards. It
-    is true to the device only near the network for which it has learned: one that
-    takes large steps needs an S that goes on learning, and small steps once S is used.
+    before, steps 3 and 4 leave S out. After `error_epochs` it is fixed. S fits the
+    device near the network at which it learned: one that is fixed no longer fits when
+    the network has moved, and one that goes on learning keeps up with small steps.
 
     Where a simulated device ends in a softmax or sigmoid, a cross-entropy takes its
     logits, as in Keras, and their derivative is the model's without the last S.

@@ -208,7 +208,8 @@ class FreeSpace(Optics):
 class Lens(Optics):
     """Multiplies fields by a thin lens, exp(−iπ (x² + y²)/(λ f)), and its aberrations.
 
-    Imperfections: `decenter` of the axis, (y, x) in pixels; `defocus` and
+    Imperfections: `decenter` of the axis, (y, x) in pixels, less than where the phase
+    turns by more than π from pixel to pixel at the rim; `defocus` and
     `astigmatism` (0°, 45°), root mean squares over the plane in rad, see
     `physics.propagation.aberration`; `wavelength_shift` in nm (shared).
 
@@ -245,7 +246,11 @@ class Lens(Optics):
     def build(self, input_shape):
         size = self.compute_output_shape(input_shape)[1:]
         propagation.lens(size, self.focal_length, self.wavelength, self.pitch)
-        self.add_imperfection("decenter", (2,), unit="px")
+        # Farther off, the phase would alias at the rim.
+        room = abs(self.focal_length) * self.wavelength / self.pitch**2 - max(size)
+        room = max(room / 2, 1e-9)
+        bounds = {"lower_bound": -room, "upper_bound": room}
+        self.add_imperfection("decenter", (2,), unit="px", **bounds)
         self.add_imperfection("defocus", (), unit="rad")
         self.add_imperfection("astigmatism", (2,), unit="rad")
         self._add_wavelength_shift()

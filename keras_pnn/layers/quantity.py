@@ -141,8 +141,8 @@ class Quantity(Brief):
     def check(self, deviation, way_out: str = "") -> None:
         """Raises an error where a deviation reaches a bound, in the variable's dtype.
 
-        Of controls that are stuck, whether they are must be 0 or 1. `way_out` is a
-        sentence for the message.
+        It is in the variable's unit. Of controls that are stuck, whether they are must
+        be 0 or 1. `way_out` is a sentence for the message.
         """
         if self.holds is not None:
             flags = np.unique(np.asarray(deviation)[..., 0])

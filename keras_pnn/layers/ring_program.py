@@ -37,6 +37,8 @@ class ControlsForWeights(keras.initializers.Initializer):
 def controls_for(layer, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Solves the controls for target weights of a `RingLayer` on the ideal device.
 
+    Weights are in the shape of the kernel, in float64 and in reach of the tuning.
+
     Returns:
         Controls within all limits, and a boolean array of the same shape: the weights
         that these controls miss.

@@ -130,9 +130,9 @@ def measured(
 ) -> Iterator[tuple[range, list[dict]]]:
     """Yields blocks of a `ModelStudy` and their metrics, as workers finish them.
 
-    The study is written to a file, which every worker reads once: to `folder`, for
-    workers on other machines. A block whose worker died is measured again: by the
-    executor, or, if that takes no more work, here.
+    The study is written to a file, which every worker reads once: in `folder`, for
+    workers on other machines, or a folder of this one. A block whose worker died is
+    measured again: by the executor, or, if that takes no more work, here.
     """
     if not blocks:
         return

@@ -835,11 +835,11 @@ def test_another_layer_is_refused(port):
             "inputs.command",
             r"'0\.000' for 0\.4",
         ),
-        # Nor one setting into another.
+        # Nor one setting of a control into another.
         (
-            broken(*INPUTS, command="SOUR{channel}:POW {value:.3f}", maximum=13.0),
-            "inputs.command",
-            r"32 settings from 0 to 13 .*'\.3f' writes 14",
+            broken(*CONTROL, command="SOUR{channel}:CURR {value:.3f}"),
+            "control.command",
+            r"8 settings from 0 to .*'\.3f' writes \d",
         ),
         (
             broken(*INPUTS, command="SOUR:CURR (@{channels}),{values}"),

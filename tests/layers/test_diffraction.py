@@ -70,6 +70,15 @@ def test_a_lens_is_that_of_its_wavelength_with_its_aberrations(fields):
     np.testing.assert_allclose(layer(fields), fields * (lens * wavefront), atol=1e-6)
 
 
+def test_a_lens_off_by_more_than_the_sampling_allows_is_refused():
+    # The strongest lens for 70 pixels, on 64.
+    model = keras.Sequential([keras.Input((64, 64)), Lens(70 * PITCH**2 / WAVE)])
+    model.layers[0].imperfections["decenter"].assign((2.9, -2.9))
+    assert np.isfinite(np.abs(model(np.ones((1, 64, 64), "complex64")))).all()
+    with pytest.raises(ValueError, match=r"decenter' must be (above -|below )3"):
+        pnn.devices.sweep(model, "decenter", [(3.1, 0.0)])
+
+
 @pytest.mark.parametrize("size", [None, 12, (5, 9)])
 def test_encoding(rng, size):
     images = rng.uniform(size=(2, 6, 7, 1)).astype("float32")

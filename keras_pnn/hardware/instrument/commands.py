@@ -5,8 +5,8 @@ import string
 
 # A limit that went through float32 is still the limit.
 ROUNDING = 1e-6
-# Settings that a command must tell apart: as many as a converter of 5 bits.
-_SETTINGS = 32
+# Settings of a control that a command must tell apart: as a converter of 3 bits.
+_SETTINGS = 8
 
 
 def channel_numbers(text: str) -> tuple[int, ...]:
@@ -44,7 +44,7 @@ def check_template(command: str, single: set[str], several: set[str]) -> None:
 def check_rounding(
     command: str, minimum: float, maximum: float, scale: float, offset: float
 ) -> None:
-    """Checks that a command's formats keep its limits, and tell settings apart."""
+    """Checks that the formats of a command take no number beyond a limit."""
     room = rounding_room(minimum, maximum)
     fields = [field for field in string.Formatter().parse(command) if field[2]]
     for _, name, specification, _ in fields:
@@ -59,14 +59,25 @@ def check_rounding(
                     "must write its limits as numbers within them; the format "
                     f"{specification!r} writes {text.strip()!r} for {limit:g}"
                 )
-        steps = range(_SETTINGS if name == "value" else 0)
-        settings = [minimum + (maximum - minimum) * i / (_SETTINGS - 1) for i in steps]
-        written = {format(scale * s + offset, specification) for s in settings}
-        if len(written) < len(settings):
+
+
+def check_steps(
+    command: str, minimum: float, maximum: float, scale: float, offset: float
+) -> None:
+    """Checks that the formats of a command tell settings of a control apart."""
+    settings = [
+        scale * (minimum + (maximum - minimum) * i / (_SETTINGS - 1)) + offset
+        for i in range(_SETTINGS)
+    ]
+    for _, name, specification, _ in string.Formatter().parse(command):
+        if name != "value":
+            continue
+        written = {float(format(s, specification or "")) for s in settings}
+        if len(written) < _SETTINGS:
             raise ValueError(
                 f"must write {_SETTINGS} settings from {minimum:g} to {maximum:g} as "
-                "numbers that differ; the format "
-                f"{specification!r} writes {len(written)}"
+                f"numbers that differ; the format {specification!r} writes "
+                f"{len(written)}"
             )
 
 

@@ -69,7 +69,7 @@ class InstrumentDevice(HardwareDevice):
     A command with `{values}` (and `{channels}`) is sent once for all channels, a
     command with `{value}` and `{channel}` once for each. The number sent is
     `scale * value + offset`, to the last digit of a float64 or as in `{value:.6f}`,
-    which must tell 32 settings between the limits apart; a reading becomes
+    which must tell 8 settings of a control apart; a reading becomes
     `scale * reading + offset`. Elements that the hardware lacks (the
     last cell of odd columns of a mesh) have no channel.
 

@@ -17,6 +17,7 @@ from keras_pnn import _checks
 from keras_pnn.hardware.instrument.commands import (
     channel_numbers,
     check_rounding,
+    check_steps,
     check_template,
     placeholders,
     rounding_room,
@@ -152,7 +153,7 @@ class Wire(Table):
 
 
 class Setting(Wire):
-    """Numbers that are sent: the currents of a layer, or its inputs."""
+    """Numbers that are sent to a layer: its inputs, or its controls."""
 
     minimum: Number
     maximum: Number
@@ -171,12 +172,15 @@ class Setting(Wire):
     @classmethod
     def _check_command(cls, command: str, info) -> str:
         check_template(command, {"channel", "value"}, {"values"})
-        keys = ("minimum", "maximum", "scale", "offset")
-        known = [info.data.get(key) for key in keys]
-        # A value that was refused is missing.
+        known = cls._range(info.data)
         if None not in known:
             check_rounding(command, *known)
         return command
+
+    @staticmethod
+    def _range(data: dict) -> list:
+        """What `check_rounding` takes; of a value that was refused, `None`."""
+        return [data.get(key) for key in ("minimum", "maximum", "scale", "offset")]
 
     def sendable(self, values: np.ndarray) -> np.ndarray:
         """Returns values (..., channels) within the limits, in the layer's unit."""
@@ -213,6 +217,18 @@ class Setting(Wire):
         return [self.command.format(values=joined, channels=self.channels)]
 
 
+class Control(Setting):
+    """Numbers that training sets: a coarse one would lose its steps."""
+
+    @pydantic.field_validator("command")
+    @classmethod
+    def _check_steps(cls, command: str, info) -> str:
+        known = cls._range(info.data)
+        if None not in known:
+            check_steps(command, *known)
+        return command
+
+
 class Reading(Wire):
     """Numbers that are read: the detectors at a layer's outputs."""
 
@@ -246,7 +262,7 @@ class Reading(Wire):
 class Wiring(Table):
     """What belongs to one layer."""
 
-    controls: Annotated[dict[str, Setting], Field(min_length=1)]
+    controls: Annotated[dict[str, Control], Field(min_length=1)]
     inputs: Setting
     outputs: Reading
 

@@ -123,7 +123,8 @@ class Losses:
         """Returns the central difference of the loss along one direction.
 
         `directions` has a part for each variable, and the loss is measured `step` times
-        it to either side, after the last slope by default.
+        it to either side. `after` is what must have been measured before, by default
+        the last slope.
         """
         ends = []
         for side in (1.0, -1.0):

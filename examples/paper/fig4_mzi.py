@@ -126,7 +126,7 @@ def published(method: str, steps: int) -> dict:
         "network": {"start": "haar", "clip": clip},
         "optimizer": optimizer,
         "perturb": "all",
-        "dat": {"correct_from" if method == "dat_on" else "error_epochs": 20},
+        "dat": {"error_epochs": 20},
         "noise": variation(0.01),
     }
 
@@ -142,7 +142,7 @@ def same(method: str, steps: int, setting: str = "same", **network) -> dict:
         # so do error networks that learn as fast as by default, or without end.
         "dat": {
             "internal_states": False,
-            "correct_from" if method == "dat_on" else "error_epochs": 1,
+            "error_epochs": 1,
             "error_optimizer": keras.optimizers.Adam(3e-5),
         },
         "noise": None,
@@ -191,7 +191,10 @@ def trainer(method, model, options, sigma, device, rho, seed) -> keras.Model:
         if method == "online":
             ascent = {"ascent": pnn.SAM(rho), "perturb": options["perturb"]}
         return pnn.PATModel(model, device=device, readout="output", seed=seed, **ascent)
-    return pnn.DATModel(model, device=device, seed=seed, **options["dat"])
+    dat = dict(options["dat"])
+    if method == "dat_on":
+        dat["correct_from"] = dat.pop("error_epochs")
+    return pnn.DATModel(model, device=device, seed=seed, **dat)
 
 
 def name_of(setting, method, sigma, device, rho, seed) -> str:

@@ -72,7 +72,7 @@ def check_steps(
     for _, name, specification, _ in string.Formatter().parse(command):
         if name != "value":
             continue
-        written = {float(format(s, specification or "")) for s in settings}
+        written = {float(format(s, specification)) for s in settings}
         if len(written) < _SETTINGS:
             raise ValueError(
                 f"must write {_SETTINGS} settings from {minimum:g} to {maximum:g} as "

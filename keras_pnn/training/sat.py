@@ -235,11 +235,14 @@ class SATModel(Trainer):
         self._check_movable(adversary)
 
         # (Θ, θ0), and what eqs. 3 and 5 need of the gradient there.
-        present = Overrides()
+        drawn = Overrides()
         if self.variation is not None:
-            self._check_draws()
             # Never a device of `Variation.sample`, on which networks are tested.
-            present = self._drawn(folded(seed, "training"))
+            drawn = self._drawn(folded(seed, "training"))
+        # Read once: TensorFlow then computes once what the passes have in common, such
+        # as the digital layers in front of the first control.
+        held = Overrides((v, tf.convert_to_tensor(v)) for v in self.model.variables)
+        present = held.merged(drawn)
         ramp = self._ramp() if self.warmup else 1.0
         step = ascents.Step(self, iteration, seed, ramp, bool(adversary))
         ascent = self._ascent.at(step)
@@ -267,7 +270,7 @@ class SATModel(Trainer):
             combined = self._combined(ascent, gradients, second.gradients)
             gradients = mixed(combined, gradients, self.clean_fraction)
         with tf.control_dependencies(bench.measurements(self, first, second)):
-            self._commit(first, present)
+            self._commit(first, drawn)
             self.count(first.asked + ascent.asked)
             if second is not first:
                 second.commit()
@@ -301,14 +304,6 @@ class SATModel(Trainer):
 
     def _drawn(self, seed) -> Overrides:
         """The device of this step, added to what the variables are."""
-        if not self.warmup:
-            return Overrides(self.variation.values(self.model, seed))
-        drawn = self.variation.deviations(self.model, seed)
-        ramp = self._ramp()
-        return Overrides((q.variable, q.added(q.scaled(d, ramp))) for q, d in drawn)
-
-    def _check_draws(self) -> None:
-        """Raises ValueError if XLA would draw other devices than TensorFlow."""
         if self.jit_compile and self.variation.without_quantile:
             raise ValueError(
                 "TFP draws other devices under XLA than without: compile with "
@@ -316,6 +311,11 @@ class SATModel(Trainer):
                 "`variation`. Received: jit_compile=True, and distributions without of "
                 f"{', '.join(self.variation.without_quantile)}"
             )
+        if not self.warmup:
+            return Overrides(self.variation.values(self.model, seed))
+        drawn = self.variation.deviations(self.model, seed)
+        ramp = self._ramp()
+        return Overrides((q.variable, q.added(q.scaled(d, ramp))) for q, d in drawn)
 
     def _check_movable(self, adversary: Adversary) -> None:
         """Raises ValueError if a device on the bench would have to move."""

@@ -198,6 +198,25 @@ def test_rho_zero_is_plain_training(name):
         np.testing.assert_allclose(sat_logs[key], values, rtol=rtol)
 
 
+@pytest.mark.parametrize("ascent", [pnn.SAM(0.3), pnn.ESAM(0.3)])
+def test_a_step_reads_its_layers_once(ascent):
+    # What is read twice TensorFlow must compute twice, as it may have changed.
+    front = [layers.Dense(4), layers.Dropout(0.5), layers.Dense(4, trainable=False)]
+    model = keras.Sequential([keras.Input((4,)), *front, *banks().layers[1:]])
+    sat = compiled(pnn.SATModel(model, ascent=ascent))
+    sat.fit(X, Y, **FIT)
+    step = tf.function(lambda: sat.train_step((X, Y)), autograph=False)
+    step = step.get_concrete_function()
+    sources = {id(inner): outer for outer, inner in step.graph.captures}
+    read = [
+        id(sources[id(operation.inputs[0])])
+        for operation in step.graph.get_operations()
+        if operation.type == "ReadVariableOp" and id(operation.inputs[0]) in sources
+    ]
+    held = [front[0].kernel, front[1].seed_generator.state, front[2].kernel]
+    assert [read.count(id(v.value.handle)) for v in held] == [1, 1, 1]
+
+
 def test_rho_changes_something():
     # Else the comparisons above would prove nothing.
     keras.utils.set_random_seed(0)

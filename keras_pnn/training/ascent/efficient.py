@@ -99,10 +99,20 @@ class ESAM(SAM):
             asked = found.asked + times_samples(len(layers), batch)
             return dataclasses.replace(found, loss=loss, asked=asked)
 
+        taken = on_some
+        if trainer.device is None:
+            # In front of the branch: TensorFlow then computes once what is the same in
+            # all three passes, such as digital layers in front of the controls. A
+            # device would be asked in vain where the branch is not taken.
+            found = on_some()
+
+            def taken():
+                return found
+
         return either(
             # Else no loss rises, and there is nothing to choose by.
             self.apart,
-            on_some,
+            taken,
             lambda: evaluate(batch, worst),
             first,
             trainer.trainable_variables,

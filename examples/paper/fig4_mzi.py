@@ -57,9 +57,12 @@ METHODS = {
     "pat": "PAT",
     "dat": "DAT",
     "dat_on": "DAT, error networks that go on learning",
+    "dat_linear": "DAT, a linear S from the first step on",
+    "dat_fixed": "DAT, a linear S from the first step on, phases fixed",
     "online": "SAT online",
 }
-ON_DEVICE = ("pat", "dat", "dat_on", "online")
+WITH_S = ("dat", "dat_on", "dat_linear", "dat_fixed")
+ON_DEVICE = ("pat", *WITH_S, "online")
 WITH_ASCENT = ("sat", "sat_nat", "online")
 # Devices to train on come from another seed than those that are never met.
 TRAINING_SEED, UNSEEN_SEED = 100, 1
@@ -167,7 +170,7 @@ BATCH = {"published": 6000, "same": 128, "spread": 128, "wide": 128}
 
 
 def epochs_of(setting: str, method: str) -> int:
-    long = setting == "published" and method.startswith("dat")
+    long = setting == "published" and method in ("dat", "dat_on")
     return 60 if long else EPOCHS[setting]
 
 
@@ -194,6 +197,11 @@ def trainer(method, model, options, sigma, device, rho, seed) -> keras.Model:
     dat = dict(options["dat"])
     if method == "dat_on":
         dat["correct_from"] = dat.pop("error_epochs")
+    if method in ("dat_linear", "dat_fixed"):
+        adam = keras.optimizers.Adam(0.01)
+        dat = {"error_networks": "linear", "error_optimizer": adam}
+        (mesh,) = (x for x in model.layers if isinstance(x, pnn.layers.MZIMesh))
+        mesh.trainable = method == "dat_linear"
     return pnn.DATModel(model, device=device, seed=seed, **dat)
 
 
@@ -235,6 +243,9 @@ def trained(name, setting, method, sigma, device, rho, seed, data, args):
     print(f"{name}: {epochs} epochs")
     fit(training, batches, epochs, callbacks=[history, backup])
     found = {**made, "seconds of the last part": time.perf_counter() - start}
+    # Fixed phases count in the curvature all the same.
+    for layer in model.layers:
+        layer.trainable = True
     found["curvature"] = curvature(compiled(model), data, args.probe)
     model.save(path)
     keep(log, found)

@@ -24,6 +24,7 @@ from models import (
 import keras_pnn as pnn
 from keras_pnn.layers.context import Overrides
 from keras_pnn.training.dat.model import DualAdaptive
+from keras_pnn.training.gradients.base import Batch
 
 RNG = np.random.default_rng(0)
 X = RNG.uniform(0.1, 1.0, size=(8, 4)).astype("float32")
@@ -308,6 +309,49 @@ def test_error_networks_have_an_optimizer_of_their_own():
     assert any((a != b).any() for a, b in zip(learned, again, strict=True))
 
 
+@pytest.mark.parametrize("internal_states", [True, False])
+def test_a_linear_error_gives_digital_layers_the_derivative_of_the_device(
+    internal_states,
+):
+    keras.utils.set_random_seed(0)
+    x = layers.Dense(4, name="digital")(inputs := keras.Input((4,)))
+    fields = pnn.layers.MZIMesh(4)(x)
+    model = keras.Model(inputs, pnn.layers.Photodetector(ports=3)(fields))
+    inside = keras.Model(inputs, fields)
+    trainer = dat(
+        model, chip(), error_networks="linear", internal_states=internal_states
+    )
+    digital = model.get_layer("digital")
+
+    def derivative():
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(trainer.compute_loss(y=Y, y_pred=model(X)))
+        return tape.gradient(loss, digital.kernel.value)
+
+    modelled = inside(X)
+    with chip().attach(model).installed(model):
+        measured, expected = inside(X), derivative()
+    assert np.abs(derivative() - expected).max() > 1e-2
+    (network,) = trainer.error_models
+    (matrix, *_) = np.linalg.lstsq(modelled, measured - modelled, rcond=None)
+    network.matrix.assign([matrix.real, matrix.imag])
+    batch = Batch((tf.constant(X), tf.constant(Y), None))
+    found = trainer.gradient(trainer, batch, Overrides(), [digital.kernel], index=1)
+    np.testing.assert_allclose(found.gradients[0], expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [mesh, bank])
+def test_a_linear_error_is_learned(make):
+    model = make()
+    device = chip() if make is mesh else ring_chip(model)
+    width = model.input_shape[-1]
+    kwargs = {"error_networks": "linear", "compare": "states"}
+    trainer = dat(model, device, 0.0, 0.03, **kwargs, eagerly=False)
+    classes = Y % model.output_shape[-1]
+    logs = trainer.fit(X[:, :width], classes, **{**FIT, "epochs": 40}).history
+    assert logs["error_loss"][-1] < 0.2 * logs["error_loss"][0]
+
+
 def test_an_ascent_teaches_the_errors_once():
     trainer = dat(mesh(), chip(), ascent=pnn.SAM(0.3))
     logs = trainer.fit(X, Y, **FIT).history
@@ -539,6 +583,7 @@ def test_an_optimizer_by_name():
     ("name", "bad", "expected"),
     [
         ("error_networks", 0, "`error_networks` must be"),
+        ("error_networks", "matrix", "must be an integer ≥ 1 or 'linear'"),
         ("error_epochs", -1, "`error_epochs` must be"),
         ("correct_from", -1, "`correct_from` must be"),
         ("internal_states", "no", "`internal_states` must be True or False"),

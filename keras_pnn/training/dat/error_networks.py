@@ -117,6 +117,37 @@ class ErrorNetwork(keras.layers.Layer):
         return outputs[..., 0]
 
 
+class ErrorMatrix(keras.layers.Layer):
+    """A linear error network: S(y) = y A, with a matrix A that starts at 0.
+
+    Call arguments:
+        inputs: complex or real fields, (batch, modes). For real ones S is real, of the
+            real part of A.
+        training: not used.
+
+    Output shape:
+        As of an `ErrorNetwork`.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+
+    def build(self, input_shape) -> None:
+        modes = input_shape[-1]
+        self.matrix = self.add_weight(
+            name="matrix",
+            shape=(2, modes, modes),
+            initializer="zeros",
+            dtype=_dtype(self),
+            autocast=False,
+        )
+
+    def call(self, inputs, training=None):
+        real, imaginary = tf.unstack(tf.convert_to_tensor(self.matrix))
+        matrix = tf.complex(real, imaginary) if inputs.dtype.is_complex else real
+        return tf.matmul(tf.cast(inputs, matrix.dtype), matrix)
+
+
 class ErrorStage(keras.layers.Layer):
     """One complex convolution of each of several networks, and what follows it.
 

@@ -7,7 +7,7 @@ from keras_pnn import _checks, _keras
 from keras_pnn._signatures import passing_on
 from keras_pnn.layers.context import measure, substituting, valued
 from keras_pnn.layers.lookup import physical_layers
-from keras_pnn.training.dat.error_networks import ErrorNetwork
+from keras_pnn.training.dat.error_networks import ErrorMatrix, ErrorNetwork
 from keras_pnn.training.gradients.base import (
     Evaluation,
     GradientSource,
@@ -25,17 +25,17 @@ class ErrorModels:
     Kept out of Keras' tracking: the network's optimizer must not step them.
 
     Args:
-        parallel: how many U-Nets each network adds up.
+        parallel: how many U-Nets each network adds up, or `"linear"`.
         optimizer: a Keras optimizer.
         zero: whether S is 0 at first.
     """
 
-    def __init__(self, parallel: int, optimizer, zero: bool):
+    def __init__(self, parallel: int | str, optimizer, zero: bool):
         self.parallel = parallel
         self.optimizer = optimizer
         self.zero = zero
         self.layers: list = []
-        self.networks: list[ErrorNetwork] = []
+        self.networks: list[ErrorNetwork | ErrorMatrix] = []
 
     def build(self, model: keras.Model) -> None:
         """Makes a network for each physical layer of a built model, once."""
@@ -45,12 +45,11 @@ class ErrorModels:
         self.layers = layers
         for index, layer in enumerate(layers):
             shape = layer.compute_output_shape(layer.get_build_config()["input_shape"])
-            network = ErrorNetwork(
-                self.parallel,
-                self.zero,
-                name=f"error_{index}",
-                dtype=layer.dtype_policy,
-            )
+            own = {"name": f"error_{index}", "dtype": layer.dtype_policy}
+            if self.parallel == "linear":
+                network = ErrorMatrix(**own)
+            else:
+                network = ErrorNetwork(self.parallel, self.zero, **own)
             network.build((None, sample_size(shape, "DATModel")))
             self.networks.append(network)
         self.optimizer.build(self.trainable)
@@ -66,7 +65,7 @@ class ErrorModels:
         own = [v for n in self.networks for v in n.variables]
         return [*own, *self.optimizer.variables]
 
-    def of(self, layer) -> ErrorNetwork:
+    def of(self, layer) -> ErrorNetwork | ErrorMatrix:
         """Returns the network of a physical layer."""
         pairs = zip(self.layers, self.networks, strict=True)
         return next(network for own, network in pairs if own is layer)
@@ -279,7 +278,8 @@ class DATModel(SATModel):
     Args:
         model: as in `SATModel`, with physical layers.
         device: as in `PATModel`.
-        error_networks: number of small U-Nets whose sum is S.
+        error_networks: number of small U-Nets whose sum is S, or `"linear"`: S(y) is
+            then y times a matrix that is learned, of n × n for n outputs of a layer.
         internal_states: whether the states between layers are measured. If not, only
             the network's outputs are compared and fused; the whole device then runs
             in a pass of its own.
@@ -301,11 +301,11 @@ class DATModel(SATModel):
     fusion.
 
     Raises:
-        ValueError: If `device` is `None` or cannot measure; `error_networks` is not
-            an integer ≥ 1, or `error_epochs` or `correct_from` not one ≥ 0;
-            `correct_from` exceeds `error_epochs`; `internal_states` or `fields` is not
-            True or False; `compare` is unknown; or it is `"states"` without internal
-            states.
+        ValueError: If `device` is `None` or cannot measure; `error_networks` is
+            neither an integer ≥ 1 nor `"linear"`; `error_epochs` or `correct_from` is
+            not an integer ≥ 0; `correct_from` exceeds `error_epochs`;
+            `internal_states` or `fields` is not True or False; `compare` is unknown;
+            or it is `"states"` without internal states.
 
     Example:
 
@@ -325,7 +325,7 @@ class DATModel(SATModel):
         self,
         model: keras.Model,
         device,
-        error_networks: int = 6,
+        error_networks: int | str = 6,
         internal_states: bool = True,
         fields: bool = False,
         error_epochs: int | None = None,
@@ -349,8 +349,13 @@ class DATModel(SATModel):
         elif error_epochs is not None and correct_from > error_epochs:
             expected = f"at most the {error_epochs} `error_epochs`"
             raise _checks.error("correct_from", expected, correct_from)
+        if not isinstance(error_networks, str):
+            _checks.integer("error_networks", error_networks, low=1)
+        elif error_networks != "linear":
+            expected = "an integer ≥ 1 or 'linear'"
+            raise _checks.error("error_networks", expected, error_networks)
         errors = ErrorModels(
-            _checks.integer("error_networks", error_networks, low=1),
+            error_networks,
             keras.optimizers.get(error_optimizer),
             zero=correct_from == 0,
         )
@@ -369,7 +374,7 @@ class DATModel(SATModel):
         self._build_errors()
 
     @property
-    def error_models(self) -> list[ErrorNetwork]:
+    def error_models(self) -> list[ErrorNetwork | ErrorMatrix]:
         """The error networks, in the order of the model's physical layers."""
         return list(self.gradient.errors.networks)
 

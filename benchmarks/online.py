@@ -7,7 +7,8 @@ device. Prints a table and writes `results/benchmark_online.json`:
 
 - PAT, at each layer and at the output, against a plain step;
 - SAT online against PAT;
-- DAT, with six error networks and without internal states, against PAT.
+- DAT, with six error networks, without internal states and with a linear S, against
+  PAT.
 
 Steps are timed in turn, A B A B …, as in `benchmarks/steps.py`.
 """
@@ -48,6 +49,10 @@ def trainers(device) -> dict:
         "DAT": (lambda m: pnn.DATModel(m, device=device), "PAT"),
         "DAT without internal states": (
             lambda m: pnn.DATModel(m, device=device, internal_states=False),
+            "PAT",
+        ),
+        "DAT with a linear S": (
+            lambda m: pnn.DATModel(m, device=device, error_networks="linear"),
             "PAT",
         ),
     }

@@ -272,6 +272,11 @@ class DATModel(SATModel):
     device near the network at which it learned: one that is fixed no longer fits when
     the network has moved, and one that goes on learning keeps up with small steps.
 
+    Where S is linear and fits all fields, digital layers in front of linear optics have
+    the derivative of the device; U-Nets that predict the same outputs may have another.
+    The phases of a mesh do not have it with any S, since errors lie in front of and
+    behind each: fix them (`layer.trainable = False`) where digital layers are enough.
+
     Where a simulated device ends in a softmax or sigmoid, a cross-entropy takes its
     logits, as in Keras, and their derivative is the model's without the last S.
 
@@ -310,9 +315,9 @@ class DATModel(SATModel):
     Example:
 
     ```python
-    online = pnn.DATModel(model, device=chip, correct_from=20)
-    online.compile(keras.optimizers.SGD(0.02), loss="sparse_categorical_crossentropy")
-    online.fit(x_train, y_train, epochs=60)
+    online = pnn.DATModel(model, device=chip, error_networks="linear")
+    online.compile("adam", loss="sparse_categorical_crossentropy")
+    online.fit(x_train, y_train, epochs=10)
     ```
 
     Reference:

@@ -6,8 +6,9 @@ the device that it was trained on and on 20 that it has never met, the same for 
 with batch statistics frozen, on all test images.
 
 Four settings. `published`: the authors' (Haar phases, batches of 6000, 40 epochs, 60
-for DAT, their optimizers), plus BP with the optimizer that SAT has, and DAT whose error
-networks go on learning from the device while the network takes smaller steps. `same`:
+for DAT with U-Nets, their optimizers), plus BP with the optimizer that SAT has, DAT
+whose error networks go on learning from the device while the network takes smaller
+steps, and DAT with a matrix in their place, with and without fixed phases. `same`:
 every method from one start near the cross state, with the same Adam, batches and
 epochs. `spread`: likewise from near the bar state, with the ten ports that are read
 spread over the 64, which bears larger errors. `wide`: from the bar state, each class

@@ -47,7 +47,9 @@ class OverridingScope(keras.StatelessScope):
         self.rematerialize = rematerialize
         self.reads: list[dict] = []
         self._model = weakref.ref(model)
-        self._given = dict(self.state_mapping)
+        self._given = {id(v): self.state_mapping[id(v)] for v, _ in pairs}
+        # A plain model would not count them among the variables that a layer reads.
+        self._constant = {id(v) for v, _ in others if not v.trainable}
         self._assigned: dict[int, keras.Variable] = {}
         # What a `tf.distribute` strategy holds for a variable has components.
         self._behind = {
@@ -67,7 +69,8 @@ class OverridingScope(keras.StatelessScope):
 
     def get_current_value(self, variable):
         value = super().get_current_value(variable)
-        if value is not None and value.dtype.is_floating:
+        constant = id(variable) in self._constant
+        if value is not None and value.dtype.is_floating and not constant:
             for read in self.reads:
                 read[id(variable)] = variable, value
         return value
@@ -80,6 +83,7 @@ class OverridingScope(keras.StatelessScope):
             if given is not None:
                 value = value + (given - tf.stop_gradient(given))
         self._assigned[id(variable)] = variable
+        self._constant.discard(id(variable))
         super().add_update((variable, value))
 
     def updates(self) -> list[tuple]:

@@ -19,12 +19,16 @@ class Overrides(Mapping):
 
     Args:
         pairs: a mapping, or (variable, tensor) pairs.
+        read: pairs of other variables and what they store, which are not members.
     """
 
-    def __init__(self, pairs: Mapping | Iterable[tuple] = ()):
+    def __init__(
+        self, pairs: Mapping | Iterable[tuple] = (), read: Iterable[tuple] = ()
+    ):
         items = pairs.items() if isinstance(pairs, Mapping) else pairs
         # By identity: variables compare by value, and cannot be hashed.
         self._pairs = {id(variable): (variable, value) for variable, value in items}
+        self._read = {id(v): (v, value) for v, value in read if v not in self}
 
     def __getitem__(self, variable: keras.Variable):
         return self._pairs[id(variable)][1]
@@ -44,13 +48,25 @@ class Overrides(Mapping):
 
     def value(self, variable: keras.Variable) -> tf.Tensor:
         """Returns the value of a variable: its override, or what it stores."""
-        if variable in self:
-            return tf.convert_to_tensor(self[variable])
-        return tf.convert_to_tensor(variable)
+        pair = self._pairs.get(id(variable)) or self._read.get(id(variable))
+        return tf.convert_to_tensor(pair[1] if pair else variable)
+
+    def reading(self, variables: Iterable[keras.Variable]) -> "Overrides":
+        """Returns these overrides, with what other variables store read here, once.
+
+        TensorFlow then computes once what several passes have in common, such as the
+        digital layers in front of the first control. Of two reads it cannot know that
+        they give the same.
+        """
+        # XLA cannot read strings.
+        numbers = [v for v in variables if v.dtype != "string"]
+        read = [*self._read.values(), *((v, self.value(v)) for v in numbers)]
+        return Overrides(self.items(), read)
 
     def merged(self, other: Mapping | Iterable[tuple]) -> "Overrides":
         """Returns these overrides with those of `other`, which replace them."""
-        return Overrides([*self.items(), *Overrides(other).items()])
+        pairs = [*self.items(), *Overrides(other).items()]
+        return Overrides(pairs, self._read.values())
 
     def watch(self, variables: Iterable[keras.Variable]) -> tuple[list, "Overrides"]:
         """Returns tensors to differentiate with respect to, and overrides with them."""
@@ -74,12 +90,9 @@ class Overrides(Mapping):
                 `keras.RematScope`, acts. It has no second derivative.
         """
         # Keras hands a regulariser None for a variable that the scope does not hold.
-        regularized = [
-            (v, tf.convert_to_tensor(v))
-            for v in model.trainable_variables
-            if v.regularizer is not None and v not in self
-        ]
-        return _keras.OverridingScope(model, self.items(), regularized, rematerialize)
+        regularized = [v for v in model.trainable_variables if v.regularizer]
+        others = self.reading(regularized)._read.values()
+        return _keras.OverridingScope(model, self.items(), others, rematerialize)
 
 
 @contextlib.contextmanager

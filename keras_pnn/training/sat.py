@@ -239,10 +239,7 @@ class SATModel(Trainer):
         if self.variation is not None:
             # Never a device of `Variation.sample`, on which networks are tested.
             drawn = self._drawn(folded(seed, "training"))
-        # Read once: TensorFlow then computes once what the passes have in common, such
-        # as the digital layers in front of the first control.
-        held = Overrides((v, tf.convert_to_tensor(v)) for v in self.model.variables)
-        present = held.merged(drawn)
+        present = drawn.reading(self.model.variables)
         ramp = self._ramp() if self.warmup else 1.0
         step = ascents.Step(self, iteration, seed, ramp, bool(adversary))
         ascent = self._ascent.at(step)

@@ -1,11 +1,22 @@
 """Ascents that save the second gradient: one step of each, worked out by hand."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers, ops
-from models import LOSS, assert_same, banks, compiled, samples
+from models import (
+    LOSS,
+    Bench,
+    assert_same,
+    bank,
+    banks,
+    compiled,
+    ring_chip,
+    samples,
+)
 
 import keras_pnn as pnn
 from keras_pnn.training import ascent as ascents
@@ -409,6 +420,17 @@ def test_esam_adds_the_losses_of_outputs_by_sample():
     each = losses_of(sat, Batch((x, y, None)), y_pred)
     expected = (x**2).mean((1, 2)) + (x.mean(1) ** 2).mean(1)
     np.testing.assert_allclose(each, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["installed", "trains"])
+def test_esam_without_a_radius_asks_a_device_as_often_as_sam(how):
+    model = bank(4, 3)
+    device = Bench(ring_chip(model))
+    trains = {"device": device} if how == "trains" else {}
+    sat = compiled(pnn.SATModel(model, ascent=pnn.ESAM(0.0), **trains))
+    with contextlib.nullcontext() if trains else device.installed(model):
+        sat.fit(X, Y, batch_size=4, epochs=1, verbose=0)
+    assert device.calls == 2 * len(X) // 4
 
 
 def test_esam_refuses_stateful_networks():

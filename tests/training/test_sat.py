@@ -118,6 +118,38 @@ class Subclassed(keras.Model):
         return self.outer(self.drop(x))
 
 
+class States(layers.Layer):
+    """A maximum from −∞ on, a gain that a graph of its own reads, and a gradient."""
+
+    def build(self, input_shape):
+        low = keras.initializers.Constant(-np.inf)
+        self.peak = self.add_weight(shape=(), initializer=low, trainable=False)
+        self.gain = self.add_weight(shape=(), initializer="ones", trainable=False)
+        self.slope = self.add_weight(shape=(4,), initializer="ones")
+        graph = tf.function(lambda x: x * self.gain.value)
+        self.amplified = graph.get_concrete_function(tf.TensorSpec((None, 4)))
+
+    def call(self, inputs):
+        self.peak.assign(ops.maximum(self.peak, ops.max(inputs)))
+
+        @tf.custom_gradient
+        def sloped(x):
+            slope, gain = tf.convert_to_tensor(self.slope), self.gain + 0.0
+
+            def gradient(upstream, variables):
+                # Keras counts the gain among them only if it trains.
+                (_,) = variables
+                return upstream * slope * gain, [tf.reduce_sum(upstream * x * gain, 0)]
+
+            return x * slope * gain, gradient
+
+        return self.amplified(sloped(inputs / self.peak))
+
+
+def states():
+    return keras.Sequential([keras.Input((4,)), States(), layers.Dense(3)])
+
+
 def several_inputs_and_outputs():
     first, second = keras.Input((4,), name="p"), keras.Input((4,), name="q")
     x = layers.Dense(5)(layers.Concatenate()([first, second]))
@@ -153,6 +185,8 @@ CASES = {
     "jit": (norm_and_noise, {"compile": {**GRAPH, "jit_compile": True}}),
     "float16": (norm_and_noise, {"policy": "mixed_float16"}),
     "Sequential": (sequential_without_input, {}),
+    "states": (states, {}),
+    "states in a graph": (states, {"compile": GRAPH}),
     "subclassed": (Subclassed, {}),
     "several inputs and outputs": (
         several_inputs_and_outputs,
@@ -215,6 +249,14 @@ def test_a_step_reads_its_layers_once(ascent):
     ]
     held = [front[0].kernel, front[1].seed_generator.state, front[2].kernel]
     assert [read.count(id(v.value.handle)) for v in held] == [1, 1, 1]
+
+
+def test_strings_do_not_matter_to_xla():
+    model = banks()
+    model.note = keras.Variable(tf.constant("a"), dtype="string", trainable=False)
+    assert any(v is model.note for v in model.variables)
+    sat = compiled(pnn.SATModel(model, rho=0.1), jit_compile=True)
+    assert np.isfinite(sat.fit(X, Y, **FIT).history["loss"]).all()
 
 
 def test_rho_changes_something():

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from keras_pnn import _checks, _keras
 from keras_pnn.devices.draws import folded, whole_numbers
+from keras_pnn.training import bench
 from keras_pnn.training.ascent.base import either
 from keras_pnn.training.ascent.sam import SAM
 from keras_pnn.training.ascent.samples import check_loss, losses_of
@@ -100,10 +101,9 @@ class ESAM(SAM):
             return dataclasses.replace(found, loss=loss, asked=asked)
 
         taken = on_some
-        if trainer.device is None:
-            # In front of the branch: TensorFlow then computes once what is the same in
-            # all three passes, such as digital layers in front of the controls. A
-            # device would be asked in vain where the branch is not taken.
+        if not bench.devices_of(trainer):
+            # In front of the branch, where TensorFlow shares it with the first pass. A
+            # device would be asked in vain if the branch is not taken.
             found = on_some()
 
             def taken():

@@ -121,8 +121,7 @@ class ErrorMatrix(keras.layers.Layer):
     """A linear error network: S(y) = y A, with a matrix A that starts at 0.
 
     Call arguments:
-        inputs: complex or real fields, (batch, modes). For real ones S is real, of the
-            real part of A.
+        inputs: complex or real fields, (batch, modes). For real ones S is y Re A.
         training: not used.
 
     Output shape:

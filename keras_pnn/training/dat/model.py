@@ -25,13 +25,13 @@ class ErrorModels:
     Kept out of Keras' tracking: the network's optimizer must not step them.
 
     Args:
-        parallel: how many U-Nets each network adds up, or `"linear"`.
+        kind: how many U-Nets each network adds up, or `"linear"`.
         optimizer: a Keras optimizer.
         zero: whether S is 0 at first.
     """
 
-    def __init__(self, parallel: int | str, optimizer, zero: bool):
-        self.parallel = parallel
+    def __init__(self, kind: int | str, optimizer, zero: bool):
+        self.kind = kind
         self.optimizer = optimizer
         self.zero = zero
         self.layers: list = []
@@ -46,10 +46,10 @@ class ErrorModels:
         for index, layer in enumerate(layers):
             shape = layer.compute_output_shape(layer.get_build_config()["input_shape"])
             own = {"name": f"error_{index}", "dtype": layer.dtype_policy}
-            if self.parallel == "linear":
+            if self.kind == "linear":
                 network = ErrorMatrix(**own)
             else:
-                network = ErrorNetwork(self.parallel, self.zero, **own)
+                network = ErrorNetwork(self.kind, self.zero, **own)
             network.build((None, sample_size(shape, "DATModel")))
             self.networks.append(network)
         self.optimizer.build(self.trainable)
@@ -274,8 +274,9 @@ class DATModel(SATModel):
 
     Where S is linear and fits all fields, digital layers in front of linear optics have
     the derivative of the device; U-Nets that predict the same outputs may have another.
-    The phases of a mesh do not have it with any S, since errors lie in front of and
-    behind each: fix them (`layer.trainable = False`) where digital layers are enough.
+    With no S do the phases of a mesh have it, since errors lie in front of each and
+    behind it. Where digital layers are enough, leave the phases as they are
+    (`layer.trainable = False`).
 
     Where a simulated device ends in a softmax or sigmoid, a cross-entropy takes its
     logits, as in Keras, and their derivative is the model's without the last S.
@@ -284,7 +285,8 @@ class DATModel(SATModel):
         model: as in `SATModel`, with physical layers.
         device: as in `PATModel`.
         error_networks: number of small U-Nets whose sum is S, or `"linear"`: S(y) is
-            then y times a matrix that is learned, of n × n for n outputs of a layer.
+            then y times a matrix that is learned. It is of n × n complex numbers for
+            n outputs of a layer: take U-Nets for thousands of them.
         internal_states: whether the states between layers are measured. If not, only
             the network's outputs are compared and fused; the whole device then runs
             in a pass of its own.

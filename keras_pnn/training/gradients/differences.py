@@ -54,11 +54,7 @@ class LossGradient(ModelGradient):
             moved = list(wrt)
         if not moved:
             return found
-        # Read once: all losses must be those of the same variables.
-        held = Overrides(
-            (v, tf.identity(overrides.value(v))) for v in trainer.trainable_variables
-        )
-        losses = Losses(self, trainer, batch, held.merged(overrides), found.loss)
+        losses = Losses(self, trainer, batch, overrides, found.loss)
         slopes, commit = self.slopes(losses, moved, index)
         by_loss = Overrides(zip(moved, slopes, strict=True))
         gradients = [

@@ -62,8 +62,7 @@ METHODS = {
     "dat_fixed": "DAT, a linear S from the first step on, phases fixed",
     "online": "SAT online",
 }
-WITH_S = ("dat", "dat_on", "dat_linear", "dat_fixed")
-ON_DEVICE = ("pat", *WITH_S, "online")
+ON_DEVICE = ("pat", "dat", "dat_on", "dat_linear", "dat_fixed", "online")
 WITH_ASCENT = ("sat", "sat_nat", "online")
 # Devices to train on come from another seed than those that are never met.
 TRAINING_SEED, UNSEEN_SEED = 100, 1

@@ -51,6 +51,7 @@ class CentralDifference(LossGradient):
         value = losses.value(variable)
         elements = np.flatnonzero(losses.exists(variable))
 
+        @tf.autograph.experimental.do_not_convert
         def slope(element):
             one = tf.one_hot(element, tf.size(value), dtype=value.dtype)
             along = [tf.reshape(one, value.shape)]

@@ -264,7 +264,7 @@ def _pair(shifted, changes: dict) -> tuple:
 def _one_by_one(function, places: np.ndarray, dtype) -> tf.Tensor:
     """Stacks a function's results; a device is set one way at a time."""
     return tf.map_fn(
-        function,
+        tf.autograph.experimental.do_not_convert(function),
         tf.constant(places, "int32"),
         fn_output_signature=dtype,
         parallel_iterations=1,

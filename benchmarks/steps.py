@@ -107,6 +107,7 @@ ASCENTS = {
     "GSAM": pnn.GSAM(0.3),
     "FriendlySAM": pnn.FriendlySAM(0.3),
     "ESAM": pnn.ESAM(0.3),
+    "ESAM(γ = 0.5)": pnn.ESAM(0.3, gamma=0.5),
     "LookSAM(5)": pnn.LookSAM(0.3, every=5),
     "MESA": pnn.MESA(start=0),
     "SAF": pnn.SAF(epochs=1, start=0),

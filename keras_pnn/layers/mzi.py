@@ -1,12 +1,12 @@
 """Multiply fields by a unitary matrix, as a mesh of Mach–Zehnder interferometers.
 
-To add an imperfection: declare it in `MZIMesh.build`, which is all that devices, drift,
-sweeps and training need (`MZIDense` holds two meshes and needs nothing), and which the
-layer passes on by name. In `physics/mesh/transfer.py` take it as a keyword argument of
-the same name in `transfer_matrix`, pass it on to `_prepared`, check it there and add it
-to the phases or to the entries of the cells; if it can differ from device to device, it
-joins `shapes` and `_common_sizes`. `propagate` needs nothing. Where `correct` should
-compensate it, it goes into `MZIMesh._known_errors` and `physics.decompose.correct`.
+To add an imperfection: declare it in `MZIMesh.build`, from where devices, drift and
+sweeps know it (`MZIDense` holds two meshes), and take it as a keyword argument of the
+same name in `transfer_matrix` of `physics/mesh/transfer.py`, to check it in `_prepared`
+and to add it to the phases or the entries of the cells; if it can differ from device to
+device, it joins `shapes` and `_common_sizes`. `pnn.Adjoint` trains with `monitored` of
+`physics/mesh/monitors.py`, `correct` with `MZIMesh._known_errors` and
+`physics.decompose.correct`. `layers/belonging.py` has its name for an error, and
 `tests/physics/mesh_product.py` is the reference that the tests compare with.
 """
 

@@ -1,7 +1,8 @@
 """Compute the transmission of a microring, and of a row of microrings.
 
-The weight of a control, through − drop, is formed by `ResonanceTuning.weight` in
-`keras_pnn.physics.tuning.lorentzian`, which `RingLayer.weights_at` calls in the layers.
+The weight of a control is that of its tuning, which `RingLayer.weights_at` calls in the
+layers: for Lorentzian rings `ResonanceTuning.weight` in
+`keras_pnn.physics.tuning.lorentzian`, by default through − drop.
 """
 
 import numpy as np

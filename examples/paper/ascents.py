@@ -18,7 +18,8 @@ budget trains with it, and is measured on 20 other chips and all images.
 
 Each run is kept as JSON in the output folder, and is not repeated; a run that was
 interrupted goes on after its last whole epoch. The table `ascents.csv` and the plot
-`ascents.png` of what is there are made at the end; `--report` does only that.
+`ascents.png` of what is there are made at the end; `--report` does only that, and
+`--draw TABLE` the plot of any such table.
 """
 
 import argparse
@@ -151,6 +152,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", default="auto")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--report", action="store_true")
+    parser.add_argument("--draw", type=pathlib.Path, help="a table, and nothing else")
     parser.add_argument(
         "--out", type=pathlib.Path, default=pathlib.Path("results/ascents")
     )
@@ -288,18 +290,12 @@ def mark(run: dict) -> float:
 
 
 def report(out: pathlib.Path) -> None:
-    """Prints the table, writes it to `ascents.csv`, and draws `ascents.png`."""
-    from keras_pnn import plotting
-
+    """Prints the table and writes it to `ascents.csv`."""
     runs = [json.loads(p.read_text("utf-8")) for p in sorted(out.glob("run_*.json"))]
-    there = [s for s in SYSTEMS if any(r["system"] == s for r in runs)]
-    figure = plotting.new_figure(4.5 * len(there), 4.5)
-    panels = figure.subplots(1, len(there), squeeze=False)[0]
     rows = [["network: ascent", "ρ or λ", "budget", "steps", "seeds", *HEADS]]
-    for system, panel in zip(there, panels, strict=True):
+    for system in (s for s in SYSTEMS if any(r["system"] == s for r in runs)):
         mine = [r for r in runs if r["system"] == system and "unseen" in r]
         budgets = sorted({r["budget"] for r in mine})
-        curves = {}
         for budget, name in itertools.product(budgets, RINGS):
             of = {"ascent": name, "budget": budget}
             group = [r for r in mine if of.items() <= r.items()]
@@ -320,21 +316,38 @@ def report(out: pathlib.Path) -> None:
             label = f"{TITLES[system]}: {NAMES[name]}"
             run = ["" if strength is None else f"{strength:g}", f"{budget:g}"]
             rows.append([label, *run, group[0]["steps"], len(group), *cells])
-            # Of the first seed, which smaller budgets may have alone.
-            curves.setdefault(NAMES[name], {})[budget] = p05[0]
-        seconds = [
-            np.mean([r["seconds"] for r in mine if r["budget"] == b]) for b in budgets
-        ]
-        lines = {n: [at.get(b, np.nan) for b in budgets] for n, at in curves.items()}
-        labels = "training time (s)", "5th percentile on unseen chips (%)"
-        for (name, values), mark_of in zip(lines.items(), "osD^vP*Xh", strict=False):
-            panel.plot(seconds, values, f"{mark_of}-", label=name)
-        panel.set(title=TITLES[system], xlabel=labels[0], ylabel=labels[1])
-        panel.legend(fontsize="x-small")
-    plotting.save(panels[0], out / "ascents.png")
     with open(out / "ascents.csv", "w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
     print((out / "ascents.csv").read_text("utf-8"))
+
+
+def draw(table: pathlib.Path, out: pathlib.Path) -> None:
+    """Draws `ascents.png` from a table; time is in plain runs of the whole budget."""
+    from keras_pnn import plotting
+
+    lines = table.read_text("utf-8").splitlines()
+    systems: dict = {}
+    for row in csv.DictReader(line for line in lines if not line.startswith("#")):
+        system, name = row["network: ascent"].split(": ")
+        value, spread = map(float, row["5th percentile"].split(" ± "))
+        point = float(row["budget"]), value, spread
+        systems.setdefault(system, {}).setdefault(name, []).append(point)
+    label = "training time (plain run = 1)"
+    figure = plotting.new_figure(4.5 * len(systems) + 1, 4.5)
+    panels = figure.subplots(1, len(systems), squeeze=False)[0]
+    for panel, (system, curves) in zip(panels, systems.items(), strict=True):
+        for i, name in enumerate(curves):
+            budget, value, spread = np.array(curves[name]).T
+            # Beside each other, or one would hide the next.
+            beside = budget + 0.02 * (i - len(curves) // 2)
+            marker = f"{'osD^vP*Xh'[i]}-"
+            panel.errorbar(beside, value, spread, fmt=marker, label=name, capsize=2)
+        ticks = sorted({budget for curve in curves.values() for budget, *_ in curve})
+        limits = ticks[0] - 0.15, ticks[-1] + 0.15
+        panel.set(title=system, xticks=ticks, xlim=limits, xlabel=label)
+    panels[0].set_ylabel("5th percentile on unseen chips (%)")
+    panels[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    plotting.save(panels[0], out / "ascents.png")
 
 
 def run_once(system, name, budget, strength, seed, data, args) -> pathlib.Path:
@@ -376,6 +389,9 @@ def campaign(system: str, name: str, data, args) -> None:
 
 def main() -> None:
     args = arguments()
+    if args.draw:
+        draw(args.draw, args.out)
+        return
     if args.quick:
         args.out = args.out / "quick"
         args.chips, args.seeds, args.strengths, args.rounds = 3, [0], 1, 2
@@ -388,6 +404,7 @@ def main() -> None:
         for system, name in itertools.product(args.systems, args.ascents):
             campaign(system, name, data, args)
     report(args.out)
+    draw(args.out / "ascents.csv", args.out)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 To add an imperfection: declare it in `MZIMesh.build`, from where devices, drift and
 sweeps know it (`MZIDense` holds two meshes), and take it as a keyword argument of the
 same name in `transfer_matrix` of `physics/mesh/transfer.py`, to check it in `_prepared`
-and to add it to the phases or the entries of the cells; if it can differ from device to
-device, it joins `shapes` and `_common_sizes`. `pnn.Adjoint` trains with `monitored` of
-`physics/mesh/monitors.py`, `correct` with `MZIMesh._known_errors` and
+and to add it to the phases or, in `interferometer.entries`, to the cells; if it is a
+tensor for each device, it joins `shapes` and `_common_sizes`. `pnn.Adjoint` trains with
+`monitored` of `physics/mesh/monitors.py`, `correct` with `MZIMesh._known_errors` and
 `physics.decompose.correct`. `layers/belonging.py` has its name for an error, and
 `tests/physics/mesh_product.py` is the reference that the tests compare with.
 """

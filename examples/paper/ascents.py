@@ -180,7 +180,7 @@ def trainer(system: str, name: str, strength, seed: int, warmup=0, memory=None):
 
 
 def costs(system: str, data, args) -> dict[str, float]:
-    """What a step of each ascent costs in plain steps, and a plain step in seconds."""
+    """What a step of each ascent costs in plain steps."""
     path = args.out / f"cost_{system}.json"
     if not path.exists():
         size = min(SYSTEMS[system]["batch"], len(data.x_train))
@@ -197,10 +197,8 @@ def costs(system: str, data, args) -> dict[str, float]:
             for name in names
         }
         times = step_times(models, x, data.y_train[:size], args.rounds)
-        found = {"seconds": np.median(times["plain"], axis=0).tolist()}
-        for name, seconds in times.items():
-            found[name] = np.median(seconds / times["plain"], axis=0).tolist()
-        keep(path, found)
+        ratios = {name: seconds / times["plain"] for name, seconds in times.items()}
+        keep(path, {n: np.median(r, axis=0).tolist() for n, r in ratios.items()})
     both = json.loads(path.read_text("utf-8"))
     return {name: pair[args.clock == "processor"] for name, pair in both.items()}
 
@@ -245,7 +243,6 @@ def run(system, name, budget, strength, seed, data, args, path) -> dict:
     return {
         "ascent": name,
         "steps": steps,
-        "seconds": cost["seconds"] * cost[name] * steps,
         "choosing": on_chips(setting, model, *test, CHOOSING_SEED, args),
     }
 
@@ -389,14 +386,14 @@ def campaign(system: str, name: str, data, args) -> None:
 
 def main() -> None:
     args = arguments()
-    if args.draw:
-        draw(args.draw, args.out)
-        return
     if args.quick:
         args.out = args.out / "quick"
         args.chips, args.seeds, args.strengths, args.rounds = 3, [0], 1, 2
         args.budgets = [1.0]
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.draw:
+        draw(args.draw, args.out)
+        return
     if not args.report:
         data = pnn.datasets.load(args.data)
         if args.quick:

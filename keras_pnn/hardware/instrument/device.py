@@ -180,7 +180,7 @@ class InstrumentDevice(HardwareDevice):
         """
         if self._acquisition.abandoned:
             # The call that was given up may still talk in the present sessions.
-            self._renew_link()
+            InstrumentDevice.recover(self)
         link, self._link = self._link, _Link(self.bench)
         failure = None
         for session in link.sessions.values():
@@ -283,9 +283,6 @@ class InstrumentDevice(HardwareDevice):
 
     def recover(self) -> None:
         """Drops all connections; the next call opens them again."""
-        self._renew_link()
-
-    def _renew_link(self) -> None:
         link, self._link = self._link, _Link(self.bench)
         for session in link.sessions.values():
             self._link.sessions[session.name].opened = session.opened

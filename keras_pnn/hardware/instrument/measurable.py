@@ -1,5 +1,6 @@
 """Check that instruments can measure a layer, and that the wiring fits it."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import keras
@@ -10,7 +11,7 @@ from keras_pnn.layers.context import substituting
 from keras_pnn.layers.physical import PhysicalLayer, check_built
 
 if TYPE_CHECKING:
-    from keras_pnn.hardware.instrument.wiring import Wire, Wiring
+    from keras_pnn.hardware.instrument.wiring import Wiring
 
 
 def check_layer(layer: PhysicalLayer, wiring: "Wiring") -> None:
@@ -18,27 +19,40 @@ def check_layer(layer: PhysicalLayer, wiring: "Wiring") -> None:
     check_built(layer)
     shape = _input_shape(layer)
     inputs = len(wiring.inputs.numbers) if shape is None else shape[-1]
-    outputs = _vector_outputs(layer, inputs, shape)
+    # What maps vectors maps each vector along leading axes too.
+    received = next(_misfits(layer, shape or (inputs,), (inputs,)), None)
+    if received:
+        raise ValueError(
+            f"Layer '{layer.name}' must map vectors of real numbers to vectors of real "
+            "numbers: instruments set powers and read detectors, one sample after the "
+            "other, so that they measure neither fields nor the patches of an image. "
+            "Remove the layer from `layers` of the configuration, and the model "
+            "computes it; or measure it in a subclass of `HardwareDevice`; or put the "
+            "detectors into a physical layer together with it. "
+            f"Received: {type(layer).__name__} with {received}"
+        )
     if layer.controls.keys() != wiring.controls.keys():
         raise ValueError(
             f"The configuration must name the controls of layer '{layer.name}': "
             f"{', '.join(layer.controls)}. Received: {', '.join(wiring.controls)}"
         )
+    of_layer = f"of layer '{layer.name}'"
     for name, setting in wiring.controls.items():
-        count = existing(layer, name, np.zeros(layer.controls[name].shape)).size
-        _check_count(layer, setting, f"elements of {name}", count)
-    _check_count(layer, wiring.inputs, "inputs", inputs)
-    _check_count(layer, wiring.outputs, "outputs", outputs)
+        count = np.count_nonzero(layer.quantity(name).exists)
+        setting.check_count(count, f"elements of {name} {of_layer}")
+    wiring.inputs.check_count(inputs, f"inputs {of_layer}")
+    outputs = _outputs(layer, (inputs,)).shape[-1]
+    wiring.outputs.check_count(outputs, f"outputs {of_layer}")
     _check_nothing_digital(layer)
 
 
 def existing(layer: PhysicalLayer, name: str, control) -> np.ndarray:
     """Returns the elements of a control that the hardware has, in order."""
     control = np.asarray(control)
-    exists = layer.quantity(name).mask
-    if exists is None:
+    mask = layer.quantity(name).mask
+    if mask is None:
         return control.ravel()
-    return control[np.broadcast_to(exists, control.shape)]
+    return control[np.broadcast_to(mask, control.shape)]
 
 
 def _input_shape(layer: PhysicalLayer) -> tuple[int, ...] | None:
@@ -51,49 +65,31 @@ def _input_shape(layer: PhysicalLayer) -> tuple[int, ...] | None:
         return None
 
 
-def _vector_outputs(layer: PhysicalLayer, inputs: int, shape) -> int:
-    """The number of outputs of a layer that maps real vectors to real vectors."""
-    received = None
+def _outputs(layer: PhysicalLayer, shape: tuple[int, ...]) -> keras.KerasTensor:
+    """The layer's own outputs for one sample of a shape."""
+    with substituting(None):
+        return layer.compute_output_spec(keras.KerasTensor((1, *shape), "float32"))
+
+
+def _misfits(layer: PhysicalLayer, *shapes: tuple[int, ...]) -> Iterator[str]:
+    """Yields what inputs and outputs of a layer are that are no real vectors."""
     # In functional models the layer's inputs are known.
     for tensor in (t for node in _keras.calls(layer) for t in node.input_tensors):
         if tensor.dtype.startswith("complex"):
-            received = f"inputs of dtype {tensor.dtype}"
-    # What maps vectors maps each vector along leading axes too.
-    for probe in (shape or (inputs,), (inputs,)):
-        received = received or _misfit(layer, probe)
-    if received:
-        raise ValueError(
-            f"Layer '{layer.name}' must map vectors of real numbers to vectors of real "
-            "numbers: instruments set powers and read detectors, one sample after the "
-            "other, so that they measure neither fields nor the patches of an image. "
-            "Remove the layer from `layers` of the configuration, and the model "
-            "computes it; or measure it in a subclass of `HardwareDevice`; or put the "
-            "detectors into a physical layer together with it. "
-            f"Received: {type(layer).__name__} with {received}"
-        )
-    return _output_spec(layer, (1, inputs)).shape[-1]
-
-
-def _output_spec(layer: PhysicalLayer, shape: tuple) -> keras.KerasTensor:
-    """Returns shape and dtype of a layer's own outputs."""
-    with substituting(None):
-        return layer.compute_output_spec(keras.KerasTensor(shape, "float32"))
-
-
-def _misfit(layer: PhysicalLayer, shape: tuple[int, ...]) -> str | None:
-    """What the outputs for inputs of a shape are, if no real vectors."""
-    try:
-        outputs = _output_spec(layer, (1, *shape))
-    # Whatever a layer raises, it does not take such inputs.
-    except Exception as error:
-        return f"an error for inputs of shape {shape}: {_checks.short(str(error))}"
-    if not isinstance(outputs, keras.KerasTensor):
-        return f"several outputs: {_checks.short(outputs)}"
-    if outputs.dtype.startswith("complex"):
-        return f"outputs of dtype {outputs.dtype}"
-    if tuple(outputs.shape[:-1]) != (1, *shape[:-1]):
-        return f"outputs of shape {outputs.shape[1:]} for inputs of shape {shape}"
-    return None
+            yield f"inputs of dtype {tensor.dtype}"
+    for shape in shapes:
+        try:
+            outputs = _outputs(layer, shape)
+        # Whatever a layer raises, it does not take such inputs.
+        except Exception as error:
+            yield f"an error for inputs of shape {shape}: {_checks.short(str(error))}"
+            return
+        if not isinstance(outputs, keras.KerasTensor):
+            yield f"several outputs: {_checks.short(outputs)}"
+        elif outputs.dtype.startswith("complex"):
+            yield f"outputs of dtype {outputs.dtype}"
+        elif tuple(outputs.shape[:-1]) != (1, *shape[:-1]):
+            yield f"outputs of shape {outputs.shape[1:]} for inputs of shape {shape}"
 
 
 def _check_nothing_digital(layer: PhysicalLayer) -> None:
@@ -110,13 +106,4 @@ def _check_nothing_digital(layer: PhysicalLayer) -> None:
             "in layers of their own. Received: "
             f"weights {', '.join(weights) or 'none'}, "
             f"activation={getattr(activation, '__name__', activation)}"
-        )
-
-
-def _check_count(layer: PhysicalLayer, part: "Wire", what: str, count: int) -> None:
-    if count != len(part.numbers):
-        raise _checks.error(
-            f"{part.where}.channels",
-            f"{count}, the number of {what} of layer '{layer.name}'",
-            f"{len(part.numbers)} channels",
         )

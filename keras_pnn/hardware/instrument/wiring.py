@@ -5,24 +5,19 @@ The tables are pydantic models, so this module needs the extra `[instruments]`;
 """
 
 import functools
+import math
 import re
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+import string
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pydantic
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 
 from keras_pnn import _checks
-from keras_pnn.hardware.instrument.commands import (
-    channel_numbers,
-    check_rounding,
-    check_steps,
-    check_template,
-    placeholders,
-    rounding_room,
-)
 
+# A limit that went through float32 is still the limit.
+ROUNDING = 1e-6
 # Arguments of `open_resource` that have keys of their own.
 OPENING = (
     "resource_name",
@@ -33,11 +28,21 @@ OPENING = (
 )
 
 
+def _channel_numbers(text: str) -> tuple[int, ...]:
+    """Returns the channels in a list: `"1:4,7"` → (1, 2, 3, 4, 7)."""
+    pairs = [part.partition(":") for part in text.split(",")]
+    spans = [range(int(first), int(last or first) + 1) for first, _, last in pairs]
+    numbers = tuple(number for span in spans for number in span)
+    if not all(spans) or len(set(numbers)) < len(numbers):
+        raise ValueError
+    return numbers
+
+
 def _channels(given) -> str:
     several = isinstance(given, list | tuple)
     text = ",".join(map(str, given)) if several else str(given)
     try:
-        channel_numbers(text)
+        _channel_numbers(text)
     except ValueError:
         raise ValueError(
             "must be different whole numbers, a list or a text such as '1:4,7'"
@@ -59,10 +64,6 @@ def _query(command: str) -> str:
     if "?" not in command:
         raise ValueError("must be a query, with a '?'")
     return command
-
-
-def _query_or_empty(command: str) -> str:
-    return command and _query(command)
 
 
 def _as_tuple(commands):
@@ -91,10 +92,42 @@ def _pattern(text: str, info) -> str:
     return text
 
 
+def _placeholders(command: str) -> list[tuple[str, str]]:
+    """Returns name and format of each pair of braces in a template."""
+    fields = string.Formatter().parse(command)
+    return [(name, form) for _, name, form, _ in fields if name is not None]
+
+
+def _check_template(command: str, single: set[str], several: set[str]) -> None:
+    """Checks the placeholders of a command for one channel, or for several at once."""
+    example = {"value": 0.5, "channel": 1, "values": "0.5", "channels": "1"}
+    try:
+        found = {name for name, _ in _placeholders(command)}
+        command.format(**{name: example.get(name, "") for name in found})
+    except (ValueError, LookupError, AttributeError) as error:
+        raise ValueError(f"must be a template that numbers fit ({error})") from None
+    everything = several | {"channels"}
+    if found != single and not several <= found <= everything:
+        raise ValueError(
+            f"must hold {_braced(single)} for a command for each channel, or "
+            f"{_braced(everything)} for one for all"
+        )
+
+
+def _braced(names: set[str]) -> str:
+    return " and ".join(f"{{{name}}}" for name in sorted(names))
+
+
+def _rounding_room(minimum: float, maximum: float) -> float:
+    """Returns how far beyond a limit a number counts as the limit itself."""
+    return ROUNDING * max(abs(minimum), abs(maximum))
+
+
 Number = Annotated[float, BeforeValidator(_python_number)]
 Factor = Annotated[Number, AfterValidator(_not_zero)]
 Commands = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
 Query = Annotated[str, AfterValidator(_query)]
+QueryOrNone = Annotated[str, AfterValidator(lambda text: text and _query(text))]
 
 
 class Table(pydantic.BaseModel):
@@ -114,7 +147,7 @@ class Instrument(Table):
     read_termination: str = "\n"
     write_termination: str = "\n"
     pipeline: bool = False
-    errors: Annotated[str, AfterValidator(_query_or_empty)] = "SYST:ERR?"
+    errors: QueryOrNone = "SYST:ERR?"
     answers_per_command: Annotated[
         int, BeforeValidator(_python_number), Field(ge=0)
     ] = 0
@@ -137,19 +170,24 @@ class Wire(Table):
     # Its place in the configuration, for messages.
     _where: str = pydantic.PrivateAttr("")
 
-    @property
-    def where(self) -> str:
-        return self._where
-
     @functools.cached_property
     def numbers(self) -> tuple[int, ...]:
         """The channels, in order."""
-        return channel_numbers(self.channels)
+        return _channel_numbers(self.channels)
 
     @property
     def single(self) -> bool:
         """Whether the command is for one channel, not for all."""
-        return "channel" in placeholders(self.command)
+        return "channel" in dict(_placeholders(self.command))
+
+    def check_count(self, count: int, what: str) -> None:
+        """Checks that there is a channel for each of `count` numbers."""
+        if count != len(self.numbers):
+            raise _checks.error(
+                f"{self._where}.channels",
+                f"{count}, the number of {what}",
+                f"{len(self.numbers)} channels",
+            )
 
 
 class Setting(Wire):
@@ -160,6 +198,8 @@ class Setting(Wire):
     beyond: Literal["refuse", "clip"] = "refuse"
     # Last, since it is checked against the limits.
     command: str
+    # How many values between the limits a command must tell apart.
+    _steps: ClassVar[int] = 0
 
     @pydantic.field_validator("maximum")
     @classmethod
@@ -171,34 +211,55 @@ class Setting(Wire):
     @pydantic.field_validator("command")
     @classmethod
     def _check_command(cls, command: str, info) -> str:
-        check_template(command, {"channel", "value"}, {"values"})
-        known = cls._range(info.data)
-        if None not in known:
-            check_rounding(command, *known)
+        _check_template(command, {"channel", "value"}, {"values"})
+        keys = ("minimum", "maximum", "scale", "offset")
+        # A number that was refused itself is missing.
+        if all(key in info.data for key in keys):
+            for name, form in _placeholders(command):
+                if name == "value":
+                    cls._check_format(form, *(info.data[key] for key in keys))
         return command
 
-    @staticmethod
-    def _range(data: dict) -> list:
-        """What `check_rounding` takes; of a value that was refused, `None`."""
-        return [data.get(key) for key in ("minimum", "maximum", "scale", "offset")]
+    @classmethod
+    def _check_format(cls, form: str, minimum, maximum, scale, offset) -> None:
+        """Checks that no limit is rounded away, and that steps are kept apart."""
+        room = _rounding_room(minimum, maximum)
+        for limit in (minimum, maximum) if form else ():
+            text = format(scale * limit + offset, form)
+            try:
+                value = (float(text) - offset) / scale
+            except ValueError:
+                value = math.nan
+            if not minimum - room <= value <= maximum + room:
+                raise ValueError(
+                    "must write its limits as numbers within them; the format "
+                    f"{form!r} writes {text.strip()!r} for {limit:g}"
+                )
+        settings = scale * np.linspace(minimum, maximum, cls._steps) + offset
+        written = {float(format(setting, form)) for setting in settings}
+        if len(written) < cls._steps:
+            raise ValueError(
+                f"must write {cls._steps} settings from {minimum:g} to {maximum:g} as "
+                f"numbers that differ; the format {form!r} writes {len(written)}"
+            )
 
     def sendable(self, values: np.ndarray) -> np.ndarray:
         """Returns values (..., channels) within the limits, in the layer's unit."""
         values = np.asarray(values)
         if np.iscomplexobj(values) or values.shape[-1:] != (len(self.numbers),):
             raise _checks.error(
-                self.where,
+                self._where,
                 f"real, of shape (..., {len(self.numbers)}), one for each channel",
                 f"{values.dtype} of shape {values.shape}",
             )
         values = values.astype("float64")
-        room = rounding_room(self.minimum, self.maximum)
+        room = _rounding_room(self.minimum, self.maximum)
         inside = (values >= self.minimum - room) & (values <= self.maximum + room)
         wrong = ~(np.isfinite(values) & (inside | (self.beyond == "clip")))
         if wrong.any():
             first = tuple(np.argwhere(wrong)[0])
             raise _checks.error(
-                self.where,
+                self._where,
                 f"from {self.minimum:g} to {self.maximum:g}; nothing was sent",
                 f"{values[first]:.7g} for channel {self.numbers[first[-1]]}",
             )
@@ -220,13 +281,8 @@ class Setting(Wire):
 class Control(Setting):
     """Numbers that training sets: a coarse one would lose its steps."""
 
-    @pydantic.field_validator("command")
-    @classmethod
-    def _check_steps(cls, command: str, info) -> str:
-        known = cls._range(info.data)
-        if None not in known:
-            check_steps(command, *known)
-        return command
+    # As a converter of 3 bits.
+    _steps: ClassVar[int] = 8
 
 
 class Reading(Wire):
@@ -239,7 +295,7 @@ class Reading(Wire):
     @pydantic.field_validator("command")
     @classmethod
     def _check_command(cls, command: str) -> str:
-        check_template(command, {"channel"}, {"channels"})
+        _check_template(command, {"channel"}, {"channels"})
         return command
 
     def commands(self) -> list[str]:
@@ -252,7 +308,7 @@ class Reading(Wire):
         """Returns readings in the layer's unit."""
         if len(readings) != len(self.numbers):
             raise _checks.error(
-                self.where,
+                self._where,
                 f"read as {len(self.numbers)} numbers, one for each channel",
                 f"{len(readings)} readings",
             )
@@ -265,13 +321,6 @@ class Wiring(Table):
     controls: Annotated[dict[str, Control], Field(min_length=1)]
     inputs: Setting
     outputs: Reading
-
-    def parts(self) -> Iterator[tuple[str, Wire]]:
-        """Yields keys and tables, the controls first."""
-        for name, control in self.controls.items():
-            yield f"controls.{name}", control
-        yield "inputs", self.inputs
-        yield "outputs", self.outputs
 
 
 class Bench(Table):
@@ -291,11 +340,12 @@ class Bench(Table):
             problems = error.errors(include_url=False)
             raise ValueError("\n".join(map(_in_words, problems))) from None
         for layer, wiring in bench.layers.items():
-            for key, part in wiring.parts():
+            parts = {f"controls.{name}": c for name, c in wiring.controls.items()}
+            parts |= {"inputs": wiring.inputs, "outputs": wiring.outputs}
+            for key, part in parts.items():
                 part._where = f"layers.{layer}.{key}"
-                _checks.choice(
-                    f"{part.where}.instrument", part.instrument, bench.instruments
-                )
+                name = f"{part._where}.instrument"
+                _checks.choice(name, part.instrument, bench.instruments)
         _check_apart(bench.layers.values())
         return bench
 
@@ -317,21 +367,15 @@ def _check_apart(layers) -> None:
     detectors may be shared among layers: they are set and read anew for each.
     """
     taken: dict[tuple, str] = {}
-
-    def check(setting: Setting, exclusive: bool) -> None:
+    settings = [control for wiring in layers for control in wiring.controls.values()]
+    for setting in [*settings, *(wiring.inputs for wiring in layers)]:
         for channel in setting.numbers:
             key = setting.instrument, setting.command, channel
             if key in taken:
                 raise _checks.error(
-                    f"{setting.where}.channels",
+                    f"{setting._where}.channels",
                     f"channels of its own, apart from those of `{taken[key]}`",
                     f"{channel}, which both have",
                 )
-            if exclusive:
-                taken[key] = setting.where
-
-    for wiring in layers:
-        for setting in wiring.controls.values():
-            check(setting, exclusive=True)
-    for wiring in layers:
-        check(wiring.inputs, exclusive=False)
+            if isinstance(setting, Control):
+                taken[key] = setting._where

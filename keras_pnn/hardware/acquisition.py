@@ -190,19 +190,23 @@ class Acquisition:
         if self._worker is None:
             self._worker = _Worker()
         method, timeout = getattr(self._device, name), self._device.timeout
+        future = self._worker.start(lambda: method(*args))
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
         try:
-            return self._worker.run(lambda: method(*args), timeout)
-        except _StillRunning:
-            self._drop_worker()
-            raise TimeoutError(
-                f"`{name}` must return within {timeout:g} s. Received: nothing"
-            ) from None
+            while not future.done() and (left := deadline - time.monotonic()) > 0:
+                # A signal that comes just before a wait does not end it.
+                concurrent.futures.wait([future], min(left, _LONGEST_DEAF))
+            if future.done():
+                return future.result()
         except Exception:
             raise
         except BaseException:
             # An interrupt: the thread may still be in the call.
             self._drop_worker()
             raise
+        self._drop_worker()
+        expected = f"`{name}` must return within {timeout:g} s"
+        raise TimeoutError(f"{expected}. Received: nothing")
 
     def _drop_worker(self) -> None:
         self._worker.give_up()
@@ -224,28 +228,13 @@ class _Worker:
             target=_serve, args=(self._jobs,), name="keras_pnn device", daemon=True
         )
         self.thread.start()
-        weakref.finalize(self, self._jobs.put, None)
+        self.give_up = weakref.finalize(self, self._jobs.put, None)
 
-    def run(self, function: Callable, timeout: float | None):
-        """Calls a function; raises `_StillRunning` after `timeout` seconds."""
+    def start(self, function: Callable) -> concurrent.futures.Future:
+        """Returns the future result of a function."""
         future = concurrent.futures.Future()
         self._jobs.put((future, function))
-        deadline = math.inf if timeout is None else time.monotonic() + timeout
-        while not future.done():
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise _StillRunning
-            # A signal that comes just before a wait does not end it.
-            concurrent.futures.wait([future], min(left, _LONGEST_DEAF))
-        return future.result()
-
-    def give_up(self) -> None:
-        """Lets the thread end when it can."""
-        self._jobs.put(None)
-
-
-class _StillRunning(Exception):
-    """A function has not returned in time."""
+        return future
 
 
 def _serve(jobs: queue.SimpleQueue) -> None:

@@ -34,9 +34,8 @@ class Problem:
         self._sizes = [part.size for part in starts]
         self.bounds = np.concatenate([u.bounds() for u in unknowns], axis=1)
         self.start = np.clip(np.concatenate(starts), *self.bounds)
-        self.layers = [m.layer.name for m in measured]
-        self._parts = [_Part(self, m) for m in measured]
-        self._readings = sum(part.readings for part in self._parts)
+        self.parts = [_Part(self, m) for m in measured]
+        self._readings = sum(part.readings for part in self.parts)
         self.noise = noise
         # Relative, of all readings at the last evaluation.
         self.residual = np.nan
@@ -56,31 +55,16 @@ class Problem:
             for quantity in unknown.quantities:
                 if quantity.layer is layer:
                     exists = quantity.exists
-                    flat = tf.scatter_nd(
-                        unknown.slots[:, None], unknown.std * part, [exists.size]
-                    )
+                    places = np.flatnonzero(exists)[:, None]
+                    flat = tf.scatter_nd(places, unknown.std * part, [exists.size])
                     deviation = tf.reshape(flat, exists.shape)
                     values[quantity.name] = quantity.nominal + deviation
         return values
 
-    def residuals(self, z: np.ndarray) -> dict[str, dict[str, float]]:
-        """Returns each layer's relative residuals, `"fit"` and `"held_out"`."""
-        return {
-            name: part.residuals(z)
-            for name, part in zip(self.layers, self._parts, strict=True)
-        }
-
-    def by_output(self, z: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns each layer's residual of each output."""
-        return {
-            name: part.by_output(z)
-            for name, part in zip(self.layers, self._parts, strict=True)
-        }
-
     def __call__(self, z: np.ndarray) -> tuple[float, np.ndarray]:
         """Returns the sum and its gradient."""
         misfit, gradient = 0.0, z.copy()
-        for part in self._parts:
+        for part in self.parts:
             value, slope = part(z)
             misfit += value
             gradient += slope
@@ -93,7 +77,7 @@ class Problem:
 
     def curvature(self, z: np.ndarray) -> np.ndarray:
         """Estimates the diagonal of the sum's Hessian at a point (Gauss–Newton)."""
-        return 1.0 + sum(part.curvature(z) for part in self._parts)
+        return 1.0 + sum(part.curvature(z) for part in self.parts)
 
 
 class _Part:
@@ -101,6 +85,7 @@ class _Part:
 
     def __init__(self, problem: Problem, measured: Readings):
         self._problem, self._layer = problem, measured.layer
+        self.name = measured.layer.name
         wide = measured.layer.compute_dtype == "float64"
         convert = _wide if wide else tf.convert_to_tensor
         own = next(iter(measured.layer.imperfections.values())).dtype
@@ -173,24 +158,23 @@ class _Part:
         fitted = square.numpy()[self._fit[self._used]]
         return self._weight * float(fitted.sum()) / 2, gradient.numpy()
 
-    def residuals(self, z: np.ndarray) -> dict[str, float]:
-        square = self._at(z, np.arange(len(self._fit)))[0].numpy()
-        return {
-            name: float(np.sqrt(square[rows].sum() / (self._powers[rows].sum() or 1.0)))
-            for name, rows in (("fit", self._fit), ("held_out", ~self._fit))
-        }
+    def residuals(self, z: np.ndarray) -> tuple[float, float, np.ndarray]:
+        """Returns the residuals of what is fitted, of what is not, and of each output.
 
-    def by_output(self, z: np.ndarray) -> np.ndarray:
-        """Returns the residual of each output over all readings.
-
-        It is relative to the root mean square over all outputs, as one may be dark.
+        That of an output is over all readings, and relative to the root mean square
+        over all outputs, as one may be dark.
         """
-        difference = self._at(z, np.arange(len(self._fit)))[1].numpy()
+        square, difference, _ = self._at(z, np.arange(len(self._fit)))
+        fitted, held_out = (
+            float(np.sqrt(square.numpy()[rows].sum() / (self._powers[rows].sum() or 1)))
+            for rows in (self._fit, ~self._fit)
+        )
         first = getattr(self._layer, "data_format", "") == "channels_first"
-        by_output = np.moveaxis(difference, 2 if first else -1, 0)
+        by_output = np.moveaxis(difference.numpy(), 2 if first else -1, 0)
         by_output = by_output.reshape(len(by_output), -1)
         left = np.sum(np.abs(by_output) ** 2, axis=1)
-        return np.sqrt(left * len(left) / (self._powers.sum() or 1.0))
+        by_output = np.sqrt(left * len(left) / (self._powers.sum() or 1))
+        return fitted, held_out, by_output
 
     def curvature(self, z: np.ndarray) -> np.ndarray:
         """Estimates the diagonal of JᵀJ by the mean of (Jᵀv)² over random signs v.
@@ -254,7 +238,7 @@ def search(
         raise ValueError(
             "The model's outputs must be finite at all settings of the controls, with "
             "its present imperfections; `spread` keeps controls nearer. Received: NaN "
-            f"or infinity in {', '.join(problem.layers)}"
+            f"or infinity in {', '.join(part.name for part in problem.parts)}"
         )
     bar = keras.utils.Progbar(
         iterations,

@@ -162,34 +162,36 @@ def calibrate(
         total = settings * len(plans)
         bar = keras.utils.Progbar(total, verbose=verbose, unit_name="setting")
         measured = [recorder.readings(*plan, bar) for plan in plans]
-        residuals, deviations, summaries, outputs = {}, {}, {}, {}
+        # In the model's order, which groups need not have.
+        residuals = dict.fromkeys(m.layer.name for m in measured)
+        outputs = residuals.copy()
+        deviations = dict.fromkeys((q.name, q.index) for q in wanted)
+        summaries = dict.fromkeys(u.label for u in unknowns)
         steps, converged = 0, True
         for group, mine in groups_of(measured, unknowns):
             with in_float64(group):
                 problem = Problem(group, mine, noise)
-                before = problem.residuals(problem.start)
                 z, taken, ended = search(problem, iterations, tolerance, verbose)
-                after = problem.residuals(z)
-                outputs |= problem.by_output(z)
+                for part in problem.parts:
+                    fit_before, others_before, _ = part.residuals(problem.start)
+                    fit_after, others_after, by_output = part.residuals(z)
+                    residuals[part.name] = {
+                        "fit_before": fit_before,
+                        "fit_after": fit_after,
+                        "held_out_before": others_before,
+                        "held_out_after": others_after,
+                    }
+                    outputs[part.name] = by_output.tolist()
             steps, converged = steps + taken, converged and ended
-            for name in before:
-                residuals[name] = {
-                    f"{part}_{when}": values[name][part]
-                    for part in ("fit", "held_out")
-                    for when, values in (("before", before), ("after", after))
-                }
-            for unknown, part in zip(mine, problem.split(z), strict=True):
-                deviations.update(unknown.deviations(part))
-                summaries[unknown.label] = unknown.summary(part)
-    # In the model's order, not in that of the groups.
-    keys = [(q.name, q.index) for q in quantities(model)]
-    deviations = {key: deviations[key] for key in keys if key in deviations}
+            for unknown, found in zip(mine, problem.split(z), strict=True):
+                deviations.update(unknown.deviations(found))
+                summaries[unknown.label] = unknown.summary(found)
     shapes = architecture(model, {name for name, _ in deviations})
     return Calibration(
         device=SimulatedDevice(deviations, shapes, "calibrated"),
-        residuals={m.layer.name: residuals[m.layer.name] for m in measured},
-        outputs={m.layer.name: outputs[m.layer.name].tolist() for m in measured},
-        imperfections={u.label: summaries[u.label] for u in unknowns},
+        residuals=residuals,
+        outputs=outputs,
+        imperfections=summaries,
         samples={m.layer.name: len(m.inputs) for m in measured},
         settings=settings,
         settings_held_out=share(holdout, settings),

@@ -28,16 +28,10 @@ class Unknown:
         first = self.quantities[0]
         return first.name if first.shared else first.path
 
-    @property
-    def slots(self) -> np.ndarray:
-        """The elements that exist, as indices of the flat variable."""
-        return np.flatnonzero(self.quantities[0].exists)
-
     def start(self) -> np.ndarray:
         """Returns the present deviations, in units of the prior."""
         first = self.quantities[0]
-        present = np.ravel(np.asarray(first.variable, "float64"))[self.slots]
-        return (present - first.nominal) / self.std
+        return first.present[first.exists] / self.std
 
     def bounds(self) -> np.ndarray:
         """Returns the lowest and highest scaled deviations, (2, slots)."""

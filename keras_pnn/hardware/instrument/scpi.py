@@ -58,8 +58,8 @@ class Session:
         pyvisa = _pyvisa()
         instrument = self.instrument
         milliseconds = _milliseconds(instrument.timeout)
-        # PyVISA has one manager for all users of a backend, so it stays open.
-        try:
+        with self._failing("cannot be opened"):
+            # PyVISA has one manager for all users of a backend, so it stays open.
             self._resource = pyvisa.ResourceManager(self.backend).open_resource(
                 instrument.resource,
                 open_timeout=milliseconds,
@@ -68,9 +68,6 @@ class Session:
                 timeout=milliseconds,
                 **instrument.options,
             )
-        # pyvisa-py raises what it meets, down to a plain Exception.
-        except Exception as error:
-            raise self._failure("cannot be opened", error) from error
         self._check_not_retired()
         self._in_step = False
         for _ in range(LONGEST_QUEUE):
@@ -99,12 +96,10 @@ class Session:
     def close(self) -> None:
         """Closes the session; what the instrument still says is lost."""
         resource, self._resource = self._resource, None
-        if resource is not None:
-            try:
+        # A connection that is broken is as good as closed.
+        with contextlib.suppress(Exception):
+            if resource is not None:
                 resource.close()
-            # A connection that is broken is as good as closed.
-            except Exception:
-                return
 
     def retire(self) -> None:
         """Closes the session for good.
@@ -237,13 +232,12 @@ class Session:
         else:
             messages = list(zip(commands, counts, strict=True))
         hint = f", where {self._way_out}" if acknowledged else ""
+        answers = []
         with self._failing(f"failed at {_brief(commands)}{hint}"):
-            answers = [a for message in messages for a in self._send(*message)]
+            for message, count in messages:
+                self._resource.write(message)
+                answers += [self._resource.read() for _ in range(count)]
         return list(zip(sources, answers, strict=True))
-
-    def _send(self, message: str, answers: int) -> list[str]:
-        self._resource.write(message)
-        return [self._resource.read() for _ in range(answers)]
 
     def _unasked(self, what: str, seconds: float) -> str:
         """Returns what the instrument says within some time by itself.
@@ -275,10 +269,8 @@ class Session:
         # pyvisa-py raises what it meets, down to a plain Exception.
         except Exception as error:
             self.close()
-            raise self._failure(what, error) from error
-
-    def _failure(self, what: str, error: Exception) -> InstrumentError:
-        return InstrumentError(f"{self} {what} ({type(error).__name__}: {error})")
+            problem = f"{self} {what} ({type(error).__name__}: {error})"
+            raise InstrumentError(problem) from error
 
     def __str__(self):
         return f"Instrument '{self.name}' ({self.instrument.resource})"

@@ -19,8 +19,6 @@ from keras_pnn.hardware.acquisition import Acquisition, DeviceError
 from keras_pnn.layers.context import measured_by, measuring_block, substituting
 from keras_pnn.layers.lookup import physical_layers
 
-__all__ = ["DeviceError", "HardwareDevice", "raising"]
-
 
 class HardwareDevice(Brief):
     """Base of devices on the bench: NumPy in, NumPy out.

@@ -21,16 +21,14 @@ from keras_pnn.layers.physical import PhysicalLayer
 if TYPE_CHECKING:
     from keras_pnn.hardware.instrument.wiring import Bench, Wiring
 
-__all__ = ["InstrumentDevice", "InstrumentError"]
-
 
 class InstrumentDevice(HardwareDevice):
     """Physical layers on a bench of instruments, driven through PyVISA.
 
     When the controls of a layer change, they are set on a current source. For each
     sample, the inputs are then set as optical powers, and the outputs are read from
-    detectors. Source and detectors are one instrument or two. Only the layers in the
-    configuration are measured; the model computes the rest.
+    detectors, of the same instrument or another. Layers that are not in the
+    configuration are computed by the model.
 
     ```toml
     [device]                            # optional: arguments of HardwareDevice
@@ -74,8 +72,8 @@ class InstrumentDevice(HardwareDevice):
     last cell of odd columns of a mesh) have no channel.
 
     Limits are in the layer's unit. If any value is beyond them, nothing is sent to any
-    channel; with `beyond = "clip"` the limit is sent instead. SAT needs `"clip"` for
-    controls at a limit, since its second pass may move them beyond it.
+    channel; with `beyond = "clip"` the limit is sent instead. SAT needs `"clip"`, since
+    its second pass may move controls beyond a limit.
 
     More keys of an instrument:
 
@@ -186,7 +184,7 @@ class InstrumentDevice(HardwareDevice):
         for session in link.sessions.values():
             try:
                 if session.opened:
-                    session.exchange(list(session.instrument.shutdown))
+                    session.exchange(session.instrument.shutdown)
             except InstrumentError as error:
                 failure = failure or error
             finally:
@@ -251,8 +249,7 @@ class InstrumentDevice(HardwareDevice):
             if layer not in self._compared:
                 self._compare(layer)
             wiring.inputs.sendable(inputs)
-            for name, setting in wiring.controls.items():
-                setting.sendable(existing(layer, name, controls[name]))
+            _control_commands(wiring, layer, controls)
         except ValueError as error:
             self.failure = DeviceError(layer.name, self.calls + 1, error)
             raise self.failure from error
@@ -273,7 +270,7 @@ class InstrumentDevice(HardwareDevice):
             InstrumentError: If an instrument refuses, does not answer, or answers
                 with something else than numbers.
         """
-        # Not `self._link` twice: `recover` may replace it while this thread hangs.
+        # Read once: `recover` may replace it while this thread hangs.
         link, wiring = self._link, self.bench.layers[layer.name]
         if link.renew(layer, controls):
             time.sleep(self.settle)
@@ -300,6 +297,16 @@ def _bench(configuration: dict) -> "Bench":
     return Bench.parsed(configuration)
 
 
+def _control_commands(
+    wiring: "Wiring", layer: PhysicalLayer, controls: dict
+) -> list[tuple[str, list[str]]]:
+    """Returns instrument and commands of each control, if none is beyond a limit."""
+    return [
+        (setting.instrument, setting.commands(existing(layer, name, controls[name])))
+        for name, setting in wiring.controls.items()
+    ]
+
+
 class _Link:
     """The connections to all instruments, and what was set through them."""
 
@@ -314,20 +321,12 @@ class _Link:
     def configure(self, layer: PhysicalLayer, controls: dict) -> None:
         wiring = self.bench.layers[layer.name]
         self._configured.pop(layer.name, None)
-        # First all commands, then the first exchange: limits hold for all controls.
-        commands = [
-            (setting, setting.commands(existing(layer, name, controls[name])))
-            for name, setting in wiring.controls.items()
-        ]
-        for setting, several in commands:
-            self.sessions[setting.instrument].exchange(several)
+        for instrument, commands in _control_commands(wiring, layer, controls):
+            self.sessions[instrument].exchange(commands)
         self._configured[layer.name] = self._openings(wiring)
 
     def renew(self, layer: PhysicalLayer, controls: dict) -> bool:
-        """Sets the controls again if an instrument that holds them was reopened.
-
-        Its setup commands may have reset it. Returns whether it was so.
-        """
+        """Sets the controls anew if setup commands may have reset them, and says so."""
         wiring = self.bench.layers[layer.name]
         for setting in wiring.controls.values():
             self.sessions[setting.instrument].open()
@@ -338,18 +337,17 @@ class _Link:
 
     def sample(self, wiring: "Wiring", inputs: np.ndarray) -> np.ndarray:
         """Sets the inputs for one sample and reads its outputs."""
-        settings = wiring.inputs.commands(inputs)
-        reading = wiring.outputs
+        reading, settings = wiring.outputs, wiring.inputs.commands(inputs)
         source = self.sessions[wiring.inputs.instrument]
         meter = self.sessions[reading.instrument]
-        questions = [*reading.trigger, *reading.commands()]
+        queries = reading.commands()
         if source is meter and not reading.delay:
-            answers = meter.exchange([*settings, *questions])
+            answers = meter.exchange([*settings, *reading.trigger, *queries])
         else:
             source.exchange(settings)
             time.sleep(reading.delay)
-            answers = meter.exchange(questions)
-        return reading.values(parse_readings(answers[-len(reading.commands()) :]))
+            answers = meter.exchange([*reading.trigger, *queries])
+        return reading.values(parse_readings(answers[-len(queries) :]))
 
     def _openings(self, wiring: "Wiring") -> list[int]:
         return [self.sessions[s.instrument].opened for s in wiring.controls.values()]

@@ -4,7 +4,7 @@ import contextlib
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -82,16 +82,13 @@ class Session:
                     f"Received: {identity!r}"
                 )
         self.opened += 1
-        self._forget_errors()
-        self.exchange(list(instrument.setup))
-
-    def _forget_errors(self) -> None:
-        """Empties the instrument's queue: old errors are not those of our commands."""
-        clears = any("*CLS" in command.upper() for command in self.instrument.setup)
-        if self.instrument.errors and not clears:
+        clears = any("*CLS" in command.upper() for command in instrument.setup)
+        if instrument.errors and not clears:
+            # Old errors are not those of our commands.
             for _ in range(LONGEST_QUEUE):
-                if not self._error(self._query(self.instrument.errors)):
-                    return
+                if not self._error(self._query(instrument.errors)):
+                    break
+        self.exchange(instrument.setup)
 
     def close(self) -> None:
         """Closes the session; what the instrument still says is lost."""
@@ -104,8 +101,7 @@ class Session:
     def retire(self) -> None:
         """Closes the session for good.
 
-        A thread that hangs in it, and wakes up late, can then no longer talk to an
-        instrument that somebody else is using.
+        A thread that hangs in it and wakes up late cannot disturb the next session.
         """
         self._retired = True
         self.close()
@@ -115,35 +111,29 @@ class Session:
             self.close()
             raise InstrumentError(f"{self} was given up by this session")
 
-    def exchange(self, commands: list[str]) -> list[str]:
-        """Sends commands in order, and checks that nothing is left to read.
+    def exchange(self, commands: Sequence[str]) -> list[str]:
+        """Sends commands in order; returns the answers to those with a `?`.
 
         The query for errors, or else the one for the identity, ends the exchange: its
         answer must come last. On a socket or a serial line, where answers wait in a
         row, there must be silence after it.
 
-        Args:
-            commands: each without its terminator; one with a `?` has an answer.
-
-        Returns:
-            The answers to the queries, in order.
-
-        Raises:
-            InstrumentError: If a command was refused, or an answer did not come, was
-                empty, or was one too many. The session is closed then, as what is
-                still to come would be taken for answers to the next queries.
+        Raises InstrumentError if a command was refused, or an answer did not come, was
+        empty, or was one too many. The session is closed then, as what is still to
+        come would be taken for answers to the next queries.
         """
         if not commands:
             return []
         self.open()
-        last = self._last_query
+        sent, last = _brief(commands), self._last_query
         started = time.monotonic()
         pairs = self._ask([*commands, last] if last else commands)
         seconds = time.monotonic() - started
-        final = pairs.pop()[1] if last else ""
+        final = ""
         if last:
-            self._check_last(final, commands)
-        self._check_silence(final, seconds, commands)
+            final = pairs.pop()[1]
+            self._check_last(final, sent)
+        self._check_silence(final, seconds, sent)
         self._check_answers(pairs)
         answers = [answer for command, answer in pairs if "?" in command]
         self._in_step = self._in_step or len(answers) < len(commands)
@@ -154,8 +144,8 @@ class Session:
         """The query that ends an exchange; `""` if the instrument knows none."""
         return self.instrument.errors or ("*IDN?" if self.instrument.identity else "")
 
-    def _check_last(self, answer: str, commands: list[str]) -> None:
-        number, sent = self._error(answer), _brief(commands)
+    def _check_last(self, answer: str, sent: str) -> None:
+        number = self._error(answer)
         if not self.instrument.errors:
             if self.instrument.identity not in answer:
                 self._fail(f"is out of step after {sent}: {self._way_out}", answer)
@@ -168,20 +158,16 @@ class Session:
             doubt = f", or is out of step: {self._way_out}" if bare else ""
             self._fail(f"refused {sent}{doubt}", answer)
 
-    def _check_silence(self, final: str, seconds: float, commands: list[str]) -> None:
-        """Raises InstrumentError if there is more to read after the final answer.
-
-        `seconds` is how long the answers took.
-        """
+    def _check_silence(self, final: str, seconds: float, sent: str) -> None:
+        """Raises InstrumentError for more to read than answers that took `seconds`."""
         # A text at the end is not a reading or an acknowledgement in its place. Where
         # nothing tells the answers apart, one that is late must have time to come.
         text = final and _numbers([final]) is None
         patience = SHORT_SILENCE if text and self._in_step else max(SILENCE, seconds)
-        more = self._unasked(f"failed after {_brief(commands)}", patience)
+        more = self._unasked(f"failed after {sent}", patience)
         # Other line endings than those that are configured are no answers.
         if more.strip() or (self.instrument.read_termination or "\n") in more:
-            problem = f"has more to say after {_brief(commands)}: {self._way_out}"
-            self._fail(problem, more)
+            self._fail(f"has more to say after {sent}: {self._way_out}", more)
 
     def _check_answers(self, pairs: list[tuple[str, str]]) -> None:
         """Raises InstrumentError for an empty answer, or another acknowledgement."""
@@ -196,8 +182,7 @@ class Session:
             if not re.fullmatch(expected, answer.strip()):
                 self._fail(
                     f"must acknowledge {_brief([command])} with what matches "
-                    f"{expected!r}, see `acknowledgement` in "
-                    f"`instruments.{self.name}`",
+                    f"{expected!r}, see `acknowledgement` in `instruments.{self.name}`",
                     answer,
                 )
 
@@ -222,7 +207,7 @@ class Session:
     def _query(self, query: str) -> str:
         return self._ask([query])[0][1]
 
-    def _ask(self, commands: list[str]) -> list[tuple[str, str]]:
+    def _ask(self, commands: Sequence[str]) -> list[tuple[str, str]]:
         """Sends commands; returns each answer with its command."""
         acknowledged = self.instrument.answers_per_command
         counts = [1 if "?" in command else acknowledged for command in commands]

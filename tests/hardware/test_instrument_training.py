@@ -1,53 +1,39 @@
 """Training through a simulated bench in another process, whatever happens to it."""
 
-import pathlib
-import tomllib
-
 import keras
 import numpy as np
 import pytest
-from models import assert_same
+from models import LOSS, assert_same, numbers
+from scpi_bench import configuration, network
 
 import keras_pnn as pnn
 from keras_pnn.hardware.instrument import simulator
 
-ROOT = pathlib.Path(__file__).parents[2]
-EXAMPLE = ROOT / "examples" / "instrument.toml"
 
-
-def data():
-    """Four classes by the largest of four random mixtures."""
+def data(batch_size):
+    """Four classes by the largest of four random mixtures, in batches."""
     rng = np.random.default_rng(0)
     x = rng.random((20, 4)).astype("float32")
-    return x, np.argmax(x @ rng.normal(size=(4, 4)), axis=1)
+    classes = np.argmax(x @ rng.normal(size=(4, 4)), axis=1)
+    return pnn.datasets.Batches(x, classes, batch_size=batch_size, seed=3)
 
 
-def bench(port, timeout=10.0):
+def bench(port, timeout=10.0, **options):
     """The example's bench at a port."""
-    table = tomllib.loads(EXAMPLE.read_text("utf-8"))
-    instrument = {"resource": simulator.resource(port), "timeout": timeout}
-    table["instruments"]["bench"] |= instrument
-    table["device"] = {"max_batch": 2, "retries": 6, "backoff": 0.001}
-    return pnn.InstrumentDevice(table)
-
-
-def network():
-    keras.utils.set_random_seed(5)
-    inputs = keras.Input((4,))
-    tuning = pnn.HeaterTuning(max_current=2.5)
-    layer = pnn.layers.MRRBank(4, use_bias=False, tuning=tuning, name="bank")
-    return keras.Model(inputs, layer(inputs))
+    table = configuration(port, timeout=timeout)
+    table["layers"]["bank"]["controls"]["control"]["beyond"] = "clip"
+    options = {"max_batch": 2, "retries": 6, "backoff": 0.001, **options}
+    return pnn.InstrumentDevice(table, **options)
 
 
 def train(device, *callbacks):
     """Trains a bank and returns its variables and those of the optimizer."""
     trainer = pnn.SATModel(network(), rho=0.05, device=device)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    trainer.compile(keras.optimizers.Adam(0.05), loss)
-    batches = pnn.datasets.Batches(*data(), batch_size=4, seed=3)
+    trainer.compile(keras.optimizers.Adam(0.05), LOSS)
+    batches = data(batch_size=4)
     callbacks = [*callbacks, pnn.callbacks.BatchOrder(batches)]
     trainer.fit(batches, epochs=3, shuffle=False, verbose=0, callbacks=callbacks)
-    return [v.numpy() for v in [*trainer.weights, *trainer.optimizer.variables]]
+    return numbers([*trainer.weights, *trainer.optimizer.variables])
 
 
 def noisy_bench(**options):
@@ -95,8 +81,7 @@ def test_an_instrument_that_dies_loses_no_step(undisturbed, tmp_path):
     state, calls = undisturbed
     keeper = pnn.callbacks.Checkpoint(tmp_path / "state")
     with noisy_bench(dead_after=45) as port:
-        device = bench(port, timeout=0.5)
-        device.retries = 1
+        device = bench(port, timeout=0.5, retries=1)
         with pytest.raises(pnn.DeviceError, match="'bank'") as caught, device:
             train(device, keeper)
     assert "Checkpoint" in "".join(caught.value.__notes__)
@@ -116,10 +101,8 @@ def test_gradients_through_the_bench_are_those_of_its_rings(source):
 
     def trained(model, device):
         trainer = pnn.SATModel(model, rho=0.05, device=device, gradient=source)
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        trainer.compile(keras.optimizers.SGD(0.05), loss)
-        batches = pnn.datasets.Batches(*data(), batch_size=5, seed=3)
-        trainer.fit(batches, epochs=1, verbose=0)
+        trainer.compile(keras.optimizers.SGD(0.05), LOSS)
+        trainer.fit(data(batch_size=5), epochs=1, verbose=0)
         return trainer.measurements, model.layers[1].controls["control"].numpy()
 
     model, start = network(), network().layers[1].controls["control"].numpy()

@@ -1,11 +1,11 @@
 """The log of measurements: what is written is read, what is damaged is refused."""
 
+import functools
 import multiprocessing
 import os
 import resource
 import signal
 import sqlite3
-import time
 
 import numpy as np
 import pytest
@@ -153,36 +153,6 @@ def test_a_record_that_does_not_fit_on_the_disk_leaves_no_trace(whole):
     assert len(read(path)) == 3
 
 
-def append_forever(path, pipe):
-    for seed in range(10**6):
-        log.append(path, record(seed, size=100_000))
-        pipe.send(seed + 1)
-
-
-@pytest.mark.parametrize("delay", [0.0, 0.13])
-def test_a_process_that_is_killed_loses_what_it_writes_alone(tmp_path, delay):
-    path = write(tmp_path / "bench.log", [])
-    mine, its = FORK.Pipe(duplex=False)
-    process = FORK.Process(target=append_forever, args=(path, its))
-    process.start()
-    its.close()
-    mine.recv()
-    time.sleep(delay)
-    process.kill()
-    process.join()
-    told = 1
-    try:
-        while True:
-            told = mine.recv()
-    except EOFError:
-        pass
-    found = read(path)
-    assert len(found) in (told, told + 1)
-    assert found == [content(record(k, size=100_000)) for k in range(len(found))]
-    write(path, [record(7)])
-    assert read(path)[-1] == content(record(7))
-
-
 class Killed(sqlite3.Connection):
     """Dies when the record is in the file and its transaction has not ended."""
 
@@ -196,14 +166,11 @@ class Killed(sqlite3.Connection):
 
 
 def append_and_die(path):
-    connect = sqlite3.connect
-    log.sqlite3.connect = lambda *args, **kwargs: connect(
-        *args, **kwargs, factory=Killed
-    )
+    log.sqlite3.connect = functools.partial(sqlite3.connect, factory=Killed)
     log.append(path, record(5, size=300_000))
 
 
-def test_half_a_record_is_undone(whole):
+def test_a_process_that_is_killed_loses_what_it_writes_alone(whole):
     path, data, records = whole
     process = FORK.Process(target=append_and_die, args=(path,))
     process.start()
@@ -212,16 +179,14 @@ def test_half_a_record_is_undone(whole):
     assert path.stat().st_size > 10 * len(data)
     assert read(path) == records
     assert path.read_bytes() == data
-
-
-def append_several(path, seeds):
-    write(path, [record(seed) for seed in seeds])
+    write(path, [record(7)])
+    assert read(path) == [*records, content(record(7))]
 
 
 def test_processes_share_a_log(tmp_path):
     path = tmp_path / "bench.log"
-    parts = [range(20), range(100, 120)]
-    processes = [FORK.Process(target=append_several, args=(path, p)) for p in parts]
+    parts = [[record(first + k) for k in range(20)] for first in (0, 100)]
+    processes = [FORK.Process(target=write, args=(path, part)) for part in parts]
     for process in processes:
         process.start()
     for process in processes:
@@ -229,6 +194,6 @@ def test_processes_share_a_log(tmp_path):
         assert process.exitcode == 0
     found = read(path)
     for part in parts:
-        mine = [content(record(seed)) for seed in part]
+        mine = list(map(content, part))
         assert [each for each in found if each in mine] == mine
     assert len(found) == 40

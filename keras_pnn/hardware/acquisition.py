@@ -72,7 +72,7 @@ class Acquisition:
         # Whether a call of the lab's code was given up since `recover` was called last,
         # and may still talk to the hardware.
         self.abandoned = False
-        # What the last measurement in a graph raised; the graph knows only the text.
+        # What the last measurement in a graph raised, of which a graph knows the text.
         self.raised: BaseException | None = None
 
     def run(self, layer, inputs, controls, shape, dtype) -> np.ndarray:
@@ -93,14 +93,6 @@ class Acquisition:
                     self._device.failure = error
                 self._configured.clear()
                 raise
-
-    def in_graph(self, *args) -> np.ndarray:
-        """As `HardwareDevice.acquire`; `raising` finds what it raises."""
-        try:
-            return self._device.acquire(*args)
-        except BaseException as error:
-            self.raised = error
-            raise
 
     def _obtain(self, layer, inputs, controls, shape, dtype) -> np.ndarray:
         """Measures a batch and logs it; arguments are as they are sent."""

@@ -202,7 +202,11 @@ class HardwareDevice(Brief):
                     f"a call for layer '{layer.name}' after the block"
                 )
             arrays = dict(zip(names, values, strict=True))
-            return device._acquisition.in_graph(layer, inputs, arrays, shape, dtype)
+            try:
+                return device.acquire(layer, inputs, arrays, shape, dtype)
+            except BaseException as error:
+                device._acquisition.raised = error
+                raise
 
         outputs = tf.numpy_function(
             measured, [inputs, tf.shape(modelled), *(controls[n] for n in names)], dtype

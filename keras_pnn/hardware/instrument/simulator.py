@@ -122,16 +122,15 @@ class Bank:
         self.reset()
 
     def reset(self) -> None:
-        self.currents = np.zeros(self.options.inputs * self.options.outputs)
-        self.powers = np.zeros(self.options.inputs)
+        self.currents = np.zeros(self.shape).ravel()
+        self.powers = np.zeros(self.shape[0])
 
     def answer(self, line: str) -> str | None:
         """Returns the answer to one command, `None` if it has none."""
-        command, _, rest = line.strip().partition(" ")
+        head, _, rest = line.strip().partition(" ")
         # `SOUR3:CURR` → `SOUR:CURR` of channel 3.
-        found = re.match(r"(SOUR|READ)(?:CE)?(\d*)(.*)$", command.upper())
-        head = found[1] + found[3] if found else command.upper()
-        channel = int(found[2]) if found and found[2] else None
+        found = re.fullmatch(r"(SOUR|READ)(?:CE)?(\d*)(.*)", head.upper())
+        head, channel = (found[1] + found[3], found[2]) if found else (head.upper(), "")
         sources = {"SOUR:CURR": self.currents, "SOUR:POW": self.powers}
         try:
             if head == "READ?":
@@ -197,15 +196,13 @@ class Bank:
         return None
 
 
-def addressed(channel: int | None, rest: str, count: int) -> tuple[list, list]:
+def addressed(channel: str, rest: str, count: int) -> tuple[list, list]:
     """Returns the indices that a command addresses, and the values that it gives."""
-    found = re.match(r"\s*(?:\(@([\d:,]*)\))?,?(.*)$", rest)
-    channels = [channel] if channel is not None else list(range(1, count + 1))
-    if found[1] is not None:
-        channels = []
-        for part in found[1].split(","):
-            first, _, last = part.partition(":")
-            channels += range(int(first), int(last or first) + 1)
+    found = re.match(r"\s*(?:\(@([\d:,]+)\))?,?(.*)$", rest)
+    channels = []
+    for part in (found[1] or channel or f"1:{count}").split(","):
+        first, _, last = part.partition(":")
+        channels += range(int(first), int(last or first) + 1)
     if not all(1 <= c <= count for c in channels):
         raise Refused(-222, f"Data out of range; channels 1 to {count}")
     try:
@@ -230,16 +227,15 @@ class Connection(socketserver.StreamRequestHandler):
             bank.connections += 1
         for line in self.rfile:
             text = line.decode("ascii", "replace")
-            reading = text.upper().startswith("READ")
             with bank.lock:
-                number = bank.readings if reading else None
-                bank.readings += reading
-                dead = bank.readings > options.dead_after
+                number = bank.readings if text.upper().startswith("READ") else None
+                bank.readings += number is not None
+                dead, answer = bank.readings > options.dead_after, None
                 if number in options.refuse_at:
                     bank.errors.append('-200,"Execution error; refused to order"')
                     answer = "ERR"
-                else:
-                    answer = None if dead else bank.answer(text)
+                elif not dead:
+                    answer = bank.answer(text)
             if dead or number in options.hang_at:
                 # Listens, and is silent on this connection from now on.
                 self.rfile.read()
@@ -248,8 +244,7 @@ class Connection(socketserver.StreamRequestHandler):
                 return
             if number in options.garbage_at:
                 answer = "\x1b@#%!,,7.0.1"
-            if answer is None:
-                answer = options.acknowledge
+            answer = options.acknowledge if answer is None else answer
             if answer is None:
                 continue
             time.sleep(SLOW if number in options.slow_at else options.latency)

@@ -107,11 +107,9 @@ def append(path: str, record: Record) -> None:
     np.savez(blob, **{name: storable(array) for name, array in arrays.items()})
     head = (record.layer, record.digest, record.seconds, record.attempts)
     row = (*head, blob.getvalue())
+    insertion = f"INSERT INTO records ({_COLUMNS}, checksum) VALUES (?, ?, ?, ?, ?, ?)"
     with _connected(path) as connection:
-        connection.execute(
-            f"INSERT INTO records ({_COLUMNS}, checksum) VALUES (?, ?, ?, ?, ?, ?)",
-            (*row, _checksum(row)),
-        )
+        connection.execute(insertion, (*row, _checksum(row)))
 
 
 def record_ids(path: str | os.PathLike) -> list[int]:

@@ -59,8 +59,8 @@ class Amplifier(pnn.HardwareDevice):
         return self.faults.get(call, lambda right: right)(right)
 
 
-def gain(dtype=None):
-    layer = Gain(name="gain", dtype=dtype)
+def gain(name="gain"):
+    layer = Gain(name=name)
     layer.build((None, 3))
     return layer
 
@@ -92,10 +92,20 @@ def bench_of(model, **kwargs):
     return chip, Bench(chip, **kwargs)
 
 
-def amplified():
-    model = keras.Sequential([keras.Input((3,)), Gain(name="gain")])
+def amplified(dtype=None):
+    model = keras.Sequential([keras.Input((3,)), Gain(name="gain", dtype=dtype)])
     model.compile("sgd", "mse")
     return model
+
+
+def check_gain(model, factor):
+    np.testing.assert_allclose(model.predict(X, verbose=0), X * factor, rtol=1e-6)
+
+
+def refuses(error, match, device, model):
+    """Checks that a device cannot be installed."""
+    with pytest.raises(error, match=match), device.installed(model):
+        raise AssertionError
 
 
 @pytest.fixture
@@ -169,18 +179,18 @@ def test_installed_in_a_wrapper_holds_for_the_model_inside():
     model, wrapper = wrapped("plain")
     with Amplifier().installed(wrapper):
         for each in (wrapper, model):
-            np.testing.assert_allclose(each.predict(X, verbose=0), X * 1.1, rtol=1e-6)
-    np.testing.assert_array_equal(model.predict(X, verbose=0), X)
+            check_gain(each, 1.1)
+    check_gain(model, 1)
 
 
 @pytest.mark.parametrize(("kind", "traced"), [("plain", True), ("own device", False)])
 def test_installed_in_the_model_inside_holds_for_its_wrapper(kind, traced):
     model, wrapper = wrapped(kind)
     if traced:
-        np.testing.assert_array_equal(wrapper.predict(X, verbose=0), X)
+        check_gain(wrapper, 1)
     before, device = wrapper.predict_function, Amplifier()
     with device.installed(model):
-        np.testing.assert_allclose(wrapper.predict(X, verbose=0), X * 1.1, rtol=1e-6)
+        check_gain(wrapper, 1.1)
         wrapper.evaluate(X, X, verbose=0)
         wrapper.fit(X, X, verbose=0)
     calls = device.calls
@@ -192,8 +202,8 @@ def test_installed_in_the_model_inside_holds_for_its_wrapper(kind, traced):
 
 
 def test_a_trainer_with_this_device_measures_after_a_block_of_another_model():
-    device, (model, wrapper) = Amplifier(), wrapped("plain")
-    wrapper = pnn.PATModel(model, device=device)
+    device = Amplifier()
+    wrapper = pnn.PATModel(amplified(), device=device)
     wrapper.compile("sgd", "mse")
     with device.installed(amplified()):
         wrapper.fit(X, X, verbose=0)
@@ -216,7 +226,7 @@ def test_what_is_traced_inside_does_not_measure_afterwards():
     model, device = amplified(), Amplifier()
     outer = keras.Sequential([keras.Input((3,)), model])
     with device.installed(model):
-        np.testing.assert_allclose(outer.predict(X, verbose=0), X * 1.1, rtol=1e-6)
+        check_gain(outer, 1.1)
         with Amplifier().installed(model):
             pass
         outer.predict(X, verbose=0)
@@ -236,8 +246,8 @@ def test_installed_within_installed():
     with weak.installed(model):
         model.predict(X, verbose=0)
         with strong.installed(model):
-            np.testing.assert_allclose(model.predict(X, verbose=0), X * 2.2, rtol=1e-6)
-        np.testing.assert_allclose(model.predict(X, verbose=0), X * 1.1, rtol=1e-6)
+            check_gain(model, 2.2)
+        check_gain(model, 1.1)
     assert (weak.calls, strong.calls) == (2, 1)
 
 
@@ -269,9 +279,7 @@ def test_layers_that_are_not_on_the_device_are_the_models():
     expected = chip.measure(second, first(X), now)
     np.testing.assert_allclose(actual, expected, atol=1e-6)
     unknown = Amplifier(layers=["second", "third"])
-    refused = pytest.raises(ValueError, match=r"first, second\. Received: third")
-    with refused, unknown.installed(model):
-        pass
+    refuses(ValueError, r"first, second\. Received: third", unknown, model)
     digital = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
     with pytest.raises(ValueError, match="has none"):
         Amplifier().attach(digital)
@@ -345,7 +353,7 @@ def test_a_complex_layer():
 def test_bfloat16_is_float32_for_the_lab():
     seen = []
     device = Amplifier({1: lambda right: (seen.append(right.dtype), right)[1]})
-    model = keras.Sequential([keras.Input((3,)), Gain(dtype="bfloat16")])
+    model = amplified("bfloat16")
     with device.installed(model):
         outputs = model(X)
     assert outputs.dtype == tf.bfloat16
@@ -363,9 +371,7 @@ def test_configure_is_called_where_controls_differ(sleeps):
     assert [s[0] for s in device.set] == [2.0, 2.0, 3.0, 2.0]
     assert device.recovered == 1
     assert [s for s in sleeps if s] == [0.25, 2.0, 0.25, 0.25, 0.25]
-    other = Gain(name="other")
-    other.build((None, 3))
-    device.acquire(other, X, controls(2.0))
+    device.acquire(gain("other"), X, controls(2.0))
     device.acquire(layer, X, controls(2.0))
     assert len(device.set) == 5
 
@@ -554,8 +560,6 @@ def test_the_lab_is_called_in_one_thread_which_ends_with_the_device():
         def configure(self, layer, controls):
             threads.add(threading.current_thread())
 
-        recover = configure
-
         def measure(self, layer, inputs, controls):
             threads.add(threading.current_thread())
             return super().measure(layer, inputs, controls)
@@ -584,9 +588,9 @@ def test_the_names_of_a_subclass_are_its_own():
             for name in names.split():
                 setattr(self, f"_{name}", "the lab's")
 
-    device, model = Lab(), amplified()
-    with device.installed(model):
-        np.testing.assert_allclose(model(X), X * 1.1, rtol=1e-6)
+    model = amplified()
+    with Lab().installed(model):
+        check_gain(model, 1.1)
 
 
 def test_measure_must_not_call_acquire():
@@ -729,24 +733,19 @@ def test_xla_and_replicas_are_refused(monkeypatch):
     model = amplified()
     model.compile("sgd", "mse", jit_compile=True)
     traced = model.test_function = object()
-    refused = pytest.raises(ValueError, match="Received: jit_compile=True")
-    with refused, Amplifier().installed(model):
-        pass
+    compiled_so = "Received: jit_compile=True"
+    refuses(ValueError, compiled_so, Amplifier(), model)
     outer = keras.Sequential([keras.Input((3,)), model])
     outer.compile("sgd", "mse", jit_compile=False)
-    with refused, Amplifier().installed(outer):
-        pass
+    refuses(ValueError, compiled_so, Amplifier(), outer)
     assert model.test_function is traced
     model.compile("sgd", "mse", jit_compile=False)
     wrapper = pnn.SATModel(model)
     wrapper.compile("sgd", "mse", jit_compile=True)
-    with refused, Amplifier().installed(model):
-        pass
+    refuses(ValueError, compiled_so, Amplifier(), model)
     two = types.SimpleNamespace(num_replicas_in_sync=2)
     monkeypatch.setattr(keras.Model, "distribute_strategy", two)
-    several = pytest.raises(ValueError, match="a strategy with 2 replicas")
-    with several, Amplifier().installed(model):
-        pass
+    refuses(ValueError, "a strategy with 2 replicas", Amplifier(), model)
 
 
 def test_a_subclass_without_super_init():
@@ -758,7 +757,6 @@ def test_a_subclass_without_super_init():
     message = r"`Forgetful\.__init__` must call `super\(\)\.__init__\(\)`"
     with pytest.raises(RuntimeError, match=message):
         measure(device)
-    with pytest.raises(RuntimeError, match=message), device.installed(model):
-        pass
+    refuses(RuntimeError, message, device, model)
     with pytest.raises(RuntimeError, match=message):
         device.measure_in_graph(model.layers[0], X, controls(), tf.constant(X))

@@ -94,9 +94,9 @@ class InstrumentDevice(HardwareDevice):
     given.
 
     If an answer is left unread after an exchange, the connection is reopened and the
-    call repeated, since the next exchange would read it. An instrument without `errors`
-    is asked for its `identity` last; one without either, on a socket or a serial line,
-    is listened to for as long again as its answers took, at least 50 ms.
+    call repeated. An instrument without `errors` is asked for its `identity` last; one
+    without either, on a socket or a serial line, is listened to for as long again as
+    its answers took, at least 50 ms.
 
     The instruments give the layer's outputs as they are, so a bias or an activation
     goes into a layer of its own. Inputs and outputs are real vectors: a mesh, whose
@@ -214,12 +214,11 @@ class InstrumentDevice(HardwareDevice):
         Training does this by itself, and so does `installed`.
 
         Raises:
-            ValueError: If the model lacks a physical layer of a configured name; if
-                the number of its controls, inputs or outputs is not that of their
-                channels; if it does not map real vectors to real vectors (a mesh,
-                whose fields no detector gives, a convolution, or an image on a
-                modulator); or if it has a bias, an activation or other weights than
-                its controls, which the instruments do not apply.
+            ValueError: If the model lacks a physical layer of a configured name; or if
+                one has another number of controls, inputs or outputs than channels,
+                does not map real vectors to real vectors (a mesh, a convolution, an
+                image on a modulator), or has a bias, an activation or other weights
+                than its controls.
         """
         super().attach(model)
         for layer in physical_layers(model):
@@ -264,7 +263,7 @@ class InstrumentDevice(HardwareDevice):
     ) -> np.ndarray:
         """Sets the inputs (..., inputs) and reads the outputs, sample by sample.
 
-        The controls are set before, unless an instrument has been opened anew since.
+        Sets the controls anew if an instrument was opened since `configure`.
 
         Raises:
             InstrumentError: If an instrument refuses, does not answer, or answers

@@ -41,6 +41,8 @@ class Session:
         self.opened = 0
         self._resource = None
         self._retired = False
+        # The query that ends an exchange; "" if the instrument knows none.
+        self._last_query = instrument.errors or ("*IDN?" if instrument.identity else "")
         # Whether a command has been followed by silence since the session was opened.
         self._in_step = False
         # What the instrument says to a command, if it says something.
@@ -138,11 +140,6 @@ class Session:
         answers = [answer for command, answer in pairs if "?" in command]
         self._in_step = self._in_step or len(answers) < len(commands)
         return answers
-
-    @property
-    def _last_query(self) -> str:
-        """The query that ends an exchange; `""` if the instrument knows none."""
-        return self.instrument.errors or ("*IDN?" if self.instrument.identity else "")
 
     def _check_last(self, answer: str, sent: str) -> None:
         number = self._error(answer)

@@ -437,15 +437,9 @@ def test_no_current_is_left_on(port):
     device.close()
 
 
-@pytest.fixture
-def slow(monkeypatch):
-    """How late a late answer is: beyond the patience of a call."""
-    monkeypatch.setattr(simulator, "SLOW", 1.0)
-    return simulator.SLOW
-
-
-def test_a_call_that_was_given_up_does_not_go_on(slow):
+def test_a_call_that_was_given_up_does_not_go_on(monkeypatch):
     """The answer that it waits for comes when another call uses the instrument."""
+    monkeypatch.setattr(simulator, "SLOW", 1.0)
     model = network()
     with (
         served(slow_at=(2,)) as port,
@@ -454,20 +448,8 @@ def test_a_call_that_was_given_up_does_not_go_on(slow):
         check(acquire(device, model), expected(model))
         assert device.failures >= 1
         before = counts(port)[:2]
-        time.sleep(slow)
+        time.sleep(simulator.SLOW)
         assert counts(port)[:2] == before
-
-
-def test_a_late_answer_is_not_taken_for_the_next(slow):
-    model = network()
-    with (
-        served(slow_at=(2,)) as port,
-        InstrumentDevice(configuration(port, timeout=0.5), retries=0) as device,
-    ):
-        with pytest.raises(pnn.DeviceError, match="Timeout"):
-            acquire(device, model)
-        time.sleep(slow)
-        check(acquire(device, model), expected(model))
 
 
 @pytest.mark.parametrize("errors", ["SYST:ERR?", ""])
@@ -609,6 +591,7 @@ class Gain(pnn.layers.PhysicalLayer):
         (broken(*CONTROL, channels="1:15"), network, "16, the number of"),
         (broken(*INPUTS, channels="1:5"), network, "4, the number of inputs"),
         (broken(*OUTPUTS, channels=[1]), network, "4, the number of outputs"),
+        (channels(heat="1:16"), network, "name the controls .*Received: heat"),
         (broken(), lambda: heated(use_bias=True), "no bias and no activation"),
         (
             broken(),

@@ -8,6 +8,7 @@ import functools
 import math
 import re
 import string
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -175,10 +176,13 @@ class Wire(Table):
         """The channels, in order."""
         return _channel_numbers(self.channels)
 
-    @property
-    def single(self) -> bool:
-        """Whether the command is for one channel, not for all."""
-        return "channel" in dict(_placeholders(self.command))
+    def _filled(self, sent: Sequence[float]) -> list[str]:
+        """Returns the commands for all channels, with a number for each."""
+        if "channel" in dict(_placeholders(self.command)):
+            pairs = zip(self.numbers, sent, strict=True)
+            return [self.command.format(channel=c, value=v) for c, v in pairs]
+        values = ",".join(map(str, sent))
+        return [self.command.format(channels=self.channels, values=values)]
 
     def check_count(self, count: int, what: str) -> None:
         """Checks that there is a channel for each of `count` numbers."""
@@ -268,14 +272,7 @@ class Setting(Wire):
     def commands(self, values: np.ndarray) -> list[str]:
         """Returns the commands that set one `sendable` value on each channel."""
         # A Python float is written to its last digit where no format is given.
-        sent = (self.scale * self.sendable(values) + self.offset).tolist()
-        if self.single:
-            return [
-                self.command.format(value=v, channel=c)
-                for c, v in zip(self.numbers, sent, strict=True)
-            ]
-        joined = ",".join(map(str, sent))
-        return [self.command.format(values=joined, channels=self.channels)]
+        return self._filled((self.scale * self.sendable(values) + self.offset).tolist())
 
 
 class Control(Setting):
@@ -300,9 +297,8 @@ class Reading(Wire):
 
     def commands(self) -> list[str]:
         """Returns the queries that read all channels."""
-        if self.single:
-            return [self.command.format(channel=c) for c in self.numbers]
-        return [self.command.format(channels=self.channels)]
+        # They have no place for a number.
+        return self._filled(self.numbers)
 
     def values(self, readings: list[float]) -> np.ndarray:
         """Returns readings in the layer's unit."""

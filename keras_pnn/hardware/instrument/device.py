@@ -183,7 +183,7 @@ class InstrumentDevice(HardwareDevice):
         failure = None
         for session in link.sessions.values():
             try:
-                if session.opened:
+                if session.used:
                     session.exchange(session.instrument.shutdown)
             except InstrumentError as error:
                 failure = failure or error
@@ -281,7 +281,7 @@ class InstrumentDevice(HardwareDevice):
         """Drops all connections; the next call opens them again."""
         link, self._link = self._link, _Link(self.bench)
         for session in link.sessions.values():
-            self._link.sessions[session.name].opened = session.opened
+            self._link.sessions[session.name].used = session.used
             session.retire()
 
 
@@ -307,7 +307,7 @@ def _control_commands(
 
 
 class _Link:
-    """The connections to all instruments, and what was set through them."""
+    """The connections to all instruments."""
 
     def __init__(self, bench: "Bench"):
         self.bench = bench
@@ -315,21 +315,19 @@ class _Link:
             name: Session(name, instrument, bench.backend)
             for name, instrument in bench.instruments.items()
         }
-        self._configured: dict[str, list[int]] = {}
 
     def configure(self, layer: PhysicalLayer, controls: dict) -> None:
+        for session in self.sessions.values():
+            session.holds.discard(layer.name)
         wiring = self.bench.layers[layer.name]
-        self._configured.pop(layer.name, None)
         for instrument, commands in _control_commands(wiring, layer, controls):
             self.sessions[instrument].exchange(commands)
-        self._configured[layer.name] = self._openings(wiring)
+            self.sessions[instrument].holds.add(layer.name)
 
     def renew(self, layer: PhysicalLayer, controls: dict) -> bool:
-        """Sets the controls anew if setup commands may have reset them, and says so."""
-        wiring = self.bench.layers[layer.name]
-        for setting in wiring.controls.values():
-            self.sessions[setting.instrument].open()
-        if self._configured.get(layer.name) == self._openings(wiring):
+        """Sets the controls if an instrument does not hold them, and says so."""
+        settings = self.bench.layers[layer.name].controls.values()
+        if all(layer.name in self.sessions[s.instrument].holds for s in settings):
             return False
         self.configure(layer, controls)
         return True
@@ -347,6 +345,3 @@ class _Link:
             time.sleep(reading.delay)
             answers = meter.exchange([*reading.trigger, *queries])
         return reading.values(parse_readings(answers[-len(queries) :]))
-
-    def _openings(self, wiring: "Wiring") -> list[int]:
-        return [self.sessions[s.instrument].opened for s in wiring.controls.values()]

@@ -38,7 +38,10 @@ class Session:
 
     def __init__(self, name: str, instrument: "Instrument", backend: str):
         self.name, self.instrument, self.backend = name, instrument, backend
-        self.opened = 0
+        # Whether the instrument was ever opened, and may drive the chip.
+        self.used = False
+        # The layers whose controls it was set to since it was opened.
+        self.holds: set[str] = set()
         self._resource = None
         self._retired = False
         # The query that ends an exchange; "" if the instrument knows none.
@@ -83,7 +86,7 @@ class Session:
                     f"{self} must have {instrument.identity!r} in its answer to *IDN?. "
                     f"Received: {identity!r}"
                 )
-        self.opened += 1
+        self.used = True
         clears = any("*CLS" in command.upper() for command in instrument.setup)
         if instrument.errors and not clears:
             # Old errors are not those of our commands.
@@ -94,6 +97,7 @@ class Session:
 
     def close(self) -> None:
         """Closes the session; what the instrument still says is lost."""
+        self.holds.clear()
         resource, self._resource = self._resource, None
         # A connection that is broken is as good as closed.
         with contextlib.suppress(Exception):

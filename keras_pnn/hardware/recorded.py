@@ -68,13 +68,10 @@ class Replay(Acquisition):
 
     def __init__(self, device: RecordedDevice):
         super().__init__(device)
-        self._path = device.path
-        # What was asked for → the records with its answers.
+        # What was asked for → the places of the records with its answers.
         self._queues: dict[str, deque[int]] = {}
-        self._known: set[str] = set()
-        for number, record in zip(device._ids, device, strict=True):
-            self._queues.setdefault(record.digest, deque()).append(number)
-            self._known.add(record.layer)
+        for place, record in enumerate(device):
+            self._queues.setdefault(record.digest, deque()).append(place)
 
     def _obtain(self, layer, inputs, controls, shape, dtype) -> np.ndarray:
         device = self._device
@@ -94,13 +91,13 @@ class Replay(Acquisition):
         return outputs.astype(dtype)
 
     def _next(self, layer: str, inputs, controls) -> Record:
-        ids = self._queues.get(request_digest(layer, inputs, controls))
-        if ids is None:
+        places = self._queues.get(request_digest(layer, inputs, controls))
+        if places is None:
             why = " with these inputs and controls: not one bit may differ"
-            if layer not in self._known:
-                known = ", ".join(sorted(self._known)) or "none"
+            known = {record.layer for record in self._device}
+            if layer not in known:
+                known = ", ".join(sorted(known)) or "none"
                 why = f", only of: {known}. Pass `layers` if the device had these alone"
-            raise LookupError(f"{self._path} has no measurement of this layer{why}")
-        number = ids.popleft() if len(ids) > 1 else ids[0]
-        (record,) = measurement_log.read(self._path, [number])
-        return record
+            path = self._device.path
+            raise LookupError(f"{path} has no measurement of this layer{why}")
+        return self._device[places.popleft() if len(places) > 1 else places[0]]

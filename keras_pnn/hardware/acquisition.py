@@ -1,6 +1,7 @@
 """Measure batches on a device: parts, repeats, time limits, the log."""
 
 import concurrent.futures
+import copy
 import math
 import queue
 import threading
@@ -158,8 +159,8 @@ class Acquisition:
                 self.abandoned = False
             self._configure(layer, controls)
             self._device.calls += 1
-            copies = {name: value.copy() for name, value in controls.items()}
-            return self._limited("measure", layer, inputs.copy(), copies), None
+            sent = copy.deepcopy((inputs, controls))
+            return self._limited("measure", layer, *sent), None
         # Returned: kept in a variable of a frame that is in its traceback, it would
         # keep the device alive.
         except Exception as error:
@@ -172,8 +173,7 @@ class Acquisition:
             or before.keys() != controls.keys()
             or not all(np.array_equal(before[n], controls[n]) for n in controls)
         ):
-            copies = {name: value.copy() for name, value in controls.items()}
-            self._limited("configure", layer, copies)
+            self._limited("configure", layer, copy.deepcopy(controls))
             time.sleep(self._device.settle)
         self._configured[layer.name] = controls
 
@@ -182,9 +182,9 @@ class Acquisition:
         if self._worker is None:
             self._worker = _Worker()
         method, timeout = getattr(self._device, name), self._device.timeout
-        future = self._worker.start(lambda: method(*args))
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         try:
+            future = self._worker.start(lambda: method(*args))
             while not future.done() and (left := deadline - time.monotonic()) > 0:
                 # A signal that comes just before a wait does not end it.
                 concurrent.futures.wait([future], min(left, _LONGEST_DEAF))

@@ -135,7 +135,7 @@ class InstrumentDevice(HardwareDevice):
                 ", ".join(sorted(unknown)),
             )
         super().__init__(layers=list(self.bench.layers), **options)
-        self._link = _Link(self.bench)
+        self._sessions = _new_sessions(self.bench)
         # The layers that were compared with the configuration.
         self._compared = weakref.WeakSet()
 
@@ -165,7 +165,7 @@ class InstrumentDevice(HardwareDevice):
         Raises:
             InstrumentError: If one cannot be opened, or is not the one expected.
         """
-        for session in self._link.sessions.values():
+        for session in self._sessions.values():
             session.open()
         return self
 
@@ -179,9 +179,9 @@ class InstrumentDevice(HardwareDevice):
         if self._acquisition.abandoned:
             # The call that was given up may still talk in the present sessions.
             InstrumentDevice.recover(self)
-        link, self._link = self._link, _Link(self.bench)
+        sessions, self._sessions = self._sessions, _new_sessions(self.bench)
         failure = None
-        for session in link.sessions.values():
+        for session in sessions.values():
             try:
                 if session.used:
                     session.exchange(session.instrument.shutdown)
@@ -256,7 +256,7 @@ class InstrumentDevice(HardwareDevice):
 
     def configure(self, layer: PhysicalLayer, controls: dict) -> None:
         """See `HardwareDevice.configure`; nothing is sent beyond a limit."""
-        self._link.configure(layer, controls)
+        _set_controls(self._sessions, self.bench.layers[layer.name], layer, controls)
 
     def measure(
         self, layer: PhysicalLayer, inputs: np.ndarray, controls: dict
@@ -270,18 +270,20 @@ class InstrumentDevice(HardwareDevice):
                 with something else than numbers.
         """
         # Read once: `recover` may replace it while this thread hangs.
-        link, wiring = self._link, self.bench.layers[layer.name]
-        if link.renew(layer, controls):
+        sessions, wiring = self._sessions, self.bench.layers[layer.name]
+        settings = wiring.controls.values()
+        if any(layer.name not in sessions[s.instrument].holds for s in settings):
+            _set_controls(sessions, wiring, layer, controls)
             time.sleep(self.settle)
         rows = np.reshape(inputs, (-1, np.shape(inputs)[-1]))
-        outputs = np.array([link.sample(wiring, row) for row in rows])
+        outputs = np.array([_sample(sessions, wiring, row) for row in rows])
         return outputs.reshape(*np.shape(inputs)[:-1], -1)
 
     def recover(self) -> None:
         """Drops all connections; the next call opens them again."""
-        link, self._link = self._link, _Link(self.bench)
-        for session in link.sessions.values():
-            self._link.sessions[session.name].used = session.used
+        sessions, self._sessions = self._sessions, _new_sessions(self.bench)
+        for name, session in sessions.items():
+            self._sessions[name].used = session.used
             session.retire()
 
 
@@ -306,42 +308,35 @@ def _control_commands(
     ]
 
 
-class _Link:
-    """The connections to all instruments."""
+def _new_sessions(bench: "Bench") -> dict[str, Session]:
+    """Returns a session for each instrument, which is not open yet."""
+    return {
+        name: Session(name, instrument, bench.backend)
+        for name, instrument in bench.instruments.items()
+    }
 
-    def __init__(self, bench: "Bench"):
-        self.bench = bench
-        self.sessions = {
-            name: Session(name, instrument, bench.backend)
-            for name, instrument in bench.instruments.items()
-        }
 
-    def configure(self, layer: PhysicalLayer, controls: dict) -> None:
-        for session in self.sessions.values():
-            session.holds.discard(layer.name)
-        wiring = self.bench.layers[layer.name]
-        for instrument, commands in _control_commands(wiring, layer, controls):
-            self.sessions[instrument].exchange(commands)
-            self.sessions[instrument].holds.add(layer.name)
+def _set_controls(
+    sessions: dict[str, Session], wiring: "Wiring", layer: PhysicalLayer, controls: dict
+) -> None:
+    for session in sessions.values():
+        session.holds.discard(layer.name)
+    for instrument, commands in _control_commands(wiring, layer, controls):
+        sessions[instrument].exchange(commands)
+        sessions[instrument].holds.add(layer.name)
 
-    def renew(self, layer: PhysicalLayer, controls: dict) -> bool:
-        """Sets the controls if an instrument does not hold them, and says so."""
-        settings = self.bench.layers[layer.name].controls.values()
-        if all(layer.name in self.sessions[s.instrument].holds for s in settings):
-            return False
-        self.configure(layer, controls)
-        return True
 
-    def sample(self, wiring: "Wiring", inputs: np.ndarray) -> np.ndarray:
-        """Sets the inputs for one sample and reads its outputs."""
-        reading, settings = wiring.outputs, wiring.inputs.commands(inputs)
-        source = self.sessions[wiring.inputs.instrument]
-        meter = self.sessions[reading.instrument]
-        queries = reading.commands()
-        if source is meter and not reading.delay:
-            answers = meter.exchange([*settings, *reading.trigger, *queries])
-        else:
-            source.exchange(settings)
-            time.sleep(reading.delay)
-            answers = meter.exchange([*reading.trigger, *queries])
-        return reading.values(parse_readings(answers[-len(queries) :]))
+def _sample(
+    sessions: dict[str, Session], wiring: "Wiring", inputs: np.ndarray
+) -> np.ndarray:
+    """Sets the inputs for one sample and reads its outputs."""
+    reading, settings = wiring.outputs, wiring.inputs.commands(inputs)
+    source, meter = sessions[wiring.inputs.instrument], sessions[reading.instrument]
+    queries = reading.commands()
+    if source is meter and not reading.delay:
+        answers = meter.exchange([*settings, *reading.trigger, *queries])
+    else:
+        source.exchange(settings)
+        time.sleep(reading.delay)
+        answers = meter.exchange([*reading.trigger, *queries])
+    return reading.values(parse_readings(answers[-len(queries) :]))

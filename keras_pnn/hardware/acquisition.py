@@ -73,7 +73,7 @@ class Acquisition:
         # Whether a call of the lab's code was given up since `recover` was called last,
         # and may still talk to the hardware.
         self.abandoned = False
-        # What the last measurement in a graph raised, of which a graph knows the text.
+        # What the last measurement in a graph raised; the graph knows only the text.
         self.raised: BaseException | None = None
 
     def run(self, layer, inputs, controls, shape, dtype) -> np.ndarray:

@@ -269,7 +269,7 @@ class InstrumentDevice(HardwareDevice):
             InstrumentError: If an instrument refuses, does not answer, or answers
                 with something else than numbers.
         """
-        # Read once: `recover` may replace it while this thread hangs.
+        # Read once: `recover` may replace them while this thread hangs.
         sessions, wiring = self._sessions, self.bench.layers[layer.name]
         settings = wiring.controls.values()
         if any(layer.name not in sessions[s.instrument].holds for s in settings):

@@ -72,7 +72,7 @@ def _outputs(layer: PhysicalLayer, shape: tuple[int, ...]) -> keras.KerasTensor:
 
 
 def _misfits(layer: PhysicalLayer, *shapes: tuple[int, ...]) -> Iterator[str]:
-    """Yields what inputs and outputs of a layer are that are no real vectors."""
+    """Yields how a layer's inputs and outputs differ from real vectors."""
     # In functional models the layer's inputs are known.
     for tensor in (t for node in _keras.calls(layer) for t in node.input_tensors):
         if tensor.dtype.startswith("complex"):

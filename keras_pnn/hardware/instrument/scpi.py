@@ -38,7 +38,7 @@ class Session:
 
     def __init__(self, name: str, instrument: "Instrument", backend: str):
         self.name, self.instrument, self.backend = name, instrument, backend
-        # Whether the instrument was ever opened, and may drive the chip.
+        # Whether the instrument was ever opened: it may drive the chip.
         self.used = False
         # The layers whose controls it was set to since it was opened.
         self.holds: set[str] = set()
@@ -160,7 +160,7 @@ class Session:
             self._fail(f"refused {sent}{doubt}", answer)
 
     def _check_silence(self, final: str, seconds: float, sent: str) -> None:
-        """Raises InstrumentError for more to read than answers that took `seconds`."""
+        """Raises InstrumentError if more follows answers that took `seconds`."""
         # A text at the end is not a reading or an acknowledgement in its place. Where
         # nothing tells the answers apart, one that is late must have time to come.
         text = final and _numbers([final]) is None

@@ -535,6 +535,31 @@ def test_what_was_opened_is_closed_where_another_cannot_be():
         assert not any(currents(port))
 
 
+@pytest.mark.parametrize("problem", [KeyboardInterrupt, InstrumentError])
+def test_whatever_keeps_one_from_its_shutdown_the_others_get_theirs(
+    port, monkeypatch, problem
+):
+    table = configuration(port)
+    meter = {**table["instruments"]["bench"], "shutdown": ["NO"]}
+    instruments = {"first": meter, **table["instruments"], "last": meter}
+    device = InstrumentDevice({**table, "instruments": instruments})
+    acquire(device, network())
+    for name in ("first", "last"):
+        device._sessions[name].open()
+    assert any(currents(port))
+    exchange = scpi.Session.exchange
+
+    def failing(session, commands):
+        if tuple(commands) == ("NO",):
+            raise problem
+        return exchange(session, commands)
+
+    monkeypatch.setattr(scpi.Session, "exchange", failing)
+    with pytest.raises(problem):
+        device.close()
+    assert not any(currents(port))
+
+
 @pytest.mark.parametrize(
     "name",
     ["TCPIP0::127.0.0.1::1::SOCKET", "nonsense", "TCPIP0::no.such.invalid::5::SOCKET"],

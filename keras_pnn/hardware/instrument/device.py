@@ -1,5 +1,6 @@
 """Drive physical layers on laboratory instruments that speak SCPI."""
 
+import contextlib
 import inspect
 import os
 import time
@@ -180,17 +181,12 @@ class InstrumentDevice(HardwareDevice):
             # The call that was given up may still talk in the present sessions.
             InstrumentDevice.recover(self)
         sessions, self._sessions = self._sessions, _new_sessions(self.bench)
-        failure = None
-        for session in sessions.values():
-            try:
+        # An interrupt in one exchange must not keep the others from theirs.
+        with contextlib.ExitStack() as closing:
+            for session in sessions.values():
+                closing.callback(session.retire)
                 if session.used:
-                    session.exchange(session.instrument.shutdown)
-            except InstrumentError as error:
-                failure = failure or error
-            finally:
-                session.retire()
-        if failure is not None:
-            raise failure
+                    closing.callback(session.exchange, session.instrument.shutdown)
 
     def __enter__(self):
         try:

@@ -58,10 +58,8 @@ def named_deviations(
     """Returns (deviations, architecture) of a device from its named deviations."""
     named = isinstance(values, dict) and all(isinstance(name, str) for name in values)
     if not named or not values:
-        expected = (
-            "a dictionary of names and deviations, such as {'temperature': 1.0, "
-            "'mrr_bank/resonance_shift': array}"
-        )
+        example = "{'temperature': 1.0, 'mrr_bank/resonance_shift': array}"
+        expected = f"a dictionary of names and deviations, such as {example}"
         raise _checks.error("deviations", expected, _checks.short(values))
     merged: Deviations = {}
     for name, found in given_once(model, values).items():

@@ -68,15 +68,14 @@ class DeviceEvaluation(Shown):
     def to_dict(self) -> dict:
         """Returns everything in JSON's types."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        axes = [
-            {"name": a.name, "unit": a.unit, "values": a.values.tolist()}
-            for a in self.axes
-        ]
         return {
             **fields,
             "values": {n: v.tolist() for n, v in self.values.items()},
             "labels": list(self.labels),
-            "axes": axes,
+            "axes": [
+                {"name": a.name, "unit": a.unit, "values": a.values.tolist()}
+                for a in self.axes
+            ],
         }
 
     def to_dataframe(self):
@@ -91,12 +90,11 @@ class DeviceEvaluation(Shown):
         """
         labels = self.labels or [""] * len(self)
         metrics = {n: self.values[n].tolist() for n in self._numbers()}
+        rows = zip(self._places(), labels, *metrics.values(), strict=True)
         return dataframe(
             [
-                {**place, "device": label, **{n: v[i] for n, v in metrics.items()}}
-                for i, (place, label) in enumerate(
-                    zip(self._places(), labels, strict=True)
-                )
+                {**place, "device": label, **dict(zip(metrics, values, strict=True))}
+                for place, label, *values in rows
             ]
         )
 
@@ -162,14 +160,12 @@ class DeviceEvaluation(Shown):
         return [name for name, values in self.values.items() if values.ndim == 1]
 
     def _places(self) -> list[dict]:
-        """Returns for each device name of the axis → its point, a number or a text."""
+        """Returns for each device label of the axis → its point, a number or a text."""
         if not self.axes:
-            return [{} for _ in range(len(self))]
-        points = [
-            [(a.label, p) for p in (a.values if a.values.ndim == 1 else a.ticks)]
-            for a in self.axes
-        ]
-        return [dict(place) for place in itertools.product(*points)]
+            return [{}] * len(self)
+        points = [a.values if a.values.ndim == 1 else a.ticks for a in self.axes]
+        labels = [a.label for a in self.axes]
+        return [dict(zip(labels, p, strict=True)) for p in itertools.product(*points)]
 
     def _parts(self):
         if self.axes:

@@ -64,7 +64,7 @@ def named_deviations(
     merged: Deviations = {}
     for name, found in given_once(model, values).items():
         merged |= deviations_of(name, found, _checks.array(name, values[name]))
-    return merged, architecture(model, {name for name, _ in merged})
+    return merged, architecture(model, [name for name, _ in merged])
 
 
 def read_csv(model: keras.layers.Layer, path: str | os.PathLike) -> dict:

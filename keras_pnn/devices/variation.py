@@ -214,7 +214,7 @@ class Variation:
                 if a draw lies beyond an imperfection's bound (a scale below 0).
         """
         n, seed = _checks.integer("n", n, 1), _checks.integer("seed", seed, 0)
-        shapes = architecture(model, {q.name for q, _ in self._plan(model)})
+        shapes = architecture(model, [q.name for q, _ in self._plan(model)])
         drawn = (self.drawn(model, (seed, i)) for i in range(n))
         return DeviceSet(
             SimulatedDevice(arrays, shapes, f"seed {seed}, device {i}")

@@ -212,6 +212,8 @@ def test_slots_without_a_cell_are_never_drawn():
     )
     (device,) = variation.sample(model, 1)
     assert len(device.deviations) == 10
+    # In this order in every process, and so in a file.
+    assert list(device.architecture) == list(variation.spreads)
     for (name, index), drawn in device.deviations.items():
         exists = mesh_cells(6, ("clements", "reck")[index])
         assert drawn.shape[:2] == exists.shape and not exists.all()

@@ -168,7 +168,7 @@ def test_a_layer_that_is_called_twice_pools_both_calls(chunk):
         np.testing.assert_allclose(result["loss"][i], expected, rtol=1e-5)
 
 
-def test_convolutions_and_masks():
+def test_convolutions():
     layer = keras.layers.BatchNormalization(axis=1)
     images = RNG.normal(3.0, 2.0, (6, 3, 5, 4)).astype("float32")
     layer.build(images.shape)
@@ -176,52 +176,40 @@ def test_convolutions_and_masks():
     assert count == 6 * 5 * 4
     np.testing.assert_allclose(mean, images.mean((0, 2, 3)), rtol=1e-5)
     np.testing.assert_allclose(variance, images.var((0, 2, 3)), rtol=1e-5)
-    layer = keras.layers.BatchNormalization()
-    words = RNG.normal(size=(4, 7, 2)).astype("float32")
-    layer.build(words.shape)
-    mask = RNG.random((4, 7)) < 0.5
-    count, mean, variance = normalization.moments(layer, words, mask)
-    assert count == mask.sum()
-    np.testing.assert_allclose(mean, words[mask].mean(0), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(variance, words[mask].var(0), rtol=1e-4)
 
 
 def test_masks_reach_the_statistics():
-    inputs = keras.Input((5,), dtype="int32")
-    x = keras.layers.Embedding(7, 4, mask_zero=True)(inputs)
     norm = keras.layers.BatchNormalization()
-    model = keras.Model(inputs, pnn.layers.MRRBank(4)(norm(x)))
+    words = keras.layers.Embedding(7, 4, mask_zero=True)
+    inputs = keras.Input((5,), dtype="int32")
+    model = keras.Sequential([inputs, words, norm, pnn.layers.MRRBank(4)])
     model.compile("sgd", "mse")
-    words, targets = RNG.integers(0, 3, (8, 5)), RNG.normal(size=(8, 5, 4))
+    x, y = RNG.integers(0, 3, (8, 5)), RNG.normal(size=(8, 5, 4))
     devices = pnn.Variation(resonance_shift=0.3).sample(model, 2)
-    result = pnn.evaluate_devices(
-        model, words, targets, devices, verbose=0, batch_norm="batch"
-    )
-    found = np.asarray(model.layers[1](words))[words != 0]
+    given = {"x": x, "y": y, "devices": devices, "verbose": 0}
+    result = pnn.evaluate_devices(model, **given, batch_norm="batch")
+    found = np.asarray(words(x))[x != 0]
     norm.moving_mean.assign(found.mean(0))
     norm.moving_variance.assign(found.var(0))
-    frozen = pnn.evaluate_devices(model, words, targets, devices, verbose=0)
+    frozen = pnn.evaluate_devices(model, **given)
     np.testing.assert_allclose(result["loss"], frozen["loss"], rtol=1e-5)
 
 
 def test_a_model_without_normalisation():
-    inputs = keras.Input((4,))
-    model = keras.Model(inputs, pnn.layers.MRRBank(3)(inputs))
+    model = keras.Sequential([keras.Input((4,)), pnn.layers.MRRBank(3)])
     model.compile("sgd", "mse")
-    devices = pnn.Variation(resonance_shift=0.3).sample(model, 2)
+    devices = VARIATION.sample(model, 2)
     given = {"x": X, "y": X[:, :3], "devices": devices, "verbose": 0}
     expected = pnn.evaluate_devices(model, **given)
     for mode, calibration in (("batch", None), ("reestimated", CALIBRATION)):
-        result = pnn.evaluate_devices(
-            model, **given, batch_norm=mode, calibration=calibration
-        )
+        options = {"batch_norm": mode, "calibration": calibration}
+        result = pnn.evaluate_devices(model, **given, **options)
         np.testing.assert_array_equal(result["loss"], expected["loss"])
 
 
 def test_random_numbers_are_others_in_each_batch_of_the_calibration():
-    inputs = keras.Input((4,))
-    noisy = Noise()(pnn.layers.MRRBank(2)(inputs))
-    model = keras.Model(inputs, keras.layers.BatchNormalization()(noisy))
+    norm = keras.layers.BatchNormalization()
+    model = keras.Sequential([keras.Input((4,)), pnn.layers.MRRBank(2), Noise(), norm])
     model.compile("sgd", "mse")
     devices = pnn.devices.sweep(model, "temperature", [0.0, 0.1])
     x, y = np.ones((100, 4), "float32"), np.zeros((100, 2))

@@ -62,16 +62,11 @@ class Conversion(Shown):
     reasons: dict[str, str]
 
     def _parts(self):
-        rows = [
-            (
-                row["name"],
-                str(row["weights"]),
-                str(row["clipped"]),
-                f"{row['max_error']:.4g}",
-                f"{row['rms_error']:.4g}",
-            )
-            for row in self.layers
-        ]
+        rows = []
+        for row in self.layers:
+            counts = (str(row[key]) for key in ("weights", "clipped"))
+            errors = (f"{row[key]:.4g}" for key in ("max_error", "rms_error"))
+            rows.append((row["name"], *counts, *errors))
         columns = ("layer", "weights", "clipped", "max error", "rms error")
         share = f"{100 * self.optical_share:.4g} % of all multiplications are optical"
         kept = [f"kept digital: {', '.join(self.kept)}"] if self.kept else []

@@ -158,7 +158,7 @@ def hardware_cost(
         )
     bits = _checks.integer("bits", bits, 1, 24)
     figures = read_library(library)
-    values = {name: f.value for name, f in figures.items()}
+    values = {name: figure.value for name, figure in figures.items()}
     prices = Prices(values, bits, _caught(model))
     for use in uses:
         prices.add(use)

@@ -81,9 +81,9 @@ class DeviceEvaluation(Shown):
     def to_dataframe(self):
         """Returns one row for each device, as a pandas DataFrame.
 
-        Its columns: one for each axis, named with its unit (`temperature (K)`), with
-        numbers, or texts such as `"(0, 1)"` for points of several elements; `device`,
-        the device's label; and each metric that is one number.
+        Its columns: one for each axis (`temperature (K)`), with numbers, or texts such
+        as `"(0, 1)"` for points of several elements; `device`, the device's label; and
+        each metric that is one number.
 
         Raises:
             ImportError: If pandas is not installed.
@@ -148,10 +148,9 @@ class DeviceEvaluation(Shown):
                 "A map shows one result along two axes. Received: "
                 f"{len(results)} results along {len(self.axes)} axes"
             )
-        (label, found), shape = next(iter(values.items())), tuple(map(len, self.axes))
-        ax = plotting.heat_map(
-            places[1], places[0], found.reshape(shape), *labels[::-1], metric, ax=ax
-        )
+        ((label, found),) = values.items()
+        found = found.reshape(tuple(map(len, self.axes)))
+        ax = plotting.heat_map(*places[::-1], found, *labels[::-1], metric, ax=ax)
         ax.set_title(label)
         return ax
 

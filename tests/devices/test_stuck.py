@@ -253,14 +253,6 @@ def test_a_mesh_is_programmed_around_those_that_are_stuck(method):
     )
 
 
-def test_a_saved_model_has_no_stuck_rings(tmp_path):
-    model = models.bank()
-    hold(model.get_layer("bank"), "control", (0, 0), 0.3)
-    model.save(tmp_path / "model.keras")
-    again = keras.models.load_model(tmp_path / "model.keras")
-    assert not np.any(again.get_layer("bank").imperfections["control_stuck"])
-
-
 def test_what_is_refused():
     for options in ((1.2,), (-0.1,), (0.1, "one"), (0.1, np.nan), (True,)):
         with pytest.raises(ValueError, match="Received"):

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from models import Bench, bits, planes
+from models import LOSS, Bench, bits, planes
 from noise import Noise
 
 import keras_pnn as pnn
@@ -23,7 +23,6 @@ VARIATION = pnn.Variation(resonance_shift=0.1, temperature=0.5, bias=0.2)
 SHIFTS = pnn.Variation(resonance_shift=0.2)
 # So that `evaluate`, with which many devices are compared, needs no graph.
 EAGER = {"run_eagerly": True}
-CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def compiled(model, **kwargs):
@@ -42,7 +41,7 @@ def classifier():
     metrics = ["accuracy", keras.metrics.SparseTopKCategoricalAccuracy(2)]
     options = {"metrics": metrics, "weighted_metrics": ["accuracy"]}
     model = keras.Sequential([keras.Input((4,)), *layers])
-    return compiled(model, loss=CROSS_ENTROPY, **options)
+    return compiled(model, loss=LOSS, **options)
 
 
 def bank(units, *after, **kwargs):
@@ -127,7 +126,7 @@ def masks_of_metrics():
     words = keras.layers.Embedding(7, 4, mask_zero=True)
     inputs = keras.Input((5,), dtype="int32")
     model = keras.Sequential([inputs, words, pnn.layers.MRRBank(6)])
-    compiled(model, loss=CROSS_ENTROPY, metrics=["accuracy"])
+    compiled(model, loss=LOSS, metrics=["accuracy"])
     devices = pnn.Variation(resonance_shift=0.3, bias=0.5).sample(model, 4)
     return model, RNG.integers(0, 3, (N, 5)), RNG.integers(0, 6, (N, 5)), devices, 100
 
@@ -289,7 +288,7 @@ def test_metrics_that_the_model_keeps_itself(wrapped, chunk):
         np.testing.assert_allclose(same[name], values, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("loss", "chunk"), [(CROSS_ENTROPY, 3), (None, 1)])
+@pytest.mark.parametrize(("loss", "chunk"), [(LOSS, 3), (None, 1)])
 def test_a_device_that_gives_nan_has_no_metrics(loss, chunk):
     points = np.linspace(0, 1, 12)
     tuning = pnn.MeasuredTuning(points, 1 - 2 / (1 + (points / 0.15) ** 2), unit="nm")
@@ -316,7 +315,7 @@ def test_a_device_that_gives_nan_has_no_metrics(loss, chunk):
 
 def test_nan_in_one_batch_is_enough():
     logarithm = keras.layers.Lambda(lambda x: keras.ops.log(x + 2.5))
-    model = bank(6, logarithm, loss=CROSS_ENTROPY, metrics=["accuracy"])
+    model = bank(6, logarithm, loss=LOSS, metrics=["accuracy"])
     devices = SHIFTS.sample(model, 2)
     x = np.where(np.arange(N) == 3, 99, X.T).T
     # The chunk is filled up with a copy of the last device, which does not count.
@@ -333,7 +332,7 @@ def test_metrics_of_the_train_step_are_not_reported():
     model = bank(6)
     devices = SHIFTS.sample(model, 2)
     online = pnn.DATModel(model, device=devices[0], error_networks=1)
-    online.compile("sgd", CROSS_ENTROPY)
+    online.compile("sgd", LOSS)
     result = pnn.evaluate_devices(online, X, LABELS, devices, verbose=0)
     assert result.values.keys() == {"loss"}
 
@@ -442,7 +441,7 @@ def test_a_model_that_needs_no_targets(kind):
 
 
 def test_devices_that_deviate_in_different_variables():
-    model = bank(5, pnn.layers.MRRBank(6, name="last"), loss=CROSS_ENTROPY)
+    model = bank(5, pnn.layers.MRRBank(6, name="last"), loss=LOSS)
     values = {"temperature": [0.2], "resonance_shift": [0.1]}
     devices = [
         SHIFTS.sample(model, 1)[0],
@@ -462,7 +461,7 @@ def test_devices_that_deviate_in_different_variables():
 
 @pytest.mark.parametrize("trained", [False, True])
 def test_data_that_do_not_fit(trained):
-    model = bank(6, loss=CROSS_ENTROPY)
+    model = bank(6, loss=LOSS)
     if trained:
         model.fit(X, LABELS, verbose=0)
     devices = SHIFTS.sample(model, 1)
@@ -483,7 +482,7 @@ def test_data_that_do_not_fit(trained):
 
 
 def test_errors():
-    model = bank(6, loss=CROSS_ENTROPY)
+    model = bank(6, loss=LOSS)
     devices = SHIFTS.sample(model, 2)
     nan = np.where(np.isclose(X, X.max()), np.nan, X)
 
@@ -521,7 +520,7 @@ def test_errors():
 
 
 def test_a_measurement_is_no_simulated_device():
-    model, bench = bank(6, loss=CROSS_ENTROPY), Bench(None)
+    model, bench = bank(6, loss=LOSS), Bench(None)
     devices = SHIFTS.sample(model, 2)
     evaluator = pnn.devices.DeviceEvaluator(model, X, LABELS)
     refused = pytest.raises(ValueError, match=r"outside.*Received: layers that a dev")
@@ -538,7 +537,7 @@ def test_a_measurement_is_no_simulated_device():
 
 def test_devices_within_a_device_are_refused():
     """They would take its place."""
-    model = bank(6, loss=CROSS_ENTROPY)
+    model = bank(6, loss=LOSS)
     (chip,) = pnn.devices.sweep(model, "temperature", [3.0])
     warmer = pnn.devices.sweep(model, "temperature", [1.0])
     refused = pytest.raises(ValueError, match="/temperature' is off its nominal")
@@ -581,7 +580,7 @@ def as_data_set(kind, *parts):
 
 @pytest.mark.parametrize("kind", ["tf", "tf of unknown length", "keras"])
 def test_data_sets(kind):
-    model = bank(6, loss=CROSS_ENTROPY, weighted_metrics=["accuracy"])
+    model = bank(6, loss=LOSS, weighted_metrics=["accuracy"])
     given = {"devices": SHIFTS.sample(model, 2), "verbose": 0}
     data = as_data_set(kind, X, LABELS, WEIGHTS)
     found = pnn.evaluate_devices(model, data, **given)
@@ -601,6 +600,6 @@ def test_data_sets(kind):
     ],
 )
 def test_bad_data_sets(data, message):
-    model = bank(6, loss=CROSS_ENTROPY)
+    model = bank(6, loss=LOSS)
     with pytest.raises(ValueError, match=message):
         pnn.evaluate_devices(model, data, devices=SHIFTS.sample(model, 2), verbose=0)

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from models import LOSS
 
 import keras_pnn as pnn
 from keras_pnn.devices import evaluation
@@ -14,7 +15,6 @@ from keras_pnn.devices import evaluation
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(23, 4)).astype("float32")
 LABELS = RNG.integers(0, 3, 23)
-CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 SHIFTS = pnn.Variation(resonance_shift=0.1)
 
 
@@ -28,7 +28,7 @@ class Counted(keras.layers.Layer):
         return inputs
 
 
-def compiled(*layers, loss=CROSS_ENTROPY, **options):
+def compiled(*layers, loss=LOSS, **options):
     model = keras.Sequential([keras.Input((4,)), *layers])
     model.compile("sgd", loss, **options)
     return model
@@ -74,7 +74,7 @@ def test_what_makes_a_new_graph_and_what_does_not():
         assert traces(model, **other) == 0
     # The graphs from before are still there.
     assert traces(model) == 0
-    model.compile("sgd", CROSS_ENTROPY)
+    model.compile("sgd", LOSS)
     assert traces(model) > 0
 
 
@@ -133,7 +133,7 @@ def test_graphs_die_with_their_model(kind):
         bank = compiled(pnn.layers.MRRBank(3))
         model = Inside() if kind == "subclass" else pnn.SATModel(bank)
         del bank
-    model.compile("sgd", CROSS_ENTROPY)
+    model.compile("sgd", LOSS)
     model(X)
     name = "theta_error" if kind == "mesh" else "resonance_shift"
     devices = pnn.Variation({name: 0.1}).sample(model, 2)
@@ -148,7 +148,7 @@ def test_what_does_not_differ_between_devices_runs_once():
     digital = keras.layers.Conv2D(3, 3), keras.layers.Flatten(), keras.layers.Dense(4)
     mesh = pnn.layers.MZIMesh(4), pnn.layers.Photodetector()
     model = keras.Sequential([keras.Input((8, 8, 1)), *digital, *mesh])
-    model.compile("sgd", CROSS_ENTROPY)
+    model.compile("sgd", LOSS)
     images = RNG.normal(size=(6, 8, 8, 1)).astype("float32")
     evaluator = pnn.devices.DeviceEvaluator(model, images, np.arange(6) % 3)
     devices = pnn.Variation(theta_error=0.1).sample(model, 5)
@@ -183,11 +183,11 @@ def total(y, scores):
     "loss, metrics",
     [
         *(
-            (type(CROSS_ENTROPY)(from_logits=True, reduction=reduction), [])
+            (type(LOSS)(from_logits=True, reduction=reduction), [])
             for reduction in ("sum", "mean_with_sample_weight")
         ),
         (total, []),
-        (CROSS_ENTROPY, [total]),
+        (LOSS, [total]),
     ],
     ids=["sum", "weighted", "own loss", "own metric"],
 )

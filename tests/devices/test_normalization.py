@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from models import LOSS
 from noise import Noise
 
 import keras_pnn as pnn
@@ -15,7 +16,6 @@ X = RNG.normal(size=(22, 4)).astype("float32")
 LABELS = RNG.integers(0, 3, len(X))
 CALIBRATION = RNG.normal(1.0, 2.0, (15, 4)).astype("float32")
 VARIATION = pnn.Variation(resonance_shift=0.2)
-CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def network(front=False):
@@ -32,7 +32,7 @@ def network(front=False):
     model = keras.Model(inputs, x)
     model.get_layer("n2").trainable = False
     model.get_layer("n2").moving_variance.assign(np.full(6, 2.0))
-    model.compile("sgd", CROSS_ENTROPY, metrics=["accuracy"])
+    model.compile("sgd", LOSS, metrics=["accuracy"])
     return model
 
 

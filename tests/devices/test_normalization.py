@@ -1,10 +1,10 @@
-"""Statistics of batch normalisation on devices, against layers called by hand."""
+"""Statistics of batch normalisation on devices, against each device on its own."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from models import LOSS
+from models import LOSS, bits
 from noise import Noise
 
 import keras_pnn as pnn
@@ -22,67 +22,55 @@ def network(front=False):
     """Two normalised banks; with `front`, a normalised Dense before them."""
     keras.utils.set_random_seed(1)
     norm = keras.layers.BatchNormalization
-    inputs = x = keras.Input((4,))
-    if front:
-        x = norm(name="n0")(keras.layers.Dense(5, name="d0")(x))
-    x = norm(name="n1", momentum=1.0)(pnn.layers.MRRBank(5, name="b1")(x))
-    x = keras.layers.Dropout(0.5)(keras.layers.ReLU(name="relu")(x))
-    x = norm(name="n2")(pnn.layers.MRRBank(6, name="b2")(x))
-    x = keras.layers.Dense(3, name="out", kernel_regularizer="l2")(x)
-    model = keras.Model(inputs, x)
-    model.get_layer("n2").trainable = False
+    before = [keras.layers.Dense(5, name="d0"), norm(name="n0")] if front else []
+    layers = [
+        pnn.layers.MRRBank(5),
+        norm(name="n1", momentum=1.0),
+        keras.layers.ReLU(),
+        keras.layers.Dropout(0.5),
+        pnn.layers.MRRBank(6),
+        norm(name="n2", trainable=False),
+        keras.layers.Dense(3, kernel_regularizer="l2"),
+    ]
+    model = keras.Sequential([keras.Input((4,)), *before, *layers])
     model.get_layer("n2").moving_variance.assign(np.full(6, 2.0))
-    model.compile("sgd", LOSS, metrics=["accuracy"])
+    model.compile("sgd", LOSS, metrics=["accuracy"], run_eagerly=True)
     return model
 
 
-def by_hand(model, x, statistics=None):
-    """Outputs and moments of each normalisation, in float64."""
-    found = {}
-
-    def norm(name, x):
-        layer = model.get_layer(name)
-        mean, variance = x.mean(0), x.var(0)
-        found[name] = mean, variance
-        if statistics is not None:
-            mean, variance = statistics[name]
-        gamma, beta = np.asarray(layer.gamma), np.asarray(layer.beta)
-        return (x - mean) / np.sqrt(variance + layer.epsilon) * gamma + beta
-
-    def layer(name, x):
-        return np.asarray(model.get_layer(name)(x.astype("float32")), "float64")
-
-    if any(la.name == "d0" for la in model.layers):
-        x = norm("n0", layer("d0", x))
-    x = np.maximum(norm("n1", layer("b1", x)), 0)
-    return layer("out", norm("n2", layer("b2", x))), found
+def assign(norm, mean, variance):
+    norm.moving_mean.assign(mean)
+    norm.moving_variance.assign(variance)
 
 
-def figures(model, logits, labels):
-    """(mean cross-entropy with regularisers, accuracy)."""
-    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    loss = -log_p[np.arange(len(labels)), labels].mean()
-    return float(loss + sum(model.losses)), np.mean(logits.argmax(1) == labels)
+def normalize(model, x):
+    """Gives each normalisation, and returns, the statistics of one batch."""
+    found = []
+    for norm in normalization.batch_norm_layers(model):
+        values = np.asarray(keras.Model(model.inputs[0], norm.input)(x), "float64")
+        found.append((norm, values.mean(0), values.var(0)))
+        assign(*found[-1])
+    return found
 
 
 def in_batches(model):
     """Loss and accuracy of batches that normalise with their own statistics."""
-    parts = [slice(0, 9), slice(9, 18), slice(18, 22)]
-    rows = [figures(model, by_hand(model, X[s])[0], LABELS[s]) for s in parts]
-    return np.average(rows, axis=0, weights=[len(LABELS[s]) for s in parts])
+    rows = []
+    for part in (slice(0, 9), slice(9, 18), slice(18, 22)):
+        normalize(model, X[part])
+        rows.append(model.evaluate(X[part], LABELS[part], verbose=0))
+    return np.average(rows, axis=0, weights=[9, 9, 4])
 
 
 def calibrated(model):
     """Loss and accuracy with the statistics of the calibration data."""
     # 15 samples in batches of at most 9: two, of 7 and 8.
-    parts = [by_hand(model, CALIBRATION[s])[1] for s in (slice(0, 7), slice(7, 15))]
-    statistics = {}
-    for name in parts[0]:
-        mean = np.average([p[name][0] for p in parts], axis=0, weights=[7, 8])
-        squares = [p[name][1] + p[name][0] ** 2 for p in parts]
-        square = np.average(squares, axis=0, weights=[7, 8])
-        statistics[name] = mean, square - mean**2
-    return figures(model, by_hand(model, X, statistics)[0], LABELS)
+    parts = [normalize(model, CALIBRATION[s]) for s in (slice(0, 7), slice(7, 15))]
+    for (norm, *one), (_, *other) in zip(*parts, strict=True):
+        means, variances = np.stack([one, other], axis=1)
+        mean, square = np.average([means, variances + means**2], axis=1, weights=[7, 8])
+        assign(norm, mean, square - mean**2)
+    return model.evaluate(X, LABELS, verbose=0)
 
 
 @pytest.mark.parametrize(
@@ -97,12 +85,12 @@ def calibrated(model):
 def test_statistics_of_each_device(mode, chunk, front):
     model = network(front)
     devices = VARIATION.sample(model, 3)
-    before = [v.numpy().tobytes() for v in model.weights]
+    before = bits(model)
     options = {"batch_norm": mode, "chunk": chunk, "verbose": 0}
     if mode == "reestimated":
         options["calibration"] = CALIBRATION
     result = pnn.evaluate_devices(model, X, LABELS, devices, 9, **options)
-    assert [v.numpy().tobytes() for v in model.weights] == before
+    assert bits(model) == before
     assert result.batch_norm == result.to_dict()["batch_norm"] == mode
     assert np.ptp(result["loss"]) > 1e-3
     expected = calibrated if mode == "reestimated" else in_batches

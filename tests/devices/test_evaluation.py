@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras_layers_table import Reporting
 from models import LOSS, Bench, bits, planes
 from noise import Noise
 
@@ -220,42 +221,18 @@ class NumpySquare(keras.layers.Layer):
         return input_shape
 
 
-class Watched(keras.layers.Layer):
-    """Keeps the largest input that it has seen, whatever the loss."""
-
-    def __init__(self):
-        super().__init__()
-        self.largest = Largest(name="largest")
-
-    def call(self, inputs):
-        self.largest.update_state(inputs)
-        return inputs
-
-
-class Largest(keras.metrics.Metric):
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.value = self.add_variable((), "zeros", name="value")
-
-    def update_state(self, values):
-        self.value.assign(keras.ops.maximum(self.value, keras.ops.max(values)))
-
-    def result(self):
-        return self.value
-
-
 class OwnLoss(keras.Model):
     """Has a loss and metrics of its own, in `call` and in the loss."""
 
     def __init__(self):
         super().__init__()
         self.bank = pnn.layers.MRRBank(6)
-        self.watched = Watched()
+        self.reporting = Reporting()
         self.seen = keras.metrics.Mean(name="seen")
         self.squares = keras.metrics.Mean(name="squares")
 
     def call(self, inputs):
-        outputs = self.watched(self.bank(inputs))
+        outputs = self.reporting(self.bank(inputs))
         self.seen.update_state(outputs)
         return outputs
 
@@ -278,7 +255,7 @@ def test_metrics_that_the_model_keeps_itself(wrapped, chunk):
         result = assert_equals_evaluate(
             model, X, LABELS, devices, batch_size=9, sample_weight=WEIGHTS, chunk=chunk
         )
-    assert {"seen", "squares", "largest"} <= result.values.keys()
+    assert {"seen", "squares", "level"} <= result.values.keys()
     # Also where nothing differs between the devices.
     (ideal,) = pnn.devices.sweep(model, "temperature", [0.0])
     ideal.deviations.clear()
@@ -420,18 +397,12 @@ class Copying(keras.Model):
         return super().compute_loss(x, x[:, :3], *rest, **named)
 
 
-class Power(keras.layers.Layer):
-    def call(self, x):
-        self.add_loss(keras.ops.mean(x**2))
-        return x
-
-
 @pytest.mark.parametrize("kind", ["loss of a layer", "copying", "wrapped"])
 def test_a_model_that_needs_no_targets(kind):
     inputs = keras.Input((4,))
     model = Copying(inputs, pnn.layers.MRRBank(3)(inputs))
     if kind == "loss of a layer":
-        model = bank(3, Power(), loss=None)
+        model = bank(3, Reporting(), loss=None)
     else:
         model = compiled(pnn.SATModel(model) if kind == "wrapped" else model)
     devices = SHIFTS.sample(model, 2)

@@ -33,10 +33,13 @@ class DeviceEvaluator:
     rounding, unless layers draw random numbers. To resume an evaluation, split the
     devices at multiples of `chunk`.
 
-    Graphs are kept with the model, for all its evaluators. A new one is traced for a
-    model that was compiled again or quantised; another set of variables that devices
-    deviate in; batches of another size, shape or dtype; another number of devices at
-    once; another `batch_norm`; or so many more samples that XLA is worth compiling.
+    Graphs are kept with the model, for all its evaluators. A new one is traced for
+
+    - a model that was compiled again, or quantised,
+    - another set of variables that devices deviate in,
+    - batches of another size, shape or dtype, or another number of devices at once,
+    - another `batch_norm`,
+    - or so many more samples that XLA is worth its compiling.
 
     Devices, weights and data are read at each call, so that an evaluator can be used
     during `fit`. A Python attribute of a layer that was changed takes effect after

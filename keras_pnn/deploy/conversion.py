@@ -183,12 +183,11 @@ def _multiplications(model) -> tuple[int, int]:
 
     Those of layers with a kernel, a matrix or more; sizes that are unknown count as 1.
     """
-    counts = {True: 0, False: 0}
+    optical = digital = 0
     for use in uses_of(model):
         # One in a `TimeDistributed` works at each step of its outputs.
         wrapped = isinstance(use.layer, keras.layers.Wrapper)
         layer = use.layer.layer if wrapped else use.layer
-        optical = isinstance(layer, RingLayer | MZIDense)
         if isinstance(layer, RingLayer):
             sizes = layer.controls["control"].shape
         elif isinstance(layer, MZIDense):
@@ -209,8 +208,11 @@ def _multiplications(model) -> tuple[int, int]:
         else:
             channels = sizes[-2 if "Depthwise" in kind else -1 :]
             count = max(outputs // math.prod(channels), 1) * weights
-        counts[optical] += count
-    return counts[True], counts[False]
+        if isinstance(layer, RingLayer | MZIDense):
+            optical += count
+        else:
+            digital += count
+    return optical, digital
 
 
 def _size(shape: tuple) -> int:

@@ -197,7 +197,8 @@ class SimulatedDevice(Shown):
         """Gives the model this device's imperfections until the block ends.
 
         They replace those of a device installed around this block. Drift and noise add
-        to them. The device stays installed when weights are loaded inside.
+        to them. The device stays installed when weights are loaded inside. The previous
+        values are restored bit for bit.
 
         Raises:
             ValueError: As in `bind`; nothing is installed then.

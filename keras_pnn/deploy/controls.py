@@ -2,6 +2,7 @@
 
 import csv
 import os
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -10,21 +11,14 @@ from keras_pnn import _files, _tables
 from keras_pnn.layers.limits import DAC, ControlRange, range_of
 from keras_pnn.layers.lookup import physical_layers
 from keras_pnn.layers.physical import PhysicalLayer
+from keras_pnn.layers.quantity import Quantity
 from keras_pnn.layers.ring_layer import RingLayer
 from keras_pnn.physics.tuning import MeasuredTuning, RingTunings
 
-_HEADER = [
-    "layer",
-    "control",
-    "index",
-    "tile",
-    "row",
-    "column",
-    "value",
-    "unit",
-    "code",
-    "power_mW",
-]
+_HEADER = (
+    "layer", "control", "index", "tile", "row", "column",
+    "value", "unit", "code", "power_mW",
+)  # fmt: skip
 
 
 def export_controls(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
@@ -56,7 +50,7 @@ def export_controls(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
     """
     layers = _named_layers(model)
     summary, rows = {}, []
-    for layer in layers.values():
+    for layer in layers:
         for name, variable in layer.controls.items():
             if not np.isfinite(np.asarray(variable)).all():
                 raise ValueError(
@@ -64,11 +58,10 @@ def export_controls(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
                     f"{layer.name}/{name}"
                 )
         controls, _ = layer.current_values()
-        dac = getattr(layer, "dac", None)
+        dac, power = getattr(layer, "dac", None), None
         for name, values in layer.as_set(controls).items():
-            values = np.asarray(values)
+            values, quantity = np.asarray(values), layer.quantity(name)
             codes = dac.code(values) if isinstance(dac, DAC) else None
-            quantity, power = layer.quantity(name), None
             if isinstance(layer, RingLayer):
                 _validate(layer, values, quantity.path)
                 power = layer.heater_power()
@@ -79,20 +72,18 @@ def export_controls(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
                     "heater_power_mW": None if power is None else float(power.sum()),
                 }
             for index in map(tuple, np.argwhere(quantity.exists).tolist()):
-                place = layer.position(name, index)
+                label = ";".join(map(str, index))
+                value = np.format_float_scientific(values[index], trim="-")
                 code = "" if codes is None else codes[index]
                 watts = "" if power is None else f"{power[index]:.9g}"
-                value = np.format_float_scientific(values[index], trim="-")
-                label = ";".join(map(str, index))
+                place = layer.position(name, index)
                 cells = (label, *place, value, quantity.unit, code, watts)
                 rows.append([layer.name, name, *cells])
     with (
         _files.atomic(path) as part,
         open(part, "w", newline="", encoding="utf-8") as file,
     ):
-        writer = csv.writer(file)
-        writer.writerow(_HEADER)
-        writer.writerows(rows)
+        csv.writer(file).writerows([_HEADER, *rows])
     return summary
 
 
@@ -118,18 +109,13 @@ def load_controls(model: keras.layers.Layer, path: str | os.PathLike) -> None:
     >>> table = pnn.export_controls(model, "controls.csv")
     >>> pnn.load_controls(model, "controls.csv")
     """
-    layers = _named_layers(model)
-    # NaN marks the values still to be read.
-    values = {
-        (layer.name, name): np.where(layer.quantity(name).exists, np.nan, 0.0)
-        for layer in layers.values()
-        for name in layer.controls
-    }
-    ranges = {
-        (layer.name, name): _range(layer, variable)
-        for layer in layers.values()
-        for name, variable in layer.controls.items()
-    }
+    known: dict[tuple[str, str], _Reading] = {}
+    for layer in _named_layers(model):
+        for name in layer.controls:
+            quantity = layer.quantity(name)
+            # NaN marks the values still to be read.
+            array = np.where(quantity.exists, np.nan, 0.0)
+            known[layer.name, name] = _Reading(quantity, array, *_range(quantity))
     table = _tables.read(path)
     if missing := [c for c in _HEADER if c not in table.headings]:
         expected = f"the columns {', '.join(_HEADER)}"
@@ -139,34 +125,40 @@ def load_controls(model: keras.layers.Layer, path: str | os.PathLike) -> None:
         received = f"one that ends behind {', '.join(table.rows[-1]).rstrip(', ')!r}"
         raise _tables.error(table.place(-1), "a whole line", received)
     for row, value, where in table.records("value"):
-        _read(row, value, values, ranges, layers, where)
-    for (layer, name), array in values.items():
+        _read(row, value, known, where)
+    for quantity, array, *_ in known.values():
         if np.isnan(array).any():
-            given = ~np.isnan(array[layers[layer].quantity(name).exists])
-            expected = f"{given.size} values of {layer}/{name}"
+            given = ~np.isnan(array[quantity.exists])
+            expected = f"{given.size} values of {quantity.path}"
             raise _tables.error(path, expected, given.sum())
-    for (layer, name), array in values.items():
-        layers[layer].controls[name].assign(array)
+    for quantity, array, *_ in known.values():
+        quantity.variable.assign(array)
 
 
-def _read(
-    row: dict, value: float, values: dict, ranges: dict, layers: dict, where: str
-) -> None:
+class _Reading(NamedTuple):
+    """A control, its values as far as they are read, and their range."""
+
+    quantity: Quantity
+    array: np.ndarray
+    low: float
+    high: float
+
+
+def _read(row: dict, value: float, known: dict, where: str) -> None:
     """Checks one line of a file and stores its value."""
     key = (row["layer"], row["control"])
-    if key not in values:
-        known = ", ".join("/".join(k) for k in values)
-        raise _tables.error(where, f"one of the controls {known}", "/".join(key))
-    quantity, array = layers[key[0]].quantity(key[1]), values[key]
+    if key not in known:
+        names = ", ".join("/".join(k) for k in known)
+        raise _tables.error(where, f"one of the controls {names}", "/".join(key))
+    quantity, array, low, high = known[key]
     if row["unit"] != quantity.unit:
         expected = f"the unit {quantity.unit!r} of {quantity.path}"
         raise _tables.error(where, expected, repr(row["unit"]))
     index = _tables.element(row["index"], array.shape)
     if index is None or abs(value) > float(np.finfo("float32").max):
         expected = f"an index inside {array.shape} and a finite value"
-        raise _tables.error(
-            where, expected, f"index {row['index']!r}, value {row['value']!r}"
-        )
+        received = f"index {row['index']!r}, value {row['value']!r}"
+        raise _tables.error(where, expected, received)
     element = f"{quantity.path}[{row['index']}]"
     if not quantity.exists[index]:
         raise _tables.error(where, "an element that the hardware has", element)
@@ -174,7 +166,6 @@ def _read(
         raise _tables.error(where, "each control once", f"{element} again")
     if isinstance(quantity.layer, RingLayer):
         _validate(quantity.layer, value, where)
-    low, high = ranges[key]
     # Written from float32, in which a limit of 0.1 is a little more.
     if not np.float32(low) <= np.float32(value) <= np.float32(high):
         expected = f"a value from {low} to {high}"
@@ -187,13 +178,13 @@ def _read(
     array[index] = value
 
 
-def _range(layer: PhysicalLayer, variable: keras.Variable) -> tuple[float, float]:
+def _range(control: Quantity) -> tuple[float, float]:
     """Returns the values that a control's constraint and converter give."""
-    low, high = range_of(variable.constraint)
-    dac = getattr(layer, "dac", None)
-    if isinstance(dac, DAC) and isinstance(variable.constraint, ControlRange):
+    constraint, dac = control.variable.constraint, getattr(control.layer, "dac", None)
+    low, high = range_of(constraint)
+    if isinstance(dac, DAC) and isinstance(constraint, ControlRange):
         # The nearest code to a limit may lie half a step beyond it.
-        codes = dac(keras.ops.convert_to_tensor([low, high], variable.dtype))
+        codes = dac(keras.ops.convert_to_tensor([low, high], control.variable.dtype))
         low, high = min(low, float(codes[0])), max(high, float(codes[1]))
     return low, high
 
@@ -205,12 +196,12 @@ def _validate(layer: RingLayer, controls, where: str) -> None:
         raise ValueError(f"{where}: {error}") from None
 
 
-def _named_layers(model) -> dict[str, PhysicalLayer]:
+def _named_layers(model) -> list[PhysicalLayer]:
     layers = physical_layers(model)
-    named = {layer.name: layer for layer in layers}
-    if not layers or len(named) != len(layers):
+    names = [layer.name for layer in layers]
+    if not layers or len(set(names)) != len(names):
         raise ValueError(
             "`model` must have physical layers, each with a name of its own. Received: "
-            f"{[layer.name for layer in layers]}"
+            f"{names}"
         )
-    return named
+    return layers

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -61,16 +62,11 @@ class Conversion(Shown):
     reasons: dict[str, str]
 
     def _parts(self):
-        rows = [
-            (
-                row["name"],
-                str(row["weights"]),
-                str(row["clipped"]),
-                f"{row['max_error']:.4g}",
-                f"{row['rms_error']:.4g}",
-            )
-            for row in self.layers
-        ]
+        rows = []
+        for row in self.layers:
+            counts = (str(row[key]) for key in ("weights", "clipped"))
+            errors = (f"{row[key]:.4g}" for key in ("max_error", "rms_error"))
+            rows.append((row["name"], *counts, *errors))
         columns = ("layer", "weights", "clipped", "max error", "rms error")
         share = f"{100 * self.optical_share:.4g} % of all multiplications are optical"
         kept = [f"kept digital: {', '.join(self.kept)}"] if self.kept else []
@@ -146,36 +142,39 @@ def convert(
             if value is not None:
                 expected = "left out with target='mzi': a mesh has no rings"
                 raise _checks.error(name, expected, _checks.short(value))
-    pairs: list[tuple[keras.layers.Layer, keras.layers.Layer]] = []
+    # (layer, its copy, the function that programs the copy where that is optical)
+    pairs: list[tuple[keras.layers.Layer, keras.layers.Layer, Callable | None]] = []
 
     def replace(layer):
-        if target == "mzi":
-            bank = _mesh(layer, kwargs)
+        # Exact types: a subclass may compute something else.
+        dense = type(layer) is keras.layers.Dense
+        if target == "mrr" and (dense or type(layer) is keras.layers.Conv2D):
+            copy, program = _bank(layer, tuning, gain, kwargs), _program_bank
+        elif target == "mzi" and dense and min(layer.kernel.shape) >= 2:
+            copy, program = _mesh(layer, kwargs), _program_mesh
         else:
-            bank = _bank(layer, tuning, gain, kwargs)
-        pairs.append((layer, bank))
-        return bank
+            copy, program = layer.__class__.from_config(layer.get_config()), None
+        pairs.append((layer, copy, program))
+        return copy
 
     clone = keras.models.clone_model(model, clone_function=replace, recursive=True)
     if not clone.built:
         clone.build(model.input_shape)
-    report, kept = [], []
-    for layer, bank in pairs:
-        if isinstance(bank, RingLayer) and not isinstance(layer, RingLayer):
-            report.append(_program(layer, bank, gain is not None))
-        elif isinstance(bank, keras.Sequential) and type(layer) is keras.layers.Dense:
-            report.append(_program_mesh(layer, bank))
-        else:
-            _copy_state(layer, bank)
-            if layer.weights:
-                kept.append(layer.name)
+    report, kept, reasons = [], [], {}
+    for layer, copy, program in pairs:
+        if program is not None:
+            report.append(program(layer, copy))
+            continue
+        _copy_state(layer, copy)
+        if layer.weights:
+            kept.append(layer.name)
+            reasons[layer.name] = _reason(layer, target)
     if not report:
         raise ValueError(
             f"`model` has no layer to convert to target={target!r}. Received layers: "
-            + ", ".join(type(la).__name__ for la, _ in pairs)
+            + ", ".join(type(la).__name__ for la, *_ in pairs)
         )
     optical, digital = _multiplications(clone)
-    reasons = {la.name: _reason(la, target) for la, _ in pairs if la.name in kept}
     return Conversion(clone, report, kept, optical / (optical + digital), reasons)
 
 
@@ -189,24 +188,25 @@ def _multiplications(model) -> tuple[int, int]:
         # One in a `TimeDistributed` works at each step of its outputs.
         wrapped = isinstance(use.layer, keras.layers.Wrapper)
         layer = use.layer.layer if wrapped else use.layer
-        matrix = getattr(layer, "kernel", None)
         if isinstance(layer, RingLayer):
-            matrix = layer.controls["control"]
-        if isinstance(layer, MZIDense):
-            matrix = np.empty((layer.v.units, layer.units))
-        if matrix is None or len(matrix.shape) < 2:
+            sizes = layer.controls["control"].shape
+        elif isinstance(layer, MZIDense):
+            sizes = layer.v.units, layer.units
+        else:
+            sizes = getattr(getattr(layer, "kernel", None), "shape", ())
+        if len(sizes) < 2:
             continue
         outputs = _size(use.layer.compute_output_shape(use.shape))
-        kind, weights = type(layer).__name__, math.prod(matrix.shape)
+        kind, weights = type(layer).__name__, math.prod(sizes)
         if isinstance(layer, keras.layers.EinsumDense):
             _, names, kept = re.split(",|->", layer.equation)
-            sizes = zip(names, matrix.shape, strict=True)
-            count = outputs * math.prod(n for name, n in sizes if name not in kept)
+            named = zip(names, sizes, strict=True)
+            count = outputs * math.prod(n for name, n in named if name not in kept)
         elif "Transpose" in kind:
             # The kernel is at each place of the inputs, not of the outputs.
-            count = _size(use.shape) // matrix.shape[-1] * weights
+            count = _size(use.shape) // sizes[-1] * weights
         else:
-            channels = matrix.shape[-2 if "Depthwise" in kind else -1 :]
+            channels = sizes[-2 if "Depthwise" in kind else -1 :]
             count = max(outputs // math.prod(channels), 1) * weights
         if isinstance(layer, RingLayer | MZIDense):
             optical += count
@@ -240,18 +240,15 @@ def _copy_state(layer, copy) -> None:
 
 
 def _activation(layer):
-    activation = getattr(layer, "activation", None)
+    activation = layer.activation
     # A layer as activation may have weights, which are not to be shared.
     if isinstance(activation, keras.layers.Layer):
         return activation.__class__.from_config(activation.get_config())
     return activation
 
 
-def _mesh(layer, kwargs):
-    """Returns what replaces a layer where meshes are wanted."""
-    dense = type(layer) is keras.layers.Dense
-    if not dense or min(layer.kernel.shape) < 2:
-        return layer.__class__.from_config(layer.get_config())
+def _mesh(layer, kwargs) -> keras.Sequential:
+    """Returns a mesh of a `Dense` layer's size, and a detector behind it."""
     common = {"trainable": layer.trainable, "dtype": layer.dtype_policy}
     detector = HomodyneDetector(
         _activation(layer),
@@ -276,27 +273,24 @@ def _program_mesh(layer, converted) -> dict:
     return _row(layer, 0, error)
 
 
-def _bank(layer, tuning, gain, kwargs):
+def _bank(layer, tuning, gain, kwargs) -> RingLayer:
+    """Returns a bank of a layer's size, with a gain of 1 if one is asked for."""
     common = {
         "name": layer.name,
         "activation": _activation(layer),
-        "use_bias": getattr(layer, "use_bias", True),
-        **{name: getattr(layer, name, None) for name in _COPIED},
+        "use_bias": layer.use_bias,
+        **{name: getattr(layer, name) for name in _COPIED},
         "trainable": layer.trainable,
         "tuning": tuning,
         "dtype": layer.dtype_policy,
         **kwargs,
     }
-    # Exact types: a subclass may compute something else.
-    if gain is not None and type(layer) in (keras.layers.Dense, keras.layers.Conv2D):
-        outputs = layer.kernel.shape[-1]
-        common["gain"] = 1.0 if gain == "layer" else np.ones(outputs)
-    if type(layer) is keras.layers.Dense:
+    if gain is not None:
+        common["gain"] = 1.0 if gain == "layer" else np.ones(layer.kernel.shape[-1])
+    if isinstance(layer, keras.layers.Dense):
         return MRRBank(layer.units, **common)
-    if type(layer) is keras.layers.Conv2D:
-        geometry = {name: getattr(layer, name) for name in _GEOMETRY}
-        return MRRConv2D(layer.filters, layer.kernel_size, **geometry, **common)
-    return layer.__class__.from_config(layer.get_config())
+    geometry = {name: getattr(layer, name) for name in _GEOMETRY}
+    return MRRConv2D(layer.filters, layer.kernel_size, **geometry, **common)
 
 
 def _gain(weights: np.ndarray, bank: RingLayer) -> np.ndarray:
@@ -310,9 +304,9 @@ def _gain(weights: np.ndarray, bank: RingLayer) -> np.ndarray:
     return np.where(largest > 0, _MARGIN * largest, 1.0)
 
 
-def _program(layer, bank, by_gain: bool) -> dict:
+def _program_bank(layer, bank) -> dict:
     weights, gain = np.asarray(layer.kernel, "float64"), 1.0
-    if by_gain:
+    if bank.gain is not None:
         gain = _gain(weights, bank)
         # That of the configuration too, with which it is built again.
         bank.gain = gain if gain.ndim else float(gain)

@@ -158,7 +158,7 @@ def hardware_cost(
         )
     bits = _checks.integer("bits", bits, 1, 24)
     figures = read_library(library)
-    values = {name: f.value for name, f in figures.items()}
+    values = {name: figure.value for name, figure in figures.items()}
     prices = Prices(values, bits, _caught(model))
     for use in uses:
         prices.add(use)
@@ -167,12 +167,12 @@ def hardware_cost(
         expected = "a model with layers of rings, meshes or masks"
         raise _checks.error("model", expected, model.name)
     total = {"name": "all", **{key: sum(r[key] for r in rows) for key in SUMS}}
-    priced = {id(part) for part in prices.parts}
-    left_out = [
-        layer.name
+    optics = [
+        layer
         for layer in _keras.flat_layers(model)
-        if isinstance(layer, PhysicalLayer | PlaneOutputs) and id(layer) not in priced
+        if isinstance(layer, PhysicalLayer | PlaneOutputs)
     ]
+    left_out = [layer.name for layer in optics if id(layer) not in prices.priced]
     return HardwareCost(
         rows, _per_multiplication(total), bits, os.fspath(library), figures, left_out
     )

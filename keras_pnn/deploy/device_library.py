@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 from typing import NamedTuple
 
 from keras_pnn import _checks
@@ -12,6 +13,7 @@ _PREFIXES = {
     "f": 1e-15, "p": 1e-12, "n": 1e-9, "u": 1e-6, "µ": 1e-6, "μ": 1e-6, "m": 1e-3,
     "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12,
 }  # fmt: skip
+_UNIT = re.compile(rf"(?P<prefix>[{''.join(_PREFIXES)}]?)(?P<base>W|J|Hz|s|m|m2)")
 # What others are divided by.
 _POSITIVE = (
     "rate", "bandwidth", "efficiency", "responsivity",
@@ -102,19 +104,11 @@ def _factor(unit: str, expected: str) -> float | None:
     """Returns what a number in `unit` is multiplied by; `None` if they do not fit."""
     if unit == expected:
         return 1.0
-    (own, base), (theirs, wanted) = map(_split, (unit, expected))
-    if base != wanted or not base:
+    given, wanted = map(_UNIT.fullmatch, (unit, expected))
+    if not given or not wanted or given["base"] != wanted["base"]:
         return None
-    power = 2 if base.endswith("2") else 1
-    return (_PREFIXES[own] / _PREFIXES[theirs]) ** power
-
-
-def _split(unit: str) -> tuple[str, str]:
-    """Returns prefix and base of a unit: ("m", "W"), ("", "m"), ("", "nm/mW")."""
-    for base in ("W", "J", "Hz", "s", "m2", "m"):
-        if unit.endswith(base) and unit.removesuffix(base) in _PREFIXES:
-            return unit.removesuffix(base), base
-    return "", unit
+    factor = _PREFIXES[given["prefix"]] / _PREFIXES[wanted["prefix"]]
+    return factor**2 if given["base"] == "m2" else factor
 
 
 def _wrong(path, name: str, expected: str, received) -> ValueError:

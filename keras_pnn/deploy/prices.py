@@ -1,8 +1,9 @@
 """Price the layers of a model by the devices that they are built of."""
 
+import collections
+import functools
 import math
 
-import keras
 import numpy as np
 
 from keras_pnn.layers.detector_array import DetectorArray
@@ -55,7 +56,8 @@ class Prices:
     def __init__(self, values: dict[str, float], bits: int, caught: dict[int, float]):
         self.values, self.bits, self._caught = values, bits, caught
         self.rows: dict[int, dict] = {}
-        self.parts: list[keras.layers.Layer] = []
+        # Ids of the layers whose costs are known.
+        self.priced: set[int] = set()
         # Layer of fields → (modes where light is modulated, loss up to here in dB).
         self._light: dict[int, tuple[int, float]] = {}
         # Modulators on the way of light since it was encoded.
@@ -69,38 +71,33 @@ class Prices:
 
     def add(self, use: Use) -> None:
         """Adds one use of a layer; a second use takes time alone."""
-        layer, first = use.layer, id(use.layer) not in self.rows
-        if isinstance(layer, RingLayer):
-            row = self._bank(use)
-        elif isinstance(layer, MZIMesh | MZIDense | Attenuators):
-            row = self._mesh(use)
-        elif isinstance(layer, Photodetector | BalancedDetector | HomodyneDetector):
-            row = self._detector(use)
-        elif isinstance(layer, MaskedSLM):
-            row = self._masks(use)
-        elif isinstance(layer, Encode | PhaseMask | AmplitudeMask):
-            row = self._modulated_plane(use)
-        elif isinstance(layer, DetectorArray):
-            row = self._camera_plane(use)
-        elif isinstance(layer, FreeSpace | Lens | Aperture):
-            # Passive, with what it loses in the share that reaches the detectors.
-            self.parts.append(layer)
+        layer = use.layer
+        row = self._row(layer, use)
+        if row is None:
             return
-        else:
-            return
-        if first:
-            self.parts += [layer, *physical_layers(layer)]
-            zeros = dict.fromkeys([*SUMS, "busy_us"], 0)
-            self.rows[id(layer)] = {"name": layer.name, **zeros, **row}
-        else:
+        self.priced |= {id(layer), *map(id, physical_layers(layer))}
+        if id(layer) in self.rows:
             for key in ("multiplications", "latency_us", "busy_us"):
                 self.rows[id(layer)][key] += row.get(key, 0)
+        elif row:
+            zeros = dict.fromkeys([*SUMS, "busy_us"], 0)
+            self.rows[id(layer)] = {"name": layer.name, **zeros, **row}
 
-    def _bank(self, use: Use) -> dict:
-        layer, v = use.layer, self.values
+    @functools.singledispatchmethod
+    def _row(self, layer, use: Use) -> dict | None:
+        """What a layer costs, by `SUMS`; `None` if it has no price."""
+        return None
+
+    @_row.register
+    def _passive(self, layer: FreeSpace | Lens | Aperture, use: Use) -> dict:
+        # What it loses is in the share of the light that reaches the detectors.
+        return {}
+
+    @_row.register
+    def _bank(self, layer: RingLayer, use: Use) -> dict:
+        v = self.values
         rows, columns, passes = layer.rows, layer.columns, layer.passes
-        shape = layer.compute_output_shape(use.shape)[1:]
-        places = _product(shape) // layer.outputs
+        places = _product(layer.compute_output_shape(use.shape)[1:]) // layer.outputs
         # Groups of a convolution have inputs of their own, one after the other.
         groups = layer.groups if isinstance(layer, MRRConv2D) else 1
         time = passes * places * groups * 1e-3 / v["clock.rate"]
@@ -108,40 +105,33 @@ class Prices:
         loss = v["ring_modulator.loss"] + v["ring.loss"]
         loss += (columns - 1) * v["ring_modulator.passing_loss"]
         loss += (columns - 1) * v["ring.passing_loss"]
-        tuning = layer.tuning
-        port = getattr(tuning, "port", None)
-        balanced = has_negative(tuning) if port is None else port == "balanced"
+        port = getattr(layer.tuning, "port", None)
+        balanced = has_negative(layer.tuning) if port is None else port == "balanced"
         controls, imperfections = layer.current_values()
         held = layer.held(layer.as_set(controls), imperfections)
-        power = self._ring_power(layer, held["control"])
         # A row without rings for the reference of signed weights, whose noise adds to
         # twice that of a reading of twice the range: 5/4 of the electrons.
         noise, reference = (1.25, 1) if layer.signed else (1.0, 0)
         rings, rows = rows * columns, rows + reference
-        diodes = rows * (2 if balanced else 1)
         loss += v["splitter.loss"] * math.ceil(math.log2(rows))
+        devices = self._devices(
+            heaters=rings,
+            adc_bits=layer.adc_bits,
+            ring=rings,
+            ring_modulator=columns,
+            splitter=rows - 1,
+            laser=columns,
+            photodiode=rows * (2 if balanced else 1),
+            amplifier=rows,
+            dac=columns,
+            adc=rows,
+        )
         return {
-            "multiplications": places * layer.fan_in * layer.outputs,
-            "heaters": rings,
-            "heater_mW": power / passes,
-            "heater_worst_mW": rings * self._highest_ring_power(layer),
-            **self._modulators("ring_modulator", columns),
+            **devices,
             **self._lasers(columns, rows * columns, noise * rows, loss),
-            **self._readout(diodes, rows),
-            "converters": columns + rows,
-            "converter_mW": self._dacs(columns)
-            + self._adcs(rows, layer.adc_bits)
-            + rings * v["heater.driver_power"],
-            "area_mm2": self._area(
-                ring=rings,
-                ring_modulator=columns,
-                splitter=rows - 1,
-                laser=columns,
-                photodiode=diodes,
-                amplifier=rows,
-                dac=columns,
-                adc=rows,
-            ),
+            "multiplications": places * layer.fan_in * layer.outputs,
+            "heater_mW": self._ring_power(layer, held["control"]) / passes,
+            "heater_worst_mW": rings * self._highest_ring_power(layer),
             "latency_us": time,
             "busy_us": time,
         }
@@ -162,64 +152,48 @@ class Prices:
         control = np.full(layer.controls["control"].shape, limit)
         return self._ring_power(layer, control) / control.size
 
-    def _mesh(self, use: Use) -> dict:
-        layer, v = use.layer, self.values
-        modes = int(use.shape[-1])
-        # Whole phases, numbers of heaters and cells, losses of the parts.
-        phases, heaters, cells, loss = 0.0, 0, 0, 0.0
-        worst = 0.0
+    @_row.register
+    def _mesh(self, layer: MZIMesh | MZIDense | Attenuators, use: Use) -> dict:
+        v, modes = self.values, int(use.shape[-1])
+        phases, worst, cells, loss = [], 0.0, 0, 0.0
         for part in physical_layers(layer):
             if isinstance(part, MZIMesh):
-                controls, imperfections = part.current_values()
-                turned = part.as_set(controls) if part.dac else None
-                turned = turned or part.within_turn(controls)
-                turned = part.held(turned, imperfections)
+                found = _phases(part)
                 highest = getattr(part.dac, "high", 2 * math.pi)
                 if getattr(part.dac, "low", 0.0) < 0:
                     # A heater sets a phase below 0 as one of the turn above.
                     highest = max(highest, 2 * math.pi)
-                for name, phase in turned.items():
-                    exists = part.quantity(name).exists
-                    found = np.asarray(phase, "float64")[exists]
-                    phases += float(np.sum(found % (2 * math.pi)))
-                    heaters += found.size
-                    worst += found.size * highest
                 cells += int(part.quantity("theta").exists.sum())
                 loss += self._mesh_loss(part)
             else:
                 amplitude = np.asarray(part.controls["attenuation"], "float64")
-                angles = 2 * np.arcsin(np.clip(amplitude, 0, 1))
-                phases += float(angles.sum())
-                heaters += amplitude.size
-                worst += amplitude.size * math.pi
+                found, highest = [2 * np.arcsin(np.clip(amplitude, 0, 1))], math.pi
                 cells += amplitude.size
                 loss += v["cell.loss"]
-        modulated = use.source is None
+            phases += found
+            worst += highest * sum(phase.size for phase in found)
+        heaters = sum(phase.size for phase in phases)
         before = (modes, self._modulation_loss(modes))
+        modulated = use.source is None
         if not modulated:
             before = self._light.get(id(use.source), before)
         self._light[id(layer)] = before[0], before[1] + loss
         places = _product(use.shape[1:-1])
         time = places * 1e-3 / v["clock.rate"]
+        devices = {"cell": cells}
+        if modulated:
+            devices |= {"mzi_modulator": modes, "splitter": modes - 1}
+            devices |= {"laser": 1, "dac": modes}
         attenuators = isinstance(layer, Attenuators)
         per_pi = v["heater.power_per_pi"] / math.pi
-        row = {
+        return {
+            **self._devices(heaters=heaters, **devices),
             "multiplications": 0 if attenuators else places * modes * layer.units,
-            "heaters": heaters,
-            "heater_mW": phases * per_pi,
+            "heater_mW": sum(float(np.sum(phase)) for phase in phases) * per_pi,
             "heater_worst_mW": worst * per_pi,
-            "converter_mW": heaters * v["heater.driver_power"],
-            "area_mm2": self._area(cell=cells),
+            "latency_us": time if modulated else 0,
             "busy_us": time,
         }
-        if modulated:
-            row |= self._modulators("mzi_modulator", modes)
-            row |= {"converters": modes, "latency_us": time}
-            row["converter_mW"] += self._dacs(modes)
-            row["area_mm2"] += self._area(
-                mzi_modulator=modes, splitter=modes - 1, laser=1, dac=modes
-            )
-        return row
 
     def _modulation_loss(self, modes: int) -> float:
         splitting = self.values["splitter.loss"] * math.ceil(math.log2(modes))
@@ -233,92 +207,90 @@ class Prices:
             return float(losses.max(axis=1).sum())
         return mesh.controls["theta"].shape[0] * self.values["cell.loss"]
 
-    def _detector(self, use: Use) -> dict:
-        layer, v = use.layer, self.values
-        modes = int(use.shape[-1])
+    @_row.register
+    def _detector(
+        self, layer: Photodetector | BalancedDetector | HomodyneDetector, use: Use
+    ) -> dict:
+        v, modes = self.values, int(use.shape[-1])
         outputs = layer.compute_output_shape(use.shape)[-1]
-        if isinstance(layer, BalancedDetector | HomodyneDetector):
+        homodyne = isinstance(layer, HomodyneDetector)
+        if homodyne or isinstance(layer, BalancedDetector):
             diodes, amplifiers = 2 * outputs, outputs
         else:
             # The norm needs the ports that are not read, too.
             diodes = amplifiers = modes if layer.normalize else outputs
-        row = {
-            **self._readout(diodes, amplifiers),
-            "converters": amplifiers,
-            "converter_mW": self._adcs(amplifiers, None),
-            "area_mm2": self._area(
-                photodiode=diodes, amplifier=amplifiers, adc=amplifiers
-            ),
-            "busy_us": _product(use.shape[1:-1]) * 1e-3 / v["clock.rate"],
-        }
-        if id(use.source) not in self._light:
-            return row
-        spread, loss = self._light[id(use.source)]
-        if not isinstance(layer, HomodyneDetector):
-            return row | self._lasers(1, spread, spread, loss)
-        # Differences of both signs: readings have noise 2n and the range 4n, with n
-        # electrons of the signal and as many of the reference.
-        lasers = self._lasers(1, spread, spread / 8, loss + v["splitter.loss"])
-        reference = max(v["homodyne.reference"], self._reading / 8)
-        stages = 1 + math.ceil(math.log2(outputs))
-        reference *= outputs * self._electrical(stages * v["splitter.loss"])
-        for name in ("laser_loss_mW", "laser_shot_noise_mW"):
-            lasers[name] += reference
-        row["area_mm2"] += self._area(splitter=2 * outputs - 1)
-        return row | lasers
+        spread, loss = self._light.get(id(use.source), (0, 0.0))
+        lasers = {}
+        if spread and homodyne:
+            # Differences of both signs: readings have noise 2n and the range 4n, with
+            # n electrons of the signal and as many of the reference.
+            lasers = self._lasers(1, spread, spread / 8, loss + v["splitter.loss"])
+            reference = max(v["homodyne.reference"], self._reading / 8)
+            stages = 1 + math.ceil(math.log2(outputs))
+            reference *= outputs * self._electrical(stages * v["splitter.loss"])
+            for name in ("laser_loss_mW", "laser_shot_noise_mW"):
+                lasers[name] += reference
+        elif spread:
+            lasers = self._lasers(1, spread, spread, loss)
+        devices = self._devices(
+            photodiode=diodes,
+            amplifier=amplifiers,
+            adc=amplifiers,
+            splitter=2 * outputs - 1 if spread and homodyne else 0,
+        )
+        time = _product(use.shape[1:-1]) * 1e-3 / v["clock.rate"]
+        return {**devices, **lasers, "busy_us": time}
 
-    def _masks(self, use: Use) -> dict:
-        layer, v = use.layer, self.values
+    @_row.register
+    def _masks(self, layer: MaskedSLM, use: Use) -> dict:
+        v = self.values
         frames, height, width = layer.frame_shape
         rate = min(v["display.rate"], v["slm.rate"], v["camera.rate"])
         time = 1e6 * (frames + 1) / rate
-        panels, power, area = self._panels(height, width)
+        panels = self._panels(height, width)
         pixels = math.prod(layer.controls["mask"].shape[1:])
         return {
-            "multiplications": layer.units * pixels,
-            "modulators": 1 + panels,
-            "modulator_mW": v["display.power"] + power,
+            **panels,
             **self._camera(math.prod(layer.grid), rate, v["slm.loss"]),
-            "area_mm2": area,
+            "multiplications": layer.units * pixels,
+            "modulators": 1 + panels["modulators"],
+            "modulator_mW": v["display.power"] + panels["modulator_mW"],
             "latency_us": time,
             "busy_us": time,
         }
 
-    def _modulated_plane(self, use: Use) -> dict:
-        layer = use.layer
+    @_row.register
+    def _modulated_plane(
+        self, layer: Encode | PhaseMask | AmplitudeMask, use: Use
+    ) -> dict:
         height, width = layer.compute_output_shape(use.shape)[1:]
         self._passed += 1
+        multiplications = height * width
         if isinstance(layer, Encode):
-            self._passed = 1
+            self._passed, multiplications = 1, 0
             # Dark pixels around an image need no modulator.
             height, width = height - 2 * layer.padding, width - 2 * layer.padding
-        panels, power, area = self._panels(height, width)
-        return {
-            "multiplications": 0 if isinstance(layer, Encode) else height * width,
-            "modulators": panels,
-            "modulator_mW": power,
-            "area_mm2": area,
-            "busy_us": self._frame,
-        }
+        panels, time = self._panels(height, width), self._frame
+        return {**panels, "multiplications": multiplications, "busy_us": time}
 
-    def _camera_plane(self, use: Use) -> dict:
-        layer = use.layer
+    @_row.register
+    def _camera_plane(self, layer: DetectorArray, use: Use) -> dict:
         readings = layer.compute_output_shape(use.shape)[1]
         share = self._caught[id(layer)]
         loss = -10 * math.log10(share) if share > 0 else math.inf
         loss += self._passed * self.values["slm.loss"]
-        return {
-            **self._camera(readings, 1e6 / self._frame, loss),
-            "latency_us": self._frame,
-            "busy_us": self._frame,
-        }
+        camera, time = self._camera(readings, 1e6 / self._frame, loss), self._frame
+        return {**camera, "latency_us": time, "busy_us": time}
 
-    def _panels(self, height: int, width: int) -> tuple[int, float, float]:
-        """Returns number, power in mW and area in mm² of modulators for a frame."""
+    def _panels(self, height: int, width: int) -> dict:
+        """Returns the modulators for a frame."""
         v = self.values
         count = math.ceil(height / v["slm.rows"]) * math.ceil(width / v["slm.columns"])
-        area = 1e-6 * height * width * v["slm.pitch"] ** 2
-        return count, count * v["slm.power"], area
+        return {
+            "modulators": count,
+            "modulator_mW": count * v["slm.power"],
+            "area_mm2": 1e-6 * height * width * v["slm.pitch"] ** 2,
+        }
 
     def _camera(self, readings: int, rate: float, loss: float) -> dict:
         """Returns a camera and its laser, for readings of a frame, rate in Hz."""
@@ -335,11 +307,43 @@ class Prices:
             "detector_mW": v["camera.power"],
         }
 
-    def _modulators(self, kind: str, count: int) -> dict:
-        v = self.values
+    def _devices(
+        self, heaters: int = 0, adc_bits: int | None = None, **counts: int
+    ) -> dict:
+        """Returns numbers, power and area of devices on a chip, from their numbers.
+
+        The power of a DAC grows as 2^bits / bits (capacitors), that of an ADC as the
+        bits (successive approximation).
+        """
+        v, bits, clock = self.values, self.bits, self.values["clock.rate"]
+        n = collections.Counter(counts)
+        kinds = ("ring_modulator", "mzi_modulator")
         # fJ · GHz is µW.
-        power = v[f"{kind}.power"] + 1e-3 * v[f"{kind}.energy"] * v["clock.rate"]
-        return {"modulators": count, "modulator_mW": count * power}
+        modulators = {
+            kind: v[f"{kind}.power"] + 1e-3 * v[f"{kind}.energy"] * clock
+            for kind in kinds
+        }
+        readout = n["photodiode"] * v["photodiode.power"]
+        readout += n["amplifier"] * v["amplifier.power"]
+        scale = (2.0**bits / bits) / (2.0 ** v["dac.bits"] / v["dac.bits"])
+        dacs = n["dac"] * v["dac.power"] * scale * clock / v["dac.rate"]
+        scale = (bits if adc_bits is None else adc_bits) / v["adc.bits"]
+        adcs = n["adc"] * v["adc.power"] * scale * clock / v["adc.rate"]
+
+        def area(kind):
+            whole = v.get(f"{kind}.area")
+            return v[f"{kind}.length"] * v[f"{kind}.width"] if whole is None else whole
+
+        return {
+            "heaters": heaters,
+            "modulators": sum(n[kind] for kind in kinds),
+            "modulator_mW": sum(n[k] * power for k, power in modulators.items()),
+            "photodiodes": n["photodiode"],
+            "detector_mW": readout,
+            "converters": n["dac"] + n["adc"],
+            "converter_mW": dacs + adcs + heaters * v["heater.driver_power"],
+            "area_mm2": 1e-6 * sum(count * area(kind) for kind, count in n.items()),
+        }
 
     def _lasers(self, count: int, floors: int, readings: float, loss: float) -> dict:
         """Returns lasers for a number of photodiodes at their floor, or of readings."""
@@ -362,32 +366,15 @@ class Prices:
         current = self._electrons * _CHARGE * 1e9 * v["clock.rate"]
         return 1e3 * current / v["photodiode.responsivity"]
 
-    def _readout(self, diodes: int, amplifiers: int) -> dict:
-        power = diodes * self.values["photodiode.power"]
-        power += amplifiers * self.values["amplifier.power"]
-        return {"photodiodes": diodes, "detector_mW": power}
 
-    def _dacs(self, count: int) -> float:
-        """Returns the power in mW; it grows as 2^bits / bits (capacitors)."""
-        v, bits, own = self.values, self.bits, self.values["dac.bits"]
-        scale = (2.0**bits / bits) / (2.0**own / own)
-        return count * v["dac.power"] * scale * v["clock.rate"] / v["dac.rate"]
-
-    def _adcs(self, count: int, bits: int | None) -> float:
-        """Returns the power in mW; it grows as the bits (successive approximation)."""
-        v, bits = self.values, self.bits if bits is None else bits
-        scale = bits / v["adc.bits"]
-        return count * v["adc.power"] * scale * v["clock.rate"] / v["adc.rate"]
-
-    def _area(self, **counts: int) -> float:
-        """Returns the area of devices in mm²."""
-        v = self.values
-
-        def one(kind):
-            whole = v.get(f"{kind}.area")
-            return v[f"{kind}.length"] * v[f"{kind}.width"] if whole is None else whole
-
-        return 1e-6 * sum(count * one(kind) for kind, count in counts.items())
+def _phases(mesh: MZIMesh) -> list[np.ndarray]:
+    """Returns the phases of a mesh's cells and inputs, within one turn."""
+    controls, imperfections = mesh.current_values()
+    turned = mesh.as_set(controls) if mesh.dac else mesh.within_turn(controls)
+    return [
+        np.asarray(phase, "float64")[mesh.quantity(name).exists] % (2 * math.pi)
+        for name, phase in mesh.held(turned, imperfections).items()
+    ]
 
 
 def _product(sizes) -> int:

@@ -78,13 +78,10 @@ class Axis:
 
 
 def line_positions(values: np.ndarray) -> np.ndarray | None:
-    """Returns where the points of a sweep lie on a line through 0.
+    """Returns where the points of a sweep lie on a line through 0, (n,).
 
-    Points are numbers, or arrays for an imperfection with several elements.
-
-    Returns:
-        (n,): the values themselves; or signed lengths along the line that the points
-        lie on, positive towards the last. `None` if they are on no such line.
+    Numbers are their own positions; arrays have signed lengths along their line,
+    positive towards the last. `None` if they are on no such line.
     """
     if values.ndim == 1:
         return values

@@ -1,11 +1,9 @@
 """Model how one quantity of a device drifts: temperature, wavelength, alignment.
 
-A process is a pure function of (seed, step). A run that was interrupted and resumed
-has the same values as one that was not, and any part of a path can be computed
-alone. Steps are whatever the caller counts (training batches, epochs, seconds);
-values are in the unit of the quantity that the process drives. An argument that is
-not a finite number, or lies outside the range that is given for it, raises a
-`ValueError`.
+A process is a pure function of (seed, step): a run that was interrupted and resumed
+has the same values as one that was not. Steps are whatever the caller counts (training
+batches, epochs, seconds); values are in the unit of the quantity that the process
+drives.
 """
 
 import dataclasses
@@ -29,8 +27,7 @@ class Process(Brief):
     """Base of the drift processes: a number for each step, or several.
 
     A subclass is a frozen dataclass and implements `_value(step, seed)`, where `step`
-    is a non-negative int and `seed` a tuple of ints, both already checked. Its fields
-    are finite numbers, within the bounds of `_checks.real` that their metadata give.
+    is an int and `seed` a tuple of ints. The metadata of its fields are their bounds.
 
     Raises:
         ValueError: If a field is not a finite number, or is out of its range.
@@ -49,23 +46,16 @@ class Process(Brief):
             object.__setattr__(self, field.name, number)
 
     def at(self, step: int, seed: int | tuple[int, ...] = 0) -> float | np.ndarray:
-        """Returns the value at one step, in the unit of what drifts.
-
-        A float, or an array (series,) of a `Recorded` with several.
+        """Returns the value at one step: a float, or an array (series,).
 
         Args:
             step: Non-negative integer.
-            seed: Non-negative integer, or a tuple of them. Processes without
-                randomness ignore it.
+            seed: Non-negative integer, or a tuple of them.
         """
         return self._value(_checks.integer("step", step, 0), _seed(seed))
 
     def path(self, steps: int, seed: int | tuple[int, ...] = 0) -> np.ndarray:
         """Returns the values at steps 0 to `steps - 1`; `path(n)[i] == at(i)`.
-
-        Args:
-            steps: Non-negative integer, the number of values.
-            seed: As in `at`.
 
         Returns:
             A float64 array of shape `(steps,)`, or `(steps, series)`.
@@ -84,9 +74,8 @@ class Process(Brief):
 class BlockProcess(Process):
     """Base of the random processes, which are drawn block by block.
 
-    A block is a function of the seed, its number, and the value at which the block
-    before it ends. A subclass implements `_draw(generator, start)`, which returns
-    `_BLOCK` values, and after them the start of the next block if that depends on it.
+    A subclass implements `_draw(generator, start)`, which returns `_BLOCK` values, and
+    after them the start of the next block if that depends on it.
 
     Example:
 
@@ -293,8 +282,8 @@ class Recorded(Process):
             raise _checks.error("values", expected, _checks.short(self.values))
         _checks.choice("past_end", self.past_end, ("raise", "hold", "repeat"))
         rows = values.tolist()
-        rows = tuple(map(tuple, rows)) if values.ndim == 2 else tuple(rows)
-        object.__setattr__(self, "values", rows)
+        rows = map(tuple, rows) if values.ndim == 2 else rows
+        object.__setattr__(self, "values", tuple(rows))
 
     @classmethod
     def from_csv(
@@ -305,25 +294,20 @@ class Recorded(Process):
     ) -> "Recorded":
         """Reads one column of a CSV file with a header line, or several.
 
-        Values are taken as they stand: a unit in the header, as in `temperature_K`,
-        is for the reader and must be the unit of the imperfection.
+        Values must be in the unit of the imperfection, whatever the header says.
 
         Args:
-            path: Path of a file in UTF-8. Cells may be separated by commas, semicolons
-                or tabs, with decimal commas in the latter two; blank lines and lines
-                that begin with `#` are skipped.
+            path: A file in UTF-8. Cells may be separated by commas, semicolons or tabs,
+                with decimal commas in the latter two; blank lines and lines that begin
+                with `#` are skipped.
             column: Header of the column. May be left out if there is one column. A
                 list of headers gives one series for each.
             past_end: As in `Recorded`.
 
-        Returns:
-            A `Recorded`.
-
         Raises:
-            ValueError: If the file is empty or has no header or no rows, if the
-                column is missing, ambiguous or named twice, if a line has more cells
-                than the header, or if a cell is not a finite number. The message
-                names the file, and the line of a cell.
+            ValueError: If the file has no header or no rows, if the column is missing,
+                ambiguous or named twice, if a line has more cells than the header, or
+                if a cell is not a finite number. The message names file and line.
             OSError: If the file cannot be read.
         """
         table = _tables.read(path)

@@ -17,18 +17,11 @@ class _Assigned(Exception):
 
 
 class Engine:
-    """Evaluates a model for devices that set the same variables.
+    """Evaluates a model, whose metrics are built, for devices that set `variables`.
 
-    All stacks have the same number of rows, one for each device. Where there are fewer
-    devices, the rest are copies of the last.
-
-    Args:
-        model: a compiled model whose metrics are built.
-        variables: what the devices set.
-        rows: devices at once.
-        batch_norm: as in `DeviceEvaluator`.
-        differs: tells whether a layer's outputs differ between devices.
-        compiled: whether XLA compiles the passes over the devices.
+    All stacks have `rows` rows, one for each device. Where there are fewer devices, the
+    rest are copies of the last. `differs` tells whether a layer's outputs differ
+    between devices, `compiled` whether XLA compiles the passes over them.
     """
 
     def __init__(self, model, variables, rows, batch_norm, differs, compiled):
@@ -72,10 +65,9 @@ class Engine:
     def run(
         self, values: list, devices: int, calibration: Callable, batches: Callable
     ) -> tuple[list[dict], int]:
-        """Evaluates devices, at most as many as there are rows.
+        """Evaluates devices from the values of their variables, in stacks.
 
-        `values` are those of the variables, stacked over the devices. Returns name →
-        value of each device, and how many devices have given NaN.
+        Returns name → value of each device, and how many devices have given NaN.
         """
         try:
             return self._run(values, devices, calibration(), batches())
@@ -118,10 +110,10 @@ class Engine:
         return [self._same(tf.convert_to_tensor(v)) for v in zero]
 
     def _statistics(self, parts: list) -> tuple[list, list]:
-        """Pools what `_moments` found for each batch, stacked over devices.
+        """Pools what `_moments` found for each batch.
 
-        Returns stacks of the statistics that differ between devices, and those that
-        do not: means and variances of the layers in order.
+        Returns means and variances of the layers in order: stacks of those that differ
+        between devices, and those that do not.
         """
         found = []
         for i, layer in enumerate(self._norms):
@@ -223,11 +215,7 @@ class Engine:
         return [tf.logical_or(failed_before, failed), *now]
 
     def _results(self, states, devices: int) -> tuple[list[dict], int]:
-        """The loss and the metrics of each device, and how many gave NaN.
-
-        Metrics of a device that gave NaN are NaN: to most, NaN is an ordinary wrong
-        answer, or class 0.
-        """
+        """The loss and the metrics of each device, and how many gave NaN."""
         results = []
         # As arrays: a slice of a tensor takes longer than what is done with it.
         failed, *states = (state.numpy() for state in states)
@@ -239,6 +227,7 @@ class Engine:
             for metric in self._not_tested:
                 row.pop(metric.name, None)
             if failed[i]:
+                # To most metrics, NaN is an ordinary wrong answer, or class 0.
                 row = {n: v if n == "loss" else v * np.nan for n, v in row.items()}
             results.append(row)
         return results, int(np.count_nonzero(failed[:devices]))

@@ -29,12 +29,11 @@ class DeviceEvaluator:
 
     Devices run `chunk` at a time in one graph, and layers before the first imperfection
     once for all of them. If `chunk` is given, the same devices in the same order give
-    the same figures to the last bit, in every call. Between chunks of different sizes
-    figures agree to rounding, unless layers draw random numbers. To resume an
-    evaluation, split the devices at multiples of `chunk`.
+    the same figures to the last bit. Between chunks of different sizes figures agree to
+    rounding, unless layers draw random numbers. To resume an evaluation, split the
+    devices at multiples of `chunk`.
 
-    Graphs are kept with the model, for all its evaluators. A new one is traced and
-    compiled for
+    Graphs are kept with the model, for all its evaluators. A new one is traced for
 
     - a model that was compiled again, or quantised,
     - another set of variables that devices deviate in,
@@ -52,17 +51,15 @@ class DeviceEvaluator:
             or `keras.utils.PyDataset`, whose batches hold targets and sample weights
             too. A data set is read once into memory, and batched by `batch_size`.
         y: targets, likewise, or `None` if the model's loss and metrics need none.
-        batch_size: samples at once; fewer where as many batches are then alike, which
-            saves a graph: 360 samples run in batches of 90, not 100. Not so with
-            losses and metrics that may depend on it: functions of one's own, and
-            losses of another `reduction` than the mean.
+        batch_size: samples at once; fewer where as many batches are then alike: 360
+            samples run in batches of 90, not 100. Not so with losses and metrics that
+            may depend on it: functions of one's own, and losses of another `reduction`
+            than the mean.
         sample_weight: one weight for each sample, or `None`.
         chunk: devices at once, even if there are fewer. Default: as many as
-            `memory_limit` allows. With 1 they run one after the other, in a graph that
-            is not vectorised.
-        memory_limit: additional memory that an evaluation may use, in GiB, compiling
-            included, estimated from the layers' outputs and variables. At least one
-            device runs at a time, even if it is estimated to need more.
+            `memory_limit` allows. With 1 they run one after the other.
+        memory_limit: additional memory that an evaluation may use, in GiB, estimated
+            from the layers' outputs and variables. At least one device runs at a time.
         batch_norm: the statistics with which `BatchNormalization` layers normalise.
             `"frozen"`: the model's. `"batch"`: those of each batch of `x`, so that
             figures depend on `batch_size`. `"reestimated"`: each device's own, from
@@ -154,8 +151,7 @@ class DeviceEvaluator:
     ) -> Iterator[tuple[int, list[dict]]]:
         """Yields the results of one chunk of devices after the other.
 
-        Takes the arguments of `evaluate`, and raises what it raises, before the first
-        chunk.
+        Raises what `evaluate` raises, before the first chunk.
 
         Yields:
             The index of the chunk's first device in `devices`, and for each device
@@ -188,35 +184,25 @@ class DeviceEvaluator:
             # Chunks alike, so that the last one has little to fill up.
             fit = needs.devices(self.batch_size, self.memory_limit * 2**30)
             chunk = -(-len(bound) // -(-len(bound) // fit))
+        calibration = {stop - start for start, stop in self._parts}
+        last = self.samples % self.batch_size
+        sizes = self.batch_size, last, *sorted(calibration)
+        # With one sample, layers may multiply stacks (devices, 1, …) by one matrix. XLA
+        # does; TensorFlow by oneDNN then writes outside of its memory.
+        worth = chunk * self.samples * needs.stacked > _WORTH_COMPILING or 1 in sizes
+        shapes = keras.tree.map_structure(
+            lambda a: None if a is None else (a.shape[1:], a.dtype.name), self._data
+        )
         kept = _keras.kept(self.model)
         # An engine holds its variables, so that no other variable takes an id.
         ids = tuple(map(id, variables))
-        worth = chunk * self.samples * needs.stacked > _WORTH_COMPILING
-        compiled = worth or 1 in self._sizes()
-        key = "devices", ids, chunk, self.batch_norm, compiled, self._batches()
+        key = "devices", ids, chunk, self.batch_norm, worth, sizes, repr(shapes)
         if key not in kept:
             self._build_metrics()
             kept[key] = Engine(
-                self.model, variables, chunk, self.batch_norm, needs.differs, compiled
+                self.model, variables, chunk, self.batch_norm, needs.differs, worth
             )
         return kept[key], quantities, bound
-
-    def _batches(self) -> str:
-        """The shapes and dtypes of all batches."""
-        arrays = keras.tree.map_structure(
-            lambda a: None if a is None else (a.shape[1:], a.dtype.name), self._data
-        )
-        return repr((arrays, self._sizes()))
-
-    def _sizes(self) -> list[int]:
-        """Numbers of samples of all batches: of most, of the last, of calibration.
-
-        With one sample, layers may multiply stacks (devices, 1, …) by one matrix. XLA
-        does; TensorFlow by oneDNN then writes outside of its memory.
-        """
-        calibration = {stop - start for start, stop in self._parts}
-        last = self.samples % self.batch_size
-        return [self.batch_size, last, *sorted(calibration)]
 
     def _build_metrics(self):
         """Makes the metrics' variables, as Keras does at the first batch."""
@@ -294,11 +280,10 @@ def evaluate_devices(
     Loss and metrics are those of `model.evaluate`, weighting and regularisers
     included; the losses of single outputs are means over all samples, even if the
     last batch is shorter. The model is not changed. Layers with a `SeedGenerator`
-    draw the same for all devices, anew for each batch. Stateful layers, such as
-    stateful RNNs, start from the model's state, and each device continues its own.
-    Devices that give NaN, as beyond the end of a measured tuning curve, have metrics
-    of NaN, and a warning counts them. The graph is kept with the model and reused, for
-    other devices and data too, under the conditions that `DeviceEvaluator` lists.
+    draw the same for all devices, anew for each batch. Stateful layers start from the
+    model's state, and each device continues its own. Devices that give NaN, as beyond
+    the end of a measured tuning curve, have metrics of NaN, and a warning counts them.
+    The graph is kept with the model and reused, see `DeviceEvaluator`.
 
     Args:
         model: a compiled model.
@@ -322,17 +307,8 @@ def evaluate_devices(
     >>> devices = pnn.Variation(resonance_shift=0.08).sample(model, 32)
     >>> pnn.evaluate_devices(model, x_test, y_test, devices)["accuracy"].mean()
     """
-    evaluator = DeviceEvaluator(
-        model,
-        x,
-        y,
-        batch_size,
-        sample_weight,
-        chunk,
-        memory_limit,
-        batch_norm,
-        calibration,
-    )
+    options = chunk, memory_limit, batch_norm, calibration
+    evaluator = DeviceEvaluator(model, x, y, batch_size, sample_weight, *options)
     return evaluator.evaluate(devices, verbose)
 
 
@@ -373,10 +349,7 @@ def off_nominal(quantity: Quantity) -> bool:
 
 
 def check_nominal(quantities) -> None:
-    """Raises ValueError if an imperfection that devices set is off its nominal value.
-
-    Two devices are neither the one nor the other, nor their sum.
-    """
+    """Raises ValueError if what devices set is off its nominal value."""
     for quantity in quantities:
         if off_nominal(quantity):
             raise ValueError(
@@ -394,10 +367,7 @@ def stacked(quantities: Sequence[Quantity], devices: Sequence[SimulatedDevice]) 
 
 
 def _averages(model: keras.Model) -> bool:
-    """Tells whether loss and metrics are means over samples, as most of Keras are.
-
-    Others, such as a sum or a function of one's own, may depend on the batches.
-    """
+    """Tells whether loss and metrics are means over samples, whatever the batches."""
     asked, means = _keras.compile_arguments(model), ("mean", "sum_over_batch_size")
     parts = [asked.get(name) for name in ("loss", "metrics", "weighted_metrics")]
     return all(

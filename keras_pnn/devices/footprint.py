@@ -20,19 +20,15 @@ _COMPILING = 0.1 * 2**30
 
 @dataclasses.dataclass
 class Footprint:
-    """Bytes of the layers' outputs, and which layers they come from.
+    """Bytes of the layers' outputs, and which layers they come from."""
 
-    Args:
-        shared: bytes for each sample that all devices share.
-        stacked: bytes for each sample and device.
-        weights: bytes for each device, from what it sets to matrices and masks.
-        layers: ids of the layers whose outputs differ between devices; `None` if that
-            is unknown, and everything counts as stacked.
-    """
-
+    # For each sample, of all devices together; for each sample and device; and for each
+    # device, from what it sets to matrices and masks.
     shared: float = 0.0
     stacked: float = 0.0
     weights: float = 0.0
+    # Ids of the layers whose outputs differ between devices; `None` if that is unknown,
+    # and everything counts as stacked.
     layers: set[int] | None = dataclasses.field(default_factory=set)
 
     def differs(self, layer: keras.layers.Layer) -> bool:
@@ -80,9 +76,8 @@ def _walk(graph, varied: set[int], flags: list[bool], found: Footprint):
             continue
         operation, tensors = node.operation, node.output_tensors
         given = [differs.get(id(t), False) for t in node.input_tensors]
-        inner = None
-        if isinstance(operation, keras.Model):
-            inner = _keras.functional(operation)
+        is_model = isinstance(operation, keras.Model)
+        inner = _keras.functional(operation) if is_model else None
         if inner is not None and len(inner.inputs) == len(given):
             results = _walk(inner, varied, given, found)
             if any(results):

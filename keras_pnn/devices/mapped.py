@@ -13,18 +13,16 @@ from keras_pnn.layers.context import kernels_per_device
 def graph(function: Callable, **kwargs):
     """Returns a `tf.function` whose traces TensorFlow counts by themselves.
 
-    TensorFlow warns of frequent retracing by what it counts for each Python function.
-    Of a method it would count the traces for all models and devices together.
+    Of a method it would count those of all models together, and warn of retracing.
     """
     return tf.function(functools.partial(function), autograph=False, **kwargs)
 
 
 class Mapped:
-    """A function of one device, mapped over stacks of `rows` devices in one graph.
+    """A function of (values of one device, *what all share), mapped over devices.
 
-    The function is one of (values of one device, *what all devices share). Operations
-    that do not depend on the device are computed once. XLA compiles it if asked to, and
-    if it knows all operations.
+    Operations that do not depend on the device are computed once. XLA compiles the map
+    if asked to, and if it knows all operations.
     """
 
     def __init__(self, function: Callable, rows: int, compiled: bool):
@@ -35,12 +33,9 @@ class Mapped:
         self._single = graph(function)
 
     def __call__(self, stacks: list, devices: int, *shared):
-        """Returns the stacked results of all rows.
+        """Returns the stacked results of all rows, of which `devices` count.
 
-        Args:
-            stacks: the values of the devices, (rows, ...) each; empty for devices that
-                set nothing, which are all the model as it is.
-            devices: how many of them count. The others are copies of the last.
+        `stacks` are (rows, …) each; none for devices that set nothing.
         """
         if not stacks:
             results = [self._single([], *shared)]

@@ -58,15 +58,13 @@ def named_deviations(
     """Returns (deviations, architecture) of a device from its named deviations."""
     named = isinstance(values, dict) and all(isinstance(name, str) for name in values)
     if not named or not values:
-        expected = (
-            "a dictionary of names and deviations, such as {'temperature': 1.0, "
-            "'mrr_bank/resonance_shift': array}"
-        )
+        example = "{'temperature': 1.0, 'mrr_bank/resonance_shift': array}"
+        expected = f"a dictionary of names and deviations, such as {example}"
         raise _checks.error("deviations", expected, _checks.short(values))
     merged: Deviations = {}
     for name, found in given_once(model, values).items():
         merged |= deviations_of(name, found, _checks.array(name, values[name]))
-    return merged, architecture(model, {name for name, _ in merged})
+    return merged, architecture(model, [name for name, _ in merged])
 
 
 def read_csv(model: keras.layers.Layer, path: str | os.PathLike) -> dict:

@@ -24,18 +24,15 @@ def check_mode(mode: str, calibration, x):
     if calibration is None:
         return None
     arrays = _checks.samples("calibration", calibration)
-    shapes, expected = (
+    shapes, wanted = (
         keras.tree.map_structure(lambda a: ("samples", *a.shape[1:]), part)
         for part in (arrays, x)
     )
     lengths = {len(a) for a in keras.tree.flatten(arrays)}
-    if shapes != expected or len(lengths) != 1 or 0 in lengths:
+    if shapes != wanted or len(lengths) != 1 or 0 in lengths:
+        expected = f"inputs like `x`, of shape {wanted} with at least one sample"
         received = keras.tree.map_structure(lambda a: a.shape, arrays)
-        raise _checks.error(
-            "calibration",
-            f"inputs like `x`, of shape {expected} with at least one sample",
-            received,
-        )
+        raise _checks.error("calibration", expected, received)
     _checks.finite("calibration", arrays)
     return arrays
 
@@ -59,8 +56,8 @@ def batch_norm_layers(model) -> list[keras.layers.BatchNormalization]:
 def moments(layer, inputs, mask=None):
     """Returns (count, mean, variance) of a batch, over all axes but the layer's own.
 
-    A mask has the inputs' shape without the last axis. The count is a scalar, mean
-    and variance are (channels,); the variance is not corrected for the count.
+    A mask has the inputs' shape without the last axis. The variance is not corrected
+    for the count.
     """
     dtype = keras.backend.result_type(inputs.dtype, "float32")
     inputs = tf.cast(inputs, dtype)
@@ -86,11 +83,9 @@ def own_statistics(layers: Sequence) -> Iterator[list[list]]:
     """Lets `BatchNormalization` layers normalise each batch with its own statistics.
 
     Only inside a `keras.StatelessScope`, which notes what is assigned to the layers'
-    moving statistics. Everything else in the layers stays in inference: momentum,
-    `trainable` and renormalisation do not count. Other layers do not change.
-
-    Yields:
-        A list for each layer, to which each call adds what `moments` returns.
+    moving statistics. Everything else stays in inference: momentum, `trainable` and
+    renormalisation do not count. Yields a list for each layer, to which each call adds
+    what `moments` returns.
     """
     found: list[list] = [[] for _ in layers]
     with contextlib.ExitStack() as stack:
@@ -119,11 +114,9 @@ def _normalizing(layer, calls):
 
 
 def pooled(counts, means, variances) -> tuple[np.ndarray, np.ndarray]:
-    """Returns mean and variance of all values, from those of their parts.
+    """Returns mean and variance, (devices, channels), from those of parts of the data.
 
-    Counts are (parts, devices), means and variances (parts, devices, channels), and
-    the results (devices, channels). The variance is that inside the parts and that
-    between them.
+    Counts are (parts, devices), means and variances (parts, devices, channels).
     """
     counts, means, variances = (
         np.asarray(a, "float64") for a in (counts, means, variances)

@@ -68,35 +68,33 @@ class DeviceEvaluation(Shown):
     def to_dict(self) -> dict:
         """Returns everything in JSON's types."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        axes = [
-            {"name": a.name, "unit": a.unit, "values": a.values.tolist()}
-            for a in self.axes
-        ]
         return {
             **fields,
             "values": {n: v.tolist() for n, v in self.values.items()},
             "labels": list(self.labels),
-            "axes": axes,
+            "axes": [
+                {"name": a.name, "unit": a.unit, "values": a.values.tolist()}
+                for a in self.axes
+            ],
         }
 
     def to_dataframe(self):
         """Returns one row for each device, as a pandas DataFrame.
 
-        Its columns: one for each axis, named with its unit (`temperature (K)`), with
-        numbers, or texts such as `"(0, 1)"` for points of several elements; `device`,
-        the device's label; and each metric that is one number.
+        Its columns: one for each axis (`temperature (K)`), with numbers, or texts such
+        as `"(0, 1)"` for points of several elements; `device`, the device's label; and
+        each metric that is one number.
 
         Raises:
             ImportError: If pandas is not installed.
         """
         labels = self.labels or [""] * len(self)
         metrics = {n: self.values[n].tolist() for n in self._numbers()}
+        rows = zip(self._places(), labels, *metrics.values(), strict=True)
         return dataframe(
             [
-                {**place, "device": label, **{n: v[i] for n, v in metrics.items()}}
-                for i, (place, label) in enumerate(
-                    zip(self._places(), labels, strict=True)
-                )
+                {**place, "device": label, **dict(zip(metrics, values, strict=True))}
+                for place, label, *values in rows
             ]
         )
 
@@ -150,10 +148,9 @@ class DeviceEvaluation(Shown):
                 "A map shows one result along two axes. Received: "
                 f"{len(results)} results along {len(self.axes)} axes"
             )
-        (label, found), shape = next(iter(values.items())), tuple(map(len, self.axes))
-        ax = plotting.heat_map(
-            places[1], places[0], found.reshape(shape), *labels[::-1], metric, ax=ax
-        )
+        ((label, found),) = values.items()
+        found = found.reshape(tuple(map(len, self.axes)))
+        ax = plotting.heat_map(*places[::-1], found, *labels[::-1], metric, ax=ax)
         ax.set_title(label)
         return ax
 
@@ -162,14 +159,12 @@ class DeviceEvaluation(Shown):
         return [name for name, values in self.values.items() if values.ndim == 1]
 
     def _places(self) -> list[dict]:
-        """Returns for each device name of the axis → its point, a number or a text."""
+        """Returns for each device label of the axis → its point, a number or a text."""
         if not self.axes:
-            return [{} for _ in range(len(self))]
-        points = [
-            [(a.label, p) for p in (a.values if a.values.ndim == 1 else a.ticks)]
-            for a in self.axes
-        ]
-        return [dict(place) for place in itertools.product(*points)]
+            return [{}] * len(self)
+        points = [a.values if a.values.ndim == 1 else a.ticks for a in self.axes]
+        labels = [a.label for a in self.axes]
+        return [dict(zip(labels, p, strict=True)) for p in itertools.product(*points)]
 
     def _parts(self):
         if self.axes:

@@ -92,10 +92,9 @@ class SimulatedDevice(Shown):
 
         Args:
             model: a built model of its architecture.
-            deviations: name → deviation from the nominal value, in the imperfection's
-                unit: a number for every element, or an array in the variable's shape.
-                Names are those of `Variation`: `"temperature"` of all layers, or
-                `"mrr_bank_1/temperature"` of one; `"splitter_imbalance"`; weights.
+            deviations: name, as in `Variation`, → deviation from the nominal value, in
+                the imperfection's unit: a number for every element, or an array in the
+                variable's shape.
             label: a name for tables.
 
         Raises:
@@ -124,18 +123,14 @@ class SimulatedDevice(Shown):
         A line without a layer applies to all layers that have the imperfection; a line
         without an index applies to every element. All else is nominal.
 
-        Args:
-            model: a built model of its architecture.
-            path: the file, as spreadsheets write it: semicolons or tabs may separate
-                cells, and lines that begin with `#` are skipped. The column `unit` may
-                be left out.
-            label: a name for tables.
+        Semicolons or tabs may separate cells, and lines that begin with `#` are
+        skipped. The column `unit` may be left out.
 
         Raises:
             ValueError: If a column is missing, a name, an index or a unit does not fit
-                the model, a number is not finite, an element is given twice, or some
-                elements are missing, or a file of `to_csv` was cut short. The error
-                names the file and the line.
+                the model, a number is not finite, an element is missing or given
+                twice, or a file of `to_csv` was cut short. The error names the file
+                and the line.
             OSError: If the file cannot be read.
         """
         return cls.from_dict(model, read_csv(model, path), label)
@@ -145,8 +140,7 @@ class SimulatedDevice(Shown):
 
         Raises:
             ValueError: As in `bind`; or if two of its layers have one name, such as
-                those in the two directions of a `Bidirectional`: `DeviceSet.save`
-                numbers them.
+                those in a `Bidirectional`: `DeviceSet.save` numbers them.
         """
         write_csv(self.bind(model), path)
 
@@ -175,8 +169,8 @@ class SimulatedDevice(Shown):
         """
         known = {(q.name, q.index): q for q in quantities(model)}
         theirs = architecture(model, self.architecture)
-        if theirs != self.architecture:
-            other = {n: s for n, s in self.architecture.items() if s != theirs[n]}
+        other = {n: s for n, s in self.architecture.items() if s != theirs[n]}
+        if other:
             shapes = [
                 f"{q.path} of shape {tuple(q.variable.shape)}"
                 for q in known.values()
@@ -203,10 +197,8 @@ class SimulatedDevice(Shown):
         """Gives the model this device's imperfections until the block ends.
 
         They replace those of a device installed around this block. Drift and noise add
-        to them.
-
-        The previous values are restored bit for bit, also after an error. The device
-        stays installed when weights are loaded inside, as when a run is resumed.
+        to them. The device stays installed when weights are loaded inside. The previous
+        values are restored bit for bit.
 
         Raises:
             ValueError: As in `bind`; nothing is installed then.
@@ -221,10 +213,9 @@ class SimulatedDevice(Shown):
     def attach(self, model: keras.layers.Layer) -> "SimulatedDevice":
         """Prepares `measure` for the layers of a model.
 
-        Imperfections that the device does not name are those of the model at the time
-        of the measurement, as in `installed`. Those that it names are the device's own,
-        plus what moves the model in the step: drift, noise and eq. 5. A trainer raises
-        if another device has set them in the model: two devices have no sum.
+        Imperfections that the device names are its own, plus what moves the model in
+        the step: drift, noise and eq. 5. All others are those of the model at the time
+        of the measurement.
 
         Raises:
             ValueError: As in `bind`; or if the device deviates in weights, which a
@@ -259,25 +250,18 @@ class SimulatedDevice(Shown):
     def monitor(
         self, layer: PhysicalLayer, fields, controls: dict, backwards: bool = False
     ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        """Returns intensities at the phase shifters of a mesh, as `pnn.Adjoint` asks.
-
-        Args:
-            layer: an `MZIMesh`.
-            fields, controls, backwards: as in `MZIMesh.monitor`, as is the result.
+        """Returns intensities at the phase shifters of a mesh, as `MZIMesh.monitor`.
 
         Raises:
-            ValueError: If `attach` was not called with the layer's model.
+            ValueError: As in `measure`.
         """
         return layer.monitor(fields, controls, self.imperfections(layer), backwards)
 
     def imperfections(self, layer: PhysicalLayer) -> dict[str, tf.Tensor]:
         """Returns the imperfections of one layer on this device, name to tensor.
 
-        Args:
-            layer: a physical layer.
-
         Raises:
-            ValueError: If `attach` was not called with the layer's model.
+            ValueError: As in `measure`.
         """
         if id(layer) not in self._attached:
             raise ValueError(
@@ -338,18 +322,17 @@ class DeviceSet(Shown, Sequence):
     def save(self, path: str | os.PathLike) -> None:
         """Writes the devices to `path` (`.npz`, arrays only)."""
         one = self[0] if self._devices else SimulatedDevice({})
-        keys = list(one.deviations)
         header = {
             "format": _FORMAT,
             "labels": [d.label for d in self],
-            "keys": keys,
+            "keys": list(one.deviations),
             "architecture": one.architecture,
         }
         if self.axes:
             header["axes"] = [(a.name, a.unit, a.values.tolist()) for a in self.axes]
         arrays = {
             f"a{i}": np.stack([d.deviations[key] for d in self])
-            for i, key in enumerate(keys)
+            for i, key in enumerate(one.deviations)
         }
         # To a file, since NumPy would add a suffix to a path.
         with _files.atomic(path) as part, open(part, "wb") as file:
@@ -369,9 +352,9 @@ class DeviceSet(Shown, Sequence):
                 if header["format"] != _FORMAT:
                     raise KeyError(header["format"])
                 keys = [(name, int(index)) for name, index in header["keys"]]
-                labels, shapes = header["labels"], header["architecture"]
+                shapes = header["architecture"]
                 stacks = [file[f"a{i}"] for i in range(len(keys))]
-                rows = list(zip(labels, *stacks, strict=True))
+                rows = list(zip(header["labels"], *stacks, strict=True))
                 axes = [
                     Axis(str(name), str(unit), np.array(values, "float64"))
                     for name, unit, values in header.get("axes", ())

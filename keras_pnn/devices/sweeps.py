@@ -25,8 +25,7 @@ def sweep(
             (`"mrr_bank_1/temperature"`).
         values: deviations from the nominal value, in the imperfection's unit: 0.05
             is a `"scale"` of 1.05. Either (n,), each for every element, or (n, …),
-            with a value for each element: a plain number moves `"shift"` alike
-            in y and x; one pixel down only is `[(1, 0)]`.
+            with a value for each element: `"shift"` by one pixel down is `[(1, 0)]`.
 
     Returns:
         A `DeviceSet` whose `axes` hold name, unit and values. The result of
@@ -73,29 +72,23 @@ def grid(model: keras.layers.Layer, values: dict) -> DeviceSet:
     >>> np.reshape(accuracy, (3, 3))            # rotation, shift
     """
     if not values:
-        raise _checks.error(
-            "values",
-            "a dictionary with at least one imperfection, such as "
-            "{'temperature': [-1, 0, 1]}",
-            repr(values),
-        )
+        example = "{'temperature': [-1, 0, 1]}"
+        expected = f"a dictionary with at least one imperfection, such as {example}"
+        raise _checks.error("values", expected, repr(values))
     points = {n: np.atleast_1d(_checks.array(n, v)) for n, v in values.items()}
+    addressed = given_once(model, points)
     axes, steps = [], []
-    for name, found in given_once(model, points).items():
+    for name, found in addressed.items():
         axes.append(Axis(name, common_unit(found), points[name]))
-        steps.append(
-            [
-                (f"{name} = {_text(found, point)}", deviations_of(name, found, point))
-                for point in points[name]
-            ]
-        )
-    names = {key[0] for options in steps for _, moved in options for key in moved}
-    shapes = architecture(model, names)
+        texts = [f"{name} = {_text(found, point)}" for point in points[name]]
+        moved = [deviations_of(name, found, point) for point in points[name]]
+        steps.append(list(zip(texts, moved, strict=True)))
+    shapes = architecture(model, [q.name for q in itertools.chain(*addressed.values())])
     devices = []
     for chosen in itertools.product(*steps):
-        merged = {k: v for _, deviations in chosen for k, v in deviations.items()}
-        label = ", ".join(text for text, _ in chosen)
-        devices.append(SimulatedDevice(merged, shapes, label))
+        texts, moved = zip(*chosen, strict=True)
+        merged = {key: value for one in moved for key, value in one.items()}
+        devices.append(SimulatedDevice(merged, shapes, ", ".join(texts)))
     return DeviceSet(devices, tuple(axes))
 
 

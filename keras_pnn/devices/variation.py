@@ -99,10 +99,9 @@ class Variation:
             `Variation({"mrr_bank_1/resonance_shift": 0.08})`.
 
     Draws are pure functions of seed and model: the same in eager mode, in graphs,
-    under XLA and on other machines, to rounding. TFP distributions are drawn as
-    quantiles of uniform numbers. A distribution without a quantile function is drawn by
-    TFP, which draws differently under XLA: training with it and `jit_compile=True`
-    raises an error.
+    under XLA and on other machines, to rounding. Only a TFP distribution without a
+    quantile function is drawn differently under XLA: training with it and
+    `jit_compile=True` raises an error.
 
     `sample` raises if a draw lies beyond an imperfection's bound (a scale below 0).
     Training with noise draws inside a graph, where such a draw gives NaN.
@@ -143,14 +142,7 @@ class Variation:
     @property
     def without_quantile(self) -> list[str]:
         """The names whose spread is a TFP distribution without a quantile function."""
-
-        def is_one(spread):
-            if isinstance(spread, _Scaled):
-                return is_one(spread.spread)
-            ours = isinstance(spread, float | Stuck) or hasattr(spread, "draw")
-            return not ours and not _has_quantile(spread)
-
-        return [name for name, spread in self.spreads.items() if is_one(spread)]
+        return [name for name, s in self.spreads.items() if not _has_quantile(s)]
 
     def quantities(self, model: keras.layers.Layer) -> list[Quantity]:
         """Returns what of a model deviates."""
@@ -179,8 +171,8 @@ class Variation:
     def deviations(self, model: keras.layers.Layer, seed):
         """Draws one device, inside or outside a graph.
 
-        Returns a list of (`Quantity`, deviation tensor) pairs, a pure function of the
-        seed (two integers, a tensor or a sequence) and of the model's architecture.
+        Returns a list of (`Quantity`, deviation tensor) pairs. The seed is a tensor or
+        a sequence of two integers.
         """
         drawn = []
         for quantity, spread in self._plan(model):
@@ -204,10 +196,7 @@ class Variation:
     def values(self, model: keras.layers.Layer, seed):
         """Draws one device on top of what the model's variables are at present.
 
-        What a device that is installed, or a drift, has set is the base of the draw.
-
-        Returns:
-            (variable, value) pairs, drawn as `deviations`.
+        Returns (variable, value) pairs.
         """
         return [(q.variable, q.added(d)) for q, d in self.deviations(model, seed)]
 
@@ -220,27 +209,22 @@ class Variation:
             seed: device i of this seed is the same whatever `n` is, and for every
                 model of this architecture.
 
-        Returns:
-            A `DeviceSet`.
-
         Raises:
             ValueError: If a name matches nothing in the model, if `n` is below 1, or
                 if a draw lies beyond an imperfection's bound (a scale below 0).
         """
         n, seed = _checks.integer("n", n, 1), _checks.integer("seed", seed, 0)
-        shapes = architecture(model, {q.name for q, _ in self._plan(model)})
-        devices = []
-        for i in range(n):
-            arrays = self.drawn(model, (seed, i))
-            label = f"seed {seed}, device {i}"
-            devices.append(SimulatedDevice(arrays, shapes, label))
-        return DeviceSet(devices)
+        shapes = architecture(model, [q.name for q, _ in self._plan(model)])
+        drawn = (self.drawn(model, (seed, i)) for i in range(n))
+        return DeviceSet(
+            SimulatedDevice(arrays, shapes, f"seed {seed}, device {i}")
+            for i, arrays in enumerate(drawn)
+        )
 
     def scaled(self, factor: float) -> "Variation":
         """Returns the variation whose every draw is `factor` times that of this one.
 
-        The same seed gives the same devices but for the factor, so that a sweep over
-        it shows the factor and not other draws.
+        The same seed gives the same devices but for the factor.
 
         Raises:
             ValueError: If the factor is negative or not finite.
@@ -263,9 +247,8 @@ class Variation:
             if not isinstance(spread, float | Correlated | Stuck):
                 raise ValueError(
                     "A Variation is saved with standard deviations, `Correlated` and "
-                    "`Stuck`; "
-                    f"pass other distributions again after loading. Received: {name}="
-                    f"{spread!r}"
+                    "`Stuck`; pass other distributions again after loading. "
+                    f"Received: {name}={spread!r}"
                 )
         serialize = keras.saving.serialize_keras_object
         return {"spreads": {n: serialize(s) for n, s in self.spreads.items()}}
@@ -281,7 +264,11 @@ class Variation:
 
 
 def _has_quantile(distribution) -> bool:
-    """Tells whether draws can be the quantiles of uniform numbers."""
+    """Tells whether draws are the same under XLA; those of TFP only as quantiles."""
+    if isinstance(distribution, _Scaled):
+        return _has_quantile(distribution.spread)
+    if isinstance(distribution, float | Stuck) or hasattr(distribution, "draw"):
+        return True
     if tuple(distribution.event_shape) or not distribution.dtype.is_floating:
         return False
     try:

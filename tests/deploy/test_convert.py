@@ -41,33 +41,56 @@ def settle(model, scale=0.1):
     return model
 
 
+def assert_equal(conversion, model, x=X, **tolerances):
+    """Compares what a converted model predicts with what the digital one does."""
+    ours, expected = (m.predict(x, verbose=0) for m in (conversion.model, model))
+    np.testing.assert_allclose(
+        ours, expected, **{"rtol": 0, "atol": 1e-5, **tolerances}
+    )
+
+
 @pytest.mark.parametrize("make", [functional, sequential])
-def test_predictions_are_equal_when_all_weights_are_in_reach(make):
-    model = settle(make(), 0.5)
+@pytest.mark.parametrize(
+    "options, scale",
+    [
+        ({}, 0.5),
+        ({"gain": "layer"}, 2.5),
+        ({"gain": "column"}, 2.5),
+        ({"target": "mzi"}, 0.5),
+    ],
+)
+def test_predictions_are_equal_when_all_weights_are_in_reach(
+    make, options, scale, tmp_path
+):
+    model = settle(make(), scale)
     before = bits(model)
-    conversion = pnn.convert(model)
-    ours = conversion.model.predict(X, verbose=0)
-    np.testing.assert_allclose(ours, model.predict(X, verbose=0), atol=2e-5)
+    conversion = pnn.convert(model, **options)
+    error = 1e-3 if options else 2e-5
+    assert_equal(conversion, model, rtol=error if options else 0, atol=error)
     assert all(row["clipped"] == 0 for row in conversion.layers)
-    assert all(row["max_error"] < 1e-5 for row in conversion.layers)
+    most = 1e-4 if options else 1e-5
+    assert all(row["max_error"] < most for row in conversion.layers)
     assert bits(model) == before
     assert not any(isinstance(la, MRRBank | MRRConv2D) for la in model.layers)
+    conversion.model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    ours = conversion.model.predict(X, verbose=0)
+    np.testing.assert_array_equal(again.predict(X, verbose=0), ours)
 
 
 def test_layers_are_replaced_or_kept():
     conversion = pnn.convert(settle(functional()), bank_size=(2, 3))
-    kinds = {la.name: type(la) for la in conversion.model.layers}
-    assert kinds["dense"] is MRRBank
-    assert kinds["conv"] is kinds["grouped"] is MRRConv2D
+    layers = {la.name: la for la in conversion.model.layers}
+    assert type(layers["dense"]) is MRRBank
+    assert type(layers["conv"]) is type(layers["grouped"]) is MRRConv2D
     assert conversion.kept == ["norm"]
     assert [row["name"] for row in conversion.layers] == ["conv", "grouped", "dense"]
     assert [row["weights"] for row in conversion.layers] == [96, 72, 336]
-    assert all(
-        conversion.model.get_layer(row["name"]).bank_size == (2, 3)
-        for row in conversion.layers
-    )
+    assert all(layers[row["name"]].bank_size == (2, 3) for row in conversion.layers)
     for part in ("conv", "dense", "336", "kept digital: norm"):
         assert part in str(conversion)
+    conversion.model.compile("adam", loss="sparse_categorical_crossentropy")
+    conversion.model.fit(X, np.zeros(4), verbose=0)
 
 
 def test_weights_out_of_reach_are_clipped_and_counted():
@@ -94,21 +117,16 @@ def test_a_single_ended_port_clips_all_negative_weights():
 
 
 def test_what_the_layers_were_told_is_kept():
-    model = keras.Sequential(
-        [
-            keras.Input((4,)),
-            keras.layers.Dense(
-                3,
-                kernel_regularizer=keras.regularizers.L2(0.5),
-                bias_regularizer="l1",
-                bias_constraint="non_neg",
-                activity_regularizer="l2",
-                dtype="mixed_bfloat16",
-            ),
-        ]
+    dense = keras.layers.Dense(
+        3,
+        kernel_regularizer=keras.regularizers.L2(0.5),
+        bias_regularizer="l1",
+        bias_constraint="non_neg",
+        activity_regularizer="l2",
+        dtype="mixed_bfloat16",
+        trainable=False,
     )
-    model.layers[0].trainable = False
-    bank = pnn.convert(model).model.layers[0]
+    bank = pnn.convert(keras.Sequential([keras.Input((4,)), dense])).model.layers[0]
     assert not bank.trainable and bank.compute_dtype == "bfloat16"
     assert bank.controls["control"].dtype == "float32"
     assert bank.kernel_regularizer.l2 == 0.5
@@ -117,25 +135,49 @@ def test_what_the_layers_were_told_is_kept():
     assert isinstance(bank.activity_regularizer, keras.regularizers.L2)
 
 
-def test_a_conversion_can_be_saved_and_trained(tmp_path):
-    model = pnn.convert(settle(sequential())).model
-    model.save(tmp_path / "model.keras")
-    again = keras.models.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(
-        model.predict(X, verbose=0), again.predict(X, verbose=0)
-    )
-    again.compile("adam", loss="sparse_categorical_crossentropy")
-    again.fit(X, np.zeros(4), verbose=0)
-
-
 def test_a_shared_layer_stays_shared():
     inputs = keras.Input((4,))
     dense = keras.layers.Dense(4)
     model = keras.Model(inputs, dense(dense(inputs)))
     conversion = pnn.convert(settle(model))
     assert len(conversion.layers) == 1
-    x = X[:, 0, 0]
-    np.testing.assert_allclose(conversion.model(x), model(x), atol=1e-5)
+    assert_equal(conversion, model, X[:, 0, 0])
+
+
+def test_what_normalization_has_adapted_to_is_kept():
+    normalization = keras.layers.Normalization()
+    normalization.adapt(20 + 5 * X)
+    layers = settle(sequential()).layers
+    model = keras.Sequential([keras.Input((7, 7, 4)), normalization, *layers])
+    converted = pnn.convert(model)
+    assert_equal(converted, model, 20 + 5 * X)
+    assert converted.kept == [normalization.name]
+
+
+def test_models_inside_the_model_are_converted():
+    inner = functional()
+    last = keras.layers.Dense(2, name="last")
+    model = settle(keras.Sequential([keras.Input((7, 7, 4)), inner, last]))
+    converted = pnn.convert(model)
+    names = [row["name"] for row in converted.layers]
+    assert names == ["conv", "grouped", "dense", "last"]
+    assert_equal(converted, model)
+    before = converted.model.predict(X, verbose=0)
+    kernel = inner.get_layer("dense").kernel
+    kernel.assign(np.zeros(kernel.shape))
+    np.testing.assert_array_equal(converted.model.predict(X, verbose=0), before)
+
+
+def test_an_activation_with_weights_is_not_shared():
+    dense = keras.layers.Dense(3, activation=keras.layers.PReLU())
+    model, x = keras.Sequential([keras.Input((4,)), dense]), X[:, 0, 0]
+    model(x)
+    settle(model)
+    before = np.asarray(model(x))
+    converted = pnn.convert(model)
+    assert_equal(converted, model, x, atol=1e-6)
+    converted.model.layers[-1].activation.set_weights([np.full(3, 9.0)])
+    np.testing.assert_array_equal(model(x), before)
 
 
 class Subclassed(keras.Model):
@@ -147,52 +189,7 @@ class Subclassed(keras.Model):
         return self.dense(x)
 
 
-def test_what_normalization_has_adapted_to_is_kept():
-    normalization = keras.layers.Normalization()
-    normalization.adapt(20 + 5 * X)
-    model = keras.Sequential(
-        [keras.Input((7, 7, 4)), normalization, *sequential().layers]
-    )
-    settle(keras.Sequential(model.layers[1:]))
-    converted = pnn.convert(model)
-    np.testing.assert_allclose(
-        converted.model(20 + 5 * X), model(20 + 5 * X), rtol=0, atol=1e-5
-    )
-    assert converted.kept == [normalization.name]
-
-
-def test_models_inside_the_model_are_converted():
-    inner = functional()
-    model = keras.Sequential([keras.Input((7, 7, 4)), inner, keras.layers.Dense(2)])
-    settle(model)
-    before = np.asarray(model(X))
-    converted = pnn.convert(model)
-    assert [row["name"] for row in converted.layers] == [
-        "conv", "grouped", "dense", model.layers[-1].name
-    ]  # fmt: skip
-    np.testing.assert_allclose(converted.model(X), before, rtol=0, atol=1e-5)
-    inner.get_layer("dense").kernel.assign(
-        np.zeros(inner.get_layer("dense").kernel.shape)
-    )
-    np.testing.assert_allclose(converted.model(X), before, rtol=0, atol=1e-5)
-
-
-def test_an_activation_with_weights_is_not_shared():
-    slope = keras.layers.PReLU()
-    model = keras.Sequential(
-        [keras.Input((4,)), keras.layers.Dense(3, activation=slope)]
-    )
-    x = X[:, 0, 0]
-    model(x)
-    settle(model)
-    before = np.asarray(model(x))
-    converted = pnn.convert(model).model
-    np.testing.assert_allclose(converted(x), before, rtol=0, atol=1e-6)
-    converted.layers[-1].activation.set_weights([np.full(3, 9.0)])
-    np.testing.assert_array_equal(model(x), before)
-
-
-def test_models_that_cannot_be_converted():
+def test_what_cannot_be_converted():
     subclassed = Subclassed()
     subclassed(X)
     nan = settle(sequential())
@@ -202,6 +199,13 @@ def test_models_that_cannot_be_converted():
     for model in (subclassed, nan, nothing, unbuilt, "model", None):
         with pytest.raises(ValueError, match="Received"):
             pnn.convert(model)
+    model = sequential()
+    for gain in ("row", 2.0, True):
+        with pytest.raises(ValueError, match=r"`gain`.*Received"):
+            pnn.convert(model, gain=gain)
+    for options in ({"gain": "layer"}, {"tuning": pnn.HeaterTuning()}):
+        with pytest.raises(ValueError, match="left out with target='mzi'"):
+            pnn.convert(model, target="mzi", **options)
 
 
 @pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
@@ -217,27 +221,15 @@ def test_a_quantised_layer_is_refused(mode, quantised):
 
 
 @pytest.mark.parametrize("gain", ["layer", "column"])
-@pytest.mark.parametrize("make", [functional, sequential])
-def test_a_gain_brings_weights_into_reach(make, gain, tmp_path):
-    model = settle(make(), 2.5)
-    conversion = pnn.convert(model, gain=gain)
-    assert all(row["clipped"] == 0 for row in conversion.layers)
-    assert all(row["max_error"] < 1e-4 for row in conversion.layers)
-    expected = model.predict(X, verbose=0)
-    ours = conversion.model.predict(X, verbose=0)
-    np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-3)
-    bank = conversion.model.get_layer("dense")
+def test_a_gain_brings_the_largest_weight_to_the_reach_of_its_ring(gain):
+    converted = pnn.convert(settle(sequential(), 2.5), gain=gain).model
+    bank = converted.get_layer("dense")
     largest = np.abs(np.asarray(bank.effective_weights())).max(axis=0)
     # 0.999 at the positive end, 1 at the negative.
     largest = largest if gain == "column" else largest.max()
     np.testing.assert_allclose(largest, 1 / 1.1, atol=2e-3)
-    conversion.model.save(tmp_path / "model.keras")
-    again = keras.models.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(again.predict(X, verbose=0), ours)
-    clone = keras.models.clone_model(conversion.model)
-    np.testing.assert_allclose(
-        clone.get_layer("dense").gain_variable, bank.gain_variable
-    )
+    clone = keras.models.clone_model(converted).get_layer("dense")
+    np.testing.assert_allclose(clone.gain_variable, bank.gain_variable)
 
 
 def test_a_gain_of_a_single_detector_and_of_zeros():
@@ -254,7 +246,7 @@ def test_a_gain_of_a_single_detector_and_of_zeros():
     np.testing.assert_array_equal(bank.gain_variable, np.ones(3))
 
 
-def test_the_share_of_optical_multiplications():
+def test_what_stays_digital_has_a_reason():
     inputs = keras.Input((6, 4))
     x = keras.layers.Dense(5, name="dense")(inputs)
     x = keras.layers.Conv1D(2, 3, name="conv")(x)
@@ -267,62 +259,53 @@ def test_the_share_of_optical_multiplications():
     assert "not exactly a Dense or Conv2D" in conversion.reasons["conv"]
     assert "statistics" in conversion.reasons["norm"]
     assert "54.55 % of all multiplications are optical" in str(conversion)
-    assert pnn.convert(settle(sequential())).optical_share == 1.0
-    # Each pixel of 8 × 8 is spread to 3 × 3 pixels, by four channels to two.
-    images = keras.Input((8, 8, 1))
-    x = keras.layers.Conv2D(4, 3, padding="same")(images)
-    outputs = keras.layers.Conv2DTranspose(2, 3, strides=2, padding="same")(x)
-    conversion = pnn.convert(settle(keras.Model(images, outputs)))
-    optical, digital = 64 * 9 * 4, 64 * 9 * 4 * 2
-    assert conversion.optical_share == pytest.approx(optical / (optical + digital))
-    # At each of six steps five values to 2 × 7.
-    x = keras.layers.EinsumDense("abc,cde->abde", (6, 2, 7))(
-        keras.layers.Dense(5)(inputs)
-    )
-    conversion = pnn.convert(settle(keras.Model(inputs, x)))
-    optical, digital = 6 * 4 * 5, 6 * 5 * 14
-    assert conversion.optical_share == pytest.approx(optical / (optical + digital))
-    # One that stays digital in a wrapper, at each of six steps.
-    steps = keras.layers.TimeDistributed(keras.layers.Dense(5))(inputs)
-    outputs = keras.layers.Dense(3)(keras.layers.Flatten()(steps))
-    conversion = pnn.convert(settle(keras.Model(inputs, outputs)))
-    optical, digital = 6 * 5 * 3, 6 * 4 * 5
-    assert conversion.optical_share == pytest.approx(optical / (optical + digital))
 
 
-def test_gains_that_do_not_exist():
-    model = settle(sequential())
-    for bad in ("row", 2.0, True):
-        with pytest.raises(ValueError, match=r"`gain`.*Received"):
-            pnn.convert(model, gain=bad)
+@pytest.mark.parametrize(
+    "shape, layers, optical, digital",
+    [
+        ((4,), lambda la: [la.Dense(3)], 12, 0),
+        # Each pixel of 8 × 8 is spread to 3 × 3 pixels, by four channels to two.
+        (
+            (8, 8, 1),
+            lambda la: [
+                la.Conv2D(4, 3, padding="same"),
+                la.Conv2DTranspose(2, 3, strides=2, padding="same"),
+            ],
+            64 * 9 * 4,
+            64 * 9 * 4 * 2,
+        ),
+        # At each of six steps five values to 2 × 7.
+        (
+            (6, 4),
+            lambda la: [la.Dense(5), la.EinsumDense("abc,cde->abde", (6, 2, 7))],
+            6 * 4 * 5,
+            6 * 5 * 14,
+        ),
+        # One that stays digital in a wrapper, at each of six steps.
+        (
+            (6, 4),
+            lambda la: [la.TimeDistributed(la.Dense(5)), la.Flatten(), la.Dense(3)],
+            6 * 5 * 3,
+            6 * 4 * 5,
+        ),
+    ],
+)
+def test_the_share_of_optical_multiplications(shape, layers, optical, digital):
+    model = keras.Sequential([keras.Input(shape), *layers(keras.layers)])
+    found = pnn.convert(settle(model)).optical_share
+    assert found == pytest.approx(optical / (optical + digital))
 
 
-@pytest.mark.parametrize("make", [functional, sequential])
-def test_dense_layers_as_meshes(make, tmp_path):
-    model = settle(make(), 0.5)
-    conversion = pnn.convert(model, target="mzi")
-    rows = {row["name"]: row for row in conversion.layers}
-    kernel = model.get_layer("dense").kernel
-    assert "dense" in rows and rows["dense"]["weights"] == np.prod(kernel.shape)
-    assert all(row["max_error"] < 1e-4 for row in rows.values())
-    expected = model.predict(X, verbose=0)
-    ours = conversion.model.predict(X, verbose=0)
-    np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-3)
-    conversion.model.save(tmp_path / "model.keras")
-    again = keras.models.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(again.predict(X, verbose=0), ours)
-    if make is functional:
-        assert "a mesh is for vectors" in conversion.reasons["conv"]
-        assert 0 < conversion.optical_share < 1
-    cost = pnn.hardware_cost(conversion.model)
-    names = [row["name"] for row in cost.layers]
+def test_dense_layers_as_meshes():
+    conversion = pnn.convert(settle(functional(), 0.5), target="mzi")
+    (row,) = conversion.layers
+    assert (row["name"], row["weights"]) == ("dense", 112 * 3)
+    assert "a mesh is for vectors" in conversion.reasons["conv"]
+    assert 0 < conversion.optical_share < 1
+    names = [row["name"] for row in pnn.hardware_cost(conversion.model).layers]
     assert {"dense_mesh", "dense_detector"} <= set(names)
+    ours = conversion.model.predict(X, verbose=0)
     device = pnn.Variation(theta_error=0.1).sample(conversion.model, 1)[0]
     with device.installed(conversion.model):
         assert np.abs(conversion.model.predict(X, verbose=0) - ours).max() > 1e-2
-
-
-@pytest.mark.parametrize("option", [{"gain": "layer"}, {"tuning": pnn.HeaterTuning()}])
-def test_a_mesh_has_no_rings(option):
-    with pytest.raises(ValueError, match="left out with target='mzi'"):
-        pnn.convert(settle(sequential()), target="mzi", **option)

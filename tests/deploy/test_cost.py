@@ -32,6 +32,12 @@ def close(row, **expected):
         assert row[name] == pytest.approx(value, rel=1e-6), name
 
 
+def cost_of(shape, *layers, **options):
+    """The cost of a sequence of layers."""
+    model = keras.Sequential([keras.Input(shape), *layers])
+    return pnn.hardware_cost(model, **options)
+
+
 def lenet5(**options):
     keras.utils.set_random_seed(0)
     x = inputs = keras.Input((28, 28, 1))
@@ -95,50 +101,32 @@ def test_lenet5_on_rings():
         )
     for name in ("power_mW", "area_mm2", "latency_us", "energy_nJ", "heaters"):
         close(cost.total, **{name: sum(row[name] for row in cost.layers)})
-    close(
-        cost.total,
-        multiplications=416520,
-        multiplication_pJ=1e3 * cost.total["energy_nJ"] / 416520,
-    )
+    energy = 1e3 * cost.total["energy_nJ"]
+    close(cost.total, multiplications=416520, multiplication_pJ=energy / 416520)
     assert cost.left_out == []
 
 
 def test_controls_in_nm_and_without_a_limit():
-    cost = pnn.hardware_cost(models.bank(6, 4))
-    control = np.asarray(models.bank(6, 4).layers[-1].controls["control"], "float64")
-    (row,) = cost.layers
-    close(
-        row,
-        heater_mW=control.sum() / 0.53,
-        heater_worst_mW=24 * 4.5 / 0.53,
-        # One pass: its heaters are set already.
-        latency_us=1 / 5000,
-    )
+    model = models.bank(6, 4)
+    control = np.asarray(model.layers[-1].controls["control"], "float64")
+    (row,) = pnn.hardware_cost(model).layers
+    # One pass: its heaters are set already.
+    close(row, heater_mW=control.sum() / 0.53, latency_us=1 / 5000)
+    close(row, heater_worst_mW=24 * 4.5 / 0.53)
 
 
 def test_a_single_detector_and_a_converter_of_its_own():
     tuning = pnn.HeaterTuning(port="through")
     (row,) = pnn.hardware_cost(models.bank(6, 4, tuning=tuning, adc_bits=6)).layers
-    dacs = 6 * DAC * (2**8 / 8) / (2**8 / 8)
-    close(
-        row,
-        photodiodes=4,
-        detector_mW=4 * (1.1 + 3),
-        converter_mW=dacs + 4 * ADC * 6 / 8 + 24,
-    )
-
-
-def hybrid():
-    keras.utils.set_random_seed(0)
-    inputs = keras.Input((120,))
-    field = pnn.layers.MZIMesh(64, name="mesh")(keras.layers.Dense(64)(inputs))
-    ports = pnn.layers.Photodetector(normalize="l2", ports=10, name="ports")(field)
-    return keras.Model(inputs, ports)
+    close(row, photodiodes=4, detector_mW=4 * (1.1 + 3))
+    close(row, converter_mW=6 * DAC + 4 * ADC * 6 / 8 + 24)
 
 
 def test_the_hybrid_of_64_modes():
-    model = hybrid()
-    layer = model.get_layer("mesh")
+    layer = pnn.layers.MZIMesh(64, name="mesh")
+    detector = pnn.layers.Photodetector(normalize="l2", ports=10, name="ports")
+    digital = keras.layers.Dense(64)
+    model = keras.Sequential([keras.Input((120,)), digital, layer, detector])
     phases, rng = 0.0, np.random.default_rng(0)
     for name, variable in layer.controls.items():
         value = rng.uniform(0.1, 6.2, variable.shape) * layer.quantity(name).exists
@@ -180,11 +168,8 @@ def test_the_hybrid_of_64_modes():
         area_mm2=area(diode=64, amplifier=64, adc=64),
         energy_nJ=power / 5000,
     )
-    close(
-        cost.total,
-        latency_us=1 / 5000,
-        multiplication_pJ=1e3 * cost.total["energy_nJ"] / 4096,
-    )
+    energy = 1e3 * cost.total["energy_nJ"]
+    close(cost.total, latency_us=1 / 5000, multiplication_pJ=energy / 4096)
 
 
 def test_phases_within_a_turn():
@@ -201,23 +186,19 @@ def test_phases_within_a_turn():
 
 
 def test_phases_below_zero_cost_at_most_a_turn():
-    dac = pnn.layers.DAC(8, -math.pi, math.pi)
-    mesh = pnn.layers.MZIMesh(2, dac=dac)
-    model = keras.Sequential([keras.Input((2,)), mesh, pnn.layers.Photodetector()])
+    mesh = pnn.layers.MZIMesh(2, dac=pnn.layers.DAC(8, -math.pi, math.pi))
+    mesh.build((None, 2))
     for variable in mesh.controls.values():
         variable.assign(np.full(variable.shape, -0.1))
-    (row, _) = pnn.hardware_cost(model).layers
+    (row, _) = cost_of((2,), mesh, pnn.layers.Photodetector()).layers
     assert row["heaters"] == 4
     assert row["heater_mW"] == pytest.approx(4 * 24.77 * (2 - 0.1 / math.pi), rel=0.01)
     assert row["heater_worst_mW"] == pytest.approx(4 * 24.77 * 2)
 
 
 def test_losses_of_the_design_add_up_along_the_light():
-    fields = inputs = keras.Input((4,))
-    for name in ("first", "second"):
-        fields = pnn.layers.MZIMesh(4, loss_db=0.25, name=name)(fields)
-    outputs = pnn.layers.BalancedDetector(name="pairs")(fields)
-    cost = pnn.hardware_cost(keras.Model(inputs, outputs))
+    meshes = [pnn.layers.MZIMesh(4, loss_db=0.25) for _ in range(2)]
+    cost = cost_of((4,), *meshes, pnn.layers.BalancedDetector())
     first, second, pairs = cost.layers
     loss = 1.2 + 2 * 0.1 + 8 * 0.25
     close(pairs, laser_loss_mW=4 * FLOOR * 10 ** (loss / 10) / EFFICIENCY)
@@ -227,25 +208,22 @@ def test_losses_of_the_design_add_up_along_the_light():
 
 
 def test_two_meshes_and_attenuators():
-    inputs = keras.Input((6,))
-    layer = pnn.layers.MZIDense(4, name="dense")
-    outputs = pnn.layers.Photodetector()(layer(inputs))
+    layer = pnn.layers.MZIDense(4)
+    model = keras.Sequential([keras.Input((6,)), layer, pnn.layers.Photodetector()])
     layer.attenuation.assign([1.0, 0.5, 0.0, 1.0])
-    row, ports = pnn.hardware_cost(keras.Model(inputs, outputs)).layers
-    cells = 15 + 4 + 6
+    row, ports = pnn.hardware_cost(model).layers
     close(
         row,
         multiplications=24,
         heaters=2 * 21 + 10 + 4,
         heater_worst_mW=24.77 * (2 * (2 * 21 + 10) + 4),
-        area_mm2=area(cell=cells, mzi_modulator=6, splitter=5, laser=1, dac=6),
+        area_mm2=area(cell=15 + 4 + 6, mzi_modulator=6, splitter=5, laser=1, dac=6),
     )
-    before = row["heater_mW"]
-    layer.attenuation.assign([1.0, 0.5, 1.0, 1.0])
-    row, _ = pnn.hardware_cost(keras.Model(inputs, outputs)).layers
-    close(row, heater_mW=before + 24.77)
     loss = 1.2 + 3 * 0.1 + (6 + 1 + 4) * 0.99
     close(ports, laser_loss_mW=6 * FLOOR * 10 ** (loss / 10) / EFFICIENCY)
+    layer.attenuation.assign([1.0, 0.5, 1.0, 1.0])
+    warmer, _ = pnn.hardware_cost(model).layers
+    close(warmer, heater_mW=row["heater_mW"] + 24.77)
 
 
 def test_the_baselines_of_a_published_simulator():
@@ -254,10 +232,8 @@ def test_the_baselines_of_a_published_simulator():
     It has one light source for all channels, of the sensitivity times 2^bits, and
     drives every ring and interferometer at the full rate in place of by heaters.
     """
-    inputs = keras.Input((12,))
-    bank = keras.Model(inputs, pnn.layers.MRRBank(12)(inputs))
     close(
-        pnn.hardware_cost(bank).total,
+        pnn.hardware_cost(models.bank(12, 12)).total,
         modulator_mW=16.92,
         laser_loss_mW=136.896144 / 2**8 * 12,
         # 2,785.714 mW there, for 156 converters in place of 12.
@@ -265,10 +241,8 @@ def test_the_baselines_of_a_published_simulator():
         # Each row has two photodiodes here.
         detector_mW=49.2 + 12 * 1.1,
     )
-    dense = pnn.layers.MZIDense(12)(inputs)
-    mesh = keras.Model(inputs, pnn.layers.Photodetector()(dense))
     close(
-        pnn.hardware_cost(mesh).total,
+        cost_of((12,), pnn.layers.MZIDense(12), pnn.layers.Photodetector()).total,
         modulator_mW=27.0,
         # And four stages of splitters.
         laser_loss_mW=19115.744437 / 2**8 * 10**0.04,
@@ -283,26 +257,21 @@ def test_the_devices_of_another_published_simulator():
     Its converters follow 2^bits / (bits + 1); light is for one photodiode behind
     6.22 dB, times 2^bits and 1 / (1 − 0.1), the extinction of its modulators.
     """
-    inputs = keras.Input((12,))
-    bank = keras.Model(inputs, pnn.layers.MRRBank(12)(inputs))
     laser = 1.1771924757285903 / 2**4 * (1 - 0.1)
     close(
-        pnn.hardware_cost(bank, bits=4).total,
+        pnn.hardware_cost(models.bank(12, 12), bits=4).total,
         converter_mW=12 * (2.0089285714 * 5 / 4 * 8 / 9) + 12 * 3.7 + 144,
         detector_mW=24 * 1.1 + 12 * 3,
         laser_loss_mW=144 * laser * 10 ** ((4.5 - 6.22) / 10),
     )
-    mesh = pnn.layers.MZIMesh(12, name="mesh")(inputs)
-    mesh = keras.Model(inputs, pnn.layers.Photodetector()(mesh))
-    close(pnn.hardware_cost(mesh, bits=4).layers[0], modulator_mW=12 * 2.25)
+    mesh = pnn.layers.MZIMesh(12), pnn.layers.Photodetector()
+    close(cost_of((12,), *mesh, bits=4).layers[0], modulator_mW=12 * 2.25)
 
 
 @pytest.mark.parametrize("bits", [6, 12])
 def test_the_reference_of_homodyne_detectors(bits):
-    inputs = keras.Input((6,))
-    fields = pnn.layers.MZIMesh(6, loss_db=0.5, name="mesh")(inputs)
-    model = keras.Model(inputs, pnn.layers.HomodyneDetector(name="real")(fields))
-    row = pnn.hardware_cost(model, bits=bits).layers[1]
+    mesh = pnn.layers.MZIMesh(6, loss_db=0.5)
+    _, row = cost_of((6,), mesh, pnn.layers.HomodyneDetector(), bits=bits).layers
     # Behind modulators, three stages of splitters, six cells and the last splitter;
     # the reference behind three stages and the last splitter.
     through = 10 ** ((1.2 + 0.3 + 6 * 0.5 + 0.1) / 10) / EFFICIENCY
@@ -333,9 +302,7 @@ def test_noise_below_zero_makes_no_second_photodiode():
 
 
 def test_masks():
-    inputs = keras.Input((28, 28))
-    outputs = pnn.layers.MaskedSLM(144, name="masks")(inputs)
-    (row,) = pnn.hardware_cost(keras.Model(inputs, outputs)).layers
+    (row,) = cost_of((28, 28), pnn.layers.MaskedSLM(144)).layers
     light = 12 * 1.602176634e-19 * 60 * 1e3 / 0.3 * 10**0.3 / EFFICIENCY
     close(
         row,
@@ -366,9 +333,7 @@ class Filter(pnn.layers.PhysicalLayer):
 
 
 def test_what_is_shown_and_what_is_left_out():
-    inputs = keras.Input((4,))
-    outputs = Filter(name="own")(pnn.layers.MRRBank(3, name="bank")(inputs))
-    cost = pnn.hardware_cost(keras.Model(inputs, outputs))
+    cost = cost_of((4,), pnn.layers.MRRBank(3, name="bank"), Filter(name="own"))
     assert cost.left_out == ["own"]
     for words in ("bank", "all (mW)", "not included: own", "precision: 8 bits"):
         assert words in str(cost)
@@ -376,10 +341,7 @@ def test_what_is_shown_and_what_is_left_out():
     again = json.loads(json.dumps(cost.to_dict()))
     assert again["figures"]["ring.loss"]["unit"] == "dB"
     assert again["total"] == cost.total
-
-
-def test_every_figure_has_its_source():
-    for name, figure in pnn.hardware_cost(models.bank()).figures.items():
+    for name, figure in cost.figures.items():
         assert figure.unit and len(figure.source) > 8, name
 
 
@@ -448,7 +410,7 @@ def test_models_that_have_no_cost():
 def test_planes_of_light():
     """Three modulators, ten readings' worth of light at the slower rate."""
     model = models.planes(nonlinearity=pnn.layers.Threshold)
-    cost = pnn.hardware_cost(model, bits=6)
+    cost = pnn.hardware_cost(pnn.SATModel(model, rho=0.1), bits=6)
     encode, *masks, camera = cost.layers
     field = np.ones((1, 6, 6), "float32")
     fields = []
@@ -456,7 +418,8 @@ def test_planes_of_light():
         fields.append(np.asarray(field))
         field = layer(field)
     light = np.abs(fields[-1]) ** 2
-    caught = sum(light[0, y : y + 4, x : x + 4].sum() for y, x in REGIONS)
+    regions = (3, 3), (3, 9), (9, 6)
+    caught = sum(light[0, y : y + 4, x : x + 4].sum() for y, x in regions)
     share = caught / 64
     assert 0.05 < share < 0.9
     frame = 1e6 / 60
@@ -490,20 +453,19 @@ def test_planes_of_light():
     assert f"not included: {thresholds[0]}, {thresholds[1]}" in str(cost)
 
 
-REGIONS = [(3, 3), (3, 9), (9, 6)]
-
-
 def test_passive_planes_and_several_panels(tmp_path):
     (tmp_path / "own.yaml").write_text(
         "slm: {rows: {value: 10, unit: '1', source: ours},"
         " columns: {value: 16, unit: '1', source: ours}}"
     )
-    inputs = keras.Input((16, 16))
-    fields = pnn.layers.Aperture(20e-6)(pnn.layers.Encode("phase")(inputs))
-    fields = pnn.layers.Lens(1e-3)(pnn.layers.AmplitudeMask(name="mask")(fields))
-    outputs = pnn.layers.DetectorArray([(0, 0, 8, 16)])(fields)
-    model = keras.Model(inputs, outputs)
-    cost = pnn.hardware_cost(pnn.SATModel(model, rho=0.1), tmp_path / "own.yaml")
+    planes = [
+        pnn.layers.Encode("phase"),
+        pnn.layers.Aperture(20e-6),
+        pnn.layers.AmplitudeMask(),
+        pnn.layers.Lens(1e-3),
+        pnn.layers.DetectorArray([(0, 0, 8, 16)]),
+    ]
+    cost = cost_of((16, 16), *planes, library=tmp_path / "own.yaml")
     encode, mask, camera = cost.layers
     for row in (encode, mask):
         close(row, modulators=2, modulator_mW=20000)

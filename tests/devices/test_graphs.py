@@ -1,13 +1,13 @@
 """What is traced for many devices, how often, and for how long it is kept."""
 
 import gc
-import logging
 import weakref
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from models import LOSS
 
 import keras_pnn as pnn
 from keras_pnn.devices import evaluation
@@ -15,7 +15,6 @@ from keras_pnn.devices import evaluation
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(23, 4)).astype("float32")
 LABELS = RNG.integers(0, 3, 23)
-CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 SHIFTS = pnn.Variation(resonance_shift=0.1)
 
 
@@ -29,12 +28,14 @@ class Counted(keras.layers.Layer):
         return inputs
 
 
-def counted():
-    inputs = keras.Input((4,))
-    bank, layer = pnn.layers.MRRBank(3, name="bank"), Counted(name="counted")
-    model = keras.Model(inputs, layer(bank(inputs)))
-    model.compile("sgd", CROSS_ENTROPY)
+def compiled(*layers, loss=LOSS, **options):
+    model = keras.Sequential([keras.Input((4,)), *layers])
+    model.compile("sgd", loss, **options)
     return model
+
+
+def counted():
+    return compiled(pnn.layers.MRRBank(3, name="bank"), Counted(name="counted"))
 
 
 def traces(model, variation=SHIFTS, n=2, seed=0, x=X, labels=LABELS, **kwargs):
@@ -73,7 +74,7 @@ def test_what_makes_a_new_graph_and_what_does_not():
         assert traces(model, **other) == 0
     # The graphs from before are still there.
     assert traces(model) == 0
-    model.compile("sgd", CROSS_ENTROPY)
+    model.compile("sgd", LOSS)
     assert traces(model) > 0
 
 
@@ -97,20 +98,10 @@ def test_evaluators_share_graphs_and_read_the_weights():
     assert found[0][2] == pytest.approx(loss, rel=1e-5)
 
 
-class Messages(logging.Handler):
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def emit(self, record):
-        self.found.append(record.getMessage())
-
-
 @pytest.mark.filterwarnings("error")
-def test_no_warning_of_retracing():
+def test_no_warning_of_retracing(caplog):
     """Several variations on one model, and one on several models, in short batches."""
-    messages = Messages()
-    tf.get_logger().addHandler(messages)
+    tf.get_logger().addHandler(caplog.handler)
     try:
         model = counted()
         for name in ("resonance_shift", "temperature", "half_width_error", "bias"):
@@ -118,34 +109,32 @@ def test_no_warning_of_retracing():
         for _ in range(5):
             assert traces(counted(), batch_size=9) > 0
     finally:
-        tf.get_logger().removeHandler(messages)
-    assert not messages.found
+        tf.get_logger().removeHandler(caplog.handler)
+    assert not caplog.messages
+
+
+class Inside(keras.Model):
+    """Has a layer that refers to the model, as a graph of it then does."""
+
+    def __init__(self):
+        super().__init__()
+        self.bank = pnn.layers.MRRBank(3)
+        self.function = keras.layers.Lambda(lambda x: x * len(self.layers))
+
+    def call(self, inputs):
+        return self.function(self.bank(inputs))
 
 
 @pytest.mark.parametrize("kind", ["bank", "mesh", "subclass"])
 def test_graphs_die_with_their_model(kind):
-    class Inside(keras.Model):
-        """Has a layer that refers to the model, as a graph of it then does."""
-
-        def __init__(self):
-            super().__init__()
-            self.bank = pnn.layers.MRRBank(3)
-            self.function = keras.layers.Lambda(lambda x: x * len(self.layers))
-
-        def call(self, inputs):
-            return self.function(self.bank(inputs))
-
-    if kind == "subclass":
-        model = Inside()
-        model(X)
-    elif kind == "bank":
-        model = pnn.SATModel(
-            keras.Sequential([keras.Input((4,)), pnn.layers.MRRBank(3)])
-        )
+    if kind == "mesh":
+        model = compiled(pnn.layers.MZIMesh(4), pnn.layers.Photodetector())
     else:
-        mesh = [pnn.layers.MZIMesh(4), pnn.layers.Photodetector()]
-        model = keras.Sequential([keras.Input((4,)), *mesh])
-    model.compile("sgd", CROSS_ENTROPY)
+        bank = compiled(pnn.layers.MRRBank(3))
+        model = Inside() if kind == "subclass" else pnn.SATModel(bank)
+        del bank
+    model.compile("sgd", LOSS)
+    model(X)
     name = "theta_error" if kind == "mesh" else "resonance_shift"
     devices = pnn.Variation({name: 0.1}).sample(model, 2)
     pnn.evaluate_devices(model, X, LABELS, devices, verbose=0)
@@ -156,12 +145,10 @@ def test_graphs_die_with_their_model(kind):
 
 
 def test_what_does_not_differ_between_devices_runs_once():
-    inputs = keras.Input((8, 8, 1))
-    x = keras.layers.Conv2D(3, 3)(inputs)
-    x = keras.layers.Dense(4)(keras.layers.Flatten()(x))
-    x = pnn.layers.Photodetector()(pnn.layers.MZIMesh(4)(x))
-    model = keras.Model(inputs, x)
-    model.compile("sgd", CROSS_ENTROPY)
+    digital = keras.layers.Conv2D(3, 3), keras.layers.Flatten(), keras.layers.Dense(4)
+    mesh = pnn.layers.MZIMesh(4), pnn.layers.Photodetector()
+    model = keras.Sequential([keras.Input((8, 8, 1)), *digital, *mesh])
+    model.compile("sgd", LOSS)
     images = RNG.normal(size=(6, 8, 8, 1)).astype("float32")
     evaluator = pnn.devices.DeviceEvaluator(model, images, np.arange(6) % 3)
     devices = pnn.Variation(theta_error=0.1).sample(model, 5)
@@ -169,9 +156,8 @@ def test_what_does_not_differ_between_devices_runs_once():
     stacks = evaluation.stacked(*bound)
     batch = (tf.constant(images), tf.constant(np.arange(6) % 3), None)
     seeds = [tf.convert_to_tensor(v) for v in engine._seeds]
-    traced = engine._forward_all._stacked.get_concrete_function(
-        stacks, [], seeds, batch
-    )
+    stacked = engine._forward_all._stacked
+    traced = stacked.get_concrete_function(stacks, [], seeds, batch)
     operations = [op for op in traced.graph.get_operations() if op.type == "Conv2D"]
     assert [op.outputs[0].shape for op in operations] == [(6, 6, 6, 3)]
 
@@ -193,25 +179,21 @@ def total(y, scores):
     return keras.ops.sum(keras.ops.square(scores))
 
 
-def reduced(reduction):
-    return keras.losses.SparseCategoricalCrossentropy(
-        from_logits=True, reduction=reduction
-    )
-
-
 @pytest.mark.parametrize(
     "loss, metrics",
     [
-        (reduced("sum"), []),
-        (reduced("mean_with_sample_weight"), []),
+        *(
+            (type(LOSS)(from_logits=True, reduction=reduction), [])
+            for reduction in ("sum", "mean_with_sample_weight")
+        ),
         (total, []),
-        (CROSS_ENTROPY, [total]),
+        (LOSS, [total]),
     ],
     ids=["sum", "weighted", "own loss", "own metric"],
 )
 def test_what_depends_on_the_batches_has_those_that_were_asked_for(loss, metrics):
-    model = keras.Sequential([keras.Input((4,)), pnn.layers.MRRBank(3)])
-    model.compile("sgd", loss, metrics=metrics, run_eagerly=True)
+    options = {"metrics": metrics, "run_eagerly": True}
+    model = compiled(pnn.layers.MRRBank(3), loss=loss, **options)
     devices, weights = SHIFTS.sample(model, 1), RNG.uniform(size=18)
     data = {"batch_size": 10, "sample_weight": weights, "verbose": 0}
     found = pnn.evaluate_devices(model, X[:18], LABELS[:18], devices, **data)
@@ -221,23 +203,26 @@ def test_what_depends_on_the_batches_has_those_that_were_asked_for(loss, metrics
 
 
 def test_a_quantised_model_makes_new_graphs():
-    model = keras.Sequential(
-        [keras.Input((4,)), keras.layers.Dense(8), pnn.layers.MRRBank(3)]
-    )
-    model.compile("sgd", CROSS_ENTROPY)
+    model = compiled(keras.layers.Dense(8), pnn.layers.MRRBank(3))
     devices = SHIFTS.sample(model, 1)
-    arguments = (model, X, LABELS)
-    before = pnn.evaluate_devices(*arguments, devices, verbose=0)["loss"][0]
-    hessian = pnn.curvature.HessianOperator(*arguments)
-    hessian @ np.ones(hessian.size)
+
+    def loss_of_a_device():
+        return pnn.evaluate_devices(model, X, LABELS, devices, verbose=0)["loss"][0]
+
+    def loss_of_the_hessian():
+        hessian = pnn.curvature.HessianOperator(model, X, LABELS)
+        hessian @ np.ones(hessian.size)
+        return hessian.loss
+
+    before = loss_of_a_device()
+    loss_of_the_hessian()
     model.quantize("int8")
-    found = pnn.evaluate_devices(*arguments, devices, verbose=0)["loss"][0]
+    found = loss_of_a_device()
     with devices[0].installed(model):
         expected = model.evaluate(X, LABELS, verbose=0)
     assert found == pytest.approx(expected, rel=1e-6) != before
-    hessian = pnn.curvature.HessianOperator(*arguments)
-    hessian @ np.ones(hessian.size)
-    assert hessian.loss == pytest.approx(model.evaluate(X, LABELS, verbose=0), rel=1e-6)
+    expected = model.evaluate(X, LABELS, verbose=0)
+    assert loss_of_the_hessian() == pytest.approx(expected, rel=1e-6)
 
 
 def test_xla_compiles_much_work_alone(monkeypatch):

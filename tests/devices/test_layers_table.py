@@ -1,7 +1,5 @@
 """The evaluation of devices against `evaluate`, for every kind of layer."""
 
-import contextlib
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,6 +7,7 @@ from keras_layers_table import BATCH, NAMES, RANDOM, REFUSED, STATEFUL, make
 
 import keras_pnn as pnn
 from keras_pnn import _keras
+from keras_pnn.layers.context import restoring
 
 
 @pytest.fixture
@@ -26,19 +25,11 @@ def compiled(name):
     return model, (x, y), f"{layer.name}/kernel"
 
 
-@contextlib.contextmanager
-def states_restored(model):
-    """Gives a model back what an evaluation changes."""
+def evaluated(model, data):
+    """What Keras gives, which changes states of layers."""
     states = [*_keras.seed_states(model), *_keras.recurrent_states(model)]
     states += [*model.variables, _keras.global_seed_state()]
-    before = [v.numpy() for v in states]
-    yield
-    for variable, value in zip(states, before, strict=True):
-        variable.assign(value)
-
-
-def evaluated(model, data):
-    with states_restored(model):
+    with restoring(states):
         return model.evaluate(*data, BATCH, verbose=0, return_dict=True)
 
 

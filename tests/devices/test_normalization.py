@@ -1,9 +1,10 @@
-"""Statistics of batch normalisation on devices, against layers called by hand."""
+"""Statistics of batch normalisation on devices, against each device on its own."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from models import LOSS, bits
 from noise import Noise
 
 import keras_pnn as pnn
@@ -15,74 +16,61 @@ X = RNG.normal(size=(22, 4)).astype("float32")
 LABELS = RNG.integers(0, 3, len(X))
 CALIBRATION = RNG.normal(1.0, 2.0, (15, 4)).astype("float32")
 VARIATION = pnn.Variation(resonance_shift=0.2)
-CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def network(front=False):
     """Two normalised banks; with `front`, a normalised Dense before them."""
     keras.utils.set_random_seed(1)
     norm = keras.layers.BatchNormalization
-    inputs = x = keras.Input((4,))
-    if front:
-        x = norm(name="n0")(keras.layers.Dense(5, name="d0")(x))
-    x = norm(name="n1", momentum=1.0)(pnn.layers.MRRBank(5, name="b1")(x))
-    x = keras.layers.Dropout(0.5)(keras.layers.ReLU(name="relu")(x))
-    x = norm(name="n2")(pnn.layers.MRRBank(6, name="b2")(x))
-    x = keras.layers.Dense(3, name="out", kernel_regularizer="l2")(x)
-    model = keras.Model(inputs, x)
-    model.get_layer("n2").trainable = False
+    before = [keras.layers.Dense(5, name="d0"), norm(name="n0")] if front else []
+    layers = [
+        pnn.layers.MRRBank(5),
+        norm(name="n1", momentum=1.0),
+        keras.layers.ReLU(),
+        keras.layers.Dropout(0.5),
+        pnn.layers.MRRBank(6),
+        norm(name="n2", trainable=False),
+        keras.layers.Dense(3, kernel_regularizer="l2"),
+    ]
+    model = keras.Sequential([keras.Input((4,)), *before, *layers])
     model.get_layer("n2").moving_variance.assign(np.full(6, 2.0))
-    model.compile("sgd", CROSS_ENTROPY, metrics=["accuracy"])
+    model.compile("sgd", LOSS, metrics=["accuracy"], run_eagerly=True)
     return model
 
 
-def by_hand(model, x, statistics=None):
-    """Outputs and moments of each normalisation, in float64."""
-    found = {}
-
-    def norm(name, x):
-        layer = model.get_layer(name)
-        mean, variance = x.mean(0), x.var(0)
-        found[name] = mean, variance
-        if statistics is not None:
-            mean, variance = statistics[name]
-        gamma, beta = np.asarray(layer.gamma), np.asarray(layer.beta)
-        return (x - mean) / np.sqrt(variance + layer.epsilon) * gamma + beta
-
-    def layer(name, x):
-        return np.asarray(model.get_layer(name)(x.astype("float32")), "float64")
-
-    if any(la.name == "d0" for la in model.layers):
-        x = norm("n0", layer("d0", x))
-    x = np.maximum(norm("n1", layer("b1", x)), 0)
-    return layer("out", norm("n2", layer("b2", x))), found
+def assign(norm, mean, variance):
+    norm.moving_mean.assign(mean)
+    norm.moving_variance.assign(variance)
 
 
-def figures(model, logits, labels):
-    """(mean cross-entropy with regularisers, accuracy)."""
-    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    loss = -log_p[np.arange(len(labels)), labels].mean()
-    return float(loss + sum(model.losses)), np.mean(logits.argmax(1) == labels)
+def normalize(model, x):
+    """Gives each normalisation, and returns, the statistics of one batch."""
+    found = []
+    for norm in normalization.batch_norm_layers(model):
+        values = np.asarray(keras.Model(model.inputs[0], norm.input)(x), "float64")
+        found.append((norm, values.mean(0), values.var(0)))
+        assign(*found[-1])
+    return found
 
 
 def in_batches(model):
     """Loss and accuracy of batches that normalise with their own statistics."""
-    parts = [slice(0, 9), slice(9, 18), slice(18, 22)]
-    rows = [figures(model, by_hand(model, X[s])[0], LABELS[s]) for s in parts]
-    return np.average(rows, axis=0, weights=[len(LABELS[s]) for s in parts])
+    rows = []
+    for part in (slice(0, 9), slice(9, 18), slice(18, 22)):
+        normalize(model, X[part])
+        rows.append(model.evaluate(X[part], LABELS[part], verbose=0))
+    return np.average(rows, axis=0, weights=[9, 9, 4])
 
 
 def calibrated(model):
     """Loss and accuracy with the statistics of the calibration data."""
     # 15 samples in batches of at most 9: two, of 7 and 8.
-    parts = [by_hand(model, CALIBRATION[s])[1] for s in (slice(0, 7), slice(7, 15))]
-    statistics = {}
-    for name in parts[0]:
-        mean = np.average([p[name][0] for p in parts], axis=0, weights=[7, 8])
-        squares = [p[name][1] + p[name][0] ** 2 for p in parts]
-        square = np.average(squares, axis=0, weights=[7, 8])
-        statistics[name] = mean, square - mean**2
-    return figures(model, by_hand(model, X, statistics)[0], LABELS)
+    parts = [normalize(model, CALIBRATION[s]) for s in (slice(0, 7), slice(7, 15))]
+    for (norm, *one), (_, *other) in zip(*parts, strict=True):
+        means, variances = np.stack([one, other], axis=1)
+        mean, square = np.average([means, variances + means**2], axis=1, weights=[7, 8])
+        assign(norm, mean, square - mean**2)
+    return model.evaluate(X, LABELS, verbose=0)
 
 
 @pytest.mark.parametrize(
@@ -97,12 +85,12 @@ def calibrated(model):
 def test_statistics_of_each_device(mode, chunk, front):
     model = network(front)
     devices = VARIATION.sample(model, 3)
-    before = [v.numpy().tobytes() for v in model.weights]
+    before = bits(model)
     options = {"batch_norm": mode, "chunk": chunk, "verbose": 0}
     if mode == "reestimated":
         options["calibration"] = CALIBRATION
     result = pnn.evaluate_devices(model, X, LABELS, devices, 9, **options)
-    assert [v.numpy().tobytes() for v in model.weights] == before
+    assert bits(model) == before
     assert result.batch_norm == result.to_dict()["batch_norm"] == mode
     assert np.ptp(result["loss"]) > 1e-3
     expected = calibrated if mode == "reestimated" else in_batches
@@ -168,7 +156,7 @@ def test_a_layer_that_is_called_twice_pools_both_calls(chunk):
         np.testing.assert_allclose(result["loss"][i], expected, rtol=1e-5)
 
 
-def test_convolutions_and_masks():
+def test_convolutions():
     layer = keras.layers.BatchNormalization(axis=1)
     images = RNG.normal(3.0, 2.0, (6, 3, 5, 4)).astype("float32")
     layer.build(images.shape)
@@ -176,52 +164,40 @@ def test_convolutions_and_masks():
     assert count == 6 * 5 * 4
     np.testing.assert_allclose(mean, images.mean((0, 2, 3)), rtol=1e-5)
     np.testing.assert_allclose(variance, images.var((0, 2, 3)), rtol=1e-5)
-    layer = keras.layers.BatchNormalization()
-    words = RNG.normal(size=(4, 7, 2)).astype("float32")
-    layer.build(words.shape)
-    mask = RNG.random((4, 7)) < 0.5
-    count, mean, variance = normalization.moments(layer, words, mask)
-    assert count == mask.sum()
-    np.testing.assert_allclose(mean, words[mask].mean(0), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(variance, words[mask].var(0), rtol=1e-4)
 
 
 def test_masks_reach_the_statistics():
-    inputs = keras.Input((5,), dtype="int32")
-    x = keras.layers.Embedding(7, 4, mask_zero=True)(inputs)
     norm = keras.layers.BatchNormalization()
-    model = keras.Model(inputs, pnn.layers.MRRBank(4)(norm(x)))
+    words = keras.layers.Embedding(7, 4, mask_zero=True)
+    inputs = keras.Input((5,), dtype="int32")
+    model = keras.Sequential([inputs, words, norm, pnn.layers.MRRBank(4)])
     model.compile("sgd", "mse")
-    words, targets = RNG.integers(0, 3, (8, 5)), RNG.normal(size=(8, 5, 4))
+    x, y = RNG.integers(0, 3, (8, 5)), RNG.normal(size=(8, 5, 4))
     devices = pnn.Variation(resonance_shift=0.3).sample(model, 2)
-    result = pnn.evaluate_devices(
-        model, words, targets, devices, verbose=0, batch_norm="batch"
-    )
-    found = np.asarray(model.layers[1](words))[words != 0]
+    given = {"x": x, "y": y, "devices": devices, "verbose": 0}
+    result = pnn.evaluate_devices(model, **given, batch_norm="batch")
+    found = np.asarray(words(x))[x != 0]
     norm.moving_mean.assign(found.mean(0))
     norm.moving_variance.assign(found.var(0))
-    frozen = pnn.evaluate_devices(model, words, targets, devices, verbose=0)
+    frozen = pnn.evaluate_devices(model, **given)
     np.testing.assert_allclose(result["loss"], frozen["loss"], rtol=1e-5)
 
 
 def test_a_model_without_normalisation():
-    inputs = keras.Input((4,))
-    model = keras.Model(inputs, pnn.layers.MRRBank(3)(inputs))
+    model = keras.Sequential([keras.Input((4,)), pnn.layers.MRRBank(3)])
     model.compile("sgd", "mse")
-    devices = pnn.Variation(resonance_shift=0.3).sample(model, 2)
+    devices = VARIATION.sample(model, 2)
     given = {"x": X, "y": X[:, :3], "devices": devices, "verbose": 0}
     expected = pnn.evaluate_devices(model, **given)
     for mode, calibration in (("batch", None), ("reestimated", CALIBRATION)):
-        result = pnn.evaluate_devices(
-            model, **given, batch_norm=mode, calibration=calibration
-        )
+        options = {"batch_norm": mode, "calibration": calibration}
+        result = pnn.evaluate_devices(model, **given, **options)
         np.testing.assert_array_equal(result["loss"], expected["loss"])
 
 
 def test_random_numbers_are_others_in_each_batch_of_the_calibration():
-    inputs = keras.Input((4,))
-    noisy = Noise()(pnn.layers.MRRBank(2)(inputs))
-    model = keras.Model(inputs, keras.layers.BatchNormalization()(noisy))
+    norm = keras.layers.BatchNormalization()
+    model = keras.Sequential([keras.Input((4,)), pnn.layers.MRRBank(2), Noise(), norm])
     model.compile("sgd", "mse")
     devices = pnn.devices.sweep(model, "temperature", [0.0, 0.1])
     x, y = np.ones((100, 4), "float32"), np.zeros((100, 2))

@@ -253,25 +253,6 @@ def test_a_mesh_is_programmed_around_those_that_are_stuck(method):
     )
 
 
-def test_a_known_chip_from_names():
-    model = models.bank()
-    held = np.zeros((2, 2, 2))
-    held[1, 0] = 1, 0.2
-    chip = pnn.SimulatedDevice.from_dict(model, {"bank/control_stuck": held})
-    with chip.installed(model):
-        weights = model.get_layer("bank").effective_weights()
-    expected = 1 - 2 / (1 + (0.2 / 0.15) ** 2)
-    assert float(weights[1, 0]) == pytest.approx(expected, rel=1e-5)
-
-
-def test_a_saved_model_has_no_stuck_rings(tmp_path):
-    model = models.bank()
-    hold(model.get_layer("bank"), "control", (0, 0), 0.3)
-    model.save(tmp_path / "model.keras")
-    again = keras.models.load_model(tmp_path / "model.keras")
-    assert not np.any(again.get_layer("bank").imperfections["control_stuck"])
-
-
 def test_what_is_refused():
     for options in ((1.2,), (-0.1,), (0.1, "one"), (0.1, np.nan), (True,)):
         with pytest.raises(ValueError, match="Received"):

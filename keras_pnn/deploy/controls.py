@@ -15,10 +15,7 @@ from keras_pnn.layers.quantity import Quantity
 from keras_pnn.layers.ring_layer import RingLayer
 from keras_pnn.physics.tuning import MeasuredTuning, RingTunings
 
-_HEADER = (
-    "layer", "control", "index", "tile", "row", "column",
-    "value", "unit", "code", "power_mW",
-)  # fmt: skip
+_HEADER = "layer control index tile row column value unit code power_mW".split()
 
 
 def export_controls(model: keras.layers.Layer, path: str | os.PathLike) -> dict:

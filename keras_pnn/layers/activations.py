@@ -15,9 +15,6 @@ _FAINT = 1e-6
 class _Nonlinearity(PlaneOutputs, keras.layers.Layer):
     """Base of layers that scale fields by a real number, a function of intensity."""
 
-    def __init__(self, **kwargs):
-        super().__init__(autocast=False, **kwargs)
-
     def call(self, inputs):
         fields = self._fields(inputs)
         gain = self._gain(detection.intensity(fields))
@@ -65,9 +62,6 @@ class Threshold(_Nonlinearity):
         faint = tf.where(bright, passing * _FAINT**-0.5, 0 * one)
         return tf.where(clear, root, faint)
 
-    def get_config(self):
-        return {**super().get_config(), "share": self.share}
-
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class Saturable(_Nonlinearity):
@@ -102,7 +96,3 @@ class Saturable(_Nonlinearity):
 
     def _gain(self, light):
         return tf.exp(-0.5 * self.absorption / (1 + light / self.saturation))
-
-    def get_config(self):
-        own = {"absorption": self.absorption, "saturation": self.saturation}
-        return {**super().get_config(), **own}

@@ -54,9 +54,8 @@ class Overrides(Mapping):
     def reading(self, variables: Iterable[keras.Variable]) -> "Overrides":
         """Returns these overrides, with what other variables store read here, once.
 
-        TensorFlow then computes once what several passes have in common, such as the
-        digital layers in front of the first control. Of two reads it cannot know that
-        they give the same.
+        TensorFlow cannot know that two reads give the same. Of one, it computes once
+        what several passes have in common, such as the layers before the first control.
         """
         # XLA cannot read strings.
         numbers = [v for v in variables if v.dtype != "string"]

@@ -8,22 +8,17 @@ import tensorflow as tf
 
 from keras_pnn import _keras
 from keras_pnn.layers.detectors import BalancedDetector, Photodetector
+from keras_pnn.layers.mixins import WideOutputs
 from keras_pnn.physics._tensors import as_complex
 
 
-class FieldOutputs:
-    """Gives a layer complex outputs (..., units), in the precision of its policy."""
+class FieldOutputs(WideOutputs):
+    """Gives a layer complex outputs (..., units)."""
 
-    @property
-    def _output_dtype(self) -> str:
-        return "complex128" if self.compute_dtype == "float64" else "complex64"
+    _single, _double = "complex64", "complex128"
 
     def compute_output_shape(self, input_shape) -> tuple:
         return (*input_shape[:-1], self.units)
-
-    def compute_output_spec(self, inputs):
-        shape = self.compute_output_shape(inputs.shape)
-        return keras.KerasTensor(shape, dtype=self._output_dtype)
 
     def call(self, inputs):
         # `fit` of a plain Keras model has no other place to say so.

@@ -15,7 +15,6 @@ from keras_pnn import _checks
 from keras_pnn._signatures import passing_on
 from keras_pnn.layers import convolution
 from keras_pnn.layers.context import current
-from keras_pnn.layers.physical import arguments
 from keras_pnn.layers.ring_layer import RingLayer
 
 
@@ -124,9 +123,6 @@ class MRRBank(RingLayer):
 
     def compute_output_shape(self, input_shape) -> tuple:
         return (*input_shape[:-1], self.units)
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), "units": self.units}
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -270,6 +266,3 @@ class MRRConv2D(RingLayer):
         )
         sizes = [convolution.output_size(*axis, self.padding) for axis in geometry]
         return (batch, self.filters, *sizes) if first else (batch, *sizes, self.filters)
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), **arguments(self, MRRConv2D)}

@@ -41,7 +41,7 @@ class Attenuators(FieldOutputs, PhysicalLayer):
     """
 
     def __init__(self, units: int, **kwargs):
-        super().__init__(autocast=False, **kwargs)
+        super().__init__(**kwargs)
         self.units = _checks.integer("units", units, low=1)
 
     def build(self, input_shape):
@@ -64,9 +64,6 @@ class Attenuators(FieldOutputs, PhysicalLayer):
         dark = tf.zeros_like(fields[..., :1])
         dark = tf.repeat(dark, self.units - self._modes, axis=-1)
         return tf.concat([fields, dark], axis=-1)
-
-    def get_config(self):
-        return {**super().get_config(), "units": self.units}
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -117,7 +114,7 @@ class MZIDense(FieldOutputs, keras.layers.Layer):
         **kwargs,
     ):
         refuse_elsewhere(type(self), kwargs)
-        super().__init__(autocast=False, **kwargs)
+        super().__init__(**kwargs)
         self._mesh = {
             "arrangement": arrangement,
             "phase_initializer": phase_initializer,
@@ -214,4 +211,5 @@ class MZIDense(FieldOutputs, keras.layers.Layer):
     def get_config(self):
         config = self.u.get_config()
         mesh = {name: config[name] for name in self._mesh}
-        return {**super().get_config(), "units": self.units, **mesh}
+        base = keras.layers.Layer.get_config(self)
+        return {**base, "units": self.units, **mesh}

@@ -13,12 +13,8 @@ from keras import ops
 
 from keras_pnn import _checks
 from keras_pnn.layers import limits
-from keras_pnn.layers.physical import (
-    PhysicalLayer,
-    RealInputs,
-    arguments,
-    check_built,
-)
+from keras_pnn.layers.mixins import RealInputs, add_bias
+from keras_pnn.layers.physical import PhysicalLayer, check_built
 from keras_pnn.layers.ring_program import (
     ControlsForWeights,
     controls_for,
@@ -150,8 +146,8 @@ class RingLayer(RingReadout, RealInputs, PhysicalLayer):
         self.outputs, self.fan_in = shape[-1], math.prod(shape[:-1])
         self._check_crosstalk()
         self._check_curves()
-        row, column = self._rows_and_columns()
-        self.tuning = self.tuning.placed(row, column, self.columns)
+        self._place = self._laid_out()
+        self.tuning = self.tuning.placed(*self._place[1:], self.columns)
         penalty = self.control_regularizer
         if self.kernel_regularizer is not None:
             penalty = WeightPenalty(self)
@@ -188,27 +184,24 @@ class RingLayer(RingReadout, RealInputs, PhysicalLayer):
                 initializer=lambda shape, dtype: tf.cast(start, dtype),
                 trainable=trained,
             )
-        self.bias = None
-        if self.use_bias:
-            self.bias = self.add_weight(
-                name="bias",
-                shape=(self.outputs,),
-                initializer=self.bias_initializer,
-                regularizer=self.bias_regularizer,
-                constraint=self.bias_constraint,
-            )
+        add_bias(self, self.outputs)
 
-    def _rows_and_columns(self) -> list[np.ndarray]:
-        """Returns the row and the column of each ring on the bank."""
-        row, column = np.indices((self.outputs, self.fan_in))
-        places = row % self.rows, column % self.columns
-        return [place.T.reshape(self._kernel_shape) for place in places]
+    def _laid_out(self) -> tuple[np.ndarray, ...]:
+        """Returns the pass, and the row and column on the bank, of each ring."""
+        output, channel = np.indices((self.outputs, self.fan_in))
+        over_outputs, row = np.divmod(output, self.rows)
+        over_inputs, column = np.divmod(channel, self.columns)
+        places = over_outputs * self.tiles[1] + over_inputs, row, column
+        return tuple(place.T.reshape(self._kernel_shape) for place in places)
 
     def places(self, name):
         if tuple(self.imperfections[name].shape) != self._kernel_shape:
             return super().places(name)
-        row, column = self._rows_and_columns()
+        _, row, column = self._place
         return row * self.columns + column
+
+    def position(self, name, index):
+        return tuple(int(place[index]) for place in self._place)
 
     def check_given(self, name, value):
         if name == "control_stuck":
@@ -266,12 +259,6 @@ class RingLayer(RingReadout, RealInputs, PhysicalLayer):
     def passes(self) -> int:
         """Number of times that the bank is set and read for one product."""
         return math.prod(self.tiles)
-
-    def position(self, name, index):
-        fan_in = int(np.ravel_multi_index(index[:-1], self._kernel_shape[:-1]))
-        over_outputs, row = divmod(index[-1], self.rows)
-        over_inputs, column = divmod(fan_in, self.columns)
-        return over_outputs * self.tiles[1] + over_inputs, row, column
 
     def by_row(self, matrix, fill: float = 0.0):
         """Returns a matrix (fan_in, outputs) as bank rows (outputs, tiles, columns)."""
@@ -412,9 +399,6 @@ class RingLayer(RingReadout, RealInputs, PhysicalLayer):
         if math.isinf(high):
             high = float(np.max(self.tuning.control(self.tuning.clip(math.inf))))
         return max(low, 0.0), high
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), **arguments(self, RingLayer)}
 
 
 def _square(name: str, matrix) -> np.ndarray:

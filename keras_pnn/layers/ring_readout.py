@@ -6,6 +6,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from keras_pnn.layers.mixins import biased
 from keras_pnn.physics import detection
 
 
@@ -29,9 +30,7 @@ class RingReadout:
             outputs = outputs + math.sqrt(self.tiles[1]) * noise
         if self.gain_variable is not None:
             outputs = outputs * ops.cast(self.gain_variable, outputs.dtype)
-        if self.bias is None:
-            return outputs
-        return outputs + ops.cast(self.bias, outputs.dtype)
+        return biased(self, outputs)
 
     def _tiled_product(self, inputs, kernel, imperfections: dict):
         """Multiplies inputs (…, fan_in) by the kernel, reading each tile by the ADC."""

@@ -13,12 +13,8 @@ from keras import ops
 from keras_pnn import _checks
 from keras_pnn._png import read_png, write_png
 from keras_pnn.layers.limits import DAC, ControlRange, get_dac
-from keras_pnn.layers.physical import (
-    PhysicalLayer,
-    RealInputs,
-    arguments,
-    check_built,
-)
+from keras_pnn.layers.mixins import RealInputs, add_bias, biased
+from keras_pnn.layers.physical import PhysicalLayer, check_built
 from keras_pnn.physics import detection, frames, imaging
 
 
@@ -192,14 +188,7 @@ class MaskedSLM(RealInputs, PhysicalLayer):
         self.add_imperfection("rotation", (), unit="deg")
         self.add_imperfection("shift", (2,), unit="px")
         self.add_imperfection("scale", (), unit="", nominal=1.0, lower_bound=0.0)
-        self.bias = None
-        if self.use_bias:
-            self.bias = self.add_weight(
-                name="bias",
-                shape=(self.units,),
-                initializer=self.bias_initializer,
-                regularizer=self.bias_regularizer,
-            )
+        add_bias(self, self.units)
 
     def as_set(self, controls):
         mask = controls["mask"]
@@ -242,9 +231,8 @@ class MaskedSLM(RealInputs, PhysicalLayer):
             shown_masks = ops.cast(self._leaking(mask), weights.dtype)
             offset = ops.sum(shown_masks, axis=(1, 2))
             outputs = (high - low) * total + low * offset
-        if self.bias is not None:
-            outputs = outputs + ops.cast(self.bias, outputs.dtype)
-        return ops.cast(self.activation(outputs), self.compute_dtype)
+        outputs = self.activation(biased(self, outputs))
+        return ops.cast(outputs, self.compute_dtype)
 
     def _read(self, shown, weights, imperfections: dict):
         """Computes Σ shown · w from readings: twice the sum minus the reference."""
@@ -407,9 +395,6 @@ class MaskedSLM(RealInputs, PhysicalLayer):
             self.pixel_repeat, cell, self._size, self.margin, pixel, strict=True
         )
         return frame, *(r * (c * (n + 2 * m) + m + p) for r, c, n, m, p in sides)
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), **arguments(self, MaskedSLM)}
 
 
 def _image_size(shape: tuple, tile: tuple[int, int] | None) -> tuple[int, int]:

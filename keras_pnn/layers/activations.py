@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from keras_pnn import _checks
-from keras_pnn.layers.fields import PlaneOutputs
+from keras_pnn.layers.fields import Passive, PlaneOutputs
 from keras_pnn.physics import detection
 
 # Intensity that passes a threshold, as a share, below which the slope of its root is
@@ -12,10 +12,10 @@ from keras_pnn.physics import detection
 _FAINT = 1e-6
 
 
-class _Nonlinearity(PlaneOutputs, keras.layers.Layer):
+class _Nonlinearity(PlaneOutputs, Passive):
     """Base of layers that scale fields by a real number, a function of intensity."""
 
-    def call(self, inputs):
+    def _act(self, inputs):
         fields = self._fields(inputs)
         gain = self._gain(detection.intensity(fields))
         return tf.complex(gain * tf.math.real(fields), gain * tf.math.imag(fields))

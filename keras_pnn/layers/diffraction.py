@@ -13,8 +13,8 @@ import tensorflow as tf
 from keras_pnn import _checks
 from keras_pnn.layers.detector_array import DetectorArray
 from keras_pnn.layers.diffraction_masks import PhaseMask
-from keras_pnn.layers.fields import PlaneOutputs
-from keras_pnn.layers.mixins import RealInputs, refuse_complex
+from keras_pnn.layers.fields import Passive, PlaneOutputs
+from keras_pnn.layers.mixins import RealInputs
 from keras_pnn.layers.optics import PITCH, WAVELENGTH, Optics
 from keras_pnn.physics import propagation
 from keras_pnn.physics._tensors import as_complex, as_float64
@@ -22,7 +22,7 @@ from keras_pnn.physics.propagation import free_space
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class Encode(RealInputs, PlaneOutputs, keras.layers.Layer):
+class Encode(RealInputs, PlaneOutputs, Passive):
     """Encodes images as fields: resizes them (bilinearly), and adds dark pixels.
 
     Args:
@@ -62,8 +62,7 @@ class Encode(RealInputs, PlaneOutputs, keras.layers.Layer):
         self.size = _checks.optional(_checks.pair, "size", size, low=1)
         self.padding = _checks.integer("padding", padding, low=0)
 
-    def call(self, inputs):
-        refuse_complex(self, inputs)
+    def _act(self, inputs):
         height, width = _image_size(inputs.shape)
         dtype = tf.as_dtype(self._output_dtype)
         images = tf.cast(tf.convert_to_tensor(inputs), dtype.real_dtype)
@@ -262,7 +261,7 @@ class Lens(Optics):
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class Aperture(PlaneOutputs, keras.layers.Layer):
+class Aperture(PlaneOutputs, Passive):
     """Lets light pass inside an opening, see `physics.propagation.aperture`.
 
     Args:
@@ -301,7 +300,7 @@ class Aperture(PlaneOutputs, keras.layers.Layer):
         given = self.diameter, self.pitch, self.shape, self.on_pixel
         return propagation.aperture(size, *given, dtype=self._output_dtype)
 
-    def call(self, inputs):
+    def _act(self, inputs):
         fields = self._fields(inputs)
         return fields * self._opening(tuple(fields.shape[1:]))
 

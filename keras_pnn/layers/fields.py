@@ -28,6 +28,13 @@ class FieldOutputs(WideOutputs):
         return super().call(inputs)
 
 
+class Passive(keras.layers.Layer):
+    """Base of layers without controls, whose outputs are `_act(inputs)`."""
+
+    def call(self, inputs):
+        return self._act(inputs)
+
+
 class PlaneOutputs(FieldOutputs):
     """Gives a layer complex outputs in the shape of its inputs, a batch of planes."""
 

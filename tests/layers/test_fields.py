@@ -82,6 +82,18 @@ def test_fit_of_a_plain_model(loss):
         model.fit(X, Y, verbose=0)
 
 
+@pytest.mark.parametrize(
+    "behind", [(), (pnn.layers.Aperture(4e-6),), (pnn.layers.Threshold(0.1),)]
+)
+def test_fit_of_planes_without_controls(behind):
+    flat = [keras.layers.Flatten(), keras.layers.Dense(3, name="last")]
+    planes = [keras.Input((4, 4)), pnn.layers.Encode("phase"), *behind]
+    for model in (keras.Sequential([*planes, *flat]), keras.Sequential(planes)):
+        model.compile("sgd", "mse")
+        with pytest.raises(ValueError, match="put a DetectorArray behind it"):
+            model.fit(np.ones((2, 4, 4)), np.ones((2, *model.output_shape[1:])))
+
+
 def test_what_passes():
     detector, dense = pnn.layers.Photodetector(), keras.layers.Dense(3)
     check_fields(network(detector, dense, loss=SPARSE))

@@ -397,18 +397,15 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
         check_built(self)
         known = self._known_errors()
         before = self.lossless_matrix(**known)
-        self._wrap()
-        return relative_distance(self.lossless_matrix(**known), before)
-
-    def _wrap(self) -> None:
         if self.crosstalk is None or self.dac is not None:
             self._store(**self.within_turn(self.controls))
-            return
-        now = {n: np.asarray(v, "float64") for n, v in self.controls.items()}
-        both = self._exists * np.stack([now["theta"], now["phi"]])
-        produced = (self.crosstalk @ both.ravel()).reshape(both.shape)
-        phases = decompose.MeshPhases(*produced, now["gamma"], self.arrangement)
-        self._assign(phases, within_turn=True)
+        else:
+            now = {n: np.asarray(v, "float64") for n, v in self.controls.items()}
+            both = self._exists * np.stack([now["theta"], now["phi"]])
+            produced = (self.crosstalk @ both.ravel()).reshape(both.shape)
+            phases = decompose.MeshPhases(*produced, now["gamma"], self.arrangement)
+            self._assign(phases, within_turn=True)
+        return relative_distance(self.lossless_matrix(**known), before)
 
     def _assign(self, phases: decompose.MeshPhases, within_turn: bool = False) -> None:
         """Sets the phases at which the shifters produce the given ones."""

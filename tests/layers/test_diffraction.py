@@ -117,42 +117,27 @@ def transmission(layer, fields):
     return np.asarray(layer(fields) / fields)[0]
 
 
-def test_each_imperfection_of_a_mask_is_that_of_the_physics(fields):
+def test_imperfections_of_a_mask_are_those_of_the_physics(fields):
     layer, phase = phase_mask(fields)
-    size = phase.shape
     mask = np.exp(1j * phase)
     np.testing.assert_allclose(transmission(layer, fields), mask, atol=1e-12)
-    dead = np.zeros(size)
-    dead[3, 5], dead[0, 0] = 1.0, 0.25
-    alive = phase * (1 - dead)
-    angle = (2e-3, -1e-3)
-    deflection = propagation.tilt(size, angle, WAVE, PITCH, "complex128")
-    cases = {
-        "rotation": (0.4, propagation.warp(mask, rotation=0.4)),
-        "shift": ((0.3, -1.2), propagation.warp(mask, shift=(0.3, -1.2))),
-        "scale": (1.02, propagation.warp(mask, scale=1.02)),
-        "tilt": ((2.0, -1.0), mask * deflection),
-        "phase_gain": (1.1, np.exp(1.1j * phase)),
-        "phase_offset": (0.2, np.exp(1j * (phase + 0.2))),
-        "dead_pixels": (dead, np.exp(1j * alive)),
-        "wavelength_shift": (20.0, np.exp(1j * phase * WAVE / (WAVE + 20e-9))),
-    }
-    assert cases.keys() == layer.imperfections.keys()
-    for name, (value, expected) in cases.items():
+    dead = np.zeros(phase.shape)
+    dead[3, 5], dead[4, 5], dead[0, 0] = 1.0, 1.0, 0.25
+    device = {"rotation": 3.0, "shift": (0.5, -1.0), "scale": 0.98, "tilt": (1.0, 2.0)}
+    device |= {"phase_gain": 1.1, "phase_offset": 0.3, "wavelength_shift": 20.0}
+    device |= {"dead_pixels": dead}
+    assert device.keys() == layer.imperfections.keys()
+    for name, value in device.items():
         layer.imperfections[name].assign(value)
-        found = transmission(layer, fields)
-        np.testing.assert_allclose(found, expected, atol=1e-6, err_msg=name)
-        assert np.abs(found - mask).max() > 1e-3
+        assert np.abs(transmission(layer, fields) - mask).max() > 1e-3, name
         layer.reset_imperfections()
-
-
-def test_a_small_rotation_moves_a_mask():
-    """Half a pixel at the rim of 128 is 0.45°, below which nearest ones stay."""
-    fields = np.ones((1, 128, 128), "complex64")
-    layer = PhaseMask()
-    before = np.asarray(layer(fields))
-    layer.imperfections["rotation"].assign(0.1)
-    assert np.mean(np.abs(layer(fields) - before)) > 0.05
+    for name, value in device.items():
+        layer.imperfections[name].assign(value)
+    wave = WAVE + 20e-9
+    shown = 1.1 * WAVE / wave * phase * (1 - dead) + 0.3
+    expected = propagation.warp(np.exp(1j * shown), 3.0, (0.5, -1.0), 0.98)
+    expected *= propagation.tilt(phase.shape, (1e-3, 2e-3), wave, PITCH, "complex128")
+    np.testing.assert_allclose(transmission(layer, fields), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("outside", [1.0, 0.0])
@@ -198,21 +183,6 @@ def test_a_converter_of_less_than_a_turn_sets_its_nearest_end(fields):
     layer.controls["phase"].assign(phase)
     shown = layer.as_set(layer.current_values()[0])["phase"]
     np.testing.assert_allclose(shown[0, : len(wanted)], list(wanted.values()))
-
-
-def test_imperfections_of_one_mask_act_together(fields):
-    layer, phase = phase_mask(fields)
-    device = {"rotation": 3.0, "shift": (0.5, -1.0), "scale": 0.98, "tilt": (1.0, 2.0)}
-    device |= {"phase_gain": 1.1, "phase_offset": 0.3, "wavelength_shift": 5.0}
-    dead = np.zeros(phase.shape)
-    dead[4, 5] = 1
-    for name, value in {**device, "dead_pixels": dead}.items():
-        layer.imperfections[name].assign(value)
-    wave = WAVE + 5e-9
-    shown = 1.1 * WAVE / wave * phase * (1 - dead) + 0.3
-    expected = propagation.warp(np.exp(1j * shown), 3.0, (0.5, -1.0), 0.98)
-    expected *= propagation.tilt(phase.shape, (1e-3, 2e-3), wave, PITCH, "complex128")
-    np.testing.assert_allclose(transmission(layer, fields), expected, atol=1e-6)
 
 
 def test_a_tilt_beyond_the_sampling_is_refused_and_never_aliases(data):

@@ -59,16 +59,12 @@ def plane_of(layer: keras.layers.Layer, shape) -> tuple[int, int]:
 
 
 class Use(NamedTuple):
-    """One use of a layer in a model of nodes.
-
-    Args:
-        layer: the layer, or another operation of Keras.
-        shape: that of its first input, with the batch.
-        sources: the layers whose fields it takes; empty for digital inputs.
-    """
+    """One use of a layer in a model of nodes."""
 
     layer: keras.Operation
+    # That of its first input, with the batch.
     shape: tuple
+    # The layers whose fields it takes; empty for digital inputs.
     sources: tuple
 
     @property

@@ -3,6 +3,7 @@
 `RingLayer.weights_at` computes the weights of controls and imperfections.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -15,35 +16,11 @@ from keras_pnn import _checks
 from keras_pnn.layers import limits
 from keras_pnn.layers.mixins import RealInputs, add_bias
 from keras_pnn.layers.physical import PhysicalLayer, check_built
-from keras_pnn.layers.ring_program import (
-    ControlsForWeights,
-    controls_for,
-    ideal_weights,
-)
+from keras_pnn.layers.ring_program import controls_for, ideal_weights, initial_controls
 from keras_pnn.layers.ring_readout import RingReadout
 from keras_pnn.physics import tuning as tunings
 from keras_pnn.physics.tuning.lorentzian import PARKED
 from keras_pnn.physics.tuning.signed import SignedCurve
-
-
-class WeightPenalty(keras.regularizers.Regularizer):
-    """Applies the kernel's regularizer, as one of the controls that set the kernel.
-
-    Keras evaluates the regularizers of trainable variables once for each loss,
-    however often the layer was called.
-    """
-
-    def __init__(self, layer: "RingLayer"):
-        self.layer = layer
-
-    def __call__(self, control):
-        layer = self.layer
-        _, imperfections = layer.current_values()
-        weights = layer.weights_at(layer.driven(control), imperfections)
-        penalty = layer.kernel_regularizer(weights)
-        if layer.control_regularizer is not None:
-            penalty += layer.control_regularizer(control)
-        return penalty
 
 
 class RingLayer(RingReadout, RealInputs, PhysicalLayer):
@@ -148,17 +125,13 @@ class RingLayer(RingReadout, RealInputs, PhysicalLayer):
         self._check_curves()
         self._place = self._laid_out()
         self.tuning = self.tuning.placed(*self._place[1:], self.columns)
-        penalty = self.control_regularizer
-        if self.kernel_regularizer is not None:
-            penalty = WeightPenalty(self)
+        plain = self.kernel_regularizer is None
         self.add_control(
             "control",
             self._kernel_shape,
             unit=self.tuning.unit,
-            initializer=ControlsForWeights(
-                self.kernel_initializer, self.curve, self.control_limits
-            ),
-            regularizer=penalty,
+            initializer=functools.partial(initial_controls, self),
+            regularizer=self.control_regularizer if plain else self._weight_penalty,
             constraint=self.control_constraint,
         )
         self.add_imperfection("resonance_shift", self._kernel_shape, unit="nm")
@@ -185,6 +158,19 @@ class RingLayer(RingReadout, RealInputs, PhysicalLayer):
                 trainable=trained,
             )
         add_bias(self, self.outputs)
+
+    def _weight_penalty(self, control):
+        """Applies the kernel's regularizer, as one of the controls that set the kernel.
+
+        Keras evaluates the regularizers of trainable variables once for each loss,
+        however often the layer was called.
+        """
+        _, imperfections = self.current_values()
+        weights = self.weights_at(self.driven(control), imperfections)
+        penalty = self.kernel_regularizer(weights)
+        if self.control_regularizer is not None:
+            penalty += self.control_regularizer(control)
+        return penalty
 
     def _laid_out(self) -> tuple[np.ndarray, ...]:
         """Returns the pass, and the row and column on the bank, of each ring."""
@@ -287,8 +273,7 @@ class RingLayer(RingReadout, RealInputs, PhysicalLayer):
             return ops.reshape(rows, (-1, self.columns))
         over_outputs, over_inputs = self.tiles
         missing = over_outputs * self.rows - self.outputs
-        filling = ops.zeros((missing, over_inputs, self.columns), dtype=rows.dtype)
-        banks = ops.concatenate([rows, filling], axis=0)
+        banks = ops.pad(rows, [[0, missing], [0, 0], [0, 0]])
         banks = ops.reshape(banks, (over_outputs, self.rows, over_inputs, self.columns))
         banks = ops.transpose(banks, (0, 2, 1, 3))
         return ops.reshape(banks, (self.passes, self.rows * self.columns))

@@ -18,16 +18,15 @@ from keras_pnn.layers.physical import PhysicalLayer, check_built
 from keras_pnn.physics import detection, frames, imaging
 
 
-class _DrawnAsMatrix(keras.initializers.Initializer):
-    """Draws masks as a matrix (pixels, units), clipped to ±1."""
+def _drawn_as_matrix(initializer) -> Callable:
+    """Returns an initializer that draws a matrix (pixels, units), clipped to ±1."""
 
-    def __init__(self, initializer):
-        self.initializer = initializer
-
-    def __call__(self, shape, dtype=None):
+    def drawn(shape, dtype=None):
         units, height, width = shape
-        matrix = self.initializer((height * width, units), dtype=dtype)
+        matrix = initializer((height * width, units), dtype=dtype)
         return ops.clip(ops.reshape(ops.transpose(matrix), shape), -1.0, 1.0)
+
+    return drawn
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -181,7 +180,7 @@ class MaskedSLM(RealInputs, PhysicalLayer):
             "mask",
             (self.units, *size),
             unit="",
-            initializer=_DrawnAsMatrix(self.mask_initializer),
+            initializer=_drawn_as_matrix(self.mask_initializer),
             regularizer=self.mask_regularizer,
             constraint=self.mask_constraint,
         )

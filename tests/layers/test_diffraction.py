@@ -127,6 +127,8 @@ def test_imperfections_of_a_mask_are_those_of_the_physics(fields):
     device |= {"phase_gain": 1.1, "phase_offset": 0.3, "wavelength_shift": 20.0}
     device |= {"dead_pixels": dead}
     assert device.keys() == layer.imperfections.keys()
+    # The source is one for all layers.
+    assert [n for n in device if layer.quantity(n).shared] == ["wavelength_shift"]
     for name, value in device.items():
         layer.imperfections[name].assign(value)
         assert np.abs(transmission(layer, fields) - mask).max() > 1e-3, name
@@ -201,18 +203,6 @@ def test_a_tilt_beyond_the_sampling_is_refused_and_never_aliases(data):
     fine = PhaseMask(pitch=0.2e-6)
     fine.build((None, 4, 4))
     assert np.isinf(fine.quantity("tilt").room).all()
-
-
-def test_a_wavelength_is_common_to_a_device_and_masks_move_apart():
-    model = planes()
-    device = pnn.Variation(wavelength_shift=5.0, rotation=1.0).sample(model, 1)[0]
-    with device.installed(model):
-        found = {"wavelength_shift": set(), "rotation": set()}
-        for layer in pnn.layers.physical_layers(model):
-            for name, values in found.items():
-                if name in layer.imperfections:
-                    values.add(float(layer.imperfections[name]))
-    assert len(found["wavelength_shift"]) == 1 and len(found["rotation"]) == 2
 
 
 def test_frames_show_the_nearest_level_a_turn_aside(fields, tmp_path, rng):
@@ -382,7 +372,6 @@ RANDOM = {"rotation": 2.0, "shift": 0.5, "distance_error": 5.0, "tilt": 1.0}
 @pytest.mark.parametrize(
     "wrap",
     [
-        lambda m: pnn.SATModel(m, rho=0.1, variation=pnn.Variation(RANDOM)),
         lambda m: pnn.SATModel(
             m,
             ascent=None,
@@ -393,7 +382,7 @@ RANDOM = {"rotation": 2.0, "shift": 0.5, "distance_error": 5.0, "tilt": 1.0}
         ),
         lambda m: pnn.PATModel(m, pnn.Variation(RANDOM).sample(m, 1)[0]),
     ],
-    ids=["sat", "adversary", "pat"],
+    ids=["adversary", "pat"],
 )
 def test_networks_train_robustly_and_on_a_device(data, wrap):
     # A graph takes longer to make than the steps.

@@ -33,11 +33,6 @@ def _angle(imbalance):
     return interferometer.angle_from_imbalance(tf.clip_by_value(imbalance, -1.0, 1.0))
 
 
-def _given(values: np.ndarray):
-    """Returns an initializer that returns these values."""
-    return lambda shape, dtype=None: tf.convert_to_tensor(values, dtype)
-
-
 def as_matrix(name: str, value, shape: tuple[int, int]) -> np.ndarray:
     """Returns a real or complex matrix of a given shape as complex128."""
     try:
@@ -173,14 +168,13 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
                 name,
                 shape,
                 unit="rad",
-                initializer=_given(getattr(start, name)),
+                initializer=keras.initializers.Constant(getattr(start, name)),
                 regularizer=self.phase_regularizer,
                 constraint=self.phase_constraint,
                 mask=exists,
             )
-        self.add_control(
-            "gamma", (self.units,), unit="rad", initializer=_given(start.gamma)
-        )
+        gamma = keras.initializers.Constant(start.gamma)
+        self.add_control("gamma", (self.units,), unit="rad", initializer=gamma)
         self.add_imperfection("theta_error", shape, unit="rad", mask=exists)
         self.add_imperfection("phi_error", shape, unit="rad", mask=exists)
         both, cells = (*shape, 2), exists[..., None]

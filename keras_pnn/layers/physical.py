@@ -81,18 +81,14 @@ class PhysicalLayer(keras.layers.Layer):
         Raises:
             ValueError: If the layer has a quantity of that name.
         """
-        self._check_new(name)
-        variable = self.add_weight(
-            name=name,
-            shape=shape,
-            initializer=initializer,
-            regularizer=regularizer,
-            constraint=constraint,
-            trainable=trainable,
-            autocast=False,
-        )
-        self._controls[name] = Quantity(self, name, variable, unit, nominal, mask=mask)
-        return variable
+        weight = {
+            "initializer": initializer,
+            "regularizer": regularizer,
+            "constraint": constraint,
+            "trainable": trainable,
+        }
+        about = {"unit": unit, "nominal": nominal, "mask": mask}
+        return self._add(self._controls, name, shape, weight, about)
 
     def add_imperfection(
         self,
@@ -123,32 +119,17 @@ class PhysicalLayer(keras.layers.Layer):
             ValueError: If the nominal value is not between the bounds, or the layer
                 has a quantity of that name.
         """
-        self._check_new(name)
         if lower_bound is not None and not nominal > lower_bound:
             expected = f"above {lower_bound:g}, the lower bound of '{name}'"
             raise _checks.error("nominal", expected, f"{nominal:g}")
         if upper_bound is not None and not nominal < upper_bound:
             expected = f"below {upper_bound:g}, the upper bound of '{name}'"
             raise _checks.error("nominal", expected, f"{nominal:g}")
-        variable = self.add_weight(
-            name=name,
-            shape=shape,
-            initializer=keras.initializers.Constant(nominal),
-            trainable=False,
-            autocast=False,
-        )
-        self._imperfections[name] = Quantity(
-            self,
-            name,
-            variable,
-            unit,
-            nominal,
-            shared=shared,
-            mask=mask,
-            lower_bound=lower_bound,
-            upper_bound=upper_bound,
-        )
-        return variable
+        about = {"unit": unit, "nominal": nominal, "shared": shared, "mask": mask}
+        about |= {"lower_bound": lower_bound, "upper_bound": upper_bound}
+        start = keras.initializers.Constant(nominal)
+        weight = {"initializer": start, "trainable": False}
+        return self._add(self._imperfections, name, shape, weight, about)
 
     def add_stuck(self, name: str) -> keras.Variable:
         """Lets devices hold elements of a control: the imperfection `<name>_stuck`.
@@ -165,12 +146,20 @@ class PhysicalLayer(keras.layers.Layer):
         """
         control = self._controls[name]
         mask = None if control.mask is None else np.asarray(control.mask)[..., None]
-        shape = (*control.variable.shape, 2)
-        variable = self.add_imperfection(
-            f"{name}_stuck", shape, unit=control.unit, mask=mask
-        )
-        own = self._imperfections[f"{name}_stuck"]
-        self._imperfections[own.name] = dataclasses.replace(own, holds=name)
+        shape, own = (*control.variable.shape, 2), f"{name}_stuck"
+        variable = self.add_imperfection(own, shape, unit=control.unit, mask=mask)
+        stuck = dataclasses.replace(self._imperfections[own], holds=name)
+        self._imperfections[own] = stuck
+        return variable
+
+    def _add(self, kind: dict, name: str, shape: tuple, weight: dict, about: dict):
+        """Adds a variable under a name that nothing of the layer has, nor an alias."""
+        taken = [*self._controls, *self._imperfections, *self.aliases]
+        if name in taken:
+            expected = f"a name that layer '{self.name}' does not have, {taken}"
+            raise _checks.error("name", expected, repr(name))
+        variable = self.add_weight(name=name, shape=shape, autocast=False, **weight)
+        kind[name] = Quantity(self, name, variable, **about)
         return variable
 
     def held(self, controls: dict, imperfections: dict) -> dict:
@@ -183,13 +172,6 @@ class PhysicalLayer(keras.layers.Layer):
                 value = tf.cast(value, control.dtype)
                 found[quantity.holds] = tf.where(stuck > 0.5, value, control)
         return found
-
-    def _check_new(self, name: str) -> None:
-        """Checks that a name means one control or imperfection, and no alias."""
-        taken = [*self._controls, *self._imperfections, *self.aliases]
-        if name in taken:
-            expected = f"a name that layer '{self.name}' does not have, {taken}"
-            raise _checks.error("name", expected, repr(name))
 
     @property
     def controls(self) -> dict[str, keras.Variable]:

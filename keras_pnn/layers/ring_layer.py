@@ -150,12 +150,9 @@ class RingLayer(RingReadout, RealInputs, PhysicalLayer):
             if shape not in ((), (self.outputs,)):
                 expected = f"one number, or {self.outputs} for the outputs"
                 raise _checks.error("gain", expected, f"shape {shape}")
-            start = 1.0 if trained else self.gain
+            start = keras.initializers.Constant(1.0 if trained else self.gain)
             self.gain_variable = self.add_weight(
-                name="gain",
-                shape=shape,
-                initializer=lambda shape, dtype: tf.cast(start, dtype),
-                trainable=trained,
+                name="gain", shape=shape, initializer=start, trainable=trained
             )
         add_bias(self, self.outputs)
 

@@ -546,13 +546,6 @@ def test_a_layer_keeps_the_plane_that_it_was_built_for(make):
             layer(other)
 
 
-def test_a_loss_for_real_numbers_wants_a_detector_array():
-    model = keras.Sequential([keras.Input((16, 16)), FreeSpace(1e-4)])
-    model.compile("sgd", "mse")
-    with pytest.raises(ValueError, match=r"FreeSpace .* put a DetectorArray"):
-        model.fit(np.ones((2, 16, 16)), np.ones((2, 16, 16)), verbose=0)
-
-
 def test_a_distance_is_calibrated(data):
     model = planes(masks=1)
     device = pnn.devices.sweep(model, "distance_error", [4.0])[0]

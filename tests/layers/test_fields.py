@@ -83,14 +83,23 @@ def test_fit_of_a_plain_model(loss):
 
 
 @pytest.mark.parametrize(
-    "behind", [(), (pnn.layers.Aperture(4e-6),), (pnn.layers.Threshold(0.1),)]
+    "behind",
+    [
+        pnn.layers.Encode("phase"),
+        pnn.layers.Aperture(4e-6),
+        pnn.layers.Threshold(0.1),
+        pnn.layers.FreeSpace(1e-4, band_limit=False, padding=0),
+    ],
+    ids=lambda layer: type(layer).__name__,
 )
-def test_fit_of_planes_without_controls(behind):
+def test_fit_of_planes(behind):
+    first = [] if isinstance(behind, pnn.layers.Encode) else [pnn.layers.Encode()]
+    planes = [keras.Input((4, 4)), *first, behind]
     flat = [keras.layers.Flatten(), keras.layers.Dense(3, name="last")]
-    planes = [keras.Input((4, 4)), pnn.layers.Encode("phase"), *behind]
+    found = f"{type(behind).__name__} .* gives complex fields; put a DetectorArray"
     for model in (keras.Sequential([*planes, *flat]), keras.Sequential(planes)):
         model.compile("sgd", "mse")
-        with pytest.raises(ValueError, match="put a DetectorArray behind it"):
+        with pytest.raises(ValueError, match=found):
             model.fit(np.ones((2, 4, 4)), np.ones((2, *model.output_shape[1:])))
 
 

@@ -14,6 +14,7 @@ from keras_pnn.layers.mixins import (
     WideOutputs,
     add_bias,
     biased,
+    last_axis,
     refuse_complex,
 )
 from keras_pnn.physics import detection
@@ -42,12 +43,7 @@ class FieldDetector(_Detector):
 
     def _build_for(self, input_shape, **ports) -> None:
         """Fixes the number of ports; `ports` are arguments that list some of them."""
-        modes = input_shape[-1]
-        if modes is None:
-            raise ValueError(
-                "The last axis of the inputs must be known. "
-                f"Received: input_shape={tuple(input_shape)}"
-            )
+        modes = last_axis(input_shape)
         for name, listed in ports.items():
             if max(listed, default=0) >= modes:
                 expected = f"ports of the inputs, 0 to {modes - 1}"

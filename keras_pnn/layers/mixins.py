@@ -85,6 +85,16 @@ class WideOutputs(Configured):
         return keras.KerasTensor(shape, dtype=self._output_dtype)
 
 
+def last_axis(input_shape) -> int:
+    """Returns the size of the last axis of inputs, which must be known."""
+    if input_shape[-1] is None:
+        raise ValueError(
+            "The last axis of the inputs must be known. "
+            f"Received: input_shape={tuple(input_shape)}"
+        )
+    return input_shape[-1]
+
+
 def add_bias(layer: keras.layers.Layer, units: int) -> None:
     """Adds the bias that a layer's arguments ask for, or `None`."""
     layer.bias = None

@@ -15,6 +15,7 @@ from keras_pnn import _checks
 from keras_pnn._signatures import passing_on
 from keras_pnn.layers import convolution
 from keras_pnn.layers.context import current
+from keras_pnn.layers.mixins import last_axis
 from keras_pnn.layers.ring_layer import RingLayer
 
 
@@ -103,12 +104,7 @@ class MRRBank(RingLayer):
         self.supports_masking = True
 
     def build(self, input_shape) -> None:
-        inputs = input_shape[-1]
-        if inputs is None:
-            raise ValueError(
-                "The last axis of the inputs must be known. "
-                f"Received: input_shape={input_shape}"
-            )
+        inputs = last_axis(input_shape)
         self._build_kernel((inputs, self.units))
         self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: inputs})
 

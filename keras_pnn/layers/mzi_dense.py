@@ -8,6 +8,7 @@ from keras_pnn import _checks
 from keras_pnn.layers.belonging import refuse_elsewhere
 from keras_pnn.layers.fields import FieldOutputs
 from keras_pnn.layers.limits import ControlRange
+from keras_pnn.layers.mixins import last_axis
 from keras_pnn.layers.mzi import MZIMesh, as_matrix, relative_distance
 from keras_pnn.layers.physical import PhysicalLayer, check_built
 from keras_pnn.physics._tensors import as_complex
@@ -31,7 +32,8 @@ class Attenuators(FieldOutputs, PhysicalLayer):
     Output shape: `(..., units)`, complex.
 
     Raises:
-        ValueError: If `units` is not an integer of 1 or more.
+        ValueError: If `units` is not an integer of 1 or more, or the number of modes at
+            the inputs is unknown.
 
     Example:
 
@@ -45,7 +47,7 @@ class Attenuators(FieldOutputs, PhysicalLayer):
         self.units = _checks.integer("units", units, low=1)
 
     def build(self, input_shape):
-        self._modes = min(self.units, input_shape[-1])
+        self._modes = min(self.units, last_axis(input_shape))
         self.add_control(
             "attenuation",
             (self._modes,),

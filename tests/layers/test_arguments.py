@@ -136,6 +136,7 @@ def test_bad_arguments(kind, arguments):
         (MZIMesh(4), (2, 5)),
         (MZIMesh(4), (4,)),
         (MZIMesh(4), (2, 3, 3)),
+        (Attenuators(3), (2, None)),
         (MZIDense(3), (2, 1)),
         (MZIDense(3), (4,)),
         (MZIDense(3), (2, None)),

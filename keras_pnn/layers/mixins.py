@@ -1,4 +1,4 @@
-"""Share among layers: configurations, dtypes of inputs and outputs, a bias."""
+"""Share among layers: configurations, dtypes of inputs and outputs, noise, a bias."""
 
 import inspect
 
@@ -93,6 +93,13 @@ def last_axis(input_shape) -> int:
             f"Received: input_shape={tuple(input_shape)}"
         )
     return input_shape[-1]
+
+
+def reading_noise(layer: keras.layers.Layer, readings):
+    """Draws the noise of readings, in their shape."""
+    shape, dtype = ops.shape(readings), readings.dtype
+    noise = keras.random.normal(shape, dtype=dtype, seed=layer.seed_generator)
+    return layer.read_noise * noise
 
 
 def add_bias(layer: keras.layers.Layer, units: int) -> None:

@@ -13,7 +13,7 @@ from keras import ops
 from keras_pnn import _checks
 from keras_pnn._png import read_png, write_png
 from keras_pnn.layers.limits import DAC, ControlRange, get_dac
-from keras_pnn.layers.mixins import RealInputs, add_bias, biased
+from keras_pnn.layers.mixins import RealInputs, add_bias, biased, reading_noise
 from keras_pnn.layers.physical import PhysicalLayer, check_built
 from keras_pnn.physics import detection, frames, imaging
 
@@ -253,10 +253,7 @@ class MaskedSLM(RealInputs, PhysicalLayer):
             seed = self.seed_generator.next()
             light = detection.shot_noise(light, self.photons, seed)
         if self.read_noise > 0:
-            noise = keras.random.normal(
-                ops.shape(light), dtype=light.dtype, seed=self.seed_generator
-            )
-            light = light + self.read_noise * noise
+            light = light + reading_noise(self, light)
         return light
 
     def compute_output_shape(self, input_shape) -> tuple:

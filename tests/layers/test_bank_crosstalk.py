@@ -1,6 +1,5 @@
 """Heaters of a whole bank that warm each other."""
 
-import keras
 import models
 import numpy as np
 import pytest
@@ -69,23 +68,6 @@ def test_program_compensates_it(rng, size):
     for one in apart:
         one.program(target)
     models.assert_same(*([one.controls["control"]] for one in apart), atol=1e-5)
-
-
-def test_devices_and_convolutions():
-    matrix = heater.nearest_neighbour((2, 4), 0.05)
-    keras.utils.set_random_seed(0)
-    inputs = keras.Input((5, 5, 1))
-    outputs = pnn.layers.MRRConv2D(
-        3, 2, tuning=TUNING, bank_size=(2, 4), crosstalk=matrix
-    )(inputs)
-    model = models.compiled(keras.Model(inputs, outputs), loss="mse")
-    x = np.random.default_rng(0).uniform(size=(4, 5, 5, 1))
-    y = np.zeros((4, 4, 4, 3))
-    devices = pnn.Variation(resonance_shift=0.05).sample(model, 3)
-    found = pnn.evaluate_devices(model, x, y, devices, verbose=0)["loss"]
-    for device, loss in zip(devices, found, strict=True):
-        with device.installed(model):
-            assert model.evaluate(x, y, verbose=0) == pytest.approx(loss, rel=1e-4)
 
 
 def test_matrices_of_another_size():

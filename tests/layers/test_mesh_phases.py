@@ -39,7 +39,7 @@ def test_crosstalk(rng, arrangement, dtype, accuracy):
         np.testing.assert_allclose(layer.transfer_matrix(), expected, atol=coarse)
         x = tf.constant(rng.normal(size=(3, 4)), dtype)
         wide = "complex128" if dtype == "float64" else "complex64"
-        assert layer(x).dtype == wide
+        assert layer(x).dtype == layer.transfer_matrix().dtype == wide
         assert layer(keras.Input((4,))).dtype == wide
 
 

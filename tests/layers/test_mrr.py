@@ -379,38 +379,6 @@ def test_training_keeps_the_controls_in_range(rng, tuning):
 # --- What Keras asks of a layer.
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-@pytest.mark.parametrize(
-    "adc", [{}, {"adc_bits": 12}, {"adc_bits": 12, "adc_range": 9}], ids=len
-)
-def test_mixed_precision_keeps_controls_in_float32(rng, policy, adc):
-    x = rng.uniform(size=(4, 5, 5, 2)).astype("float32")
-    half, single = [
-        keras.Sequential(
-            [
-                keras.Input((5, 5, 2)),
-                MRRConv2D(3, 2, bank_size=(3, 4), dtype=dtype, **adc),
-                MRRBank(2, bank_size=(2, 2), dtype=dtype, **adc),
-            ]
-        )
-        for dtype in (policy, "float32")
-    ]
-    single.set_weights(half.get_weights())
-    y = half(x)
-    assert y.dtype == policy.removeprefix("mixed_")
-    for layer in half.layers:
-        for variable in (*layer.controls.values(), *layer.imperfections.values()):
-            assert variable.dtype == "float32"
-        assert layer.effective_weights().dtype == tf.float32
-    coarse = 0.02 if policy == "mixed_float16" else 0.15
-    np.testing.assert_allclose(tf.cast(y, "float32"), single(x), atol=coarse)
-    if adc == {"adc_bits": 12}:
-        return
-    half.compile("sgd", loss="mse", run_eagerly=policy == "mixed_bfloat16")
-    history = half.fit(x, np.ones((4, 4, 4, 2)), verbose=0)
-    assert np.isfinite(history.history["loss"]).all()
-
-
 def test_unknown_sizes_of_batch_and_image(rng):
     inputs = keras.Input((None, None, 2))
     layer = MRRConv2D(3, 3, padding="same", strides=2)

@@ -302,37 +302,7 @@ def test_slopes_are_those_without_noise(rng):
     assert_same(slopes(layer), slopes(noiseless(layer)), atol=1e-10)
 
 
-def data(rng):
-    x = rng.uniform(size=(12, 4, 5)).astype("float32")
-    return x, rng.integers(0, 3, 12)
-
-
-def single(**options):
-    keras.utils.set_random_seed(0)
-    return keras.Sequential([keras.Input((4, 5)), MaskedSLM(3, **options)])
-
-
-NOISY = {"display_range": (0, 1), "photons": 50, "read_noise": 0.1, "seed": 3}
-
-
 # --- What Keras asks of a layer.
-
-
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float16"])
-def test_half_precision(rng, policy):
-    x, y = data(rng)
-    options = {**NOISY, "contrast": 20.0, "use_bias": True}
-    half, full = single(dtype=policy, **options), single(**options)
-    (layer,) = half.layers
-    layer.controls["mask"].assign(masks(full.layers[0]))
-    if policy != "float16":
-        variables = {**layer.controls, **layer.imperfections}.values()
-        assert {v.dtype for v in variables} == {"float32"}
-    outputs = half(x)
-    assert outputs.dtype == policy.removeprefix("mixed_")
-    np.testing.assert_allclose(tf.cast(outputs, "float32"), full(x), atol=0.1)
-    half.compile("sgd", LOSS)
-    assert np.isfinite(half.fit(x, y, verbose=0).history["loss"]).all()
 
 
 def test_unknown_batch_size_and_functional_use(rng):
@@ -341,7 +311,7 @@ def test_unknown_batch_size_and_functional_use(rng):
     model = keras.Model(inputs, layer(inputs))
     assert model.output_shape == (None, 3)
     for count in (1, 5, 0):
-        rows = data(rng)[0][:count, ..., None]
+        rows = rng.uniform(size=(count, 4, 5, 1)).astype("float32")
         expected = rows.reshape(count, 20) @ matrix(layer)
         np.testing.assert_allclose(model(rows), expected, atol=1e-6)
 
@@ -356,10 +326,12 @@ def test_inputs_may_be_integers():
     [(None, None), (pnn.layers.ControlRange(-0.25, 0.25), 0.25), ("range", 1.0)],
 )
 def test_training_keeps_the_masks_within_the_constraint(rng, constraint, bound):
-    model = single(mask_constraint=constraint)
+    layer = MaskedSLM(3, mask_constraint=constraint)
+    model = keras.Sequential([keras.Input((4, 5)), layer])
     model.compile(keras.optimizers.SGD(100.0), LOSS)
-    model.fit(*data(rng), epochs=2, verbose=0)
-    largest = np.abs(masks(model.layers[0])).max()
+    x, y = rng.uniform(size=(12, 4, 5)).astype("float32"), rng.integers(0, 3, 12)
+    model.fit(x, y, epochs=2, verbose=0)
+    largest = np.abs(masks(layer)).max()
     assert largest > 1 if bound is None else largest == bound
 
 
@@ -379,20 +351,12 @@ def test_regularizers_see_the_masks():
 # --- Frames and files.
 
 
-def test_frames_by_hand():
-    layer = MaskedSLM(2, grid=(1, 3), margin=(0, 1), pixel_repeat=(2, 1))
-    layer.build((None, 1, 2))
-    layer.program([[-1, 0], [1, 0.5]])
-    row = [0.5, 0, 1, 0.5, 0.5, 0.5, 0.75, 0.5, 0.5, 0.5, 0.5, 0.5]
-    np.testing.assert_array_equal(layer.frames(), [[row, row]])
-    assert layer.frame_shape == (1, 2, 12)
-
-
 def test_place_of_a_pixel_on_its_frame(rng):
     layer = slm(rng)
     # Unit 6 is the third tile of the second row; tiles are 8 × 14 pixels.
     assert layer.position("mask", (6, 3, 4)) == (0, 8 + 2 + 3, 28 + 2 * (1 + 4))
     frames = layer.frames()
+    assert layer.frame_shape == frames.shape == (2, 3 * 8, 4 * 14)
     for index, value in np.ndenumerate((1 + masks(layer)) / 2):
         frame, y, x = layer.position("mask", index)
         assert (frames[frame, y, x : x + 2] == value).all()

@@ -358,8 +358,10 @@ def test_half_precision(rng, name, kind):
     # Fields are wide, and so are the intensities behind them.
     wide = name in ("mesh", "planes")
     assert outputs.dtype == ("float32" if wide else kind.removeprefix("mixed_"))
-    coarse = 1e-6 if wide else 0.1 if "bfloat16" in kind else 0.02
-    np.testing.assert_allclose(tf.cast(outputs, "float32"), full(x), atol=coarse)
+    # A camera counts photons, of which there may be one more.
+    coarse = 0.1 if "bfloat16" in kind or name == "camera" else 0.02
+    single = tf.cast(outputs, "float32")
+    np.testing.assert_allclose(single, full(x), atol=1e-6 if wide else coarse)
     before = numbers(half.trainable_variables)
     # In a graph, as it is used, where that is made soon.
     half.compile(keras.optimizers.SGD(rate), "mse", run_eagerly=name != "masks")

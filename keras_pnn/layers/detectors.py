@@ -109,7 +109,7 @@ class Photodetector(FieldDetector):
         # Sizes of groups of the listed ports that are summed; `None` for one each.
         self._sizes = None
         if np.iterable(ports):
-            entries = [tuple(p) if _is_group(p) else p for p in ports]
+            entries = [tuple(p) if np.iterable(p) else p for p in ports]
             groups = [p if isinstance(p, tuple) else (p,) for p in entries]
             self._read = _distinct("ports", itertools.chain(*groups), shown=ports)
             sizes = [len(group) for group in groups]
@@ -355,10 +355,6 @@ def _normalized(light):
     scaled = light / ops.where(bright, peak, ops.ones_like(peak))
     square = ops.sum(scaled * scaled, axis=-1, keepdims=True)
     return scaled * ops.rsqrt(ops.where(bright, square, ops.ones_like(square)))
-
-
-def _is_group(entry) -> bool:
-    return np.iterable(entry) and not isinstance(entry, str)
 
 
 def _distinct(name: str, ports, shown=None) -> tuple[int, ...]:

@@ -123,9 +123,9 @@ def _stack(*kinds):
     return lambda x: [x := layer(x) for layer in [kind() for kind in kinds]][-1]
 
 
-def _attention(kind, **kwargs):
+def _attention(make):
     def graph(x):
-        layer = kind(**kwargs)
+        layer = make()
         listed = isinstance(layer, (layers.Attention, layers.AdditiveAttention))
         return layer([x, x]) if listed else layer(x, x)
 
@@ -147,157 +147,21 @@ def _nested(x):
     return keras.Sequential([inner, layers.Dense(4, "sigmoid")])(x)
 
 
-def _normalized(x):
-    return layers.Normalization(mean=0.3, variance=2.0)(x)
-
-
-def _frozen(x):
-    return layers.Dense(5, "tanh", trainable=False)(x)
-
-
-def _stacked_cells(x):
-    return layers.RNN([layers.LSTMCell(3), layers.GRUCell(2)])(x)
-
-
 def _rematerialized(x):
     with keras.RematScope("full"):
         layer = layers.UnitNormalization()
     return layer(layers.Dense(4)(x))
 
 
-def _mixed(x):
-    return layers.Dense(5, "tanh", dtype="mixed_bfloat16")(x)
+def _heads(**kwargs):
+    return layers.MultiHeadAttention(num_heads=2, key_dim=2, **kwargs)
 
-
-# Kinds of layers, by the shape of their inputs, with options.
-_KEYED = {
-    DENSE: {
-        "dense": (layers.Dense, {"units": 5, "activation": "tanh"}),
-        "dense relu": (layers.Dense, {"units": 5, "activation": "relu"}),
-        "dense silu": (layers.Dense, {"units": 5, "activation": "silu"}),
-        "dense gelu": (layers.Dense, {"units": 5, "activation": "gelu"}),
-        "dense softmax": (layers.Dense, {"units": 5, "activation": "softmax"}),
-        "dense regularized": (
-            layers.Dense,
-            {"units": 5, "kernel_regularizer": "l2", "bias_regularizer": "l2"},
-        ),
-        "dense constrained": (
-            layers.Dense,
-            {"units": 5, "kernel_constraint": "unit_norm"},
-        ),
-        "dense lora": (layers.Dense, {"units": 5, "lora_rank": 2}),
-        "einsum dense": (
-            layers.EinsumDense,
-            {"equation": "ab,bc->ac", "output_shape": 5, "bias_axes": "c"},
-        ),
-        "prelu": (layers.PReLU, {"alpha_initializer": "ones"}),
-        "leaky relu": (layers.LeakyReLU, {}),
-        "elu": (layers.ELU, {}),
-        "softmax": (layers.Softmax, {}),
-        "dropout": (layers.Dropout, {"rate": 0.5}),
-        "alpha dropout": (layers.AlphaDropout, {"rate": 0.5}),
-        "gaussian dropout": (layers.GaussianDropout, {"rate": 0.5}),
-        "gaussian noise": (layers.GaussianNoise, {"stddev": 0.5}),
-        "activity": (layers.ActivityRegularization, {"l2": 0.1}),
-        "batch normalization": (layers.BatchNormalization, {}),
-        "layer normalization": (layers.LayerNormalization, {}),
-        "rms normalization": (layers.RMSNormalization, {}),
-        "group normalization": (layers.GroupNormalization, {"groups": 2}),
-        "unit normalization": (layers.UnitNormalization, {}),
-        "spectral normalization": (
-            lambda: layers.SpectralNormalization(layers.Dense(5, name="assigned")),
-            {},
-        ),
-        "rescaling": (layers.Rescaling, {"scale": 0.5}),
-        "repeat vector": (layers.RepeatVector, {"n": 2}),
-        "tf.function": (Decorated, {"units": 5}),
-        "recompute_grad": (Recomputed, {"units": 5}),
-        "custom_gradient": (Custom, {"units": 5, "use_bias": False}),
-        "concrete function": (Concrete, {"units": 5, "use_bias": False}),
-        "metric": (Reporting, {}),
-        "global generator": (Noisy, {}),
-        "tf.Variable": (Counting, {}),
-        "MRRBank": (lambda: pnn.layers.MRRBank(3), {}),
-        "Photodetector": (lambda: pnn.layers.Photodetector(), {}),
-    },
-    SERIES: {
-        "simple rnn": (layers.SimpleRNN, {"units": 3}),
-        "lstm": (layers.LSTM, {"units": 3}),
-        "lstm dropout": (
-            layers.LSTM,
-            {"units": 3, "dropout": 0.3, "recurrent_dropout": 0.3},
-        ),
-        "gru": (layers.GRU, {"units": 3, "return_sequences": True}),
-        "unrolled gru": (layers.GRU, {"units": 3, "unroll": True}),
-        "bidirectional": (lambda: layers.Bidirectional(layers.SimpleRNN(2)), {}),
-        "time distributed": (lambda: layers.TimeDistributed(layers.Dense(3)), {}),
-        # To TensorFlow, other layers in one dimension are those in two.
-        "causal conv1d": (
-            layers.Conv1D,
-            {"filters": 2, "kernel_size": 2, "padding": "causal"},
-        ),
-        "max pooling1d": (layers.MaxPooling1D, {"pool_size": 2}),
-    },
-    IMAGE: {
-        "conv2d": (layers.Conv2D, {"filters": 2, "kernel_size": 3}),
-        "conv2d dilated": (
-            layers.Conv2D,
-            {"filters": 2, "kernel_size": 2, "dilation_rate": 2},
-        ),
-        "conv2d groups": (layers.Conv2D, {"filters": 2, "kernel_size": 2, "groups": 2}),
-        "separable conv2d": (layers.SeparableConv2D, {"filters": 2, "kernel_size": 3}),
-        "depthwise conv2d": (layers.DepthwiseConv2D, {"kernel_size": 3}),
-        "conv2d transpose": (
-            layers.Conv2DTranspose,
-            {"filters": 2, "kernel_size": 3, "strides": 2},
-        ),
-        "max pooling2d": (layers.MaxPooling2D, {"pool_size": 2}),
-        "max pooling2d same": (
-            layers.MaxPooling2D,
-            {"pool_size": 3, "strides": 1, "padding": "same"},
-        ),
-        "average pooling2d": (layers.AveragePooling2D, {"pool_size": 2}),
-        "global max pooling2d": (layers.GlobalMaxPooling2D, {}),
-        "global average pooling2d": (layers.GlobalAveragePooling2D, {}),
-        "up sampling2d": (layers.UpSampling2D, {"size": 2}),
-        "up sampling2d bilinear": (
-            layers.UpSampling2D,
-            {"size": 2, "interpolation": "bilinear"},
-        ),
-        **{
-            f"resizing {interpolation}": (
-                layers.Resizing,
-                {"height": 4, "width": 7, "interpolation": interpolation},
-            )
-            for interpolation in ("nearest", "bilinear", "bicubic", "lanczos3")
-        },
-        "batch normalization2d": (layers.BatchNormalization, {}),
-        "zero padding2d": (layers.ZeroPadding2D, {}),
-        "cropping2d": (layers.Cropping2D, {}),
-        "spatial dropout2d": (layers.SpatialDropout2D, {"rate": 0.5}),
-        "MRRConv2D": (lambda: pnn.layers.MRRConv2D(2, 2), {}),
-    },
-    VOLUME: {
-        "conv3d": (layers.Conv3D, {"filters": 2, "kernel_size": 2}),
-        "conv3d transpose": (layers.Conv3DTranspose, {"filters": 1, "kernel_size": 2}),
-        "max pooling3d": (layers.MaxPooling3D, {"pool_size": 2}),
-        "max pooling3d same": (
-            layers.MaxPooling3D,
-            {"pool_size": 3, "strides": 1, "padding": "same"},
-        ),
-        "average pooling3d": (layers.AveragePooling3D, {"pool_size": 2}),
-        "up sampling3d": (layers.UpSampling3D, {"size": 2}),
-    },
-}
 
 # Functions of a symbolic tensor.
 _GRAPHS = {
     "nested": (DENSE, _nested),
     "shared": (DENSE, _shared),
-    "normalization": (DENSE, _normalized),
-    "frozen": (DENSE, _frozen),
     "rematerialized": (DENSE, _rematerialized),
-    "mixed precision": (DENSE, _mixed),
     "subclass": (DENSE, lambda x: Subclass()(x)),
     "add": (DENSE, _merged(layers.Add)),
     "multiply": (DENSE, _merged(layers.Multiply)),
@@ -308,39 +172,119 @@ _GRAPHS = {
         DENSE,
         _stack(lambda: pnn.layers.MZIMesh(6), lambda: pnn.layers.Photodetector()),
     ),
-    "stacked cells": (SERIES, _stacked_cells),
     "masked lstm": (SERIES, _stack(layers.Masking, lambda: layers.LSTM(3))),
     "masked outputs": (SERIES, _stack(layers.Masking, lambda: layers.Dense(3))),
-    "attention": (SERIES, _attention(layers.Attention, use_scale=True)),
+    "attention": (SERIES, _attention(lambda: layers.Attention(use_scale=True))),
     "additive attention": (SERIES, _attention(layers.AdditiveAttention)),
-    "multi head attention": (
-        SERIES,
-        _attention(layers.MultiHeadAttention, num_heads=2, key_dim=2),
-    ),
+    "multi head attention": (SERIES, _attention(_heads)),
     "grouped query attention": (
         SERIES,
-        _attention(
-            layers.GroupQueryAttention,
-            head_dim=2,
-            num_query_heads=2,
-            num_key_value_heads=1,
-        ),
+        _attention(lambda: layers.GroupQueryAttention(2, 2, 1)),
     ),
     "conv lstm2d": (
         SERIES,
         _stack(lambda: layers.Reshape((2, 2, 3, 1)), lambda: layers.ConvLSTM2D(1, 2)),
     ),
-    "masked attention": (
-        SERIES,
-        _stack(
-            layers.Masking,
-            lambda: lambda x: layers.MultiHeadAttention(2, 2)(x, x),
-        ),
-    ),
+    "masked attention": (SERIES, _stack(layers.Masking, lambda: _attention(_heads))),
 }
-for _shape, _kinds in _KEYED.items():
-    for _name, (_kind, _options) in _kinds.items():
-        _GRAPHS[_name] = _shape, (lambda k, o: lambda x: k(**o)(x))(_kind, _options)
+
+# Layers, by the shape of their inputs.
+_LAYERS = {
+    DENSE: {
+        "dense": lambda: layers.Dense(5, "tanh"),
+        "dense relu": lambda: layers.Dense(5, "relu"),
+        "dense silu": lambda: layers.Dense(5, "silu"),
+        "dense gelu": lambda: layers.Dense(5, "gelu"),
+        "dense softmax": lambda: layers.Dense(5, "softmax"),
+        "dense regularized": lambda: layers.Dense(
+            5, kernel_regularizer="l2", bias_regularizer="l2"
+        ),
+        "dense constrained": lambda: layers.Dense(5, kernel_constraint="unit_norm"),
+        "dense lora": lambda: layers.Dense(5, lora_rank=2),
+        "einsum dense": lambda: layers.EinsumDense("ab,bc->ac", 5, bias_axes="c"),
+        "normalization": lambda: layers.Normalization(mean=0.3, variance=2.0),
+        "frozen": lambda: layers.Dense(5, "tanh", trainable=False),
+        "mixed precision": lambda: layers.Dense(5, "tanh", dtype="mixed_bfloat16"),
+        "prelu": lambda: layers.PReLU("ones"),
+        "leaky relu": layers.LeakyReLU,
+        "elu": layers.ELU,
+        "softmax": layers.Softmax,
+        "dropout": lambda: layers.Dropout(0.5),
+        "alpha dropout": lambda: layers.AlphaDropout(0.5),
+        "gaussian dropout": lambda: layers.GaussianDropout(0.5),
+        "gaussian noise": lambda: layers.GaussianNoise(0.5),
+        "activity": lambda: layers.ActivityRegularization(l2=0.1),
+        "batch normalization": layers.BatchNormalization,
+        "layer normalization": layers.LayerNormalization,
+        "rms normalization": layers.RMSNormalization,
+        "group normalization": lambda: layers.GroupNormalization(2),
+        "unit normalization": layers.UnitNormalization,
+        "spectral normalization": lambda: layers.SpectralNormalization(
+            layers.Dense(5, name="assigned")
+        ),
+        "rescaling": lambda: layers.Rescaling(0.5),
+        "repeat vector": lambda: layers.RepeatVector(2),
+        "tf.function": lambda: Decorated(5),
+        "recompute_grad": lambda: Recomputed(5),
+        "custom_gradient": lambda: Custom(5, use_bias=False),
+        "concrete function": lambda: Concrete(5, use_bias=False),
+        "metric": Reporting,
+        "global generator": Noisy,
+        "tf.Variable": Counting,
+        "MRRBank": lambda: pnn.layers.MRRBank(3),
+        "Photodetector": lambda: pnn.layers.Photodetector(),
+    },
+    SERIES: {
+        "stacked cells": lambda: layers.RNN([layers.LSTMCell(3), layers.GRUCell(2)]),
+        "simple rnn": lambda: layers.SimpleRNN(3),
+        "lstm": lambda: layers.LSTM(3),
+        "lstm dropout": lambda: layers.LSTM(3, dropout=0.3, recurrent_dropout=0.3),
+        "gru": lambda: layers.GRU(3, return_sequences=True),
+        "unrolled gru": lambda: layers.GRU(3, unroll=True),
+        "bidirectional": lambda: layers.Bidirectional(layers.SimpleRNN(2)),
+        "time distributed": lambda: layers.TimeDistributed(layers.Dense(3)),
+        # To TensorFlow, other layers in one dimension are those in two.
+        "causal conv1d": lambda: layers.Conv1D(2, 2, padding="causal"),
+        "max pooling1d": lambda: layers.MaxPooling1D(2),
+    },
+    IMAGE: {
+        "conv2d": lambda: layers.Conv2D(2, 3),
+        "conv2d dilated": lambda: layers.Conv2D(2, 2, dilation_rate=2),
+        "conv2d groups": lambda: layers.Conv2D(2, 2, groups=2),
+        "separable conv2d": lambda: layers.SeparableConv2D(2, 3),
+        "depthwise conv2d": lambda: layers.DepthwiseConv2D(3),
+        "conv2d transpose": lambda: layers.Conv2DTranspose(2, 3, strides=2),
+        "max pooling2d": lambda: layers.MaxPooling2D(2),
+        "max pooling2d same": lambda: layers.MaxPooling2D(3, 1, "same"),
+        "average pooling2d": lambda: layers.AveragePooling2D(2),
+        "global max pooling2d": layers.GlobalMaxPooling2D,
+        "global average pooling2d": layers.GlobalAveragePooling2D,
+        "up sampling2d": lambda: layers.UpSampling2D(2),
+        "up sampling2d bilinear": lambda: layers.UpSampling2D(
+            2, interpolation="bilinear"
+        ),
+        "resizing nearest": lambda: layers.Resizing(4, 7, "nearest"),
+        "resizing bilinear": lambda: layers.Resizing(4, 7, "bilinear"),
+        "resizing bicubic": lambda: layers.Resizing(4, 7, "bicubic"),
+        "resizing lanczos3": lambda: layers.Resizing(4, 7, "lanczos3"),
+        "batch normalization2d": layers.BatchNormalization,
+        "zero padding2d": layers.ZeroPadding2D,
+        "cropping2d": layers.Cropping2D,
+        "spatial dropout2d": lambda: layers.SpatialDropout2D(0.5),
+        "MRRConv2D": lambda: pnn.layers.MRRConv2D(2, 2),
+    },
+    VOLUME: {
+        "conv3d": lambda: layers.Conv3D(2, 2),
+        "conv3d transpose": lambda: layers.Conv3DTranspose(1, 2),
+        "max pooling3d": lambda: layers.MaxPooling3D(2),
+        "max pooling3d same": lambda: layers.MaxPooling3D(3, 1, "same"),
+        "average pooling3d": lambda: layers.AveragePooling3D(2),
+        "up sampling3d": lambda: layers.UpSampling3D(2),
+    },
+}
+for _shape, _kinds in _LAYERS.items():
+    for _name, _kind in _kinds.items():
+        _GRAPHS[_name] = _shape, _stack(_kind)
 
 
 def _twice(x):
@@ -348,9 +292,25 @@ def _twice(x):
     return layer(layer(x))
 
 
-def _states(x):
-    """States of all kinds, in a model with a physical layer."""
-    return _stack(
+# Layers that hand a state from batch to batch, in inference too.
+STATEFUL = {
+    "stateful simple rnn": _stack(lambda: layers.SimpleRNN(3, stateful=True)),
+    "stateful lstm": _stack(lambda: layers.LSTM(3, stateful=True)),
+    "stateful gru": _stack(lambda: layers.GRU(3, stateful=True, unroll=True)),
+    "stateful cells": _stack(
+        lambda: layers.RNN([layers.LSTMCell(3), layers.GRUCell(2)], stateful=True)
+    ),
+    "stateful bidirectional": _stack(
+        lambda: layers.Bidirectional(layers.LSTM(2, stateful=True))
+    ),
+    "stateful conv lstm1d": _stack(
+        lambda: layers.Reshape((2, 6, 1)),
+        lambda: layers.ConvLSTM1D(1, 2, stateful=True),
+    ),
+    "stateful twice": _twice,
+    "ageing": _stack(Ageing),
+    # In a model with a physical layer.
+    "all states": _stack(
         lambda: layers.LSTM(4, stateful=True, return_sequences=True, dropout=0.3),
         layers.BatchNormalization,
         lambda: layers.SimpleRNN(4, stateful=True),
@@ -360,27 +320,7 @@ def _states(x):
         Noisy,
         Reporting,
         lambda: pnn.layers.MRRBank(4),
-    )(x)
-
-
-# Layers that hand a state from batch to batch, in inference too.
-STATEFUL = {
-    "stateful simple rnn": lambda x: layers.SimpleRNN(3, stateful=True)(x),
-    "stateful lstm": lambda x: layers.LSTM(3, stateful=True)(x),
-    "stateful gru": lambda x: layers.GRU(3, stateful=True, unroll=True)(x),
-    "stateful cells": lambda x: layers.RNN(
-        [layers.LSTMCell(3), layers.GRUCell(2)], stateful=True
-    )(x),
-    "stateful bidirectional": lambda x: layers.Bidirectional(
-        layers.LSTM(2, stateful=True)
-    )(x),
-    "stateful conv lstm1d": _stack(
-        lambda: layers.Reshape((2, 6, 1)),
-        lambda: layers.ConvLSTM1D(1, 2, stateful=True),
     ),
-    "stateful twice": _twice,
-    "ageing": lambda x: Ageing()(x),
-    "all states": _states,
 }
 _GRAPHS |= {name: (SERIES, graph) for name, graph in STATEFUL.items()}
 

@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 
 from keras_pnn import _checks
-from keras_pnn.layers.fields import PlaneOutputs
+from keras_pnn.layers.fields import Passive, PlaneOutputs
 from keras_pnn.physics import detection
 
 # Intensity that passes a threshold, as a share, below which the slope of its root is
@@ -12,13 +12,10 @@ from keras_pnn.physics import detection
 _FAINT = 1e-6
 
 
-class _Nonlinearity(PlaneOutputs, keras.layers.Layer):
+class _Nonlinearity(PlaneOutputs, Passive):
     """Base of layers that scale fields by a real number, a function of intensity."""
 
-    def __init__(self, **kwargs):
-        super().__init__(autocast=False, **kwargs)
-
-    def call(self, inputs):
+    def _act(self, inputs):
         fields = self._fields(inputs)
         gain = self._gain(detection.intensity(fields))
         return tf.complex(gain * tf.math.real(fields), gain * tf.math.imag(fields))
@@ -65,9 +62,6 @@ class Threshold(_Nonlinearity):
         faint = tf.where(bright, passing * _FAINT**-0.5, 0 * one)
         return tf.where(clear, root, faint)
 
-    def get_config(self):
-        return {**super().get_config(), "share": self.share}
-
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class Saturable(_Nonlinearity):
@@ -102,7 +96,3 @@ class Saturable(_Nonlinearity):
 
     def _gain(self, light):
         return tf.exp(-0.5 * self.absorption / (1 + light / self.saturation))
-
-    def get_config(self):
-        own = {"absorption": self.absorption, "saturation": self.saturation}
-        return {**super().get_config(), **own}

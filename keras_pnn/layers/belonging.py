@@ -2,6 +2,7 @@
 
 import inspect
 
+from keras_pnn.layers.limits import DAC
 from keras_pnn.physics import tuning
 
 _TUNINGS = (
@@ -10,29 +11,14 @@ _TUNINGS = (
     tuning.MeasuredTuning,
     tuning.RingTunings,
 )
-_DAC = ("bits", "low", "high")
-_IMPERFECTIONS = (
-    "resonance_shift",
-    "half_width_error",
-    "temperature",
-    "reference_error",
-    "theta_error",
-    "phi_error",
-    "splitter_error",
-    "splitter_imbalance",
-    "rotation",
-    "shift",
-    "scale",
-    "tilt",
-    "dead_pixels",
-    "phase_gain",
-    "phase_offset",
-    "wavelength_shift",
-    "distance_error",
-    "decenter",
-    "defocus",
-    "astigmatism",
-)
+# Layers declare them in `build`, which comes too late.
+_IMPERFECTIONS = {
+    *("resonance_shift", "half_width_error", "temperature", "reference_error"),
+    *("theta_error", "phi_error", "splitter_error", "splitter_imbalance"),
+    *("rotation", "shift", "scale", "tilt", "dead_pixels", "phase_gain"),
+    *("phase_offset", "wavelength_shift", "distance_error", "decenter"),
+    *("defocus", "astigmatism"),
+}
 
 
 def place_of(name: str) -> str:
@@ -43,7 +29,7 @@ def place_of(name: str) -> str:
             f"`{name}` is an argument of {' and '.join(kinds)}: give it there, as in "
             f"`MRRBank(10, tuning=pnn.{kinds[0]}({name}=…))`. "
         )
-    if name in _DAC:
+    if name in inspect.signature(DAC).parameters:
         return f"`{name}` is an argument of `pnn.layers.DAC`: `dac=pnn.layers.DAC(…)`. "
     return ""
 

@@ -15,11 +15,8 @@ class Overrides(Mapping):
     """An immutable mapping from variables to the values that replace theirs.
 
     Inside `with overrides.scope(model):` the model's variables have these values, and
-    assignments leave the variables as they are.
-
-    Args:
-        pairs: a mapping, or (variable, tensor) pairs.
-        read: pairs of other variables and what they store, which are not members.
+    assignments leave the variables as they are. Pairs in `read`, of other variables and
+    what they store, are no members.
     """
 
     def __init__(
@@ -54,9 +51,8 @@ class Overrides(Mapping):
     def reading(self, variables: Iterable[keras.Variable]) -> "Overrides":
         """Returns these overrides, with what other variables store read here, once.
 
-        TensorFlow then computes once what several passes have in common, such as the
-        digital layers in front of the first control. Of two reads it cannot know that
-        they give the same.
+        TensorFlow cannot know that two reads give the same. Of one, it computes once
+        what several passes have in common, such as the layers before the first control.
         """
         # XLA cannot read strings.
         numbers = [v for v in variables if v.dtype != "string"]
@@ -82,12 +78,9 @@ class Overrides(Mapping):
         They also are in functions under `tf.function`, which run as the functions
         that they decorate, and under `tf.recompute_grad` and `tf.custom_gradient`, as
         well as in their gradients. A read past the scope is refused. What is assigned
-        inside are the scope's `updates()`, of whatever kind the variables are.
-
-        Args:
-            model: the model that is called inside.
-            rematerialize: whether `tf.recompute_grad`, and with it
-                `keras.RematScope`, acts. It has no second derivative.
+        inside are the scope's `updates()`, of whatever kind the variables are. Without
+        `rematerialize`, `tf.recompute_grad` and `keras.RematScope`, which have no
+        second derivative, do nothing.
         """
         # Keras hands a regulariser None for a variable that the scope does not hold.
         regularized = [v for v in model.trainable_variables if v.regularizer]
@@ -204,14 +197,9 @@ def measured_by(
 ) -> contextlib.AbstractContextManager[None]:
     """Lets a device give the outputs of every physical layer inside.
 
-    Values are the device's; gradients are those of the layers' own `forward`.
-
-    Args:
-        device: as in `measure`.
-        block: the block of code to which the device keeps, see `measuring_block`.
-        seen: a list to which the layers are added that the device measures.
-        join: a function from (layer, inputs, controls, measured, modelled) to outputs
-            with the values of `measured`, for other gradients.
+    Values are the device's; gradients are those of the layers' own `forward`, or those
+    of what `join(layer, inputs, controls, measured, modelled)` returns. `block` is that
+    of `measuring_block`. The layers that the device measures are added to `seen`.
     """
 
     def substitute(layer, inputs, controls, modelled):

@@ -105,16 +105,10 @@ class DetectorArray(FieldDetector):
         self.input_spec = keras.layers.InputSpec(shape=(None, *plane))
         regions = self.placed(plane)
         # Which rows, and which columns, belong to each detector.
-        self._rows, self._columns = (
-            np.array(
-                [
-                    (np.arange(n) >= r[i]) & (np.arange(n) < r[i] + r[i + 2])
-                    for r in regions
-                ],
-                float,
-            )
-            for i, n in enumerate(plane)
-        )
+        self._rows, self._columns = (np.zeros((len(regions), n)) for n in plane)
+        for i, (y, x, height, width) in enumerate(regions):
+            self._rows[i, y : y + height] = 1
+            self._columns[i, x : x + width] = 1
 
     def call(self, inputs):
         light = tf.convert_to_tensor(self._intensity(inputs))
@@ -134,10 +128,6 @@ class DetectorArray(FieldDetector):
 
     def compute_output_shape(self, input_shape) -> tuple:
         return (input_shape[0], len(self.placed(plane_of(self, input_shape))))
-
-    def get_config(self) -> dict:
-        names = ("regions", "grid", "size", "extent", "normalize")
-        return {**super().get_config(), **{n: getattr(self, n) for n in names}}
 
 
 def _spread(last: int, count: int) -> list[int]:

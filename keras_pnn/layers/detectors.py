@@ -9,32 +9,26 @@ from keras import ops
 
 from keras_pnn import _checks
 from keras_pnn.layers.limits import DAC
-from keras_pnn.layers.physical import arguments, refuse_complex
+from keras_pnn.layers.mixins import (
+    RealInputs,
+    WideOutputs,
+    add_bias,
+    biased,
+    last_axis,
+    refuse_complex,
+)
 from keras_pnn.physics import detection
 
 
-class _Detector(keras.layers.Layer):
-    """Base of layers with outputs in float32, or float64 under a float64 policy.
-
-    Inputs are not autocast: float16 cannot hold the square of an amplitude of 256, a
-    count of 2049 photons or the levels of 12 bits.
-    """
+class _Detector(WideOutputs, keras.layers.Layer):
+    """Base of layers with real outputs in the shape of their inputs."""
 
     def __init__(self, **kwargs):
-        super().__init__(autocast=False, **kwargs)
+        super().__init__(**kwargs)
         self.supports_masking = True
-
-    @property
-    def _output_dtype(self):
-        return "float64" if self.compute_dtype == "float64" else "float32"
 
     def compute_output_shape(self, input_shape) -> tuple:
         return tuple(input_shape)
-
-    def compute_output_spec(self, inputs):
-        # The base class would take the compute dtype, float16 in mixed precision.
-        shape = self.compute_output_shape(inputs.shape)
-        return keras.KerasTensor(shape, dtype=self._output_dtype)
 
 
 class FieldDetector(_Detector):
@@ -49,12 +43,7 @@ class FieldDetector(_Detector):
 
     def _build_for(self, input_shape, **ports) -> None:
         """Fixes the number of ports; `ports` are arguments that list some of them."""
-        modes = input_shape[-1]
-        if modes is None:
-            raise ValueError(
-                "The last axis of the inputs must be known. "
-                f"Received: input_shape={tuple(input_shape)}"
-            )
+        modes = last_axis(input_shape)
         for name, listed in ports.items():
             if max(listed, default=0) >= modes:
                 expected = f"ports of the inputs, 0 to {modes - 1}"
@@ -62,16 +51,12 @@ class FieldDetector(_Detector):
         self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: modes})
 
 
-class _OfIntensities(_Detector):
-    """Base of layers that take real intensities, and compute in the output's dtype."""
+class _OfIntensities(RealInputs, _Detector):
+    """Base of layers of real intensities, which compute in the output's dtype."""
 
     def call(self, inputs):
         refuse_complex(self, inputs)
         return self._of_real(ops.cast(inputs, self._output_dtype))
-
-    def compute_output_spec(self, inputs):
-        refuse_complex(self, inputs)
-        return super().compute_output_spec(inputs)
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -121,10 +106,10 @@ class Photodetector(FieldDetector):
     ):
         super().__init__(**kwargs)
         self.normalize = _checks.choice("normalize", normalize, (None, "l2"))
-        # How many of the listed ports each output sums; `None` for one each.
+        # Sizes of groups of the listed ports that are summed; `None` for one each.
         self._sizes = None
         if np.iterable(ports):
-            entries = [tuple(p) if _is_group(p) else p for p in ports]
+            entries = [tuple(p) if np.iterable(p) else p for p in ports]
             groups = [p if isinstance(p, tuple) else (p,) for p in entries]
             self._read = _distinct("ports", itertools.chain(*groups), shown=ports)
             sizes = [len(group) for group in groups]
@@ -132,13 +117,7 @@ class Photodetector(FieldDetector):
                 raise _checks.error("ports", "groups of ports, none empty", repr(ports))
             if set(sizes) != {1}:
                 self._sizes = sizes
-            listed = iter(self._read)
-            self.ports = tuple(
-                tuple(itertools.islice(listed, len(p)))
-                if isinstance(p, tuple)
-                else next(listed)
-                for p in entries
-            )
+            self.ports = tuple(keras.tree.pack_sequence_as(entries, self._read))
         else:
             self.ports = _checks.optional(_checks.integer, "ports", ports, low=1)
             self._read = None if ports is None else tuple(range(self.ports))
@@ -163,10 +142,6 @@ class Photodetector(FieldDetector):
         if self._read is None:
             return tuple(input_shape)
         return (*input_shape[:-1], len(self._sizes or self._read))
-
-    def get_config(self) -> dict:
-        own = {"normalize": self.normalize, "ports": self.ports}
-        return {**super().get_config(), **own}
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -241,9 +216,6 @@ class BalancedDetector(FieldDetector):
         pairs = input_shape[-1] // 2 if self.plus is None else len(self.plus)
         return (*input_shape[:-1], pairs)
 
-    def get_config(self) -> dict:
-        return {**super().get_config(), "plus": self.plus, "minus": self.minus}
-
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class HomodyneDetector(FieldDetector):
@@ -293,24 +265,11 @@ class HomodyneDetector(FieldDetector):
 
     def build(self, input_shape) -> None:
         self._build_for(input_shape)
-        self.bias = None
-        if self.use_bias:
-            self.bias = self.add_weight(
-                name="bias",
-                shape=(input_shape[-1],),
-                initializer=self.bias_initializer,
-                regularizer=self.bias_regularizer,
-                constraint=self.bias_constraint,
-            )
+        add_bias(self, input_shape[-1])
 
     def call(self, inputs):
-        outputs = ops.cast(ops.real(inputs), self._output_dtype)
-        if self.bias is not None:
-            outputs = outputs + ops.cast(self.bias, outputs.dtype)
-        return self.activation(outputs)
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), **arguments(self, HomodyneDetector)}
+        real = ops.cast(ops.real(inputs), self._output_dtype)
+        return self.activation(biased(self, real))
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -350,10 +309,6 @@ class ShotNoise(_OfIntensities):
     def _of_real(self, inputs):
         return detection.shot_noise(inputs, self.photons, self.seed_generator.next())
 
-    def get_config(self) -> dict:
-        own = {"photons": self.photons, "seed": self.seed}
-        return {**super().get_config(), **own}
-
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class ADC(_OfIntensities):
@@ -390,9 +345,6 @@ class ADC(_OfIntensities):
     def _of_real(self, inputs):
         return self._converter(inputs)
 
-    def get_config(self) -> dict:
-        return {**super().get_config(), **self._converter.get_config()}
-
 
 def _normalized(light):
     """Returns light over its norm on the last axis, 0 where all of it is 0."""
@@ -403,10 +355,6 @@ def _normalized(light):
     scaled = light / ops.where(bright, peak, ops.ones_like(peak))
     square = ops.sum(scaled * scaled, axis=-1, keepdims=True)
     return scaled * ops.rsqrt(ops.where(bright, square, ops.ones_like(square)))
-
-
-def _is_group(entry) -> bool:
-    return np.iterable(entry) and not isinstance(entry, str)
 
 
 def _distinct(name: str, ports, shown=None) -> tuple[int, ...]:

@@ -13,16 +13,16 @@ import tensorflow as tf
 from keras_pnn import _checks
 from keras_pnn.layers.detector_array import DetectorArray
 from keras_pnn.layers.diffraction_masks import PhaseMask
-from keras_pnn.layers.fields import PlaneOutputs
+from keras_pnn.layers.fields import Passive, PlaneOutputs
+from keras_pnn.layers.mixins import RealInputs
 from keras_pnn.layers.optics import PITCH, WAVELENGTH, Optics
-from keras_pnn.layers.physical import arguments, refuse_complex
 from keras_pnn.physics import propagation
 from keras_pnn.physics._tensors import as_complex, as_float64
 from keras_pnn.physics.propagation import free_space
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class Encode(PlaneOutputs, keras.layers.Layer):
+class Encode(RealInputs, PlaneOutputs, Passive):
     """Encodes images as fields: resizes them (bilinearly), and adds dark pixels.
 
     Args:
@@ -56,14 +56,13 @@ class Encode(PlaneOutputs, keras.layers.Layer):
         padding: int = 0,
         **kwargs,
     ):
-        super().__init__(autocast=False, **kwargs)
+        super().__init__(**kwargs)
         kinds = ("amplitude", "phase", "intensity")
         self.encoding = _checks.choice("encoding", encoding, kinds)
         self.size = _checks.optional(_checks.pair, "size", size, low=1)
         self.padding = _checks.integer("padding", padding, low=0)
 
-    def call(self, inputs):
-        refuse_complex(self, inputs)
+    def _act(self, inputs):
         height, width = _image_size(inputs.shape)
         dtype = tf.as_dtype(self._output_dtype)
         images = tf.cast(tf.convert_to_tensor(inputs), dtype.real_dtype)
@@ -85,16 +84,9 @@ class Encode(PlaneOutputs, keras.layers.Layer):
             fields = as_complex(images, dtype)
         return tf.pad(fields, [[0, 0], *([[self.padding] * 2] * 2)])
 
-    def compute_output_spec(self, inputs):
-        refuse_complex(self, inputs)
-        return super().compute_output_spec(inputs)
-
     def compute_output_shape(self, input_shape) -> tuple:
         size = self.size or _image_size(input_shape)
         return (input_shape[0], *(n + 2 * self.padding for n in size))
-
-    def get_config(self):
-        return {**super().get_config(), **arguments(self, Encode)}
 
 
 def _image_size(shape) -> tuple[int, int]:
@@ -200,9 +192,6 @@ class FreeSpace(Optics):
             transfer *= tf.cast(free_space.within_band(*place), transfer.dtype)
         return free_space.filtered(self._fields(inputs), transfer, self._pads)
 
-    def get_config(self):
-        return {**super().get_config(), **arguments(self, FreeSpace)}
-
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class Lens(Optics):
@@ -270,12 +259,9 @@ class Lens(Optics):
         wavefront = [imperfections[name] for name in ("defocus", "astigmatism")]
         return fields * (transmission * propagation.aberration(size, *wavefront, dtype))
 
-    def get_config(self):
-        return {**super().get_config(), **arguments(self, Lens)}
-
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class Aperture(PlaneOutputs, keras.layers.Layer):
+class Aperture(PlaneOutputs, Passive):
     """Lets light pass inside an opening, see `physics.propagation.aperture`.
 
     Args:
@@ -304,7 +290,7 @@ class Aperture(PlaneOutputs, keras.layers.Layer):
         on_pixel: bool = True,
         **kwargs,
     ):
-        super().__init__(autocast=False, **kwargs)
+        super().__init__(**kwargs)
         self.diameter = tuple(diameter) if np.iterable(diameter) else diameter
         self.pitch, self.shape = pitch, shape
         self.on_pixel = _checks.boolean("on_pixel", on_pixel)
@@ -314,12 +300,9 @@ class Aperture(PlaneOutputs, keras.layers.Layer):
         given = self.diameter, self.pitch, self.shape, self.on_pixel
         return propagation.aperture(size, *given, dtype=self._output_dtype)
 
-    def call(self, inputs):
+    def _act(self, inputs):
         fields = self._fields(inputs)
         return fields * self._opening(tuple(fields.shape[1:]))
-
-    def get_config(self):
-        return {**super().get_config(), **arguments(self, Aperture)}
 
 
 def diffractive(

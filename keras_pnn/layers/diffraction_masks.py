@@ -14,23 +14,23 @@ from keras_pnn._display import Brief
 from keras_pnn._png import read_png, write_png
 from keras_pnn.layers.limits import DAC, ControlRange, get_dac
 from keras_pnn.layers.optics import PITCH, WAVELENGTH, Optics
-from keras_pnn.layers.physical import arguments, check_built
+from keras_pnn.layers.physical import check_built
 from keras_pnn.physics import propagation
 from keras_pnn.physics._tensors import as_complex, as_float64
 from keras_pnn.physics.propagation.free_space import phasor
 
 _TURN = 2 * math.pi
+_OPTIONS = ("initializer", "regularizer", "constraint")
 
 
 class _Mask(Optics):
     """Base of masks: a control per pixel, misalignment, and frames for a modulator."""
 
-    # Name and unit of the control, and the values of grey levels from 0 to 1.
-    _control, _unit, _full = "", "", 1.0
-    # Whether the control is an angle, the same after a turn.
-    _periodic = False
+    # Name and unit of the control, its value without effect, that of the highest grey
+    # level, and whether it is an angle, the same after a turn.
+    _control, _unit, _nominal, _full, _periodic = "", "", 0.0, 1.0, False
 
-    def __init__(self, shape, outside, dac, wavelength, pitch, kwargs):
+    def __init__(self, shape, outside, dac, wavelength, pitch, /, **kwargs):
         super().__init__(wavelength, pitch, **kwargs)
         self.shape = _checks.optional(_checks.pair, "shape", shape, low=1)
         self.outside = _checks.real("outside", outside, low=0, high=1)
@@ -41,13 +41,19 @@ class _Mask(Optics):
         """`shift_um`: the shift in µm."""
         return {"shift_um": ("shift", lambda amount: amount * (1e-6 / self.pitch))}
 
-    def _build_mask(self, input_shape, **options) -> None:
+    def build(self, input_shape):
         size = self.compute_output_shape(input_shape)[1:]
         if self.shape not in (None, size):
             expected = f"that of the fields, {size[0]} × {size[1]} pixels"
             raise _checks.error("shape", expected, self.shape)
         self.input_spec = keras.layers.InputSpec(shape=(None, *size))
-        self.add_control(self._control, size, unit=self._unit, **options)
+        self.add_control(
+            self._control,
+            size,
+            unit=self._unit,
+            nominal=self._nominal,
+            **{kind: getattr(self, f"{self._control}_{kind}") for kind in _OPTIONS},
+        )
         self.add_imperfection("rotation", (), unit="deg")
         self.add_imperfection("shift", (2,), unit="px")
         self.add_imperfection("scale", (), unit="", nominal=1.0, lower_bound=0.0)
@@ -203,7 +209,8 @@ class PhaseMask(_Mask):
     - Lin et al., Science 361:1004 (2018).
     """
 
-    _control, _unit, _full, _periodic = "phase", "rad", _TURN * 255 / 256, True
+    _control, _unit = "phase", "rad"
+    _full, _periodic = _TURN * 255 / 256, True
 
     def __init__(
         self,
@@ -217,7 +224,7 @@ class PhaseMask(_Mask):
         pitch: float = PITCH,
         **kwargs,
     ):
-        super().__init__(shape, outside, dac, wavelength, pitch, kwargs)
+        super().__init__(shape, outside, dac, wavelength, pitch, **kwargs)
         if phase_initializer is None:
             phase_initializer = keras.initializers.RandomUniform(0.0, _TURN)
         self.phase_initializer = keras.initializers.get(phase_initializer)
@@ -225,12 +232,7 @@ class PhaseMask(_Mask):
         self.phase_constraint = keras.constraints.get(phase_constraint)
 
     def build(self, input_shape):
-        self._build_mask(
-            input_shape,
-            initializer=self.phase_initializer,
-            regularizer=self.phase_regularizer,
-            constraint=self.phase_constraint,
-        )
+        super().build(input_shape)
         self.add_imperfection("phase_gain", (), unit="", nominal=1.0)
         self.add_imperfection("phase_offset", (), unit="rad")
 
@@ -255,9 +257,6 @@ class PhaseMask(_Mask):
         phase = response * as_float64(phase * self._alive(imperfections))
         phase += as_float64(imperfections["phase_offset"])
         return self._apply(inputs, phasor(phase, self._output_dtype), imperfections)
-
-    def get_config(self):
-        return {**super().get_config(), **arguments(self, PhaseMask)}
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -289,7 +288,7 @@ class AmplitudeMask(_Mask):
     TensorShape([1, 64, 64])
     """
 
-    _control = "amplitude"
+    _control, _nominal = "amplitude", 1.0
 
     def __init__(
         self,
@@ -303,22 +302,13 @@ class AmplitudeMask(_Mask):
         pitch: float = PITCH,
         **kwargs,
     ):
-        super().__init__(shape, outside, dac, wavelength, pitch, kwargs)
+        super().__init__(shape, outside, dac, wavelength, pitch, **kwargs)
         self.amplitude_initializer = keras.initializers.get(amplitude_initializer)
         self.amplitude_regularizer = keras.regularizers.get(amplitude_regularizer)
         self.amplitude_constraint = (
             ControlRange(0.0, 1.0)
             if amplitude_constraint == "range"
             else keras.constraints.get(amplitude_constraint)
-        )
-
-    def build(self, input_shape):
-        self._build_mask(
-            input_shape,
-            initializer=self.amplitude_initializer,
-            regularizer=self.amplitude_regularizer,
-            constraint=self.amplitude_constraint,
-            nominal=1.0,
         )
 
     def as_set(self, controls):
@@ -331,9 +321,6 @@ class AmplitudeMask(_Mask):
         amplitude = self.as_set(controls)["amplitude"] * self._alive(imperfections)
         transmission = as_complex(amplitude, tf.as_dtype(self._output_dtype))
         return self._apply(inputs, transmission, imperfections)
-
-    def get_config(self):
-        return {**super().get_config(), **arguments(self, AmplitudeMask)}
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")

@@ -8,22 +8,17 @@ import tensorflow as tf
 
 from keras_pnn import _keras
 from keras_pnn.layers.detectors import BalancedDetector, Photodetector
+from keras_pnn.layers.mixins import WideOutputs
 from keras_pnn.physics._tensors import as_complex
 
 
-class FieldOutputs:
-    """Gives a layer complex outputs (..., units), in the precision of its policy."""
+class FieldOutputs(WideOutputs):
+    """Gives a layer complex outputs (..., units)."""
 
-    @property
-    def _output_dtype(self) -> str:
-        return "complex128" if self.compute_dtype == "float64" else "complex64"
+    _single, _double = "complex64", "complex128"
 
     def compute_output_shape(self, input_shape) -> tuple:
         return (*input_shape[:-1], self.units)
-
-    def compute_output_spec(self, inputs):
-        shape = self.compute_output_shape(inputs.shape)
-        return keras.KerasTensor(shape, dtype=self._output_dtype)
 
     def call(self, inputs):
         # `fit` of a plain Keras model has no other place to say so.
@@ -31,6 +26,13 @@ class FieldOutputs:
         if model is not None:
             check_fields(model)
         return super().call(inputs)
+
+
+class Passive(keras.layers.Layer):
+    """Base of layers without controls, whose outputs are `_act(inputs)`."""
+
+    def call(self, inputs):
+        return self._act(inputs)
 
 
 class PlaneOutputs(FieldOutputs):
@@ -57,16 +59,12 @@ def plane_of(layer: keras.layers.Layer, shape) -> tuple[int, int]:
 
 
 class Use(NamedTuple):
-    """One use of a layer in a model of nodes.
-
-    Args:
-        layer: the layer, or another operation of Keras.
-        shape: that of its first input, with the batch.
-        sources: the layers whose fields it takes; empty for digital inputs.
-    """
+    """One use of a layer in a model of nodes."""
 
     layer: keras.Operation
+    # That of its first input, with the batch.
     shape: tuple
+    # The layers whose fields it takes; empty for digital inputs.
     sources: tuple
 
     @property

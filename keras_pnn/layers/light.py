@@ -17,9 +17,8 @@ def light_path(
 ) -> list[tuple[keras.layers.Layer, np.ndarray]]:
     """Returns each use of a layer that acts on planes, with the intensity behind it.
 
-    Returns:
-        Pairs (layer, (samples, height, width)) in the order in which the layers run;
-        a `DetectorArray` comes with the intensity that falls on it.
+    Layers come in the order in which they run, with (samples, height, width), and a
+    `DetectorArray` with the intensity that falls on it.
     """
     layers = [
         layer

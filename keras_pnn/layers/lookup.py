@@ -97,13 +97,10 @@ def quantities(model: keras.layers.Layer) -> list[Quantity]:
 def find(model: keras.layers.Layer, name: str, weights: bool = False) -> list[Quantity]:
     """Returns the quantities that a name addresses.
 
-    Args:
-        model: a built model.
-        name: an imperfection of every layer that has it (`"temperature"`) or of one
-            layer (`"mrr_bank_1/temperature"`), an alias in which a layer accepts
-            deviations (`"splitter_imbalance"`), or `"stuck"` for all controls that may
-            be stuck.
-        weights: whether names of trainable variables (`"kernel"`) are found too.
+    A name means an imperfection of every layer that has it (`"temperature"`) or of one
+    layer (`"mrr_bank_1/temperature"`), an alias in which a layer accepts deviations
+    (`"splitter_imbalance"`), all controls that may be stuck (`"stuck"`) or, if
+    `weights`, a trainable variable (`"kernel"`).
     """
     layer_name, _, short = str(name).rpartition("/")
     candidates = [q for q in quantities(model) if weights or q.nominal is not None]
@@ -172,14 +169,10 @@ def select_variables(
 ) -> list[keras.Variable]:
     """Returns the variables for an ascent or a Hessian.
 
-    Args:
-        model: a built model.
-        which: `"controls"`, the trainable controls of its physical layers; `"all"`,
-            its trainable variables; a name or pattern of trainable variables and
-            imperfections, of all layers (`"control"`) or of some
-            (`"mrr_bank_*/control"`); several of these; or a predicate on trainable
-            variables and imperfections.
-        argument: what the caller calls `which`, for messages.
+    `which` is `"controls"`, the trainable controls of physical layers; `"all"`, the
+    trainable variables; a name or pattern of trainable variables and imperfections, of
+    all layers (`"control"`) or of some (`"mrr_bank_*/control"`); several of these; or a
+    predicate on trainable variables and imperfections. Messages call it `argument`.
     """
     which = check_selection(argument, which)
     # A control that is stuck stays where it is.

@@ -19,15 +19,18 @@ def phases_around_stuck(layer, unitary: np.ndarray, stuck: dict, errors: dict) -
     from scipy import optimize
 
     start = {n: np.asarray(layer.controls[n], "float64") for n in _PHASES}
-    free = {n: layer.quantity(n).exists & ~(stuck[n][..., 0] > 0.5) for n in _PHASES}
-    held = {n: np.where(free[n], 0.0, _given(stuck[n], start[n])) for n in _PHASES}
+    free, known = {}, {}
+    for n in _PHASES:
+        is_stuck = stuck[n][..., 0] > 0.5
+        free[n] = layer.quantity(n).exists & ~is_stuck
+        known[n] = np.where(is_stuck, stuck[n][..., 1], start[n])
     slots = {n: np.argwhere(free[n]) for n in _PHASES}
     sizes = [len(slots[n]) for n in _PHASES]
 
     def phases(values):
         parts = dict(zip(_PHASES, tf.split(values, sizes), strict=True))
         return {
-            n: held[n] + tf.scatter_nd(slots[n], parts[n], start[n].shape)
+            n: tf.tensor_scatter_nd_update(known[n], slots[n], parts[n])
             for n in _PHASES
         }
 
@@ -56,8 +59,3 @@ def phases_around_stuck(layer, unitary: np.ndarray, stuck: dict, errors: dict) -
     )
     found = phases(tf.constant(result.x))
     return {n: found[n].numpy() for n in _PHASES}
-
-
-def _given(stuck: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """Returns the values of stuck phases, and the present ones of all others."""
-    return np.where(stuck[..., 0] > 0.5, stuck[..., 1], start)

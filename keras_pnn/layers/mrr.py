@@ -15,7 +15,7 @@ from keras_pnn import _checks
 from keras_pnn._signatures import passing_on
 from keras_pnn.layers import convolution
 from keras_pnn.layers.context import current
-from keras_pnn.layers.physical import arguments
+from keras_pnn.layers.mixins import last_axis
 from keras_pnn.layers.ring_layer import RingLayer
 
 
@@ -104,12 +104,7 @@ class MRRBank(RingLayer):
         self.supports_masking = True
 
     def build(self, input_shape) -> None:
-        inputs = input_shape[-1]
-        if inputs is None:
-            raise ValueError(
-                "The last axis of the inputs must be known. "
-                f"Received: input_shape={input_shape}"
-            )
+        inputs = last_axis(input_shape)
         self._build_kernel((inputs, self.units))
         self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={-1: inputs})
 
@@ -124,9 +119,6 @@ class MRRBank(RingLayer):
 
     def compute_output_shape(self, input_shape) -> tuple:
         return (*input_shape[:-1], self.units)
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), "units": self.units}
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -270,6 +262,3 @@ class MRRConv2D(RingLayer):
         )
         sizes = [convolution.output_size(*axis, self.padding) for axis in geometry]
         return (batch, self.filters, *sizes) if first else (batch, *sizes, self.filters)
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), **arguments(self, MRRConv2D)}

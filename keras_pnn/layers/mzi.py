@@ -21,7 +21,7 @@ from keras_pnn.layers import mesh_initializers
 from keras_pnn.layers.fields import FieldOutputs
 from keras_pnn.layers.limits import DAC, get_dac
 from keras_pnn.layers.mesh_program import phases_around_stuck
-from keras_pnn.layers.physical import PhysicalLayer, arguments, check_built
+from keras_pnn.layers.physical import PhysicalLayer, check_built
 from keras_pnn.physics import decompose, interferometer, mesh
 from keras_pnn.physics.mesh.monitors import monitored
 
@@ -31,11 +31,6 @@ _PHASES = ("theta", "phi", "gamma")
 def _angle(imbalance):
     # A Gaussian draw may leave the range of a splitter.
     return interferometer.angle_from_imbalance(tf.clip_by_value(imbalance, -1.0, 1.0))
-
-
-def _given(values: np.ndarray):
-    """Returns an initializer that returns these values."""
-    return lambda shape, dtype=None: tf.convert_to_tensor(values, dtype)
 
 
 def as_matrix(name: str, value, shape: tuple[int, int]) -> np.ndarray:
@@ -141,8 +136,7 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
         dac: DAC | None = None,
         **kwargs,
     ):
-        # Inputs are cast in `forward`: an amplitude of 7e4 overflows float16.
-        super().__init__(autocast=False, **kwargs)
+        super().__init__(**kwargs)
         self.units = _checks.integer("units", units, low=2)
         self._exists = mesh.cell_mask(self.units, arrangement)
         self.arrangement = arrangement
@@ -174,14 +168,13 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
                 name,
                 shape,
                 unit="rad",
-                initializer=_given(getattr(start, name)),
+                initializer=keras.initializers.Constant(getattr(start, name)),
                 regularizer=self.phase_regularizer,
                 constraint=self.phase_constraint,
                 mask=exists,
             )
-        self.add_control(
-            "gamma", (self.units,), unit="rad", initializer=_given(start.gamma)
-        )
+        gamma = keras.initializers.Constant(start.gamma)
+        self.add_control("gamma", (self.units,), unit="rad", initializer=gamma)
         self.add_imperfection("theta_error", shape, unit="rad", mask=exists)
         self.add_imperfection("phi_error", shape, unit="rad", mask=exists)
         both, cells = (*shape, 2), exists[..., None]
@@ -297,10 +290,7 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
                 turn.
         """
         unitary = as_matrix("unitary", unitary, (self.units, self.units))
-        self._assign(decompose.phases(unitary, self.arrangement))
-        self._work_around(unitary)
-        self._warn_of_clipping()
-        return relative_distance(self.lossless_matrix(), unitary)
+        return self._reach(unitary, decompose.phases(unitary, self.arrangement), {})
 
     def correct(self, unitary: np.ndarray) -> float:
         """Sets the phases for a unitary matrix, correcting present imperfections.
@@ -325,17 +315,18 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
         check_built(self)
         known = self._known_errors()
         result = decompose.correct(unitary, **known, arrangement=self.arrangement)
-        self._assign(result.phases, within_turn=self.dac is not None)
-        self._work_around(unitary, **known)
-        self._warn_of_clipping()
-        return relative_distance(self.lossless_matrix(**known), unitary)
+        return self._reach(unitary, result.phases, known)
 
-    def _work_around(self, unitary: np.ndarray, **errors) -> None:
-        """Searches free phases for a matrix, if others are stuck at present."""
+    def _reach(
+        self, unitary: np.ndarray, phases: decompose.MeshPhases, errors: dict
+    ) -> float:
+        """Sets phases for a matrix, around stuck ones; returns the distance left."""
+        self._assign(phases)
         stuck = {n: np.asarray(self.imperfections[f"{n}_stuck"]) for n in _PHASES}
         if any((s[..., 0] > 0.5).any() for s in stuck.values()):
-            found = phases_around_stuck(self, unitary, stuck, errors)
-            self._store(**found)
+            self._store(**phases_around_stuck(self, unitary, stuck, errors))
+        self._warn_of_clipping()
+        return relative_distance(self.lossless_matrix(**errors), unitary)
 
     def stuck_range(self, name: str) -> tuple[float, float]:
         """Returns the phases at which a shifter may be stuck: one turn."""
@@ -400,18 +391,15 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
         check_built(self)
         known = self._known_errors()
         before = self.lossless_matrix(**known)
-        self._wrap()
-        return relative_distance(self.lossless_matrix(**known), before)
-
-    def _wrap(self) -> None:
         if self.crosstalk is None or self.dac is not None:
             self._store(**self.within_turn(self.controls))
-            return
-        now = {n: np.asarray(v, "float64") for n, v in self.controls.items()}
-        both = self._exists * np.stack([now["theta"], now["phi"]])
-        produced = (self.crosstalk @ both.ravel()).reshape(both.shape)
-        phases = decompose.MeshPhases(*produced, now["gamma"], self.arrangement)
-        self._assign(phases, within_turn=True)
+        else:
+            now = {n: np.asarray(v, "float64") for n, v in self.controls.items()}
+            both = self._exists * np.stack([now["theta"], now["phi"]])
+            produced = (self.crosstalk @ both.ravel()).reshape(both.shape)
+            phases = decompose.MeshPhases(*produced, now["gamma"], self.arrangement)
+            self._assign(phases, within_turn=True)
+        return relative_distance(self.lossless_matrix(**known), before)
 
     def _assign(self, phases: decompose.MeshPhases, within_turn: bool = False) -> None:
         """Sets the phases at which the shifters produce the given ones."""
@@ -444,6 +432,3 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
             return "", index[0], ""
         column, cell = index
         return "", 2 * cell + column % 2, column
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), **arguments(self, MZIMesh)}

@@ -8,6 +8,7 @@ from keras_pnn import _checks
 from keras_pnn.layers.belonging import refuse_elsewhere
 from keras_pnn.layers.fields import FieldOutputs
 from keras_pnn.layers.limits import ControlRange
+from keras_pnn.layers.mixins import last_axis
 from keras_pnn.layers.mzi import MZIMesh, as_matrix, relative_distance
 from keras_pnn.layers.physical import PhysicalLayer, check_built
 from keras_pnn.physics._tensors import as_complex
@@ -31,7 +32,8 @@ class Attenuators(FieldOutputs, PhysicalLayer):
     Output shape: `(..., units)`, complex.
 
     Raises:
-        ValueError: If `units` is not an integer of 1 or more.
+        ValueError: If `units` is not an integer of 1 or more, or the number of modes at
+            the inputs is unknown.
 
     Example:
 
@@ -41,11 +43,11 @@ class Attenuators(FieldOutputs, PhysicalLayer):
     """
 
     def __init__(self, units: int, **kwargs):
-        super().__init__(autocast=False, **kwargs)
+        super().__init__(**kwargs)
         self.units = _checks.integer("units", units, low=1)
 
     def build(self, input_shape):
-        self._modes = min(self.units, input_shape[-1])
+        self._modes = min(self.units, last_axis(input_shape))
         self.add_control(
             "attenuation",
             (self._modes,),
@@ -64,9 +66,6 @@ class Attenuators(FieldOutputs, PhysicalLayer):
         dark = tf.zeros_like(fields[..., :1])
         dark = tf.repeat(dark, self.units - self._modes, axis=-1)
         return tf.concat([fields, dark], axis=-1)
-
-    def get_config(self):
-        return {**super().get_config(), "units": self.units}
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -117,7 +116,7 @@ class MZIDense(FieldOutputs, keras.layers.Layer):
         **kwargs,
     ):
         refuse_elsewhere(type(self), kwargs)
-        super().__init__(autocast=False, **kwargs)
+        super().__init__(**kwargs)
         self._mesh = {
             "arrangement": arrangement,
             "phase_initializer": phase_initializer,
@@ -214,4 +213,5 @@ class MZIDense(FieldOutputs, keras.layers.Layer):
     def get_config(self):
         config = self.u.get_config()
         mesh = {name: config[name] for name in self._mesh}
-        return {**super().get_config(), "units": self.units, **mesh}
+        base = keras.layers.Layer.get_config(self)
+        return {**base, "units": self.units, **mesh}

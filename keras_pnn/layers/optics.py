@@ -12,9 +12,8 @@ WAVELENGTH, PITCH = 532e-9, 2e-6
 class Optics(PlaneOutputs, PhysicalLayer):
     """Base of layers that act on planes of a given wavelength and pitch."""
 
-    def __init__(self, wavelength: float, pitch: float, **kwargs):
-        # Inputs are cast in `forward`, to complex fields.
-        super().__init__(autocast=False, **kwargs)
+    def __init__(self, wavelength: float, pitch: float, /, **kwargs):
+        super().__init__(**kwargs)
         self.wavelength = _checks.real("wavelength", wavelength, above=0)
         self.pitch = _checks.real("pitch", pitch, above=0)
 

@@ -1,7 +1,6 @@
 """Split a layer's values into controls, which training turns, and imperfections."""
 
 import dataclasses
-import inspect
 import math
 from collections.abc import Callable
 from typing import ClassVar
@@ -82,18 +81,14 @@ class PhysicalLayer(keras.layers.Layer):
         Raises:
             ValueError: If the layer has a quantity of that name.
         """
-        self._check_new(name)
-        variable = self.add_weight(
-            name=name,
-            shape=shape,
-            initializer=initializer,
-            regularizer=regularizer,
-            constraint=constraint,
-            trainable=trainable,
-            autocast=False,
-        )
-        self._controls[name] = Quantity(self, name, variable, unit, nominal, mask=mask)
-        return variable
+        weight = {
+            "initializer": initializer,
+            "regularizer": regularizer,
+            "constraint": constraint,
+            "trainable": trainable,
+        }
+        about = {"unit": unit, "nominal": nominal, "mask": mask}
+        return self._add(self._controls, name, shape, weight, about)
 
     def add_imperfection(
         self,
@@ -124,32 +119,17 @@ class PhysicalLayer(keras.layers.Layer):
             ValueError: If the nominal value is not between the bounds, or the layer
                 has a quantity of that name.
         """
-        self._check_new(name)
         if lower_bound is not None and not nominal > lower_bound:
             expected = f"above {lower_bound:g}, the lower bound of '{name}'"
             raise _checks.error("nominal", expected, f"{nominal:g}")
         if upper_bound is not None and not nominal < upper_bound:
             expected = f"below {upper_bound:g}, the upper bound of '{name}'"
             raise _checks.error("nominal", expected, f"{nominal:g}")
-        variable = self.add_weight(
-            name=name,
-            shape=shape,
-            initializer=keras.initializers.Constant(nominal),
-            trainable=False,
-            autocast=False,
-        )
-        self._imperfections[name] = Quantity(
-            self,
-            name,
-            variable,
-            unit,
-            nominal,
-            shared=shared,
-            mask=mask,
-            lower_bound=lower_bound,
-            upper_bound=upper_bound,
-        )
-        return variable
+        about = {"unit": unit, "nominal": nominal, "shared": shared, "mask": mask}
+        about |= {"lower_bound": lower_bound, "upper_bound": upper_bound}
+        start = keras.initializers.Constant(nominal)
+        weight = {"initializer": start, "trainable": False}
+        return self._add(self._imperfections, name, shape, weight, about)
 
     def add_stuck(self, name: str) -> keras.Variable:
         """Lets devices hold elements of a control: the imperfection `<name>_stuck`.
@@ -166,21 +146,24 @@ class PhysicalLayer(keras.layers.Layer):
         """
         control = self._controls[name]
         mask = None if control.mask is None else np.asarray(control.mask)[..., None]
-        shape = (*control.variable.shape, 2)
-        variable = self.add_imperfection(
-            f"{name}_stuck", shape, unit=control.unit, mask=mask
-        )
-        own = self._imperfections[f"{name}_stuck"]
-        self._imperfections[own.name] = dataclasses.replace(own, holds=name)
+        shape, own = (*control.variable.shape, 2), f"{name}_stuck"
+        variable = self.add_imperfection(own, shape, unit=control.unit, mask=mask)
+        stuck = dataclasses.replace(self._imperfections[own], holds=name)
+        self._imperfections[own] = stuck
+        return variable
+
+    def _add(self, kind: dict, name: str, shape: tuple, weight: dict, about: dict):
+        """Adds a variable under a name that nothing of the layer has, nor an alias."""
+        taken = [*self._controls, *self._imperfections, *self.aliases]
+        if name in taken:
+            expected = f"a name that layer '{self.name}' does not have, {taken}"
+            raise _checks.error("name", expected, repr(name))
+        variable = self.add_weight(name=name, shape=shape, autocast=False, **weight)
+        kind[name] = Quantity(self, name, variable, **about)
         return variable
 
     def held(self, controls: dict, imperfections: dict) -> dict:
-        """Returns controls of which those that are stuck have their own value.
-
-        Args:
-            controls: name to tensor, as the converter sets them.
-            imperfections: name to tensor.
-        """
+        """Returns controls as set, name to tensor, with the values of stuck ones."""
         found = dict(controls)
         for name, quantity in self._imperfections.items():
             if quantity.holds in found and name in imperfections:
@@ -189,13 +172,6 @@ class PhysicalLayer(keras.layers.Layer):
                 value = tf.cast(value, control.dtype)
                 found[quantity.holds] = tf.where(stuck > 0.5, value, control)
         return found
-
-    def _check_new(self, name: str) -> None:
-        """Checks that a name means one control or imperfection, and no alias."""
-        taken = [*self._controls, *self._imperfections, *self.aliases]
-        if name in taken:
-            expected = f"a name that layer '{self.name}' does not have, {taken}"
-            raise _checks.error("name", expected, repr(name))
 
     @property
     def controls(self) -> dict[str, keras.Variable]:
@@ -216,9 +192,6 @@ class PhysicalLayer(keras.layers.Layer):
 
         Elements with one number are one device, such as a ring that serves in several
         passes.
-
-        Args:
-            name: an imperfection.
         """
         shape = tuple(self.imperfections[name].shape)
         return np.arange(math.prod(shape)).reshape(shape)
@@ -226,9 +199,8 @@ class PhysicalLayer(keras.layers.Layer):
     def check_given(self, name: str, value: np.ndarray) -> None:
         """Raises an error for values that a user chose outside a quantity's range.
 
-        A subclass overrides it for a quantity with a limited range. A Gaussian draw
-        beyond the range is clipped, but a value chosen there, as in a sweep, is a
-        mistake.
+        A Gaussian draw beyond the range is clipped, but a value chosen there, as in a
+        sweep, is a mistake.
 
         Args:
             name: an imperfection, or a key of `aliases`.
@@ -250,8 +222,7 @@ class PhysicalLayer(keras.layers.Layer):
 
         Args:
             inputs: the layer's inputs.
-            controls: name to tensor, one entry for each of `layer.controls`.
-            imperfections: name to tensor, one for each of `layer.imperfections`.
+            controls, imperfections: name to tensor, for each of those of the layer.
         """
         raise NotImplementedError(
             f"{type(self).__name__} must implement "
@@ -259,13 +230,10 @@ class PhysicalLayer(keras.layers.Layer):
         )
 
     def as_set(self, controls: dict) -> dict:
-        """Returns controls as the layer's converter, if any, sets them.
+        """Returns controls, name to tensor, as the layer's converter sets them, if any.
 
         A subclass with a converter overrides it, and computes with what it returns;
         `export_controls` writes that to the file.
-
-        Args:
-            controls: name to tensor, one entry for each of `layer.controls`.
         """
         return dict(controls)
 
@@ -321,50 +289,6 @@ class PhysicalLayer(keras.layers.Layer):
             variable.assign(store[str(index)])
         # A run resumed on a device continues on that device.
         self._reset_all_but(context.current().kept)
-
-
-def arguments(layer: keras.layers.Layer, kind: type) -> dict:
-    """Returns the arguments of a class of the layer as `get_config` writes them.
-
-    Each named argument of `kind.__init__` is an attribute of the layer.
-    """
-    config = {}
-    for name, parameter in inspect.signature(kind.__init__).parameters.items():
-        # Keywords alone are those that a base class takes, see `passing_on`.
-        if name == "self" or parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
-            continue
-        value = getattr(layer, name)
-        if isinstance(value, np.ndarray):
-            value = value.tolist()
-        elif not isinstance(value, tuple):
-            saved = _checks.saved(layer, name, value)
-            # A short name for Keras' own functions.
-            named = name == "activation"
-            value = keras.activations.serialize(value) if named else saved
-        config[name] = value
-    return config
-
-
-class RealInputs:
-    """Refuses complex inputs, for layers of powers, which would drop a part."""
-
-    def call(self, inputs):
-        refuse_complex(self, inputs)
-        return super().call(inputs)
-
-    def compute_output_spec(self, inputs):
-        refuse_complex(self, inputs)
-        return super().compute_output_spec(inputs)
-
-
-def refuse_complex(layer: keras.layers.Layer, inputs) -> None:
-    """Checks that the inputs of a layer are real."""
-    dtype = keras.backend.standardize_dtype(inputs.dtype)
-    if "complex" in dtype:
-        raise ValueError(
-            f"`inputs` of {type(layer).__name__} '{layer.name}' must be real: put a "
-            f"`Photodetector` layer before it. Received: dtype={dtype}"
-        )
 
 
 def check_built(layer: keras.layers.Layer) -> None:

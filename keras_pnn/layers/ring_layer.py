@@ -3,6 +3,7 @@
 `RingLayer.weights_at` computes the weights of controls and imperfections.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -13,41 +14,13 @@ from keras import ops
 
 from keras_pnn import _checks
 from keras_pnn.layers import limits
-from keras_pnn.layers.physical import (
-    PhysicalLayer,
-    RealInputs,
-    arguments,
-    check_built,
-)
-from keras_pnn.layers.ring_program import (
-    ControlsForWeights,
-    controls_for,
-    ideal_weights,
-)
+from keras_pnn.layers.mixins import RealInputs, add_bias
+from keras_pnn.layers.physical import PhysicalLayer, check_built
+from keras_pnn.layers.ring_program import controls_for, ideal_weights, initial_controls
 from keras_pnn.layers.ring_readout import RingReadout
 from keras_pnn.physics import tuning as tunings
 from keras_pnn.physics.tuning.lorentzian import PARKED
 from keras_pnn.physics.tuning.signed import SignedCurve
-
-
-class WeightPenalty(keras.regularizers.Regularizer):
-    """Applies the kernel's regularizer, as one of the controls that set the kernel.
-
-    Keras evaluates the regularizers of trainable variables once for each loss,
-    however often the layer was called.
-    """
-
-    def __init__(self, layer: "RingLayer"):
-        self.layer = layer
-
-    def __call__(self, control):
-        layer = self.layer
-        _, imperfections = layer.current_values()
-        weights = layer.weights_at(layer.driven(control), imperfections)
-        penalty = layer.kernel_regularizer(weights)
-        if layer.control_regularizer is not None:
-            penalty += layer.control_regularizer(control)
-        return penalty
 
 
 class RingLayer(RingReadout, RealInputs, PhysicalLayer):
@@ -150,19 +123,15 @@ class RingLayer(RingReadout, RealInputs, PhysicalLayer):
         self.outputs, self.fan_in = shape[-1], math.prod(shape[:-1])
         self._check_crosstalk()
         self._check_curves()
-        row, column = self._rows_and_columns()
-        self.tuning = self.tuning.placed(row, column, self.columns)
-        penalty = self.control_regularizer
-        if self.kernel_regularizer is not None:
-            penalty = WeightPenalty(self)
+        self._place = self._laid_out()
+        self.tuning = self.tuning.placed(*self._place[1:], self.columns)
+        plain = self.kernel_regularizer is None
         self.add_control(
             "control",
             self._kernel_shape,
             unit=self.tuning.unit,
-            initializer=ControlsForWeights(
-                self.kernel_initializer, self.curve, self.control_limits
-            ),
-            regularizer=penalty,
+            initializer=functools.partial(initial_controls, self),
+            regularizer=self.control_regularizer if plain else self._weight_penalty,
             constraint=self.control_constraint,
         )
         self.add_imperfection("resonance_shift", self._kernel_shape, unit="nm")
@@ -181,34 +150,41 @@ class RingLayer(RingReadout, RealInputs, PhysicalLayer):
             if shape not in ((), (self.outputs,)):
                 expected = f"one number, or {self.outputs} for the outputs"
                 raise _checks.error("gain", expected, f"shape {shape}")
-            start = 1.0 if trained else self.gain
+            start = keras.initializers.Constant(1.0 if trained else self.gain)
             self.gain_variable = self.add_weight(
-                name="gain",
-                shape=shape,
-                initializer=lambda shape, dtype: tf.cast(start, dtype),
-                trainable=trained,
+                name="gain", shape=shape, initializer=start, trainable=trained
             )
-        self.bias = None
-        if self.use_bias:
-            self.bias = self.add_weight(
-                name="bias",
-                shape=(self.outputs,),
-                initializer=self.bias_initializer,
-                regularizer=self.bias_regularizer,
-                constraint=self.bias_constraint,
-            )
+        add_bias(self, self.outputs)
 
-    def _rows_and_columns(self) -> list[np.ndarray]:
-        """Returns the row and the column of each ring on the bank."""
-        row, column = np.indices((self.outputs, self.fan_in))
-        places = row % self.rows, column % self.columns
-        return [place.T.reshape(self._kernel_shape) for place in places]
+    def _weight_penalty(self, control):
+        """Applies the kernel's regularizer, as one of the controls that set the kernel.
+
+        Keras evaluates the regularizers of trainable variables once for each loss,
+        however often the layer was called.
+        """
+        _, imperfections = self.current_values()
+        weights = self.weights_at(self.driven(control), imperfections)
+        penalty = self.kernel_regularizer(weights)
+        if self.control_regularizer is not None:
+            penalty += self.control_regularizer(control)
+        return penalty
+
+    def _laid_out(self) -> tuple[np.ndarray, ...]:
+        """Returns the pass, and the row and column on the bank, of each ring."""
+        output, channel = np.indices((self.outputs, self.fan_in))
+        over_outputs, row = np.divmod(output, self.rows)
+        over_inputs, column = np.divmod(channel, self.columns)
+        places = over_outputs * self.tiles[1] + over_inputs, row, column
+        return tuple(place.T.reshape(self._kernel_shape) for place in places)
 
     def places(self, name):
         if tuple(self.imperfections[name].shape) != self._kernel_shape:
             return super().places(name)
-        row, column = self._rows_and_columns()
+        _, row, column = self._place
         return row * self.columns + column
+
+    def position(self, name, index):
+        return tuple(int(place[index]) for place in self._place)
 
     def check_given(self, name, value):
         if name == "control_stuck":
@@ -267,12 +243,6 @@ class RingLayer(RingReadout, RealInputs, PhysicalLayer):
         """Number of times that the bank is set and read for one product."""
         return math.prod(self.tiles)
 
-    def position(self, name, index):
-        fan_in = int(np.ravel_multi_index(index[:-1], self._kernel_shape[:-1]))
-        over_outputs, row = divmod(index[-1], self.rows)
-        over_inputs, column = divmod(fan_in, self.columns)
-        return over_outputs * self.tiles[1] + over_inputs, row, column
-
     def by_row(self, matrix, fill: float = 0.0):
         """Returns a matrix (fan_in, outputs) as bank rows (outputs, tiles, columns)."""
         tiles = self.tiles[1]
@@ -300,8 +270,7 @@ class RingLayer(RingReadout, RealInputs, PhysicalLayer):
             return ops.reshape(rows, (-1, self.columns))
         over_outputs, over_inputs = self.tiles
         missing = over_outputs * self.rows - self.outputs
-        filling = ops.zeros((missing, over_inputs, self.columns), dtype=rows.dtype)
-        banks = ops.concatenate([rows, filling], axis=0)
+        banks = ops.pad(rows, [[0, missing], [0, 0], [0, 0]])
         banks = ops.reshape(banks, (over_outputs, self.rows, over_inputs, self.columns))
         banks = ops.transpose(banks, (0, 2, 1, 3))
         return ops.reshape(banks, (self.passes, self.rows * self.columns))
@@ -412,9 +381,6 @@ class RingLayer(RingReadout, RealInputs, PhysicalLayer):
         if math.isinf(high):
             high = float(np.max(self.tuning.control(self.tuning.clip(math.inf))))
         return max(low, 0.0), high
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), **arguments(self, RingLayer)}
 
 
 def _square(name: str, matrix) -> np.ndarray:

@@ -3,7 +3,6 @@
 import functools
 import math
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -12,36 +11,27 @@ from keras_pnn.physics.tuning.base import WEIGHT_TOLERANCE
 from keras_pnn.physics.tuning.signed import has_negative
 
 
-class ControlsForWeights(keras.initializers.Initializer):
-    """Draws weights with a Keras initializer and returns the controls for them.
+def initial_controls(layer, shape, dtype) -> tf.Tensor:
+    """Returns the controls for weights that the layer's initializer draws.
 
     If a ring's weights are never negative (a single-ended readout), the magnitude of
     the draw is taken. Weights out of reach are replaced by the nearest in reach, and
-    controls are clipped to `limits`.
+    controls are clipped to the limits.
     """
-
-    def __init__(self, initializer, tuning: tunings.Tuning, limits):
-        self.initializer, self.tuning, self.limits = initializer, tuning, limits
-
-    def __call__(self, shape, dtype=None):
-        # A layer that is first called inside a `tf.function` is built there.
-        with tf.init_scope():
-            weights = np.asarray(self.initializer(shape, dtype=dtype), "float64")
-        if not has_negative(self.tuning):
-            weights = np.abs(weights)
-        controls = self.tuning.control(self.tuning.clip(weights))
-        controls = np.clip(controls, *self.limits)
-        return tf.convert_to_tensor(controls, dtype or keras.config.floatx())
+    # A layer that is first called inside a `tf.function` is built there.
+    with tf.init_scope():
+        weights = np.asarray(layer.kernel_initializer(shape, dtype=dtype), "float64")
+    if not has_negative(layer.curve):
+        weights = np.abs(weights)
+    controls = layer.curve.control(layer.curve.clip(weights))
+    return tf.convert_to_tensor(np.clip(controls, *layer.control_limits), dtype)
 
 
 def controls_for(layer, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Solves the controls for target weights of a `RingLayer` on the ideal device.
 
     Weights are in the shape of the kernel, in float64 and in reach of the tuning.
-
-    Returns:
-        Controls within all limits, and a boolean array of the same shape: the weights
-        that these controls miss.
+    Controls are within all limits; booleans of the same shape tell what they miss.
     """
     tuning, limits = layer.curve, layer.control_limits
     stuck = stuck_rings(layer)[0]

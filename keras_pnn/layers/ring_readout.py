@@ -6,32 +6,24 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from keras_pnn.layers.mixins import biased, reading_noise
 from keras_pnn.physics import detection
 
 
 class RingReadout:
     """What `RingLayer` has behind its rings."""
 
-    def _noise(self, readings):
-        """Draws the noise of readings, in their shape."""
-        noise = keras.random.normal(
-            ops.shape(readings), dtype=readings.dtype, seed=self.seed_generator
-        )
-        return self.read_noise * noise
-
     def _biased(self, outputs):
         """Applies what follows the product: noise, the gain, and the bias."""
         if self.read_noise and self.adc_bits is None:
-            noise = self._noise(outputs)
+            noise = reading_noise(self, outputs)
             if self.signed:
                 # That of the reference is common to all outputs.
-                noise = 2 * noise + self._noise(outputs[..., :1])
+                noise = 2 * noise + reading_noise(self, outputs[..., :1])
             outputs = outputs + math.sqrt(self.tiles[1]) * noise
         if self.gain_variable is not None:
             outputs = outputs * ops.cast(self.gain_variable, outputs.dtype)
-        if self.bias is None:
-            return outputs
-        return outputs + ops.cast(self.bias, outputs.dtype)
+        return biased(self, outputs)
 
     def _tiled_product(self, inputs, kernel, imperfections: dict):
         """Multiplies inputs (…, fan_in) by the kernel, reading each tile by the ADC."""
@@ -50,7 +42,7 @@ class RingReadout:
         dtype = keras.backend.result_type(partial.dtype, "float32")
         partial = ops.cast(partial, dtype)
         if self.read_noise:
-            partial = partial + self._noise(partial)
+            partial = partial + reading_noise(self, partial)
         if self.adc_range is None:
             axes = tuple(range(1, len(partial.shape)))
             peak = ops.max(ops.abs(partial), axis=axes, keepdims=True)

@@ -13,25 +13,20 @@ from keras import ops
 from keras_pnn import _checks
 from keras_pnn._png import read_png, write_png
 from keras_pnn.layers.limits import DAC, ControlRange, get_dac
-from keras_pnn.layers.physical import (
-    PhysicalLayer,
-    RealInputs,
-    arguments,
-    check_built,
-)
+from keras_pnn.layers.mixins import RealInputs, add_bias, biased, reading_noise
+from keras_pnn.layers.physical import PhysicalLayer, check_built
 from keras_pnn.physics import detection, frames, imaging
 
 
-class _DrawnAsMatrix(keras.initializers.Initializer):
-    """Draws masks as a matrix (pixels, units), clipped to ±1."""
+def _drawn_as_matrix(initializer) -> Callable:
+    """Returns an initializer that draws a matrix (pixels, units), clipped to ±1."""
 
-    def __init__(self, initializer):
-        self.initializer = initializer
-
-    def __call__(self, shape, dtype=None):
+    def drawn(shape, dtype=None):
         units, height, width = shape
-        matrix = self.initializer((height * width, units), dtype=dtype)
+        matrix = initializer((height * width, units), dtype=dtype)
         return ops.clip(ops.reshape(ops.transpose(matrix), shape), -1.0, 1.0)
+
+    return drawn
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -185,21 +180,14 @@ class MaskedSLM(RealInputs, PhysicalLayer):
             "mask",
             (self.units, *size),
             unit="",
-            initializer=_DrawnAsMatrix(self.mask_initializer),
+            initializer=_drawn_as_matrix(self.mask_initializer),
             regularizer=self.mask_regularizer,
             constraint=self.mask_constraint,
         )
         self.add_imperfection("rotation", (), unit="deg")
         self.add_imperfection("shift", (2,), unit="px")
         self.add_imperfection("scale", (), unit="", nominal=1.0, lower_bound=0.0)
-        self.bias = None
-        if self.use_bias:
-            self.bias = self.add_weight(
-                name="bias",
-                shape=(self.units,),
-                initializer=self.bias_initializer,
-                regularizer=self.bias_regularizer,
-            )
+        add_bias(self, self.units)
 
     def as_set(self, controls):
         mask = controls["mask"]
@@ -242,9 +230,8 @@ class MaskedSLM(RealInputs, PhysicalLayer):
             shown_masks = ops.cast(self._leaking(mask), weights.dtype)
             offset = ops.sum(shown_masks, axis=(1, 2))
             outputs = (high - low) * total + low * offset
-        if self.bias is not None:
-            outputs = outputs + ops.cast(self.bias, outputs.dtype)
-        return ops.cast(self.activation(outputs), self.compute_dtype)
+        outputs = self.activation(biased(self, outputs))
+        return ops.cast(outputs, self.compute_dtype)
 
     def _read(self, shown, weights, imperfections: dict):
         """Computes Σ shown · w from readings: twice the sum minus the reference."""
@@ -266,10 +253,7 @@ class MaskedSLM(RealInputs, PhysicalLayer):
             seed = self.seed_generator.next()
             light = detection.shot_noise(light, self.photons, seed)
         if self.read_noise > 0:
-            noise = keras.random.normal(
-                ops.shape(light), dtype=light.dtype, seed=self.seed_generator
-            )
-            light = light + self.read_noise * noise
+            light = light + reading_noise(self, light)
         return light
 
     def compute_output_shape(self, input_shape) -> tuple:
@@ -407,9 +391,6 @@ class MaskedSLM(RealInputs, PhysicalLayer):
             self.pixel_repeat, cell, self._size, self.margin, pixel, strict=True
         )
         return frame, *(r * (c * (n + 2 * m) + m + p) for r, c, n, m, p in sides)
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), **arguments(self, MaskedSLM)}
 
 
 def _image_size(shape: tuple, tile: tuple[int, int] | None) -> tuple[int, int]:

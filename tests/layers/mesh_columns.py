@@ -17,6 +17,12 @@ def unitary(n, seed=0):
     return q * (np.diag(r) / np.abs(np.diag(r)))
 
 
+def distance(layer, target):
+    """How far the matrix of a layer is from another, ‖U − Û‖ / √units."""
+    reached = np.asarray(layer.transfer_matrix())
+    return np.linalg.norm(reached - target) / np.sqrt(len(target))
+
+
 def within_a_turn(theta, phi, gamma, exists, low=0.0):
     """The phases in [low, low + 2π) of the same mesh, cell by cell from the output.
 

@@ -1,6 +1,5 @@
 """Heaters of a whole bank that warm each other."""
 
-import keras
 import models
 import numpy as np
 import pytest
@@ -9,46 +8,53 @@ import keras_pnn as pnn
 from keras_pnn.physics import heater
 
 TUNING = pnn.HeaterTuning(offset=-0.6)
+SIZES = pytest.mark.parametrize("size", [(2, 3, 3, 2), (2, 3, 5, 3), (3, 2, 2, 7)])
 
 
 def bank(rows, columns, inputs, outputs, matrix, **kwargs):
-    layer = pnn.layers.MRRBank(
-        outputs, tuning=TUNING, bank_size=(rows, columns), crosstalk=matrix, **kwargs
-    )
+    options = {"tuning": TUNING, "bank_size": (rows, columns), **kwargs}
+    layer = pnn.layers.MRRBank(outputs, crosstalk=matrix, **options)
     layer.build((None, inputs))
     return layer
 
 
-def by_hand(layer, matrix, control):
+def by_hand(layer, matrix, control, shift, error):
     """The weights ring by ring, with the heat of each ring of the same pass."""
     places = {}
     for i, j in np.ndindex(control.shape):
         tile, row, column = layer.position("control", (i, j))
         places[i, j] = tile, row * layer.columns + column
-    weights = np.zeros(control.shape)
+    heat = np.asarray(layer.tuning.heater_shift(control))
+    total = np.array(shift)
     for here, (tile, number) in places.items():
-        heat = sum(
-            matrix[number, other] * 0.53 * 0.375 * control[there] ** 2
-            for there, (its_tile, other) in places.items()
-            if its_tile == tile and there != here
-        )
-        weights[here] = TUNING.weight(control[here], heat)
-    return weights
+        for there, (its_tile, other) in places.items():
+            if its_tile == tile and there != here:
+                total[here] += matrix[number, other] * heat[there]
+    return layer.tuning.weight(control, total, error)
 
 
-@pytest.mark.parametrize("size", [(2, 3, 3, 2), (2, 3, 5, 3), (3, 2, 2, 7)])
-def test_heat_reaches_all_rings_of_a_pass(rng, size):
+@SIZES
+@pytest.mark.parametrize("whole", [True, False], ids=["bank", "row"])
+@pytest.mark.parametrize("tuning", [TUNING, pnn.LorentzianTuning()], ids=["mA", "nm"])
+def test_heat_reaches_all_rings_of_a_pass_or_a_row(rng, size, whole, tuning):
     rows, columns, inputs, outputs = size
-    matrix = np.eye(rows * columns) + rng.uniform(0, 0.05, (rows * columns,) * 2)
+    rings = rows * columns if whole else columns
+    matrix = np.eye(rings) + rng.uniform(0, 0.05, (rings, rings))
     np.fill_diagonal(matrix, 1.0)
-    layer = bank(*size, matrix)
-    control = rng.uniform(0, 2.5, (inputs, outputs)).astype("float32")
-    layer.controls["control"].assign(control)
-    expected = by_hand(layer, matrix, control.astype("float64"))
-    np.testing.assert_allclose(layer.effective_weights(), expected, atol=2e-5)
+    layer = bank(*size, matrix, tuning=tuning, dtype="float64")
+    values = {
+        "control": rng.uniform(0, 2.5, (inputs, outputs)),
+        "resonance_shift": rng.normal(0, 0.05, (inputs, outputs)),
+        "half_width_error": rng.normal(0, 0.05, (inputs, outputs)),
+    }
+    for name, value in values.items():
+        {**layer.controls, **layer.imperfections}[name].assign(value)
+    matrix = matrix if whole else np.kron(np.eye(rows), matrix)
+    expected = by_hand(layer, matrix, *values.values())
+    np.testing.assert_allclose(layer.effective_weights(), expected, atol=1e-10)
 
 
-@pytest.mark.parametrize("size", [(2, 3, 3, 2), (2, 3, 5, 3), (3, 2, 2, 7)])
+@SIZES
 def test_program_compensates_it(rng, size):
     matrix = heater.nearest_neighbour(size[:2], 0.03)
     layer = bank(*size, matrix)
@@ -62,23 +68,6 @@ def test_program_compensates_it(rng, size):
     for one in apart:
         one.program(target)
     models.assert_same(*([one.controls["control"]] for one in apart), atol=1e-5)
-
-
-def test_devices_and_convolutions():
-    matrix = heater.nearest_neighbour((2, 4), 0.05)
-    keras.utils.set_random_seed(0)
-    inputs = keras.Input((5, 5, 1))
-    outputs = pnn.layers.MRRConv2D(
-        3, 2, tuning=TUNING, bank_size=(2, 4), crosstalk=matrix
-    )(inputs)
-    model = models.compiled(keras.Model(inputs, outputs), loss="mse")
-    x = np.random.default_rng(0).uniform(size=(4, 5, 5, 1))
-    y = np.zeros((4, 4, 4, 3))
-    devices = pnn.Variation(resonance_shift=0.05).sample(model, 3)
-    found = pnn.evaluate_devices(model, x, y, devices, verbose=0)["loss"]
-    for device, loss in zip(devices, found, strict=True):
-        with device.installed(model):
-            assert model.evaluate(x, y, verbose=0) == pytest.approx(loss, rel=1e-4)
 
 
 def test_matrices_of_another_size():

@@ -1,12 +1,13 @@
 """Check all layers alike: configuration, saving, graphs, XLA, devices, derivatives."""
 
+import itertools
 import json
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from models import assert_same, measured
+from models import assert_same, measured, moved, numbers, policy
 
 import keras_pnn as pnn
 from keras_pnn.layers import (
@@ -38,6 +39,7 @@ from keras_pnn.layers import (
 )
 
 L1, L2 = keras.regularizers.L1, keras.regularizers.L2
+WARMING = pnn.physics.heater.nearest_neighbour((2, 4), 0.05)
 
 
 # Every argument, with a value of its own.
@@ -258,6 +260,7 @@ def test_a_layer_may_be_built_inside_a_graph(name):
     assert np.std(np.asarray(layer.trainable_variables[0])) > 0.01
 
 
+CAMERA = dict(display_range=(0, 1), contrast=20.0, photons=50, read_noise=0.1, seed=3)
 FITTED = {
     "rings": (
         (6, 6, 2),
@@ -315,6 +318,58 @@ def test_a_fit_compiled_by_xla_equals_an_eager_one(rng, name):
     assert_same(*weights, atol=1e-4)
 
 
+HALVED = {
+    **FITTED,
+    "converters": (
+        (5, 5, 2),
+        1e-3,
+        lambda: [
+            MRRConv2D(3, 2, bank_size=(3, 4), adc_bits=12),
+            keras.layers.Flatten(),
+            MRRBank(2, bank_size=(2, 2), adc_bits=12, adc_range=9.0),
+        ],
+    ),
+    "camera": ((4, 5), 0.1, lambda: [MaskedSLM(3, use_bias=True, **CAMERA)]),
+}
+MIXED = ("mixed_float16", "mixed_bfloat16")
+
+
+@pytest.mark.parametrize(
+    "name, kind",
+    [
+        *itertools.product(HALVED, MIXED),
+        ("camera", "float16"),
+        ("mesh", "bfloat16"),
+    ],
+)
+def test_half_precision(rng, name, kind):
+    shape, rate, layers = HALVED[name]
+    with policy(kind):
+        half = keras.Sequential([keras.Input(shape), *layers()])
+    full = keras.Sequential([keras.Input(shape), *layers()])
+    for ours, theirs in zip(half.weights, full.weights, strict=True):
+        theirs.assign(tf.cast(ours, theirs.dtype))
+    parts = pnn.layers.physical_layers(half)
+    if kind in MIXED:
+        own = [{**part.controls, **part.imperfections}.values() for part in parts]
+        assert {v.dtype for v in itertools.chain(*own)} == {"float32"}
+    x = rng.uniform(size=(8, *shape)).astype("float32")
+    outputs = half(x)
+    # Fields are wide, and so are the intensities behind them.
+    wide = name in ("mesh", "planes")
+    assert outputs.dtype == ("float32" if wide else kind.removeprefix("mixed_"))
+    # A camera counts photons, of which there may be one more.
+    coarse = 0.1 if "bfloat16" in kind or name == "camera" else 0.02
+    single = tf.cast(outputs, "float32")
+    np.testing.assert_allclose(single, full(x), atol=1e-6 if wide else coarse)
+    before = numbers(half.trainable_variables)
+    # In a graph, as it is used, where that is made soon.
+    half.compile(keras.optimizers.SGD(rate), "mse", run_eagerly=name != "masks")
+    history = half.fit(x, np.ones(outputs.shape), epochs=2, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    assert max(moved(before, half.trainable_variables)) > 0
+
+
 @pytest.mark.parametrize(
     "shape, layers, spread",
     [
@@ -322,6 +377,14 @@ def test_a_fit_compiled_by_xla_equals_an_eager_one(rng, name):
             (6,),
             lambda: [MZIMesh(6), Photodetector(), MZIDense(3), Photodetector()],
             {"theta_error": 0.1, "splitter_imbalance": 0.15, "loss_db": 0.2},
+        ),
+        (
+            (5, 5, 1),
+            lambda: [
+                MRRConv2D(3, 2, bank_size=(2, 4), crosstalk=WARMING),
+                keras.layers.GlobalAveragePooling2D(),
+            ],
+            {"resonance_shift": 0.05},
         ),
         (
             (4, 5),
@@ -351,7 +414,7 @@ def test_a_fit_compiled_by_xla_equals_an_eager_one(rng, name):
             },
         ),
     ],
-    ids=["mesh", "masks", "planes"],
+    ids=["mesh", "heated conv", "masks", "planes"],
 )
 def test_many_devices_equal_one_after_the_other(rng, shape, layers, spread):
     model = keras.Sequential([keras.Input(shape), *layers()])
@@ -500,18 +563,18 @@ def test_gradients_and_hessian_products_against_differences(rng, name):
     def along(parts):
         return sum(tf.reduce_sum(p * b) for p, b in zip(parts, bumps, strict=True))
 
-    def moved(amounts):
+    def beside(amounts):
         return [p + a * b for p, a, b in zip(start, amounts, bumps, strict=True)]
 
     exact = gradient(start)
     for i, slope in enumerate(exact):
         one = step * np.eye(len(start))[i]
-        expected = float(loss(moved(one)) - loss(moved(-one))) / (2 * step)
+        expected = float(loss(beside(one)) - loss(beside(-one))) / (2 * step)
         along_one = float(tf.reduce_sum(slope * bumps[i]))
         assert along_one != 0
         assert along_one == pytest.approx(expected, rel=2e-5, abs=1e-5)
     all_of_them = np.full(len(start), step)
-    above, below = (along(gradient(moved(s * all_of_them))) for s in (1, -1))
+    above, below = (along(gradient(beside(s * all_of_them))) for s in (1, -1))
     expected = float(above - below) / (2 * step)
     assert float(product(start)) == pytest.approx(expected, rel=1e-4, abs=1e-4)
     for quantity, slope in zip(quantities, exact[:-1], strict=True):

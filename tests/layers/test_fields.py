@@ -82,6 +82,27 @@ def test_fit_of_a_plain_model(loss):
         model.fit(X, Y, verbose=0)
 
 
+@pytest.mark.parametrize(
+    "behind",
+    [
+        pnn.layers.Encode("phase"),
+        pnn.layers.Aperture(4e-6),
+        pnn.layers.Threshold(0.1),
+        pnn.layers.FreeSpace(1e-4, band_limit=False, padding=0),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_fit_of_planes(behind):
+    first = [] if isinstance(behind, pnn.layers.Encode) else [pnn.layers.Encode()]
+    planes = [keras.Input((4, 4)), *first, behind]
+    flat = [keras.layers.Flatten(), keras.layers.Dense(3, name="last")]
+    found = f"{type(behind).__name__} .* gives complex fields; put a DetectorArray"
+    for model in (keras.Sequential([*planes, *flat]), keras.Sequential(planes)):
+        model.compile("sgd", "mse")
+        with pytest.raises(ValueError, match=found):
+            model.fit(np.ones((2, 4, 4)), np.ones((2, *model.output_shape[1:])))
+
+
 def test_what_passes():
     detector, dense = pnn.layers.Photodetector(), keras.layers.Dense(3)
     check_fields(network(detector, dense, loss=SPARSE))

@@ -15,7 +15,18 @@ from keras_pnn.layers.quantity import Quantity
 from keras_pnn.layers.ring_layer import RingLayer
 from keras_pnn.physics.tuning import MeasuredTuning, RingTunings
 
-_HEADER = "layer control index tile row column value unit code power_mW".split()
+_HEADER = [
+    "layer",
+    "control",
+    "index",
+    "tile",
+    "row",
+    "column",
+    "value",
+    "unit",
+    "code",
+    "power_mW",
+]
 
 
 def export_controls(model: keras.layers.Layer, path: str | os.PathLike) -> dict:

@@ -12,13 +12,28 @@ _TUNINGS = (
     tuning.RingTunings,
 )
 # Layers declare them in `build`, which comes too late.
-_IMPERFECTIONS = {
-    *("resonance_shift", "half_width_error", "temperature", "reference_error"),
-    *("theta_error", "phi_error", "splitter_error", "splitter_imbalance"),
-    *("rotation", "shift", "scale", "tilt", "dead_pixels", "phase_gain"),
-    *("phase_offset", "wavelength_shift", "distance_error", "decenter"),
-    *("defocus", "astigmatism"),
-}
+_IMPERFECTIONS = (
+    "resonance_shift",
+    "half_width_error",
+    "temperature",
+    "reference_error",
+    "theta_error",
+    "phi_error",
+    "splitter_error",
+    "splitter_imbalance",
+    "rotation",
+    "shift",
+    "scale",
+    "tilt",
+    "dead_pixels",
+    "phase_gain",
+    "phase_offset",
+    "wavelength_shift",
+    "distance_error",
+    "decenter",
+    "defocus",
+    "astigmatism",
+)
 
 
 def place_of(name: str) -> str:

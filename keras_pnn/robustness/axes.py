@@ -12,6 +12,11 @@ _FACTOR = "variation"
 class DeviationAxis(Axis):
     """Deviations from nominal of the imperfection that gives the axis its name."""
 
+    @property
+    def imperfections(self) -> list[str]:
+        """The names of the imperfections."""
+        return [self.name]
+
 
 class SpreadAxis(Axis):
     """Standard deviations of some imperfections, named `"std:<imperfection>+…"`."""
@@ -36,10 +41,8 @@ class FactorAxis(Axis):
     """Factors on all deviations of the devices, named `"variation"`."""
 
     random = True
-
-    @property
-    def words(self) -> str:
-        return "factor on the deviations"
+    imperfections = ()
+    words = "factor on the deviations"
 
 
 def axis_of(argument: str, name: str, values) -> Axis:

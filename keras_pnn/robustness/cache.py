@@ -86,7 +86,10 @@ class Cache:
     def add(self, points: dict[int, dict[str, float]]) -> None:
         """Writes points, all or none of them."""
         rows = [(self._study[0], i, json.dumps(m)) for i, m in points.items()]
-        _write(self.path, [self._study], rows)
+        with _opened(self.path) as file:
+            file.executescript(_TABLES)
+            file.execute("INSERT OR IGNORE INTO studies VALUES (?, ?, ?)", self._study)
+            file.executemany("INSERT OR REPLACE INTO points VALUES (?, ?, ?)", rows)
 
 
 def _read(path: pathlib.Path) -> tuple[list[tuple], list[tuple]]:
@@ -105,13 +108,6 @@ def _read(path: pathlib.Path) -> tuple[list[tuple], list[tuple]]:
         if not known.issuperset(tables):
             raise sqlite3.DatabaseError("no tables of points")
         return tuple(file.execute(f"SELECT * FROM {t}").fetchall() for t in tables)
-
-
-def _write(path: pathlib.Path, studies, points) -> None:
-    with _opened(path) as file:
-        file.executescript(_TABLES)
-        file.executemany("INSERT OR IGNORE INTO studies VALUES (?, ?, ?)", studies)
-        file.executemany("INSERT OR REPLACE INTO points VALUES (?, ?, ?)", points)
 
 
 @contextlib.contextmanager

@@ -220,13 +220,11 @@ class ModelStudy:
 
     def block(self, block: range) -> list[Metrics]:
         """Measures the points of some numbers."""
-        return self._measure([self.points[i] for i in block])
-
-    def _measure(self, points: list[Point]) -> list[Metrics]:
-        found = _metrics(self._evaluator, [self._plan.device(p) for p in points])
+        devices = [self._plan.device(self.points[i]) for i in block]
         # Outputs that are NaN have no class, and yet an accuracy.
         return [
-            dict.fromkeys(m, math.nan) if math.isnan(m["loss"]) else m for m in found
+            dict.fromkeys(m, math.nan) if math.isnan(m["loss"]) else m
+            for m in _metrics(self._evaluator, devices)
         ]
 
     def _check_outputs(self, samples) -> None:

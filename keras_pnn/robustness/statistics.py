@@ -25,11 +25,7 @@ def wilson(passed: int, n: int) -> tuple[float, float]:
 
 
 def summary(values: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns mean, standard deviation, median, 5th, 95th percentile and extremes.
-
-    Args:
-        values: (repetitions, …); percentiles are interpolated linearly.
-    """
+    """Returns statistics over the first axis, percentiles interpolated linearly."""
     values = np.asarray(values, "float64")
     p05, median, p95 = np.percentile(values, (5, 50, 95), axis=0)
     return {
@@ -47,7 +43,7 @@ def margin(values: np.ndarray, spec: float, mode: str) -> np.ndarray:
     """Returns by how much values keep a specification: below 0 where they break it.
 
     It is 0 where a value is the specification but for float32's rounding; NaN stays.
-    Values must be at least `spec` in mode `"max"`, at most in `"min"`.
+    In mode `"max"` values must be at least `spec`, in `"min"` at most.
     """
     over = np.asarray(values, "float64") - spec
     over = over if mode == "max" else -over
@@ -61,18 +57,9 @@ def tolerance(
 ) -> tuple[float, float]:
     """Returns the interval around 0 within which a curve keeps a specification.
 
-    The curve is followed from 0 to either side, up to the last point before it first
-    breaks the specification: a bound is no finer than what was measured.
-
-    Args:
-        x: (n,) increasing, deviations from the design.
-        values: (n,) the metric, kept as in `margin`.
-
-    Returns:
-        (low, high), each a position or 0. A bound at the end of the range means that
-        the curve keeps the specification as far as it was measured. Both are NaN where
-        it breaks it at 0 (between points, on a straight line), or where 0 is not
-        within the range.
+    The curve is followed over increasing x from 0 to either side, up to the last point
+    before it first breaks the specification. Both bounds are NaN where it breaks it at
+    0 (between points, on a straight line), or where 0 is not within the range.
     """
     over = margin(values, spec, mode)
     if not x[0] <= 0 <= x[-1] or not np.interp(0, x, over) >= 0:
@@ -83,20 +70,14 @@ def tolerance(
 
 def _reach(x: np.ndarray, over: np.ndarray) -> float:
     """Returns the last position to the right of 0 before the margin is negative."""
-    last = 0.0
-    for position, value in zip(x[x > 0], over[x > 0], strict=True):
-        # NaN breaks a specification.
-        if not value >= 0:
-            break
-        last = float(position)
-    return last
+    right = x > 0
+    # NaN breaks a specification.
+    kept = np.logical_and.accumulate(over[right] >= 0)
+    return float(x[right][kept].max(initial=0.0))
 
 
 def area(x: np.ndarray, values: np.ndarray) -> float:
-    """Returns the mean of a curve over increasing x: its area, over its width.
-
-    Where the range has no width, it is the mean of the values.
-    """
+    """Returns the mean of a curve over increasing x, whose range may be one point."""
     from scipy.integrate import trapezoid
 
     y = np.asarray(values, "float64")

@@ -89,4 +89,4 @@ def unmeasured(monkeypatch):
     """Fails where a study measures a point."""
     from keras_pnn.robustness.model_study import ModelStudy
 
-    monkeypatch.setattr(ModelStudy, "_measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(ModelStudy, "block", lambda *_: pytest.fail("measured"))

@@ -21,13 +21,13 @@ POINTS = 12
 @pytest.fixture
 def measured(monkeypatch):
     """Counts the points that are measured."""
-    counted, real = [], ModelStudy._measure
+    counted, real = [], ModelStudy.block
 
-    def measure(self, points):
-        counted.extend(points)
-        return real(self, points)
+    def block(self, numbers):
+        counted.extend(numbers)
+        return real(self, numbers)
 
-    monkeypatch.setattr(ModelStudy, "_measure", measure)
+    monkeypatch.setattr(ModelStudy, "block", block)
     return counted
 
 

@@ -225,12 +225,12 @@ def test_at_most_nine_points_are_shown_with_both_ends():
 )
 def test_interval_marks_the_ends_of_the_range(values, expected):
     scan = Scan((axis("temperature", "K", [-1, 0, 1]),), both(values), None)
-    assert interval(scan, "accuracy", 0.95, "max") == expected
+    assert interval(result(), scan) == expected
     # A spread starts at 0 itself.
     scan = Scan((spread([0.0, 0.1, 0.2]),), None, both([[0.99, 0.97, 0.91]]))
-    assert interval(scan, "accuracy", 0.95, "max") == ("0 … 0.1", "0.1")
+    assert interval(result(), scan) == ("0 … 0.1", "0.1")
     scan = Scan((spread([0.0, 0.1, 0.2]),), None, both([[0.99, 0.94, 0.91]]))
-    assert interval(scan, "accuracy", 0.95, "max") == ("less than 0.1",) * 2
+    assert interval(result(), scan) == ("less than 0.1",) * 2
 
 
 # Text.

@@ -11,9 +11,9 @@ from keras_pnn.robustness.report.formatting import (
     chosen,
     group_name,
     having,
+    named_parts,
     number,
     specification,
-    sweeps_of,
 )
 from keras_pnn.robustness.report.sections import sensitivity_drops
 
@@ -58,7 +58,7 @@ def _sweeps(result) -> Drawn:
     def shown(values):
         return None if values is None else display.scaled(values[metric])
 
-    for name, scans in sweeps_of(result).items():
+    for name, scans in named_parts(result, "sweeps").items():
         axis = next(iter(scans.values())).axes[0]
         key, label, x = f"sweep:{name}", _text(axis.line_label), axis.positions
         if x is None:
@@ -155,17 +155,16 @@ def _sensitivity(result) -> Drawn:
 
 
 def _curvature(result) -> Drawn:
-    groups: dict[str, dict] = {}
-    for name, parts in having(result, "curvature").items():
-        for group, part in parts.items():
+    for group, parts in named_parts(result, "curvature").items():
+        curves = {}
+        for name, part in parts.items():
             density, values = part.density, part.eigenvalues
             step = max(1, len(density.grid) // _FINE)
-            groups.setdefault(group, {})[_text(name)] = {
+            curves[_text(name)] = {
                 "grid": density.grid[::step],
                 "density": density.density[::step],
                 "eigenvalues": [*values.smallest, *values.eigenvalues],
             }
-    for group, curves in groups.items():
         ax = plotting.density(curves)
         ax.set_title(f"Hessian over {group_name(group)}")
         caption = (

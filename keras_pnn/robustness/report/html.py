@@ -1,13 +1,4 @@
-"""Write a robustness result as one HTML file that needs nothing else.
-
-The way of a number, say the accuracy at +1 K, to the page: `points.Plan` makes it a
-point, `OnScan("temperature", …)`; `ModelStudy.measure` evaluates that device;
-`points.gathered` puts the points into arrays, `ModelRobustness.sweeps["temperature"]`;
-`scan_sections._scan_rows` turns them into the texts of a `Table`, of random devices
-their mean by `Scan.summary`, for the page that `sections.sections` lays out; `html`
-writes these. What was measured on random devices without a sweep goes the same way,
-through `ModelRobustness.devices` and `sections`.
-"""
+"""Write a robustness result as one HTML file that needs nothing else."""
 
 import io
 import re

@@ -113,9 +113,8 @@ class ModelStudy:
         measure, and this process alone keeps what they return.
         """
         points, size = self.points, self.block_size
-        blocks = [
-            range(i, min(i + size, len(points))) for i in range(0, len(points), size)
-        ][part[0] :: part[1]]
+        numbers = range(len(points))
+        blocks = [numbers[i : i + size] for i in numbers[::size]][part[0] :: part[1]]
         cache, done = None, {}
         if cache_dir is not None:
             cache = Cache(cache_dir, self.digest(), len(points), self._loss, part)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import keras_pnn as pnn
-from keras_pnn.robustness import Specification, Study, cache
+from keras_pnn.robustness import cache
 from keras_pnn.robustness.cache import Cache
 from keras_pnn.robustness.model_study import ModelStudy
 
@@ -178,18 +178,17 @@ def test_a_killed_study_goes_on_in_another_process(
         assert len(measured) == missing
 
 
-def test_other_weights_data_or_arguments_are_another_study(model, network, data, study):
-    def digest(model=model, x=data[0], y=data[1], **arguments):
-        left_out = dict.fromkeys(("hessian", "landscape", "worst_case"), False)
-        arguments = {**study, **left_out, **arguments}
-        del arguments["verbose"]
-        (one,) = Study(Specification(**arguments), model, x, y).studies.values()
+def test_other_weights_data_or_arguments_are_another_study(
+    prepared, network, data, study
+):
+    def digest(**arguments):
+        (one,) = prepared(**{**study, **arguments}).studies.values()
         return one.digest()
 
     same = digest()
     assert digest(metric="loss", spec=0.2, worst_case=True) == same
     others = [
-        digest(network(3)),
+        digest(model=network(3)),
         digest(x=data[0][:40], y=data[1][:40]),
         digest(seed=1),
         digest(batch_size=50),

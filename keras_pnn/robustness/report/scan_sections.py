@@ -6,7 +6,6 @@ from keras_pnn.robustness.report.formatting import (
     Display,
     Section,
     chosen,
-    having,
     interval,
     models_table,
     shown_points,
@@ -112,11 +111,8 @@ def _sweep_meaning(result, axis, scans: dict) -> str:
     return what.strip()
 
 
-def grid_section(result) -> Section | None:
-    grids, display = having(result, "grid"), Display.of(result)
-    if not grids:
-        return None
-    tables = []
+def grid_section(result, grids: dict) -> Section:
+    display, tables = Display.of(result), []
     for model, scan in grids.items():
         first, second = scan.axes
         values = scan.central(result.metric)[chosen(len(first))][:, chosen(len(second))]

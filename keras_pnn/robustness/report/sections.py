@@ -1,5 +1,7 @@
 """Arrange a robustness result in sections of tables."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from keras_pnn._display import Table
@@ -31,12 +33,25 @@ _COSTS = {
 
 def sections(result) -> list[Section]:
     """Returns the parts that a `RobustnessResult` has, in the order of a report."""
-    found = [_summary(result), _devices(result)]
-    sweeps = named_parts(result, "sweeps")
-    found += [sweep_section(result, *sweep) for sweep in sweeps.items()]
-    rest = (_worst, _sensitivity, _curvature, _landscape, _transfer, _light, _setting)
-    found += [section(result) for section in (grid_section, *rest)]
-    return [section for section in found if section is not None]
+
+    def of(attribute: str, section: Callable[..., Section]) -> list[Section]:
+        parts = having(result, attribute)
+        return [section(result, parts)] if parts else []
+
+    sweeps = named_parts(result, "sweeps").items()
+    return [
+        _summary(result),
+        *of("devices", _devices),
+        *(sweep_section(result, name, scans) for name, scans in sweeps),
+        *of("grid", grid_section),
+        *of("worst", _worst),
+        *of("sensitivity", _sensitivity),
+        *of("curvature", _curvature),
+        *of("landscape", _landscape),
+        *([_transfer(result, result.transfer)] if result.transfer else []),
+        *of("light", _light),
+        *([_setting(result.setting)] if result.setting else []),
+    ]
 
 
 def _yields(result, heading: str) -> dict[str, dict[str, str]]:
@@ -112,10 +127,7 @@ def _displays(result, parts) -> list[Display]:
     return [Display.of(result, name) for name in names]
 
 
-def _devices(result) -> Section | None:
-    devices = having(result, "devices")
-    if not devices:
-        return None
+def _devices(result, devices: dict) -> Section:
     tables, count = [], _device_count(result)
     for display in _displays(result, devices.values()):
         rows = {"nominal": _nominal(result, display)}
@@ -146,10 +158,7 @@ def _device_count(result) -> int:
     return max((len(next(iter(v.values()))) for v in devices), default=0)
 
 
-def _worst(result) -> Section | None:
-    worst = having(result, "worst")
-    if not worst:
-        return None
+def _worst(result, worst: dict) -> Section:
     rows = {
         f"radius: {key}": {n: number(w.radius.get(key)) for n, w in worst.items()}
         for key in dict.fromkeys(key for w in worst.values() for key in w.radius)
@@ -179,11 +188,8 @@ def _worst(result) -> Section | None:
     )
 
 
-def _sensitivity(result) -> Section | None:
-    found, display = having(result, "sensitivity"), Display.of(result)
-    if not found:
-        return None
-    tables = []
+def _sensitivity(result, found: dict) -> Section:
+    display, tables = Display.of(result), []
     for model, part in found.items():
         drops = sensitivity_drops(result, model)
         rows = [
@@ -221,7 +227,7 @@ def sensitivity_drops(result, model: str) -> np.ndarray:
     return drops if result.mode == "max" else -drops
 
 
-def _curvature(result) -> Section | None:
+def _curvature(result, _) -> Section:
     tables = []
     last = ("λ_min", "trace", "loss", "variables")
     for group, parts in named_parts(result, "curvature").items():
@@ -233,8 +239,6 @@ def _curvature(result) -> Section | None:
             for heading in headings
         }
         tables.append(models_table(result, group_name(group), rows))
-    if not tables:
-        return None
     return Section(
         "curvature",
         "Curvature of the loss",
@@ -263,10 +267,8 @@ def _curvature_cells(part) -> dict[str, str]:
     return {**cells, "loss": number(found.loss), "variables": str(found.parameters)}
 
 
-def _landscape(result) -> Section | None:
-    parts = having(result, "landscape").items()
-    if not parts:
-        return None
+def _landscape(result, found: dict) -> Section:
+    parts = found.items()
 
     def reach(part):
         spans = [part.alphas] + ([] if part.betas is None else [part.betas])
@@ -289,10 +291,8 @@ def _landscape(result) -> Section | None:
     )
 
 
-def _transfer(result) -> Section | None:
-    part, display = result.transfer, Display.of(result)
-    if part is None:
-        return None
+def _transfer(result, part) -> Section:
+    display = Display.of(result)
     rows = [
         (model, *map(display.number, row))
         for model, row in zip(part.models, part.metrics[result.metric], strict=True)
@@ -309,10 +309,7 @@ def _transfer(result) -> Section | None:
     )
 
 
-def _light(result) -> Section | None:
-    paths = having(result, "light")
-    if not paths:
-        return None
+def _light(result, paths: dict) -> Section:
     tables = [
         Table(
             model,
@@ -331,6 +328,6 @@ def _light(result) -> Section | None:
     )
 
 
-def _setting(result) -> Section | None:
-    lines = {str(key): words(value) for key, value in result.setting.items()}
-    return Section("setting", "How it was made", "", lines=lines) if lines else None
+def _setting(setting: dict) -> Section:
+    lines = {str(key): words(value) for key, value in setting.items()}
+    return Section("setting", "How it was made", "", lines=lines)

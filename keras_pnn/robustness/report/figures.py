@@ -1,6 +1,5 @@
 """Draw the figures of a robustness result."""
 
-import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -28,9 +27,9 @@ Drawn = Iterator[tuple[str, str, object]]
 
 def figures(result) -> Drawn:
     """Yields the figures of a `RobustnessResult`."""
-    draw = (_devices, _sweeps, _grid, _sensitivity, _curvature, _landscape)
-    parts = (part(result) for part in (*draw, _transfer, _light))
-    return itertools.chain.from_iterable(parts)
+    parts = (_devices, _sweeps, _grid, _sensitivity, _curvature, _landscape)
+    for drawn in (*parts, _transfer, _light):
+        yield from drawn(result)
 
 
 def _devices(result) -> Drawn:

@@ -239,10 +239,9 @@ class _Ball:
 def default_radius(plan: Plan) -> dict[str, float]:
     """Returns imperfection → how far the search goes in it.
 
-    The devices' spread, and for variables that they do not deviate in the first step
-    of an axis away from the design: a sweep often ends where every model fails. Of
-    several axes the largest counts. Names are of one layer ("layer/imperfection")
-    where not all layers go as far.
+    The devices' spread; for variables that they do not deviate in, the first step of an
+    axis away from the design (a sweep often ends where every model fails), of several
+    axes the largest. Names are of one layer where not all layers go as far.
     """
     # What is stuck or not has no slope to climb.
     radius = {

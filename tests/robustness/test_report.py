@@ -20,7 +20,6 @@ from keras_pnn.robustness.axes import DeviationAxis, SpreadAxis
 from keras_pnn.robustness.report import explanations
 from keras_pnn.robustness.report import html as report_html
 from keras_pnn.robustness.report.export import rows
-from keras_pnn.robustness.report.figures import spaced
 from keras_pnn.robustness.report.formatting import interval, number
 from keras_pnn.robustness.report.html import html as page
 from keras_pnn.robustness.report.text import text
@@ -721,27 +720,18 @@ def test_html_of_extremes():
 # Figures.
 
 
-@pytest.mark.parametrize(
-    "points, expected",
-    [
-        ([0.0], [0.0]),
-        ([-1.0, 0.0, 1.0], [-1.0, 0.0, 1.0]),
-        # 0.05 is too near to 0, 0.95 to the end.
-        ([0.0, 0.05, 0.5, 0.95, 1.0], [0.0, 0.5, 1.0]),
-        # Nine of 17.
-        (np.arange(17.0), np.arange(0.0, 17.0, 2.0).tolist()),
-    ],
-)
-def test_ticks_of_a_map_are_measured_points_with_room(points, expected):
-    assert spaced(np.array(points), 0.1) == expected
-
-
-def test_a_grid_has_its_ticks_at_the_measured_points():
-    axes = axis("phase", "rad", [-0.13, 0, 0.13]), axis("splitter", "rad", [0, 0.27])
-    written = page(bare(grid=Scan(axes, both([[0.9, 0.8]] * 3), None)))
+def test_ticks_of_a_map_are_measured_points_with_room():
+    # 0.05 is too near to 0, and 0.95 to 1; of 17 points nine are shown.
+    axes = (
+        axis("phase", "rad", [0, 0.05, 0.5, 0.95, 1]),
+        axis("splitter", "", range(17)),
+    )
+    accuracy = np.linspace(0.8, 1, 5 * 17).reshape(5, 17)
+    written = page(bare(grid=Scan(axes, both(accuracy), None)))
     shown = re.findall(r">([^<>]+)</text>", written)
-    assert shown[:3] == ["0", "0.27", "splitter (rad)"]
-    assert shown[3:7] == ["-0.13", "0", "0.13", "phase (rad)"]
+    ticks = [str(number) for number in range(0, 17, 2)]
+    expected = [*ticks, "splitter", "0", "0.5", "1", "phase (rad)"]
+    assert shown[: len(expected)] == expected
 
 
 # In words, and in notebooks.

@@ -17,7 +17,6 @@ from keras_pnn.devices import SimulatedDevice
 from keras_pnn.robustness import statistics
 from keras_pnn.robustness.axes import Axis
 from keras_pnn.robustness.light_path import LightPath
-from keras_pnn.robustness.report.conclusion import conclusion
 from keras_pnn.robustness.report.export import as_csv, as_dict, as_json, rows
 from keras_pnn.robustness.report.formatting import specification
 from keras_pnn.robustness.report.html import html
@@ -417,8 +416,12 @@ class RobustnessResult(Shown):
             part.write_text(content, "utf-8")
 
     def _parts(self):
-        found = [conclusion(self), *sections(self)][:2]
-        return [part for s in found for part in (*s.text, s.meaning, *s.tables) if part]
+        return [
+            part
+            for section in sections(self)[:2]
+            for part in (*section.text, section.meaning, *section.tables)
+            if part
+        ]
 
     def __repr__(self):
         names = ", ".join(self.models)

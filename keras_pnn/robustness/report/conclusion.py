@@ -8,9 +8,9 @@ from keras_pnn.robustness.report.formatting import (
     Section,
     having,
     interval,
+    sensitivity_drops,
     specification,
 )
-from keras_pnn.robustness.report.sections import sensitivity_drops
 from keras_pnn.robustness.statistics import margin
 
 

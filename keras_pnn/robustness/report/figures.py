@@ -12,9 +12,9 @@ from keras_pnn.robustness.report.formatting import (
     having,
     named_parts,
     number,
+    sensitivity_drops,
     specification,
 )
-from keras_pnn.robustness.report.sections import sensitivity_drops
 
 # Letters of a name in a figure.
 _LONGEST = 40

@@ -138,6 +138,13 @@ def named_parts(result, attribute: str) -> dict[str, dict]:
     return found
 
 
+def sensitivity_drops(result, model: str) -> np.ndarray:
+    """Returns (layers, kinds): how much worse than nominal a model's metric is."""
+    part, metric = result.models[model], result.metric
+    drops = part.nominal[metric] - part.sensitivity.metrics[metric]
+    return drops if result.mode == "max" else -drops
+
+
 def chosen(n: int) -> np.ndarray:
     """Returns indices of at most nine of n points, evenly spread, with both ends."""
     return np.unique(np.linspace(0, n - 1, min(n, _POINTS)).round().astype(int))

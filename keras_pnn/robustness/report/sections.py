@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from keras_pnn._display import Table
+from keras_pnn.robustness.report.conclusion import conclusion
 from keras_pnn.robustness.report.formatting import (
     ABSENT,
     Display,
@@ -15,6 +16,7 @@ from keras_pnn.robustness.report.formatting import (
     models_table,
     named_parts,
     number,
+    sensitivity_drops,
     specification,
     words,
 )
@@ -40,6 +42,7 @@ def sections(result) -> list[Section]:
 
     sweeps = named_parts(result, "sweeps").items()
     return [
+        conclusion(result),
         _summary(result),
         *of("devices", _devices),
         *(sweep_section(result, name, scans) for name, scans in sweeps),
@@ -218,13 +221,6 @@ def _sensitivity(result, found: dict) -> Section:
         "got better; -: the layer has no such imperfection.",
         tables,
     )
-
-
-def sensitivity_drops(result, model: str) -> np.ndarray:
-    """Returns (layers, kinds): how much worse than nominal a model's metric is."""
-    part, metric = result.models[model], result.metric
-    drops = part.nominal[metric] - part.sensitivity.metrics[metric]
-    return drops if result.mode == "max" else -drops
 
 
 def _curvature(result, _) -> Section:

@@ -6,7 +6,6 @@ from keras_pnn import _checks
 from keras_pnn.devices import Axis, Variation
 
 _SPREAD = "std:"
-_FACTOR = "variation"
 
 
 class DeviationAxis(Axis):
@@ -48,7 +47,7 @@ class FactorAxis(Axis):
 def axis_of(argument: str, name: str, values) -> Axis:
     """Returns the axis that `sweeps` or `grid` describes, with no unit yet."""
     kind = DeviationAxis
-    if name == _FACTOR:
+    if name == "variation":
         kind = FactorAxis
     elif name.startswith(_SPREAD):
         kind = SpreadAxis

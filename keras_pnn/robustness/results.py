@@ -186,9 +186,7 @@ class WorstCase(Brief):
 class Kind:
     """What deviates alone: an imperfection as in the devices, or an end of a sweep.
 
-    Args:
-        imperfection: its name, without a layer's.
-        end: the value at the end of the sweep, as text; `""` as in the devices.
+    The name is without a layer's; `end` is the value at the sweep's end, as text.
     """
 
     imperfection: str
@@ -253,16 +251,14 @@ class Transfer(Brief):
 
     Args:
         models: names of the models, the rows.
-        devices: names of the devices, the columns: those that the models of the same
-            name were trained on.
+        devices: the columns, each the name of the model that was trained on it.
         metrics: metric → (models, devices).
 
     Example:
 
-    >>> trained_on = {"plain": devices[0]}
     >>> found = pnn.robustness_report(
-    ...     model, x_test, y_test, name="plain", trained_on=trained_on, hessian=False,
-    ...     landscape=False, worst_case=False, verbose=0,
+    ...     model, x_test, y_test, name="plain", trained_on={"plain": devices[0]},
+    ...     fast=True, worst_case=False, verbose=0,
     ... )
     >>> found.transfer
     """

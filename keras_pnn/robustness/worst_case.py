@@ -249,7 +249,6 @@ def default_radius(plan: Plan) -> dict[str, float]:
         for name, reach in plan.spread().items()
         if not any(q.holds for q in plan.imperfections(name))
     }
-    taken = {id(q.variable) for name in radius for q in plan.imperfections(name)}
     # (layer, imperfection) → reach; the layer "" stands for all.
     reaches: dict[tuple[str, str], float] = {}
     for axis in (axis for axes in plan.scans.values() for axis in axes):
@@ -260,7 +259,7 @@ def default_radius(plan: Plan) -> dict[str, float]:
             reaches[key] = max(reaches.get(key, 0.0), _reach(axis, found))
     for name in dict.fromkeys(name for _, name in reaches):
         every = plan.imperfections(name)
-        free = [q for q in every if id(q.variable) not in taken]
+        free = [q for q in every if not {q.name, q.path} & radius.keys()]
         common = reaches.get(("", name), 0.0)
         layers = {
             q.path: max(common, reaches.get((q.layer.name, name), 0.0)) for q in free

@@ -41,6 +41,7 @@ def sections(result) -> list[Section]:
         return [section(result, parts)] if parts else []
 
     sweeps = named_parts(result, "sweeps").items()
+    groups = named_parts(result, "curvature")
     return [
         conclusion(result),
         _summary(result),
@@ -49,7 +50,7 @@ def sections(result) -> list[Section]:
         *of("grid", grid_section),
         *of("worst", _worst),
         *of("sensitivity", _sensitivity),
-        *of("curvature", _curvature),
+        *([_curvature(result, groups)] if groups else []),
         *of("landscape", _landscape),
         *([_transfer(result, result.transfer)] if result.transfer else []),
         *of("light", _light),
@@ -223,10 +224,10 @@ def _sensitivity(result, found: dict) -> Section:
     )
 
 
-def _curvature(result, _) -> Section:
+def _curvature(result, groups: dict[str, dict]) -> Section:
     tables = []
     last = ("λ_min", "trace", "loss", "variables")
-    for group, parts in named_parts(result, "curvature").items():
+    for group, parts in groups.items():
         columns = {name: _curvature_cells(part) for name, part in parts.items()}
         found = dict.fromkeys(n for cells in columns.values() for n in cells)
         headings = [n for n in found if n not in last] + [n for n in last if n in found]

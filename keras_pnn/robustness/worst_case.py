@@ -243,17 +243,18 @@ def default_radius(plan: Plan) -> dict[str, float]:
     axis away from the design (a sweep often ends where every model fails), of several
     axes the largest. Names are of one layer where not all layers go as far.
     """
-    # What is stuck or not has no slope to climb.
-    radius = {
-        name: reach
-        for name, reach in plan.spread().items()
-        if not any(q.holds for q in plan.imperfections(name))
-    }
+
+    def gradual(name: str) -> list[Quantity]:
+        # What is stuck or not has no slope to climb.
+        found = plan.imperfections(name)
+        return [] if any(q.holds for q in found) else found
+
+    radius = {name: reach for name, reach in plan.spread().items() if gradual(name)}
     # (layer, imperfection) → reach; the layer "" stands for all.
     reaches: dict[tuple[str, str], float] = {}
     for axis in (axis for axes in plan.scans.values() for axis in axes):
         # A weight is no imperfection.
-        found = isinstance(axis, DeviationAxis) and plan.imperfections(axis.name)
+        found = isinstance(axis, DeviationAxis) and gradual(axis.name)
         if found:
             key = axis.name.rpartition("/")[0], found[0].name
             reaches[key] = max(reaches.get(key, 0.0), _reach(axis, found))

@@ -6,11 +6,15 @@ from keras_pnn import _checks
 from keras_pnn.devices import Axis, Variation
 
 _SPREAD = "std:"
-_FACTOR = "variation"
 
 
 class DeviationAxis(Axis):
     """Deviations from nominal of the imperfection that gives the axis its name."""
+
+    @property
+    def imperfections(self) -> list[str]:
+        """The names of the imperfections."""
+        return [self.name]
 
 
 class SpreadAxis(Axis):
@@ -36,16 +40,14 @@ class FactorAxis(Axis):
     """Factors on all deviations of the devices, named `"variation"`."""
 
     random = True
-
-    @property
-    def words(self) -> str:
-        return "factor on the deviations"
+    imperfections = ()
+    words = "factor on the deviations"
 
 
 def axis_of(argument: str, name: str, values) -> Axis:
     """Returns the axis that `sweeps` or `grid` describes, with no unit yet."""
     kind = DeviationAxis
-    if name == _FACTOR:
+    if name == "variation":
         kind = FactorAxis
     elif name.startswith(_SPREAD):
         kind = SpreadAxis

@@ -26,17 +26,10 @@ _AGREEMENT = 0.01
 class Cache:
     """The measured points of one study, in a folder.
 
-    A process writes one file, all points of a block in one transaction, and reads
-    every file of the folder. A block that a kill cut short is not there, and is
-    measured again; so is what a damaged file held.
-
-    Args:
-        folder: the folder, made where it is missing.
-        study: the digest of the study, of which others have points here too.
-        points: how many points the study has.
-        loss: of the model on a few samples; another one shows a function that was
-            changed under the same name.
-        part: (i, n): names the file to write.
+    A process writes one file, named by its `part` (i, n), all points of a block in one
+    transaction, and reads every file. A block that a kill cut short is measured again;
+    so is what a damaged file held. `study` is the study's digest; another `loss` on a
+    few samples shows a function that was changed under the same name.
     """
 
     def __init__(
@@ -86,15 +79,14 @@ class Cache:
     def add(self, points: dict[int, dict[str, float]]) -> None:
         """Writes points, all or none of them."""
         rows = [(self._study[0], i, json.dumps(m)) for i, m in points.items()]
-        _write(self.path, [self._study], rows)
+        with _opened(self.path) as file:
+            file.executescript(_TABLES)
+            file.execute("INSERT OR IGNORE INTO studies VALUES (?, ?, ?)", self._study)
+            file.executemany("INSERT OR REPLACE INTO points VALUES (?, ?, ?)", rows)
 
 
 def _read(path: pathlib.Path) -> tuple[list[tuple], list[tuple]]:
-    """Returns the rows of both tables.
-
-    Raises:
-        sqlite3.DatabaseError: If the file is damaged, another one, or missing.
-    """
+    """Returns the rows of both tables; raises DatabaseError for any other file."""
     # Not read-only: what a kill left half written is taken back first.
     with _opened(path, "?mode=rw") as file:
         (state,) = file.execute("PRAGMA quick_check").fetchone()
@@ -105,13 +97,6 @@ def _read(path: pathlib.Path) -> tuple[list[tuple], list[tuple]]:
         if not known.issuperset(tables):
             raise sqlite3.DatabaseError("no tables of points")
         return tuple(file.execute(f"SELECT * FROM {t}").fetchall() for t in tables)
-
-
-def _write(path: pathlib.Path, studies, points) -> None:
-    with _opened(path) as file:
-        file.executescript(_TABLES)
-        file.executemany("INSERT OR IGNORE INTO studies VALUES (?, ?, ?)", studies)
-        file.executemany("INSERT OR REPLACE INTO points VALUES (?, ?, ?)", points)
 
 
 @contextlib.contextmanager

@@ -129,16 +129,8 @@ def robustness_report(
     """
     check_keywords(robustness_report, specification)
     check_executor(executor)
-    study = Study(
-        Specification(devices=devices, variation=variation, **specification),
-        model,
-        x,
-        y,
-        sample_weight,
-        compare,
-        name,
-        data,
-    )
+    asked = Specification(devices=devices, variation=variation, **specification)
+    study = Study(asked, model, x, y, sample_weight, compare, name, data)
     return study.measure(cache_dir, verbose, executor)
 
 

@@ -136,13 +136,9 @@ class CurvatureStudy:
             which: self._curvature(which, operator, verbose)
             for which, operator in self._operators.items()
         }
-        if self._landscape is None:
-            return {"curvature": curvature}
         known = [part.eigenvalues for part in curvature.values()]
-        return {
-            "curvature": curvature,
-            "landscape": self._measured_landscape(known, verbose),
-        }
+        landscape = self._landscape and self._measured_landscape(known, verbose)
+        return {"curvature": curvature, "landscape": landscape}
 
     def _curvature(
         self, which: str, operator: HessianOperator, verbose: int
@@ -150,25 +146,22 @@ class CurvatureStudy:
         if verbose:
             print(f"Hessian over {which}")
         options, seed, size = self._hessian, self._seed, operator.size
+        k, smallest, steps = (
+            min(wanted, size)
+            for wanted in (options.k, options.smallest, options.density_steps)
+        )
         return Curvature(
             operator.eigenvalues(
-                min(options.k, size),
-                options.tolerance,
-                seed=seed,
-                smallest=min(options.smallest, size),
-                verbose=verbose,
+                k, options.tolerance, seed=seed, smallest=smallest, verbose=verbose
             ),
             operator.trace(options.trace_samples, seed=seed),
-            operator.density(
-                min(options.density_steps, size), options.density_vectors, seed=seed
-            ),
+            operator.density(steps, options.density_vectors, seed=seed),
         )
 
     def _planned(self, given: dict) -> tuple[HessianOperator, dict]:
         """Returns the operator of a landscape, and arguments of `find_landscape`."""
         tolerance = (self._hessian or HessianOptions).tolerance
-        own = {"seed": self._seed, "tolerance": tolerance}
-        asked = {**_LANDSCAPE, **own, **given}
+        asked = {**_LANDSCAPE, "seed": self._seed, "tolerance": tolerance, **given}
         names = ("variables", "batch_size", "batch_norm")
         operator = self._operator(**{name: asked.pop(name) for name in names})
         # A plane needs two parameters.
@@ -184,15 +177,16 @@ class CurvatureStudy:
         if verbose:
             print("loss landscape")
         operator, asked = self._landscape
-        count, leading = asked["dimensions"], None
-        if asked["max_iterations"] is None:
-            wanted = {**operator.made(), **asked}
-            same = ("variables", "batch_norm", "seed", "tolerance")
-            for found in known:
-                alike = all(getattr(found, name) == wanted[name] for name in same)
-                if alike and len(found.eigenvectors) >= count:
-                    leading = found
-                    break
+        wanted = {**operator.made(), **asked}
+        same = ("variables", "batch_norm", "seed", "tolerance")
+        fitting = [
+            found
+            for found in known
+            if asked["max_iterations"] is None
+            and len(found.eigenvectors) >= asked["dimensions"]
+            and all(getattr(found, name) == wanted[name] for name in same)
+        ]
+        leading = fitting[0] if fitting else None
         return find_landscape(operator, **asked, verbose=verbose, search=leading)
 
     def _operator(self, variables, **others) -> HessianOperator:

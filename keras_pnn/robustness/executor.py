@@ -110,10 +110,9 @@ def check_executor(executor) -> None:
     if executor is None:
         return
     if not isinstance(executor, concurrent.futures.Executor):
-        way = ""
+        expected = "a `concurrent.futures.Executor`"
         if hasattr(executor, "get_executor"):
-            way = "; of a Dask client `client.get_executor()`"
-        expected = f"a `concurrent.futures.Executor`{way}"
+            expected += "; of a Dask client `client.get_executor()`"
         raise _checks.error("executor", expected, _checks.short(executor))
     context = getattr(executor, "_mp_context", None)
     if context is not None and context.get_start_method() == "fork":
@@ -144,13 +143,12 @@ def measured(
         task = functools.partial(measure_block, path, __version__, study.digest())
         left, deaths = list(blocks), 0
         while left:
-            before, futures, takes_more, gave_up = len(left), {}, True, None
+            before, futures, gave_up = len(left), {}, None
             try:
-                try:
+                with contextlib.suppress(BrokenExecutor):
                     for block in left:
                         futures[executor.submit(task, block)] = block
-                except BrokenExecutor:
-                    takes_more = False
+                takes_more = len(futures) == before
                 for future in concurrent.futures.as_completed(futures):
                     try:
                         found = future.result()

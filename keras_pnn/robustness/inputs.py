@@ -66,10 +66,9 @@ def check_design(label: str, model: keras.Model) -> None:
 
 
 def first_step(label: str, model: keras.Model, data: tuple) -> dict[str, np.ndarray]:
-    """Returns the loss and metrics of a model on a few samples, which must be finite.
+    """Returns loss and metrics on the first samples and those of extreme labels.
 
-    The first samples, and those of the least and the largest labels: where the model
-    has no output for a label, one of these fails.
+    Where the model has no output for a label, one of these fails or is not finite.
     """
     x, y, sample_weight = first_samples(data, 2, extremes=True)
     try:
@@ -94,10 +93,9 @@ def first_step(label: str, model: keras.Model, data: tuple) -> dict[str, np.ndar
 
 
 def reported_metric(models: dict, steps: dict, metric: str | None) -> str:
-    """Returns the metric to report, which every model has as one number.
+    """Returns the metric to report, by default the first compiled one.
 
-    It is the one asked for, or the first compiled one; `steps` has what `first_step`
-    found, by the names of the models.
+    `steps` is the name of a model → what `first_step` found.
     """
     for label, found in steps.items():
         if metric is None:

@@ -38,10 +38,10 @@ class ModelStudy:
     """The study of one model: its points, and what measures them, built once.
 
     Points are evaluated in blocks: as many devices as fit the memory at once. A block
-    is a pure function of the model's weights, the data and the specification, so that
-    blocks can be measured on different machines, and again after an interruption,
-    with the same result. `data` is `(x, y, sample_weight)`, and `loss` the model's on a
-    few samples. Pickled, it is what it was made from, and measures points alone.
+    is a pure function of the model's weights, the data and the specification: on
+    another machine or after an interruption it gives the same. `data` is
+    `(x, y, sample_weight)`, and `loss` the model's on a few samples. Pickled, it is
+    what it was made from, and measures points alone.
     """
 
     def __init__(
@@ -106,16 +106,14 @@ class ModelStudy:
         verbose: int,
         executor=None,
     ) -> dict[Point, Metrics]:
-        """Measures the points of one part of the study, with the weights as they are.
+        """Measures the points of one part, with the weights as they are.
 
-        Parts take turns in blocks. `cache_dir` keeps each block as it is done, and has
-        those that are done already; `None` keeps nothing. Workers of an `executor`
-        measure, and this process alone keeps what they return.
+        Parts take turns in blocks. Workers of an `executor` measure, and this process
+        alone keeps what they return.
         """
         points, size = self.points, self.block_size
-        blocks = [
-            range(i, min(i + size, len(points))) for i in range(0, len(points), size)
-        ][part[0] :: part[1]]
+        numbers = range(len(points))
+        blocks = [numbers[i : i + size] for i in numbers[::size]][part[0] :: part[1]]
         cache, done = None, {}
         if cache_dir is not None:
             cache = Cache(cache_dir, self.digest(), len(points), self._loss, part)
@@ -137,10 +135,7 @@ class ModelStudy:
         return {points[i]: done[i] for block in blocks for i in block}
 
     def robustness(self, found: dict[Point, Metrics], verbose: int) -> ModelRobustness:
-        """Returns all that a report says of the model, given all points' metrics.
-
-        The worst case, the curvature and the landscape are measured here.
-        """
+        """Returns a report's results, given all points' metrics; measures the rest."""
         fields = {**gathered(self._plan, found), "cost": self._cost()}
         samples = first_samples(self._given, SHOWN)[0]
         fields["light"] = LightPath.of(self.model, samples)
@@ -220,21 +215,18 @@ class ModelStudy:
 
     def block(self, block: range) -> list[Metrics]:
         """Measures the points of some numbers."""
-        return self._measure([self.points[i] for i in block])
-
-    def _measure(self, points: list[Point]) -> list[Metrics]:
-        found = _metrics(self._evaluator, [self._plan.device(p) for p in points])
+        devices = [self._plan.device(self.points[i]) for i in block]
         # Outputs that are NaN have no class, and yet an accuracy.
         return [
-            dict.fromkeys(m, math.nan) if math.isnan(m["loss"]) else m for m in found
+            dict.fromkeys(m, math.nan) if math.isnan(m["loss"]) else m
+            for m in _metrics(self._evaluator, devices)
         ]
 
     def _check_outputs(self, samples) -> None:
         """Raises ValueError where the end of a sweep or grid leaves the model.
 
-        A measured curve ends where its measurement did, and is NaN beyond. Two samples
-        on the design are enough to see it; what a device's own deviations add is seen
-        in its figures.
+        A measured curve is NaN beyond its end: two samples on the design show it. What
+        a device's own deviations add is seen in its figures.
         """
         for point in self.points:
             if not isinstance(point, OnScan) or point.device is not None:
@@ -267,13 +259,13 @@ def _unsaved(model: keras.Model) -> list[keras.Variable]:
     ]
 
 
-def _made(model, compiled, states: list, data, specification, loss) -> ModelStudy:
+def _made(model, compiled, states: list, *others) -> ModelStudy:
     """Makes again, in a worker, a study that was pickled."""
     if compiled is not None:
         model.compile(**keras.saving.deserialize_keras_object(compiled))
     for variable, state in zip(_unsaved(model), states, strict=True):
         variable.assign(state)
-    return ModelStudy(model, data, specification, loss)
+    return ModelStudy(model, *others)
 
 
 def _metrics(evaluator: DeviceEvaluator, devices: list) -> list[Metrics]:

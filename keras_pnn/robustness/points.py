@@ -11,6 +11,7 @@ from keras_pnn import _keras
 from keras_pnn.devices import DeviceSet, SimulatedDevice, Variation, sweep
 from keras_pnn.devices.named import Deviations
 from keras_pnn.layers.lookup import architecture, common_unit, find, quantities
+from keras_pnn.layers.quantity import Quantity
 from keras_pnn.robustness.axes import Axis, DeviationAxis, FactorAxis, SpreadAxis
 from keras_pnn.robustness.results import Kind, Scan, Sensitivity
 from keras_pnn.robustness.specification import Specification
@@ -88,6 +89,9 @@ class Plan:
         self.devices = DeviceSet(given)
         if self._variation is not None:
             self.devices = self._variation.sample(model, specification.n, self._seed)
+        # The variables that any point deviates in.
+        keys = {k for d in self.trained_on.values() for k in d.deviations}
+        self._keys = keys.union(*(d.deviations for d in self.devices[:1]))
         # What each point of an axis adds to a device.
         self._moved: dict[Axis, list[Deviations]] = {}
         self.scans: dict[str | None, tuple[Axis, ...]] = {
@@ -99,8 +103,11 @@ class Plan:
         if specification.sensitivity:
             self.alone = self._each_alone()
         self.points = list(self._points(specification.sweep_devices))
-        self._zeros = self._all_zeros()
-        self._shapes = architecture(model, {name for name, _ in self._zeros})
+        shapes = self._shapes = architecture(model, {name for name, _ in self._keys})
+        self._zeros = {
+            (name, i): np.zeros(shapes[name][i], "float32")
+            for name, i in sorted(self._keys)
+        }
         self._check_bounds()
 
     def device(self, point: Point) -> SimulatedDevice:
@@ -111,6 +118,11 @@ class Plan:
         """
         return SimulatedDevice({**self._zeros, **self._deviations(point)}, self._shapes)
 
+    def imperfections(self, name: str) -> list[Quantity]:
+        """Returns what a name addresses, weights left out."""
+        found = find(self.model, name, weights=True)
+        return [quantity for quantity in found if quantity.nominal is not None]
+
     def spread(self) -> dict[str, float]:
         """Returns imperfection → root mean square deviation over devices and elements.
 
@@ -118,16 +130,14 @@ class Plan:
         each of these, "layer/imperfection".
         """
         keys = self.devices[0].deviations.keys() if self.devices else ()
-        names = sorted({name for name, _ in keys})
-        found = [q for name in names for q in find(self.model, name, weights=True)]
-        found = [q for q in found if q.nominal is not None]
-        partial = {q.name for q in found if (q.name, q.index) not in keys}
         squares: dict[str, list[np.ndarray]] = {}
-        for quantity in found:
-            key = quantity.name, quantity.index
-            if key in keys:
-                name = quantity.path if quantity.name in partial else quantity.name
-                squares.setdefault(name, []).extend(
+        for name in sorted({name for name, _ in keys}):
+            every = self.imperfections(name)
+            moved = [q for q in every if (q.name, q.index) in keys]
+            for quantity in moved:
+                label = name if len(moved) == len(every) else quantity.path
+                key = quantity.name, quantity.index
+                squares.setdefault(label, []).extend(
                     np.square(device.deviations[key][quantity.exists], dtype="float64")
                     for device in self.devices
                 )
@@ -148,17 +158,18 @@ class Plan:
 
     def _fitted(self, axis: Axis) -> Axis:
         """Returns an axis with its unit in the model, and notes what it moves."""
-        names = []
-        if isinstance(axis, DeviationAxis):
-            names = [axis.name]
-        elif isinstance(axis, SpreadAxis):
-            names = axis.imperfections
-        found = [q for name in names for q in find(self.model, name, weights=True)]
+        found = [
+            quantity
+            for name in axis.imperfections
+            for quantity in find(self.model, name, weights=True)
+        ]
+        self._keys |= {(q.name, q.index) for q in found}
         fitted = dataclasses.replace(axis, unit=common_unit(found))
         if isinstance(axis, DeviationAxis):
             devices = sweep(self.model, axis.name, axis.values)
             self._moved[fitted] = [device.deviations for device in devices]
         elif isinstance(axis, SpreadAxis):
+            # For the error of one that cannot be drawn.
             self._drawn(axis.variation(axis.values.max()), 0)
         return fitted
 
@@ -180,7 +191,7 @@ class Plan:
         order = (FactorAxis, SpreadAxis, DeviationAxis)
         for axis, i in sorted(steps, key=lambda step: order.index(type(step[0]))):
             if isinstance(axis, FactorAxis):
-                found = self._multiplied(found, float(axis.values[i]), point.device)
+                found = self._multiplied(float(axis.values[i]), point.device)
             elif isinstance(axis, SpreadAxis):
                 variation = axis.variation(axis.values[i])
                 found = {**found, **self._drawn(variation, point.device)}
@@ -190,21 +201,18 @@ class Plan:
                 found = {**found, **sums}
         return found
 
-    def _multiplied(self, own: Deviations, factor: float, device: int) -> Deviations:
+    def _multiplied(self, factor: float, device: int) -> Deviations:
         """Returns a device's deviations with a factor on them, or on their spreads."""
-        if factor == 1.0:
-            return own
-        if self._variation is None:
-            # A control is stuck or not, and where it is.
-            held = {(q.name, q.index) for q in quantities(self.model) if q.holds}
-            return {
-                key: value if key in held else (factor * value).astype(value.dtype)
-                for key, value in own.items()
-            }
-        return self._drawn(self._variation.scaled(factor), device)
+        if self._variation is not None:
+            return self._drawn(self._variation.scaled(factor), device)
+        # A control is stuck or not, and where it is.
+        held = {(q.name, q.index) for q in quantities(self.model) if q.holds}
+        return {
+            key: value if key in held else (factor * value).astype(value.dtype)
+            for key, value in self.devices[device].deviations.items()
+        }
 
     def _drawn(self, variation: Variation, device: int) -> Deviations:
-        """Draws the deviations of one device from another variation; checks bounds."""
         return variation.drawn(self.model, (self._seed, device))
 
     def _each_alone(self) -> dict[tuple[int, Kind], list[Deviations]]:
@@ -214,13 +222,13 @@ class Plan:
             for key, layer in self._places(name):
                 alone = [{key: device[key]} for device in devices if key in device]
                 if alone:
-                    found[layer, Kind(_short(name))] = alone
+                    found[layer, Kind(name.rpartition("/")[2])] = alone
         for name, (axis, *_) in self.scans.items():
             if name is GRID or axis.random:
                 continue
             for i in dict.fromkeys((0, len(axis) - 1)):
                 if np.any(axis.values[i]):
-                    kind = Kind(_short(name), axis.ticks[i])
+                    kind = Kind(name.rpartition("/")[2], axis.ticks[i])
                     for key, layer in self._places(name):
                         found[layer, kind] = [{key: self._moved[axis][i][key]}]
         return found
@@ -230,19 +238,6 @@ class Plan:
         numbers = {id(la): i for i, la in enumerate(_keras.flat_layers(self.model))}
         found = find(self.model, name, weights=True)
         return [((q.name, q.index), numbers[id(q.layer)]) for q in found]
-
-    def _all_zeros(self) -> Deviations:
-        """Returns zeros for the variables that any point deviates in."""
-        keys = set()
-        for device in (*self.devices[:1], *self.trained_on.values()):
-            keys |= device.deviations.keys()
-        for axis in itertools.chain(*self.scans.values()):
-            if isinstance(axis, DeviationAxis):
-                keys |= self._moved[axis][0].keys()
-            elif isinstance(axis, SpreadAxis):
-                keys |= self._drawn(axis.variation(1e-3), 0).keys()
-        shapes = architecture(self.model, {name for name, _ in keys})
-        return {(n, i): np.zeros(shapes[n][i], "float32") for n, i in sorted(keys)}
 
     def _check_bounds(self) -> None:
         """Raises ValueError if a point takes something to what does not exist.
@@ -257,11 +252,6 @@ class Plan:
                 self.device(point).bind(self.model)
             except ValueError as error:
                 raise ValueError(f"At {point}: {error}") from error
-
-
-def _short(name: str) -> str:
-    """Returns an imperfection's name without its layer's."""
-    return name.rpartition("/")[2]
 
 
 def gathered(plan: Plan, found: dict) -> dict:

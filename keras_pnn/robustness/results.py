@@ -17,7 +17,6 @@ from keras_pnn.devices import SimulatedDevice
 from keras_pnn.robustness import statistics
 from keras_pnn.robustness.axes import Axis
 from keras_pnn.robustness.light_path import LightPath
-from keras_pnn.robustness.report.conclusion import conclusion
 from keras_pnn.robustness.report.export import as_csv, as_dict, as_json, rows
 from keras_pnn.robustness.report.formatting import specification
 from keras_pnn.robustness.report.html import html
@@ -50,8 +49,18 @@ class Yield:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The Wilson interval of 95 %."""
-        return statistics.wilson(self.passed, self.n)
+        """The Wilson interval of 95 %, within [0, 1] and never of width 0.
+
+        Reference:
+
+        - [Wilson, 1927](https://doi.org/10.1080/01621459.1927.10502953)
+        """
+        from scipy.stats import binomtest
+
+        low, high = binomtest(self.passed, self.n).proportion_ci(method="wilson")
+        # At the ends the bounds are exact; rounding would leave 1e-17 there.
+        low = float(low) if self.passed else 0.0
+        return low, float(high) if self.passed < self.n else 1.0
 
     @classmethod
     def of(cls, values: np.ndarray, spec: float, mode: str) -> "Yield":
@@ -109,23 +118,42 @@ class Scan(Brief):
 
         A bound is the last point before the curve first misses the specification; at
         the end of the range, the curve keeps it as far as it was measured. Both are NaN
-        if the curve misses it at 0, or if the points do not lie on a line through 0.
+        if the curve misses it at 0 (between points, on a straight line), if 0 is not in
+        the range, or if the points do not lie on a line through 0.
         """
-        curve = self._curve(metric)
-        return statistics.tolerance(*curve, spec, mode) if curve else (math.nan,) * 2
+        if self.axes[0].positions is None:
+            return math.nan, math.nan
+        x, values = self._curve(metric)
+        over = statistics.margin(values, spec, mode)
+        if not x[0] <= 0 <= x[-1] or not np.interp(0, x, over) >= 0:
+            return math.nan, math.nan
+        # A difference, since −0.0 is no bound.
+        return 0.0 - _reach(-x[::-1], over[::-1]), _reach(x, over)
 
     def area(self, metric: str) -> float:
         """The mean of `central` of a sweep over its range; NaN where it has none."""
-        curve = self._curve(metric)
-        return statistics.area(*curve) if curve else math.nan
+        from scipy.integrate import trapezoid
 
-    def _curve(self, metric: str) -> tuple[np.ndarray, np.ndarray] | None:
+        if self.axes[0].positions is None:
+            return math.nan
+        x, values = self._curve(metric)
+        if x[0] == x[-1]:
+            return float(values.mean())
+        return float(trapezoid(values, x) / (x[-1] - x[0]))
+
+    def _curve(self, metric: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns increasing positions along a sweep, and `central` there."""
         x = self.axes[0].positions
-        if x is None:
-            return None
         order = np.argsort(x, kind="stable")
-        return x[order], self.central(metric)[order]
+        return x[order], self.central(metric)[order].astype("float64")
+
+
+def _reach(x: np.ndarray, over: np.ndarray) -> float:
+    """Returns the last position to the right of 0 before the margin is negative."""
+    right = x > 0
+    # NaN breaks a specification.
+    kept = np.logical_and.accumulate(over[right] >= 0)
+    return float(x[right][kept].max(initial=0.0))
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -158,9 +186,7 @@ class WorstCase(Brief):
 class Kind:
     """What deviates alone: an imperfection as in the devices, or an end of a sweep.
 
-    Args:
-        imperfection: its name, without a layer's.
-        end: the value at the end of the sweep, as text; `""` as in the devices.
+    The name is without a layer's; `end` is the value at the sweep's end, as text.
     """
 
     imperfection: str
@@ -225,16 +251,14 @@ class Transfer(Brief):
 
     Args:
         models: names of the models, the rows.
-        devices: names of the devices, the columns: those that the models of the same
-            name were trained on.
+        devices: the columns, each the name of the model that was trained on it.
         metrics: metric → (models, devices).
 
     Example:
 
-    >>> trained_on = {"plain": devices[0]}
     >>> found = pnn.robustness_report(
-    ...     model, x_test, y_test, name="plain", trained_on=trained_on, hessian=False,
-    ...     landscape=False, worst_case=False, verbose=0,
+    ...     model, x_test, y_test, name="plain", trained_on={"plain": devices[0]},
+    ...     fast=True, worst_case=False, verbose=0,
     ... )
     >>> found.transfer
     """
@@ -388,8 +412,12 @@ class RobustnessResult(Shown):
             part.write_text(content, "utf-8")
 
     def _parts(self):
-        found = [conclusion(self), *sections(self)][:2]
-        return [part for s in found for part in (*s.text, s.meaning, *s.tables) if part]
+        return [
+            part
+            for section in sections(self)[:2]
+            for part in (*section.text, section.meaning, *section.tables)
+            if part
+        ]
 
     def __repr__(self):
         names = ", ".join(self.models)

@@ -15,8 +15,7 @@ from keras_pnn.robustness.curvature import HessianOptions, landscape_options
 class Specification(Brief):
     """What a robustness study measures on a model, and how.
 
-    `robustness_report`, `robustness_rows` and the callback `RobustnessReport` take
-    these arguments. Whether they fit a model is checked when a `Study` is prepared.
+    Whether it fits a model is checked when a `Study` is prepared.
 
     Args:
         devices, variation, n, …: as in `robustness_report`.

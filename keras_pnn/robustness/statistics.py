@@ -1,6 +1,4 @@
-"""Summarise many measurements: intervals, percentiles, tolerances, areas."""
-
-import math
+"""Summarise many measurements, and compare them with a specification."""
 
 import numpy as np
 
@@ -8,28 +6,8 @@ import numpy as np
 _ROUNDING = 1e-6
 
 
-def wilson(passed: int, n: int) -> tuple[float, float]:
-    """Returns the Wilson score interval of 95 % of a proportion.
-
-    It stays within [0, 1] and has a width where all or none passed.
-
-    Reference:
-
-    - [Wilson, 1927](https://doi.org/10.1080/01621459.1927.10502953)
-    """
-    from scipy.stats import binomtest
-
-    low, high = binomtest(passed, n).proportion_ci(method="wilson")
-    # At the ends the bounds are exact; rounding would leave 1e-17 there.
-    return float(low) if passed else 0.0, float(high) if passed < n else 1.0
-
-
 def summary(values: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns mean, standard deviation, median, 5th, 95th percentile and extremes.
-
-    Args:
-        values: (repetitions, …); percentiles are interpolated linearly.
-    """
+    """Returns statistics over the first axis, percentiles interpolated linearly."""
     values = np.asarray(values, "float64")
     p05, median, p95 = np.percentile(values, (5, 50, 95), axis=0)
     return {
@@ -47,59 +25,10 @@ def margin(values: np.ndarray, spec: float, mode: str) -> np.ndarray:
     """Returns by how much values keep a specification: below 0 where they break it.
 
     It is 0 where a value is the specification but for float32's rounding; NaN stays.
-    Values must be at least `spec` in mode `"max"`, at most in `"min"`.
+    In mode `"max"` values must be at least `spec`, in `"min"` at most.
     """
     over = np.asarray(values, "float64") - spec
     over = over if mode == "max" else -over
     # Relative: a mean square error may be smaller than the rounding of an accuracy.
     room = _ROUNDING * (abs(spec) or 1.0)
     return np.where(np.abs(over) <= room, 0.0, over)
-
-
-def tolerance(
-    x: np.ndarray, values: np.ndarray, spec: float, mode: str = "max"
-) -> tuple[float, float]:
-    """Returns the interval around 0 within which a curve keeps a specification.
-
-    The curve is followed from 0 to either side, up to the last point before it first
-    breaks the specification: a bound is no finer than what was measured.
-
-    Args:
-        x: (n,) increasing, deviations from the design.
-        values: (n,) the metric, kept as in `margin`.
-
-    Returns:
-        (low, high), each a position or 0. A bound at the end of the range means that
-        the curve keeps the specification as far as it was measured. Both are NaN where
-        it breaks it at 0 (between points, on a straight line), or where 0 is not
-        within the range.
-    """
-    over = margin(values, spec, mode)
-    if not x[0] <= 0 <= x[-1] or not np.interp(0, x, over) >= 0:
-        return math.nan, math.nan
-    # A difference, since −0.0 is no bound.
-    return 0.0 - _reach(-x[::-1], over[::-1]), _reach(x, over)
-
-
-def _reach(x: np.ndarray, over: np.ndarray) -> float:
-    """Returns the last position to the right of 0 before the margin is negative."""
-    last = 0.0
-    for position, value in zip(x[x > 0], over[x > 0], strict=True):
-        # NaN breaks a specification.
-        if not value >= 0:
-            break
-        last = float(position)
-    return last
-
-
-def area(x: np.ndarray, values: np.ndarray) -> float:
-    """Returns the mean of a curve over increasing x: its area, over its width.
-
-    Where the range has no width, it is the mean of the values.
-    """
-    from scipy.integrate import trapezoid
-
-    y = np.asarray(values, "float64")
-    if x[0] == x[-1]:
-        return float(y.mean())
-    return float(trapezoid(y, x) / (x[-1] - x[0]))

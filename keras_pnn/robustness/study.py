@@ -161,5 +161,4 @@ def joint(settings: dict[str, dict]) -> dict:
 
 
 def _shown(verbose: int | str) -> int:
-    """Returns Keras' `verbose` of a progress bar, 0 or 1."""
     return 0 if verbose in (0, "0") else 1

@@ -14,7 +14,7 @@ from keras_pnn.devices import SimulatedDevice
 from keras_pnn.devices.evaluation import check_digital, check_nominal
 from keras_pnn.devices.mapped import graph
 from keras_pnn.layers.context import Overrides
-from keras_pnn.layers.lookup import architecture, find, find_gradual
+from keras_pnn.layers.lookup import architecture, find_gradual
 from keras_pnn.layers.quantity import Quantity
 from keras_pnn.robustness.axes import Axis, DeviationAxis
 from keras_pnn.robustness.points import Plan
@@ -239,29 +239,28 @@ class _Ball:
 def default_radius(plan: Plan) -> dict[str, float]:
     """Returns imperfection → how far the search goes in it.
 
-    The devices' spread, and for variables that they do not deviate in the first step
-    of an axis away from the design: a sweep often ends where every model fails. Of
-    several axes the largest counts. Names are of one layer ("layer/imperfection")
-    where not all layers go as far.
+    The devices' spread; for variables that they do not deviate in, the first step of an
+    axis away from the design (a sweep often ends where every model fails), of several
+    axes the largest. Names are of one layer where not all layers go as far.
     """
-    # What is stuck or not has no slope to climb.
-    radius = {
-        name: reach
-        for name, reach in plan.spread().items()
-        if not any(q.holds for q in _imperfections(plan, name))
-    }
-    taken = {id(q.variable) for name in radius for q in _imperfections(plan, name)}
+
+    def gradual(name: str) -> list[Quantity]:
+        # What is stuck or not has no slope to climb.
+        found = plan.imperfections(name)
+        return [] if any(q.holds for q in found) else found
+
+    radius = {name: reach for name, reach in plan.spread().items() if gradual(name)}
     # (layer, imperfection) → reach; the layer "" stands for all.
     reaches: dict[tuple[str, str], float] = {}
     for axis in (axis for axes in plan.scans.values() for axis in axes):
         # A weight is no imperfection.
-        found = isinstance(axis, DeviationAxis) and _imperfections(plan, axis.name)
+        found = isinstance(axis, DeviationAxis) and gradual(axis.name)
         if found:
             key = axis.name.rpartition("/")[0], found[0].name
             reaches[key] = max(reaches.get(key, 0.0), _reach(axis, found))
     for name in dict.fromkeys(name for _, name in reaches):
-        every = _imperfections(plan, name)
-        free = [q for q in every if id(q.variable) not in taken]
+        every = plan.imperfections(name)
+        free = [q for q in every if not {q.name, q.path} & radius.keys()]
         common = reaches.get(("", name), 0.0)
         layers = {
             q.path: max(common, reaches.get((q.layer.name, name), 0.0)) for q in free
@@ -270,11 +269,6 @@ def default_radius(plan: Plan) -> dict[str, float]:
             layers = {name: common}
         radius |= {path: reach for path, reach in layers.items() if reach}
     return radius
-
-
-def _imperfections(plan: Plan, name: str) -> list[Quantity]:
-    found = find(plan.model, name, weights=True)
-    return [quantity for quantity in found if quantity.nominal is not None]
 
 
 def _reach(axis: Axis, found: list[Quantity]) -> float:
@@ -291,9 +285,7 @@ def _reach(axis: Axis, found: list[Quantity]) -> float:
                 amounts = np.asarray(quantity.convert(amounts), "float64")
             elements.append(amounts[quantity.exists])
         values = np.concatenate(elements)
-        largest = float(np.abs(values).max(initial=0.0))
-        if largest:
+        if largest := float(np.abs(values).max(initial=0.0)):
             # In units of the largest: where all are alike, the result is that number.
-            share = math.sqrt(np.mean(np.square(values / largest)))
-            sizes.append(largest * share)
+            sizes.append(largest * math.sqrt(np.mean(np.square(values / largest))))
     return min(sizes, default=0.0)

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 import keras_pnn as pnn
+from keras_pnn.robustness import Specification, Study
+from keras_pnn.robustness.model_study import ModelStudy
 
 RNG = np.random.default_rng(0)
 X = RNG.random((60, 6)).astype("float32")
@@ -66,6 +68,19 @@ def study():
 
 
 @pytest.fixture(scope="session")
+def prepared(model, quiet):
+    """Prepares a study of its points, which checks it, and measures nothing."""
+
+    def make(model=model, x=X, y=Y, compare=None, name=None, **arguments):
+        asked = {**quiet, **arguments}
+        del asked["verbose"]
+        study = Specification(**asked)
+        return Study(study, model, x, y, compare=compare, name=name)
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def report(model, data, quiet):
     """Measures the study, but for how it was made."""
 
@@ -87,6 +102,4 @@ def whole(report):
 @pytest.fixture
 def unmeasured(monkeypatch):
     """Fails where a study measures a point."""
-    from keras_pnn.robustness.model_study import ModelStudy
-
-    monkeypatch.setattr(ModelStudy, "_measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(ModelStudy, "block", lambda *_: pytest.fail("measured"))

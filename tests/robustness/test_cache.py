@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import keras_pnn as pnn
-from keras_pnn.robustness import Specification, Study, cache
+from keras_pnn.robustness import cache
 from keras_pnn.robustness.cache import Cache
 from keras_pnn.robustness.model_study import ModelStudy
 
@@ -21,13 +21,13 @@ POINTS = 12
 @pytest.fixture
 def measured(monkeypatch):
     """Counts the points that are measured."""
-    counted, real = [], ModelStudy._measure
+    counted, real = [], ModelStudy.block
 
-    def measure(self, points):
-        counted.extend(points)
-        return real(self, points)
+    def block(self, numbers):
+        counted.extend(numbers)
+        return real(self, numbers)
 
-    monkeypatch.setattr(ModelStudy, "_measure", measure)
+    monkeypatch.setattr(ModelStudy, "block", block)
     return counted
 
 
@@ -69,21 +69,16 @@ def test_a_changed_loss_is_refused(tmp_path):
 )
 def test_a_damaged_file_is_made_again(tmp_path, content):
     some(tmp_path).add({i: {"loss": float(i)} for i in range(500)})
-    path = some(tmp_path).path
+    path, other = some(tmp_path).path, some(tmp_path, part=(1, 2))
     path.write_bytes(content(path.read_bytes()))
+    # Another part's file is left alone.
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert other.read() == {}
+    assert path.exists()
     with pytest.warns(UserWarning, match="is damaged"):
         assert some(tmp_path).read() == {}
     some(tmp_path).add({1: {"loss": 2.0}})
-    assert some(tmp_path).read() == {1: {"loss": 2.0}}
-
-
-def test_damage_in_the_file_of_another_part_is_left_alone(tmp_path):
-    some(tmp_path).add({1: {"loss": 2.0}})
-    other = tmp_path / "points-1of2.sqlite"
-    other.write_bytes(b"{}")
-    with pytest.warns(UserWarning, match="is damaged"):
-        assert some(tmp_path).read() == {1: {"loss": 2.0}}
-    assert other.read_bytes() == b"{}"
+    assert other.read() == {1: {"loss": 2.0}}
 
 
 def test_a_folder_that_is_a_file(tmp_path):
@@ -178,18 +173,17 @@ def test_a_killed_study_goes_on_in_another_process(
         assert len(measured) == missing
 
 
-def test_other_weights_data_or_arguments_are_another_study(model, network, data, study):
-    def digest(model=model, x=data[0], y=data[1], **arguments):
-        left_out = dict.fromkeys(("hessian", "landscape", "worst_case"), False)
-        arguments = {**study, **left_out, **arguments}
-        del arguments["verbose"]
-        (one,) = Study(Specification(**arguments), model, x, y).studies.values()
+def test_other_weights_data_or_arguments_are_another_study(
+    prepared, network, data, study
+):
+    def digest(**arguments):
+        (one,) = prepared(**{**study, **arguments}).studies.values()
         return one.digest()
 
     same = digest()
     assert digest(metric="loss", spec=0.2, worst_case=True) == same
     others = [
-        digest(network(3)),
+        digest(model=network(3)),
         digest(x=data[0][:40], y=data[1][:40]),
         digest(seed=1),
         digest(batch_size=50),

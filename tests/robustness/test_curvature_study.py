@@ -120,4 +120,4 @@ def test_a_model_that_trains_nothing_has_no_curvature(network):
     for argument, options in (("hessian", FEWER), ("landscape", {})):
         with pytest.raises(ValueError, match=f"`{argument}=False`.*'network_0'"):
             study(model, **{argument: options})
-    assert study(model).measure(0) == {"curvature": {}}
+    assert study(model).measure(0) == {"curvature": {}, "landscape": None}

@@ -12,14 +12,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 import keras
-import numpy as np
 import pytest
 
 import keras_pnn as pnn
-from keras_pnn.robustness import ProcessPool, Specification, Study, executor
+from keras_pnn.robustness import ProcessPool, executor
 from keras_pnn.robustness.cache import Cache
 
 BLOCKS = 12
+ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 class Worker(concurrent.futures.Executor):
@@ -44,12 +44,14 @@ class Worker(concurrent.futures.Executor):
         return future
 
 
-def study_of(study, model, data, **more):
-    """The `ModelStudy` of a report."""
-    left_out = dict.fromkeys(("hessian", "landscape", "worst_case"), False)
-    asked = {k: v for k, v in {**study, **left_out, **more}.items() if k != "verbose"}
-    (study,) = Study(Specification(**asked), model, *data).studies.values()
-    return study
+def in_workers(model, data, quiet, worker=None, **study):
+    """The models of a small report, measured here and by workers."""
+    asked = {**quiet, "variation": pnn.Variation(resonance_shift=0.02), "n": 1, **study}
+    found = [
+        pnn.robustness_report(model, *data, executor=one, **asked).to_dict()
+        for one in (None, worker or Worker())
+    ]
+    return [one["models"] for one in found]
 
 
 def test_workers_make_the_whole(report, whole):
@@ -149,13 +151,8 @@ def test_what_was_submitted_is_cancelled_when_the_executor_fails(report):
 
 def test_layers_with_noise_draw_the_same_in_workers(network, data, quiet):
     noisy = network(extra=[keras.layers.GaussianNoise(0.3), pnn.layers.ShotNoise(50)])
-    study = {**quiet, "variation": pnn.Variation(resonance_shift=0.02), "n": 2}
-    found = [
-        pnn.robustness_report(noisy, *data, executor=one, **study).models
-        for one in (None, Worker())
-    ]
-    (here,), (there,) = (models.values() for models in found)
-    np.testing.assert_array_equal(here.devices["loss"], there.devices["loss"])
+    here, there = in_workers(noisy, data, quiet, n=2)
+    assert here == there
 
 
 def test_workers_need_nothing_of_training(network, data, quiet):
@@ -165,12 +162,9 @@ def test_workers_need_nothing_of_training(network, data, quiet):
     online = pnn.SATModel(model, device=chip, perturb=lambda v: "control" in v.path)
     online.compile("adam", model.loss, metrics=["accuracy"])
     online.train_on_batch(*data)
-    study = {**quiet, "devices": [chip], "trained_on": {online.name: chip}}
-    here, there = (
-        pnn.robustness_report(online, *data, executor=one, **study).to_dict()
-        for one in (None, Worker())
-    )
-    assert here["models"] == there["models"]
+    study = {"variation": None, "devices": [chip], "trained_on": {online.name: chip}}
+    here, there = in_workers(online, data, quiet, **study)
+    assert here == there
 
 
 def test_workers_have_the_floats_of_keras(network, data, quiet):
@@ -181,27 +175,23 @@ def test_workers_have_the_floats_of_keras(network, data, quiet):
             keras.config.set_floatx("float32")
             return super().submit(*args)
 
-    study = {**quiet, "variation": pnn.Variation(resonance_shift=0.02), "n": 1}
     keras.config.set_floatx("float64")
     try:
         model = network()
         # Made with these floats, which Keras does not save with it.
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(loss=loss, metrics=["accuracy"])
-        found = [
-            pnn.robustness_report(model, *data, executor=one, **study).to_dict()
-            for one in (None, Elsewhere())
-        ]
+        here, there = in_workers(model, data, quiet, Elsewhere())
     finally:
         keras.config.set_floatx("float32")
-    assert found[0]["models"] == found[1]["models"]
+    assert here == there
 
 
-def test_workers_need_no_library_of_the_hardware(study, model, data, tmp_path):
+def test_workers_need_no_library_of_the_hardware(model, prepared, tmp_path):
     silicon = pathlib.Path(pnn.deploy.__file__).with_name("silicon.yaml")
     library = tmp_path / "mine.yaml"
     library.write_bytes(silicon.read_bytes())
-    sent = pickle.dumps(study_of(study, model, data, hardware=library))
+    sent = pickle.dumps(prepared(hardware=library).studies[model.name])
     library.unlink()
     assert pickle.loads(sent).block(range(1))
 
@@ -228,32 +218,38 @@ def test_what_is_no_executor(report, given, message):
         report(executor=given)
 
 
-def test_a_model_that_cannot_be_sent(network, data, quiet):
-    class Held(keras.layers.Layer):
-        """Has a value that no configuration holds."""
+class Held(keras.layers.Layer):
+    """Has a value that no configuration holds."""
 
-        def __init__(self, lock):
-            super().__init__()
-            self.held = lock
+    def __init__(self, lock):
+        super().__init__()
+        self.held = lock
 
-        def call(self, inputs):
-            return inputs
-
-    model = network(extra=[Held(threading.Lock())])
-    study = {**quiet, "variation": pnn.Variation(resonance_shift=0.02), "n": 1}
-    with pytest.raises(ValueError, match=r"Model, data and arguments must.*Held"):
-        pnn.robustness_report(model, *data, executor=Worker(), **study)
+    def call(self, inputs):
+        return inputs
 
 
-def test_a_loss_that_is_not_registered(network, data, quiet):
-    def own(y, y_pred):
-        return keras.losses.sparse_categorical_crossentropy(y, y_pred, from_logits=True)
+def unregistered(y, y_pred):
+    return keras.losses.sparse_categorical_crossentropy(y, y_pred, from_logits=True)
 
-    model = network()
-    model.compile(loss=own, metrics=["accuracy"])
-    study = {**quiet, "variation": pnn.Variation(resonance_shift=0.02), "n": 1}
-    with pytest.raises(ValueError, match=r"losses and metrics registered.*'own'"):
-        pnn.robustness_report(model, *data, executor=Worker(), **study)
+
+@pytest.mark.parametrize(
+    ("layers", "loss", "message"),
+    [
+        (
+            [Held(threading.Lock())],
+            unregistered,
+            r"Model, data and arguments must.*Held",
+        ),
+        ([], unregistered, r"losses and metrics registered.*'unregistered'"),
+    ],
+    ids=["layer", "loss"],
+)
+def test_a_model_that_cannot_be_sent(network, data, quiet, layers, loss, message):
+    model = network(extra=layers)
+    model.compile(loss=loss, metrics=["accuracy"])
+    with pytest.raises(ValueError, match=message):
+        in_workers(model, data, quiet)
 
 
 def test_workers_with_another_package(report, monkeypatch):
@@ -267,8 +263,8 @@ def test_workers_with_another_package(report, monkeypatch):
         report(executor=Other())
 
 
-def test_a_study_that_is_another_one_in_the_worker(study, model, data, tmp_path):
-    study = study_of(study, model, data)
+def test_a_study_that_is_another_one_in_the_worker(prepared, model, tmp_path):
+    study = prepared().studies[model.name]
     path = tmp_path / "study.pickle"
     path.write_bytes(executor._pickled(study))
     version, digest = executor.__version__, study.digest()

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import keras_pnn as pnn
 from keras_pnn import _checks, _keras
-from keras_pnn.robustness import Specification, Study, inputs
+from keras_pnn.robustness import inputs
 
 RNG = np.random.default_rng(0)
 X = RNG.random((60, 6)).astype("float32")
@@ -15,13 +15,6 @@ Y = (X @ RNG.normal(size=(6, 3))).argmax(1)
 VARIATION = pnn.Variation(resonance_shift=0.03)
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 HARDWARE = type("Bench", (pnn.HardwareDevice,), {"measure": lambda *a: None})
-
-
-def prepared(model, x=X, y=Y, compare=None, name=None, sample_weight=None, **arguments):
-    """A study that is checked, and not measured."""
-    left_out = dict.fromkeys(("hessian", "landscape", "worst_case"), False)
-    specification = Specification(**{**left_out, **arguments})
-    return Study(specification, model, x, y, sample_weight, compare, name)
 
 
 def entropy():
@@ -73,15 +66,14 @@ def test_samples_of_the_least_and_the_largest_labels():
     assert rows(flat[:1]) == [0, 0, 0]
 
 
-def test_a_label_without_an_output():
+def test_a_label_without_an_output(prepared):
     pixels, labels = RNG.random((30, 4, 6)), RNG.integers(0, 3, (30, 4))
     for model, x, y in (
         (two_outputs(), X, [Y, with_label(Y, 50, 9)]),
         (per_pixel(), pixels.astype("float32"), with_label(labels, (20, 2), 9)),
     ):
-        with pytest.raises(ValueError, match=r"must fit|must be finite") as error:
+        with pytest.raises(ValueError, match=r"must fit|must be finite"):
             prepared(model, x, y)
-        assert len(str(error.value)) < 400
 
 
 # Models, data and metrics.
@@ -115,19 +107,35 @@ def test_a_label_without_an_output():
         ({"y": with_label(Y, 50, -1)}, "must fit|must be finite"),
     ],
 )
-def test_what_does_not_fit(model, unmeasured, arguments, message):
+def test_what_does_not_fit(model, unmeasured, arguments, message, prepared):
     given = {"model": model, "variation": VARIATION, "n": 2, **arguments}
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         prepared(**given)
+    # Without the traces of TensorFlow and Keras.
+    said = str(error.value)
+    assert len(said) < 480 and "\n" not in said and 'File "' not in said
 
 
-def test_devices_of_another_architecture(model, network):
+@tf.function
+def fails(y, p):
+    raise ValueError("no such labels " + 99 * "and more ")
+
+
+def test_the_error_of_a_loss_is_shown_without_its_traces(network, prepared):
+    model = network()
+    model.compile("sgd", fails, metrics=["accuracy"])
+    with pytest.raises(ValueError, match=r"a step fails: ValueError: no such") as error:
+        prepared(model)
+    assert len(str(error.value)) < 400 and "File" not in str(error.value)
+
+
+def test_devices_of_another_architecture(model, network, prepared):
     devices = VARIATION.sample(model, 1)
     with pytest.raises(ValueError, match="architecture"):
         prepared(model, devices=devices, compare={"other": network(0, (7, 3))})
 
 
-def test_a_model_that_is_off_its_design(model, network):
+def test_a_model_that_is_off_its_design(model, network, prepared):
     off = network(1)
     message = "model 'other', where 'one/temperature' is off"
     device = pnn.Variation(temperature=3.0).sample(off, 1)[0]
@@ -146,7 +154,7 @@ def test_an_imperfection_whose_nominal_value_is_not_0():
         inputs.check_design("slm", model)
 
 
-def test_a_model_that_is_not_compiled_or_not_built(model):
+def test_a_model_that_is_not_compiled_or_not_built(model, prepared):
     bare = keras.Model(model.inputs, model.outputs)
     with pytest.raises(ValueError, match="`model` must be compiled"):
         prepared(bare)
@@ -156,7 +164,7 @@ def test_a_model_that_is_not_compiled_or_not_built(model):
         prepared(model, compare={"other": bare})
 
 
-def test_of_several_models_an_error_names_the_one(model):
+def test_of_several_models_an_error_names_the_one(model, prepared):
     dense = keras.Sequential([keras.Input((6,)), keras.layers.Dense(3)])
     dense.compile("adam", CROSS_ENTROPY, metrics=["accuracy"])
     sweeps = {"temperature": [0, 1]}
@@ -173,7 +181,7 @@ def custom(y, p):
     return keras.ops.mean(p, -1)
 
 
-def test_names_and_directions_of_the_metrics_of_two_outputs():
+def test_names_and_directions_of_the_metrics_of_two_outputs(prepared):
     model = two_outputs((("accuracy", custom), (entropy(),)))
     found = prepared(model, y=[Y, Y], metric="p_accuracy")
     assert (found.metric, found.mode) == ("p_accuracy", "max")
@@ -188,7 +196,7 @@ def test_names_and_directions_of_the_metrics_of_two_outputs():
         prepared(model, y=[Y, Y], metric="p_accuracy", spec=95)
 
 
-def test_the_default_is_the_first_compiled_metric(network):
+def test_the_default_is_the_first_compiled_metric(network, prepared):
     model = two_outputs(((), (entropy(), "accuracy")))
     assert prepared(model, y=[Y, Y], spec=0.5).metric == "q_nats"
     assert prepared(network(metrics=()), spec=0.5).metric == "loss"
@@ -200,7 +208,7 @@ def percent_accuracy(y, p):
 
 
 @pytest.mark.parametrize("metrics", [(), (entropy(),), (percent_accuracy,)])
-def test_a_metric_that_is_no_accuracy_needs_a_specification(network, metrics):
+def test_a_metric_that_is_no_accuracy_needs_a_specification(network, metrics, prepared):
     with pytest.raises(ValueError, match="`spec` must be the value that"):
         prepared(network(metrics=metrics), mode="min")
     assert prepared(network()).spec == 0.95
@@ -210,7 +218,7 @@ def share_accuracy(y, p):
     return 0.5 + 0 * keras.ops.mean(p, -1)
 
 
-def test_only_an_accuracy_has_a_specification_from_0_to_1(network):
+def test_only_an_accuracy_has_a_specification_from_0_to_1(network, prepared):
     model = network(metrics=(percent_accuracy,))
     assert prepared(model, spec=95, mode="max").mode == "max"
     assert prepared(model, metric="loss", spec=95).mode == "min"
@@ -232,47 +240,12 @@ class Vector(keras.metrics.Metric):
         return self.total + 0.0
 
 
-def test_a_metric_that_is_a_vector(network):
+def test_a_metric_that_is_a_vector(network, prepared):
     with pytest.raises(ValueError, match="one number for a device"):
         prepared(network(metrics=("accuracy", Vector())), metric="vector")
 
 
-# Messages.
-
-GRAPH = """Graph execution error:
-
-Detected at node loss/Op defined at (most recent call last):
-  File "/tmp/a.py", line 8, in <module>
-
-Received a label value of 9 which is outside the valid range of [0, 3).
-\t [[{{node loss/Op}}]] [Op:__inference_12]"""
-TRACED = """in user code:
-
-    File "/tmp/a.py", line 198, in _forward  *
-        y_pred = self.model(x, training=False)
-
-    ValueError: Input 0 is incompatible with the layer
-"""
-
-
-@pytest.mark.parametrize(
-    "text, expected",
-    [
-        (GRAPH, "Received a label value of 9 which is outside the valid range of [0"),
-        (TRACED, "ValueError: Input 0 is incompatible with the layer"),
-        ("one\ntwo", "one"),
-        ("", "ValueError"),
-    ],
-    ids=["graph", "traced", "plain", "empty"],
-)
-def test_what_an_error_says_without_its_traces(text, expected):
-    said = inputs.brief(ValueError(text))
-    assert said.startswith(expected)
-    assert "\n" not in said and "File" not in said
-    assert len(inputs.brief(ValueError("word " * 500))) <= 240
-
-
-def test_a_study_of_a_data_set(model, unmeasured):
+def test_a_study_of_a_data_set(model, unmeasured, prepared):
     data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(25)
     found = prepared(model, data, None, variation=VARIATION, n=2)
     arrays = prepared(model, variation=VARIATION, n=2)

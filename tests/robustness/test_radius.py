@@ -122,6 +122,14 @@ def test_what_sweeps_reach(net, sweeps, expected):
     assert radius(net, sweeps=sweeps) == expected
 
 
+def test_what_is_stuck_has_no_radius(net):
+    # The first control of a bank is free, then stuck at 0.
+    points = np.zeros((2, 6, 5, 2))
+    points[1, 0, 0, 0] = 1
+    assert radius(net, sweeps={"one/control_stuck": points}) == {}
+    assert radius(net, variation=pnn.Variation(stuck=pnn.Stuck(0.5))) == {}
+
+
 def test_the_devices_spread_comes_before_a_sweep(net):
     variation = pnn.Variation(resonance_shift=0.1, temperature=1.0)
     sweeps = {"temperature": [0, 5], "one/temperature": [9], "one/resonance_shift": [7]}

@@ -44,6 +44,18 @@ def linear(layers=1):
 X = np.zeros((10, 4))
 
 
+def walled(end):
+    """A model whose loss is its first output, up to where that is `end`."""
+    model = linear()
+
+    def loss(y, p):
+        first = p[:, 0]
+        return keras.ops.where(first < end, first, np.nan)
+
+    model.compile("sgd", loss)
+    return model
+
+
 def test_on_a_linear_loss_it_is_each_radius_along_the_gradient():
     radius = {"offset": 0.1, "temperature": 0.5}
     model = linear()
@@ -124,6 +136,7 @@ def test_it_is_worse_than_devices_of_its_radius():
         ({"steps": 0}, "`steps` must be an integer ≥ 1. Received: 0"),
         ({"restarts": 0}, "`restarts` must be an integer ≥ 1. Received: 0"),
         ({"model": keras.Sequential()}, "`model` must be compiled"),
+        ({"model": walled(-1.0)}, "be finite on `x` and `y`.*Received: nan"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
@@ -153,25 +166,6 @@ def test_a_model_that_is_on_a_device_is_refused():
     with warm.installed(model):
         _, losses = worst_device(model, X, X, radius)
     assert losses.max() == pytest.approx(0.2 * 5 - 0.5, rel=1e-5)
-
-
-def walled(end):
-    """A model whose loss is its first output, up to where that is `end`."""
-    model = linear()
-
-    def loss(y, p):
-        first = p[:, 0]
-        return keras.ops.where(first < end, first, np.nan)
-
-    model.compile("sgd", loss)
-    return model
-
-
-def test_a_loss_that_is_not_finite_at_the_design():
-    with pytest.raises(
-        ValueError, match=r"must be finite on `x` and `y`.*Received: nan"
-    ):
-        worst_device(walled(-1.0), X, X, {"offset": 0.1})
 
 
 def test_the_ascent_stops_at_losses_that_are_not_finite():

@@ -2,11 +2,10 @@
 
 The way of a number, such as the mean accuracy over devices, to the page:
 
-1. `robustness/model_study.py` measures the points of one model with a `DeviceEvaluator`
-   and stores an array, one value per device, in `results.ModelRobustness.devices`.
+1. `model_study.py` measures the points of one model with a `DeviceEvaluator`;
+   `points.gathered` puts them into arrays, such as `ModelRobustness.devices`.
 2. `sections.py` takes its statistics (`ModelRobustness.summary`) and lays out the
-   sections of the report as titles, explanations, tables and pictures; `formatting.py`
+   sections of the report, those of sweeps in `scan_sections.py`; `formatting.py`
    formats the numbers and names.
-3. `html.py` and `text.py` write these sections, as `RobustnessResult.save` and `print`
-   ask for.
+3. `html.py`, with the pictures of `figures.py`, and `text.py` write these sections.
 """

@@ -6,10 +6,11 @@ from keras_pnn.robustness.report.formatting import (
     ABSENT,
     Display,
     Section,
+    having,
     interval,
+    sensitivity_drops,
     specification,
 )
-from keras_pnn.robustness.report.sections import sensitivity_drops
 from keras_pnn.robustness.statistics import margin
 
 
@@ -25,50 +26,48 @@ def conclusion(result) -> Section:
 
 def _model(result, name: str) -> str:
     model, display = result.models[name], Display.of(result)
-    asked = result.metric, result.spec, result.mode
+
+    def shown(value):
+        return display.number(value, unit=True)
+
     nominal = model.nominal[result.metric]
     verb = "keeps" if margin(nominal, result.spec, result.mode) >= 0 else "breaks"
-    found = [
-        f"{name}: the design {verb} it, with {display.number(nominal, unit=True)}."
-    ]
-    if kept := model.yield_of(*asked):
+    found = [f"{name}: the design {verb} it, with {shown(nominal)}."]
+    if kept := result.yield_of(name):
         summary = model.summary(result.metric)
         worst = summary["min" if result.mode == "max" else "max"]
         low, high = (100 * bound for bound in kept.interval)
-        mean = display.number(summary["mean"], unit=True)
+        mean = shown(summary["mean"])
         if kept.n == 1:
             verb = "keeps" if kept.passed else "breaks"
             found.append(f"The one device {verb} it, with {mean}.")
         else:
             found.append(
-                f"On {kept.n} devices the mean is {mean}, the worst "
-                f"{display.number(worst, unit=True)}; {kept.passed} of {kept.n} keep "
-                f"it (yield {100 * kept.value:.1f} %, 95 % interval {low:.1f} … "
-                f"{high:.1f} %)."
+                f"On {kept.n} devices the mean is {mean}, the worst {shown(worst)}; "
+                f"{kept.passed} of {kept.n} keep it (yield {100 * kept.value:.1f} %, "
+                f"95 % interval {low:.1f} … {high:.1f} %)."
             )
     held, narrow, broken = {}, [], []
     for scan in model.sweeps.values():
         axis = scan.axes[0]
         if axis.positions is None:
             continue
-        span, _ = interval(scan, *asked)
+        span, _ = interval(result, scan)
         unit = f" {axis.unit}" if axis.unit else ""
         if span == ABSENT:
             broken.append(axis.words)
         elif span.startswith("less"):
-            narrow.append(f"{axis.words} is {span}{unit}")
+            narrow.append(f"The tolerance to {axis.words} is {span}{unit}.")
         else:
-            devices = scan.devices is not None
-            curve = "The mean over the devices" if devices else "The design"
+            curve = "The mean over the devices" if scan.devices else "The design"
             held.setdefault(curve, []).append(f"{axis.words} {span}{unit}")
-    for curve, ranges in held.items():
-        found.append(f"{curve} keeps it over {'; '.join(ranges)}.")
-    found += [f"The tolerance to {text}." for text in narrow]
+    found += [f"{curve} keeps it over {'; '.join(r)}." for curve, r in held.items()]
+    found += narrow
     if broken:
         found.append(f"No tolerance was found to: {', '.join(broken)}.")
     found += _costliest(result, name, display)
     if model.worst is not None:
-        worst = display.number(model.worst.metrics[result.metric], unit=True)
+        worst = shown(model.worst.metrics[result.metric])
         found.append(f"The worst case that was found, within its radii, has {worst}.")
     return " ".join(found)
 
@@ -92,10 +91,9 @@ def _costliest(result, name: str, display: Display) -> list[str]:
 def _comparison(result) -> list[str]:
     """Says which model is best on the devices, and whether yields tell them apart."""
     display = Display.of(result)
+    devices = having(result, "devices")
     means = {
-        name: float(model.devices[result.metric].mean())
-        for name, model in result.models.items()
-        if model.devices
+        name: float(values[result.metric].mean()) for name, values in devices.items()
     }
     means = {name: mean for name, mean in means.items() if np.isfinite(mean)}
     if len(means) < 2:

@@ -98,10 +98,10 @@ _TEXTS = {
 }
 
 
-def explanation(key: str) -> tuple[str, str] | None:
-    """Returns (title, text) for a section's key, `None` where there is none."""
-    title, _, text = _TEXTS.get(_kind(key), (None, None, None))
-    return title and (title, text)
+def explanation(key: str) -> tuple[str, str]:
+    """Returns (title, text) for a section's key."""
+    title, _, text = _TEXTS[_kind(key)]
+    return title, text
 
 
 def link(key: str) -> str:

@@ -154,8 +154,7 @@ def _scan_rows(section: str, name: str, scan, labels) -> Iterator[tuple[dict, di
 def _device_rows(place: dict, devices, labels, index=()) -> Iterator[tuple[dict, dict]]:
     count = len(next(iter(devices.values()))) if devices else 0
     for i in range(count):
-        label = labels[i] if i < len(labels) else ""
-        label = label or f"device {i}"
+        label = dict(enumerate(labels)).get(i) or f"device {i}"
         yield {**place, "device": label}, _at(devices, (i, *index))
 
 

@@ -1,6 +1,5 @@
 """Draw the figures of a robustness result."""
 
-import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,11 +10,11 @@ from keras_pnn.robustness.report.formatting import (
     chosen,
     group_name,
     having,
+    named_parts,
     number,
+    sensitivity_drops,
     specification,
-    sweeps_of,
 )
-from keras_pnn.robustness.report.sections import sensitivity_drops
 
 # Letters of a name in a figure.
 _LONGEST = 40
@@ -28,9 +27,9 @@ Drawn = Iterator[tuple[str, str, object]]
 
 def figures(result) -> Drawn:
     """Yields the figures of a `RobustnessResult`."""
-    draw = (_devices, _sweeps, _grid, _sensitivity, _curvature, _landscape)
-    parts = (part(result) for part in (*draw, _transfer, _light))
-    return itertools.chain.from_iterable(parts)
+    parts = (_devices, _sweeps, _grid, _sensitivity, _curvature, _landscape)
+    for drawn in (*parts, _transfer, _light):
+        yield from drawn(result)
 
 
 def _devices(result) -> Drawn:
@@ -58,7 +57,7 @@ def _sweeps(result) -> Drawn:
     def shown(values):
         return None if values is None else display.scaled(values[metric])
 
-    for name, scans in sweeps_of(result).items():
+    for name, scans in named_parts(result, "sweeps").items():
         axis = next(iter(scans.values())).axes[0]
         key, label, x = f"sweep:{name}", _text(axis.line_label), axis.positions
         if x is None:
@@ -155,17 +154,16 @@ def _sensitivity(result) -> Drawn:
 
 
 def _curvature(result) -> Drawn:
-    groups: dict[str, dict] = {}
-    for name, parts in having(result, "curvature").items():
-        for group, part in parts.items():
+    for group, parts in named_parts(result, "curvature").items():
+        curves = {}
+        for name, part in parts.items():
             density, values = part.density, part.eigenvalues
             step = max(1, len(density.grid) // _FINE)
-            groups.setdefault(group, {})[_text(name)] = {
+            curves[_text(name)] = {
                 "grid": density.grid[::step],
                 "density": density.density[::step],
                 "eigenvalues": [*values.smallest, *values.eigenvalues],
             }
-    for group, curves in groups.items():
         ax = plotting.density(curves)
         ax.set_title(f"Hessian over {group_name(group)}")
         caption = (

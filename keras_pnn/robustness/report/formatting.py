@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 
 import numpy as np
 
@@ -12,8 +11,6 @@ from keras_pnn._display import Table
 _POINTS = 9
 # Where nothing was measured.
 ABSENT = "-"
-# A model → the text of a cell; nothing (`None`, `False`) where it lacks the part.
-Cell = Callable[[object], object]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +28,11 @@ class Section:
     lines: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def models_table(result, title: str, rows: dict[str, Cell]) -> Table:
-    """Returns a table with one column for each model."""
+def models_table(result, title: str, rows: dict[str, dict[str, str]]) -> Table:
+    """Returns a table of heading → model → text, with one column for each model."""
     body = [
-        (name, *(cell(model) or ABSENT for model in result.models.values()))
-        for name, cell in rows.items()
+        (heading, *(texts.get(name, ABSENT) for name in result.models))
+        for heading, texts in rows.items()
     ]
     return Table(title, ("", *result.models), body)
 
@@ -93,12 +90,12 @@ def specification(result) -> str:
     return f"{result.metric} {sign} {value}"
 
 
-def interval(scan, metric: str, spec: float, mode: str) -> tuple[str, str]:
+def interval(result, scan) -> tuple[str, str]:
     """Returns the tolerance of a sweep and its width; ≤ and ≥ mark a range's end.
 
     It is "less than" the nearest point where no point but 0 keeps the specification.
     """
-    low, high = scan.tolerance(metric, spec, mode)
+    low, high = scan.tolerance(result.metric, result.spec, result.mode)
     if math.isnan(low):
         return ABSENT, ABSENT
     positions = scan.axes[0].positions
@@ -132,13 +129,20 @@ def having(result, attribute: str) -> dict:
     return {name: part for name, part in found.items() if part}
 
 
-def sweeps_of(result) -> dict[str, dict]:
-    """Returns name of each sweep → model → its scan, where a model has it."""
+def named_parts(result, attribute: str) -> dict[str, dict]:
+    """Returns name of each sweep or curvature → model → that part, where it has it."""
     found: dict[str, dict] = {}
-    for label, model in result.models.items():
-        for name, scan in model.sweeps.items():
-            found.setdefault(name, {})[label] = scan
+    for label, parts in having(result, attribute).items():
+        for name, part in parts.items():
+            found.setdefault(name, {})[label] = part
     return found
+
+
+def sensitivity_drops(result, model: str) -> np.ndarray:
+    """Returns (layers, kinds): how much worse than nominal a model's metric is."""
+    part, metric = result.models[model], result.metric
+    drops = part.nominal[metric] - part.sensitivity.metrics[metric]
+    return drops if result.mode == "max" else -drops
 
 
 def chosen(n: int) -> np.ndarray:

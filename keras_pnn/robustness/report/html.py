@@ -1,13 +1,4 @@
-"""Write a robustness result as one HTML file that needs nothing else.
-
-The way of a number, say the accuracy at +1 K, to the page: `points.Plan` makes it a
-point, `OnScan("temperature", …)`; `ModelStudy.measure` evaluates that device;
-`points.gathered` puts the points into arrays, `ModelRobustness.sweeps["temperature"]`;
-`scan_sections._scan_rows` turns them into the texts of a `Table`, of random devices
-their mean by `Scan.summary`, for the page that `sections.sections` lays out; `html`
-writes these. What was measured on random devices without a sweep goes the same way,
-through `ModelRobustness.devices` and `sections`.
-"""
+"""Write a robustness result as one HTML file that needs nothing else."""
 
 import io
 import re
@@ -15,7 +6,6 @@ from xml.etree import ElementTree
 
 from keras_pnn._display import escaped
 from keras_pnn._version import DOCS_URL
-from keras_pnn.robustness.report.conclusion import conclusion
 from keras_pnn.robustness.report.explanations import anchor, explanation, link
 from keras_pnn.robustness.report.figures import figures
 from keras_pnn.robustness.report.sections import sections
@@ -102,7 +92,7 @@ def html(result) -> str:
         drawn.setdefault(key, []).append(
             f"<figure>\n{image}\n<figcaption>{escaped(caption)}</figcaption>\n</figure>"
         )
-    found = [conclusion(result), *sections(result)]
+    found = sections(result)
     parts = {f"section-{i}": part for i, part in enumerate(found)}
     names = ", ".join(result.models)
     links = "".join(
@@ -141,11 +131,8 @@ def html(result) -> str:
 def _section(place: str, part, images: list[str] | None) -> str:
     lines = [f'<section id="{place}">', f"<h2>{escaped(part.title)}</h2>"]
     lines += [f"<p>{escaped(paragraph)}</p>" for paragraph in part.text]
-    more = ""
-    if explanation(part.key):
-        more = f' <a href="{link(part.key)}">What these numbers mean</a>'
-    if part.meaning or more:
-        lines.append(f'<p class="meaning">{escaped(part.meaning)}{more}</p>')
+    more = f'<a href="{link(part.key)}">What these numbers mean</a>'
+    lines.append(f'<p class="meaning">{escaped(part.meaning)} {more}</p>')
     if images:
         lines += ['<div class="figures">', *images, "</div>"]
     if part.tables:
@@ -165,7 +152,7 @@ def _meanings(parts: list) -> str:
     entries = {anchor(part.key): explanation(part.key) for part in parts}
     lines = (
         f'<h3 id="{place}">{escaped(title)}</h3>\n<p>{escaped(words)}</p>'
-        for place, (title, words) in filter(lambda entry: entry[1], entries.items())
+        for place, (title, words) in entries.items()
     )
     heading = "<h2>What the numbers mean</h2>"
     return "\n".join(['<section id="meanings">', heading, *lines, "</section>"])

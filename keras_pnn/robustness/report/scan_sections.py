@@ -1,7 +1,4 @@
-"""Arrange the sweeps and the grid of a robustness result in sections of tables.
-
-Numbers come from `ModelRobustness.sweeps` and `.grid`, arrays by `points.gathered`.
-"""
+"""Arrange the sweeps and the grid of a robustness result in sections of tables."""
 
 from keras_pnn._display import Table
 from keras_pnn.robustness.axes import FactorAxis
@@ -9,7 +6,6 @@ from keras_pnn.robustness.report.formatting import (
     Display,
     Section,
     chosen,
-    having,
     interval,
     models_table,
     shown_points,
@@ -44,7 +40,7 @@ def sweep_section(result, name: str, scans: dict) -> Section:
         others[title] = [r for one in scans.items() for r in _yields(result, *one)]
     tables += [Table(title, heads, rows) for title, rows in others.items() if rows]
     if axis.positions is not None:
-        tables.append(_tolerances(result, name, axis))
+        tables.append(_tolerances(result, axis, scans))
     return Section(
         f"sweep:{name}",
         ("Spread: " if axis.random else "Sweep: ") + axis.words,
@@ -79,20 +75,17 @@ def _yields(result, model: str, scan) -> list[tuple]:
     return [(name, *(f"{100 * v:.1f}" for v in row)) for name, row in rows.items()]
 
 
-def _tolerances(result, name: str, axis) -> Table:
-    asked, display = (result.metric, result.spec, result.mode), Display.of(result)
-
-    def mean(model):
-        scan = model.sweeps.get(name)
-        return scan and display.number(scan.area(result.metric), unit=True)
-
+def _tolerances(result, axis, scans: dict) -> Table:
+    display = Display.of(result)
+    intervals = {model: interval(result, scan) for model, scan in scans.items()}
     rows = {
-        axis.with_unit(title): lambda m, i=i: (
-            name in m.sweeps and interval(m.sweeps[name], *asked)[i]
-        )
-        for i, title in enumerate(("tolerance", "width"))
+        axis.with_unit("tolerance"): {n: span for n, (span, _) in intervals.items()},
+        axis.with_unit("width"): {n: width for n, (_, width) in intervals.items()},
+        f"mean {result.metric} over the range": {
+            model: display.number(scan.area(result.metric), unit=True)
+            for model, scan in scans.items()
+        },
     }
-    rows[f"mean {result.metric} over the range"] = mean
     return models_table(result, f"tolerance at {specification(result)}", rows)
 
 
@@ -118,11 +111,8 @@ def _sweep_meaning(result, axis, scans: dict) -> str:
     return what.strip()
 
 
-def grid_section(result) -> Section | None:
-    grids, display = having(result, "grid"), Display.of(result)
-    if not grids:
-        return None
-    tables = []
+def grid_section(result, grids: dict) -> Section:
+    display, tables = Display.of(result), []
     for model, scan in grids.items():
         first, second = scan.axes
         values = scan.central(result.metric)[chosen(len(first))][:, chosen(len(second))]

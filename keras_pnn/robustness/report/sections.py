@@ -1,33 +1,30 @@
-"""Arrange a robustness result in sections of tables.
-
-Numbers come from `results.ModelRobustness`, whose arrays `points.gathered` makes of
-what `ModelStudy.measure` found; `scan_sections` arranges its sweeps; `html` and `text`
-write the sections.
-"""
+"""Arrange a robustness result in sections of tables."""
 
 from collections.abc import Callable
 
 import numpy as np
 
 from keras_pnn._display import Table
+from keras_pnn.robustness.report.conclusion import conclusion
 from keras_pnn.robustness.report.formatting import (
     ABSENT,
-    Cell,
     Display,
     Section,
     group_name,
     having,
     interval,
     models_table,
+    named_parts,
     number,
+    sensitivity_drops,
     specification,
-    sweeps_of,
     words,
 )
 from keras_pnn.robustness.report.scan_sections import grid_section, sweep_section
 
 # Labels of devices that a line holds.
 _NAMED = 8
+_STATISTICS = ("mean", "std", "median", "p05", "p95", "min", "max")
 # Of `HardwareCost.total`.
 _COSTS = {
     "heater_mW": "heaters (mW)",
@@ -38,85 +35,84 @@ _COSTS = {
 
 def sections(result) -> list[Section]:
     """Returns the parts that a `RobustnessResult` has, in the order of a report."""
-    found = [_summary(result), _devices(result)]
-    found += [sweep_section(result, *sweep) for sweep in sweeps_of(result).items()]
-    rest = (_worst, _sensitivity, _curvature, _landscape, _transfer, _light, _setting)
-    found += [section(result) for section in (grid_section, *rest)]
-    return [section for section in found if section is not None]
+
+    def of(attribute: str, section: Callable[..., Section]) -> list[Section]:
+        parts = having(result, attribute)
+        return [section(result, parts)] if parts else []
+
+    sweeps = named_parts(result, "sweeps").items()
+    groups = named_parts(result, "curvature")
+    return [
+        conclusion(result),
+        _summary(result),
+        *of("devices", _devices),
+        *(sweep_section(result, name, scans) for name, scans in sweeps),
+        *of("grid", grid_section),
+        *of("worst", _worst),
+        *of("sensitivity", _sensitivity),
+        *([_curvature(result, groups)] if groups else []),
+        *of("landscape", _landscape),
+        *([_transfer(result, result.transfer)] if result.transfer else []),
+        *of("light", _light),
+        *([_setting(result.setting)] if result.setting else []),
+    ]
 
 
-def _of(part: str, text: Callable) -> Cell:
-    """Returns a cell with a text about a part of a model."""
-
-    def cell(model):
-        found = getattr(model, part)
-        return found and text(found)
-
-    return cell
-
-
-def _yield_rows(result, heading: str) -> dict[str, Cell]:
-    asked = result.metric, result.spec, result.mode
-
-    def share(model):
-        found = model.yield_of(*asked)
-        return found and f"{100 * found.value:.1f} % ({found.passed}/{found.n})"
-
-    def bounds(model):
-        found = model.yield_of(*asked)
-        return found and "{:.1f} … {:.1f} %".format(*(100 * v for v in found.interval))
-
+def _yields(result, heading: str) -> dict[str, dict[str, str]]:
+    """Returns the rows of the yields over the devices and their intervals."""
+    share, bounds = {}, {}
+    for name in having(result, "devices"):
+        found = result.yield_of(name)
+        share[name] = f"{100 * found.value:.1f} % ({found.passed}/{found.n})"
+        bounds[name] = "{:.1f} … {:.1f} %".format(*(100 * v for v in found.interval))
     return {heading: share, f"{heading}, 95 % interval": bounds}
 
 
-def _statistic(display: Display, key: str, unit: bool = False) -> Cell:
-    """Returns a cell with a statistic of a metric over the devices."""
-
-    def cell(model):
-        found = model.summary(display.metric)
-        return found and display.number(found[key], unit)
-
-    return cell
+def _statistic(result, display: Display, key: str, unit: bool = False) -> dict:
+    """Returns the row of a statistic of a metric over the devices."""
+    found = {n: m.summary(display.metric) for n, m in result.models.items()}
+    return {n: display.number(s[key], unit) for n, s in found.items() if s}
 
 
-def _nominal(display: Display, unit: bool = False) -> Cell:
-    return lambda model: display.number(model.nominal.get(display.metric), unit)
+def _nominal(result, display: Display, unit: bool = False) -> dict[str, str]:
+    return {
+        name: display.number(model.nominal.get(display.metric), unit)
+        for name, model in result.models.items()
+    }
 
 
 def _summary(result) -> Section:
-    display, asked = Display.of(result), (result.metric, result.spec, result.mode)
+    display, metric = Display.of(result), result.metric
     tail, worst = ("p05", "min") if result.mode == "max" else ("p95", "max")
-    names = {
+    statistics = {
         "devices: mean": "mean",
         f"devices: {tail[1:].lstrip('0')}th percentile": tail,
         "devices: worst": worst,
     }
     if _device_count(result) == 1:
-        names = {"the device": "mean"}
-    rows = {
-        f"nominal {result.metric}": _nominal(display, unit=True),
-        **{name: _statistic(display, key, True) for name, key in names.items()},
-        **_yield_rows(result, f"yield at {specification(result)}"),
-    }
-    for name, scans in sweeps_of(result).items():
+        statistics = {"the device": "mean"}
+    rows = {f"nominal {metric}": _nominal(result, display, unit=True)}
+    for heading, key in statistics.items():
+        rows[heading] = _statistic(result, display, key, unit=True)
+    rows |= _yields(result, f"yield at {specification(result)}")
+    for scans in named_parts(result, "sweeps").values():
         axis = next(iter(scans.values())).axes[0]
-        rows[f"tolerance to {axis.label}"] = lambda m, name=name: (
-            name in m.sweeps and interval(m.sweeps[name], *asked)[0]
-        )
-    rows["adversarial worst case"] = _of(
-        "worst", lambda worst: display.number(worst.metrics[result.metric], unit=True)
-    )
-    for group in _groups(result):
-        rows[f"λ_max of the Hessian, {group_name(group)}"] = _of(
-            "curvature",
-            lambda parts, group=group: (
-                group in parts and number(parts[group].eigenvalues.eigenvalues[0])
-            ),
-        )
-    for name, heading in _COSTS.items():
-        rows[heading] = _of("cost", lambda cost, name=name: number(cost.total[name]))
-    table = models_table(result, "", rows)
-    kept = [row for row in table.rows if any(cell != ABSENT for cell in row[1:])]
+        rows[f"tolerance to {axis.label}"] = {
+            name: interval(result, scan)[0] for name, scan in scans.items()
+        }
+    rows["adversarial worst case"] = {
+        name: display.number(part.metrics[metric], unit=True)
+        for name, part in having(result, "worst").items()
+    }
+    for group, parts in named_parts(result, "curvature").items():
+        rows[f"λ_max of the Hessian, {group_name(group)}"] = {
+            name: number(part.eigenvalues.eigenvalues[0])
+            for name, part in parts.items()
+        }
+    for key, heading in _COSTS.items():
+        costs = having(result, "cost").items()
+        rows[heading] = {name: number(cost.total[key]) for name, cost in costs}
+    kept = {h: texts for h, texts in rows.items() if set(texts.values()) - {ABSENT}}
     return Section(
         "summary",
         "Summary",
@@ -124,28 +120,27 @@ def _summary(result) -> Section:
         "imperfection. Yield is the share of devices that keep the specification, "
         "with how many did; its interval is Wilson's. Tolerance: the interval around 0 "
         "in which the specification is kept.",
-        [Table("", table.columns, kept)],
+        [models_table(result, "", kept)],
     )
 
 
-def _displays(result, metrics) -> list[Display]:
-    """Returns how metrics are shown, that of the specification first."""
-    names = sorted(dict.fromkeys(metrics), key=lambda name: name != result.metric)
+def _displays(result, parts) -> list[Display]:
+    """Returns how the metrics of parts are shown, that of the specification first."""
+    metrics = dict.fromkeys(name for part in parts for name in part)
+    names = sorted(metrics, key=lambda name: name != result.metric)
     return [Display.of(result, name) for name in names]
 
 
-def _devices(result) -> Section | None:
-    devices = having(result, "devices")
-    if not devices:
-        return None
+def _devices(result, devices: dict) -> Section:
     tables, count = [], _device_count(result)
-    keys = ("mean", "std", "median", "p05", "p95", "min", "max")
-    for display in _displays(result, (n for v in devices.values() for n in v)):
-        rows = {"nominal": _nominal(display)}
-        for key in keys if count > 1 else ("mean",):
-            rows[key if count > 1 else "the device"] = _statistic(display, key)
-        if display.metric == result.metric and count > 1:
-            rows |= _yield_rows(result, "yield")
+    for display in _displays(result, devices.values()):
+        rows = {"nominal": _nominal(result, display)}
+        if count == 1:
+            rows["the device"] = _statistic(result, display, "mean")
+        else:
+            rows |= {key: _statistic(result, display, key) for key in _STATISTICS}
+            if display.metric == result.metric:
+                rows |= _yields(result, "yield")
         tables.append(models_table(result, display.label, rows))
     labels = next(result.models[name].labels for name in devices)
     named = [label for i, label in enumerate(labels) if label != f"device {i}"]
@@ -167,24 +162,23 @@ def _device_count(result) -> int:
     return max((len(next(iter(v.values()))) for v in devices), default=0)
 
 
-def _worst(result) -> Section | None:
-    worst = having(result, "worst")
-    if not worst:
-        return None
-    rows: dict[str, Cell] = {}
-    for key in dict.fromkeys(k for w in worst.values() for k in w.radius):
-        rows[f"radius: {key}"] = _of(
-            "worst", lambda w, key=key: number(w.radius.get(key))
-        )
-    for display in _displays(result, (n for w in worst.values() for n in w.metrics)):
-        rows[f"{display.metric}, nominal"] = _nominal(display, unit=True)
-        rows[f"{display.metric}, worst case"] = _of(
-            "worst", lambda w, d=display: d.number(w.metrics.get(d.metric), unit=True)
-        )
-    rows["starts × steps of the search"] = _of(
-        "worst", lambda w: f"{len(w.losses)} × {w.losses.shape[1] - 1}"
-    )
-    rows["samples the search looked at"] = _of("worst", lambda w: str(w.samples))
+def _worst(result, worst: dict) -> Section:
+    rows = {
+        f"radius: {key}": {n: number(w.radius.get(key)) for n, w in worst.items()}
+        for key in dict.fromkeys(key for w in worst.values() for key in w.radius)
+    }
+    for display in _displays(result, (w.metrics for w in worst.values())):
+        metric = display.metric
+        rows[f"{metric}, nominal"] = _nominal(result, display, unit=True)
+        rows[f"{metric}, worst case"] = {
+            name: display.number(part.metrics.get(metric), unit=True)
+            for name, part in worst.items()
+        }
+    rows["starts × steps of the search"] = {
+        name: f"{len(part.losses)} × {part.losses.shape[1] - 1}"
+        for name, part in worst.items()
+    }
+    rows["samples the search looked at"] = {n: str(w.samples) for n, w in worst.items()}
     return Section(
         "worst",
         "Adversarial worst case",
@@ -198,11 +192,8 @@ def _worst(result) -> Section | None:
     )
 
 
-def _sensitivity(result) -> Section | None:
-    found, display = having(result, "sensitivity"), Display.of(result)
-    if not found:
-        return None
-    tables = []
+def _sensitivity(result, found: dict) -> Section:
+    display, tables = Display.of(result), []
     for model, part in found.items():
         drops = sensitivity_drops(result, model)
         rows = [
@@ -233,31 +224,18 @@ def _sensitivity(result) -> Section | None:
     )
 
 
-def sensitivity_drops(result, model: str) -> np.ndarray:
-    """Returns (layers, kinds): how much worse than nominal a model's metric is."""
-    part, metric = result.models[model], result.metric
-    drops = part.nominal[metric] - part.sensitivity.metrics[metric]
-    return drops if result.mode == "max" else -drops
-
-
-def _curvature(result) -> Section | None:
+def _curvature(result, groups: dict[str, dict]) -> Section:
     tables = []
     last = ("λ_min", "trace", "loss", "variables")
-    for group in _groups(result):
-        columns = {
-            label: _curvature_cells(parts[group])
-            for label, parts in having(result, "curvature").items()
-            if group in parts
+    for group, parts in groups.items():
+        columns = {name: _curvature_cells(part) for name, part in parts.items()}
+        found = dict.fromkeys(n for cells in columns.values() for n in cells)
+        headings = [n for n in found if n not in last] + [n for n in last if n in found]
+        rows = {
+            heading: {n: c[heading] for n, c in columns.items() if heading in c}
+            for heading in headings
         }
-        names = dict.fromkeys(name for cells in columns.values() for name in cells)
-        names = [n for n in names if n not in last] + [n for n in last if n in names]
-        rows = [
-            (n, *(columns.get(label, {}).get(n, ABSENT) for label in result.models))
-            for n in names
-        ]
-        tables.append(Table(group_name(group), ("", *result.models), rows))
-    if not tables:
-        return None
+        tables.append(models_table(result, group_name(group), rows))
     return Section(
         "curvature",
         "Curvature of the loss",
@@ -267,11 +245,6 @@ def _curvature(result) -> Section | None:
         "standard error. Their sizes depend on the units of the variables.",
         tables,
     )
-
-
-def _groups(result) -> dict[str, None]:
-    """Returns the groups of variables whose curvature any model has."""
-    return dict.fromkeys(g for m in result.models.values() for g in m.curvature)
 
 
 def _curvature_cells(part) -> dict[str, str]:
@@ -291,22 +264,20 @@ def _curvature_cells(part) -> dict[str, str]:
     return {**cells, "loss": number(found.loss), "variables": str(found.parameters)}
 
 
-def _landscape(result) -> Section | None:
-    if not having(result, "landscape"):
-        return None
+def _landscape(result, found: dict) -> Section:
+    parts = found.items()
 
     def reach(part):
         spans = [part.alphas] + ([] if part.betas is None else [part.betas])
         return " × ".join(f"[{number(a[0])}, {number(a[-1])}]" for a in spans)
 
-    texts = {
-        "directions": lambda part: part.directions,
-        "range along them": reach,
-        "loss at the centre": lambda part: number(part.center),
-        "mean rise to the edge": lambda part: number(part.rise),
-        "largest loss": lambda part: number(np.nanmax(part.loss)),
+    rows = {
+        "directions": {name: part.directions for name, part in parts},
+        "range along them": {name: reach(part) for name, part in parts},
+        "loss at the centre": {name: number(part.center) for name, part in parts},
+        "mean rise to the edge": {name: number(part.rise) for name, part in parts},
+        "largest loss": {n: number(np.nanmax(part.loss)) for n, part in parts},
     }
-    rows = {name: _of("landscape", text) for name, text in texts.items()}
     return Section(
         "landscape",
         "Loss landscape",
@@ -317,10 +288,8 @@ def _landscape(result) -> Section | None:
     )
 
 
-def _transfer(result) -> Section | None:
-    part, display = result.transfer, Display.of(result)
-    if part is None:
-        return None
+def _transfer(result, part) -> Section:
+    display = Display.of(result)
     rows = [
         (model, *map(display.number, row))
         for model, row in zip(part.models, part.metrics[result.metric], strict=True)
@@ -337,10 +306,7 @@ def _transfer(result) -> Section | None:
     )
 
 
-def _light(result) -> Section | None:
-    paths = having(result, "light")
-    if not paths:
-        return None
+def _light(result, paths: dict) -> Section:
     tables = [
         Table(
             model,
@@ -359,6 +325,6 @@ def _light(result) -> Section | None:
     )
 
 
-def _setting(result) -> Section | None:
-    lines = {str(key): words(value) for key, value in result.setting.items()}
-    return Section("setting", "How it was made", "", lines=lines) if lines else None
+def _setting(setting: dict) -> Section:
+    lines = {str(key): words(value) for key, value in setting.items()}
+    return Section("setting", "How it was made", "", lines=lines)

@@ -2,7 +2,6 @@
 
 import io
 
-from keras_pnn.robustness.report.conclusion import conclusion
 from keras_pnn.robustness.report.sections import sections
 
 _WIDTH = 100
@@ -29,7 +28,7 @@ def text(result, short: bool = False) -> str:
         markup=False,
         emoji=False,
     )
-    for section in [conclusion(result), *sections(result)][: 2 if short else None]:
+    for section in sections(result)[: 2 if short else None]:
         console.rule(Text(section.title), characters="━", align="left")
         for paragraph in filter(None, (*section.text, section.meaning)):
             console.print(Padding(Text(paragraph), (0, 0, 0, 2)))

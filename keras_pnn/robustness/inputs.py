@@ -164,10 +164,14 @@ def shapes(part) -> str:
 
 def brief(error: Exception) -> str:
     """Returns what an error of Keras or TensorFlow says, without its traces."""
-    lines = [line.strip() for line in str(error).splitlines()]
+    # Keras writes the cause in bold, on a line below the layer that it came from.
+    text = re.sub(r"\x1b\[\d*m", "", str(error))
+    lines = [line.strip() for line in text.splitlines()]
     noise = ("File ", "Detected at ", "Graph execution error", "in user code", "[[")
     plain = [line for line in lines if line and not line.startswith(noise)]
     # Traces of a user's code end with the error itself.
     named = [line for line in plain if re.match(r"\w+(Error|Exception): ", line)]
-    said = named[-1] if named else plain[0] if plain else type(error).__name__
+    layer = plain and plain[0].startswith("Exception encountered")
+    said = named[-1] if named else " ".join(plain[: 2 if layer else 1])
+    said = said or type(error).__name__
     return textwrap.shorten(said, 240, placeholder=" …")

@@ -129,6 +129,23 @@ def test_the_error_of_a_loss_is_shown_without_its_traces(network, prepared):
     assert len(str(error.value)) < 400 and "File" not in str(error.value)
 
 
+def test_the_error_of_a_layer_is_shown_with_its_reason(network, prepared):
+    class Refusing(keras.layers.Layer):
+        refuses = False
+
+        def call(self, inputs):
+            if self.refuses:
+                raise ValueError("no light")
+            return inputs
+
+    layer = Refusing()
+    model = keras.Sequential([network(), layer])
+    model.compile("sgd", CROSS_ENTROPY, metrics=["accuracy"])
+    layer.refuses = True
+    with pytest.raises(ValueError, match=r"calling Refusing\.call\(\)\. no light$"):
+        prepared(model)
+
+
 def test_devices_of_another_architecture(model, network, prepared):
     devices = VARIATION.sample(model, 1)
     with pytest.raises(ValueError, match="architecture"):

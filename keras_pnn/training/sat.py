@@ -22,8 +22,6 @@ from keras_pnn.training.gradients.base import (
     Evaluation,
     GradientSource,
     ModelGradient,
-    mixed,
-    overflowed,
     summed,
 )
 from keras_pnn.training.trainer import Trainer
@@ -235,12 +233,13 @@ class SATModel(Trainer):
         self._check_movable(adversary)
 
         # (Θ, θ0), and what eqs. 3 and 5 need of the gradient there.
-        drawn = Overrides()
+        ramp, drawn = 1.0, Overrides()
+        if self.warmup:
+            ramp = tf.minimum(tf.cast(iteration, "float32") / self.warmup, 1.0)
         if self.variation is not None:
             # Never a device of `Variation.sample`, on which networks are tested.
-            drawn = self._drawn(folded(seed, "training"))
+            drawn = self._drawn(folded(seed, "training"), ramp)
         present = drawn.reading(self.model.variables)
-        ramp = self._ramp() if self.warmup else 1.0
         step = ascents.Step(self, iteration, seed, ramp, bool(adversary))
         ascent = self._ascent.at(step)
         batch = ascent.prepared(batch, present)
@@ -264,8 +263,7 @@ class SATModel(Trainer):
                 worst,
                 first,
             )
-            combined = self._combined(ascent, gradients, second.gradients)
-            gradients = mixed(combined, gradients, self.clean_fraction)
+            gradients = self._combined(ascent, gradients, second.gradients)
         with tf.control_dependencies(bench.measurements(self, first, second)):
             self._commit(first, drawn)
             self.count(first.asked + ascent.asked)
@@ -294,12 +292,7 @@ class SATModel(Trainer):
             controls = select_variables(self.model, self.perturb, "perturb")
         return controls, Adversary(self.model, self.adversarial, controls)
 
-    def _ramp(self):
-        """The share of ascent and noise in this step, in float32."""
-        step = tf.cast(tf.convert_to_tensor(self.optimizer.iterations), "float32")
-        return tf.minimum(step / self.warmup, 1.0)
-
-    def _drawn(self, seed) -> Overrides:
+    def _drawn(self, seed, ramp) -> Overrides:
         """The device of this step, added to what the variables are."""
         if self.jit_compile and self.variation.without_quantile:
             raise ValueError(
@@ -311,7 +304,6 @@ class SATModel(Trainer):
         if not self.warmup:
             return Overrides(self.variation.values(self.model, seed))
         drawn = self.variation.deviations(self.model, seed)
-        ramp = self._ramp()
         return Overrides((q.variable, q.added(q.scaled(d, ramp))) for q, d in drawn)
 
     def _check_movable(self, adversary: Adversary) -> None:
@@ -353,13 +345,20 @@ class SATModel(Trainer):
 
     def _combined(self, ascent, first: list, second: list) -> list:
         """The gradients of a step, from those of both passes."""
-        if not ascent.combines:
-            return second
-
-        # Added over replicas, as norms are not sums over them; Keras adds again.
-        gradients = ascent.combined(summed(first), summed(second))
-        replicas = self.distribute_strategy.num_replicas_in_sync
-        return [None if g is None else g / replicas for g in gradients]
+        gradients, share = second, self.clean_fraction
+        if ascent.combines:
+            # Added over replicas, as norms are not sums over them; Keras adds again.
+            combined = ascent.combined(summed(first), summed(second))
+            replicas = self.distribute_strategy.num_replicas_in_sync
+            gradients = [None if g is None else g / replicas for g in combined]
+        if not share:
+            return gradients
+        return [
+            None
+            if g is None
+            else (1 - share) * tf.convert_to_tensor(g) + share * tf.convert_to_tensor(o)
+            for g, o in zip(gradients, first, strict=True)
+        ]
 
     def _apply(self, batch, first: Evaluation, second: Evaluation, gradients, ascent):
         """Steps the optimizer, the metrics and the ascent; returns the logs."""
@@ -370,22 +369,23 @@ class SATModel(Trainer):
             self.classes = units and max(units, 2)
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         # A step that overflowed is no step: its second pass may be anywhere.
-        skipped = overflowed(self.optimizer, gradients)
+        skipped = tf.constant(False)
+        if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            dense = [tf.convert_to_tensor(g) for g in gradients if g is not None]
+            finite = [tf.reduce_all(tf.math.is_finite(tf.abs(g))) for g in dense]
+            skipped = tf.logical_not(tf.reduce_all(finite))
         added = ascent.added(batch, first.y_pred)
         loss = first.loss
         if added is not None:
             loss -= tf.cast(added, loss.dtype)
         rise = second.loss - loss
         left_out = skipped | tf.logical_not(ascent.measured)
-        for metric, value, weight in (
-            (_keras.loss_tracker(self), loss, batch.size),
-            (
-                self._sharpness,
-                tf.where(left_out, tf.zeros_like(rise), rise),
-                tf.where(left_out, 0, batch.size),
-            ),
-        ):
-            metric.update_state(value * replicas, sample_weight=weight)
+        tracker, size = _keras.loss_tracker(self), batch.size
+        tracker.update_state(loss * replicas, sample_weight=size)
+        self._sharpness.update_state(
+            tf.where(left_out, tf.zeros_like(rise), rise) * replicas,
+            sample_weight=tf.where(left_out, 0, size),
+        )
         if pairs := list(zip(gradients, self.trainable_variables, strict=True)):
             self.optimizer.apply_gradients(pairs)
         else:

@@ -5,14 +5,13 @@ import tensorflow as tf
 
 from keras_pnn import _checks, _keras
 from keras_pnn._signatures import passing_on
-from keras_pnn.layers.context import measure, substituting, valued
+from keras_pnn.layers.context import substituting, valued
 from keras_pnn.layers.lookup import physical_layers
 from keras_pnn.training.dat.error_networks import ErrorMatrix, ErrorNetwork
 from keras_pnn.training.gradients.base import (
     Evaluation,
     GradientSource,
-    check_measured,
-    loss_of,
+    read_out,
     sample_size,
     times_samples,
 )
@@ -34,15 +33,18 @@ class ErrorModels:
         self.kind = kind
         self.optimizer = optimizer
         self.zero = zero
-        self.layers: list = []
-        self.networks: list[ErrorNetwork | ErrorMatrix] = []
+        self._of: dict[int, ErrorNetwork | ErrorMatrix] = {}
+
+    @property
+    def networks(self) -> list[ErrorNetwork | ErrorMatrix]:
+        """The networks in the order of the layers, none before `build`."""
+        return list(self._of.values())
 
     def build(self, model: keras.Model) -> None:
         """Makes a network for each physical layer of a built model, once."""
         layers = physical_layers(model)
         if self.networks or not all(layer.built for layer in layers):
             return
-        self.layers = layers
         for index, layer in enumerate(layers):
             shape = layer.compute_output_shape(layer.get_build_config()["input_shape"])
             own = {"name": f"error_{index}", "dtype": layer.dtype_policy}
@@ -51,7 +53,7 @@ class ErrorModels:
             else:
                 network = ErrorNetwork(self.kind, self.zero, **own)
             network.build((None, sample_size(shape, "DATModel")))
-            self.networks.append(network)
+            self._of[id(layer)] = network
         self.optimizer.build(self.trainable)
 
     @property
@@ -67,8 +69,7 @@ class ErrorModels:
 
     def of(self, layer) -> ErrorNetwork | ErrorMatrix:
         """Returns the network of a physical layer."""
-        pairs = zip(self.layers, self.networks, strict=True)
-        return next(network for own, network in pairs if own is layer)
+        return self._of[id(layer)]
 
     def corrected(self, layer, modelled, training: bool) -> tf.Tensor:
         """Returns y + S(y), the layer's outputs with the errors that S predicts.
@@ -120,10 +121,12 @@ class DualAdaptive(GradientSource):
         learning = self.learning and index == 0
         theirs = self.errors.trainable if learning else []
         watched, overrides = overrides.watch([*wrt, *theirs])
+        asked: list = []
+        misfits: list = []
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             tape.watch(watched)
-            loss, y_pred, scope, misfits, asked = self._fusing(
-                trainer, batch, overrides, learning
+            loss, y_pred, scope = self._fusing(
+                trainer, batch, overrides, asked, learning, misfits
             )
             scaled = trainer.optimizer.scale_loss(loss)
             if self.compare == "outputs" and index == 0:
@@ -149,27 +152,21 @@ class DualAdaptive(GradientSource):
             self.error_loss.update_state(mean)
 
         count = times_samples(len(asked), batch)
-        return Evaluation(loss, wrt, gradients, y_pred, scope, overrides, count, commit)
+        return Evaluation(loss, wrt, gradients, y_pred, scope, count, commit)
 
-    def forward(self, trainer, batch, overrides, asked=None, join=None):
-        loss, y_pred, scope, _, seen = self._fusing(trainer, batch, overrides, False)
-        if asked is not None:
-            asked += seen
-        return loss, y_pred, scope
+    def forward(self, trainer, batch, overrides, asked, join=None):
+        return self._fusing(trainer, batch, overrides, asked, False, [])
 
-    @property
-    def _fusing(self):
-        return self._inside if self.internal_states else self._outside
+    def _fusing(self, trainer, batch, overrides, asked, learning, misfits):
+        """A pass whose states, or whose outputs alone, are fused with measured ones."""
+        if not self.internal_states:
+            correcting = self._correcting(learning, asked) if self.correcting else None
+            through = substituting(correcting)
+            return read_out(
+                self, trainer, batch, overrides, asked, self._fused, through
+            )
 
-    def _inside(self, trainer, batch, overrides, learning):
-        """Each layer's state is fused with what was measured there."""
-        asked, misfits = [], []
-
-        def substitute(layer, inputs, controls, modelled):
-            measured = measure(self.device, layer, inputs, controls, modelled)
-            if measured is None:
-                return modelled
-            asked.append(layer)
+        def join(layer, inputs, controls, measured, modelled):
             predicted = modelled
             if self.correcting or self.compare == "states":
                 predicted = self.errors.corrected(layer, modelled, training=learning)
@@ -180,31 +177,7 @@ class DualAdaptive(GradientSource):
                 predicted = modelled
             return valued(self._fused(measured, predicted), predicted)
 
-        self._attach(trainer)
-        scope = overrides.scope(trainer)
-        with scope, substituting(substitute):
-            y_pred = trainer(batch[0], training=True)
-            loss = loss_of(trainer, batch, y_pred)
-        check_measured(asked)
-        return loss, y_pred, scope, misfits, asked
-
-    def _outside(self, trainer, batch, overrides, learning):
-        """Only the outputs of the whole network are fused with what was measured."""
-        asked: list = []
-        seen = overrides.scope(trainer)
-        with seen, self.measuring(trainer, asked):
-            measured = trainer(batch[0], training=True)
-        scope = overrides.scope(trainer)
-        correcting = self._correcting(learning, asked) if self.correcting else None
-        with scope, substituting(correcting):
-            predicted = trainer(batch[0], training=True)
-            fused = keras.tree.map_structure(self._fused, measured, predicted)
-            y_pred = keras.tree.map_structure(valued, fused, predicted)
-            loss = loss_of(trainer, batch, y_pred)
-        # Statistics and states are those of the measured pass.
-        for update in seen.updates():
-            scope.add_update(update)
-        return loss, y_pred, scope, [], asked
+        return super().forward(trainer, batch, overrides, asked, join)
 
     def _compared(self, trainer, batch, overrides, learning, measured, scope, asked):
         """What is left between the outputs with S and those that were measured."""

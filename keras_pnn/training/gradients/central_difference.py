@@ -5,11 +5,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks
+from keras_pnn.training.gradients.base import Configured
 from keras_pnn.training.gradients.differences import LossGradient
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class CentralDifference(LossGradient):
+class CentralDifference(Configured, LossGradient):
     """Differentiates each control by a central difference of the loss.
 
     ∂L/∂c ≈ (L(c + s) − L(c − s)) / (2 s) for one control after the other, with an error
@@ -40,9 +41,6 @@ class CentralDifference(LossGradient):
 
     def __init__(self, step: float = 0.01):
         self.step = _checks.real("step", step, above=0)
-
-    def get_config(self) -> dict:
-        return {"step": self.step}
 
     def slopes(self, losses, wrt, index):
         return [self._of(losses, v) for v in wrt], lambda: None

@@ -40,30 +40,26 @@ class SATModel(Trainer):
     Eq. 5 applies to the imperfections that `adversarial` names; θ itself is never
     assigned. Each θ has its own radius r: under one norm for all, the one with the
     largest unit would move alone. Finite differences add `sat.extra_passes` forward
-    passes to each step, all through the model, since the imperfections of a device on
-    the bench cannot be set.
+    passes to each step, all through the model.
 
     Metrics, statistics of batch normalisation, the states of RNNs and the reported loss
     are those of the first pass; all passes begin with the same states and draw the same
-    dropout masks and noise, so that ρ = 0 is plain training to the last bit (under XLA,
-    which orders sums as it likes, to rounding).
-    With a device, `measurements` is logged too, see there.
+    dropout masks and noise, so that ρ = 0 is plain training to the last bit (under XLA
+    to rounding). With a device, `measurements` is logged too.
     `sharpness`, the mean of L(Θ + ΔΘ, θ_adv) − L(Θ, θ0) or what the ascent takes for
-    it, is logged with the loss. It leaves out steps that the optimizer skips under
-    `mixed_float16` because gradients overflow, since their ΔΘ comes from those
-    gradients. The loss and the metrics include these steps, as in plain Keras, since
-    their first pass is valid.
+    it, is logged with the loss. It leaves out steps whose gradients overflow under
+    `mixed_float16`, which the optimizer skips. The loss and the metrics include them,
+    as in plain Keras, since their first pass is valid.
 
-    ρ is part of the saved state, as a learning rate is, and so is what an ascent
-    remembers: resuming a run and `sat.load_weights` restore the saved ρ, whatever
-    `rho` was given. To change it, set `sat.rho` afterwards, or load the weights alone
-    with `sat.model.load_weights`.
+    ρ and what an ascent remembers are part of the saved state: resuming a run and
+    `sat.load_weights` restore the saved ρ, whatever `rho` was given. To change it, set
+    `sat.rho` afterwards, or load the weights alone with `sat.model.load_weights`.
 
     `evaluate`, `predict` and saving are those of the wrapped model, `sat.model`. With a
-    device, validation in `fit` runs on the device, and the digital model's figures are
-    logged too, as `val_model_loss` and so on. `evaluate` is digital unless a device is
-    installed, `save` saves the digital model, and eigenvalues of the Hessian are the
-    digital model's, since a measurement has no second derivative.
+    device, validation in `fit` runs on the device, with the digital model's figures
+    beside it (`val_model_loss` and so on); `evaluate` is digital unless a device is
+    installed, `save` saves the digital model, and eigenvalues of the Hessian are its
+    own, since a measurement has no second derivative.
 
     A `fit` warns once if the loss is NaN, or an accuracy among its metrics stays at
     chance. The model's own `compute_loss` and metrics are used, as in plain training.
@@ -97,9 +93,9 @@ class SATModel(Trainer):
             deviations of a `SimulatedDevice`; with a device on the bench they are an
             error.
         warmup: steps of the optimizer in which the ascent's ΔΘ or its term of the loss,
-            and the deviations of `variation`, grow linearly from 0 to full size; 0 for
-            none. An untrained network may not learn on devices that differ much.
-            Controls are stuck from the first step on.
+            and the deviations of `variation`, grow linearly from 0 to full size, for an
+            untrained network may not learn on devices that differ much. Controls are
+            stuck from the first step on. 0 for none.
         clean_fraction: a in [0, 1]: the optimizer steps with (1 − a) times the
             gradient of the second pass plus a times that of the first. With a large
             adversarial radius and a = 0, a network can forget the nominal case.
@@ -110,13 +106,13 @@ class SATModel(Trainer):
             imperfect mesh `pnn.training.DeviceGradient("output")`, see there.
 
     Raises:
-        ValueError: If `model` overrides a step that would not be called; `rho` is
-            negative; both `rho` and an ascent object are given, or the name of one
-            without a radius; an ascent with a memory has a model already; `perturb` is
-            given with an ascent that moves nothing, or selects nothing, as `"controls"`
-            in a model without physical layers;
-            `clean_fraction` is outside [0, 1], or above 0 without a second pass;
-            `warmup` is no integer ≥ 0, or has nothing to act on;
+        ValueError: If `model` overrides a step that would not be called, or is wrapped
+            in the scope of a `MultiWorkerMirroredStrategy`; `rho` is negative; both
+            `rho` and an ascent object are given, or the name of one without a radius;
+            an ascent with a memory has a model already; `perturb` is given with an
+            ascent that moves nothing, or selects nothing, as `"controls"` in a model
+            without physical layers; `clean_fraction` is outside [0, 1], or above 0
+            without a second pass; `warmup` is no integer ≥ 0, or has nothing to act on;
             `seed` is not a 32-bit integer; or `adversarial` names what the model does
             not have, one variable twice, or one that `perturb` moves.
 

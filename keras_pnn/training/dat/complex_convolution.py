@@ -31,11 +31,6 @@ def complex_kernel(parts: tf.Tensor) -> tf.Tensor:
     return tf.concat([tf.concat([a, b], -1), tf.concat([-b, a], -1)], -2)
 
 
-def convolved_side(size: int, strides: int, transpose: bool) -> int:
-    """Returns the height or width of the outputs."""
-    return size * strides if transpose else math.ceil(size / strides)
-
-
 def convolve(images, kernels, strides: int, transpose: bool) -> tf.Tensor:
     """Convolves the images of each network with its own kernel, from `complex_kernel`.
 
@@ -50,7 +45,8 @@ def convolve(images, kernels, strides: int, transpose: bool) -> tf.Tensor:
     """
     networks, channels, filters = (kernels.shape[i] for i in (0, 3, 4))
     height, width = images.shape[2:4]
-    rows, columns = (convolved_side(n, strides, transpose) for n in (height, width))
+    factor = strides if transpose else 1 / strides
+    rows, columns = (math.ceil(n * factor) for n in (height, width))
     if max(width, columns) <= _DENSE_WIDTH:
         kernels = _dense(kernels, width, strides, transpose)
         width, channels = 1, width * channels
@@ -79,15 +75,10 @@ def _convolve(images, kernel, strides: int, transpose: bool) -> tf.Tensor:
 
 
 def _dense(kernels, width: int, strides: int, transpose: bool) -> tf.Tensor:
-    """Kernels with their second axis written out as a matrix.
+    """Kernels for images of width 1, whose channels are those of `width` pixels.
 
-    Args:
-        kernels: (networks, height, taps, channels, filters).
-        width: of the images.
-
-    Returns:
-        (networks, height, 1, width · channels, width' · filters), for images of width 1
-        whose channels are those of a whole row of pixels.
+    Of kernels (networks, height, taps, channels, filters) they are
+    (networks, height, 1, width · channels, width' · filters).
     """
     networks, height, taps, channels, filters = kernels.shape
     place = _placement(width, taps, strides, transpose)
@@ -102,11 +93,7 @@ def _dense(kernels, width: int, strides: int, transpose: bool) -> tf.Tensor:
 
 
 def _placement(size: int, taps: int, strides: int, transpose: bool) -> np.ndarray:
-    """Which tap of a kernel leads from which input to which output, along one axis.
-
-    Returns:
-        (inputs, outputs, taps), of 0 and 1.
-    """
+    """Which tap leads from which input to which output, along one axis, as 0 and 1."""
     if transpose:
         return _placement(size * strides, taps, strides, False).transpose(1, 0, 2)
     outputs = math.ceil(size / strides)

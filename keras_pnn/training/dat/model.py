@@ -1,5 +1,7 @@
 """Learn a model of the device's errors beside the network: dual adaptive training."""
 
+import dataclasses
+
 import keras
 import tensorflow as tf
 
@@ -21,12 +23,8 @@ from keras_pnn.training.sat import SATModel
 class ErrorModels:
     """One error network for each physical layer, and the optimizer of all of them.
 
-    Kept out of Keras' tracking: the network's optimizer must not step them.
-
-    Args:
-        kind: how many U-Nets each network adds up, or `"linear"`.
-        optimizer: a Keras optimizer.
-        zero: whether S is 0 at first.
+    Kept out of Keras' tracking: the network's optimizer must not step them. `kind` is
+    how many U-Nets each network adds up, or `"linear"`; S is 0 at first if `zero`.
     """
 
     def __init__(self, kind: int | str, optimizer, zero: bool):
@@ -86,6 +84,7 @@ class ErrorModels:
         return corrected
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class DualAdaptive(GradientSource):
     """Values of the device; derivatives of the model with its errors, which S predicts.
 
@@ -96,25 +95,20 @@ class DualAdaptive(GradientSource):
         compare: what S learns to predict, `"outputs"` of the network or `"states"`
             of its physical layers.
         correcting: whether derivatives go through S, at present.
+        learning: whether S learns, at present.
     """
 
-    needs_device = True
+    errors: ErrorModels | None
+    internal_states: bool
+    fields: bool
+    compare: str
+    correcting: bool
+    learning: bool = True
+    error_loss: keras.metrics.Metric = dataclasses.field(
+        default_factory=lambda: keras.metrics.Mean(name="error_loss")
+    )
 
-    def __init__(
-        self,
-        errors: ErrorModels | None,
-        internal_states: bool,
-        fields: bool,
-        compare: str,
-        correcting: bool,
-    ):
-        self.errors = errors
-        self.internal_states = internal_states
-        self.fields = fields
-        self.compare = compare
-        self.correcting = correcting
-        self.learning = True
-        self.error_loss = keras.metrics.Mean(name="error_loss")
+    needs_device = True
 
     def __call__(self, trainer, batch, overrides, wrt, index=0) -> Evaluation:
         # A second pass goes through the errors as they are known, and teaches none.
@@ -240,10 +234,9 @@ class DATModel(SATModel):
     4. the network takes a step along the gradient through the model and S.
 
     By default S is used from the first step, at which it is 0, and goes on learning, as
-    in the first reference. With `correct_from` it learns alone at first: in the epochs
-    before, steps 3 and 4 leave S out. After `error_epochs` it is fixed. S fits the
-    device near the network at which it learned: one that is fixed no longer fits when
-    the network has moved, and one that goes on learning keeps up with small steps.
+    in the first reference. In the epochs before `correct_from` steps 3 and 4 leave S
+    out, and after `error_epochs` it is fixed. S fits the device near the network at
+    which it learned: one that goes on learning keeps up with small steps of it.
 
     Where S is linear and fits all fields, digital layers in front of linear optics have
     the derivative of the device; U-Nets that predict the same outputs may have another.
@@ -261,12 +254,11 @@ class DATModel(SATModel):
             then y times a matrix that is learned. It is of n × n complex numbers for
             n outputs of a layer: take U-Nets for thousands of them.
         internal_states: whether the states between layers are measured. If not, only
-            the network's outputs are compared and fused; the whole device then runs
-            in a pass of its own.
+            the network's outputs are compared and fused, of a pass of their own.
         fields: whether the device measures complex fields. If not, only amplitudes
             are compared and fused, as from photodiodes or a camera.
-        error_epochs: number of epochs, as `fit` counts them, in which S learns, and
-            after which it is fixed. Default: all.
+        error_epochs: number of epochs, as `fit` counts them, in which S learns.
+            Default: all.
         error_optimizer: Keras optimizer of the error networks, default Adam with a
             rate of 0.001.
         compare: `"outputs"` or `"states"`. The phases of the states of an imperfect

@@ -283,6 +283,13 @@ def read_out(
     return loss, y_pred, seen
 
 
+def wide(value: tf.Tensor) -> tf.Tensor:
+    """Returns a tensor in float32 or complex64 at least."""
+    if value.dtype.is_complex or value.dtype.size >= 4:
+        return value
+    return tf.cast(value, "float32")
+
+
 def times_samples(settings: int, batch) -> tf.Tensor:
     """Returns a number of settings times the samples of a batch."""
     return settings * tf.cast(Batch(batch).size, "int64")

@@ -71,15 +71,8 @@ class LossGradient(ModelGradient):
 class Losses:
     """Measures losses of one batch one after the other, in one order.
 
-    Args:
-        source, trainer, batch, overrides: as in `GradientSource.__call__`.
-        last: what must have been measured before.
-
-    Attributes:
-        iteration: the optimizer's step count.
-        seed: two integers, of the trainer and of the step.
-        value: variable → its present value.
-        count: how many losses were measured.
+    The first comes after `last`. `value` gives the present value of a variable, `seed`
+    is that of the trainer and of the step, and `count` how many losses were measured.
     """
 
     def __init__(self, source, trainer, batch, overrides: Overrides, last: tf.Tensor):

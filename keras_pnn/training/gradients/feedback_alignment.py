@@ -15,8 +15,8 @@ from keras_pnn.training.gradients.base import (
     ModelGradient,
     sample_size,
     times_samples,
+    wide,
 )
-from keras_pnn.training.gradients.measured import wide
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")

@@ -106,13 +106,6 @@ def of_set_phases(layer: MZIMesh, slopes: dict) -> dict:
     return {**slopes, "theta": both[0], "phi": both[1]}
 
 
-def wide(value: tf.Tensor) -> tf.Tensor:
-    """Returns a tensor in float32 or complex64 at least."""
-    if value.dtype.is_complex or value.dtype.size >= 4:
-        return value
-    return tf.cast(value, "float32")
-
-
 def refuse(source, layer, expected: str, received: str) -> ValueError:
     """Returns the error for a layer that a source cannot differentiate."""
     return ValueError(

@@ -12,13 +12,8 @@ from keras_pnn.layers.context import measure
 from keras_pnn.layers.fields import detected
 from keras_pnn.layers.limits import DAC
 from keras_pnn.layers.ring_layer import RingLayer
-from keras_pnn.training.gradients.base import Configured
-from keras_pnn.training.gradients.measured import (
-    LayerGradient,
-    of_set_phases,
-    refuse,
-    wide,
-)
+from keras_pnn.training.gradients.base import Configured, wide
+from keras_pnn.training.gradients.measured import LayerGradient, of_set_phases, refuse
 
 # Shifts and the factors of their differences.
 _OF_PHASE = ((math.pi / 2, 1 / 2),)

@@ -171,14 +171,13 @@ class Adversary:
     def moved(
         self, present: Overrides, loss: Callable, origin, gradient: Callable, seed
     ) -> Overrides:
-        """Returns the imperfections at θ_adv.
+        """Returns the imperfections at θ_adv; draws are a pure function of the seed.
 
         Args:
             present: the values that the first pass saw, θ0 among them.
             loss: `Overrides` → the loss with them in place of θ0.
             origin: the loss at θ0, or `None` to take it from `loss` if need be.
             gradient: variable → dL/dθ of the first pass, for `differentiated`.
-            seed: two integers, a tensor; draws are a pure function of it.
         """
         if origin is None and self.needs_origin:
             origin = loss(Overrides())

@@ -29,7 +29,7 @@ class AdversaryRule(Brief):
     def move(self, gradient, radius):
         """Returns θ_adv − θ0 = r ⊙ (r ⊙ g) / ‖r ⊙ g‖₂, or r ⊙ g unnormalised.
 
-        It is zero if all of r ⊙ g is. Tensors g = dL/dθ and r are of one shape and dtype.
+        It is zero if all of r ⊙ g is, with tensors g = dL/dθ and r of one shape.
         """
         scaled = radius * gradient
         if not self.normalize:

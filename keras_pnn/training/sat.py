@@ -93,9 +93,9 @@ class SATModel(Trainer):
             deviations of a `SimulatedDevice`; with a device on the bench they are an
             error.
         warmup: steps of the optimizer in which the ascent's ΔΘ or its term of the loss,
-            and the deviations of `variation`, grow linearly from 0 to full size, for an
-            untrained network may not learn on devices that differ much. Controls are
-            stuck from the first step on. 0 for none.
+            and the deviations of `variation`, grow linearly from 0 to full size; 0 for
+            none. An untrained network may not learn on devices that differ much.
+            Controls are stuck from the first step on.
         clean_fraction: a in [0, 1]: the optimizer steps with (1 − a) times the
             gradient of the second pass plus a times that of the first. With a large
             adversarial radius and a = 0, a network can forget the nominal case.
@@ -261,7 +261,11 @@ class SATModel(Trainer):
             )
             gradients = self._combined(ascent, gradients, second.gradients)
         with tf.control_dependencies(bench.measurements(self, first, second)):
-            self._commit(first, drawn)
+            # Statistics, states of all kinds and metrics are those of the first pass.
+            first.scope.check_unassigned(drawn, "`variation`")
+            for variable, value in first.scope.updates():
+                variable.assign(value)
+            first.commit()
             self.count(first.asked + ascent.asked)
             if second is not first:
                 second.commit()

@@ -10,11 +10,10 @@ from keras_pnn import _checks, _keras
 from keras_pnn._display import brief
 from keras_pnn._signatures import like
 from keras_pnn.datasets import Batches
-from keras_pnn.layers.context import Overrides, substituting
+from keras_pnn.layers.context import substituting
 from keras_pnn.layers.fields import check_fields
 from keras_pnn.training import bench
 from keras_pnn.training.batch_order import BatchOrder
-from keras_pnn.training.gradients.base import Evaluation
 from keras_pnn.training.resume import check_order
 from keras_pnn.training.validation import test_both, validating
 
@@ -301,17 +300,6 @@ class Trainer(keras.Model):
             check_fields(self)
         # A source need not call it.
         self.built = True
-
-    def _commit(self, evaluation: Evaluation, drawn: Overrides) -> None:
-        """Stores what a pass assigned: statistics, states of all kinds, metrics.
-
-        Raises:
-            ValueError: If a layer has assigned what was drawn for this step.
-        """
-        evaluation.scope.check_unassigned(drawn, "`variation`")
-        for variable, value in evaluation.scope.updates():
-            variable.assign(value)
-        evaluation.commit()
 
     def _own_states(self) -> dict[str, keras.Variable]:
         """What an interrupted run needs to go on, and Keras does not save."""

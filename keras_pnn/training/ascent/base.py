@@ -115,14 +115,9 @@ class Ascent(Configured):
         return {v.name: v for v in self.kept}
 
     def build(self, trainer, moved: list[keras.Variable], x=None) -> None:
-        """Makes the states for a built model, once, and anew for other variables.
+        """Makes the states for a built model, `moved` variables and inputs `x`, once.
 
-        They are others where layers were frozen since, or not any more.
-
-        Args:
-            trainer: the model that trains.
-            moved: the variables that the ascent moves.
-            x: the inputs of a batch, where they are known.
+        They are made anew where layers were frozen since, or not any more.
         """
         variables = self.remembered(trainer, moved) if self.memory else []
         if list(map(id, self._known)) != list(map(id, variables)):
@@ -187,10 +182,9 @@ class Ascent(Configured):
         return evaluate(batch, worst())
 
     def combined(self, first: list, second: list) -> list:
-        """Returns the gradients of the step, if it `combines` those of both passes.
+        """Returns the gradients of the step, where it `combines` those of both passes.
 
-        They are by all trainable variables, dense and added over replicas; `None` where
-        there is none.
+        All are dense, by all trainable variables and added over replicas, or `None`.
         """
         raise NotImplementedError
 

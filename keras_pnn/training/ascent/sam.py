@@ -90,11 +90,8 @@ class SAM(Ascent):
     def __call__(self, values: list, gradients: list, iteration) -> list:
         """Returns ΔΘ, a step for each variable in its dtype; zero for zero gradients.
 
-        Args:
-            values: the variables' present values, tensors.
-            gradients: ∂L/∂Θ, dense tensors, times any common factor; `None` where the
-                loss does not depend on a variable.
-            iteration: the optimizer's step count.
+        `values` are those of the variables, and `gradients` ∂L/∂Θ, dense and times any
+        common factor; `None` where the loss does not depend on a variable.
         """
         scales = [self.scale(wide(v)) for v in values]
         scaled = [

@@ -14,15 +14,9 @@ def complex_kernel(parts: tf.Tensor) -> tf.Tensor:
     """Returns real kernels that act on real and imaginary channels as A + iB do.
 
     With inputs x + iy, outputs are (A∗x − B∗y) + i (B∗x + A∗y), where ∗ is the
-    correlation of `keras.layers.Conv2D` with `padding="same"`.
-
-    Args:
-        parts: A and B on the second axis, (networks, 2, height, width, channels,
-            filters).
-
-    Returns:
-        [[A, B], [−B, A]] over the last two axes, (networks, height, width,
-        2 · channels, 2 · filters): real channels come first, at inputs and at outputs.
+    correlation of `keras.layers.Conv2D` with `padding="same"`. Of A and B on the second
+    axis, (networks, 2, height, width, channels, filters), they are [[A, B], [−B, A]]
+    over the last two axes: real channels come first, at inputs and at outputs.
 
     Reference:
         - Trabelsi et al., Deep Complex Networks, ICLR (2018), eq. 2
@@ -34,14 +28,9 @@ def complex_kernel(parts: tf.Tensor) -> tf.Tensor:
 def convolve(images, kernels, strides: int, transpose: bool) -> tf.Tensor:
     """Convolves the images of each network with its own kernel, from `complex_kernel`.
 
-    Args:
-        images: (networks or 1, batch, height, width, 2, channels), real and imaginary
-            parts on the axis before the last.
-        transpose: whether it is the transposed convolution of `Conv2DTranspose`,
-            which makes images `strides` times larger.
-
-    Returns:
-        (networks, batch, height', width', 2, filters).
+    Images are (networks or 1, batch, height, width, 2, channels), real and imaginary
+    parts on the axis before the last. A transposed convolution, as that of
+    `Conv2DTranspose`, makes them `strides` times larger.
     """
     networks, channels, filters = (kernels.shape[i] for i in (0, 3, 4))
     height, width = images.shape[2:4]

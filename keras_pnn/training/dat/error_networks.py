@@ -121,15 +121,9 @@ class ErrorStage(keras.layers.Layer):
     Images are (networks, batch, height, width, 2, channels), with real and imaginary
     parts on the axis before the last; inputs may have 1 in the place of the networks.
     One operation serves all networks wherever TensorFlow has it: hundreds of small
-    ones, and as many small variables, would cost more than their arithmetic.
-
-    Args:
-        networks: number of networks.
-        filters: complex output channels.
-        strides, transpose: as in `convolve`.
-        last: whether it is the last one, which has a bias alone in the place of batch
-            normalisation and ReLU.
-        zero: whether it starts at 0.
+    ones, and as many small variables, would cost more than their arithmetic. `filters`
+    are complex output channels. The `last` stage has a bias alone in the place of batch
+    normalisation and ReLU.
     """
 
     def __init__(

@@ -31,12 +31,12 @@ class ErrorModels:
         self.kind = kind
         self.optimizer = optimizer
         self.zero = zero
-        self._of: dict[int, ErrorNetwork | ErrorMatrix] = {}
+        self._by_layer: dict[int, ErrorNetwork | ErrorMatrix] = {}
 
     @property
     def networks(self) -> list[ErrorNetwork | ErrorMatrix]:
         """The networks in the order of the layers, none before `build`."""
-        return list(self._of.values())
+        return list(self._by_layer.values())
 
     def build(self, model: keras.Model) -> None:
         """Makes a network for each physical layer of a built model, once."""
@@ -51,7 +51,7 @@ class ErrorModels:
             else:
                 network = ErrorNetwork(self.kind, self.zero, **own)
             network.build((None, sample_size(shape, "DATModel")))
-            self._of[id(layer)] = network
+            self._by_layer[id(layer)] = network
         self.optimizer.build(self.trainable)
 
     @property
@@ -67,7 +67,7 @@ class ErrorModels:
 
     def of(self, layer) -> ErrorNetwork | ErrorMatrix:
         """Returns the network of a physical layer."""
-        return self._of[id(layer)]
+        return self._by_layer[id(layer)]
 
     def corrected(self, layer, modelled, training: bool) -> tf.Tensor:
         """Returns y + S(y), the layer's outputs with the errors that S predicts.
@@ -88,14 +88,8 @@ class ErrorModels:
 class DualAdaptive(GradientSource):
     """Values of the device; derivatives of the model with its errors, which S predicts.
 
-    Args:
-        errors: the error networks.
-        internal_states: whether the device gives the states between layers.
-        fields: whether it gives complex fields, or their amplitudes alone.
-        compare: what S learns to predict, `"outputs"` of the network or `"states"`
-            of its physical layers.
-        correcting: whether derivatives go through S, at present.
-        learning: whether S learns, at present.
+    `internal_states`, `fields` and `compare` are those of `DATModel`. Derivatives go
+    through S while it is `correcting`, and it learns while it is `learning`.
     """
 
     errors: ErrorModels | None
@@ -103,12 +97,12 @@ class DualAdaptive(GradientSource):
     fields: bool
     compare: str
     correcting: bool
-    learning: bool = True
-    error_loss: keras.metrics.Metric = dataclasses.field(
-        default_factory=lambda: keras.metrics.Mean(name="error_loss")
-    )
 
     needs_device = True
+    learning = True
+
+    def __post_init__(self):
+        self.error_loss = keras.metrics.Mean(name="error_loss")
 
     def __call__(self, trainer, batch, overrides, wrt, index=0) -> Evaluation:
         # A second pass goes through the errors as they are known, and teaches none.
@@ -234,9 +228,9 @@ class DATModel(SATModel):
     4. the network takes a step along the gradient through the model and S.
 
     By default S is used from the first step, at which it is 0, and goes on learning, as
-    in the first reference. In the epochs before `correct_from` steps 3 and 4 leave S
-    out, and after `error_epochs` it is fixed. S fits the device near the network at
-    which it learned: one that goes on learning keeps up with small steps of it.
+    in the first reference. In the epochs before `correct_from`, steps 3 and 4 leave S
+    out; after `error_epochs` it is fixed. S fits the device near the network at which
+    it learned: it keeps up with small steps while it learns, and not when it is fixed.
 
     Where S is linear and fits all fields, digital layers in front of linear optics have
     the derivative of the device; U-Nets that predict the same outputs may have another.
@@ -254,7 +248,8 @@ class DATModel(SATModel):
             then y times a matrix that is learned. It is of n × n complex numbers for
             n outputs of a layer: take U-Nets for thousands of them.
         internal_states: whether the states between layers are measured. If not, only
-            the network's outputs are compared and fused, of a pass of their own.
+            the network's outputs are compared and fused; the whole device then runs
+            in a pass of its own.
         fields: whether the device measures complex fields. If not, only amplitudes
             are compared and fused, as from photodiodes or a camera.
         error_epochs: number of epochs, as `fit` counts them, in which S learns.
@@ -359,7 +354,16 @@ class DATModel(SATModel):
         self._build_errors()
 
     def _own_callbacks(self, x):
-        return [*super()._own_callbacks(x), _Stages()]
+        stages = keras.callbacks.LambdaCallback(on_epoch_begin=self._epoch_begins)
+        return [*super()._own_callbacks(x), stages]
+
+    def _epoch_begins(self, epoch, logs) -> None:
+        """Begins the use of the error networks, or ends their learning."""
+        source, last = self.gradient, self.error_epochs
+        stage = (last is None or epoch < last, epoch >= self.correct_from)
+        if (source.learning, source.correcting) != stage:
+            source.learning, source.correcting = stage
+            _keras.retrace(self, "train")
 
     @property
     def train_metrics(self):
@@ -382,15 +386,3 @@ class DATModel(SATModel):
             )
         for index, variable in enumerate(variables):
             variable.assign(store[f"error_{index}"])
-
-
-class _Stages(keras.callbacks.Callback):
-    """Begins the use of the error networks, and ends their learning."""
-
-    def on_epoch_begin(self, epoch, logs=None):
-        model, source = self.model, self.model.gradient
-        last = model.error_epochs
-        stage = (last is None or epoch < last, epoch >= model.correct_from)
-        if (source.learning, source.correcting) != stage:
-            source.learning, source.correcting = stage
-            _keras.retrace(model, "train")

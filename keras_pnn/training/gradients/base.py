@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks, _keras
@@ -149,10 +150,8 @@ class GradientSource(Brief):
     def measuring(self, trainer, asked: list, join: Callable | None = None):
         """Lets the device, if there is one, measure the layers until the block ends.
 
-        Args:
-            trainer: the model that is trained.
-            asked: a list to which a layer is added for each setting of it.
-            join: as in `measured_by`.
+        To `asked` a layer is added for each setting of it; `join` is as in
+        `measured_by`.
         """
         if self.device is None:
             yield
@@ -259,10 +258,8 @@ def read_out(
 ) -> tuple:
     """Returns what `forward` does, where only the whole model's outputs are measured.
 
-    Args:
-        source, trainer, batch, overrides, asked: as in `GradientSource.forward`.
-        fused: (measured, modelled outputs) → the values of the outputs.
-        modelling: the context of the model's own pass.
+    `fused` gives the outputs' values from those that are measured and modelled, the
+    latter in the context `modelling`.
     """
     seen, scope = overrides.scope(trainer), overrides.scope(trainer)
     with seen, source.measuring(trainer, asked):
@@ -288,6 +285,16 @@ def wide(value: tf.Tensor) -> tf.Tensor:
     if value.dtype.is_complex or value.dtype.size >= 4:
         return value
     return tf.cast(value, "float32")
+
+
+def one_by_one(function: Callable, places: np.ndarray, dtype) -> tf.Tensor:
+    """Stacks a function's results; a device is set one way at a time."""
+    return tf.map_fn(
+        tf.autograph.experimental.do_not_convert(function),
+        tf.constant(places, "int32"),
+        fn_output_signature=dtype,
+        parallel_iterations=1,
+    )
 
 
 def times_samples(settings: int, batch) -> tf.Tensor:

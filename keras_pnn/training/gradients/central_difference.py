@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks
-from keras_pnn.training.gradients.base import Configured
+from keras_pnn.training.gradients.base import Configured, one_by_one
 from keras_pnn.training.gradients.differences import LossGradient
 
 
@@ -49,19 +49,12 @@ class CentralDifference(Configured, LossGradient):
         value = losses.value(variable)
         elements = np.flatnonzero(losses.exists(variable))
 
-        @tf.autograph.experimental.do_not_convert
         def slope(element):
             one = tf.one_hot(element, tf.size(value), dtype=value.dtype)
             along = [tf.reshape(one, value.shape)]
             return losses.slope([variable], along, self.step)
 
-        # One measurement at a time: a device has one state.
-        slopes = tf.map_fn(
-            slope,
-            tf.constant(elements, "int32"),
-            fn_output_signature=losses.dtype,
-            parallel_iterations=1,
-        )
+        slopes = one_by_one(slope, elements, losses.dtype)
         losses.measured(slopes, 2 * len(elements))
         places = tf.constant(elements[:, None], "int32")
         slopes = tf.cast(slopes, value.dtype)

@@ -40,7 +40,7 @@ class LayerGradient(ModelGradient):
             layer, inputs, controls: the layer, and what it was given.
             outputs: what was measured there.
             upstream: the derivative of the loss by `outputs`, as TensorFlow gives it.
-            wanted: names of the controls to differentiate with respect to.
+            wanted: names of controls.
             asked: a list to which the layer is added for each further setting.
 
         Returns:

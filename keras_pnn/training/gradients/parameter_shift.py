@@ -12,7 +12,7 @@ from keras_pnn.layers.context import measure
 from keras_pnn.layers.fields import detected
 from keras_pnn.layers.limits import DAC
 from keras_pnn.layers.ring_layer import RingLayer
-from keras_pnn.training.gradients.base import Configured, wide
+from keras_pnn.training.gradients.base import Configured, one_by_one, wide
 from keras_pnn.training.gradients.measured import LayerGradient, of_set_phases, refuse
 
 # Shifts and the factors of their differences.
@@ -147,7 +147,7 @@ class ParameterShift(Configured, LayerGradient):
             change = tf.cast(wide(ahead) - wide(behind), upstream.dtype)
             return tf.reduce_sum(upstream * change, others) / (2 * self.ring_step)
 
-        found = _one_by_one(slopes, np.arange(layer.fan_in), upstream.dtype)
+        found = one_by_one(slopes, np.arange(layer.fan_in), upstream.dtype)
         return {"control": tf.reshape(found, control.shape)}, 2 * layer.fan_in
 
 
@@ -199,8 +199,8 @@ def _phases(layer, controls, outputs, upstream, shifted) -> tuple:
     thetas = int(exists["theta"].sum())
     numbers = np.arange(len(existing))
     found = [
-        _one_by_one(by(_OF_THETA), numbers[:thetas], weights.dtype),
-        _one_by_one(by(_OF_PHASE), numbers[thetas:], weights.dtype),
+        one_by_one(by(_OF_THETA), numbers[:thetas], weights.dtype),
+        one_by_one(by(_OF_PHASE), numbers[thetas:], weights.dtype),
     ]
     slopes = by_name(tf.scatter_nd(place, tf.concat(found, axis=0), [len(flat)]))
     return of_set_phases(layer, slopes), 2 * (thetas + len(existing))
@@ -249,13 +249,3 @@ def _pair(shifted, changes: dict) -> tuple:
     ahead = shifted(changes)
     with tf.control_dependencies([ahead]):
         return ahead, shifted({n: -c for n, c in changes.items()})
-
-
-def _one_by_one(function, places: np.ndarray, dtype) -> tf.Tensor:
-    """Stacks a function's results; a device is set one way at a time."""
-    return tf.map_fn(
-        tf.autograph.experimental.do_not_convert(function),
-        tf.constant(places, "int32"),
-        fn_output_signature=dtype,
-        parallel_iterations=1,
-    )

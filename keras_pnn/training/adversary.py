@@ -45,11 +45,6 @@ class Parameter:
     step: np.ndarray | None = None
 
     @property
-    def variables(self) -> list[keras.Variable]:
-        """The variables that hold it."""
-        return [q.variable for q in self.quantities]
-
-    @property
     def components(self) -> list[tuple[int, ...]]:
         """Indices of what moves."""
         return [tuple(index) for index in np.argwhere(self.radius > 0)]
@@ -62,7 +57,7 @@ class Parameter:
     @property
     def dtype(self) -> str:
         """The dtype in which losses are subtracted."""
-        return keras.backend.result_type("float32", self.variables[0].dtype)
+        return keras.backend.result_type("float32", self.quantities[0].variable.dtype)
 
     def moved(self, offset, present: Overrides) -> Overrides:
         """Returns the variables' values at θ0 + offset."""
@@ -155,7 +150,7 @@ class Adversary:
     def differentiated(self) -> list[keras.Variable]:
         """The variables whose derivative the first pass must give."""
         by_autodiff = (p for p in self.parameters if isinstance(p.rule, Autodiff))
-        return [v for p in by_autodiff for v in p.variables]
+        return [q.variable for p in by_autodiff for q in p.quantities]
 
     @property
     def needs_origin(self) -> bool:

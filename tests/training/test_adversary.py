@@ -334,7 +334,7 @@ def test_cells_that_a_mesh_does_not_have_cost_nothing():
     for name, count in zip(names, (6, 12), strict=True):
         rules = {name: pnn.FiniteDifference(0.1, 0.1)}
         (found,) = Adversary(model, rules).parameters
-        assert found.radius.shape == found.variables[0].shape
+        assert found.radius.shape == found.quantities[0].variable.shape
         assert found.passes == 2 * count
 
 

@@ -321,8 +321,11 @@ def test_slots_without_a_cell_have_no_estimate(source):
     model = mesh_network()
     found = gradients(model, source, None)
     exists = model.get_layer("mesh").quantity("theta").exists
-    for phase in ("mesh/theta", "mesh/phi"):
-        np.testing.assert_array_equal(found[phase] != 0, exists)
+    theta, phi = found["mesh/theta"], found["mesh/phi"]
+    for phase in (theta, phi):
+        np.testing.assert_array_equal(phase != 0, exists)
+    # Each has directions of its own.
+    assert (np.sign(theta) != np.sign(phi)).any()
 
 
 def test_momentum_is_summed_over_steps():

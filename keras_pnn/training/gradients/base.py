@@ -272,7 +272,7 @@ def read_out(
         before = {id(v): value for v, value in scope.updates()}
         loss = loss_of(trainer, batch, y_pred)
     # Statistics are those of the measured pass, losses of layers those of the model's,
-    # whose derivatives they have. The loss may count itself, in metrics.
+    # whose derivatives they have. Losses may also count themselves in metrics.
     held = {id(v) for v, _ in seen.updates()}
     for variable, value in scope.updates():
         if id(variable) not in held or before.get(id(variable)) is not value:

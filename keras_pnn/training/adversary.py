@@ -34,8 +34,7 @@ class Parameter:
             from run to run.
         rule: where dL/dθ comes from, and how far θ goes.
         quantities: what moves, all of one shape, by one offset.
-        radius: in the shape of the variables, 0 where nothing moves.
-        step: δ of finite differences, in that shape; `None` for `Autodiff`.
+        radius, step: in that shape, 0 where nothing moves; no step for `Autodiff`.
     """
 
     name: str
@@ -44,11 +43,6 @@ class Parameter:
     quantities: list[Quantity]
     radius: np.ndarray
     step: np.ndarray | None = None
-
-    @property
-    def variables(self) -> list[keras.Variable]:
-        """The variables that hold it."""
-        return [q.variable for q in self.quantities]
 
     @property
     def components(self) -> list[tuple[int, ...]]:
@@ -63,7 +57,7 @@ class Parameter:
     @property
     def dtype(self) -> str:
         """The dtype in which losses are subtracted."""
-        return keras.backend.result_type("float32", self.variables[0].dtype)
+        return keras.backend.result_type("float32", self.quantities[0].variable.dtype)
 
     def moved(self, offset, present: Overrides) -> Overrides:
         """Returns the variables' values at θ0 + offset."""
@@ -118,14 +112,9 @@ class Parameter:
 class Adversary:
     """The imperfections of a model that eq. 5 moves, and the rules by which.
 
-    Args:
-        model: a built model.
-        rules: name of an imperfection → rule, as `find` takes names.
-        perturbed: variables that the ascent moves.
-
-    Attributes:
-        parameters: one `Parameter` for each name of which a component moves, or one
-            for each layer where `Autodiff` moves layers of different shapes.
+    It has a `Parameter` for each name of which a component moves, or one for each layer
+    where `Autodiff` moves layers of different shapes. None may be among `perturbed`,
+    which the ascent moves.
     """
 
     def __init__(self, model, rules: dict[str, AdversaryRule], perturbed=()):
@@ -161,7 +150,7 @@ class Adversary:
     def differentiated(self) -> list[keras.Variable]:
         """The variables whose derivative the first pass must give."""
         by_autodiff = (p for p in self.parameters if isinstance(p.rule, Autodiff))
-        return [v for p in by_autodiff for v in p.variables]
+        return [q.variable for p in by_autodiff for q in p.quantities]
 
     @property
     def needs_origin(self) -> bool:
@@ -177,15 +166,13 @@ class Adversary:
     def moved(
         self, present: Overrides, loss: Callable, origin, gradient: Callable, seed
     ) -> Overrides:
-        """Returns the imperfections at θ_adv.
+        """Returns the imperfections at θ_adv; draws are a pure function of the seed.
 
         Args:
             present: the values that the first pass saw, θ0 among them.
             loss: `Overrides` → the loss with them in place of θ0.
-            origin: the loss at θ0, or `None` to take it from `loss` where it is
-                needed.
+            origin: the loss at θ0, or `None` to take it from `loss` if need be.
             gradient: variable → dL/dθ of the first pass, for `differentiated`.
-            seed: two integers, a tensor; draws are a pure function of it.
         """
         if origin is None and self.needs_origin:
             origin = loss(Overrides())
@@ -219,13 +206,13 @@ def _parameter(name, rule, quantities: list[Quantity], singly: bool) -> Paramete
     if rule.scheme == "central":
         _check_reach(argument, quantities, np.where(radius > 0, step, 0.0))
     parameter = Parameter(short, place, rule, quantities, radius, step)
-    if len(parameter.components) > MOST_COMPONENTS:
+    count = len(parameter.components)
+    if count > MOST_COMPONENTS:
         raise ValueError(
             f"Finite differences of {name!r} would take {parameter.passes} extra "
             f"passes in each training step; at most {MOST_COMPONENTS} components "
             "can be differentiated so. Use pnn.Autodiff, which takes none, or "
-            "set radii of 0. Received: a radius above 0 for "
-            f"{len(parameter.components)} components"
+            f"set radii of 0. Received: a radius above 0 for {count} components"
         )
     return parameter
 

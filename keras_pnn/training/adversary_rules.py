@@ -29,12 +29,7 @@ class AdversaryRule(Brief):
     def move(self, gradient, radius):
         """Returns θ_adv − θ0 = r ⊙ (r ⊙ g) / ‖r ⊙ g‖₂, or r ⊙ g unnormalised.
 
-        Args:
-            gradient: g = dL/dθ, a tensor.
-            radius: r, a tensor of the same shape and dtype.
-
-        Returns:
-            A tensor of the same shape, zero where the whole of r ⊙ g is.
+        It is zero if all of r ⊙ g is, with tensors g = dL/dθ and r of one shape.
         """
         scaled = radius * gradient
         if not self.normalize:
@@ -65,8 +60,7 @@ class FiniteDifference(AdversaryRule):
     θ_adv = θ0 + r ⊙ (r ⊙ g) / ‖r ⊙ g‖₂ with g ≈ dL/dθ: ±r for a scalar, r g/‖g‖
     for equal radii. Use it for imperfections without a useful derivative. A central
     difference costs two forward passes per component of θ and training step, a
-    forward difference one. The curvature of the loss, which is as large as its slope
-    near the nominal value, biases the sign of a forward difference.
+    forward difference one, whose sign the curvature of the loss biases.
 
     A common name, such as `"temperature"`, is one θ that all layers share: g is the
     sum over the layers, which must agree in its shape, and all move by one offset.

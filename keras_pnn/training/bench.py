@@ -23,10 +23,7 @@ def devices_of(trainer) -> list:
 
 
 def on_bench(trainer) -> bool:
-    """Tells whether a device is Python that a compiled graph cannot hold.
-
-    Also one that is installed around the model, `with device.installed(model)`.
-    """
+    """Tells whether a device in a step is Python, which no compiled graph can hold."""
     return any(hasattr(device, "measure_in_graph") for device in devices_of(trainer))
 
 
@@ -37,9 +34,9 @@ def check_alone(trainer) -> None:
 
 
 def check_movable(device, quantities: Iterable[Quantity], what: str) -> None:
-    """Checks that a device is not one on the bench whose imperfections are to move.
+    """Checks that no imperfections of a device on the bench are to move.
 
-    Weights may move, as they are sent to the bench.
+    Weights may, as they are sent to the bench.
     """
     if not hasattr(device, "measure_in_graph"):
         return

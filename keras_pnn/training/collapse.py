@@ -22,14 +22,9 @@ _EPOCHS, _STEPS, _MARGIN = 3, 100, 1.1
 class CollapseWarning(keras.callbacks.Callback):
     """Warns once in a `fit` whose loss is NaN, or whose accuracy stays at chance.
 
-    That is, for three epochs and a hundred steps: with fewer, training may be slow.
-
-    Nothing is said of chance where there are no suspects, no accuracy is among the
-    metrics, or there are several outputs. Chance is 1 / classes; where classes differ
-    in size, a model that always gives the largest is not told.
-
-    Args:
-        suspects: the arguments that may be too large, as they are written.
+    That is at 1 / classes for three epochs and a hundred steps: with fewer, training
+    may be slow. Nothing is said of chance where no argument is suspected to be too
+    large, no accuracy is among the metrics, or there are several outputs.
     """
 
     def __init__(self, suspects: list[str]):

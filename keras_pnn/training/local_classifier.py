@@ -90,13 +90,9 @@ class LocalClassifier(keras.Model):
     def goodness(
         self, inputs, labels, cut: bool = False, training: bool | None = None
     ) -> list:
-        """Returns the goodness of each block, tensors of shape (batch,).
+        """Returns the goodness of each block for labels of the inputs, shape (batch,).
 
-        Args:
-            inputs: features, (batch, features).
-            labels: a label for each, integers of shape (batch,).
-            cut: whether derivatives stop in front of each block.
-            training: as in the call of a layer.
+        With `cut`, derivatives stop in front of each block.
         """
         inputs = ops.cast(inputs, self.compute_dtype)
         label = self.scale * ops.one_hot(labels, self.classes, dtype=inputs.dtype)

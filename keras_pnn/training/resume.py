@@ -22,12 +22,9 @@ _POSITION = "keras_pnn_position"
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-    """How far a training run has come.
+    """How far a training run has come: how many batches of an epoch, from 0, are done.
 
-    Args:
-        epoch: the epoch in which it goes on, from 0.
-        batches: how many batches of that epoch are done.
-        metrics: the values of the metrics' variables after them.
+    Metrics are the values of the metrics' variables after them.
     """
 
     epoch: int = 0

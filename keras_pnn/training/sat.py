@@ -22,8 +22,6 @@ from keras_pnn.training.gradients.base import (
     Evaluation,
     GradientSource,
     ModelGradient,
-    mixed,
-    overflowed,
     summed,
 )
 from keras_pnn.training.trainer import Trainer
@@ -42,30 +40,26 @@ class SATModel(Trainer):
     Eq. 5 applies to the imperfections that `adversarial` names; θ itself is never
     assigned. Each θ has its own radius r: under one norm for all, the one with the
     largest unit would move alone. Finite differences add `sat.extra_passes` forward
-    passes to each step, all through the model, since the imperfections of a device on
-    the bench cannot be set.
+    passes to each step, all through the model.
 
     Metrics, statistics of batch normalisation, the states of RNNs and the reported loss
     are those of the first pass; all passes begin with the same states and draw the same
-    dropout masks and noise, so that ρ = 0 is plain training to the last bit (under XLA,
-    which orders sums as it likes, to rounding).
-    With a device, `measurements` is logged too, see there.
+    dropout masks and noise, so that ρ = 0 is plain training to the last bit (under XLA
+    to rounding). With a device, `measurements` is logged too.
     `sharpness`, the mean of L(Θ + ΔΘ, θ_adv) − L(Θ, θ0) or what the ascent takes for
-    it, is logged with the loss. It leaves out steps that the optimizer skips under
-    `mixed_float16` because gradients overflow, since their ΔΘ comes from those
-    gradients. The loss and the metrics include these steps, as in plain Keras, since
-    their first pass is valid.
+    it, is logged with the loss. It leaves out steps whose gradients overflow under
+    `mixed_float16`, which the optimizer skips. The loss and the metrics include them,
+    as in plain Keras, since their first pass is valid.
 
-    ρ is part of the saved state, as a learning rate is, and so is what an ascent
-    remembers: resuming a run and `sat.load_weights` restore the saved ρ, whatever
-    `rho` was given. To change it, set `sat.rho` afterwards, or load the weights alone
-    with `sat.model.load_weights`.
+    ρ and what an ascent remembers are part of the saved state: resuming a run and
+    `sat.load_weights` restore the saved ρ, whatever `rho` was given. To change it, set
+    `sat.rho` afterwards, or load the weights alone with `sat.model.load_weights`.
 
     `evaluate`, `predict` and saving are those of the wrapped model, `sat.model`. With a
-    device, validation in `fit` runs on the device, and the digital model's figures are
-    logged too, as `val_model_loss` and so on. `evaluate` is digital unless a device is
-    installed, `save` saves the digital model, and eigenvalues of the Hessian are the
-    digital model's, since a measurement has no second derivative.
+    device, validation in `fit` runs on the device, with the digital model's figures
+    beside it (`val_model_loss` and so on); `evaluate` is digital unless a device is
+    installed, `save` saves the digital model, and eigenvalues of the Hessian are its
+    own, since a measurement has no second derivative.
 
     A `fit` warns once if the loss is NaN, or an accuracy among its metrics stays at
     chance. The model's own `compute_loss` and metrics are used, as in plain training.
@@ -112,13 +106,13 @@ class SATModel(Trainer):
             imperfect mesh `pnn.training.DeviceGradient("output")`, see there.
 
     Raises:
-        ValueError: If `model` overrides a step that would not be called; `rho` is
-            negative; both `rho` and an ascent object are given, or the name of one
-            without a radius; an ascent with a memory has a model already; `perturb` is
-            given with an ascent that moves nothing, or selects nothing, as `"controls"`
-            in a model without physical layers;
-            `clean_fraction` is outside [0, 1], or above 0 without a second pass;
-            `warmup` is no integer ≥ 0, or has nothing to act on;
+        ValueError: If `model` overrides a step that would not be called, or is wrapped
+            in the scope of a `MultiWorkerMirroredStrategy`; `rho` is negative; both
+            `rho` and an ascent object are given, or the name of one without a radius;
+            an ascent with a memory has a model already; `perturb` is given with an
+            ascent that moves nothing, or selects nothing, as `"controls"` in a model
+            without physical layers; `clean_fraction` is outside [0, 1], or above 0
+            without a second pass; `warmup` is no integer ≥ 0, or has nothing to act on;
             `seed` is not a 32-bit integer; or `adversarial` names what the model does
             not have, one variable twice, or one that `perturb` moves.
 
@@ -235,12 +229,13 @@ class SATModel(Trainer):
         self._check_movable(adversary)
 
         # (Θ, θ0), and what eqs. 3 and 5 need of the gradient there.
-        drawn = Overrides()
+        ramp, drawn = 1.0, Overrides()
+        if self.warmup:
+            ramp = tf.minimum(tf.cast(iteration, "float32") / self.warmup, 1.0)
         if self.variation is not None:
             # Never a device of `Variation.sample`, on which networks are tested.
-            drawn = self._drawn(folded(seed, "training"))
+            drawn = self._drawn(folded(seed, "training"), ramp)
         present = drawn.reading(self.model.variables)
-        ramp = self._ramp() if self.warmup else 1.0
         step = ascents.Step(self, iteration, seed, ramp, bool(adversary))
         ascent = self._ascent.at(step)
         batch = ascent.prepared(batch, present)
@@ -264,10 +259,13 @@ class SATModel(Trainer):
                 worst,
                 first,
             )
-            combined = self._combined(ascent, gradients, second.gradients)
-            gradients = mixed(combined, gradients, self.clean_fraction)
+            gradients = self._combined(ascent, gradients, second.gradients)
         with tf.control_dependencies(bench.measurements(self, first, second)):
-            self._commit(first, drawn)
+            # Statistics, states of all kinds and metrics are those of the first pass.
+            first.scope.check_unassigned(drawn, "`variation`")
+            for variable, value in first.scope.updates():
+                variable.assign(value)
+            first.commit()
             self.count(first.asked + ascent.asked)
             if second is not first:
                 second.commit()
@@ -294,12 +292,7 @@ class SATModel(Trainer):
             controls = select_variables(self.model, self.perturb, "perturb")
         return controls, Adversary(self.model, self.adversarial, controls)
 
-    def _ramp(self):
-        """The share of ascent and noise in this step, in float32."""
-        step = tf.cast(tf.convert_to_tensor(self.optimizer.iterations), "float32")
-        return tf.minimum(step / self.warmup, 1.0)
-
-    def _drawn(self, seed) -> Overrides:
+    def _drawn(self, seed, ramp) -> Overrides:
         """The device of this step, added to what the variables are."""
         if self.jit_compile and self.variation.without_quantile:
             raise ValueError(
@@ -311,7 +304,6 @@ class SATModel(Trainer):
         if not self.warmup:
             return Overrides(self.variation.values(self.model, seed))
         drawn = self.variation.deviations(self.model, seed)
-        ramp = self._ramp()
         return Overrides((q.variable, q.added(q.scaled(d, ramp))) for q, d in drawn)
 
     def _check_movable(self, adversary: Adversary) -> None:
@@ -353,13 +345,20 @@ class SATModel(Trainer):
 
     def _combined(self, ascent, first: list, second: list) -> list:
         """The gradients of a step, from those of both passes."""
-        if not ascent.combines:
-            return second
-
-        # Added over replicas, as norms are not sums over them; Keras adds again.
-        gradients = ascent.combined(summed(first), summed(second))
-        replicas = self.distribute_strategy.num_replicas_in_sync
-        return [None if g is None else g / replicas for g in gradients]
+        gradients, share = second, self.clean_fraction
+        if ascent.combines:
+            # Added over replicas, as norms are not sums over them; Keras adds again.
+            combined = ascent.combined(summed(first), summed(second))
+            replicas = self.distribute_strategy.num_replicas_in_sync
+            gradients = [None if g is None else g / replicas for g in combined]
+        if not share:
+            return gradients
+        return [
+            None
+            if g is None
+            else (1 - share) * tf.convert_to_tensor(g) + share * tf.convert_to_tensor(o)
+            for g, o in zip(gradients, first, strict=True)
+        ]
 
     def _apply(self, batch, first: Evaluation, second: Evaluation, gradients, ascent):
         """Steps the optimizer, the metrics and the ascent; returns the logs."""
@@ -370,22 +369,23 @@ class SATModel(Trainer):
             self.classes = units and max(units, 2)
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         # A step that overflowed is no step: its second pass may be anywhere.
-        skipped = overflowed(self.optimizer, gradients)
+        skipped = tf.constant(False)
+        if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            dense = [tf.convert_to_tensor(g) for g in gradients if g is not None]
+            finite = [tf.reduce_all(tf.math.is_finite(tf.abs(g))) for g in dense]
+            skipped = tf.logical_not(tf.reduce_all(finite))
         added = ascent.added(batch, first.y_pred)
         loss = first.loss
         if added is not None:
             loss -= tf.cast(added, loss.dtype)
         rise = second.loss - loss
         left_out = skipped | tf.logical_not(ascent.measured)
-        for metric, value, weight in (
-            (_keras.loss_tracker(self), loss, batch.size),
-            (
-                self._sharpness,
-                tf.where(left_out, tf.zeros_like(rise), rise),
-                tf.where(left_out, 0, batch.size),
-            ),
-        ):
-            metric.update_state(value * replicas, sample_weight=weight)
+        tracker, size = _keras.loss_tracker(self), batch.size
+        tracker.update_state(loss * replicas, sample_weight=size)
+        self._sharpness.update_state(
+            tf.where(left_out, tf.zeros_like(rise), rise) * replicas,
+            sample_weight=tf.where(left_out, 0, size),
+        )
         if pairs := list(zip(gradients, self.trainable_variables, strict=True)):
             self.optimizer.apply_gradients(pairs)
         else:

@@ -1,6 +1,7 @@
 """Wrap a Keras model to train it by another step: losses, metrics, saving."""
 
 import inspect
+import types
 
 import keras
 import tensorflow as tf
@@ -9,12 +10,10 @@ from keras_pnn import _checks, _keras
 from keras_pnn._display import brief
 from keras_pnn._signatures import like
 from keras_pnn.datasets import Batches
-from keras_pnn.layers.context import Overrides, substituting
+from keras_pnn.layers.context import substituting
 from keras_pnn.layers.fields import check_fields
 from keras_pnn.training import bench
 from keras_pnn.training.batch_order import BatchOrder
-from keras_pnn.training.counting import Counter, CountLog
-from keras_pnn.training.gradients.base import Evaluation
 from keras_pnn.training.resume import check_order
 from keras_pnn.training.validation import test_both, validating
 
@@ -40,15 +39,6 @@ class Trainer(keras.Model):
     as in plain training. A `compute_loss` of the model's own is used, with the loss
     that this model is compiled with, and so are the metrics that it keeps itself. A
     subclass sets `gradient`, a `GradientSource`, and implements `train_step`.
-
-    Args:
-        model: any Keras model that leaves the steps of training, evaluation and
-            prediction to Keras.
-
-    Raises:
-        ValueError: If `model` is not a Keras model, or overrides `train_step`,
-            `test_step`, `predict_step`, `compute_metrics` or `get_metrics_result`; or
-            in the scope of a `MultiWorkerMirroredStrategy`.
     """
 
     def __init__(self, model: keras.Model, **kwargs):
@@ -72,7 +62,11 @@ class Trainer(keras.Model):
         self.built = model.built
         # Whether the validation of a `fit` on a device is running.
         self.validating = False
-        self._counter = Counter()
+        # Inside an object of its own, so that the number is no weight of the model.
+        count = keras.Variable(
+            0, dtype="int64", trainable=False, aggregation="sum", name="measurements"
+        )
+        self._counted = types.SimpleNamespace(samples=count)
 
     @like(keras.Model.summary)
     def summary(self, *args, **kwargs):
@@ -159,12 +153,12 @@ class Trainer(keras.Model):
         Each layer that is measured counts, in all passes, in validation too. `fit` logs
         the number after each epoch. It is part of the saved state.
         """
-        return int(self._counter.variable.numpy())
+        return int(self._counted.samples.numpy())
 
     def count(self, asked) -> None:
         """Adds settings times samples to `measurements`, within a step."""
         if self.device is not None:
-            self._counter.add(asked)
+            self._counted.samples.assign_add(tf.cast(asked, "int64"))
 
     @like(keras.Model.compile)
     def compile(self, *args, **kwargs):
@@ -193,15 +187,14 @@ class Trainer(keras.Model):
         The order of a `pnn.datasets.Batches` is tied to the epoch: `shuffle` does not
         matter, and a resumed run goes on with the batches of an uninterrupted one.
 
-        Validation is on the device, as training is: callbacks that choose by
-        `val_loss` or `val_accuracy` choose by the device. The digital model's figures
-        stand beside them as `val_model_loss`, `val_model_accuracy`, …; both test the
-        same batches in one pass. Where measuring is slow, `validation_freq=5` measures
-        after every fifth epoch. Each device runs as a whole, as with
-        `device.installed(model)`, whatever passes the training takes. This holds for
-        the device of this trainer, and for one on the bench that is installed around
-        it. A simulated device that is installed is in the model's own imperfections,
-        so that `val_loss` is on it too, and the only one.
+        Validation is on the device: callbacks that choose by `val_loss` or
+        `val_accuracy` choose by it. The digital model's figures stand beside them as
+        `val_model_loss`, `val_model_accuracy`, …; both test the same batches in one
+        pass. Where measuring is slow, `validation_freq=5` measures after every fifth
+        epoch. The device runs as a whole, as with `device.installed(model)`, whatever
+        passes the training takes. It is the device of this trainer, or one on the bench
+        that is installed around it. A simulated device that is installed is in the
+        model's own imperfections, so that `val_loss` is on it too, and the only one.
 
         A device on the bench that fails for good, in training or validation, ends it
         with a `DeviceError`. With a `pnn.callbacks.Checkpoint`, the state after the
@@ -261,7 +254,10 @@ class Trainer(keras.Model):
 
     def _own_callbacks(self, x) -> list[keras.callbacks.Callback]:
         """What `fit` on `x` needs besides the callbacks that it is given."""
-        return [] if self.device is None else [CountLog()]
+        log = keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs: logs.update(measurements=self.measurements)
+        )
+        return [] if self.device is None else [log]
 
     @like(keras.Model.save)
     def save(self, filepath, overwrite=True, **kwargs):
@@ -305,52 +301,35 @@ class Trainer(keras.Model):
         # A source need not call it.
         self.built = True
 
-    def _commit(self, evaluation: Evaluation, drawn: Overrides) -> None:
-        """Stores what a pass assigned: statistics, states of all kinds, metrics.
-
-        Raises:
-            ValueError: If a layer has assigned what was drawn for this step.
-        """
-        evaluation.scope.check_unassigned(drawn, "`variation`")
-        for variable, value in evaluation.scope.updates():
-            variable.assign(value)
-        evaluation.commit()
+    def _own_states(self) -> dict[str, keras.Variable]:
+        """What an interrupted run needs to go on, and Keras does not save."""
+        states = {
+            "seed": _keras.seed_states(self.model),
+            "recurrent": _keras.recurrent_states(self.model),
+            "gradient": self.gradient.variables(self),
+        }
+        found = {"measurements": self._counted.samples}
+        for kind, variables in states.items():
+            found |= {f"{kind}_{index}": v for index, v in enumerate(variables)}
+        return found
 
     def save_own_variables(self, store):
-        # Keras does not save the states of random generators and RNNs; an interrupted
-        # run could then not go on as it would have.
-        for index, state in enumerate(_keras.seed_states(self.model)):
-            store[f"seed_{index}"] = state
-        for index, state in enumerate(_keras.recurrent_states(self.model)):
-            store[f"recurrent_{index}"] = state
-        store["measurements"] = self._counter.variable
-        for index, variable in enumerate(self.gradient.variables(self)):
-            store[f"gradient_{index}"] = variable
+        for name, variable in self._own_states().items():
+            store[name] = variable
 
     def load_own_variables(self, store):
-        states, keys = _keras.seed_states(self.model), set(store.keys())
+        keys, seeds = set(store.keys()), _keras.seed_states(self.model)
         saved = [key for key in keys if key.startswith("seed_")]
-        if len(saved) not in (0, len(states)):
+        if len(saved) not in (0, len(seeds)):
             raise ValueError(
-                f"`{self.name}` expected the states of {len(states)} random "
+                f"`{self.name}` expected the states of {len(seeds)} random "
                 f"generators. Received: {len(saved)}"
             )
-        for index in range(len(saved)):
-            states[index].assign(store[f"seed_{index}"])
-        for index, state in enumerate(_keras.recurrent_states(self.model)):
-            # Weights may be loaded into a model for batches of another size.
-            key = f"recurrent_{index}"
+        for key, state in self._own_states().items():
+            # Weights may be those of a run with batches of another size, or with
+            # another source of gradients.
             if key in keys and store[key].shape == state.shape:
                 state.assign(store[key])
-        # Weights may be those of a run with another source.
-        learned = [("measurements", self._counter.variable)]
-        learned += [
-            (f"gradient_{index}", variable)
-            for index, variable in enumerate(self.gradient.variables(self))
-        ]
-        for key, variable in learned:
-            if key in keys and store[key].shape == variable.shape:
-                variable.assign(store[key])
 
 
 def _overrides(model: keras.Model, name: str) -> bool:

@@ -16,9 +16,8 @@ from keras_pnn.training.gradients.base import times_samples
 def validating(trainer, callbacks: list) -> Iterator[None]:
     """Runs the validation of a `fit` on the device until the block ends.
 
-    The metrics are then those of training again. If the block raises, as where a
-    device on the bench fails, weights and optimizer are also what they were before it,
-    whatever callbacks had put in their place.
+    The metrics are then those of training again. If the block raises, so are weights
+    and optimizer, whatever callbacks had put in their place.
     """
     metrics = _values(trainer.metrics_variables)
     handed = _keras.recurrent_states(trainer.model)

@@ -1,6 +1,5 @@
 """Eq. 3 and its adaptive form, against closed forms."""
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,7 +8,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import keras_pnn as pnn
-from keras_pnn.training import ascent as ascents
 
 # Entries that stay normal numbers in float32 when they are divided by each other.
 ENTRIES = st.floats(-1e3, 1e3, width=32).filter(lambda v: v == 0 or abs(v) > 1e-3)
@@ -87,58 +85,3 @@ def test_nan_gradient_gives_nan():
     # Not a zero step: a NaN must reach whoever watches for it.
     (step,) = steps_of(pnn.SAM(), [np.ones(2, "float32")], [np.full(2, np.nan)])
     assert np.isnan(step).all()
-
-
-def test_rho_is_read_and_set():
-    sam = pnn.SAM(0.25)
-    assert sam.rho == 0.25
-    sam.rho = 0.5
-    assert sam.rho == 0.5
-    with pytest.raises(ValueError, match=r"rho.*-1"):
-        sam.rho = -1
-    assert sam.rho == 0.5
-
-
-def test_schedule():
-    piecewise = keras.optimizers.schedules.PiecewiseConstantDecay
-    schedule = piecewise([1, 3], [1.0, 2.0, 4.0])
-    sam = pnn.SAM(schedule)
-    value, gradient = np.ones(1, "float32"), np.ones(1, "float32")
-    rhos = [float(steps_of(sam, [value], [gradient], i)[0][0]) for i in range(6)]
-    np.testing.assert_allclose(rhos, [1, 1, 2, 2, 4, 4])
-    assert sam.rho is schedule
-    with pytest.raises(ValueError, match="schedule"):
-        sam.rho = 0.1
-
-
-def test_config_round_trip():
-    schedule = keras.optimizers.schedules.ExponentialDecay(0.5, 10, 0.9)
-    for ascent in (pnn.SAM(0.25), pnn.ASAM(0.5, eta=0.125), pnn.SAM(schedule)):
-        config = keras.saving.serialize_keras_object(ascent)
-        again = keras.saving.deserialize_keras_object(config)
-        assert type(again) is type(ascent)
-        assert again.get_config() == ascent.get_config()
-
-
-def test_get():
-    assert type(ascents.get("sam")) is pnn.SAM
-    assert np.isclose(ascents.get("sam").rho, 0.05)
-    asam = ascents.get("asam", 0.5)
-    assert (type(asam), asam.rho, asam.eta) == (pnn.ASAM, 0.5, 0.01)
-    assert ascents.get(asam) is asam
-    assert ascents.get(None) is None
-    for bad in ("sgd", 3):
-        with pytest.raises(ValueError, match="ascent"):
-            ascents.get(bad)
-    for ascent in (asam, None):
-        with pytest.raises(ValueError, match="an object has its own"):
-            ascents.get(ascent, 0.1)
-
-
-def test_bad_radius():
-    for bad in (-0.1, np.inf, "big"):
-        for kind in (pnn.SAM, pnn.ASAM):
-            with pytest.raises(ValueError, match=r"`rho` must be .*Received: "):
-                kind(bad)
-    with pytest.raises(ValueError, match=r"`eta` must be .*Received: -1"):
-        pnn.ASAM(0.1, eta=-1)

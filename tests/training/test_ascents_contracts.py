@@ -48,13 +48,8 @@ def wrapped(ascent, model=None, optimizer=None, **options):
 def fit(sat, *callbacks, epochs=(0, 2), batch_size=4):
     batches = pnn.datasets.Batches(X, Y, batch_size=batch_size, seed=1)
     first, last = epochs
-    return sat.fit(
-        batches,
-        initial_epoch=first,
-        epochs=last,
-        verbose=0,
-        callbacks=list(callbacks),
-    ).history
+    options = {"initial_epoch": first, "epochs": last, "verbose": 0}
+    return sat.fit(batches, callbacks=list(callbacks), **options).history
 
 
 def state(sat):
@@ -178,11 +173,7 @@ def test_accumulated_gradients(name):
 
 SPREAD = pnn.Variation(resonance_shift=0.1)
 PAIRS = {
-    "random devices": lambda m: {
-        "variation": SPREAD,
-        "seed": 3,
-        "warmup": 2,
-    },
+    "random devices": lambda m: {"variation": SPREAD, "seed": 3, "warmup": 2},
     "finite differences": lambda m: {
         "adversarial": {"temperature": pnn.FiniteDifference(0.5, 0.1)}
     },

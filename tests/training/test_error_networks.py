@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_pnn.training.dat import complex_convolution, error_networks
-from keras_pnn.training.dat.complex_convolution import complex_kernel, convolve
+from keras_pnn.training.dat import error_networks
 from keras_pnn.training.dat.error_networks import ErrorNetwork, squarest
 
 
@@ -63,33 +62,6 @@ def network(modes=16, dtype="float64", networks=2):
 def stages(layer):
     blocks = [stage for block in layer._blocks for stage in block]
     return [*blocks, *layer._downs, *layer._ups, layer._last]
-
-
-def test_reference_is_a_correlation(rng):
-    from scipy.signal import correlate2d
-
-    image, kernel = fields(rng, 6, 5), fields(rng, 3, 3)
-    # SciPy conjugates the second argument.
-    expected = correlate2d(image, kernel.conj(), mode="same")
-    ours = correlate(image[None, ..., None], kernel[..., None, None], 1)
-    np.testing.assert_allclose(ours[0, ..., 0], expected, atol=1e-13)
-
-
-@pytest.mark.parametrize("width", [6, 10])
-@pytest.mark.parametrize(("strides", "transpose"), [(1, False), (2, False), (2, True)])
-def test_complex_convolution(rng, width, strides, transpose, monkeypatch):
-    """Of each network, with rows written out as matrices and without."""
-    images = fields(rng, 2, 3, 5, width, 2)
-    kernels = fields(rng, 2, 3, 3, 2, 4)
-    reference = transposed if transpose else correlate
-    expected = [reference(i, k, strides) for i, k in zip(images, kernels, strict=True)]
-    parts = tf.stack([kernels.real, kernels.imag], 1)
-    given = tf.stack([images.real, images.imag], -2)
-    for dense_width in (complex_convolution._DENSE_WIDTH, 0):
-        monkeypatch.setattr(complex_convolution, "_DENSE_WIDTH", dense_width)
-        outputs = convolve(given, complex_kernel(parts), strides, transpose)
-        found = tf.complex(outputs[..., 0, :], outputs[..., 1, :])
-        np.testing.assert_allclose(found, expected, atol=1e-10)
 
 
 def unet(layer, inputs, training):
@@ -155,38 +127,6 @@ def test_network_equals_one_written_out(rng, modes, scales, training, widths):
     expected, _ = unet(layer, inputs, training)
     assert np.abs(expected).max() > 1e-3
     np.testing.assert_allclose(layer(inputs, training=training), expected, atol=1e-10)
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_gradients(rng, training):
-    """Along a direction in all weights, against central differences."""
-    layer, inputs = network(), tf.constant(fields(rng, 3, 16))
-
-    def loss():
-        values = layer(inputs, training=training)
-        waves = tf.cos(tf.range(tf.size(values), dtype="float64"))
-        power = tf.math.real(values * tf.math.conj(values))
-        return tf.reduce_sum(tf.reshape(waves, tf.shape(values)) * power)
-
-    variables = layer.trainable_variables
-    with tf.GradientTape() as tape:
-        value = loss()
-    gradients = tape.gradient(value, [v.value for v in variables])
-    before = [v.numpy() for v in variables]
-    # Of equal weight for each variable, however small its gradient is.
-    directions = [
-        rng.uniform(0.5, 1.0, g.shape) * np.sign(g) / np.abs(g).sum() for g in gradients
-    ]
-    step, ends = 1e-6, []
-    for sign in (1, -1):
-        for variable, start, direction in zip(
-            variables, before, directions, strict=True
-        ):
-            variable.assign(start + sign * step * direction)
-        ends.append(float(loss()))
-    slopes = [np.sum(g * d) for g, d in zip(gradients, directions, strict=True)]
-    assert min(slopes) > 0.5 - 1e-9
-    assert sum(slopes) == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-5)
 
 
 def test_batch_normalization_moves_its_averages(rng):

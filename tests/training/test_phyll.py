@@ -15,20 +15,24 @@ X = RNG.uniform(size=(6, 4)).astype("float32")
 Y = np.array([0, 1, 2, 2, 1, 0])
 
 
-def classifier(units=5, **kwargs):
+def classifier(units=5, classes=3, features=None, **kwargs):
     keras.utils.set_random_seed(0)
     blocks = [
         keras.Sequential([pnn.layers.MRRBank(units), layers.Activation("tanh")])
         for _ in range(2)
     ]
-    return pnn.LocalClassifier(blocks, 3, **kwargs)
+    model = pnn.LocalClassifier(blocks, classes, **kwargs)
+    if features is not None:
+        model.build((None, features))
+    return model
 
 
-def trainer_of(model, device=None, ascent=None, theta=4.0):
+def trainer_of(model, device=None, ascent=None, theta=4.0, rate=0.1, **kwargs):
+    source = pnn.PhyLL(theta)
     trainer = pnn.SATModel(
-        model, ascent=ascent, device=device, gradient=pnn.PhyLL(theta)
+        model, ascent=ascent, device=device, gradient=source, **kwargs
     )
-    optimizer = keras.optimizers.SGD(0.1)
+    optimizer = keras.optimizers.SGD(rate)
     trainer.compile(optimizer, LOSS, metrics=["accuracy"], run_eagerly=True)
     return trainer
 
@@ -104,8 +108,7 @@ def test_nothing_is_propagated_from_one_block_to_another():
 
 
 def test_states_and_measurements_are_the_devices():
-    model = classifier()
-    model.build((None, 4))
+    model = classifier(features=4)
     chip = pnn.Variation(resonance_shift=0.2).sample(model, 1)[0]
     with chip.installed(model):
         right = evaluated(trainer_of(model))
@@ -129,8 +132,7 @@ def test_states_and_measurements_are_the_devices():
     ids=lambda a: type(a).__name__,
 )
 def test_with_an_ascent(ascent):
-    model = classifier()
-    model.build((None, 4))
+    model = classifier(features=4)
     trainer = trainer_of(model, pnn.SimulatedDevice({}), ascent)
     before = numbers(trainer.trainable_variables)
     logs = trainer.train_on_batch(X, Y, return_dict=True)
@@ -148,17 +150,10 @@ def test_ascents_by_outputs_are_refused(ascent):
 
 @pytest.mark.parametrize("device", [None, pnn.SimulatedDevice({})])
 def test_the_worst_case_is_that_of_the_local_loss(device):
-    model = classifier()
-    model.build((None, 4))
+    model = classifier(features=4)
     rule = pnn.FiniteDifference(0.1, 0.01, "forward", normalize=False)
-    trainer = pnn.SATModel(
-        model,
-        ascent=None,
-        device=device,
-        gradient=pnn.PhyLL(),
-        adversarial={"temperature": rule},
-    )
-    trainer.compile(keras.optimizers.SGD(0.0), LOSS, run_eagerly=True)
+    worst = {"adversarial": {"temperature": rule}}
+    trainer = trainer_of(model, device, rate=0.0, **worst)
     banks = pnn.layers.physical_layers(model)
     shared = [la.imperfections["temperature"] for la in banks]
 
@@ -181,15 +176,9 @@ def test_digits_are_learned_on_a_chip():
         return images[:, ::4, ::4, 0].reshape(len(images), -1)
 
     x, held = features(data.x_train), features(data.x_test)
-    keras.utils.set_random_seed(0)
-    blocks = [
-        keras.Sequential([pnn.layers.MRRBank(32), layers.Activation("tanh")])
-        for _ in range(2)
-    ]
-    model = pnn.LocalClassifier(blocks, 10)
-    model.build((None, x.shape[1]))
+    model = classifier(32, 10, x.shape[1])
     chip = pnn.Variation(resonance_shift=0.03).sample(model, 1)[0]
-    trainer = pnn.SATModel(model, ascent=None, device=chip, gradient=pnn.PhyLL())
+    trainer = trainer_of(model, chip)
     trainer.compile(keras.optimizers.Adam(0.01), LOSS, metrics=["accuracy"])
     logs = trainer.fit(x, data.y_train, batch_size=64, epochs=12, verbose=0).history
     assert logs["loss"][-1] < 0.5 * logs["loss"][0]

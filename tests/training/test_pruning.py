@@ -75,11 +75,6 @@ def test_config_round_trip():
     np.testing.assert_array_equal(again(CONTROL), pruning(CONTROL))
 
 
-def test_bad_alpha():
-    with pytest.raises(ValueError, match=r"`alpha` must be .*Received: -1"):
-        pnn.OpticalPruning(-1)
-
-
 def test_the_slopes_are_those_of_the_layer():
     tuning = pnn.HeaterTuning()
     pnn.layers.MRRBank(
@@ -92,7 +87,9 @@ def test_the_slopes_are_those_of_the_layer():
             )
 
 
-def test_curves_of_their_own_have_no_place():
+def test_bad_arguments():
+    with pytest.raises(ValueError, match=r"`alpha` must be .*Received: -1"):
+        pnn.OpticalPruning(-1)
     rings = pnn.RingTunings([pnn.HeaterTuning(), pnn.HeaterTuning(offset=-0.4)])
     with pytest.raises(ValueError, match=r"`tuning` must be one curve.*RingTunings"):
         pnn.OpticalPruning(0.1, rings)

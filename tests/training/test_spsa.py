@@ -4,11 +4,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from models import LOSS, Bench, assert_same, bank, mesh, moved, numbers, ring_chip
+from models import LOSS, Bench, assert_same, bank, mesh, numbers, ring_chip
 
 import keras_pnn as pnn
 from keras_pnn.layers.context import Overrides
-from keras_pnn.training.gradients.spsa import random_signs
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(8, 3)).astype("float32")
@@ -62,22 +61,6 @@ def test_the_mean_approaches_the_gradient():
     assert np.abs(found - exact).max() < 4 * error < np.abs(exact).max()
     single = estimate(linear(pnn.SPSA(0.1)))
     assert np.abs(single - exact).max() > np.abs(found - exact).max()
-
-
-def test_signs():
-    key = [0, tf.constant(0, "int32")]
-    like = tf.zeros((50, 40))
-    one = random_signs(like, key, (0, 0, 0)).numpy()
-    assert set(np.unique(one)) == {-1.0, 1.0}
-    assert abs(one.mean()) < 4 / np.sqrt(2000)
-    np.testing.assert_array_equal(one, random_signs(like, key, (0, 0, 0)).numpy())
-    others = [
-        random_signs(like, [1, key[1]], (0, 0, 0)),
-        random_signs(like, [0, tf.constant(1, "int32")], (0, 0, 0)),
-        *(random_signs(like, key, p) for p in ((1, 0, 0), (0, 1, 0), (0, 0, 1))),
-    ]
-    for other in others:
-        assert abs((one * other.numpy()).mean()) < 4 / np.sqrt(2000)
 
 
 def test_estimates_depend_on_seed_step_and_pass():
@@ -134,22 +117,6 @@ def test_it_trains_a_black_box():
     assert losses[-1] < 0.2 * losses[0]
     # One pass, and two for each direction.
     assert box.calls == 40 * 5
-
-
-def test_measurements_and_simulations_agree():
-    def trained(device_of, **kwargs):
-        model = bank(use_bias=False)
-        device, source = device_of(ring_chip(model)), pnn.SPSA(0.05)
-        online = pnn.SATModel(model, ascent=None, device=device, gradient=source)
-        online.compile(keras.optimizers.SGD(0.1), "mse", **kwargs)
-        for _ in range(2):
-            online.train_on_batch(X[:, :2], Y)
-        return numbers(model.variables)
-
-    eager = trained(lambda chip: chip, run_eagerly=True)
-    assert max(moved(bank(use_bias=False).variables, eager)) > 1e-4
-    assert_same(trained(Bench), eager, 1e-5)
-    assert_same(trained(lambda chip: chip, jit_compile=True), eager, 1e-5)
 
 
 @pytest.mark.parametrize("eagerly", [True, False])
@@ -217,23 +184,3 @@ def test_slots_without_a_cell_do_not_move(name):
     wrt = [quantity.variable]
     (found,) = trainer.gradient(trainer, batch, Overrides(), wrt).gradients
     np.testing.assert_array_equal(found.numpy() != 0, quantity.exists)
-
-
-# Saving.
-
-
-@pytest.mark.parametrize(
-    "step", [0.02, keras.optimizers.schedules.ExponentialDecay(0.1, 5, 0.5)]
-)
-def test_a_saved_model_has_it(step, tmp_path):
-    trainer = linear(pnn.SPSA(step, directions=3), seed=4)
-    trainer.train_on_batch(X, Y)
-    trainer.save(tmp_path / "spsa.keras")
-    loaded = keras.saving.load_model(tmp_path / "spsa.keras")
-    source = loaded.gradient
-    assert type(source) is pnn.SPSA and source.directions == 3
-    if isinstance(step, float):
-        assert source.step == step
-    else:
-        assert source.step.get_config() == step.get_config()
-    np.testing.assert_array_equal(estimate(loaded), estimate(trainer))

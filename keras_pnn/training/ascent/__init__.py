@@ -19,17 +19,7 @@ KINDS = {
 
 
 def get(ascent, rho=None) -> Ascent | None:
-    """Returns an ascent from a name or an object.
-
-    Args:
-        ascent: a key of `KINDS`, an object such as `SAM(0.1)`, or `None` for no ascent.
-        rho: radius for the name of an ascent that has one, default 0.05; an object
-            has its own.
-
-    Raises:
-        ValueError: If the name is unknown, or `rho` is given with an object, or with
-            the name of an ascent that has no radius.
-    """
+    """Returns an ascent from a key of `KINDS`, with a radius, or from an object."""
     kind = KINDS.get(ascent) if isinstance(ascent, str) else None
     if kind is not None and (rho is None or issubclass(kind, SAM)):
         return kind() if rho is None else kind(rho)

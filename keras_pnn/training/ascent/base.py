@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import inspect
 from collections.abc import Callable
 
 import keras
@@ -10,9 +9,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks
-from keras_pnn._display import Brief
 from keras_pnn.layers.context import Overrides
-from keras_pnn.training.gradients.base import Batch, Evaluation
+from keras_pnn.training.gradients.base import Batch, Configured, Evaluation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Step:
     adversarial: bool = False
 
 
-class Ascent(Brief):
+class Ascent(Configured):
     """Base of the ascents, and the ascent that does nothing.
 
     `SATModel.train_step` asks a copy that lives for one step, from `at(step)`, for
@@ -45,7 +43,8 @@ class Ascent(Brief):
     4. `combined`: the gradients of the step, from those of both passes;
     5. `commit`: to store what it has learned, after the optimizer's step.
 
-    A subclass overrides what it needs, and `states` and `build` if it has a memory.
+    A subclass overrides what it needs. With a `memory`, it has one state for each of
+    some variables, `kept`, and finds the next values in each step, `found`.
     """
 
     # Whether there is a ΔΘ.
@@ -54,20 +53,24 @@ class Ascent(Brief):
     combines = False
     # Whether several replicas together take the step of one device.
     replicated = True
-    # Whether `fit` must tell it when it begins, and of its epochs.
+    # Whether it remembers, so that `fit` must tell it when it begins.
     follows = False
     # Whether the second pass is in a branch, in which no source can store a memory.
     branches = False
     # Whether it goes by the outputs of training, as those of all classes.
     by_outputs = False
+    # The name of the states that it has for each of its variables, if it has any.
+    memory = ""
+    kept: tuple | list = ()
+    found: tuple | list = ()
     # What a step has asked of the device beside its passes, settings times samples.
     asked: tf.Tensor | int = 0
     # Whether this step has measured the sharpness.
     measured: tf.Tensor | bool = True
     step: Step | None = None
-    # The name of the model whose ascent it is, if it has a memory.
+    # The name of the model whose ascent it is, if it `follows`.
     _owner = ""
-    # The variables that it has states for.
+    # The variables that a memory has states for.
     _known: tuple = ()
     # States that were read from a file, until `build` has made their variables.
     _read: dict[str, np.ndarray] | None = None
@@ -109,24 +112,29 @@ class Ascent(Brief):
 
     def states(self) -> dict[str, keras.Variable]:
         """Returns name → what may change during training, and is saved."""
-        return {}
+        return {v.name: v for v in self.kept}
 
     def build(self, trainer, moved: list[keras.Variable], x=None) -> None:
-        """Makes the states for a built model, once, and anew for other variables.
+        """Makes the states for a built model, `moved` variables and inputs `x`, once.
 
-        Args:
-            trainer: the model that trains.
-            moved: the variables that the ascent moves.
-            x: the inputs of a batch, where they are known.
+        They are made anew where layers were frozen since, or not any more.
         """
+        variables = self.remembered(trainer, moved) if self.memory else []
+        if list(map(id, self._known)) != list(map(id, variables)):
+            self._known = tuple(variables)
+            self.kept = [
+                state(f"{self.memory}_{i}", self.initial(v), v.dtype)
+                for i, v in enumerate(variables)
+            ]
+            self.restore()
 
-    def is_new_to(self, variables: list[keras.Variable]) -> bool:
-        """Tells whether states are for other variables, and notes these.
+    def remembered(self, trainer, moved: list[keras.Variable]) -> list[keras.Variable]:
+        """Returns the variables that a memory has states for."""
+        return trainer.trainable_variables
 
-        They are at first, and where layers were frozen since, or not any more.
-        """
-        before, self._known = self._known, tuple(variables)
-        return list(map(id, before)) != list(map(id, variables))
+    def initial(self, variable: keras.Variable) -> np.ndarray:
+        """Returns the value with which the memory of a variable begins."""
+        return np.zeros(variable.shape)
 
     def read(self, saved: dict[str, np.ndarray]) -> None:
         """Takes up saved states, now or as soon as there are variables for them."""
@@ -140,114 +148,59 @@ class Ascent(Brief):
             states[name].assign(self._read.pop(name))
 
     def callbacks(self, build: Callable, x) -> list[keras.callbacks.Callback]:
-        """Returns what `fit` needs for it.
+        """Returns what `fit` needs for it, given `x`; `build` makes its states.
 
-        Args:
-            build: calls `build` if the model is built.
-            x: what `fit` is given.
-
-        Raises:
-            ValueError: If it cannot train on this data.
+        Raises ValueError if it cannot train on this data.
         """
-        return [Following(self, build)] if self.follows else []
-
-    def epoch_begins(self, epoch: int) -> None:
-        """Is told an epoch of `fit`, from 0."""
+        # States are made before a `Checkpoint` loads them.
+        made = keras.callbacks.LambdaCallback(on_train_begin=lambda logs: build())
+        return [made] if self.follows else []
 
     def at(self, step: Step) -> "Ascent":
         """Returns a copy for one step, which may keep what it finds on the way."""
-        found = copy.copy(self)
-        found.step = step
-        return found
+        own = copy.copy(self)
+        own.step = step
+        return own
 
     # In a step.
 
     def prepared(self, batch: Batch, present: Overrides) -> Batch:
-        """Returns the batch, with what is added to the loss.
-
-        Args:
-            batch: (x, y, sample_weight).
-            present: the values that the passes begin with.
-        """
+        """Returns the batch with what is added to its loss at the `present` values."""
         return batch
 
     def __call__(self, values: list, gradients: list, iteration) -> list:
         """Returns ΔΘ for the variables that are moved."""
-        return [tf.zeros_like(v) for v in values]
+        raise NotImplementedError
 
     def second(
         self, evaluate: Callable, batch: Batch, worst: Callable, first: Evaluation
     ) -> Evaluation:
-        """Takes the second pass.
+        """Takes the second pass by `evaluate(batch, overrides)`.
 
-        Args:
-            evaluate: (batch, overrides) → the pass.
-            batch: as returned by `prepared`.
-            worst: a function that returns the overrides at (Θ + ΔΘ, θ_adv).
-            first: the first pass.
+        `worst()` gives the overrides at (Θ + ΔΘ, θ_adv).
         """
         return evaluate(batch, worst())
 
     def combined(self, first: list, second: list) -> list:
-        """Returns the gradients of the step.
+        """Returns the gradients of the step, where it `combines` those of both passes.
 
-        Args:
-            first, second: gradients of the passes by all trainable variables, dense
-                and added over replicas; `None` where there is none. Without
-                `combines`, as the passes gave them, and `first` may lack some.
+        All are dense, by all trainable variables and added over replicas, or `None`.
         """
-        return second
+        raise NotImplementedError
 
     def added(self, batch: Batch, y_pred) -> tf.Tensor | None:
         """Returns what was added to the loss for the outputs, `None` for nothing."""
         return None
 
     def commit(self, y_pred, skipped: tf.Tensor) -> None:
-        """Stores what was learned, after the optimizer's step.
-
-        Args:
-            y_pred: the outputs of the first pass.
-            skipped: whether the optimizer passed over the step.
-        """
-
-    # Saving.
-
-    def get_config(self) -> dict:
-        serialize = keras.saving.serialize_keras_object
-        names = inspect.signature(type(self)).parameters
-        return {name: serialize(getattr(self, name)) for name in names}
-
-    @classmethod
-    def from_config(cls, config):
-        load = keras.saving.deserialize_keras_object
-        return cls(**{name: load(value) for name, value in config.items()})
-
-
-class Following(keras.callbacks.Callback):
-    """Lets an ascent make its states when `fit` begins, and tells it the epoch."""
-
-    def __init__(self, ascent: Ascent, build: Callable):
-        super().__init__()
-        self.ascent, self.build = ascent, build
-
-    def on_train_begin(self, logs=None):
-        # Before a `Checkpoint` loads them.
-        self.build()
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.ascent.epoch_begins(epoch)
-
-
-def like(variables, name: str, copied: bool = False) -> list[keras.Variable]:
-    """Returns a state for each variable: zero, or its present value."""
-    return [
-        state(f"{name}_{i}", v.numpy() if copied else np.zeros(v.shape), v.dtype)
-        for i, v in enumerate(variables)
-    ]
+        """Stores what was learned, after the optimizer's step, which may be skipped."""
+        for variable, value in zip(self.kept, self.found, strict=True):
+            old = tf.convert_to_tensor(variable)
+            variable.assign(tf.where(skipped, old, tf.cast(value, old.dtype)))
 
 
 def state(name: str, value, dtype) -> keras.Variable:
-    """Returns a variable that holds a state of an ascent, the same on all replicas."""
+    """Returns a variable for a state of an ascent, the same on all replicas."""
     return keras.Variable(
         value,
         dtype=dtype,
@@ -255,13 +208,6 @@ def state(name: str, value, dtype) -> keras.Variable:
         name=name,
         aggregation="only_first_replica",
     )
-
-
-def store(variables: list, values: list, skipped: tf.Tensor) -> None:
-    """Assigns values, unless the step was skipped."""
-    for variable, value in zip(variables, values, strict=True):
-        old = tf.convert_to_tensor(variable)
-        variable.assign(tf.where(skipped, old, tf.cast(value, old.dtype)))
 
 
 def inner(one: list, other: list) -> tf.Tensor:

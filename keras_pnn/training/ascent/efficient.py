@@ -23,9 +23,8 @@ class ESAM(SAM):
     forward pass at Θ + ΔΘ then tells how much the loss of each sample rises, and the
     second gradient is the mean over the share γ of the batch, ⌈γ n⌉ samples, whose loss
     rises most. A step thus takes a forward pass and 1 + γ times a forward and a
-    backward pass; one with ρ = 0 that asks no device also takes those of SAM. The
-    authors' code leaves out whole tensors where the paper, and this class, leave out
-    elements.
+    backward pass. The authors' code leaves out whole tensors where the paper, and this
+    class, leave out elements.
 
     Batch normalisation in the second pass uses statistics of the kept samples, and
     dropout draws other masks for them than in the first. `sharpness` is

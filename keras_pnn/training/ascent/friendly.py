@@ -4,7 +4,6 @@ import keras
 import tensorflow as tf
 
 from keras_pnn import _checks
-from keras_pnn.training.ascent.base import like, store
 from keras_pnn.training.ascent.sam import SAM
 
 
@@ -38,6 +37,7 @@ class FriendlySAM(SAM):
     """
 
     follows = True
+    memory = "mean_gradient"
 
     def __init__(
         self,
@@ -48,29 +48,19 @@ class FriendlySAM(SAM):
         super().__init__(rho)
         self.sigma = _checks.real("sigma", sigma, low=0)
         self.decay = _checks.real("decay", decay, low=0, below=1)
-        self._means: list[keras.Variable] = []
-        self._found: list[tf.Tensor] = []
 
-    def states(self):
-        return {**super().states(), **{v.name: v for v in self._means}}
-
-    def build(self, trainer, moved, x=None):
-        if self.is_new_to(moved):
-            self._means = like(moved, "mean_gradient")
-            self.restore()
+    def remembered(self, trainer, moved):
+        return moved
 
     def __call__(self, values, gradients, iteration):
         # The loss scale may change from step to step.
         scale = self.step.trainer.optimizer.scale_loss(tf.constant(1.0))
         gradients = [g / tf.cast(scale, g.dtype) for g in gradients]
-        self._found = [
+        self.found = [
             self.decay * tf.convert_to_tensor(m) + (1 - self.decay) * g
-            for m, g in zip(self._means, gradients, strict=True)
+            for m, g in zip(self.kept, gradients, strict=True)
         ]
         particular = [
-            g - self.sigma * m for g, m in zip(gradients, self._found, strict=True)
+            g - self.sigma * m for g, m in zip(gradients, self.found, strict=True)
         ]
         return super().__call__(values, particular, iteration)
-
-    def commit(self, y_pred, skipped):
-        store(self._means, self._found, skipped)

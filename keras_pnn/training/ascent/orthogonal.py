@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from keras_pnn import _checks
-from keras_pnn.training.ascent.base import chosen, either, inner, like, plus, store
+from keras_pnn.training.ascent.base import chosen, either, inner, plus
 from keras_pnn.training.ascent.sam import SAM
 
 
@@ -90,6 +90,8 @@ class LookSAM(SAM):
     replicated = False
     follows = True
     branches = True
+    # g_v/‖g_v‖: only the direction is used.
+    memory = "direction"
 
     def __init__(
         self,
@@ -100,18 +102,6 @@ class LookSAM(SAM):
         super().__init__(rho)
         self.every = _checks.integer("every", every, low=1)
         self.alpha = _checks.real("alpha", alpha, low=0)
-        # g_v/‖g_v‖: only the direction is used.
-        self._directions: list[keras.Variable] = []
-        self._found: list[tf.Tensor] = []
-
-    def states(self):
-        return {**super().states(), **{v.name: v for v in self._directions}}
-
-    def build(self, trainer, moved, x=None):
-        variables = trainer.trainable_variables
-        if self.is_new_to(variables):
-            self._directions = like(variables, "direction")
-            self.restore()
 
     def second(self, evaluate, batch, worst, first):
         self.measured = tf.equal(self.step.iteration % self.every, 0)
@@ -129,14 +119,11 @@ class LookSAM(SAM):
         # Else rounding alone would be across, and count as much as g in between.
         length = tf.where(self.apart, tf.sqrt(inner(across, across)), 0)
         share = tf.math.divide_no_nan(tf.ones_like(length), length)
-        kept = [tf.convert_to_tensor(v) for v in self._directions]
-        self._found = [
+        kept = [tf.convert_to_tensor(v) for v in self.kept]
+        self.found = [
             v if a is None else tf.where(self.measured, tf.cast(share, v.dtype) * a, v)
             for a, v in zip(across, kept, strict=True)
         ]
         norm = tf.sqrt(inner(first, first))
         size = self.alpha * tf.cast(self.step.ramp, norm.dtype) * norm
         return chosen(self.measured, second, plus(first, size, kept))
-
-    def commit(self, y_pred, skipped):
-        store(self._directions, self._found, skipped)

@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras_pnn import _checks
 from keras_pnn._display import brief
 from keras_pnn.training.ascent.base import Ascent
+from keras_pnn.training.gradients.base import wide
 
 _SCHEDULE = keras.optimizers.schedules.LearningRateSchedule
 
@@ -66,7 +67,8 @@ class SAM(Ascent):
         return "" if self.rho == 0 else f"rho={brief(self.rho)}"
 
     def states(self):
-        return {} if self._rho is None else {"rho": self._rho}
+        own = {} if self._rho is None else {"rho": self._rho}
+        return {**own, **super().states()}
 
     def radius(self, iteration) -> tf.Tensor:
         """Returns the radius of a step, in float64."""
@@ -86,18 +88,12 @@ class SAM(Ascent):
         return tf.ones_like(value)
 
     def __call__(self, values: list, gradients: list, iteration) -> list:
-        """Returns ΔΘ.
+        """Returns ΔΘ, a step for each variable in its dtype; zero for zero gradients.
 
-        Args:
-            values: the variables' present values, tensors.
-            gradients: ∂L/∂Θ, dense tensors in the same order, scaled by any common
-                factor; `None` where the loss does not depend on a variable.
-            iteration: the optimizer's step count.
-
-        Returns:
-            One step for each variable, in its dtype; zero where all gradients are.
+        `values` are those of the variables, and `gradients` ∂L/∂Θ, dense and times any
+        common factor; `None` where the loss does not depend on a variable.
         """
-        scales = [self.scale(tf.cast(v, _wide(v))) for v in values]
+        scales = [self.scale(wide(v)) for v in values]
         scaled = [
             tf.zeros_like(t) if g is None else t * tf.cast(g, t.dtype)
             for t, g in zip(scales, gradients, strict=True)
@@ -149,7 +145,3 @@ class ASAM(SAM):
     def scale(self, value):
         """Returns T = |Θ| + η."""
         return tf.abs(value) + tf.cast(self.eta, value.dtype)
-
-
-def _wide(value):
-    return "float32" if value.dtype.size < 4 else value.dtype

@@ -8,20 +8,15 @@ from keras_pnn import _checks, _keras
 from keras_pnn._display import brief
 from keras_pnn.datasets import Batches
 from keras_pnn.layers.context import Overrides
-from keras_pnn.training.ascent.base import Ascent, Following, like, state, store
+from keras_pnn.training.ascent.base import Ascent, state
 from keras_pnn.training.ascent.samples import check_loss
-from keras_pnn.training.gradients.base import Batch, times_samples
+from keras_pnn.training.gradients.base import Batch, times_samples, wide
 
 
 class Trajectory(Ascent):
     """Base of the ascents that add λ KL(softmax(past/τ) ‖ softmax(now/τ)) to the loss.
 
     The term is a mean over the samples. A subclass gives the past outputs.
-
-    Args:
-        lam: λ ≥ 0; 0 is plain training.
-        start: the first epoch with the term, from 0.
-        temperature: τ > 0.
     """
 
     follows = True
@@ -39,8 +34,11 @@ class Trajectory(Ascent):
     def suspect(self):
         return f"lam={brief(self.lam)}" if self.lam else ""
 
-    def epoch_begins(self, epoch):
-        self._epoch.assign(epoch)
+    def callbacks(self, build, x):
+        told = keras.callbacks.LambdaCallback(
+            on_epoch_begin=lambda epoch, logs: self._epoch.assign(epoch)
+        )
+        return [*super().callbacks(build, x), told]
 
     def past(self, batch: Batch, present: Overrides) -> tuple:
         """Returns past outputs, and for each sample whether they count, 1 or 0."""
@@ -77,7 +75,7 @@ class Trajectory(Ascent):
             logits = y_pred
             if _keras.from_probabilities(self.step.trainer):
                 logits = tf.math.log(tf.maximum(y_pred, keras.config.epsilon()))
-        return tf.cast(logits, _wide(logits.dtype.name))
+        return wide(logits)
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -162,7 +160,13 @@ class SAF(Trajectory):
                 f"{type(x).__name__}"
             )
         self._count(len(x.order(0)))
-        return [_FollowingBatches(self, build, x)]
+        told = keras.callbacks.LambdaCallback(
+            on_epoch_begin=lambda epoch, logs: self._order.assign(x.order(epoch)),
+            on_train_batch_begin=lambda batch, logs: self._place.assign(
+                batch * x.batch_size
+            ),
+        )
+        return [*super().callbacks(build, x), told]
 
     def _count(self, samples: int) -> None:
         """Makes room for the order of the samples, or checks their number."""
@@ -182,21 +186,14 @@ class SAF(Trajectory):
             if None in shape:
                 expected = "one with outputs of a known shape for SAF"
                 raise _checks.error("model", expected, f"outputs of shape {spec.shape}")
-            self._make(self._order.shape[0], shape, _wide(spec.dtype))
+            dtype = keras.backend.result_type(spec.dtype, "float32")
+            self._make(self._order.shape[0], shape, dtype)
 
     def _make(self, samples: int, shape, dtype: str) -> None:
         self._count(samples)
         rows = self.epochs * samples
         self._outputs = state("outputs", np.zeros((rows, *shape)), dtype)
         self._epochs = state("output_epochs", np.zeros(rows), "int32")
-
-    def batch_begins(self, place: int) -> None:
-        """Is told where in the order of the epoch the next batch begins."""
-        self._place.assign(place)
-
-    def order_is(self, order: np.ndarray) -> None:
-        """Is told the order of the samples in an epoch."""
-        self._order.assign(order)
 
     def past(self, batch, present):
         places = tf.convert_to_tensor(self._place) + tf.range(batch.size)
@@ -265,6 +262,8 @@ class MESA(Trajectory):
         - Du et al., NeurIPS 2022, arXiv:2205.14083
     """
 
+    memory = "average"
+
     def __init__(
         self,
         lam: float = 0.8,
@@ -274,24 +273,24 @@ class MESA(Trajectory):
     ):
         super().__init__(lam, start, temperature)
         self.decay = _checks.real("decay", decay, low=0, below=1)
-        self._averages: list[keras.Variable] = []
         # Whether the weights have come from elsewhere than training.
         self._stale = False
-
-    def states(self):
-        return {v.name: v for v in self._averages}
 
     def read(self, saved):
         self._stale = not any(name.startswith("average") for name in saved)
         super().read(saved)
 
+    def remembered(self, trainer, moved):
+        return trainer.trainable_variables if self.lam else []
+
+    def initial(self, variable):
+        return variable.numpy()
+
     def build(self, trainer, moved, x=None):
-        variables = trainer.trainable_variables if self.lam else []
-        if self.is_new_to(variables):
-            self._averages = like(variables, "average", copied=True)
-            self.restore()
-        elif self._stale:
-            for average, variable in zip(self._averages, variables, strict=True):
+        before = self.kept
+        super().build(trainer, moved, x)
+        if self._stale and self.kept is before:
+            for variable, average in self._pairs():
                 average.assign(variable)
         self._stale = False
 
@@ -317,7 +316,7 @@ class MESA(Trajectory):
             past, self.asked = outputs()
         else:
             shape = batch.size, *spec.shape[1:]
-            dtype = _wide(spec.dtype)
+            dtype = keras.backend.result_type(spec.dtype, "float32")
             past, self.asked = tf.cond(
                 active,
                 outputs,
@@ -326,38 +325,17 @@ class MESA(Trajectory):
         return past, tf.cast(active, past.dtype)
 
     def _pairs(self):
-        return zip(self.step.trainer.trainable_variables, self._averages, strict=True)
+        return zip(self._known, self.kept, strict=True)
 
     def commit(self, y_pred, skipped):
-        if not self._averages:
-            return
         now = tf.convert_to_tensor(self.step.trainer.optimizer.iterations)
-        averages = [
+        self.found = [
             self.decay * tf.convert_to_tensor(average)
             + (1 - self.decay) * tf.convert_to_tensor(variable)
             for variable, average in self._pairs()
         ]
         # Neither a step that overflowed nor one that accumulates has moved weights.
-        store(self._averages, averages, tf.equal(now, self.step.iteration))
-
-
-class _FollowingBatches(Following):
-    """Tells SAF which samples come next."""
-
-    def __init__(self, ascent: SAF, build, batches: Batches):
-        super().__init__(ascent, build)
-        self.batches = batches
-
-    def on_epoch_begin(self, epoch, logs=None):
-        super().on_epoch_begin(epoch, logs)
-        self.ascent.order_is(self.batches.order(epoch))
-
-    def on_train_batch_begin(self, batch, logs=None):
-        self.ascent.batch_begins(batch * self.batches.batch_size)
-
-
-def _wide(dtype: str) -> str:
-    return "float64" if dtype == "float64" else "float32"
+        super().commit(y_pred, tf.equal(now, self.step.iteration))
 
 
 def _outputs_for(what: str, trainer, x) -> keras.KerasTensor:

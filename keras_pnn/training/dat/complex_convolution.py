@@ -14,15 +14,9 @@ def complex_kernel(parts: tf.Tensor) -> tf.Tensor:
     """Returns real kernels that act on real and imaginary channels as A + iB do.
 
     With inputs x + iy, outputs are (A∗x − B∗y) + i (B∗x + A∗y), where ∗ is the
-    correlation of `keras.layers.Conv2D` with `padding="same"`.
-
-    Args:
-        parts: A and B on the second axis, (networks, 2, height, width, channels,
-            filters).
-
-    Returns:
-        [[A, B], [−B, A]] over the last two axes, (networks, height, width,
-        2 · channels, 2 · filters): real channels come first, at inputs and at outputs.
+    correlation of `keras.layers.Conv2D` with `padding="same"`. Of A and B on the second
+    axis, (networks, 2, height, width, channels, filters), they are [[A, B], [−B, A]]
+    over the last two axes: real channels come first, at inputs and at outputs.
 
     Reference:
         - Trabelsi et al., Deep Complex Networks, ICLR (2018), eq. 2
@@ -31,26 +25,17 @@ def complex_kernel(parts: tf.Tensor) -> tf.Tensor:
     return tf.concat([tf.concat([a, b], -1), tf.concat([-b, a], -1)], -2)
 
 
-def convolved_side(size: int, strides: int, transpose: bool) -> int:
-    """Returns the height or width of the outputs."""
-    return size * strides if transpose else math.ceil(size / strides)
-
-
 def convolve(images, kernels, strides: int, transpose: bool) -> tf.Tensor:
     """Convolves the images of each network with its own kernel, from `complex_kernel`.
 
-    Args:
-        images: (networks or 1, batch, height, width, 2, channels), real and imaginary
-            parts on the axis before the last.
-        transpose: whether it is the transposed convolution of `Conv2DTranspose`,
-            which makes images `strides` times larger.
-
-    Returns:
-        (networks, batch, height', width', 2, filters).
+    Images are (networks or 1, batch, height, width, 2, channels), real and imaginary
+    parts on the axis before the last. A transposed convolution, as that of
+    `Conv2DTranspose`, makes them `strides` times larger.
     """
     networks, channels, filters = (kernels.shape[i] for i in (0, 3, 4))
     height, width = images.shape[2:4]
-    rows, columns = (convolved_side(n, strides, transpose) for n in (height, width))
+    factor = strides if transpose else 1 / strides
+    rows, columns = (math.ceil(n * factor) for n in (height, width))
     if max(width, columns) <= _DENSE_WIDTH:
         kernels = _dense(kernels, width, strides, transpose)
         width, channels = 1, width * channels
@@ -79,15 +64,10 @@ def _convolve(images, kernel, strides: int, transpose: bool) -> tf.Tensor:
 
 
 def _dense(kernels, width: int, strides: int, transpose: bool) -> tf.Tensor:
-    """Kernels with their second axis written out as a matrix.
+    """Kernels for images of width 1, whose channels are those of `width` pixels.
 
-    Args:
-        kernels: (networks, height, taps, channels, filters).
-        width: of the images.
-
-    Returns:
-        (networks, height, 1, width · channels, width' · filters), for images of width 1
-        whose channels are those of a whole row of pixels.
+    Of kernels (networks, height, taps, channels, filters) they are
+    (networks, height, 1, width · channels, width' · filters).
     """
     networks, height, taps, channels, filters = kernels.shape
     place = _placement(width, taps, strides, transpose)
@@ -102,11 +82,7 @@ def _dense(kernels, width: int, strides: int, transpose: bool) -> tf.Tensor:
 
 
 def _placement(size: int, taps: int, strides: int, transpose: bool) -> np.ndarray:
-    """Which tap of a kernel leads from which input to which output, along one axis.
-
-    Returns:
-        (inputs, outputs, taps), of 0 and 1.
-    """
+    """Which tap leads from which input to which output, along one axis, as 0 and 1."""
     if transpose:
         return _placement(size * strides, taps, strides, False).transpose(1, 0, 2)
     outputs = math.ceil(size / strides)

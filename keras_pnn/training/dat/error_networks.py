@@ -5,11 +5,7 @@ import math
 import keras
 import tensorflow as tf
 
-from keras_pnn.training.dat.complex_convolution import (
-    complex_kernel,
-    convolve,
-    convolved_side,
-)
+from keras_pnn.training.dat.complex_convolution import complex_kernel, convolve
 
 # Complex channels of a U-Net at each scale, the finest first.
 WIDTHS = (4, 8, 16)
@@ -35,20 +31,14 @@ class ErrorNetwork(keras.layers.Layer):
     is followed by batch normalisation and a ReLU, both of real and imaginary parts
     separately. The numbers are complex channels, `WIDTHS`.
 
+    Inputs are complex or real fields, (batch, modes), and so are the outputs, in single
+    precision, or in double with the dtype policy `"float64"`. For real fields S is the
+    real part.
+
     Args:
         networks: number of U-Nets.
         zero: whether the last convolution starts at 0, so that S is 0 until the first
             step of an optimizer. It learns faster if not.
-
-    Call arguments:
-        inputs: complex or real fields, (batch, modes). For real ones S is real: the
-            real part.
-        training: whether the statistics are the batch's, and enter the moving
-            averages.
-
-    Output shape:
-        As the input; complex64 or float32, or with the dtype policy `"float64"`
-        complex128 or float64.
 
     Reference:
         - Zheng et al., Dual adaptive training of photonic neural networks,
@@ -71,46 +61,29 @@ class ErrorNetwork(keras.layers.Layer):
         self._grid = squarest(input_shape[-1])
         multiple = 2 ** len(self._downs)
         self._padded = [multiple * math.ceil(n / multiple) for n in self._grid]
-
-        def built(stage, shape):
-            stage.build(shape)
-            return stage.compute_output_shape(shape)
-
-        def joined(one, other):
-            return (*one[:-1], one[-1] + other[-1])
-
-        self._pass((1, None, *self._padded, 2, 1), built, joined)
-
-    def _pass(self, images, apply, join):
-        """Runs the stages of the U-Nets, on tensors or on their shapes."""
-        skipped = []
-        for level, block in enumerate(self._blocks):
-            if level:
-                images = apply(self._downs[level - 1], images)
-            features = images
-            for stage in block:
-                features = apply(stage, features)
-            skipped.append(features)
-        features = skipped.pop()
-        for stage in self._ups:
-            features = join(skipped.pop(), apply(stage, features))
-        return apply(self._last, features)
+        # The stages are built by what they are given.
+        self.call(tf.zeros((1, input_shape[-1])), training=False)
 
     def call(self, inputs, training=None):
         rows, columns = self._grid
         fields = tf.reshape(inputs, (1, -1, rows, columns, 1))
         down, right = (p - n for p, n in zip(self._padded, self._grid, strict=True))
         margins = [[0, 0], [0, 0], [0, down], [0, right], [0, 0], [0, 0]]
-
-        def applied(stage, features):
-            return stage(features, training=training)
-
-        def joined(one, other):
-            return tf.concat([one, other], -1)
-
         images = tf.stack(_complex_parts(fields, _dtype(self)), -2)
         images = tf.pad(images, margins)
-        outputs = tf.reduce_sum(self._pass(images, applied, joined), axis=0)
+        skipped = []
+        for level, block in enumerate(self._blocks):
+            if level:
+                images = self._downs[level - 1](images, training=training)
+            features = images
+            for stage in block:
+                features = stage(features, training=training)
+            skipped.append(features)
+        features = skipped.pop()
+        for stage in self._ups:
+            larger = stage(features, training=training)
+            features = tf.concat([skipped.pop(), larger], -1)
+        outputs = tf.reduce_sum(self._last(features), axis=0)
         outputs = tf.reshape(outputs[:, :rows, :columns], (-1, rows * columns, 2))
         if inputs.dtype.is_complex:
             return tf.complex(outputs[..., 0], outputs[..., 1])
@@ -120,12 +93,7 @@ class ErrorNetwork(keras.layers.Layer):
 class ErrorMatrix(keras.layers.Layer):
     """A linear error network: S(y) = y A, with a matrix A that starts at 0.
 
-    Call arguments:
-        inputs: complex or real fields, (batch, modes). For real ones S is y Re A.
-        training: not used.
-
-    Output shape:
-        As of an `ErrorNetwork`.
+    For real fields S is y Re A.
     """
 
     def __init__(self, **kwargs):
@@ -153,15 +121,9 @@ class ErrorStage(keras.layers.Layer):
     Images are (networks, batch, height, width, 2, channels), with real and imaginary
     parts on the axis before the last; inputs may have 1 in the place of the networks.
     One operation serves all networks wherever TensorFlow has it: hundreds of small
-    ones, and as many small variables, would cost more than their arithmetic.
-
-    Args:
-        networks: number of networks.
-        filters: complex output channels.
-        strides, transpose: as in `convolve`.
-        last: whether it is the last one, which has a bias alone in the place of batch
-            normalisation and ReLU.
-        zero: whether it starts at 0.
+    ones, and as many small variables, would cost more than their arithmetic. `filters`
+    are complex output channels. The `last` stage has a bias alone in the place of batch
+    normalisation and ReLU.
     """
 
     def __init__(
@@ -227,12 +189,6 @@ class ErrorStage(keras.layers.Layer):
         self.mean.assign(means + rest * (now - means))
         self.variance.assign(variances + rest * (spread - variances))
         return rows, scales * tf.math.rsqrt(spread + _EPSILON), shifts
-
-    def compute_output_shape(self, input_shape) -> tuple:
-        sides = [
-            convolved_side(n, self.strides, self.transpose) for n in input_shape[2:4]
-        ]
-        return (self.networks, input_shape[1], *sides, 2, self.filters)
 
 
 def squarest(modes: int) -> tuple[int, int]:

@@ -1,18 +1,19 @@
 """Learn a model of the device's errors beside the network: dual adaptive training."""
 
+import dataclasses
+
 import keras
 import tensorflow as tf
 
 from keras_pnn import _checks, _keras
 from keras_pnn._signatures import passing_on
-from keras_pnn.layers.context import measure, substituting, valued
+from keras_pnn.layers.context import substituting, valued
 from keras_pnn.layers.lookup import physical_layers
 from keras_pnn.training.dat.error_networks import ErrorMatrix, ErrorNetwork
 from keras_pnn.training.gradients.base import (
     Evaluation,
     GradientSource,
-    check_measured,
-    loss_of,
+    read_out,
     sample_size,
     times_samples,
 )
@@ -22,27 +23,26 @@ from keras_pnn.training.sat import SATModel
 class ErrorModels:
     """One error network for each physical layer, and the optimizer of all of them.
 
-    Kept out of Keras' tracking: the network's optimizer must not step them.
-
-    Args:
-        kind: how many U-Nets each network adds up, or `"linear"`.
-        optimizer: a Keras optimizer.
-        zero: whether S is 0 at first.
+    Kept out of Keras' tracking: the network's optimizer must not step them. `kind` is
+    how many U-Nets each network adds up, or `"linear"`; S is 0 at first if `zero`.
     """
 
     def __init__(self, kind: int | str, optimizer, zero: bool):
         self.kind = kind
         self.optimizer = optimizer
         self.zero = zero
-        self.layers: list = []
-        self.networks: list[ErrorNetwork | ErrorMatrix] = []
+        self._by_layer: dict[int, ErrorNetwork | ErrorMatrix] = {}
+
+    @property
+    def networks(self) -> list[ErrorNetwork | ErrorMatrix]:
+        """The networks in the order of the layers, none before `build`."""
+        return list(self._by_layer.values())
 
     def build(self, model: keras.Model) -> None:
         """Makes a network for each physical layer of a built model, once."""
         layers = physical_layers(model)
         if self.networks or not all(layer.built for layer in layers):
             return
-        self.layers = layers
         for index, layer in enumerate(layers):
             shape = layer.compute_output_shape(layer.get_build_config()["input_shape"])
             own = {"name": f"error_{index}", "dtype": layer.dtype_policy}
@@ -51,7 +51,7 @@ class ErrorModels:
             else:
                 network = ErrorNetwork(self.kind, self.zero, **own)
             network.build((None, sample_size(shape, "DATModel")))
-            self.networks.append(network)
+            self._by_layer[id(layer)] = network
         self.optimizer.build(self.trainable)
 
     @property
@@ -67,8 +67,7 @@ class ErrorModels:
 
     def of(self, layer) -> ErrorNetwork | ErrorMatrix:
         """Returns the network of a physical layer."""
-        pairs = zip(self.layers, self.networks, strict=True)
-        return next(network for own, network in pairs if own is layer)
+        return self._by_layer[id(layer)]
 
     def corrected(self, layer, modelled, training: bool) -> tf.Tensor:
         """Returns y + S(y), the layer's outputs with the errors that S predicts.
@@ -85,34 +84,24 @@ class ErrorModels:
         return corrected
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class DualAdaptive(GradientSource):
     """Values of the device; derivatives of the model with its errors, which S predicts.
 
-    Args:
-        errors: the error networks.
-        internal_states: whether the device gives the states between layers.
-        fields: whether it gives complex fields, or their amplitudes alone.
-        compare: what S learns to predict, `"outputs"` of the network or `"states"`
-            of its physical layers.
-        correcting: whether derivatives go through S, at present.
+    `internal_states`, `fields` and `compare` are those of `DATModel`. Derivatives go
+    through S while it is `correcting`, and it learns while it is `learning`.
     """
 
-    needs_device = True
+    errors: ErrorModels | None
+    internal_states: bool
+    fields: bool
+    compare: str
+    correcting: bool
 
-    def __init__(
-        self,
-        errors: ErrorModels | None,
-        internal_states: bool,
-        fields: bool,
-        compare: str,
-        correcting: bool,
-    ):
-        self.errors = errors
-        self.internal_states = internal_states
-        self.fields = fields
-        self.compare = compare
-        self.correcting = correcting
-        self.learning = True
+    needs_device = True
+    learning = True
+
+    def __post_init__(self):
         self.error_loss = keras.metrics.Mean(name="error_loss")
 
     def __call__(self, trainer, batch, overrides, wrt, index=0) -> Evaluation:
@@ -120,10 +109,12 @@ class DualAdaptive(GradientSource):
         learning = self.learning and index == 0
         theirs = self.errors.trainable if learning else []
         watched, overrides = overrides.watch([*wrt, *theirs])
+        asked: list = []
+        misfits: list = []
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             tape.watch(watched)
-            loss, y_pred, scope, misfits, asked = self._fusing(
-                trainer, batch, overrides, learning
+            loss, y_pred, scope = self._fusing(
+                trainer, batch, overrides, asked, learning, misfits
             )
             scaled = trainer.optimizer.scale_loss(loss)
             if self.compare == "outputs" and index == 0:
@@ -149,27 +140,21 @@ class DualAdaptive(GradientSource):
             self.error_loss.update_state(mean)
 
         count = times_samples(len(asked), batch)
-        return Evaluation(loss, wrt, gradients, y_pred, scope, overrides, count, commit)
+        return Evaluation(loss, wrt, gradients, y_pred, scope, count, commit)
 
-    def forward(self, trainer, batch, overrides, asked=None, join=None):
-        loss, y_pred, scope, _, seen = self._fusing(trainer, batch, overrides, False)
-        if asked is not None:
-            asked += seen
-        return loss, y_pred, scope
+    def forward(self, trainer, batch, overrides, asked, join=None):
+        return self._fusing(trainer, batch, overrides, asked, False, [])
 
-    @property
-    def _fusing(self):
-        return self._inside if self.internal_states else self._outside
+    def _fusing(self, trainer, batch, overrides, asked, learning, misfits):
+        """A pass whose states, or whose outputs alone, are fused with measured ones."""
+        if not self.internal_states:
+            correcting = self._correcting(learning, asked) if self.correcting else None
+            through = substituting(correcting)
+            return read_out(
+                self, trainer, batch, overrides, asked, self._fused, through
+            )
 
-    def _inside(self, trainer, batch, overrides, learning):
-        """Each layer's state is fused with what was measured there."""
-        asked, misfits = [], []
-
-        def substitute(layer, inputs, controls, modelled):
-            measured = measure(self.device, layer, inputs, controls, modelled)
-            if measured is None:
-                return modelled
-            asked.append(layer)
+        def join(layer, inputs, controls, measured, modelled):
             predicted = modelled
             if self.correcting or self.compare == "states":
                 predicted = self.errors.corrected(layer, modelled, training=learning)
@@ -180,31 +165,7 @@ class DualAdaptive(GradientSource):
                 predicted = modelled
             return valued(self._fused(measured, predicted), predicted)
 
-        self._attach(trainer)
-        scope = overrides.scope(trainer)
-        with scope, substituting(substitute):
-            y_pred = trainer(batch[0], training=True)
-            loss = loss_of(trainer, batch, y_pred)
-        check_measured(asked)
-        return loss, y_pred, scope, misfits, asked
-
-    def _outside(self, trainer, batch, overrides, learning):
-        """Only the outputs of the whole network are fused with what was measured."""
-        asked: list = []
-        seen = overrides.scope(trainer)
-        with seen, self.measuring(trainer, asked):
-            measured = trainer(batch[0], training=True)
-        scope = overrides.scope(trainer)
-        correcting = self._correcting(learning, asked) if self.correcting else None
-        with scope, substituting(correcting):
-            predicted = trainer(batch[0], training=True)
-            fused = keras.tree.map_structure(self._fused, measured, predicted)
-            y_pred = keras.tree.map_structure(valued, fused, predicted)
-            loss = loss_of(trainer, batch, y_pred)
-        # Statistics and states are those of the measured pass.
-        for update in seen.updates():
-            scope.add_update(update)
-        return loss, y_pred, scope, [], asked
+        return super().forward(trainer, batch, overrides, asked, join)
 
     def _compared(self, trainer, batch, overrides, learning, measured, scope, asked):
         """What is left between the outputs with S and those that were measured."""
@@ -267,10 +228,9 @@ class DATModel(SATModel):
     4. the network takes a step along the gradient through the model and S.
 
     By default S is used from the first step, at which it is 0, and goes on learning, as
-    in the first reference. With `correct_from` it learns alone at first: in the epochs
-    before, steps 3 and 4 leave S out. After `error_epochs` it is fixed. S fits the
-    device near the network at which it learned: one that is fixed no longer fits when
-    the network has moved, and one that goes on learning keeps up with small steps.
+    in the first reference. In the epochs before `correct_from`, steps 3 and 4 leave S
+    out; after `error_epochs` it is fixed. S fits the device near the network at which
+    it learned: it keeps up with small steps while it learns, and not when it is fixed.
 
     Where S is linear and fits all fields, digital layers in front of linear optics have
     the derivative of the device; U-Nets that predict the same outputs may have another.
@@ -292,8 +252,8 @@ class DATModel(SATModel):
             in a pass of its own.
         fields: whether the device measures complex fields. If not, only amplitudes
             are compared and fused, as from photodiodes or a camera.
-        error_epochs: number of epochs, as `fit` counts them, in which S learns, and
-            after which it is fixed. Default: all.
+        error_epochs: number of epochs, as `fit` counts them, in which S learns.
+            Default: all.
         error_optimizer: Keras optimizer of the error networks, default Adam with a
             rate of 0.001.
         compare: `"outputs"` or `"states"`. The phases of the states of an imperfect
@@ -394,7 +354,16 @@ class DATModel(SATModel):
         self._build_errors()
 
     def _own_callbacks(self, x):
-        return [*super()._own_callbacks(x), _Stages()]
+        stages = keras.callbacks.LambdaCallback(on_epoch_begin=self._epoch_begins)
+        return [*super()._own_callbacks(x), stages]
+
+    def _epoch_begins(self, epoch, logs) -> None:
+        """Begins the use of the error networks, or ends their learning."""
+        source, last = self.gradient, self.error_epochs
+        stage = (last is None or epoch < last, epoch >= self.correct_from)
+        if (source.learning, source.correcting) != stage:
+            source.learning, source.correcting = stage
+            _keras.retrace(self, "train")
 
     @property
     def train_metrics(self):
@@ -417,15 +386,3 @@ class DATModel(SATModel):
             )
         for index, variable in enumerate(variables):
             variable.assign(store[f"error_{index}"])
-
-
-class _Stages(keras.callbacks.Callback):
-    """Begins the use of the error networks, and ends their learning."""
-
-    def on_epoch_begin(self, epoch, logs=None):
-        model, source = self.model, self.model.gradient
-        last = model.error_epochs
-        stage = (last is None or epoch < last, epoch >= model.correct_from)
-        if (source.learning, source.correcting) != stage:
-            source.learning, source.correcting = stage
-            _keras.retrace(model, "train")

@@ -6,11 +6,12 @@ import tensorflow as tf
 from keras_pnn import _checks
 from keras_pnn.layers import MZIMesh
 from keras_pnn.physics._tensors import as_complex
+from keras_pnn.training.gradients.base import Configured
 from keras_pnn.training.gradients.measured import LayerGradient, of_set_phases, refuse
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class Adjoint(LayerGradient):
+class Adjoint(Configured, LayerGradient):
     """Measures the gradient of meshes in situ, by the adjoint method.
 
     With the forward field f and the adjoint field a right behind a phase shifter
@@ -65,9 +66,6 @@ class Adjoint(LayerGradient):
 
     def __init__(self, balanced: bool = False):
         self.balanced = _checks.boolean("balanced", balanced)
-
-    def get_config(self) -> dict:
-        return {"balanced": self.balanced}
 
     def on(self, device):
         source = super().on(device)

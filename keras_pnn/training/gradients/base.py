@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks, _keras
@@ -17,12 +18,7 @@ from keras_pnn.layers.lookup import physical_layers
 
 
 class Batch(tuple):
-    """The batch (x, y, sample_weight), and what is added to its loss.
-
-    Args:
-        parts: the three of them.
-        term: a function of the outputs, or `None`.
-    """
+    """The batch (x, y, sample_weight), and a function of the outputs for its loss."""
 
     def __new__(cls, parts, term: Callable | None = None):
         batch = super().__new__(cls, parts)
@@ -47,7 +43,6 @@ class Evaluation:
             loss does not depend on a variable.
         y_pred: the model's outputs.
         scope: holds what the pass would have assigned.
-        overrides: the values that the pass was given.
         asked: the settings that a device was asked for, times samples.
         commit: stores what the source itself has learned from the pass.
     """
@@ -57,21 +52,34 @@ class Evaluation:
     gradients: list
     y_pred: object
     scope: keras.StatelessScope
-    overrides: Overrides
     asked: tf.Tensor | int = 0
     commit: Callable[[], None] = lambda: None
 
     def gradient(self, variable: keras.Variable) -> tf.Tensor | None:
-        """Returns the gradient with respect to one variable, `None` without one."""
+        """Returns the gradient by one variable, `None` without one."""
         pairs = zip(self.wrt, self.gradients, strict=True)
         return next((g for v, g in pairs if v is variable), None)
 
     def dense(self, variable: keras.Variable) -> tf.Tensor:
-        """Returns the same as a dense tensor, zero without one."""
+        """Returns the gradient by one variable as a dense tensor, zero without one."""
         gradient = self.gradient(variable)
         if gradient is None:
             return tf.zeros(variable.shape, variable.dtype)
         return tf.convert_to_tensor(gradient)
+
+
+class Configured(Brief):
+    """Base of what is saved by the arguments of its `__init__`."""
+
+    def get_config(self) -> dict:
+        serialize = keras.saving.serialize_keras_object
+        names = inspect.signature(type(self)).parameters
+        return {name: serialize(getattr(self, name)) for name in names}
+
+    @classmethod
+    def from_config(cls, config):
+        load = keras.saving.deserialize_keras_object
+        return cls(**{name: load(value) for name, value in config.items()})
 
 
 class GradientSource(Brief):
@@ -87,15 +95,7 @@ class GradientSource(Brief):
     needs_device = False
 
     def on(self, device) -> "GradientSource":
-        """Returns this source with the passes measured by a device.
-
-        Args:
-            device: an object with `measure(layer, inputs, controls)`, or `None`.
-
-        Raises:
-            ValueError: If the device has no such method, or is `None` where the
-                source needs one.
-        """
+        """Returns this source with the passes measured by a device, or by none."""
         if device is None and self.needs_device:
             raise ValueError(
                 f"{type(self).__name__} needs a device: pass `device`. "
@@ -127,7 +127,7 @@ class GradientSource(Brief):
 
         Args:
             trainer: a compiled model.
-            batch: (x, y, sample_weight), a `Batch`.
+            batch: (x, y, sample_weight).
             overrides: values other than the stored ones.
             wrt: variables to differentiate with respect to.
             index: which pass of the training step this is, from 0.
@@ -135,8 +135,8 @@ class GradientSource(Brief):
         raise NotImplementedError
 
     def loss(self, trainer, batch, overrides: Overrides) -> tf.Tensor:
-        """Evaluates a batch without derivatives; arguments as above."""
-        return self.forward(trainer, batch, overrides)[0]
+        """Evaluates a batch without derivatives."""
+        return self.forward(trainer, batch, overrides, [])[0]
 
     def modelled(self) -> "GradientSource":
         """Returns a source of the same loss, of the model alone."""
@@ -147,27 +147,15 @@ class GradientSource(Brief):
         return []
 
     @contextlib.contextmanager
-    def measuring(self, trainer, asked: list | None = None, join=None):
-        """Lets the device measure the layers until the block ends, if there is one.
+    def measuring(self, trainer, asked: list, join: Callable | None = None):
+        """Lets the device, if there is one, measure the layers until the block ends.
 
-        Args:
-            trainer: the model that is trained.
-            asked: a list to which a layer is added for each setting of it.
-            join: as in `measured_by`.
+        To `asked` a layer is added for each setting of it; `join` is as in
+        `measured_by`.
         """
         if self.device is None:
             yield
             return
-        self._attach(trainer)
-        seen = []
-        with measured_by(self.device, seen=seen, join=join):
-            yield
-        check_measured(seen)
-        if asked is not None:
-            asked += seen
-
-    def _attach(self, trainer) -> None:
-        """Raises ValueError if the device would measure nothing, and prepares it."""
         if not physical_layers(trainer.model):
             raise ValueError(
                 "A device measures physical layers: train a model that has some, or "
@@ -176,14 +164,18 @@ class GradientSource(Brief):
             )
         if hasattr(self.device, "attach"):
             self.device.attach(trainer.model)
+        with measured_by(self.device, seen=asked, join=join):
+            yield
+        if not asked:
+            raise ValueError(
+                "The device must measure at least one physical layer of the model. "
+                "Received: one that leaves all of them to the model"
+            )
 
     def forward(
-        self, trainer, batch, overrides: Overrides, asked: list | None = None, join=None
+        self, trainer, batch, overrides: Overrides, asked: list, join=None
     ) -> tuple:
-        """Returns loss, outputs, and the scope with what would have been assigned.
-
-        Arguments as above and as in `measuring`.
-        """
+        """Returns loss, outputs, and the scope with what would have been assigned."""
         scope = overrides.scope(trainer)
         with scope, self.measuring(trainer, asked, join):
             y_pred = trainer(batch[0], training=True)
@@ -206,21 +198,19 @@ class ModelGradient(GradientSource):
         watched, overrides = overrides.watch(wrt)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(watched)
-            loss, y_pred, scope = self.forward(
-                trainer, batch, overrides, asked, self._join(wrt, asked)
-            )
+            join = self._join(trainer, wrt, asked)
+            loss, y_pred, scope = self.forward(trainer, batch, overrides, asked, join)
             scaled = trainer.optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled, watched)
         count = times_samples(len(asked), batch)
-        return Evaluation(loss, wrt, gradients, y_pred, scope, overrides, count)
+        return Evaluation(loss, wrt, gradients, y_pred, scope, count)
 
-    def _join(self, wrt: list, asked: list) -> Callable | None:
+    def _join(self, trainer, wrt: list, asked: list) -> Callable | None:
         """The function that gives measured outputs a derivative, see `measured_by`."""
-        return None
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class DeviceGradient(ModelGradient):
+class DeviceGradient(Configured, ModelGradient):
     """Outputs of a device; derivatives of the model: physics-aware training.
 
     Args:
@@ -251,29 +241,60 @@ class DeviceGradient(ModelGradient):
     def __init__(self, readout: str = "layers"):
         self.readout = _checks.choice("readout", readout, ("layers", "output"))
 
-    def get_config(self) -> dict:
-        return {"readout": self.readout}
-
-    def forward(self, trainer, batch, overrides, asked=None, join=None):
+    def forward(self, trainer, batch, overrides, asked, join=None):
         if self.readout == "layers":
             return super().forward(trainer, batch, overrides, asked, join)
-        # Statistics are those of the measured pass, losses of layers those of the
-        # model's, whose derivatives they have.
-        seen = overrides.scope(trainer)
-        with seen, self.measuring(trainer, asked):
-            measured = trainer(batch[0], training=True)
-        scope = overrides.scope(trainer)
-        with scope:
-            modelled = trainer(batch[0], training=True)
-            y_pred = keras.tree.map_structure(valued, measured, modelled)
-            before = _assigned(scope, trainer.metrics_variables)
-            loss = loss_of(trainer, batch, y_pred)
-        # The losses of single outputs count themselves when the loss is computed, and
-        # make their variables then if it is the first time.
-        for variable, value in _assigned(scope, trainer.metrics_variables).items():
-            if before.get(variable) is not value:
-                seen.add_update((variable, value))
-        return loss, y_pred, seen
+        return read_out(self, trainer, batch, overrides, asked)
+
+
+def read_out(
+    source: GradientSource,
+    trainer,
+    batch,
+    overrides: Overrides,
+    asked: list,
+    fused: Callable = lambda measured, modelled: measured,
+    modelling: contextlib.AbstractContextManager | None = None,
+) -> tuple:
+    """Returns what `forward` does, where only the whole model's outputs are measured.
+
+    `fused` gives the outputs' values from those that are measured and modelled, the
+    latter in the context `modelling`.
+    """
+    seen, scope = overrides.scope(trainer), overrides.scope(trainer)
+    with seen, source.measuring(trainer, asked):
+        measured = trainer(batch[0], training=True)
+    with scope, modelling or contextlib.nullcontext():
+        modelled = trainer(batch[0], training=True)
+        y_pred = keras.tree.map_structure(
+            lambda m, p: valued(fused(m, p), p), measured, modelled
+        )
+        before = {id(v): value for v, value in scope.updates()}
+        loss = loss_of(trainer, batch, y_pred)
+    # Statistics are those of the measured pass, losses of layers those of the model's,
+    # whose derivatives they have. Losses may also count themselves in metrics.
+    held = {id(v) for v, _ in seen.updates()}
+    for variable, value in scope.updates():
+        if id(variable) not in held or before.get(id(variable)) is not value:
+            seen.add_update((variable, value))
+    return loss, y_pred, seen
+
+
+def wide(value: tf.Tensor) -> tf.Tensor:
+    """Returns a tensor in float32 or complex64 at least."""
+    if value.dtype.is_complex or value.dtype.size >= 4:
+        return value
+    return tf.cast(value, "float32")
+
+
+def one_by_one(function: Callable, places: np.ndarray, dtype) -> tf.Tensor:
+    """Stacks a function's results; a device is set one way at a time."""
+    return tf.map_fn(
+        tf.autograph.experimental.do_not_convert(function),
+        tf.constant(places, "int32"),
+        fn_output_signature=dtype,
+        parallel_iterations=1,
+    )
 
 
 def times_samples(settings: int, batch) -> tf.Tensor:
@@ -289,21 +310,6 @@ def sample_size(shape, what: str) -> int:
             f"inputs of the model a whole shape. Received: shape {tuple(shape)}"
         )
     return math.prod(shape[1:])
-
-
-def check_measured(seen) -> None:
-    """Raises ValueError if a device has measured nothing in a pass."""
-    if not seen:
-        raise ValueError(
-            "The device must measure at least one physical layer of the model. "
-            "Received: one that leaves all of them to the model"
-        )
-
-
-def _assigned(scope: keras.StatelessScope, variables) -> Overrides:
-    """The values of those variables that have one in a scope."""
-    values = ((v, scope.get_current_value(v)) for v in variables)
-    return Overrides((v, value) for v, value in values if value is not None)
 
 
 def loss_of(trainer, batch, y_pred) -> tf.Tensor:
@@ -322,25 +328,3 @@ def summed(tensors: list) -> list:
         dense = context.all_reduce(tf.distribute.ReduceOp.SUM, dense)
     found = iter(dense)
     return [None if t is None else next(found) for t in tensors]
-
-
-def overflowed(optimizer: keras.optimizers.Optimizer, gradients: list) -> tf.Tensor:
-    """Tells whether an optimizer passes over a step, as gradients overflowed in it."""
-    dense = [tf.convert_to_tensor(g) for g in gradients if g is not None]
-    scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-    if not (scales and dense):
-        return tf.constant(False)
-    finite = [tf.reduce_all(tf.math.is_finite(tf.abs(g))) for g in dense]
-    return tf.logical_not(tf.reduce_all(finite))
-
-
-def mixed(gradients: list, others: list, share: float) -> list:
-    """Returns (1 − share) gradients + share others; `None` stays `None`."""
-    if not share:
-        return gradients
-    return [
-        None
-        if g is None
-        else (1 - share) * tf.convert_to_tensor(g) + share * tf.convert_to_tensor(o)
-        for g, o in zip(gradients, others, strict=True)
-    ]

@@ -5,11 +5,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks
+from keras_pnn.training.gradients.base import Configured, one_by_one
 from keras_pnn.training.gradients.differences import LossGradient
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class CentralDifference(LossGradient):
+class CentralDifference(Configured, LossGradient):
     """Differentiates each control by a central difference of the loss.
 
     ∂L/∂c ≈ (L(c + s) − L(c − s)) / (2 s) for one control after the other, with an error
@@ -41,9 +42,6 @@ class CentralDifference(LossGradient):
     def __init__(self, step: float = 0.01):
         self.step = _checks.real("step", step, above=0)
 
-    def get_config(self) -> dict:
-        return {"step": self.step}
-
     def slopes(self, losses, wrt, index):
         return [self._of(losses, v) for v in wrt], lambda: None
 
@@ -51,19 +49,12 @@ class CentralDifference(LossGradient):
         value = losses.value(variable)
         elements = np.flatnonzero(losses.exists(variable))
 
-        @tf.autograph.experimental.do_not_convert
         def slope(element):
             one = tf.one_hot(element, tf.size(value), dtype=value.dtype)
             along = [tf.reshape(one, value.shape)]
             return losses.slope([variable], along, self.step)
 
-        # One measurement at a time: a device has one state.
-        slopes = tf.map_fn(
-            slope,
-            tf.constant(elements, "int32"),
-            fn_output_signature=losses.dtype,
-            parallel_iterations=1,
-        )
+        slopes = one_by_one(slope, elements, losses.dtype)
         losses.measured(slopes, 2 * len(elements))
         places = tf.constant(elements[:, None], "int32")
         slopes = tf.cast(slopes, value.dtype)

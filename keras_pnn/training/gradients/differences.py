@@ -11,9 +11,9 @@ from keras_pnn.devices.draws import folded, whole_numbers
 from keras_pnn.layers.context import Overrides
 from keras_pnn.layers.lookup import physical_layers, quantities
 from keras_pnn.training.gradients.base import (
+    Configured,
     Evaluation,
     ModelGradient,
-    times_samples,
 )
 
 
@@ -31,123 +31,90 @@ class LossGradient(ModelGradient):
     digital = True
 
     def slopes(self, losses: "Losses", wrt: list, index: int) -> tuple:
-        """Returns the derivatives of the loss, and what stores what was learned.
-
-        Args:
-            losses: measures the loss at other values.
-            wrt: the variables to differentiate with respect to, never none.
-            index: which pass of the training step this is, from 0.
-        """
+        """Returns the derivatives of the loss, and what stores what was learned."""
         raise NotImplementedError
 
     def __call__(self, trainer, batch, overrides, wrt, index=0) -> Evaluation:
         asked: list = []
+        digital = wrt if self.digital else []
+        found = self._differentiated(trainer, batch, overrides, digital, asked)
+        moved = list(wrt)
         if self.digital:
-            found = self._differentiated(trainer, batch, overrides, wrt, asked)
-            layers = asked or _with_controls(self, trainer.model)
+            layers = asked or physical_layers(trainer.model)
+            if not layers:
+                raise ValueError(
+                    f"{type(self).__name__} differentiates controls: train a model "
+                    f"with physical layers. Received: model '{trainer.model.name}', "
+                    "which has none"
+                )
             own = Overrides((v, None) for la in layers for v in la.controls.values())
             moved = [v for v in wrt if v in own]
-        else:
-            loss, y_pred, scope = self.forward(trainer, batch, overrides, asked)
-            count, nothing = times_samples(len(asked), batch), [None] * len(wrt)
-            found = Evaluation(loss, wrt, nothing, y_pred, scope, overrides, count)
-            moved = list(wrt)
         if not moved:
             return found
         losses = Losses(self, trainer, batch, overrides, found.loss)
         slopes, commit = self.slopes(losses, moved, index)
         by_loss = Overrides(zip(moved, slopes, strict=True))
-        gradients = [
-            trainer.optimizer.scale_loss(by_loss[v]) if v in by_loss else g
-            for v, g in zip(wrt, found.gradients, strict=True)
-        ]
-        count = found.asked * (1 + losses.count)
         return dataclasses.replace(
-            found, gradients=gradients, asked=count, commit=commit
+            found,
+            wrt=wrt,
+            gradients=[
+                trainer.optimizer.scale_loss(by_loss[v])
+                if v in by_loss
+                else found.gradient(v)
+                for v in wrt
+            ],
+            asked=found.asked * (1 + losses.count),
+            commit=commit,
         )
 
 
 class Losses:
     """Measures losses of one batch one after the other, in one order.
 
-    Args:
-        source, trainer, batch, overrides: as in `GradientSource.__call__`.
-        last: what must have been measured before.
-
-    Attributes:
-        count: how many losses were measured.
+    The first comes after `last`. `value` gives the present value of a variable, `seed`
+    is that of the trainer and of the step, and `count` how many losses were measured.
     """
 
     def __init__(self, source, trainer, batch, overrides: Overrides, last: tf.Tensor):
-        self._source, self._trainer, self._batch = source, trainer, batch
-        self._overrides, self._last = overrides, last
-        self.count = 0
-
-    @property
-    def seed(self) -> list:
-        """Two integers, of the trainer and of the step."""
-        return [self._trainer.seed, tf.cast(self.iteration, "int32")]
-
-    @property
-    def iteration(self) -> tf.Tensor:
-        """The optimizer's step count."""
-        return tf.convert_to_tensor(self._trainer.optimizer.iterations)
-
-    def value(self, variable: keras.Variable) -> tf.Tensor:
-        """Returns the variable's present value."""
-        return self._overrides.value(variable)
-
-    @property
-    def dtype(self) -> tf.DType:
-        """The dtype of the loss."""
-        return self._last.dtype
+        self._loss = lambda moved: source.loss(trainer, batch, overrides.merged(moved))
+        self._model, self._last = trainer.model, last
+        self.iteration = tf.convert_to_tensor(trainer.optimizer.iterations)
+        self.seed = [trainer.seed, tf.cast(self.iteration, "int32")]
+        self.value, self.dtype, self.count = overrides.value, last.dtype, 0
 
     def exists(self, variable: keras.Variable) -> np.ndarray:
         """Returns which elements of a variable the hardware has; all of a weight."""
-        known = quantities(self._trainer.model)
-        found = [q.exists for q in known if q.variable is variable]
+        found = [q.exists for q in quantities(self._model) if q.variable is variable]
         return found[0] if found else np.array(True)
 
-    def at(self, pairs, after=None) -> tf.Tensor:
-        """Returns the loss at other values: (variable, value) pairs."""
-        with tf.control_dependencies([self._last if after is None else after]):
-            return self._source.loss(
-                self._trainer, self._batch, self._overrides.merged(pairs)
-            )
-
-    def slope(self, wrt: list, directions: list, step, after=None) -> tf.Tensor:
+    def slope(self, wrt: list, directions: list, step) -> tf.Tensor:
         """Returns the central difference of the loss along one direction.
 
         `directions` has a part for each variable, and the loss is measured `step` times
-        it to either side. `after` is what must have been measured before, by default
-        the last slope.
+        it to either side.
         """
-        ends = []
+        ends = [self._last]
         for side in (1.0, -1.0):
             moved = [
                 (v, self.value(v) + tf.cast(side * step, d.dtype) * d)
                 for v, d in zip(wrt, directions, strict=True)
             ]
-            after = self.at(moved, after)
-            ends.append(after)
-        return (ends[0] - ends[1]) / tf.cast(2 * step, ends[0].dtype)
+            with tf.control_dependencies(ends[-1:]):
+                ends.append(self._loss(moved))
+        return (ends[1] - ends[2]) / tf.cast(2 * step, self.dtype)
 
     def measured(self, slope: tf.Tensor, count: int = 2) -> None:
         """Notes a slope that was measured, and the number of losses for it."""
         self._last, self.count = slope, self.count + count
 
 
-class RandomDirections(LossGradient):
+class RandomDirections(Configured, LossGradient):
     """Base of sources that measure slopes along random directions.
 
     g = mean over directions of (L(v + c Δ) − L(v − c Δ)) / (2 c) · Δ, with Δ = 0 for
     controls that the hardware does not have.
 
     A subclass implements `direction`.
-
-    Args:
-        step: c, a number above 0 or a Keras schedule of the step.
-        directions: how many Δ are averaged.
     """
 
     def __init__(
@@ -187,15 +154,6 @@ class RandomDirections(LossGradient):
             ]
         return gradients, lambda: None
 
-    def get_config(self) -> dict:
-        serialize = keras.saving.serialize_keras_object
-        return {"step": serialize(self.step), "directions": self.directions}
-
-    @classmethod
-    def from_config(cls, config):
-        load = keras.saving.deserialize_keras_object
-        return cls(**{name: load(value) for name, value in config.items()})
-
 
 def random_signs(like: tf.Tensor, seed: list, purpose: tuple) -> tf.Tensor:
     """Returns ±1 for each element, a pure function of seed and purpose."""
@@ -207,14 +165,3 @@ def seed_for(seed: list, purpose: tuple) -> tf.Tensor:
     """Returns the seed of one draw, given two integers and what it is for."""
     # The text is part of the draw: another one gives other numbers.
     return folded(tf.stack(seed), repr(("spsa", *purpose)))
-
-
-def _with_controls(source, model) -> list:
-    """Returns the physical layers of a model; raises ValueError if there is none."""
-    layers = physical_layers(model)
-    if not layers:
-        raise ValueError(
-            f"{type(source).__name__} differentiates controls: train a model with "
-            f"physical layers. Received: model '{model.name}', which has none"
-        )
-    return layers

@@ -10,16 +10,17 @@ from keras_pnn import _checks, _keras
 from keras_pnn.layers.context import valued
 from keras_pnn.layers.lookup import physical_layers
 from keras_pnn.training.gradients.base import (
+    Configured,
     Evaluation,
     ModelGradient,
     sample_size,
     times_samples,
+    wide,
 )
-from keras_pnn.training.gradients.measured import wide
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class FeedbackAlignment(ModelGradient):
+class FeedbackAlignment(Configured, ModelGradient):
     """Sends the error at the outputs straight to each layer: direct feedback alignment.
 
     The network is cut in front of each measured layer. What the layers in front of a
@@ -57,9 +58,6 @@ class FeedbackAlignment(ModelGradient):
     def __init__(self, seed: int = 0):
         self.seed = _checks.integer("seed", seed, low=0)
 
-    def get_config(self) -> dict:
-        return {"seed": self.seed}
-
     def feedback(self, place: int, outputs: int, inputs: int) -> np.ndarray:
         """Returns B for the layer at a place, of shape (outputs, inputs)."""
         draw = np.random.default_rng([self.seed, place]).normal(size=(outputs, inputs))
@@ -70,6 +68,7 @@ class FeedbackAlignment(ModelGradient):
         places = {id(la): i for i, la in enumerate(physical_layers(trainer.model))}
         asked: list = []
         error: list = []
+        name = type(self).__name__
 
         def join(layer, inputs, controls, measured, modelled):
             imperfections = layer.current_values()[1]
@@ -82,7 +81,7 @@ class FeedbackAlignment(ModelGradient):
                         # On the way to the error itself, which is behind the layer.
                         return tf.zeros_like(inputs), upstream
                     (found,) = error
-                    size = sample_size(inputs.shape, type(self).__name__)
+                    size = sample_size(inputs.shape, name)
                     matrix = self.feedback(places[id(layer)], found.shape[1], size)
                     sent = tf.matmul(found, tf.constant(matrix, found.dtype))
                     sent = tf.reshape(sent, tf.shape(inputs))
@@ -116,12 +115,9 @@ class FeedbackAlignment(ModelGradient):
         errors = tape.gradient(
             scaled, outputs, unconnected_gradients=tf.UnconnectedGradients.ZERO
         )
-        flat = [
-            tf.reshape(wide(e), [-1, sample_size(e.shape, type(self).__name__)])
-            for e in errors
-        ]
+        flat = [tf.reshape(wide(e), [-1, sample_size(e.shape, name)]) for e in errors]
         error.append(tf.concat([tf.cast(e, flat[0].dtype) for e in flat], axis=1))
         gradients = tape.gradient(scaled, watched)
         del tape
         count = times_samples(len(asked), batch)
-        return Evaluation(loss, wrt, gradients, y_pred, scope, overrides, count)
+        return Evaluation(loss, wrt, gradients, y_pred, scope, count)

@@ -22,7 +22,7 @@ class LayerGradient(ModelGradient):
     needs_device = True
 
     def measures_inputs(self, layer) -> bool:
-        """Tells whether `differentiate` gives a derivative with respect to the inputs.
+        """Tells whether `differentiate` gives a derivative by the inputs.
 
         If not, it is that of the layer's model.
         """
@@ -37,42 +37,31 @@ class LayerGradient(ModelGradient):
         """Measures derivatives of one layer, in the graph of the backward pass.
 
         Args:
-            layer: the layer.
-            inputs: its inputs.
-            controls: its controls, name to tensor.
+            layer, inputs, controls: the layer, and what it was given.
             outputs: what was measured there.
-            upstream: the derivative of the loss with respect to `outputs`, as
-                TensorFlow gives it.
-            wanted: names of the controls to differentiate with respect to.
+            upstream: the derivative of the loss by `outputs`, as TensorFlow gives it.
+            wanted: names of controls.
             asked: a list to which the layer is added for each further setting.
 
         Returns:
-            The derivative with respect to the inputs, `None` unless measured, and
-            a dictionary of those with respect to the wanted controls.
+            The derivative by the inputs, `None` unless measured, and a dictionary of
+            those by the wanted controls.
         """
         raise NotImplementedError
 
     def imperfections(self, layer) -> dict:
-        """Returns a layer's imperfections as far as they are known.
-
-        Those of the device, or of the model if the device does not tell them.
-        """
+        """Returns a layer's imperfections: the device's, or else the model's."""
         told = getattr(self.device, "imperfections", None)
         return told(layer) if callable(told) else layer.current_values()[1]
 
-    def __call__(self, trainer, batch, overrides, wrt, index=0):
-        self._model = trainer.model
-        return super().__call__(trainer, batch, overrides, wrt, index)
-
-    def _join(self, wrt: list, asked: list) -> Callable:
+    def _join(self, trainer, wrt: list, asked: list) -> Callable:
         among = Overrides((v, None) for v in wrt)
-        model = self._model
 
         def join(layer, inputs, controls, measured, modelled):
             names = list(controls)
             wanted = [n for n in names if layer.controls[n] in among]
             if wanted:
-                self.check(layer, model)
+                self.check(layer, trainer.model)
             fixed = {n: tf.stop_gradient(c) for n, c in controls.items()}
             measures_inputs = self.measures_inputs(layer)
             given = tf.stop_gradient(inputs) if measures_inputs else inputs
@@ -103,10 +92,9 @@ class LayerGradient(ModelGradient):
 
 
 def of_set_phases(layer: MZIMesh, slopes: dict) -> dict:
-    """Returns derivatives with respect to the phases that are set.
+    """Returns derivatives by the phases that are set, from those by what they produce.
 
-    `slopes` are those with respect to the phases that the shifters of a mesh, perhaps
-    with crosstalk, produce: `theta`, `phi`, and perhaps `gamma`.
+    Both differ by the crosstalk of the mesh. They are named `theta`, `phi`, `gamma`.
     """
     if layer.crosstalk is None:
         return slopes
@@ -116,13 +104,6 @@ def of_set_phases(layer: MZIMesh, slopes: dict) -> dict:
     flat = tf.linalg.matvec(matrix, tf.reshape(both, [-1]), transpose_a=True)
     both = tf.where(exists, tf.reshape(flat, both.shape), tf.zeros_like(both))
     return {**slopes, "theta": both[0], "phi": both[1]}
-
-
-def wide(value: tf.Tensor) -> tf.Tensor:
-    """Returns a tensor in float32 or complex64 at least."""
-    if value.dtype.is_complex or value.dtype.size >= 4:
-        return value
-    return tf.cast(value, "float32")
 
 
 def refuse(source, layer, expected: str, received: str) -> ValueError:

@@ -12,12 +12,8 @@ from keras_pnn.layers.context import measure
 from keras_pnn.layers.fields import detected
 from keras_pnn.layers.limits import DAC
 from keras_pnn.layers.ring_layer import RingLayer
-from keras_pnn.training.gradients.measured import (
-    LayerGradient,
-    of_set_phases,
-    refuse,
-    wide,
-)
+from keras_pnn.training.gradients.base import Configured, one_by_one, wide
+from keras_pnn.training.gradients.measured import LayerGradient, of_set_phases, refuse
 
 # Shifts and the factors of their differences.
 _OF_PHASE = ((math.pi / 2, 1 / 2),)
@@ -28,7 +24,7 @@ _OF_THETA = (
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class ParameterShift(LayerGradient):
+class ParameterShift(Configured, LayerGradient):
     """Differentiates a device by its outputs at shifted controls.
 
     **Meshes.** Each intensity I behind an `MZIMesh` depends on one phi or gamma as
@@ -91,9 +87,6 @@ class ParameterShift(LayerGradient):
     def __init__(self, ring_step: float = 0.01):
         self.ring_step = _checks.real("ring_step", ring_step, above=0)
 
-    def get_config(self) -> dict:
-        return {"ring_step": self.ring_step}
-
     def check(self, layer, model):
         if isinstance(layer, RingLayer):
             if layer.activation is not keras.activations.linear:
@@ -154,18 +147,17 @@ class ParameterShift(LayerGradient):
             change = tf.cast(wide(ahead) - wide(behind), upstream.dtype)
             return tf.reduce_sum(upstream * change, others) / (2 * self.ring_step)
 
-        found = _one_by_one(slopes, np.arange(layer.fan_in), upstream.dtype)
+        found = one_by_one(slopes, np.arange(layer.fan_in), upstream.dtype)
         return {"control": tf.reshape(found, control.shape)}, 2 * layer.fan_in
 
 
 def _phases(layer, controls, outputs, upstream, shifted) -> tuple:
     """Derivatives with respect to the phases of a mesh, and how many settings."""
-    names = list(controls)
-    exists = {n: layer.quantity(n).exists for n in names}
-    flat = np.concatenate([exists[n].ravel() for n in names])
+    exists = {n: layer.quantity(n).exists for n in controls}
+    flat = np.concatenate([e.ravel() for e in exists.values()])
     existing = np.flatnonzero(flat)
     place = tf.constant(existing[:, None], "int32")
-    dtype = controls[names[0]].dtype
+    dtype = controls["theta"].dtype
     # By I = |y|², the loss depends on the fields y as 2 y ∂L/∂I.
     power = tf.math.real(outputs * tf.math.conj(outputs))
     weights = tf.math.real(upstream * tf.math.conj(outputs))
@@ -177,6 +169,11 @@ def _phases(layer, controls, outputs, upstream, shifted) -> tuple:
         heated = existing < phases
         back[np.ix_(heated, heated)] = np.linalg.inv(_among_existing(layer))
 
+    def by_name(flattened) -> dict:
+        parts = tf.split(flattened, [e.size for e in exists.values()])
+        pairs = zip(exists.items(), parts, strict=True)
+        return {n: tf.reshape(part, e.shape) for (n, e), part in pairs}
+
     def shift(number):
         """The controls' changes that shift one phase by 1 rad."""
         if back is None:
@@ -185,10 +182,7 @@ def _phases(layer, controls, outputs, upstream, shifted) -> tuple:
         else:
             column = tf.gather(tf.constant(back.T, dtype), number)
             change = tf.scatter_nd(place, column, [len(flat)])
-        parts = tf.split(change, [exists[n].size for n in names])
-        return {
-            n: tf.reshape(p, exists[n].shape) for n, p in zip(names, parts, strict=True)
-        }
+        return by_name(change)
 
     def by(rule):
         def slope(number):
@@ -205,14 +199,10 @@ def _phases(layer, controls, outputs, upstream, shifted) -> tuple:
     thetas = int(exists["theta"].sum())
     numbers = np.arange(len(existing))
     found = [
-        _one_by_one(by(_OF_THETA), numbers[:thetas], weights.dtype),
-        _one_by_one(by(_OF_PHASE), numbers[thetas:], weights.dtype),
+        one_by_one(by(_OF_THETA), numbers[:thetas], weights.dtype),
+        one_by_one(by(_OF_PHASE), numbers[thetas:], weights.dtype),
     ]
-    dense = tf.scatter_nd(place, tf.concat(found, axis=0), [len(flat)])
-    parts = tf.split(dense, [exists[n].size for n in names])
-    slopes = {
-        n: tf.reshape(p, exists[n].shape) for n, p in zip(names, parts, strict=True)
-    }
+    slopes = by_name(tf.scatter_nd(place, tf.concat(found, axis=0), [len(flat)]))
     return of_set_phases(layer, slopes), 2 * (thetas + len(existing))
 
 
@@ -259,13 +249,3 @@ def _pair(shifted, changes: dict) -> tuple:
     ahead = shifted(changes)
     with tf.control_dependencies([ahead]):
         return ahead, shifted({n: -c for n, c in changes.items()})
-
-
-def _one_by_one(function, places: np.ndarray, dtype) -> tf.Tensor:
-    """Stacks a function's results; a device is set one way at a time."""
-    return tf.map_fn(
-        tf.autograph.experimental.do_not_convert(function),
-        tf.constant(places, "int32"),
-        fn_output_signature=dtype,
-        parallel_iterations=1,
-    )

@@ -5,13 +5,13 @@ import tensorflow as tf
 
 from keras_pnn import _checks
 from keras_pnn.devices.draws import whole_numbers
-from keras_pnn.training.gradients.base import ModelGradient
+from keras_pnn.training.gradients.base import Configured, ModelGradient
 from keras_pnn.training.gradients.differences import seed_for
 from keras_pnn.training.local_classifier import LocalClassifier
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class PhyLL(ModelGradient):
+class PhyLL(Configured, ModelGradient):
     """Trains each block of a `LocalClassifier` alone: physical local learning (PhyLL).
 
     In each step the batch is sent twice: with its labels, which gives each block the
@@ -57,13 +57,10 @@ class PhyLL(ModelGradient):
     def __init__(self, theta: float = 4.0):
         self.theta = _checks.real("theta", theta, above=0)
 
-    def get_config(self) -> dict:
-        return {"theta": self.theta}
-
     def modelled(self):
         return PhyLL(self.theta)
 
-    def forward(self, trainer, batch, overrides, asked=None, join=None):
+    def forward(self, trainer, batch, overrides, asked, join=None):
         model, (x, y, weight) = trainer.model, batch
         self._check(trainer, y)
         right = tf.reshape(tf.cast(y, "int32"), [-1])

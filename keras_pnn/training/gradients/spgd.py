@@ -114,6 +114,3 @@ class SPGD(RandomDirections):
                 variable.assign(tf.where(finite, value, tf.convert_to_tensor(variable)))
 
         return added, commit
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), "momentum": self.momentum}

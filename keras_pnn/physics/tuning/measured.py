@@ -11,7 +11,7 @@ from keras_pnn.physics import heater
 from keras_pnn.physics._tensors import TensorLike, as_tensors, nan_below
 from keras_pnn.physics.tuning import smoothing as fits
 from keras_pnn.physics.tuning.base import Tuning
-from keras_pnn.physics.tuning.points import checked_points, read_table
+from keras_pnn.physics.tuning.points import checked_points, read_curves
 from keras_pnn.physics.tuning.spline import Spline
 
 # Shares of the span of the weights: an overshoot that warns, the least height of a
@@ -109,9 +109,7 @@ class MeasuredTuning(Tuning):
         self.unit = _checks.choice("unit", unit, ("mA", "V", "mW", "nm"))
         self.efficiency = _checks.real("efficiency", efficiency, above=0)
         self.resistance = _checks.real("resistance", resistance, above=0)
-        if smoothing is not None:
-            smoothing = _checks.real("smoothing", smoothing, low=0)
-        self.smoothing = smoothing
+        self.smoothing = _checks.optional(_checks.real, "smoothing", smoothing, low=0)
         self.extend_below = _checks.boolean("extend_below", extend_below)
         self._control, self._weight = checked_points(control, weight, unit)
         x, y = self._shift(), self._weight
@@ -124,16 +122,19 @@ class MeasuredTuning(Tuning):
             x, y = _extended(x, y, -self._room)
         self._spline, needless = fits.through_points(x, y)
         if self.smoothing or (smoothing is None and needless):
-            self._spline = fits.smooth(x, y, smoothing or fits.noise(self._weight))
+            distance = self.smoothing or fits.noise(self._weight)
+            self._spline = fits.smooth(x, y, distance)
         if self.extend_below:
             self._spline = Spline(self._spline.curve, 0.0)
         residual = self._spline.curve(self._shift()) - self._weight
         self.residual = float(np.sqrt(np.mean(residual**2)))
-        self.overshoot = self._find_overshoot()
+        heights, weights = self._spline.heights, self._weight
+        above, below = heights.max() - weights.max(), weights.min() - heights.min()
+        self.overshoot = float(max(above, below, 0.0))
         self.resonance = self._find_resonance()
         turns = self._spline.turning_points(1e-6)
         self.turning_points = tuple(self._control_for(turns).tolist())
-        self._warn(needless if smoothing == 0 else 0)
+        self._warn(needless if self.smoothing == 0 else 0)
 
     @classmethod
     def from_csv(cls, path: str | os.PathLike, **options) -> "MeasuredTuning":
@@ -166,7 +167,8 @@ class MeasuredTuning(Tuning):
                 names the file and the line.
             OSError: If the file cannot be read.
         """
-        return read_curves(path, options, r"(?i)weight\b|w$", cls)[0]
+        (curve,) = read_curves(path, r"(?i)weight\b|w$")
+        return cls(*curve, **options)
 
     @property
     def control_range(self):
@@ -190,13 +192,11 @@ class MeasuredTuning(Tuning):
         return float(heights.min()), float(heights.max())
 
     def heater_shift(self, control: TensorLike):
-        """See `Tuning.heater_shift`."""
         if self.unit == "nm":
             return as_tensors(control)[0]
         return self.efficiency * self.heater_power(control)
 
     def heater_power(self, control: TensorLike):
-        """See `Tuning.heater_power`."""
         if self.unit == "nm":
             return None
         if self.unit == "mA":
@@ -228,11 +228,9 @@ class MeasuredTuning(Tuning):
         return self._spline(x)
 
     def control(self, weight: TensorLike) -> np.ndarray:
-        """See `Tuning.control`."""
         return self._control_for(self._spline.first(self._reachable(weight)))[()]
 
     def get_config(self) -> dict:
-        """See `Tuning.get_config`."""
         return {
             "control": self._control.tolist(),
             "weight": self._weight.tolist(),
@@ -282,13 +280,9 @@ class MeasuredTuning(Tuning):
                 f"Received: shifts in [{known.min():g}, {known.max():g}] nm"
             )
 
-    def _find_overshoot(self):
-        low, high = self._weight.min(), self._weight.max()
-        heights = self._spline.heights
-        return float(max(heights.max() - high, low - heights.min(), 0.0))
-
     def _warn(self, needless):
         span, noise = np.ptp(self._weight), fits.noise(self._weight)
+        message = None
         if needless:
             message = (
                 f"The curve through all points turns at {len(self.turning_points)} "
@@ -315,9 +309,8 @@ class MeasuredTuning(Tuning):
                 f"measured weights, whose noise is about {noise:.2g}. Measure more "
                 "points, or give `smoothing`; 0 passes through all points."
             )
-        else:
-            return
-        _warnings.warn(message)
+        if message:
+            _warnings.warn(message)
 
     def _find_resonance(self):
         turns, heights = self._spline.turns, self._spline.heights
@@ -329,21 +322,6 @@ class MeasuredTuning(Tuning):
         least = _LEAST_PROMINENCE * (heights[highest] - heights[lowest])
         peak = prominence(highest) > max(prominence(lowest), least)
         return float(turns[highest if peak else lowest])
-
-
-def read_curves(
-    path, options: dict, name: str | None = None, kind: type = MeasuredTuning
-) -> list[MeasuredTuning]:
-    """Reads curves of a `kind` from a table, one for each column of weights."""
-    unit, control, weights, lines = read_table(path, name)
-
-    def place(name, i):
-        return f"{path}, line {lines[i]}: `{name}`"
-
-    return [
-        kind(*checked_points(control, weight, unit, place), unit, **options)
-        for weight in weights
-    ]
 
 
 def _extended(x, y, low):

@@ -10,7 +10,8 @@ import tensorflow as tf
 from keras_pnn import _checks
 from keras_pnn.physics._tensors import TensorLike, as_tensors
 from keras_pnn.physics.tuning.base import Tuning
-from keras_pnn.physics.tuning.measured import MeasuredTuning, read_curves
+from keras_pnn.physics.tuning.measured import MeasuredTuning
+from keras_pnn.physics.tuning.points import read_curves
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -52,12 +53,11 @@ class RingTunings(Tuning):
         if len(units) > 1:
             raise _checks.error("tunings", "in one unit", sorted(units))
         self._index = np.arange(flat.size).reshape(self.tunings.shape)
-        ranges = np.array([t.control_range for t in flat])
-        low, high = ranges[:, 0].max(), ranges[:, 1].min()
+        low, high = self.control_range
         if not low < high:
+            ranges = [list(tuning.control_range) for tuning in flat]
             expected = "with ranges of controls that overlap"
-            raise _checks.error("tunings", expected, ranges.tolist())
-        self._range = float(low), float(high)
+            raise _checks.error("tunings", expected, ranges)
 
     @classmethod
     def from_csv(
@@ -90,7 +90,7 @@ class RingTunings(Tuning):
         >>> two = pnn.RingTunings.from_csv(["ring.csv", "ring.csv"])
         """
         if isinstance(path, str | os.PathLike):
-            curves = read_curves(path, options)
+            curves = [MeasuredTuning(*curve, **options) for curve in read_curves(path)]
         else:
             curves = [MeasuredTuning.from_csv(one, **options) for one in path]
         if shape is None:
@@ -102,7 +102,6 @@ class RingTunings(Tuning):
         return cls(np.array(curves, object).reshape(shape))
 
     def placed(self, row: np.ndarray, column: np.ndarray, width: int) -> "RingTunings":
-        """See `Tuning.placed`."""
         found = type(self)(self.tunings)
         if self.tunings.ndim == 2:
             rows, columns = self.tunings.shape
@@ -119,26 +118,25 @@ class RingTunings(Tuning):
     @property
     def control_range(self):
         """Lowest and highest control that all rings have, in `unit`."""
-        return self._range
+        lows, highs = self._ends("control_range")
+        return max(lows), min(highs)
 
     @property
     def training_range(self):
         """Lowest and highest control that layers train all rings within."""
-        ranges = np.array([t.training_range for t in self.tunings.ravel()])
-        return float(ranges[:, 0].max()), float(ranges[:, 1].min())
+        lows, highs = self._ends("training_range")
+        return max(lows), min(highs)
 
     @property
     def weight_range(self):
         """Lowest and highest weight of any ring."""
-        ranges = np.array([t.weight_range for t in self.tunings.ravel()])
-        return float(ranges[:, 0].min()), float(ranges[:, 1].max())
+        lows, highs = self._ends("weight_range")
+        return min(lows), max(highs)
 
     def heater_shift(self, control: TensorLike):
-        """See `Tuning.heater_shift`."""
         return self._tensors("heater_shift", control)
 
     def detuning(self, control: TensorLike):
-        """See `Tuning.detuning`."""
         return self._tensors("detuning", control)
 
     def heater_power(self, control: TensorLike):
@@ -153,7 +151,6 @@ class RingTunings(Tuning):
         shift: TensorLike = 0.0,
         half_width_error: TensorLike = 0.0,
     ):
-        """See `Tuning.weight`."""
         return self._tensors("weight", control, shift, half_width_error)
 
     def control(self, weight: TensorLike) -> np.ndarray:
@@ -165,7 +162,6 @@ class RingTunings(Tuning):
         return self._arrays("clip", weight)
 
     def get_config(self) -> dict:
-        """See `Tuning.get_config`."""
         serialize = keras.saving.serialize_keras_object
         rows = self.tunings.tolist()
         return {"tunings": keras.tree.map_structure(serialize, rows)}
@@ -182,6 +178,10 @@ class RingTunings(Tuning):
     def __repr__(self):
         shape = " × ".join(map(str, self.tunings.shape))
         return f"RingTunings({shape}, {self.tunings.ravel()[0]!r}, …)"
+
+    def _ends(self, name: str):
+        """Returns the low and the high ends of one range of all rings."""
+        return zip(*(getattr(t, name) for t in self.tunings.ravel()), strict=True)
 
     def _tensors(self, method: str, *arguments):
         """Calls a method ring by ring, each on its own elements."""
@@ -200,8 +200,7 @@ class RingTunings(Tuning):
         return tf.reshape(results, self._index.shape)
 
     def _arrays(self, method: str, values) -> np.ndarray:
-        values = self._known(values)
-        values = np.broadcast_to(values, self._index.shape)
+        values = np.broadcast_to(self._known(values), self._index.shape)
         found = np.empty(self._index.shape)
         for tuning, here in self.by_ring():
             found[here] = getattr(tuning, method)(values[here])

@@ -22,7 +22,6 @@ class BlockPlan:
     of twice the side: A, then B and C beside each other, then D.
 
     Args:
-        modes: modes with padding, a multiple of `2 * side`.
         side: side of a block in cells, a power of two.
         stages: columns of the pattern of blocks.
         count: blocks in each stage.
@@ -36,7 +35,6 @@ class BlockPlan:
         beyond: for each leaf 1 where it lies before or behind the mesh, else 0.
     """
 
-    modes: int
     side: int
     stages: int
     count: int
@@ -68,7 +66,6 @@ def block_plan(modes: int, arrangement: str, side: int) -> BlockPlan:
     filled = np.flatnonzero(leaves >= 0)
     places[leaves[filled]] = filled
     return BlockPlan(
-        modes=padded,
         side=side,
         stages=stages,
         count=count,

@@ -84,6 +84,11 @@ def test_crosstalk_spreads_phases():
     heated = matrix @ np.concatenate([theta.ravel(), phi.ravel()])
     expected = mesh.transfer_matrix(*heated.reshape(2, *mask.shape), gamma)
     np.testing.assert_allclose(u, expected, atol=1e-14)
+    # The widest dtype is that of the crosstalk.
+    phases = np.float32(theta), np.float32(phi), np.float32(gamma)
+    u = mesh.transfer_matrix(*phases, crosstalk=matrix)
+    assert u.dtype == "complex128"
+    np.testing.assert_allclose(u, expected, atol=1e-5)
 
 
 # --- Devices.

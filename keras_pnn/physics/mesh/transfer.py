@@ -240,15 +240,16 @@ def acquired(
         theta, phi and gamma that the light acquires, the angle errors of the first and
         second splitters, and the factors of fields in a cell and in a straight mode.
     """
-    angles = {"theta": theta, "phi": phi, "gamma": gamma, "theta_error": theta_error}
-    angles |= {"phi_error": phi_error, "splitter_error": splitter_error}
-    for name, value in angles.items():
+    finite = {"theta": theta, "phi": phi, "gamma": gamma, "theta_error": theta_error}
+    finite |= {"phi_error": phi_error, "splitter_error": splitter_error}
+    finite["crosstalk"] = 0.0 if crosstalk is None else crosstalk
+    for name, value in finite.items():
         _checks.tensor(name, value, np.isfinite, "finite")
     losses = {"loss_db": loss_db, "straight_loss_db": straight_loss_db}
     for name, value in losses.items():
         _checks.not_negative(name, value)
-    theta, phi, gamma, theta_error, phi_error, splitter_error, *losses = as_tensors(
-        *angles.values(), *losses.values()
+    theta, phi, gamma, theta_error, phi_error, splitter_error, spread, *losses = (
+        as_tensors(*finite.values(), *losses.values())
     )
     loss_db, straight_loss_db = losses
     if straight_loss_db.shape.rank:
@@ -259,7 +260,7 @@ def acquired(
     modes = modes_of(theta, phi, gamma, arrangement)
     slots = cell_mask(modes, arrangement).shape
     if crosstalk is not None:
-        theta, phi = _heated(theta, phi, crosstalk)
+        theta, phi = _heated(theta, phi, spread)
     first, second = interferometer.of_splitters(splitter_error)
     shapes = [v.shape for v in (theta, theta_error, phi, phi_error, loss_db, first)]
     shape = broadcast_shape(*shapes)
@@ -318,8 +319,6 @@ def _side(modes: int) -> int:
 
 def _heated(theta, phi, crosstalk):
     """The phases behind thermal crosstalk, of the phases that are set."""
-    _checks.tensor("crosstalk", crosstalk, np.isfinite, "finite")
-    theta, phi, crosstalk = as_tensors(theta, phi, crosstalk)
     slots = math.prod(theta.shape[-2:])
     if tuple(crosstalk.shape) != (2 * slots, 2 * slots):
         raise ValueError(

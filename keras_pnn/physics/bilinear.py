@@ -39,15 +39,10 @@ def interpolated(images: tf.Tensor, y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
 
 
 def _sampled(data, y, x, rows, columns):
-    """Bilinear samples.
+    """Returns samples (n, k) of padded images (images · rows · columns, k).
 
-    Args:
-        data: (images · rows · columns, k), padded images.
-        y, x: (samples,), as many for each image, coordinates before the padding.
-        rows, columns: those of a padded image.
-
-    Returns:
-        (samples, k).
+    `y` and `x`, of shape (n,), are coordinates before the padding, as many for each
+    image.
     """
 
     def moved(flow):

@@ -100,11 +100,8 @@ def combined(entries: tf.Tensor, straight: tf.Tensor, plan: BlockPlan) -> tf.Ten
     """Multiplies the cells of each block.
 
     Args:
-        entries: T₁₁, T₁₂, T₂₁, T₂₂ of all slots, a complex tensor of shape
-            (4, devices or 1, slots); entries of slots without a cell are ignored.
-        straight: float scalar, the amplitude of a mode that passes a column of the
-            mesh without a cell.
-        plan: the blocks.
+        entries: T₁₁, T₁₂, T₂₁, T₂₂ of all slots, of shape (4, devices or 1, slots).
+        straight: the amplitude of a mode that passes a column without a cell.
 
     Returns:
         Complex tensor of shape (devices or 1, stages, count, 2 side, 2 side).
@@ -120,15 +117,10 @@ def combined(entries: tf.Tensor, straight: tf.Tensor, plan: BlockPlan) -> tf.Ten
     passing = tf.reshape(passing, [plan.side**2, 1, -1])
     passing = tf.complex(passing, tf.zeros_like(passing))
     entries = t11 + passing, t12, t21, t22 + passing
-    if plan.side == 1:
-        blocks = tf.reshape(tf.stack(entries), [2, 2, -1])
-    else:
+    blocks = tf.reshape(tf.stack(entries), [2, 2, -1])
+    if plan.side > 1:
         # For sides of two, products are faster with the blocks along the last axis.
-        quarters = [tf.unstack(tf.reshape(t, [4, -1])) for t in entries]
-        quarters = [
-            tf.reshape(tf.stack(q), [2, 2, -1]) for q in zip(*quarters, strict=True)
-        ]
-        blocks = _four(_LEADING, *quarters)
+        blocks = _four(_LEADING, *tf.split(blocks, 4, axis=2))
     blocks = tf.transpose(blocks, [2, 0, 1])
     side = 2
     while side < plan.side:

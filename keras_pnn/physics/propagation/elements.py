@@ -109,8 +109,8 @@ def aperture(
     if half.shape not in ((), (2,)) or not (half > 0).all():
         raise _checks.error("diameter", "> 0, one number or (y, x)", repr(diameter))
     y, x = _coordinates(size, (0.0, 0.0), on_pixel)
-    half = np.broadcast_to(half, (2,))
-    y, x = tf.abs(y) / half[0], tf.abs(x) / half[1]
+    tall, wide = np.broadcast_to(half, (2,))
+    y, x = tf.abs(y) / tall, tf.abs(x) / wide
     inside = y**2 + x**2 <= 1 if shape == "circle" else (y <= 1) & (x <= 1)
     return tf.cast(inside, dtype)
 

@@ -201,27 +201,19 @@ def _four(axes: _MatrixAxes, a, b, c, d):
     size = a.shape[rows]
     thirds = [size // 2, size, size // 2]
 
-    def parts(a, b, c):
+    @tf.custom_gradient
+    def combine(a, b, c, d):
         b_left, b_right = tf.split(b, 2, columns)
         c_left, c_right = tf.split(c, 2, columns)
         a_upper, a_lower = tf.split(a, 2, rows)
-        return b_left, b_right, c_left, c_right, a_upper, a_lower
-
-    def between(a, b, c):
-        b_left, b_right, c_left, c_right, a_upper, a_lower = parts(a, b, c)
         zeros = tf.zeros_like(b_left)
         upper = tf.concat([b_left, product(b_right, a_upper), zeros], columns)
         lower = tf.concat([zeros, product(c_left, a_lower), c_right], columns)
         top, middle_upper = tf.split(upper, 2, rows)
         middle_lower, bottom = tf.split(lower, 2, rows)
-        return top, tf.concat([middle_upper, middle_lower], rows), bottom
-
-    @tf.custom_gradient
-    def combine(a, b, c, d):
-        top, middle, bottom = between(a, b, c)
+        middle = tf.concat([middle_upper, middle_lower], rows)
 
         def gradient(upstream):
-            _, b_right, c_left, _, a_upper, a_lower = parts(a, b, c)
             to_top, to_middle, to_bottom = tf.split(upstream, thirds, rows)
             to_d = product(to_middle, middle, right=True)
             through_d = product(d, to_middle, left=True)

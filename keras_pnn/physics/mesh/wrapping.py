@@ -28,8 +28,7 @@ def wrapped(
     at the input adds π to gamma.
 
     The matrix stays the same for all phase errors, splitter errors and losses, but
-    not with crosstalk, by which a shifter heats its neighbours in proportion to the
-    phase that is set.
+    not with crosstalk.
 
     Args:
         theta: Float tensor of shape (columns, modes // 2), in rad. All arguments may

@@ -16,8 +16,8 @@ class Tuning:
 
     Serialisable like a Keras initializer. A subclass sets `unit`, implements
     `control_range`, `weight_range`, `heater_shift`, `weight`, `control` and
-    `get_config`, and overrides further methods where it can. Controls are never
-    negative.
+    `get_config`, and overrides further methods where it can. Controls are float tensors
+    in `unit`, never negative; what is computed from one has its shape.
 
     Attributes:
         unit: `"nm"` (the control is a detuning), or `"mA"`, `"V"` or `"mW"` (current,
@@ -52,37 +52,15 @@ class Tuning:
         raise NotImplementedError
 
     def heater_shift(self, control: TensorLike) -> tf.Tensor:
-        """Computes the resonance shift by the ring's own heater.
-
-        Args:
-            control: Float tensor, in `unit`.
-
-        Returns:
-            Float tensor. Shift in nm, in the shape of `control`.
-        """
+        """Computes the resonance shift by the ring's own heater, in nm."""
         raise NotImplementedError
 
     def detuning(self, control: TensorLike) -> tf.Tensor:
-        """Computes the detuning: the ring's resonance minus its laser.
-
-        Args:
-            control: Float tensor, in `unit`.
-
-        Returns:
-            Float tensor. Detuning in nm, in the shape of `control`.
-        """
+        """Computes the detuning, the ring's resonance minus its laser, in nm."""
         return self.heater_shift(control)
 
     def heater_power(self, control: TensorLike) -> tf.Tensor | None:
-        """Computes the electrical power of the heater.
-
-        Args:
-            control: Float tensor, in `unit`.
-
-        Returns:
-            Float tensor. Power in mW, in the shape of `control`; `None` for a tuning
-            without a heater.
-        """
+        """Computes the power of the heater in mW; `None` for a tuning without one."""
 
     def weight(
         self,

@@ -211,9 +211,6 @@ class MeasuredTuning(Tuning):
         shift: TensorLike = 0.0,
         half_width_error: TensorLike = 0.0,
     ):
-        """See `Tuning.weight`. Outside the measured curve, raises a ValueError
-        eagerly, and gives NaN in a graph.
-        """
         _checks.not_nan("control", control)
         _checks.not_nan("shift", shift)
         _checks.tensor(

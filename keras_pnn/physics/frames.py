@@ -79,10 +79,9 @@ def tile(
         [[0, empty], [top, top], [left, left]],
         constant_values=tf.cast(fill, masks.dtype),
     )
-    height, width = panels.shape[1:]
-    panels = tf.reshape(panels, (shape[0], rows, columns, height, 1, width, 1))
-    panels = tf.tile(panels, (1, 1, 1, 1, down, 1, across))
-    return tf.reshape(tf.transpose(panels, (0, 1, 3, 4, 2, 5, 6)), shape)
+    panels = tf.repeat(tf.repeat(panels, down, axis=1), across, axis=2)
+    panels = tf.reshape(panels, (shape[0], rows, columns, *panels.shape[1:]))
+    return tf.reshape(tf.transpose(panels, (0, 1, 3, 2, 4)), shape)
 
 
 def untile(

@@ -23,16 +23,14 @@ class BlockPlan:
 
     Args:
         side: side of a block in cells, a power of two.
-        stages: columns of the pattern of blocks.
-        count: blocks in each stage.
+        stages, count: number of columns of blocks, and of blocks in each.
         sources: for each leaf of each block the slot of its cell, or the number of
             slots for a leaf without a cell. The leaves are ordered by their place in
             the block of two, of four, …, then by block.
         places: for each slot the leaf that its cell fills, or the number of leaves
             for a slot without a cell.
-        straight: for each leaf 1 where two modes pass straight inside the mesh, else
-            0.
-        beyond: for each leaf 1 where it lies before or behind the mesh, else 0.
+        straight, beyond: for each leaf 1 where two modes pass straight inside the mesh,
+            or it lies before or behind the mesh, else 0.
     """
 
     side: int

@@ -310,10 +310,8 @@ def modes_of(theta, phi, gamma, arrangement) -> int:
 
 
 def _side(modes: int) -> int:
-    """The side of the blocks: a power of two, about an eighth of the modes.
-
-    Larger blocks cost more to build, smaller ones need more stages.
-    """
+    """The side of the blocks: a power of two, about an eighth of the modes."""
+    # Larger blocks cost more to build, smaller ones need more stages.
     return 1 << min(6, max(0, (modes // 8).bit_length() - 1))
 
 

@@ -103,26 +103,14 @@ class Tuning:
         raise NotImplementedError
 
     def clip(self, weight: TensorLike) -> np.ndarray:
-        """Clips weights to those that `control` can solve for.
-
-        Args:
-            weight: Float array or eager tensor.
-
-        Returns:
-            Float64 array of the shape of `weight`.
-
-        Raises:
-            ValueError: If a weight is NaN.
-        """
+        """Clips weights, none of them NaN, to those that `control` can solve for."""
         return np.clip(self._known(weight), *self.weight_range)[()]
 
     def placed(self, row: np.ndarray, column: np.ndarray, width: int) -> "Tuning":
         """Returns the tuning for rings at given places; here one for all rings.
 
-        Args:
-            row: Integer array in the shape of the controls: rows of the bank.
-            column: Columns of the bank, likewise.
-            width: Number of columns.
+        `row` and `column` are integer arrays in the shape of the controls, places on a
+        bank of `width` columns.
         """
         return self
 

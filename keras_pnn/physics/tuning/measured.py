@@ -32,10 +32,9 @@ class MeasuredTuning(Tuning):
     `I² * resistance / 1000`), so that shifts from elsewhere add. It is not
     extrapolated: outside the points `weight` raises eagerly, and gives NaN in a graph.
 
-    Without noise the curve passes through all points. Where noise would give the spline
-    more turning points than a resonance has, and so a derivative of the wrong sign, a
-    smooth curve is fitted that turns only at the resonance. Points that go back by a
-    tenth of their span, as between two resonances, also turn the curve.
+    Where noise would give the spline more turning points than a resonance has, and so a
+    derivative of the wrong sign, a smooth curve is fitted that turns only at the
+    resonance, and where points go back by a tenth of their span, as between two.
 
     An error of the half-width stretches the curve about its resonance, `x →
     x0 + (x - x0) / (1 + half_width_error)`, which is exact for a Lorentzian. The
@@ -51,9 +50,8 @@ class MeasuredTuning(Tuning):
         efficiency: Float. Shift per heater power, in nm/mW. Not used with nm.
         resistance: Float. Resistance of the heater, in Ω. Used with mA and V.
         smoothing: Float above 0: the root mean square distance allowed between the
-            curve and the measured weights, about the noise of one measurement. The
-            curve is the smoothest that is so close and turns only at the resonance.
-            `None`: through all points if noise adds no turning point, else this noise,
+            curve and the measured weights, about the noise of one measurement. `None`:
+            through all points if noise adds no turning point, else this noise,
             estimated from the differences between neighbouring weights. 0: through all
             points.
         margin: Float, or `None`. Distance, in nm of resonance shift, that training
@@ -327,15 +325,13 @@ def _extended(x, y, low):
         return x, y
     fitted = fits.fit_resonance(x, y)
     if fitted.misfit > _MOST_MISFIT * np.ptp(y):
-        raise _checks.error(
-            "extend_below",
-            "False where no resonance fits the points",
-            f"points {fitted.misfit:.2g} (rms) away from a Lorentzian",
-        )
+        received = f"points {fitted.misfit:.2g} (rms) away from a Lorentzian"
+        expected = "False where no resonance fits the points"
+        raise _checks.error("extend_below", expected, received)
     steps = np.ceil((x[0] - low) / np.median(np.diff(x)))
     count = int(np.clip(steps, 1, fits.MOST_PIECES))
     below = np.linspace(low, x[0], count, endpoint=False)
     # What the Lorentzian misses at the first point, from several because of noise.
     first = slice(0, 5)
-    slope_and_offset = np.polyfit(x[first] - x[0], y[first] - fitted(x[first]), 1)
-    return np.append(below, x), np.append(fitted(below) + slope_and_offset[1], y)
+    _, offset = np.polyfit(x[first] - x[0], y[first] - fitted(x[first]), 1)
+    return np.append(below, x), np.append(fitted(below) + offset, y)

@@ -20,9 +20,9 @@ class RingTunings(Tuning):
 
     A layer of weight banks places them: with curves in rows and columns, ring (r, c)
     of the bank has curve (r mod rows, c mod columns); with a list, its rings take the
-    curves in turn, row by row. Fewer curves than rings thus come again, and more are an
-    error of the layer; a chip with more rings than the layer's matrix takes has a
-    `bank_size`. All rings share one range of controls, in which every curve is known.
+    curves in turn, row by row. More curves than rings are an error of the layer; a chip
+    with more rings than the layer's matrix takes has a `bank_size`. All rings share one
+    range of controls, in which every curve is known.
 
     Args:
         tunings: Sequence of `MeasuredTuning`, `HeaterTuning` or `LorentzianTuning`
@@ -219,14 +219,12 @@ class RingTunings(Tuning):
 
 def _as_array(tunings) -> np.ndarray:
     """Returns tunings, or rows of them, as an object array of one or two axes."""
-    rows = list(tunings) if np.iterable(tunings) else []
-    nested = bool(rows) and all(np.iterable(row) for row in rows)
-    flat = [one for row in rows for one in row] if nested else rows
-    lengths = {len(row) for row in rows} if nested else {len(rows)}
-    single = all(isinstance(t, Tuning) and not isinstance(t, RingTunings) for t in flat)
-    if not flat or len(lengths) > 1 or not single:
+    # Rows that differ in length stay lists.
+    found = np.array(list(tunings) if np.iterable(tunings) else [], object)
+    single = (
+        isinstance(t, Tuning) and not isinstance(t, RingTunings) for t in found.flat
+    )
+    if not found.size or found.ndim > 2 or not all(single):
         expected = "tunings, at least one, or rows of them, all of one length"
         raise _checks.error("tunings", expected, _checks.short(tunings))
-    found = np.empty(len(flat), object)
-    found[:] = flat
-    return found.reshape(len(rows), -1) if nested else found
+    return found

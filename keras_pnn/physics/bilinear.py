@@ -117,14 +117,10 @@ class _Places:
         return (1 - self.y) * self.row(data, 0) + self.y * self.row(data, 1)
 
     def slope_y(self, data):
-        rise = self.row(data, 1) - self.row(data, 0)
-        both = (self.row(data, 1) - self.row(data, -1)) / 2
-        return tf.where(tf.equal(self.y, 0), both, rise)
+        return _slope(self.y, *(self.row(data, down) for down in (-1, 0, 1)))
 
     def slope_x(self, data):
-        rise = self.column(data, 1) - self.column(data, 0)
-        both = (self.column(data, 1) - self.column(data, -1)) / 2
-        return tf.where(tf.equal(self.x, 0), both, rise)
+        return _slope(self.x, *(self.column(data, right) for right in (-1, 0, 1)))
 
     def adjoint(self, samples, size):
         """(size, k): the sum of what each pixel receives."""
@@ -140,3 +136,8 @@ class _Places:
             tf.concat([self.index + o for o in offsets], 0),
             size,
         )
+
+
+def _slope(distance, before, here, ahead):
+    """The derivative at a distance from `here`; on it, the mean of both sides."""
+    return tf.where(tf.equal(distance, 0), (ahead - before) / 2, ahead - here)

@@ -221,10 +221,11 @@ def _as_array(tunings) -> np.ndarray:
     """Returns tunings, or rows of them, as an object array of one or two axes."""
     # Rows that differ in length stay lists.
     found = np.array(list(tunings) if np.iterable(tunings) else [], object)
-    single = (
-        isinstance(t, Tuning) and not isinstance(t, RingTunings) for t in found.flat
-    )
-    if not found.size or found.ndim > 2 or not all(single):
+
+    def single(one):
+        return isinstance(one, Tuning) and not isinstance(one, RingTunings)
+
+    if not found.size or found.ndim > 2 or not all(map(single, found.flat)):
         expected = "tunings, at least one, or rows of them, all of one length"
         raise _checks.error("tunings", expected, _checks.short(tunings))
     return found

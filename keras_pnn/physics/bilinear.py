@@ -41,8 +41,7 @@ def interpolated(images: tf.Tensor, y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
 def _sampled(data, y, x, rows, columns):
     """Returns samples (n, k) of padded images (images · rows · columns, k).
 
-    `y` and `x`, of shape (n,), are coordinates before the padding, as many for each
-    image.
+    `y` and `x`, of shape (n,), as many for each image, are those before the padding.
     """
 
     def moved(flow):

@@ -83,9 +83,8 @@ def shot_noise(intensity: TensorLike, photons: TensorLike, seed) -> tf.Tensor:
     The gradient is straight-through: 1 with respect to `intensity`, `None` with
     respect to `photons`.
 
-    A pure function, which runs under `jit_compile` and `tf.vectorized_map`. Elements
-    that share a seed share their draws. From one seed, XLA draws other numbers than
-    TensorFlow without XLA.
+    A pure function, which runs under `jit_compile` (with draws of its own) and
+    `tf.vectorized_map`, where elements that share a seed share their draws.
 
     Args:
         intensity: Intensity, 0 or more. In a graph, others give NaN.

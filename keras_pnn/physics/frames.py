@@ -33,22 +33,17 @@ def tile(
 
     Args:
         masks: Float tensor of shape (units, height, width).
-        grid: Rows and columns of panels on a frame. Like all pairs, an integer
-            stands for both.
+        grid: Rows and columns of panels on a frame. An integer stands for a pair.
         tile: Height and width of a mask, as a check. Default: those of `masks`.
-        margin: Rows and columns of `fill` on each side of a mask, before pixels
-            are repeated.
-        pixel_repeat: Number of rows and columns of the frame for one row and column
-            of a mask.
+        margin: Rows and columns of `fill` on each side, before pixels are repeated.
+        pixel_repeat: Rows and columns of the frame for one of a mask.
         fill: Value of margins, and of panels without a mask.
 
     Returns:
-        Float tensor of the shape that `frame_shape` gives, (frames, frame height,
-        frame width).
+        Float tensor of the shape that `frame_shape` gives.
 
     Raises:
-        ValueError: If an argument of the layout is out of range, or the masks do not
-            fit it.
+        ValueError: If the layout is out of range, or the masks do not fit it.
 
     Example:
 
@@ -107,8 +102,7 @@ def untile(
         Float tensor of shape (units, height, width).
 
     Raises:
-        ValueError: If an argument of the layout is out of range, or the frames do not
-            fit it.
+        ValueError: If the layout is out of range, or the frames do not fit it.
 
     Example:
 

@@ -34,8 +34,7 @@ def affine(
     Args:
         image: Float tensor of shape (height, width), (batch, height, width) or
             (batch, height, width, channels).
-        rotation: Float tensor, in degrees: a scalar, or (batch,), an angle for each
-            image.
+        rotation: Float tensor, in degrees: a scalar, or (batch,).
         shift: Float tensor of shape (2,) or (batch, 2), in pixels, (y, x).
         scale: Float tensor, positive: a scalar, or (batch,).
         center: (y, x) of c in pixels from the middle of the first pixel. Default:

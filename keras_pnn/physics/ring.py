@@ -153,8 +153,7 @@ def wdm_row(
         `(through, drop)`, each of shape `(..., channels)`.
 
     Raises:
-        ValueError: If the shapes do not fit, or eagerly: an argument is out of its
-            range.
+        ValueError: If shapes do not fit, or eagerly: an argument is out of its range.
 
     Example:
 

@@ -20,8 +20,7 @@ def phases(unitary: np.ndarray, arrangement: str = "clements") -> MeshPhases:
     cells equals the unitary to rounding.
 
     Args:
-        unitary: Array of shape (N, N), N of 2 or more, unitary within 1e-5 (largest
-            element of U†U − 1).
+        unitary: Array of shape (N, N), N ≥ 2, with all |U†U − 1| within 1e-5.
         arrangement: `"clements"` or `"reck"`.
 
     Returns:

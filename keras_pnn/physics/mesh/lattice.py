@@ -26,8 +26,7 @@ def cell_mask(modes: int, arrangement: str = "clements") -> np.ndarray:
         the modes pass straight.
 
     Raises:
-        ValueError: If `modes` is not an integer of 2 or more, or `arrangement` is
-            unknown.
+        ValueError: If `modes` is no integer ≥ 2, or `arrangement` is unknown.
 
     Example:
 

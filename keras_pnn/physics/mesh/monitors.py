@@ -25,8 +25,7 @@ def monitored(
         x: complex tensor of shape (batch, modes): the fields at the inputs, or at the
             outputs if `backwards`.
         theta, phi, gamma, arrangement: as in `transfer_matrix`, without leading axes.
-        backwards: whether light runs from the outputs to the inputs, through the
-            transposed matrix.
+        backwards: whether light runs from the outputs to the inputs.
         **imperfections: the other arguments of `transfer_matrix`.
 
     Returns:

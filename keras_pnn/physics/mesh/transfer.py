@@ -128,8 +128,7 @@ def propagate(
         Complex tensor of the shape of `x`, (*devices, batch, modes) for devices.
 
     Raises:
-        ValueError: If shapes do not fit, or eagerly: a value is not finite, or a loss
-            negative.
+        ValueError: If shapes do not fit, or eagerly: a value is out of its range.
 
     Example:
 

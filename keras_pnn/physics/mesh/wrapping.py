@@ -27,8 +27,7 @@ def wrapped(
     of its inputs, and if the signs differ π is added to its phi. A sign that arrives
     at the input adds π to gamma.
 
-    The matrix stays the same for all phase errors, splitter errors and losses, but
-    not with crosstalk.
+    The matrix stays the same for all errors and losses, but not with crosstalk.
 
     Args:
         theta: Float tensor of shape (columns, modes // 2), in rad. All arguments may

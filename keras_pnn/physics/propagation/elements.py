@@ -85,8 +85,7 @@ def aperture(
 
     Args:
         size: (height, width) of the plane in pixels.
-        diameter: Diameter or side in m, one number or (y, x). An infinite one makes
-            the opening a slit.
+        diameter: Diameter or side in m, one number or (y, x); infinite for a slit.
         pitch: Distance of neighbouring pixels in m.
         shape: `"circle"` or `"rectangle"`. The rim belongs to the opening.
         on_pixel: As in `lens`.
@@ -133,8 +132,7 @@ def tilt(
 
     Returns:
         Complex tensor (..., height, width), with the axes of `wavelength`; 1 in the
-        middle of the plane. In a graph, NaN, and its gradients too, where an angle is
-        beyond λ/(2 pitch).
+        middle of the plane. In a graph, NaN where an angle is beyond λ/(2 pitch).
 
     Raises:
         ValueError: If `pitch` is not positive, `angle` is no pair, or, for known

@@ -46,8 +46,7 @@ class Tuning:
     def weight_range(self) -> tuple[float, float]:
         """Lowest and highest weight over `control_range`.
 
-        Where the highest control is infinite, the highest weight is a limit that no
-        finite control reaches.
+        Where the highest control is infinite, one end is a limit.
         """
         raise NotImplementedError
 
@@ -77,13 +76,11 @@ class Tuning:
                 `(1 + half_width_error)` times the nominal one.
 
         Returns:
-            Float tensor in the arguments' broadcast shape, of their widest float
-            dtype. Twice differentiable. In a graph, NaN where `half_width_error` is
-            not above -1.
+            Float tensor in the arguments' broadcast shape. Twice differentiable. In a
+            graph, NaN where `half_width_error` is not above -1.
 
         Raises:
-            ValueError: If a value known eagerly is NaN, or `half_width_error` is not
-                above -1.
+            ValueError: If, eagerly, a value is NaN, or `half_width_error` not above -1.
         """
         raise NotImplementedError
 

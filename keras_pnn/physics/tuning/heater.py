@@ -107,8 +107,7 @@ class HeaterTuning(ResonanceTuning):
 
         Currents alone give the shape of the curve, in units of power. One known length
         gives nm: `half_width`, a number for `free_spectral_range`, or `efficiency`
-        (the default, 0.53 nm/mW). The ring is taken as lossless: `through_min +
-        drop_max = 1`.
+        (the default, 0.53 nm/mW). The ring is taken as lossless.
 
         Args:
             current: Array of shape (points,), in mA, 0 or more.
@@ -202,8 +201,7 @@ class HeaterTuning(ResonanceTuning):
                 of the resonance nearest to it.
             port: See the class: where the spectrum was measured.
             free_spectral_range: As in `fit`; a number is known.
-            **options: Other arguments of the tuning, such as `efficiency`, which a
-                spectrum does not show.
+            **options: Other arguments of the class, such as `efficiency`.
 
         Returns:
             A `TuningFit`.

@@ -34,11 +34,7 @@ class ResonanceTuning(Tuning):
 
     @property
     def weight_range(self):
-        """Lowest and highest weight over `control_range`.
-
-        With an infinite control range one end is a limit: the highest weight 1, or the
-        lowest at a drop port 0.
-        """
+        """Lowest and highest weight, limits where the control range is infinite."""
         low, high = ends = self._ends()
         period = self.free_spectral_range
         if period is None:

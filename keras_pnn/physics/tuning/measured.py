@@ -63,13 +63,10 @@ class MeasuredTuning(Tuning):
             points: a ring may then rest with its heater off, or dead, and be cooled.
 
     Attributes:
-        overshoot: Float. How far the curve exceeds the range of the measured
-            weights, in units of weight.
-        residual: Float. Root mean square distance between the curve and the measured
-            weights.
+        overshoot: Float. How far the curve exceeds the range of the measured weights.
+        residual: Float. Root mean square distance of the curve from the weights.
         resonance: Float. The shift at the curve's resonance, in nm.
-        turning_points: Tuple of floats. The controls at which the derivative of the
-            weight changes its sign.
+        turning_points: Tuple of floats. Controls at which the weight turns.
 
     Raises:
         ValueError: If there are fewer than 4 points, a number is not finite, a

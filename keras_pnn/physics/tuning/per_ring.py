@@ -73,8 +73,7 @@ class RingTunings(Tuning):
                 the format of `MeasuredTuning.from_csv`, but for the names of the
                 rings' columns, which are free (`ring_a`, but not `ring_A`, with a unit
                 at its end); or a list of files, one for each ring.
-            shape: Rows and columns of the rings on the bank, row by row. Default: a
-                list.
+            shape: Rows and columns of the rings on the bank. Default: a list.
             **options: The other arguments of `MeasuredTuning`, such as `efficiency`.
 
         Returns:

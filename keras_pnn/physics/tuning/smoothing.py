@@ -94,9 +94,8 @@ def smooth(x, y, distance: float) -> Spline:
     """Fits a cubic spline that turns only where the resonance does.
 
     The coefficients of the B-splines rise or fall between the turning points, and so
-    does the curve. Second differences of the coefficients are penalised, as in
-    P-splines, as strongly as the distance allows; knots are dense where the weights
-    change.
+    does the curve. Their second differences are penalised, as in P-splines, as strongly
+    as the distance allows; knots are dense where the weights change.
 
     `distance` is the root mean square distance allowed between the curve and the
     points. If no curve is so close, the closest is taken.

@@ -216,7 +216,7 @@ def _prepared(theta, phi, gamma, arrangement, **imperfections):
         entries = [tf.broadcast_to(e, [*devices, *slots]) for e in entries]
         gamma = tf.broadcast_to(gamma, [*devices, modes])
     entries = tf.reshape(entries, [4, math.prod(devices), math.prod(slots)])
-    blocks = combined(entries, straight, block_plan(modes, arrangement, _side(modes)))
+    blocks = combined(entries, straight, block_plan(modes, arrangement))
     gamma = tf.reshape(gamma, [-1, modes])
     return modes, blocks, tf.complex(tf.cos(gamma), tf.sin(gamma)), devices
 
@@ -306,12 +306,6 @@ def modes_of(theta, phi, gamma, arrangement) -> int:
             f"Received: shape {tuple(gamma.shape)}"
         )
     return modes
-
-
-def _side(modes: int) -> int:
-    """The side of the blocks: a power of two, about an eighth of the modes."""
-    # Larger blocks cost more to build, smaller ones need more stages.
-    return 1 << min(6, max(0, (modes // 8).bit_length() - 1))
 
 
 def _heated(theta, phi, crosstalk):

@@ -11,6 +11,12 @@ WEIGHT_TOLERANCE = 1e-6
 CONTROL_TOLERANCE = 1e-6
 
 
+def width_factor(error: tf.Tensor) -> tf.Tensor:
+    """Returns 1 + `half_width_error`, NaN in a graph where that is not above 0."""
+    _checks.tensor("half_width_error", error, lambda e: e > -1, "above -1")
+    return 1 + tf.where(error > -1, error, tf.constant(float("nan"), error.dtype))
+
+
 class Tuning:
     """Base class of tuning curves, from the control of a ring to its weight.
 

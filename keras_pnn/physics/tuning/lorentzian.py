@@ -11,8 +11,8 @@ import tensorflow as tf
 
 from keras_pnn import _checks
 from keras_pnn.physics import ring
-from keras_pnn.physics._tensors import TensorLike, as_tensors, nan_below
-from keras_pnn.physics.tuning.base import WEIGHT_TOLERANCE, Tuning
+from keras_pnn.physics._tensors import TensorLike, as_tensors
+from keras_pnn.physics.tuning.base import WEIGHT_TOLERANCE, Tuning, width_factor
 
 # A weight of 1 needs an infinite detuning; the authors of arXiv:2411.12352 stop here.
 HIGHEST_CLIPPED_WEIGHT = 0.999
@@ -100,9 +100,7 @@ class ResonanceTuning(Tuning):
         return np.clip(detuning, *self._ends()) + 0.0
 
     def _port_weight(self, law, detuning, error):
-        _checks.tensor("half_width_error", error, lambda e: e > -1, "above -1")
-        # A negative half-width would give the weight of its absolute value.
-        half_width = self.half_width * (1 + nan_below(error, -1.0))
+        half_width = self.half_width * width_factor(error)
         if self.free_spectral_range is not None:
             # That of a ring: a Lorentzian in the sine of half the round-trip phase.
             turn = math.pi / self.free_spectral_range

@@ -8,9 +8,9 @@ import numpy as np
 
 from keras_pnn import _checks, _warnings
 from keras_pnn.physics import heater
-from keras_pnn.physics._tensors import TensorLike, as_tensors, nan_below
+from keras_pnn.physics._tensors import TensorLike, as_tensors
 from keras_pnn.physics.tuning import smoothing as fits
-from keras_pnn.physics.tuning.base import Tuning
+from keras_pnn.physics.tuning.base import Tuning, width_factor
 from keras_pnn.physics.tuning.points import checked_points, read_curves
 from keras_pnn.physics.tuning.spline import Spline
 
@@ -208,14 +208,10 @@ class MeasuredTuning(Tuning):
     ):
         _checks.not_nan("control", control)
         _checks.not_nan("shift", shift)
-        _checks.tensor(
-            "half_width_error", half_width_error, lambda e: e > -1, "above -1"
-        )
         control, shift, error = as_tensors(control, shift, half_width_error)
-        error = nan_below(error, -1.0)
         x = self.heater_shift(control) + shift
         # Written as a difference, so that an error of 0 leaves x unchanged, to the bit.
-        x = x - (x - self.resonance) * (error / (1 + error))
+        x = x - (x - self.resonance) * (error / width_factor(error))
         self._check_measured(x)
         return self._spline(x)
 

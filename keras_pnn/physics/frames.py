@@ -66,8 +66,9 @@ def tile(
             f"Argument `masks` must have masks of {tile} pixels, as `tile` says. "
             f"Received: shape {masks.shape}"
         )
-    shape = frame_shape(units, tuple(size), grid, margin, pixel_repeat)
-    (rows, columns), (top, left), (down, across) = _layout(grid, margin, pixel_repeat)
+    shape, (rows, columns), (top, left), (down, across) = _layout(
+        units, tuple(size), grid, margin, pixel_repeat
+    )
     empty = shape[0] * rows * columns - units
     panels = tf.pad(
         masks,
@@ -111,20 +112,20 @@ def untile(
     True
     """
     (frames,) = as_tensors(frames)
-    expected = frame_shape(units, tile, grid, margin, pixel_repeat)
+    expected, (rows, columns), (top, left), (down, across) = _layout(
+        units, tile, grid, margin, pixel_repeat
+    )
     if tuple(frames.shape) != expected:
         raise ValueError(
             f"Argument `frames` must have the shape {expected} for {units} masks. "
             f"Received: shape {frames.shape}"
         )
-    (rows, columns), (top, left), (down, across) = _layout(grid, margin, pixel_repeat)
-    height, width = _checks.pair("tile", tile)
-    tall, wide = height + 2 * top, width + 2 * left
+    tall, wide = expected[1] // (rows * down), expected[2] // (columns * across)
     shape = (expected[0], rows, tall, down, columns, wide, across)
     panels = tf.reduce_mean(tf.reshape(frames, shape), axis=(3, 6))
     panels = tf.transpose(panels, (0, 1, 3, 2, 4))
     panels = tf.reshape(panels, (-1, *panels.shape[3:]))
-    return panels[:units, top : top + height, left : left + width]
+    return panels[:units, top : tall - top, left : wide - left]
 
 
 def frame_shape(
@@ -152,20 +153,18 @@ def frame_shape(
     >>> frame_shape(144, (28, 28))
     (12, 96, 240)
     """
+    return _layout(units, tile, grid, margin, pixel_repeat)[0]
+
+
+def _layout(units, tile, grid, margin, pixel_repeat):
+    """The shape of the frames, and the pairs `grid`, `margin` and `pixel_repeat`."""
     units = _checks.integer("units", units, 1)
     size = _checks.pair("tile", tile, 1)
-    grid, margin, repeat = _layout(grid, margin, pixel_repeat)
+    grid = _checks.pair("grid", grid, 1)
+    margin = _checks.pair("margin", margin, 0)
+    repeat = _checks.pair("pixel_repeat", pixel_repeat, 1)
     height, width = (
         g * r * (t + 2 * m)
         for g, r, t, m in zip(grid, repeat, size, margin, strict=True)
     )
-    return math.ceil(units / math.prod(grid)), height, width
-
-
-def _layout(grid, margin, pixel_repeat):
-    """The checked pairs (rows, columns) of a layout."""
-    return (
-        _checks.pair("grid", grid, 1),
-        _checks.pair("margin", margin, 0),
-        _checks.pair("pixel_repeat", pixel_repeat, 1),
-    )
+    return (math.ceil(units / math.prod(grid)), height, width), grid, margin, repeat

@@ -153,9 +153,8 @@ def _many(mean, normal):
 
 
 def _seed(seed):
-    tensor = seed.value if isinstance(seed, keras.Variable) else seed
     try:
-        tensor = tf.convert_to_tensor(tensor)
+        tensor = tf.convert_to_tensor(seed)
     except (TypeError, ValueError):
         tensor = None
     if tensor is None or not tensor.dtype.is_integer or tensor.shape != (2,):

@@ -176,9 +176,8 @@ class MeasuredTuning(Tuning):
         """Lowest and highest control that is `margin` away from the curve's ends."""
         if self._room == 0:
             return self.control_range
-        ends = np.array([self._spline.low, self._spline.high])
-        ends += [self._room, -self._room]
-        return tuple(self._control_for(ends).tolist())
+        ends = self._spline.low + self._room, self._spline.high - self._room
+        return tuple(self._control_for(np.array(ends)).tolist())
 
     @property
     def weight_range(self):

@@ -161,18 +161,13 @@ class RingTunings(Tuning):
         return self._arrays("clip", weight)
 
     def get_config(self) -> dict:
-        serialize = keras.saving.serialize_keras_object
         rows = self.tunings.tolist()
-        return {"tunings": keras.tree.map_structure(serialize, rows)}
+        return {"tunings": keras.saving.serialize_keras_object(rows)}
 
     @classmethod
     def from_config(cls, config: dict):
         """Builds tunings from the result of `get_config`."""
-        load = keras.saving.deserialize_keras_object
-        rows = config["tunings"]
-        if rows and isinstance(rows[0], list):
-            return cls([[load(one) for one in row] for row in rows])
-        return cls([load(one) for one in rows])
+        return cls(keras.saving.deserialize_keras_object(config["tunings"]))
 
     def __repr__(self):
         shape = " × ".join(map(str, self.tunings.shape))

@@ -184,7 +184,6 @@ class FreeSpace(Optics):
             self.pitch,
             band_limit=False,
             common_phase=False,
-            periodic=True,
             dtype=self._output_dtype,
         )
         if self.band_limit:

@@ -41,14 +41,6 @@ def as_float64(value) -> tf.Tensor:
     return tf.cast(tf.convert_to_tensor(value), "float64")
 
 
-def nan_below(value: tf.Tensor, bound: float) -> tf.Tensor:
-    """Replaces values at or below a bound by NaN.
-
-    For values known only inside a graph, where no error can be raised.
-    """
-    return tf.where(value > bound, value, tf.constant(float("nan"), value.dtype))
-
-
 def sizes(tensor) -> list:
     """Returns the shape: an int where an axis is known, else a scalar tensor."""
     dynamic = tf.shape(tensor)

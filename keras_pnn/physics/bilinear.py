@@ -39,15 +39,9 @@ def interpolated(images: tf.Tensor, y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
 
 
 def _sampled(data, y, x, rows, columns):
-    """Bilinear samples.
+    """Returns samples (n, k) of padded images (images · rows · columns, k).
 
-    Args:
-        data: (images · rows · columns, k), padded images.
-        y, x: (samples,), as many for each image, coordinates before the padding.
-        rows, columns: those of a padded image.
-
-    Returns:
-        (samples, k).
+    `y` and `x`, of shape (n,), as many for each image, are those before the padding.
     """
 
     def moved(flow):
@@ -122,14 +116,10 @@ class _Places:
         return (1 - self.y) * self.row(data, 0) + self.y * self.row(data, 1)
 
     def slope_y(self, data):
-        rise = self.row(data, 1) - self.row(data, 0)
-        both = (self.row(data, 1) - self.row(data, -1)) / 2
-        return tf.where(tf.equal(self.y, 0), both, rise)
+        return _slope(self.y, *(self.row(data, down) for down in (-1, 0, 1)))
 
     def slope_x(self, data):
-        rise = self.column(data, 1) - self.column(data, 0)
-        both = (self.column(data, 1) - self.column(data, -1)) / 2
-        return tf.where(tf.equal(self.x, 0), both, rise)
+        return _slope(self.x, *(self.column(data, right) for right in (-1, 0, 1)))
 
     def adjoint(self, samples, size):
         """(size, k): the sum of what each pixel receives."""
@@ -145,3 +135,8 @@ class _Places:
             tf.concat([self.index + o for o in offsets], 0),
             size,
         )
+
+
+def _slope(distance, before, here, ahead):
+    """The derivative at a distance from `here`; on it, the mean of both sides."""
+    return tf.where(tf.equal(distance, 0), (ahead - before) / 2, ahead - here)

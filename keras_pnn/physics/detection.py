@@ -19,8 +19,7 @@ _STEP = 32.0
 def intensity(field: TensorLike) -> tf.Tensor:
     """Applies the square law of a photodiode, `re**2 + im**2`.
 
-    Phase is lost. The gradient is that of the polynomial: 0 in the dark, where that
-    of `abs` is NaN.
+    The gradient is that of the polynomial: 0 in the dark, where that of `abs` is NaN.
 
     Args:
         field: Complex or real tensor of any shape. Amplitudes in the square root
@@ -82,13 +81,10 @@ def shot_noise(intensity: TensorLike, photons: TensorLike, seed) -> tf.Tensor:
     draws at a mean of 10, and in fewer above (but for rounding).
 
     The gradient is straight-through: 1 with respect to `intensity`, `None` with
-    respect to `photons`. The dependence of the noise on the intensity has no
-    gradient.
+    respect to `photons`.
 
-    A pure function, which runs under `jit_compile` and `tf.vectorized_map`, over
-    intensities, seeds or both. Elements that share a seed share their draws: under
-    `tf.vectorized_map` with one seed, all see the same noise. From one seed, XLA
-    draws other numbers than TensorFlow without XLA.
+    A pure function, which runs under `jit_compile` (with draws of its own) and
+    `tf.vectorized_map`, where elements that share a seed share their draws.
 
     Args:
         intensity: Intensity, 0 or more. In a graph, others give NaN.
@@ -157,9 +153,8 @@ def _many(mean, normal):
 
 
 def _seed(seed):
-    tensor = seed.value if isinstance(seed, keras.Variable) else seed
     try:
-        tensor = tf.convert_to_tensor(tensor)
+        tensor = tf.convert_to_tensor(seed)
     except (TypeError, ValueError):
         tensor = None
     if tensor is None or not tensor.dtype.is_integer or tensor.shape != (2,):
@@ -171,10 +166,8 @@ def _seed(seed):
 def quantize(x: TensorLike, bits: int, low: TensorLike, high: TensorLike) -> tf.Tensor:
     """Rounds to the nearest level of a uniform converter, and clips.
 
-    The `2**bits` levels are `low + k * (high - low) / (2**bits - 1)`: both ends
-    are levels, and each level is the middle of its step (mid-tread). The
-    gradient is straight-through: 1 inside the range (the ends included), 0
-    outside.
+    The `2**bits` levels are `low + k * (high - low) / (2**bits - 1)` (mid-tread). The
+    gradient is straight-through: 1 inside the range, the ends included, 0 outside.
 
     Args:
         x: Value to convert, in the unit of `low` and `high`; may be infinite.

@@ -33,22 +33,17 @@ def tile(
 
     Args:
         masks: Float tensor of shape (units, height, width).
-        grid: Rows and columns of panels on a frame. Like all pairs, an integer
-            stands for both.
+        grid: Rows and columns of panels on a frame. An integer stands for a pair.
         tile: Height and width of a mask, as a check. Default: those of `masks`.
-        margin: Rows and columns of `fill` on each side of a mask, before pixels
-            are repeated.
-        pixel_repeat: Number of rows and columns of the frame for one row and column
-            of a mask.
+        margin: Rows and columns of `fill` on each side, before pixels are repeated.
+        pixel_repeat: Rows and columns of the frame for one of a mask.
         fill: Value of margins, and of panels without a mask.
 
     Returns:
-        Float tensor of the shape that `frame_shape` gives, (frames, frame height,
-        frame width).
+        Float tensor of the shape that `frame_shape` gives.
 
     Raises:
-        ValueError: If an argument of the layout is out of range, or the masks do not
-            fit it.
+        ValueError: If the layout is out of range, or the masks do not fit it.
 
     Example:
 
@@ -71,18 +66,18 @@ def tile(
             f"Argument `masks` must have masks of {tile} pixels, as `tile` says. "
             f"Received: shape {masks.shape}"
         )
-    shape = frame_shape(units, tuple(size), grid, margin, pixel_repeat)
-    (rows, columns), (top, left), (down, across) = _layout(grid, margin, pixel_repeat)
+    shape, (rows, columns), (top, left), (down, across) = _layout(
+        units, tuple(size), grid, margin, pixel_repeat
+    )
     empty = shape[0] * rows * columns - units
     panels = tf.pad(
         masks,
         [[0, empty], [top, top], [left, left]],
         constant_values=tf.cast(fill, masks.dtype),
     )
-    height, width = panels.shape[1:]
-    panels = tf.reshape(panels, (shape[0], rows, columns, height, 1, width, 1))
-    panels = tf.tile(panels, (1, 1, 1, 1, down, 1, across))
-    return tf.reshape(tf.transpose(panels, (0, 1, 3, 4, 2, 5, 6)), shape)
+    panels = tf.repeat(tf.repeat(panels, down, axis=1), across, axis=2)
+    panels = tf.reshape(panels, (shape[0], rows, columns, *panels.shape[1:]))
+    return tf.reshape(tf.transpose(panels, (0, 1, 3, 2, 4)), shape)
 
 
 def untile(
@@ -108,8 +103,7 @@ def untile(
         Float tensor of shape (units, height, width).
 
     Raises:
-        ValueError: If an argument of the layout is out of range, or the frames do not
-            fit it.
+        ValueError: If the layout is out of range, or the frames do not fit it.
 
     Example:
 
@@ -118,20 +112,20 @@ def untile(
     True
     """
     (frames,) = as_tensors(frames)
-    expected = frame_shape(units, tile, grid, margin, pixel_repeat)
+    expected, (rows, columns), (top, left), (down, across) = _layout(
+        units, tile, grid, margin, pixel_repeat
+    )
     if tuple(frames.shape) != expected:
         raise ValueError(
             f"Argument `frames` must have the shape {expected} for {units} masks. "
             f"Received: shape {frames.shape}"
         )
-    (rows, columns), (top, left), (down, across) = _layout(grid, margin, pixel_repeat)
-    height, width = _checks.pair("tile", tile)
-    tall, wide = height + 2 * top, width + 2 * left
+    tall, wide = expected[1] // (rows * down), expected[2] // (columns * across)
     shape = (expected[0], rows, tall, down, columns, wide, across)
     panels = tf.reduce_mean(tf.reshape(frames, shape), axis=(3, 6))
     panels = tf.transpose(panels, (0, 1, 3, 2, 4))
     panels = tf.reshape(panels, (-1, *panels.shape[3:]))
-    return panels[:units, top : top + height, left : left + width]
+    return panels[:units, top : tall - top, left : wide - left]
 
 
 def frame_shape(
@@ -159,20 +153,18 @@ def frame_shape(
     >>> frame_shape(144, (28, 28))
     (12, 96, 240)
     """
+    return _layout(units, tile, grid, margin, pixel_repeat)[0]
+
+
+def _layout(units, tile, grid, margin, pixel_repeat):
+    """The shape of the frames, and the pairs `grid`, `margin` and `pixel_repeat`."""
     units = _checks.integer("units", units, 1)
     size = _checks.pair("tile", tile, 1)
-    grid, margin, repeat = _layout(grid, margin, pixel_repeat)
+    grid = _checks.pair("grid", grid, 1)
+    margin = _checks.pair("margin", margin, 0)
+    repeat = _checks.pair("pixel_repeat", pixel_repeat, 1)
     height, width = (
         g * r * (t + 2 * m)
         for g, r, t, m in zip(grid, repeat, size, margin, strict=True)
     )
-    return math.ceil(units / math.prod(grid)), height, width
-
-
-def _layout(grid, margin, pixel_repeat):
-    """The checked pairs (rows, columns) of a layout."""
-    return (
-        _checks.pair("grid", grid, 1),
-        _checks.pair("margin", margin, 0),
-        _checks.pair("pixel_repeat", pixel_repeat, 1),
-    )
+    return (math.ceil(units / math.prod(grid)), height, width), grid, margin, repeat

@@ -11,15 +11,14 @@ def power(current: TensorLike, resistance: TensorLike = 375.0) -> tf.Tensor:
     """Computes the electrical power of a heater in mW, `P = I² R`.
 
     Args:
-        current: Current in mA.
+        current: Current in mA, finite.
         resistance: Resistance in Ω, positive.
 
     Returns:
         Float tensor, the power in mW.
 
     Raises:
-        ValueError: If, eagerly, the current is not finite or the resistance not
-            positive.
+        ValueError: If, eagerly, an argument is out of its range.
 
     Example:
 
@@ -46,8 +45,7 @@ def resonance_shift(
     """Computes the shift by heaters in nm, `shift_i = efficiency Σ_j K_ij P_j`.
 
     Args:
-        current: Current in mA; with `crosstalk`, of shape `(..., n)`, one value per
-            heater.
+        current: Current in mA; with `crosstalk`, of shape `(..., n)`.
         efficiency: Shift per power, in nm/mW, positive.
         resistance: Resistance in Ω, positive.
         crosstalk: Float tensor of shape `(n, n)`, or `None`. Entry `(i, j)` is
@@ -121,15 +119,13 @@ def crosstalk_matrix(
         positions: Float tensor of shape `(n,)` or `(n, d)`. Positions of the
             rings, in any unit of length, such as µm.
         coefficient: Crosstalk at distance zero, one number of 0 or more.
-        decay_length: Distance over which the crosstalk falls to 1/e, in the unit of
-            `positions`, positive.
+        decay_length: Distance to a crosstalk of 1/e, in the same unit, positive.
 
     Returns:
         Float tensor of shape `(n, n)`.
 
     Raises:
-        ValueError: If `positions` have more than two axes, or eagerly: an argument is
-            out of its range.
+        ValueError: If `positions` have over two axes, or an argument is out of range.
 
     Example:
 
@@ -164,8 +160,7 @@ def nearest_neighbour(shape: tuple[int, int], coefficient: float) -> np.ndarray:
 
     Args:
         shape: Rows and columns of the heaters.
-        coefficient: The share of a heater's power that reaches each of its four
-            neighbours, from 0 to 1.
+        coefficient: Share of a heater's power that reaches each neighbour, in [0, 1].
 
     Returns:
         Float64 array of shape (rows · columns, rows · columns), heaters row by row,

@@ -29,15 +29,12 @@ def affine(
     differentiable again. Where a sample falls on a pixel, as all do in an aligned
     frame, interpolation has a kink, and the derivative is the mean of the two
     one-sided ones. (Second derivatives between two parameters are one-sided there.)
-
-    Coordinates are computed in float64, so that a large image in float32 is warped
-    as precisely as a small one.
+    Coordinates are computed in float64.
 
     Args:
         image: Float tensor of shape (height, width), (batch, height, width) or
             (batch, height, width, channels).
-        rotation: Float tensor, in degrees: a scalar, or (batch,), an angle for each
-            image.
+        rotation: Float tensor, in degrees: a scalar, or (batch,).
         shift: Float tensor of shape (2,) or (batch, 2), in pixels, (y, x).
         scale: Float tensor, positive: a scalar, or (batch,).
         center: (y, x) of c in pixels from the middle of the first pixel. Default:
@@ -121,17 +118,12 @@ def _one_where_valid(rotation, shift, scale):
 
 
 def _sources(height, width, rotation, shift, scale, center):
-    """The source of each pixel: y and x of shape (groups, height · width).
-
-    One group for all images, or one for each.
-    """
-    cos, sin = _cos_sin(rotation)
-    cos, sin = cos / scale, sin / scale
+    """The sources y and x of all pixels, of shape (1 or images, height · width)."""
+    cos, sin = (tf.reshape(v / scale, (-1, 1)) for v in _cos_sin(rotation))
     center_y, center_x = (tf.cast(c, "float64") for c in center)
     rows = tf.range(height, dtype="float64") - center_y
     columns = tf.range(width, dtype="float64") - center_x
     grid_y, grid_x = tf.meshgrid(rows, columns, indexing="ij")
-    cos, sin = (tf.reshape(v, (-1, 1)) for v in (cos, sin))
     from_y = tf.reshape(grid_y, (1, -1)) - tf.reshape(shift[..., 0], (-1, 1))
     from_x = tf.reshape(grid_x, (1, -1)) - tf.reshape(shift[..., 1], (-1, 1))
     # With y down, R(−rotation) turns the source clockwise as displayed, and so the

@@ -128,8 +128,7 @@ def field_factor(loss_db: tf.Tensor) -> tf.Tensor:
 def entries(theta, phi, first, second, amplitude) -> tuple[tf.Tensor, ...]:
     """Computes T₁₁, T₁₂, T₂₁, T₂₂ of `transfer_matrix`, from tensors of one dtype.
 
-    `first` and `second` are the splitters' angle errors, `amplitude` is the factor of
-    the field. The last two elements do not depend on `phi`, nor on its shape.
+    The last two elements do not depend on `phi`, nor on its shape.
 
     Args:
         theta, phi: phases in rad.
@@ -169,8 +168,6 @@ def angle_from_imbalance(imbalance: TensorLike) -> tf.Tensor:
     The splitter sends (1 + e)/2 of the power straight on and (1 − e)/2 across.
     e = −sin 2ε, so that ε = −arcsin(e)/2.
 
-    `imbalance`, in [−1, 1], is the power straight on less the power across.
-
     Args:
         imbalance: the power straight on less the power across, in [−1, 1].
 
@@ -193,7 +190,7 @@ def angle_from_imbalance(imbalance: TensorLike) -> tf.Tensor:
 def imbalance_from_angle(angle: TensorLike) -> tf.Tensor:
     """Converts the angle error of a splitter to its power imbalance, e = −sin 2ε.
 
-    The inverse of `angle_from_imbalance`. `angle`, in rad, must be finite.
+    The inverse of `angle_from_imbalance`.
 
     Args:
         angle: angle error in rad.

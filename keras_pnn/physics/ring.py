@@ -1,8 +1,6 @@
 """Compute the transmission of a microring, and of a row of microrings.
 
-The weight of a control is that of its tuning, which `RingLayer.weights_at` calls in the
-layers: for Lorentzian rings `ResonanceTuning.weight` in
-`keras_pnn.physics.tuning.lorentzian`, by default through − drop.
+From these `ResonanceTuning` in `physics/tuning/lorentzian.py` computes weights.
 """
 
 import numpy as np
@@ -27,8 +25,7 @@ def add_drop(
     D       = (1 - r1 r2 a)² + 4 r1 r2 a sin²(phase/2)
     ```
 
-    This is the textbook form with `1 - cos` written as `2 sin²`, which stays
-    accurate in float32 near resonance.
+    The textbook form with `1 - cos` written as `2 sin²`, accurate near resonance.
 
     Args:
         phase: Round-trip phase in rad; 0 is resonance.
@@ -156,8 +153,7 @@ def wdm_row(
         `(through, drop)`, each of shape `(..., channels)`.
 
     Raises:
-        ValueError: If the shapes do not fit, or eagerly: an argument is out of its
-            range.
+        ValueError: If shapes do not fit, or eagerly: an argument is out of its range.
 
     Example:
 

@@ -22,6 +22,26 @@ def test_closed_form(dtype, rtol):
     np.testing.assert_allclose(shift, 0.4 * current**2 * 0.2, rtol=rtol)
 
 
+@pytest.mark.parametrize(
+    "current, resistance, dtype",
+    [
+        (0.1, 375.0, "float32"),
+        (np.ones(2), 375.0, "float64"),
+        (np.ones(2, int), 375.0, "float32"),
+        (np.float64(1.0), 375.0, "float64"),
+        (tf.ones(2, "float16"), 375.0, "float32"),
+        (tf.ones(2), np.float64(375.0), "float32"),
+        (tf.ones(2), np.ones(2), "float64"),
+        (keras.Variable([2.0]), 375.0, "float32"),
+    ],
+)
+def test_the_widest_array_decides_the_dtype(current, resistance, dtype):
+    found = heater.power(current, resistance)
+    assert found.dtype == dtype
+    expected = np.square(np.asarray(current)) * np.asarray(resistance) / 1000
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def test_crosstalk_sums_over_heaters():
     crosstalk = np.array([[1.0, 0.2, 0.0], [0.1, 1.0, 0.3], [0.0, 0.4, 1.0]])
     current = np.random.default_rng(0).uniform(0, 2, (4, 3))
@@ -62,14 +82,11 @@ def test_positions_have_a_finite_gradient():
     assert np.isfinite(slope).all()
 
 
-def test_keras_variables_are_accepted():
-    np.testing.assert_allclose(heater.power(keras.Variable([2.0])), [1.5])
-
-
 @pytest.mark.parametrize(
     ("call", "name"),
     [
         (lambda: heater.power(np.nan), "current"),
+        (lambda: heater.power(np.array([1j])), "current"),
         (lambda: heater.power(1.0, 0.0), "resistance"),
         (lambda: heater.resonance_shift(1.0, efficiency=-1.0), "efficiency"),
         (lambda: heater.resonance_shift([1.0], crosstalk=np.eye(2)), "crosstalk"),

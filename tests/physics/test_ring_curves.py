@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from transforms import gradients
+from written import written
 
 import keras_pnn as pnn
 
@@ -146,37 +147,11 @@ def test_what_cannot_be_fitted(call, message):
         call()
 
 
-# --- The drop port, and several resonances.
-
-
-@pytest.mark.parametrize("port", ["balanced", "through", "drop"])
-@pytest.mark.parametrize("period", [None, 0.9])
-@pytest.mark.parametrize("offset, top", [(-0.3, None), (-0.3, 1.6), (0.2, None)])
-def test_controls_give_their_weights(port, period, offset, top):
-    ring = pnn.HeaterTuning(
-        offset, port=port, max_current=top, through_min=0.05, drop_max=0.9,
-        free_spectral_range=period,
-    )  # fmt: skip
-    low, high = ring.weight_range
-    wanted = ring.clip(np.linspace(low, high, 41))
-    control = ring.control(wanted)
-    np.testing.assert_allclose(ring.weight(control), wanted, atol=2e-6)
-    grid = np.linspace(0, 1.6 if top else 8.0, 20001)
-    seen = np.asarray(ring.weight(grid))
-    assert low - 1e-6 <= seen.min() and seen.max() <= high + 1e-6
-    if top or period:
-        np.testing.assert_allclose([seen.min(), seen.max()], [low, high], atol=2e-3)
-    # The smallest control of that weight.
-    for weight, found in zip(wanted[1:-1:8], control[1:-1:8], strict=True):
-        crossed = np.flatnonzero(np.diff(np.sign(seen - weight)))
-        assert not len(crossed) or found <= grid[crossed[0] + 1] + 1e-3
-
-
 # --- Units of the control.
 
 
 @pytest.mark.parametrize("unit", ["mA", "V", "mW"])
-def test_curves_over_voltage_and_power(unit, tmp_path):
+def test_curves_over_voltage_and_power(unit):
     curve, reference = measured(unit)[0], measured("mA")[0]
     control = curve.control(0.3)
     expected = reference.control(0.3)
@@ -186,17 +161,6 @@ def test_curves_over_voltage_and_power(unit, tmp_path):
     for name in ("heater_power", "heater_shift", "weight"):
         ours, theirs = getattr(curve, name)(control), getattr(reference, name)(expected)
         assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
-    again = pnn.MeasuredTuning.from_config(curve.get_config())
-    assert again == curve
-    path = tmp_path / "ring.csv"
-    scale = {"mA": ("µA", 1e3), "V": ("mV", 1e3), "mW": ("W", 1e-3)}[unit]
-    config = curve.get_config()
-    rows = zip(config["control"], config["weight"], strict=True)
-    lines = [f"x ({scale[0]}),weight", *(f"{c * scale[1]!r},{w!r}" for c, w in rows)]
-    path.write_text("\n".join(lines))
-    read = pnn.MeasuredTuning.from_csv(path)
-    assert read.unit == unit
-    assert read.control(0.3) == pytest.approx(control, rel=1e-6)
 
 
 # --- A curve for each ring.
@@ -301,31 +265,29 @@ def test_a_calibration_of_rings_that_differ():
     np.testing.assert_allclose(found, true, atol=2e-3)
 
 
-def write(path, headings, columns):
-    rows = zip(*columns, strict=True)
-    lines = [headings, *(",".join(f"{v:.9g}" for v in row) for row in rows)]
-    path.write_text("\n".join(lines))
-
-
 def test_curves_from_files(tmp_path):
     curves = [np.asarray(t.weight(CURRENT)) for t in heaters(half_width=0.15)]
-    write(tmp_path / "all.csv", "I (mA),a,b,c,d", [CURRENT, *curves])
-    paths = [tmp_path / f"{i}.csv" for i in range(4)]
-    for path, curve in zip(paths, curves, strict=True):
-        write(path, "current_mA,weight", [CURRENT, curve])
-    table = pnn.RingTunings.from_csv(tmp_path / "all.csv", shape=(2, 2), margin=0.1)
+    headings = [("I (mA)", "a", "b", "c", "d")]
+    rows = zip(CURRENT, *curves, strict=True)
+    together = written(tmp_path / "all.csv", [*headings, *rows])
+    paths = []
+    for i, curve in enumerate(curves):
+        rows = [("current_mA", "weight"), *zip(CURRENT, curve, strict=True)]
+        paths.append(written(tmp_path / f"{i}.csv", rows))
+    table = pnn.RingTunings.from_csv(together, shape=(2, 2), margin=0.1)
     files = pnn.RingTunings.from_csv(paths, shape=(2, 2), margin=0.1)
     assert table == files and table.tunings.shape == (2, 2)
     assert table.tunings[1, 0].margin == 0.1
     assert pnn.RingTunings.from_csv(paths).tunings.shape == (4,)
     with pytest.raises(ValueError, match=r"shape.*Received: 4 rings"):
         pnn.RingTunings.from_csv(paths, shape=(2, 3))
-    write(tmp_path / "bad.csv", "I (A),a", [CURRENT[:3], CURRENT[:3]])
-    with pytest.raises(ValueError, match="4 points"):
-        pnn.RingTunings.from_csv(tmp_path / "bad.csv")
-    write(tmp_path / "bad.csv", "I (kΩ),a", [CURRENT, CURRENT])
-    with pytest.raises(ValueError, match="one control with its unit"):
-        pnn.RingTunings.from_csv(tmp_path / "bad.csv")
+    for heading, rows, message in (
+        ("I (A)", [(0, 0), (1, 1), (2, 2)], "4 points"),
+        ("I (kΩ)", [(0, 0), (1, 1), (2, 2), (3, 3)], "one control with its unit"),
+    ):
+        bad = written(tmp_path / "bad.csv", [(heading, "a"), *rows])
+        with pytest.raises(ValueError, match=message):
+            pnn.RingTunings.from_csv(bad)
 
 
 def test_curves_that_do_not_fit_together():

@@ -48,10 +48,9 @@ def correct(
 
     With splitters at the angles π/4 + ε₁ and π/4 + ε₂, the bar power of a cell,
     sin² θ/2, is limited to [sin²(ε₁ + ε₂), cos²(ε₁ − ε₂)]. Each cell is programmed to
-    the power of the exact decomposition, or to the nearest within its limits. The
-    phases that it adds at its ports are compensated by its own φ, by the cells before
-    it and finally by γ. If every power is within the limits, the imperfect mesh is
-    the unitary to rounding; phase errors alone do not narrow them.
+    the power of the exact decomposition, or to the nearest within its limits. If every
+    power is within them, the imperfect mesh is the unitary to rounding; phase errors
+    alone do not narrow them.
 
     A large Haar-random unitary needs many cells close to the cross state, some of them
     beyond the limits. The remaining error then falls with the square of the splitter
@@ -59,8 +58,7 @@ def correct(
 
     Args:
         unitary: As in `phases`.
-        theta_error: Array that broadcasts to (columns, modes // 2), in rad, added
-            by the chip to θ.
+        theta_error: Array that broadcasts to (columns, modes // 2), in rad: added to θ.
         phi_error: As `theta_error`, added to φ.
         splitter_error: Array that broadcasts to (columns, modes // 2, 2): the angles
             ε in rad, first that of the splitter at the input. For a power imbalance e,
@@ -71,8 +69,7 @@ def correct(
         A `Correction`. θ lies in [0, π] with the errors added, φ and γ in (−π, π].
 
     Raises:
-        ValueError: As `phases`, and if an error does not broadcast or is not a finite
-            real number.
+        ValueError: As `phases`, or if an error does not broadcast or is not finite.
 
     Example:
 
@@ -149,10 +146,8 @@ def _broadcast(name, value, shape):
 def compensated(phases: MeshPhases, crosstalk, low: float | None = None) -> MeshPhases:
     """Solves for the phases to set so that crosstalk turns them into given ones.
 
-    A shifter heats its neighbours in proportion to the phase that is set, so that one
-    more turn changes the mesh. With `low`, turns are added to the acquired phases,
-    and their signs compensated as in `mesh.wrapped`, until the phases to set lie in
-    [low, low + 2π).
+    With `low`, turns are added to the acquired phases, and their signs compensated as
+    in `mesh.wrapped`, until the phases to set lie in [low, low + 2π).
 
     A few phases may stay out of reach: with mutual heating, a setting slightly above
     `low` and one slightly below a turn more leave a gap between them. Such phases are
@@ -164,8 +159,7 @@ def compensated(phases: MeshPhases, crosstalk, low: float | None = None) -> Mesh
         crosstalk: Array of shape (2 n, 2 n), n the number of slots: the acquired
             phases for those that are set, first θ, then φ, column by column. Rows and
             columns of slots without a cell are ignored.
-        low: `None`, or the lowest phase to set, in rad: all shall lie within the
-            turn that starts there.
+        low: `None`, or the lowest phase to set, in rad, where their turn starts.
 
     Returns:
         `MeshPhases` to set.

@@ -19,9 +19,8 @@ class MeshPhases(Brief):
         T = i [[e^{iφ} sin θ/2, e^{iφ} cos θ/2], [cos θ/2, −sin θ/2]]
 
     so that θ = π is the bar state, θ = 0 the cross state, and φ sits at the upper
-    output. Slot j of an even column couples the modes (2j, 2j + 1), slot j of an odd
-    column the modes (2j + 1, 2j + 2). Slots without a cell hold 0, whatever is given
-    there.
+    output. See `mesh.cell_mask` for the slots; those without a cell hold 0, whatever is
+    given there.
 
     Args:
         theta: Array of shape (columns, modes // 2).

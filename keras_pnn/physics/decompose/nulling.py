@@ -16,15 +16,11 @@ _TOLERANCE = 1e-5
 def phases(unitary: np.ndarray, arrangement: str = "clements") -> MeshPhases:
     """Decomposes a unitary into the phases of a mesh without errors.
 
-    In the rectangle the matrix is nulled below its diagonal, from the right by cells
-    near the input and from the left by cells near the output, and the diagonal that
-    remains in the middle is moved to the input. In the triangle it is nulled above
-    its diagonal, from the left alone. A cell whose two elements are both 0 is set to
-    the bar state. The product of the cells equals the unitary to rounding.
+    A cell whose two elements are both 0 is set to the bar state. The product of the
+    cells equals the unitary to rounding.
 
     Args:
-        unitary: Array of shape (N, N), N of 2 or more, unitary within 1e-5 (largest
-            element of U†U − 1).
+        unitary: Array of shape (N, N), N ≥ 2, with all |U†U − 1| within 1e-5.
         arrangement: `"clements"` or `"reck"`.
 
     Returns:
@@ -55,7 +51,12 @@ def phases(unitary: np.ndarray, arrangement: str = "clements") -> MeshPhases:
 
 
 def _null_rectangle(u, theta, phi):
-    """Fills `theta` and `phi`, overwrites `u`, returns gamma."""
+    """Fills `theta` and `phi`, overwrites `u`, returns gamma.
+
+    The matrix is nulled below its diagonal, from the right by cells near the input and
+    from the left by cells near the output. The diagonal that remains in the middle is
+    moved to the input.
+    """
     n = len(u)
     inner = []
     for diagonal in range(n - 1):
@@ -84,7 +85,7 @@ def _null_rectangle(u, theta, phi):
 
 
 def _null_triangle(u, theta, phi):
-    """As `_null_rectangle`."""
+    """As `_null_rectangle`, above the diagonal and from the left alone."""
     n = len(u)
     for diagonal in range(n - 1):
         j = n - 1 - diagonal

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
@@ -22,21 +21,17 @@ class BlockPlan:
     of twice the side: A, then B and C beside each other, then D.
 
     Args:
-        modes: modes with padding, a multiple of `2 * side`.
         side: side of a block in cells, a power of two.
-        stages: columns of the pattern of blocks.
-        count: blocks in each stage.
+        stages, count: number of columns of blocks, and of blocks in each.
         sources: for each leaf of each block the slot of its cell, or the number of
             slots for a leaf without a cell. The leaves are ordered by their place in
             the block of two, of four, …, then by block.
         places: for each slot the leaf that its cell fills, or the number of leaves
             for a slot without a cell.
-        straight: for each leaf 1 where two modes pass straight inside the mesh, else
-            0.
-        beyond: for each leaf 1 where it lies before or behind the mesh, else 0.
+        straight, beyond: for each leaf 1 where two modes pass straight inside the mesh,
+            or it lies before or behind the mesh, else 0.
     """
 
-    modes: int
     side: int
     stages: int
     count: int
@@ -50,25 +45,26 @@ _BEYOND, _STRAIGHT = -1, -2
 
 
 @functools.lru_cache
-def block_plan(modes: int, arrangement: str, side: int) -> BlockPlan:
-    """Returns the blocks of a mesh, of a given side; see `cell_mask` for the rest."""
+def block_plan(modes: int, arrangement: str) -> BlockPlan:
+    """Returns the blocks of a mesh; arguments as in `cell_mask`."""
+    # Blocks as wide as an eighth of the modes: larger ones cost more to build, smaller
+    # ones need more stages.
+    levels = min(6, max(0, (modes // 8).bit_length() - 1))
+    side = 2**levels
     mask = cell_mask(modes, arrangement)
     columns, own = mask.shape
     padded = -(-modes // (2 * side)) * 2 * side
     leaves = np.full((columns, padded // 2, 1), _STRAIGHT)
     slots = np.arange(mask.size).reshape(mask.shape)
     leaves[:, :own, 0] = np.where(mask, slots, _STRAIGHT)
-    size = 1
-    while size < side:
-        leaves, size = _doubled(leaves), 2 * size
+    for _ in range(levels):
+        leaves = _doubled(leaves)
     stages, count = leaves.shape[:2]
-    levels = side.bit_length() - 1
     leaves = leaves.reshape(stages * count, *[4] * levels).T.reshape(-1)
     places = np.full(mask.size, leaves.size, "int32")
     filled = np.flatnonzero(leaves >= 0)
     places[leaves[filled]] = filled
     return BlockPlan(
-        modes=padded,
         side=side,
         stages=stages,
         count=count,
@@ -103,11 +99,8 @@ def combined(entries: tf.Tensor, straight: tf.Tensor, plan: BlockPlan) -> tf.Ten
     """Multiplies the cells of each block.
 
     Args:
-        entries: T₁₁, T₁₂, T₂₁, T₂₂ of all slots, a complex tensor of shape
-            (4, devices or 1, slots); entries of slots without a cell are ignored.
-        straight: float scalar, the amplitude of a mode that passes a column of the
-            mesh without a cell.
-        plan: the blocks.
+        entries: T₁₁, T₁₂, T₂₁, T₂₂ of all slots, of shape (4, devices or 1, slots).
+        straight: the amplitude of a mode that passes a column without a cell.
 
     Returns:
         Complex tensor of shape (devices or 1, stages, count, 2 side, 2 side).
@@ -123,20 +116,15 @@ def combined(entries: tf.Tensor, straight: tf.Tensor, plan: BlockPlan) -> tf.Ten
     passing = tf.reshape(passing, [plan.side**2, 1, -1])
     passing = tf.complex(passing, tf.zeros_like(passing))
     entries = t11 + passing, t12, t21, t22 + passing
-    if plan.side == 1:
-        blocks = tf.reshape(tf.stack(entries), [2, 2, -1])
-    else:
+    blocks = tf.reshape(tf.stack(entries), [2, 2, -1])
+    if plan.side > 1:
         # For sides of two, products are faster with the blocks along the last axis.
-        quarters = [tf.unstack(tf.reshape(t, [4, -1])) for t in entries]
-        quarters = [
-            tf.reshape(tf.stack(q), [2, 2, -1]) for q in zip(*quarters, strict=True)
-        ]
-        blocks = _four(_LEADING, *quarters)
+        blocks = _four(0, *tf.split(blocks, 4, axis=2))
     blocks = tf.transpose(blocks, [2, 0, 1])
     side = 2
     while side < plan.side:
         blocks = tf.reshape(blocks, [4, -1, 2 * side, 2 * side])
-        blocks = _four(_TRAILING, *tf.unstack(blocks))
+        blocks = _four(-2, *tf.unstack(blocks))
         side *= 2
     width = 2 * plan.side
     return tf.reshape(blocks, [-1, plan.stages, plan.count, width, width])
@@ -171,80 +159,58 @@ def _rolled(fields, parts):
     return tf.concat([rest, first], axis=1)
 
 
-@dataclasses.dataclass(frozen=True)
-class _MatrixAxes:
-    """Axes of rows and columns in an array of matrices, and the matching product.
-
-    `product(x, y, left, right)` takes the adjoint of `x` if `left` is true, and that
-    of `y` if `right` is.
-    """
-
-    rows: int
-    columns: int
-    product: Callable[..., tf.Tensor]
-
-
-def _product_along(x, y, left: bool = False, right: bool = False):
-    if left:
+def _product_along(x, y, adjoint_a: bool = False, adjoint_b: bool = False):
+    """As `tf.matmul`, of matrices along the first two axes."""
+    if adjoint_a:
         return tf.reduce_sum(tf.math.conj(x)[:, :, None] * y[:, None], axis=0)
-    if right:
+    if adjoint_b:
         return tf.reduce_sum(x[:, None] * tf.math.conj(y)[None], axis=2)
     return tf.reduce_sum(x[:, :, None] * y[None], axis=1)
 
 
-def _product(x, y, left: bool = False, right: bool = False):
-    return tf.matmul(x, y, adjoint_a=left, adjoint_b=right)
-
-
-_LEADING = _MatrixAxes(0, 1, _product_along)
-_TRAILING = _MatrixAxes(-2, -1, _product)
-
-
-def _four(axes: _MatrixAxes, a, b, c, d):
+def _four(rows: int, a, b, c, d):
     """Multiplies four blocks to one: d (b ⊕ c) a.
 
     The blocks act on 2 s modes each: b and c beside each other, a before and d behind
     them, on the lower half of the modes of b and the upper half of those of c. The
-    result acts on 4 s modes. Its derivative is written out, since TensorFlow's takes
-    three times as many operations.
+    result acts on 4 s modes. Rows of the matrices are along the axis `rows`, columns
+    along the next. The derivative is written out, since TensorFlow's takes three times
+    as many operations.
     """
-    rows, columns, product = axes.rows, axes.columns, axes.product
+    columns = rows + 1
+    product = tf.matmul if rows == -2 else _product_along
     size = a.shape[rows]
     thirds = [size // 2, size, size // 2]
 
-    def parts(a, b, c):
+    @tf.custom_gradient
+    def combine(a, b, c, d):
         b_left, b_right = tf.split(b, 2, columns)
         c_left, c_right = tf.split(c, 2, columns)
         a_upper, a_lower = tf.split(a, 2, rows)
-        return b_left, b_right, c_left, c_right, a_upper, a_lower
-
-    def between(a, b, c):
-        b_left, b_right, c_left, c_right, a_upper, a_lower = parts(a, b, c)
         zeros = tf.zeros_like(b_left)
         upper = tf.concat([b_left, product(b_right, a_upper), zeros], columns)
         lower = tf.concat([zeros, product(c_left, a_lower), c_right], columns)
         top, middle_upper = tf.split(upper, 2, rows)
         middle_lower, bottom = tf.split(lower, 2, rows)
-        return top, tf.concat([middle_upper, middle_lower], rows), bottom
-
-    @tf.custom_gradient
-    def combine(a, b, c, d):
-        top, middle, bottom = between(a, b, c)
+        middle = tf.concat([middle_upper, middle_lower], rows)
 
         def gradient(upstream):
-            _, b_right, c_left, _, a_upper, a_lower = parts(a, b, c)
+            # Split again, so that no halves are kept for it.
+            _, b_right = tf.split(b, 2, columns)
+            c_left, _ = tf.split(c, 2, columns)
+            a_upper, a_lower = tf.split(a, 2, rows)
             to_top, to_middle, to_bottom = tf.split(upstream, thirds, rows)
-            to_d = product(to_middle, middle, right=True)
-            through_d = product(d, to_middle, left=True)
+            to_d = product(to_middle, middle, adjoint_b=True)
+            through_d = product(d, to_middle, adjoint_a=True)
             middle_upper, middle_lower = tf.split(through_d, 2, rows)
             to_upper = tf.concat([to_top, middle_upper], rows)
             to_lower = tf.concat([middle_lower, to_bottom], rows)
             to_b_left, to_ba, _ = tf.split(to_upper, thirds, columns)
             _, to_ca, to_c_right = tf.split(to_lower, thirds, columns)
-            to_b_right = product(to_ba, a_upper, right=True)
-            to_c_left = product(to_ca, a_lower, right=True)
-            to_a_upper = product(b_right, to_ba, left=True)
-            to_a_lower = product(c_left, to_ca, left=True)
+            to_b_right = product(to_ba, a_upper, adjoint_b=True)
+            to_c_left = product(to_ca, a_lower, adjoint_b=True)
+            to_a_upper = product(b_right, to_ba, adjoint_a=True)
+            to_a_lower = product(c_left, to_ca, adjoint_a=True)
             return (
                 tf.concat([to_a_upper, to_a_lower], rows),
                 tf.concat([to_b_left, to_b_right], columns),

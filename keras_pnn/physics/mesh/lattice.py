@@ -1,7 +1,6 @@
-"""Place the cells of a mesh, and follow the light from cell to cell."""
+"""Place the cells of a mesh."""
 
 import functools
-from typing import NamedTuple
 
 import numpy as np
 
@@ -27,8 +26,7 @@ def cell_mask(modes: int, arrangement: str = "clements") -> np.ndarray:
         the modes pass straight.
 
     Raises:
-        ValueError: If `modes` is not an integer of 2 or more, or `arrangement` is
-            unknown.
+        ValueError: If `modes` is no integer ≥ 2, or `arrangement` is unknown.
 
     Example:
 
@@ -54,42 +52,3 @@ def _cell_mask(modes: int, arrangement: str) -> np.ndarray:
         mask &= (top <= column) & (column <= 2 * modes - 4 - top)
     mask.flags.writeable = False
     return mask
-
-
-class Followers(NamedTuple):
-    """The next cell on the path of the light from each cell.
-
-    Slots are numbered column by column; the number of slots stands for the output of
-    the mesh.
-
-    Args:
-        top: for each slot the next cell on the mode of its upper output.
-        bottom: tuple of arrays, for each slot and the output of the mesh: the 1st,
-            2nd, 4th, … cell on the path that leaves every cell by its lower output.
-            All paths have ended after the last array.
-        first: for each mode its first cell.
-    """
-
-    top: np.ndarray
-    bottom: tuple[np.ndarray, ...]
-    first: np.ndarray
-
-
-@functools.lru_cache
-def followers(modes: int, arrangement: str = "clements") -> Followers:
-    """Returns the cells that follow each cell; arguments as in `cell_mask`."""
-    mask = cell_mask(modes, arrangement)
-    columns, end = len(mask), mask.size
-    number = np.arange(end).reshape(mask.shape)
-    top, bottom = np.full(end + 1, end), np.full(end + 1, end)
-    ahead = np.full(modes, end)
-    for column in reversed(range(columns)):
-        cells = number[column, mask[column]]
-        upper = 2 * np.flatnonzero(mask[column]) + column % 2
-        top[cells], bottom[cells] = ahead[upper], ahead[upper + 1]
-        ahead[upper] = ahead[upper + 1] = cells
-    powers = []
-    while (bottom < end).any():
-        powers.append(bottom.astype("int32"))
-        bottom = bottom[bottom]
-    return Followers(top[:end].astype("int32"), tuple(powers), ahead.astype("int32"))

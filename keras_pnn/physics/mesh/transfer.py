@@ -18,18 +18,12 @@ a cell. In the others the modes pass straight, and values stored there are ignor
 Here the cells are combined into blocks of side s, s² cells on 2 s modes, by log₂ s
 batched products, and columns / s + 1 stages of blocks act on the field. With N modes
 and a batch of B, the rectangle takes about (2 + 2 s/N) N² B complex multiplications
-for the field and 3 N² s for the blocks, against N² B for a dense matrix, in
-log₂ s + N / s + 1 dependent steps. If the batch is larger than the matrix, the stages
-act on the identity instead, and the field takes one dense product:
-(2 + 2 s/N) N³ + 3 N² s + N² B. Large batches are limited by arithmetic, small ones by
-the number of small products.
-
-The triangle holds as many cells in about twice as many columns, and its empty blocks
-are computed as well: about 2 N / s + 1 stages, (4 + 2 s/N) N² B multiplications for
-the field and 6 N² s for the blocks.
+for the field and 3 N² s for the blocks, against N² B for a dense matrix. If the batch
+is larger than the matrix, the stages act on the identity instead, and the field takes
+one dense product. The triangle has about twice as many stages, and as many more
+multiplications.
 """
 
-import functools
 import math
 
 import numpy as np
@@ -134,8 +128,7 @@ def propagate(
         Complex tensor of the shape of `x`, (*devices, batch, modes) for devices.
 
     Raises:
-        ValueError: If shapes do not fit, or eagerly: a value is not finite, or a loss
-            negative.
+        ValueError: If shapes do not fit, or eagerly: a value is out of its range.
 
     Example:
 
@@ -209,7 +202,26 @@ def _times(x, matrix):
     return tf.reshape(found, shape) if found.shape.rank == 2 else found
 
 
-def _prepared(
+def _prepared(theta, phi, gamma, arrangement, **imperfections):
+    """(modes, blocks, e^{iγ} of shape (devices or 1, modes), shape of the devices)."""
+    theta, phi, gamma, first, second, amplitude, straight = acquired(
+        theta, phi, gamma, arrangement, **imperfections
+    )
+    modes, slots = gamma.shape[-1], theta.shape[-2:]
+    # All four entries of a cell have the common shape.
+    theta += tf.zeros_like(phi)
+    entries = interferometer.entries(theta, phi, first, second, amplitude)
+    devices = sizes(tf.math.real(entries[0][..., 0, 0]) + gamma[..., 0])
+    if gamma.shape.rank > 1:
+        entries = [tf.broadcast_to(e, [*devices, *slots]) for e in entries]
+        gamma = tf.broadcast_to(gamma, [*devices, modes])
+    entries = tf.reshape(entries, [4, math.prod(devices), math.prod(slots)])
+    blocks = combined(entries, straight, block_plan(modes, arrangement))
+    gamma = tf.reshape(gamma, [-1, modes])
+    return modes, blocks, tf.complex(tf.cos(gamma), tf.sin(gamma)), devices
+
+
+def acquired(
     theta,
     phi,
     gamma,
@@ -220,17 +232,23 @@ def _prepared(
     loss_db=0.0,
     straight_loss_db=0.0,
     crosstalk=None,
-):
-    """(modes, blocks, e^{iγ} of shape (devices or 1, modes), shape of the devices)."""
-    angles = {"theta": theta, "phi": phi, "gamma": gamma, "theta_error": theta_error}
-    angles |= {"phi_error": phi_error, "splitter_error": splitter_error}
-    for name, value in angles.items():
+) -> tuple[tf.Tensor, ...]:
+    """Checks the arguments of `transfer_matrix`, and combines them.
+
+    Returns:
+        theta, phi and gamma that the light acquires, the angle errors of the first and
+        second splitters, and the factors of fields in a cell and in a straight mode.
+    """
+    finite = {"theta": theta, "phi": phi, "gamma": gamma, "theta_error": theta_error}
+    finite |= {"phi_error": phi_error, "splitter_error": splitter_error}
+    finite["crosstalk"] = 0.0 if crosstalk is None else crosstalk
+    for name, value in finite.items():
         _checks.tensor(name, value, np.isfinite, "finite")
     losses = {"loss_db": loss_db, "straight_loss_db": straight_loss_db}
     for name, value in losses.items():
         _checks.not_negative(name, value)
-    theta, phi, gamma, theta_error, phi_error, splitter_error, *losses = as_tensors(
-        *angles.values(), *losses.values()
+    theta, phi, gamma, theta_error, phi_error, splitter_error, spread, *losses = (
+        as_tensors(*finite.values(), *losses.values())
     )
     loss_db, straight_loss_db = losses
     if straight_loss_db.shape.rank:
@@ -239,45 +257,33 @@ def _prepared(
             f"Received: shape {tuple(straight_loss_db.shape)}"
         )
     modes = modes_of(theta, phi, gamma, arrangement)
-    mask = cell_mask(modes, arrangement)
+    slots = cell_mask(modes, arrangement).shape
     if crosstalk is not None:
-        theta, phi = heated(theta, phi, crosstalk)
+        theta, phi = _heated(theta, phi, spread)
     first, second = interferometer.of_splitters(splitter_error)
     shapes = [v.shape for v in (theta, theta_error, phi, phi_error, loss_db, first)]
     shape = broadcast_shape(*shapes)
     if (
         shape is None
-        or tuple(shape[-2:]) != mask.shape
+        or tuple(shape[-2:]) != slots
         or broadcast_shape(shape[:-2], gamma.shape[:-1]) is None
     ):
         raise ValueError(
-            f"Phases, errors and losses must fit the {mask.shape} slots of the mesh, "
+            f"Phases, errors and losses must fit the {slots} slots of the mesh, "
             "or be numbers, and further leading axes must broadcast, those of `gamma` "
             f"as well. Received: shapes {[tuple(s) for s in shapes]} of theta, "
             "theta_error, phi, phi_error, loss_db and splitter_error without its last "
             f"axis, and gamma of shape {tuple(gamma.shape)}"
         )
-    theta, phi = theta + theta_error, phi + phi_error
-    devices = _common_sizes(
-        *(v[..., 0, 0] for v in (theta, phi, first, loss_db) if v.shape.rank > 2),
-        *([gamma[..., 0]] if gamma.shape.rank > 1 else []),
+    return (
+        theta + theta_error,
+        phi + phi_error,
+        gamma + tf.zeros([modes], gamma.dtype),
+        first,
+        second,
+        interferometer.field_factor(loss_db),
+        interferometer.field_factor(straight_loss_db),
     )
-    # All four entries of a cell have the common shape.
-    theta += tf.zeros_like(phi)
-    if gamma.shape.rank > 1:
-        theta = tf.broadcast_to(theta, [*devices, *mask.shape])
-    amplitude = interferometer.field_factor(loss_db)
-    entries = tf.stack(interferometer.entries(theta, phi, first, second, amplitude))
-    entries = tf.reshape(entries, [4, math.prod(devices), mask.size])
-    straight = interferometer.field_factor(straight_loss_db)
-    plan = block_plan(modes, arrangement, _side(modes))
-    blocks = combined(entries, straight, plan)
-    if not gamma.shape.rank:
-        gamma = tf.fill([modes], gamma)
-    if gamma.shape.rank > 1:
-        gamma = tf.broadcast_to(gamma, [*devices, modes])
-    gamma = tf.reshape(gamma, [-1, modes])
-    return modes, blocks, tf.complex(tf.cos(gamma), tf.sin(gamma)), devices
 
 
 def modes_of(theta, phi, gamma, arrangement) -> int:
@@ -302,18 +308,8 @@ def modes_of(theta, phi, gamma, arrangement) -> int:
     return modes
 
 
-def _side(modes: int) -> int:
-    """The side of the blocks: a power of two, about an eighth of the modes.
-
-    Larger blocks cost more to build, smaller ones need more stages.
-    """
-    return 1 << min(6, max(0, (modes // 8).bit_length() - 1))
-
-
-def heated(theta, phi, crosstalk):
+def _heated(theta, phi, crosstalk):
     """The phases behind thermal crosstalk, of the phases that are set."""
-    _checks.tensor("crosstalk", crosstalk, np.isfinite, "finite")
-    theta, phi, crosstalk = as_tensors(theta, phi, crosstalk)
     slots = math.prod(theta.shape[-2:])
     if tuple(crosstalk.shape) != (2 * slots, 2 * slots):
         raise ValueError(
@@ -325,13 +321,4 @@ def heated(theta, phi, crosstalk):
     shape = sizes(both)
     set_phases = tf.reshape(both, [*shape[:-3], 2 * slots])
     given = tf.reshape(tf.linalg.matvec(crosstalk, set_phases), shape)
-    return given[..., 0, :, :], given[..., 1, :, :]
-
-
-def _common_sizes(*tensors) -> list:
-    """The common shape of tensors, as `sizes` gives it."""
-    static = broadcast_shape(tf.TensorShape([]), *(v.shape for v in tensors))
-    if static.is_fully_defined():
-        return list(static)
-    dynamic = functools.reduce(tf.broadcast_dynamic_shape, map(tf.shape, tensors))
-    return [dynamic[i] if size is None else size for i, size in enumerate(static)]
+    return tf.unstack(given, axis=-3)

@@ -1,11 +1,13 @@
 """Wrap the phases of a mesh to one turn without changing its matrix."""
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks
 from keras_pnn.physics._tensors import TensorLike, as_tensors, broadcast_shape, sizes
-from keras_pnn.physics.mesh.lattice import cell_mask, followers
+from keras_pnn.physics.mesh.lattice import cell_mask
 from keras_pnn.physics.mesh.transfer import modes_of
 
 
@@ -25,9 +27,7 @@ def wrapped(
     of its inputs, and if the signs differ π is added to its phi. A sign that arrives
     at the input adds π to gamma.
 
-    The matrix stays the same for all phase errors, splitter errors and losses, but
-    not with crosstalk, by which a shifter heats its neighbours in proportion to the
-    phase that is set.
+    The matrix stays the same for all errors and losses, but not with crosstalk.
 
     Args:
         theta: Float tensor of shape (columns, modes // 2), in rad. All arguments may
@@ -91,20 +91,50 @@ def half_turns(
     >>> of_gamma.numpy()
     array([0., 0., 0., 0.], dtype=float32)
     """
-    mask, next_cells = cell_mask(modes, arrangement), followers(modes, arrangement)
+    mask = cell_mask(modes, arrangement)
+    top, bottom, first = _followers(modes, arrangement)
     shape = sizes(turns)
     odd = tf.math.floormod(turns, 2) * tf.cast(mask, turns.dtype)
     flat = tf.reshape(odd, [*shape[:-2], mask.size])
     # The sign at both inputs of a cell is the product over the cells on the path by
     # lower outputs, itself included: a sum of exponents over 1, 2, 4, … cells.
     signs = tf.concat([flat, tf.zeros_like(flat[..., :1])], axis=-1)
-    for ahead in next_cells.bottom:
+    for ahead in bottom:
         signs += tf.gather(signs, ahead, axis=-1)
-    upper = tf.gather(signs, next_cells.top, axis=-1)
+    upper = tf.gather(signs, top, axis=-1)
     # At its lower output, its own factor is missing.
     of_phi = tf.math.floormod(upper + signs[..., :-1] - flat, 2)
-    of_gamma = tf.math.floormod(tf.gather(signs, next_cells.first, axis=-1), 2)
+    of_gamma = tf.math.floormod(tf.gather(signs, first, axis=-1), 2)
     return tf.reshape(of_phi, shape), of_gamma
+
+
+@functools.lru_cache
+def _followers(modes: int, arrangement: str):
+    """Returns the next cell on the path of the light from each cell.
+
+    Slots are numbered column by column; the number of slots stands for the output of
+    the mesh.
+
+    Returns:
+        For each slot the next cell on the mode of its upper output; a list of arrays,
+        for each slot and the output: the 1st, 2nd, 4th, … cell on the path that leaves
+        every cell by its lower output; for each mode its first cell.
+    """
+    mask = cell_mask(modes, arrangement)
+    end = mask.size
+    number = np.arange(end, dtype="int32").reshape(mask.shape)
+    top, bottom = np.full((2, end + 1), end, "int32")
+    ahead = np.full(modes, end, "int32")
+    for column in reversed(range(len(mask))):
+        cells = number[column, mask[column]]
+        upper = 2 * np.flatnonzero(mask[column]) + column % 2
+        top[cells], bottom[cells] = ahead[upper], ahead[upper + 1]
+        ahead[upper] = ahead[upper + 1] = cells
+    powers = []
+    while (bottom < end).any():
+        powers.append(bottom)
+        bottom = bottom[bottom]
+    return top[:end], powers, ahead
 
 
 def _within_a_turn(phase, low, high):
@@ -113,9 +143,8 @@ def _within_a_turn(phase, low, high):
     within = tf.math.floormod(phase - low, 2 * np.pi) + low
     # A phase slightly below `low` may have been rounded up to a whole turn.
     top = tf.constant(2 * np.pi, within.dtype) + low
-    within -= tf.stop_gradient(
-        tf.where(within < top, tf.zeros_like(within), within - low)
-    )
+    rounded = tf.where(within < top, tf.zeros_like(within), within - low)
+    within -= tf.stop_gradient(rounded)
     if high is not None:
         stays = (phase >= low) & (phase <= tf.constant(high, phase.dtype))
         within = tf.where(stays, phase, within)

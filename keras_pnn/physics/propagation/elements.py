@@ -85,8 +85,7 @@ def aperture(
 
     Args:
         size: (height, width) of the plane in pixels.
-        diameter: Diameter or side in m, one number or (y, x). An infinite one makes
-            the opening a slit.
+        diameter: Diameter or side in m, one number or (y, x); infinite for a slit.
         pitch: Distance of neighbouring pixels in m.
         shape: `"circle"` or `"rectangle"`. The rim belongs to the opening.
         on_pixel: As in `lens`.
@@ -109,8 +108,8 @@ def aperture(
     if half.shape not in ((), (2,)) or not (half > 0).all():
         raise _checks.error("diameter", "> 0, one number or (y, x)", repr(diameter))
     y, x = _coordinates(size, (0.0, 0.0), on_pixel)
-    half = np.broadcast_to(half, (2,))
-    y, x = tf.abs(y) / half[0], tf.abs(x) / half[1]
+    tall, wide = np.broadcast_to(half, (2,))
+    y, x = tf.abs(y) / tall, tf.abs(x) / wide
     inside = y**2 + x**2 <= 1 if shape == "circle" else (y <= 1) & (x <= 1)
     return tf.cast(inside, dtype)
 
@@ -133,8 +132,7 @@ def tilt(
 
     Returns:
         Complex tensor (..., height, width), with the axes of `wavelength`; 1 in the
-        middle of the plane. In a graph, NaN, and its gradients too, where an angle is
-        beyond λ/(2 pitch).
+        middle of the plane. In a graph, NaN where an angle is beyond λ/(2 pitch).
 
     Raises:
         ValueError: If `pitch` is not positive, `angle` is no pair, or, for known

@@ -103,22 +103,15 @@ def fresnel(
 
 def _propagated(field, distance, wavelength, pitch, band_limit, padding, paraxial):
     field = as_field(field)
+    pitch = _checks.real("pitch", pitch, above=0)
     height, width = sizes(field)[-2:]
-    if padding is None:
-        pads = (height // 2, width // 2)
-    else:
+    pads = height // 2, width // 2
+    if padding is not None:
         pads = (_checks.integer("padding", padding, low=0),) * 2
-    size = height + 2 * pads[0], width + 2 * pads[1]
-    transfer = transfer_function(
-        size,
-        distance,
-        wavelength,
-        pitch,
-        band_limit,
-        paraxial=paraxial,
-        periodic=padding == 0,
-        dtype=field.dtype,
-    )
+    place = (height + 2 * pads[0], width + 2 * pads[1]), distance, wavelength, pitch
+    transfer = transfer_function(*place, band_limit, paraxial, dtype=field.dtype)
+    if band_limit or padding != 0:
+        check_distance(*place)
     return filtered(field, transfer, pads)
 
 
@@ -130,45 +123,30 @@ def transfer_function(
     band_limit: bool = True,
     paraxial: bool = False,
     common_phase: bool = True,
-    periodic: bool = False,
     dtype: str = "complex64",
 ) -> tf.Tensor:
     """Computes by what free space multiplies each wave of a plane's spectrum.
 
     Args:
         size: (height, width) of the plane with its padding, in pixels.
-        distance, wavelength, pitch, band_limit: As in `angular_spectrum`.
-        paraxial: Whether as in `fresnel`.
-        common_phase: Whether the phase k z of the straight wave is part of it. No
+        distance, wavelength, pitch, band_limit: as in `angular_spectrum`.
+        paraxial: whether as in `fresnel`.
+        common_phase: whether the phase k z of the straight wave is part of it. No
             detector sees it, and derivatives with respect to distance and wavelength
             are more precise without it.
-        periodic: Whether the plane is meant as periodic, so that without a band limit
-            every distance is allowed.
-        dtype: `"complex64"` or `"complex128"`.
 
     Returns:
         Complex tensor (..., height, width), frequencies in the order of `tf.signal`,
         with the leading axes of `distance` and `wavelength`.
-
-    Raises:
-        ValueError: As `angular_spectrum`.
-
-    Example:
-
-    >>> transfer_function((8, 8), 1e-4, 532e-9, 2e-6).shape
-    TensorShape([8, 8])
     """
-    pitch = _checks.real("pitch", pitch, above=0)
     _checks.tensor("distance", distance, np.isfinite, "finite")
     _checks.positive("wavelength", wavelength)
-    if band_limit or not periodic:
-        check_distance(size, distance, wavelength, pitch)
     z, wave = (as_float64(v)[..., None, None] for v in (distance, wavelength))
     square = sum(f**2 for f in np.ix_(*map(np.fft.fftfreq, size)))
     # sin² of the angle to the axis.
     sine = square * (wave / pitch) ** 2
     turns = z / wave
-    decay = None
+    decay = 1.0
     if paraxial:
         phase = -0.5 * sine
     else:
@@ -182,9 +160,8 @@ def transfer_function(
         decay = tf.exp(-2 * math.pi * tf.abs(turns) * decay)
     phase = 2 * math.pi * turns * (phase + (1.0 if common_phase else 0.0))
     if band_limit:
-        passes = within_band(size, z, wave, pitch, paraxial)
-        decay = passes if decay is None else decay * passes
-    return phasor(phase, dtype, 1.0 if decay is None else decay)
+        decay *= within_band(size, z, wave, pitch, paraxial)
+    return phasor(phase, dtype, decay)
 
 
 def within_band(size: tuple[int, int], distance, wavelength, pitch, paraxial=False):
@@ -222,34 +199,20 @@ def filtered(
 ) -> tf.Tensor:
     """Multiplies the spectrum of a field: F⁻¹{ F{field} · transfer }.
 
-    The derivative is written out, since the adjoint is the same operation with the
-    conjugate of `transfer`, without the factors of two separate transforms.
-
-    Args:
-        field: Complex tensor (..., height, width).
-        transfer: Complex tensor (..., height + 2 · pads[0], width + 2 · pads[1]).
-        pads: Dark rows and columns added on each side, and cropped again.
-
-    Returns:
-        Complex tensor of the shape of `field`.
-
-    Example:
-
-    >>> field = tf.ones((4, 4), "complex64")
-    >>> bool(tf.reduce_all(filtered(field, tf.ones((4, 4), "complex64")) == field))
-    True
+    `pads` are the dark rows and columns added on each side, and cropped again;
+    `transfer` is as large as the field with them.
     """
-    if not any(pads):
-        return _filtered(field, transfer)
     height, width = sizes(field)[-2:]
-    (top, left), rank = pads, field.shape.rank
-    dark = [[0, 0]] * (rank - 2) + [[top, top], [left, left]]
+    top, left = pads
+    dark = [[0, 0]] * (field.shape.rank - 2) + [[top, top], [left, left]]
     wide = _filtered(tf.pad(field, dark), transfer)
     return wide[..., top : top + height, left : left + width]
 
 
 @tf.custom_gradient
 def _filtered(field, transfer):
+    # The adjoint is the same operation with the conjugate of `transfer`, without the
+    # factors of two separate transforms.
     def gradient(upstream):
         back = _filtered(upstream, tf.math.conj(transfer))
         # The share of the transfer function, which a graph prunes where none asks.
@@ -273,21 +236,7 @@ def _summed(gradient, like):
 
 
 def phasor(phase: tf.Tensor, dtype: str = "complex64", amplitude=1.0) -> tf.Tensor:
-    """Returns amplitude · exp(i phase), computed in the precision of the phase.
-
-    Args:
-        phase: Float tensor, in rad.
-        dtype: `"complex64"` or `"complex128"`.
-        amplitude: Float tensor that broadcasts with `phase`.
-
-    Returns:
-        Complex tensor.
-
-    Example:
-
-    >>> phasor(tf.constant([0.0, math.pi / 2], "float64"), amplitude=2.0).shape
-    TensorShape([2])
-    """
+    """Returns amplitude · exp(i phase), computed in the precision of the phase."""
     real = tf.as_dtype(dtype).real_dtype
     parts = (amplitude * part for part in (tf.cos(phase), tf.sin(phase)))
     return tf.complex(*(tf.cast(part, real) for part in parts))

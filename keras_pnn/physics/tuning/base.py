@@ -11,13 +11,19 @@ WEIGHT_TOLERANCE = 1e-6
 CONTROL_TOLERANCE = 1e-6
 
 
+def width_factor(error: tf.Tensor) -> tf.Tensor:
+    """Returns 1 + `half_width_error`, NaN in a graph where that is not above 0."""
+    _checks.tensor("half_width_error", error, lambda e: e > -1, "above -1")
+    return 1 + tf.where(error > -1, error, tf.constant(float("nan"), error.dtype))
+
+
 class Tuning:
     """Base class of tuning curves, from the control of a ring to its weight.
 
     Serialisable like a Keras initializer. A subclass sets `unit`, implements
     `control_range`, `weight_range`, `heater_shift`, `weight`, `control` and
-    `get_config`, and overrides further methods where it can. Controls are never
-    negative.
+    `get_config`, and overrides further methods where it can. Controls are float tensors
+    in `unit`, never negative; what is computed from one has its shape.
 
     Attributes:
         unit: `"nm"` (the control is a detuning), or `"mA"`, `"V"` or `"mW"` (current,
@@ -46,43 +52,20 @@ class Tuning:
     def weight_range(self) -> tuple[float, float]:
         """Lowest and highest weight over `control_range`.
 
-        Where the highest control is infinite, the highest weight is a limit that no
-        finite control reaches.
+        Where the highest control is infinite, one end is a limit.
         """
         raise NotImplementedError
 
     def heater_shift(self, control: TensorLike) -> tf.Tensor:
-        """Computes the resonance shift by the ring's own heater.
-
-        Args:
-            control: Float tensor, in `unit`.
-
-        Returns:
-            Float tensor. Shift in nm, in the shape of `control`.
-        """
+        """Computes the resonance shift by the ring's own heater, in nm."""
         raise NotImplementedError
 
     def detuning(self, control: TensorLike) -> tf.Tensor:
-        """Computes the detuning: the ring's resonance minus its laser.
-
-        Args:
-            control: Float tensor, in `unit`.
-
-        Returns:
-            Float tensor. Detuning in nm, in the shape of `control`.
-        """
+        """Computes the detuning, the ring's resonance minus its laser, in nm."""
         return self.heater_shift(control)
 
     def heater_power(self, control: TensorLike) -> tf.Tensor | None:
-        """Computes the electrical power of the heater.
-
-        Args:
-            control: Float tensor, in `unit`.
-
-        Returns:
-            Float tensor. Power in mW, in the shape of `control`; `None` for a tuning
-            without a heater.
-        """
+        """Computes the power of the heater in mW; `None` for a tuning without one."""
 
     def weight(
         self,
@@ -99,13 +82,11 @@ class Tuning:
                 `(1 + half_width_error)` times the nominal one.
 
         Returns:
-            Float tensor in the arguments' broadcast shape, of their widest float
-            dtype. Twice differentiable. In a graph, NaN where `half_width_error` is
-            not above -1.
+            Float tensor in the arguments' broadcast shape. Twice differentiable. In a
+            graph, NaN where `half_width_error` is not above -1.
 
         Raises:
-            ValueError: If a value known eagerly is NaN, or `half_width_error` is not
-                above -1.
+            ValueError: If, eagerly, a value is NaN, or `half_width_error` not above -1.
         """
         raise NotImplementedError
 
@@ -125,26 +106,14 @@ class Tuning:
         raise NotImplementedError
 
     def clip(self, weight: TensorLike) -> np.ndarray:
-        """Clips weights to those that `control` can solve for.
-
-        Args:
-            weight: Float array or eager tensor.
-
-        Returns:
-            Float64 array of the shape of `weight`.
-
-        Raises:
-            ValueError: If a weight is NaN.
-        """
+        """Clips weights, none of them NaN, to those that `control` can solve for."""
         return np.clip(self._known(weight), *self.weight_range)[()]
 
     def placed(self, row: np.ndarray, column: np.ndarray, width: int) -> "Tuning":
         """Returns the tuning for rings at given places; here one for all rings.
 
-        Args:
-            row: Integer array in the shape of the controls: rows of the bank.
-            column: Columns of the bank, likewise.
-            width: Number of columns.
+        `row` and `column` are integer arrays in the shape of the controls, places on a
+        bank of `width` columns.
         """
         return self
 

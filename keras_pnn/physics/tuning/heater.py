@@ -7,11 +7,17 @@ from keras_pnn import _checks
 from keras_pnn.physics import heater
 from keras_pnn.physics._tensors import TensorLike
 from keras_pnn.physics.tuning.lorentzian import ResonanceTuning
+from keras_pnn.physics.tuning.points import WIDEST_SHIFT
 from keras_pnn.physics.tuning.resonance_fit import (
     TuningFit,
-    fit_currents,
-    fit_wavelengths,
+    check_units,
+    curves_of,
+    find_resonance,
+    lossless,
+    nearest,
 )
+
+_PORTS = ("balanced", "through", "drop")
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -72,10 +78,10 @@ class HeaterTuning(ResonanceTuning):
         self.half_width = _checks.real("half_width", half_width, above=0)
         self.efficiency = _checks.real("efficiency", efficiency, above=0)
         self.resistance = _checks.real("resistance", resistance, above=0)
-        self.port = _checks.choice("port", port, ("balanced", "through", "drop"))
-        if max_current is not None:
-            max_current = _checks.real("max_current", max_current, above=0)
-        self.max_current = max_current
+        self.port = _checks.choice("port", port, _PORTS)
+        self.max_current = _checks.optional(
+            _checks.real, "max_current", max_current, above=0
+        )
         self.through_min = _checks.real("through_min", through_min, low=0, below=1)
         self.drop_max = _checks.real("drop_max", drop_max, 0, 1)
         # The margin is for float32 sums such as 0.9 + 0.1.
@@ -101,8 +107,7 @@ class HeaterTuning(ResonanceTuning):
 
         Currents alone give the shape of the curve, in units of power. One known length
         gives nm: `half_width`, a number for `free_spectral_range`, or `efficiency`
-        (the default, 0.53 nm/mW). The ring is taken as lossless: `through_min +
-        drop_max = 1`.
+        (the default, 0.53 nm/mW). The ring is taken as lossless.
 
         Args:
             current: Array of shape (points,), in mA, 0 or more.
@@ -130,10 +135,49 @@ class HeaterTuning(ResonanceTuning):
         >>> round(found.tuning.offset, 4)
         -0.3
         """
-        return fit_currents(
-            cls, current, weight, port, free_spectral_range, half_width, efficiency,
-            resistance, max_current,
-        )  # fmt: skip
+        current, curves = curves_of("current", current, "weight", weight)
+        _checks.not_negative("current", current)
+        port = _checks.choice("port", port, _PORTS)
+        resistance = _checks.real("resistance", resistance, above=0)
+        known = {"half_width": half_width, "efficiency": efficiency}
+        if not isinstance(free_spectral_range, bool | None):
+            known["free_spectral_range"] = free_spectral_range
+        known = {
+            name: _checks.real(name, value, above=0)
+            for name, value in known.items()
+            if value is not None
+        }
+        if len(known) > 1:
+            raise _checks.error("fit", "given one known length", sorted(known))
+        if max_current is None:
+            max_current = float(current.max())
+        power = current**2 * resistance / 1000
+        tunings, residuals = [], []
+        for i, curve in enumerate(curves):
+            found = find_resonance(
+                power, curve, port, bool(free_spectral_range), f"weight[:, {i}]"
+            )
+            scale = known.get("efficiency", 0.53)
+            if "half_width" in known:
+                scale = known["half_width"] / found.half_width
+            elif "free_spectral_range" in known:
+                scale = known["free_spectral_range"] / found.period
+            half_width = scale * found.half_width
+            check_units("current (mA)", "efficiency (nm/mW)", scale)
+            check_units("current (mA)", "half-width (nm)", half_width)
+            tuning = cls(
+                offset=scale * nearest(-found.center, found.period),
+                half_width=half_width,
+                efficiency=scale,
+                resistance=resistance,
+                port=port,
+                max_current=max_current,
+                free_spectral_range=found.period and scale * found.period,
+                **lossless(port, found.level),
+            )
+            tunings.append(tuning)
+            residuals.append(found.residual)
+        return TuningFit(tunings, np.array(residuals))
 
     @classmethod
     def fit_spectrum(
@@ -157,8 +201,7 @@ class HeaterTuning(ResonanceTuning):
                 of the resonance nearest to it.
             port: See the class: where the spectrum was measured.
             free_spectral_range: As in `fit`; a number is known.
-            **options: Other arguments of the tuning, such as `efficiency`, which a
-                spectrum does not show.
+            **options: Other arguments of the class, such as `efficiency`.
 
         Returns:
             A `TuningFit`.
@@ -174,9 +217,34 @@ class HeaterTuning(ResonanceTuning):
         >>> round(found.tuning.offset, 4), round(found.tuning.half_width, 4)
         (-0.3, 0.077)
         """
-        return fit_wavelengths(
-            cls, wavelength, transmission, laser, port, free_spectral_range, options
+        wavelength, curves = curves_of(
+            "wavelength", wavelength, "transmission", transmission
         )
+        port = _checks.choice("port", port, _PORTS)
+        laser = _checks.real("laser", laser, above=0)
+        low, high = wavelength.min(), wavelength.max()
+        if not low - WIDEST_SHIFT < laser < high + WIDEST_SHIFT:
+            expected = f"in nm, as the wavelengths from {low:g} to {high:g}"
+            raise _checks.error("laser", expected, f"{laser:g}")
+        period = free_spectral_range
+        if not isinstance(period, bool | None):
+            period = _checks.real("free_spectral_range", period, above=0)
+        detuning = wavelength - laser
+        tunings, residuals = [], []
+        for i, curve in enumerate(curves):
+            name = f"transmission[:, {i}]"
+            found = find_resonance(detuning, curve, port, period, name, scaled=True)
+            check_units("wavelength (nm)", "half-width (nm)", found.half_width)
+            tuning = cls(
+                offset=nearest(found.center, found.period),
+                half_width=found.half_width,
+                free_spectral_range=found.period,
+                port=port,
+                **{**lossless(port, found.level), **options},
+            )
+            tunings.append(tuning)
+            residuals.append(found.residual)
+        return TuningFit(tunings, np.array(residuals))
 
     @property
     def control_range(self):
@@ -185,28 +253,22 @@ class HeaterTuning(ResonanceTuning):
         return 0.0, limit
 
     def heater_shift(self, control: TensorLike):
-        """See `Tuning.heater_shift`."""
         return heater.resonance_shift(control, self.efficiency, self.resistance)
 
     def detuning(self, control: TensorLike):
-        """See `Tuning.detuning`."""
         return self.offset + self.heater_shift(control)
 
     def heater_power(self, control: TensorLike):
-        """See `Tuning.heater_power`."""
         return heater.power(control, self.resistance)
 
     def control(self, weight: TensorLike) -> np.ndarray:
-        """See `Tuning.control`."""
         shift = self._detuning_for(weight) - self.offset
         current = heater.current_for_shift(shift, self.efficiency, self.resistance)
         return np.minimum(current, self.control_range[1])[()]
 
     def get_config(self) -> dict:
-        """See `Tuning.get_config`."""
-        names = ("offset", "half_width", "efficiency", "resistance")
-        names += ("port", "max_current", "through_min", "drop_max")
-        names += ("free_spectral_range",)
+        names = ("offset", "half_width", "efficiency", "resistance", "port")
+        names += ("max_current", "through_min", "drop_max", "free_spectral_range")
         return {name: getattr(self, name) for name in names}
 
     def _ends(self):

@@ -11,8 +11,8 @@ import tensorflow as tf
 
 from keras_pnn import _checks
 from keras_pnn.physics import ring
-from keras_pnn.physics._tensors import TensorLike, as_tensors, nan_below
-from keras_pnn.physics.tuning.base import WEIGHT_TOLERANCE, Tuning
+from keras_pnn.physics._tensors import TensorLike, as_tensors
+from keras_pnn.physics.tuning.base import WEIGHT_TOLERANCE, Tuning, width_factor
 
 # A weight of 1 needs an infinite detuning; the authors of arXiv:2411.12352 stop here.
 HIGHEST_CLIPPED_WEIGHT = 0.999
@@ -23,7 +23,7 @@ PARKED = 1e6
 class ResonanceTuning(Tuning):
     """Base class of Lorentzian rings whose control raises the detuning.
 
-    A subclass sets `half_width` and implements `detuning` and `_ends`.
+    A subclass sets `half_width`, and overrides `_ends` if its control is no detuning.
     """
 
     offset = 0.0
@@ -34,11 +34,7 @@ class ResonanceTuning(Tuning):
 
     @property
     def weight_range(self):
-        """Lowest and highest weight over `control_range`.
-
-        With an infinite control range one end is a limit: the highest weight 1, or the
-        lowest at a drop port 0.
-        """
+        """Lowest and highest weight, limits where the control range is infinite."""
         low, high = ends = self._ends()
         period = self.free_spectral_range
         if period is None:
@@ -56,14 +52,12 @@ class ResonanceTuning(Tuning):
         shift: TensorLike = 0.0,
         half_width_error: TensorLike = 0.0,
     ):
-        """See `Tuning.weight`."""
         _checks.not_nan("control", control)
         _checks.not_nan("shift", shift)
         control, shift, error = as_tensors(control, shift, half_width_error)
         return self._port_weight(ring.lorentzian, self.detuning(control) + shift, error)
 
     def row_weight(self, detuning: TensorLike, half_width_error: TensorLike = 0.0):
-        """See `Tuning.row_weight`."""
         return self._port_weight(ring.wdm_row, *as_tensors(detuning, half_width_error))
 
     def clip(self, weight: TensorLike) -> np.ndarray:
@@ -72,15 +66,7 @@ class ResonanceTuning(Tuning):
         Where no finite control reaches the highest weight, weights are clipped at
         0.999 (as by the authors of arXiv:2411.12352), or at the weight of control 0
         if that is higher; at a drop port, at 0.001 times the weight on resonance.
-
-        Args:
-            weight: Float array or eager tensor.
-
-        Returns:
-            Float64 array of the shape of `weight`.
-
-        Raises:
-            ValueError: If a weight is NaN.
+        See `Tuning.clip`.
         """
         low, high = self.weight_range
         idle = self._weight_at(self.offset)
@@ -97,27 +83,24 @@ class ResonanceTuning(Tuning):
         with np.errstate(divide="ignore"):
             square = (weight - self._resonant()) / (self._distant() - weight)
         distance = self.half_width * np.sqrt(np.maximum(square, 0))
-        both = np.stack([-distance, distance])
+        # The idle ring's weight, but for rounding, means an idle ring.
+        idle = np.abs(weight - self._weight_at(self.offset)) <= WEIGHT_TOLERANCE
         period = self.free_spectral_range
         if period is None:
-            both[0] = np.where(both[0] >= self.offset, both[0], np.inf)
+            below = np.where(-distance >= self.offset, -distance, np.inf)
+            detuning = np.minimum(below, distance)
+            idle &= -distance < self.offset
         else:
-            sine = np.minimum(both[1] * np.pi / period, 1)
-            both = np.stack([-1, 1])[:, None] * np.arcsin(sine).ravel() * period / np.pi
+            distance = np.arcsin(np.minimum(distance * np.pi / period, 1))
+            both = np.stack([-distance, distance]) * period / np.pi
             both += np.ceil((self.offset - both) / period) * period
-            both = both.reshape(2, *distance.shape)
-        detuning = both.min(axis=0)
-        # The idle ring's weight, but for rounding, means an idle ring.
-        same = np.abs(weight - self._weight_at(self.offset)) <= WEIGHT_TOLERANCE
-        idle = same & (-distance < self.offset if period is None else True)
+            detuning = both.min(axis=0)
         detuning = np.where(idle, self.offset, detuning)
         # Adding 0 turns -0 into 0.
         return np.clip(detuning, *self._ends()) + 0.0
 
     def _port_weight(self, law, detuning, error):
-        _checks.tensor("half_width_error", error, lambda e: e > -1, "above -1")
-        # A negative half-width would give the weight of its absolute value.
-        half_width = self.half_width * (1 + nan_below(error, -1.0))
+        half_width = self.half_width * width_factor(error)
         if self.free_spectral_range is not None:
             # That of a ring: a Lorentzian in the sine of half the round-trip phase.
             turn = math.pi / self.free_spectral_range
@@ -154,7 +137,7 @@ class ResonanceTuning(Tuning):
 
     def _ends(self):
         """Lowest and highest detuning, in nm."""
-        raise NotImplementedError
+        return self.control_range
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -185,7 +168,6 @@ class LorentzianTuning(ResonanceTuning):
     - Tait et al., Sci. Rep. 7:7430 (2017), eq. 1.
     """
 
-    unit = "nm"
     control_range = (0.0, float("inf"))
 
     def __init__(self, half_width: float = 0.15):
@@ -196,12 +178,7 @@ class LorentzianTuning(ResonanceTuning):
         return as_tensors(control)[0]
 
     def control(self, weight: TensorLike) -> np.ndarray:
-        """See `Tuning.control`."""
         return self._detuning_for(weight)[()]
 
     def get_config(self) -> dict:
-        """See `Tuning.get_config`."""
         return {"half_width": self.half_width}
-
-    def _ends(self):
-        return self.control_range

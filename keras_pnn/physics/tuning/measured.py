@@ -8,10 +8,10 @@ import numpy as np
 
 from keras_pnn import _checks, _warnings
 from keras_pnn.physics import heater
-from keras_pnn.physics._tensors import TensorLike, as_tensors, nan_below
+from keras_pnn.physics._tensors import TensorLike, as_tensors
 from keras_pnn.physics.tuning import smoothing as fits
-from keras_pnn.physics.tuning.base import Tuning
-from keras_pnn.physics.tuning.points import checked_points, read_table
+from keras_pnn.physics.tuning.base import Tuning, width_factor
+from keras_pnn.physics.tuning.points import checked_points, read_curves
 from keras_pnn.physics.tuning.spline import Spline
 
 # Shares of the span of the weights: an overshoot that warns, the least height of a
@@ -32,10 +32,9 @@ class MeasuredTuning(Tuning):
     `I² * resistance / 1000`), so that shifts from elsewhere add. It is not
     extrapolated: outside the points `weight` raises eagerly, and gives NaN in a graph.
 
-    Without noise the curve passes through all points. Where noise would give the spline
-    more turning points than a resonance has, and so a derivative of the wrong sign, a
-    smooth curve is fitted that turns only at the resonance. Points that go back by a
-    tenth of their span, as between two resonances, also turn the curve.
+    Where noise would give the spline more turning points than a resonance has, and so a
+    derivative of the wrong sign, a smooth curve is fitted that turns only at the
+    resonance, and where points go back by a tenth of their span, as between two.
 
     An error of the half-width stretches the curve about its resonance, `x →
     x0 + (x - x0) / (1 + half_width_error)`, which is exact for a Lorentzian. The
@@ -51,9 +50,8 @@ class MeasuredTuning(Tuning):
         efficiency: Float. Shift per heater power, in nm/mW. Not used with nm.
         resistance: Float. Resistance of the heater, in Ω. Used with mA and V.
         smoothing: Float above 0: the root mean square distance allowed between the
-            curve and the measured weights, about the noise of one measurement. The
-            curve is the smoothest that is so close and turns only at the resonance.
-            `None`: through all points if noise adds no turning point, else this noise,
+            curve and the measured weights, about the noise of one measurement. `None`:
+            through all points if noise adds no turning point, else this noise,
             estimated from the differences between neighbouring weights. 0: through all
             points.
         margin: Float, or `None`. Distance, in nm of resonance shift, that training
@@ -65,13 +63,10 @@ class MeasuredTuning(Tuning):
             points: a ring may then rest with its heater off, or dead, and be cooled.
 
     Attributes:
-        overshoot: Float. How far the curve exceeds the range of the measured
-            weights, in units of weight.
-        residual: Float. Root mean square distance between the curve and the measured
-            weights.
+        overshoot: Float. How far the curve exceeds the range of the measured weights.
+        residual: Float. Root mean square distance of the curve from the weights.
         resonance: Float. The shift at the curve's resonance, in nm.
-        turning_points: Tuple of floats. The controls at which the derivative of the
-            weight changes its sign.
+        turning_points: Tuple of floats. Controls at which the weight turns.
 
     Raises:
         ValueError: If there are fewer than 4 points, a number is not finite, a
@@ -109,9 +104,7 @@ class MeasuredTuning(Tuning):
         self.unit = _checks.choice("unit", unit, ("mA", "V", "mW", "nm"))
         self.efficiency = _checks.real("efficiency", efficiency, above=0)
         self.resistance = _checks.real("resistance", resistance, above=0)
-        if smoothing is not None:
-            smoothing = _checks.real("smoothing", smoothing, low=0)
-        self.smoothing = smoothing
+        self.smoothing = _checks.optional(_checks.real, "smoothing", smoothing, low=0)
         self.extend_below = _checks.boolean("extend_below", extend_below)
         self._control, self._weight = checked_points(control, weight, unit)
         x, y = self._shift(), self._weight
@@ -124,16 +117,19 @@ class MeasuredTuning(Tuning):
             x, y = _extended(x, y, -self._room)
         self._spline, needless = fits.through_points(x, y)
         if self.smoothing or (smoothing is None and needless):
-            self._spline = fits.smooth(x, y, smoothing or fits.noise(self._weight))
+            distance = self.smoothing or fits.noise(self._weight)
+            self._spline = fits.smooth(x, y, distance)
         if self.extend_below:
             self._spline = Spline(self._spline.curve, 0.0)
         residual = self._spline.curve(self._shift()) - self._weight
         self.residual = float(np.sqrt(np.mean(residual**2)))
-        self.overshoot = self._find_overshoot()
+        heights, weights = self._spline.heights, self._weight
+        above, below = heights.max() - weights.max(), weights.min() - heights.min()
+        self.overshoot = float(max(above, below, 0.0))
         self.resonance = self._find_resonance()
         turns = self._spline.turning_points(1e-6)
         self.turning_points = tuple(self._control_for(turns).tolist())
-        self._warn(needless if smoothing == 0 else 0)
+        self._warn(needless if self.smoothing == 0 else 0)
 
     @classmethod
     def from_csv(cls, path: str | os.PathLike, **options) -> "MeasuredTuning":
@@ -166,7 +162,8 @@ class MeasuredTuning(Tuning):
                 names the file and the line.
             OSError: If the file cannot be read.
         """
-        return read_curves(path, options, r"(?i)weight\b|w$", cls)[0]
+        (curve,) = read_curves(path, r"(?i)weight\b|w$")
+        return cls(*curve, **options)
 
     @property
     def control_range(self):
@@ -179,9 +176,8 @@ class MeasuredTuning(Tuning):
         """Lowest and highest control that is `margin` away from the curve's ends."""
         if self._room == 0:
             return self.control_range
-        ends = np.array([self._spline.low, self._spline.high])
-        ends += [self._room, -self._room]
-        return tuple(self._control_for(ends).tolist())
+        ends = self._spline.low + self._room, self._spline.high - self._room
+        return tuple(self._control_for(np.array(ends)).tolist())
 
     @property
     def weight_range(self):
@@ -190,13 +186,11 @@ class MeasuredTuning(Tuning):
         return float(heights.min()), float(heights.max())
 
     def heater_shift(self, control: TensorLike):
-        """See `Tuning.heater_shift`."""
         if self.unit == "nm":
             return as_tensors(control)[0]
         return self.efficiency * self.heater_power(control)
 
     def heater_power(self, control: TensorLike):
-        """See `Tuning.heater_power`."""
         if self.unit == "nm":
             return None
         if self.unit == "mA":
@@ -211,28 +205,19 @@ class MeasuredTuning(Tuning):
         shift: TensorLike = 0.0,
         half_width_error: TensorLike = 0.0,
     ):
-        """See `Tuning.weight`. Outside the measured curve, raises a ValueError
-        eagerly, and gives NaN in a graph.
-        """
         _checks.not_nan("control", control)
         _checks.not_nan("shift", shift)
-        _checks.tensor(
-            "half_width_error", half_width_error, lambda e: e > -1, "above -1"
-        )
         control, shift, error = as_tensors(control, shift, half_width_error)
-        error = nan_below(error, -1.0)
         x = self.heater_shift(control) + shift
         # Written as a difference, so that an error of 0 leaves x unchanged, to the bit.
-        x = x - (x - self.resonance) * (error / (1 + error))
+        x = x - (x - self.resonance) * (error / width_factor(error))
         self._check_measured(x)
         return self._spline(x)
 
     def control(self, weight: TensorLike) -> np.ndarray:
-        """See `Tuning.control`."""
         return self._control_for(self._spline.first(self._reachable(weight)))[()]
 
     def get_config(self) -> dict:
-        """See `Tuning.get_config`."""
         return {
             "control": self._control.tolist(),
             "weight": self._weight.tolist(),
@@ -282,13 +267,9 @@ class MeasuredTuning(Tuning):
                 f"Received: shifts in [{known.min():g}, {known.max():g}] nm"
             )
 
-    def _find_overshoot(self):
-        low, high = self._weight.min(), self._weight.max()
-        heights = self._spline.heights
-        return float(max(heights.max() - high, low - heights.min(), 0.0))
-
     def _warn(self, needless):
         span, noise = np.ptp(self._weight), fits.noise(self._weight)
+        message = None
         if needless:
             message = (
                 f"The curve through all points turns at {len(self.turning_points)} "
@@ -315,9 +296,8 @@ class MeasuredTuning(Tuning):
                 f"measured weights, whose noise is about {noise:.2g}. Measure more "
                 "points, or give `smoothing`; 0 passes through all points."
             )
-        else:
-            return
-        _warnings.warn(message)
+        if message:
+            _warnings.warn(message)
 
     def _find_resonance(self):
         turns, heights = self._spline.turns, self._spline.heights
@@ -331,36 +311,19 @@ class MeasuredTuning(Tuning):
         return float(turns[highest if peak else lowest])
 
 
-def read_curves(
-    path, options: dict, name: str | None = None, kind: type = MeasuredTuning
-) -> list[MeasuredTuning]:
-    """Reads curves of a `kind` from a table, one for each column of weights."""
-    unit, control, weights, lines = read_table(path, name)
-
-    def place(name, i):
-        return f"{path}, line {lines[i]}: `{name}`"
-
-    return [
-        kind(*checked_points(control, weight, unit, place), unit, **options)
-        for weight in weights
-    ]
-
-
 def _extended(x, y, low):
     """Puts points of the fitted resonance below the first one, down to a shift."""
     if x[0] <= low:
         return x, y
     fitted = fits.fit_resonance(x, y)
     if fitted.misfit > _MOST_MISFIT * np.ptp(y):
-        raise _checks.error(
-            "extend_below",
-            "False where no resonance fits the points",
-            f"points {fitted.misfit:.2g} (rms) away from a Lorentzian",
-        )
+        received = f"points {fitted.misfit:.2g} (rms) away from a Lorentzian"
+        expected = "False where no resonance fits the points"
+        raise _checks.error("extend_below", expected, received)
     steps = np.ceil((x[0] - low) / np.median(np.diff(x)))
     count = int(np.clip(steps, 1, fits.MOST_PIECES))
     below = np.linspace(low, x[0], count, endpoint=False)
     # What the Lorentzian misses at the first point, from several because of noise.
     first = slice(0, 5)
-    slope_and_offset = np.polyfit(x[first] - x[0], y[first] - fitted(x[first]), 1)
-    return np.append(below, x), np.append(fitted(below) + slope_and_offset[1], y)
+    _, offset = np.polyfit(x[first] - x[0], y[first] - fitted(x[first]), 1)
+    return np.append(below, x), np.append(fitted(below) + offset, y)

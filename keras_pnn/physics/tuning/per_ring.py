@@ -10,7 +10,8 @@ import tensorflow as tf
 from keras_pnn import _checks
 from keras_pnn.physics._tensors import TensorLike, as_tensors
 from keras_pnn.physics.tuning.base import Tuning
-from keras_pnn.physics.tuning.measured import MeasuredTuning, read_curves
+from keras_pnn.physics.tuning.measured import MeasuredTuning
+from keras_pnn.physics.tuning.points import read_curves
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -19,9 +20,9 @@ class RingTunings(Tuning):
 
     A layer of weight banks places them: with curves in rows and columns, ring (r, c)
     of the bank has curve (r mod rows, c mod columns); with a list, its rings take the
-    curves in turn, row by row. Fewer curves than rings thus come again, and more are an
-    error of the layer; a chip with more rings than the layer's matrix takes has a
-    `bank_size`. All rings share one range of controls, in which every curve is known.
+    curves in turn, row by row. More curves than rings are an error of the layer; a chip
+    with more rings than the layer's matrix takes has a `bank_size`. All rings share one
+    range of controls, in which every curve is known.
 
     Args:
         tunings: Sequence of `MeasuredTuning`, `HeaterTuning` or `LorentzianTuning`
@@ -52,12 +53,11 @@ class RingTunings(Tuning):
         if len(units) > 1:
             raise _checks.error("tunings", "in one unit", sorted(units))
         self._index = np.arange(flat.size).reshape(self.tunings.shape)
-        ranges = np.array([t.control_range for t in flat])
-        low, high = ranges[:, 0].max(), ranges[:, 1].min()
+        low, high = self.control_range
         if not low < high:
+            ranges = [list(tuning.control_range) for tuning in flat]
             expected = "with ranges of controls that overlap"
-            raise _checks.error("tunings", expected, ranges.tolist())
-        self._range = float(low), float(high)
+            raise _checks.error("tunings", expected, ranges)
 
     @classmethod
     def from_csv(
@@ -73,8 +73,7 @@ class RingTunings(Tuning):
                 the format of `MeasuredTuning.from_csv`, but for the names of the
                 rings' columns, which are free (`ring_a`, but not `ring_A`, with a unit
                 at its end); or a list of files, one for each ring.
-            shape: Rows and columns of the rings on the bank, row by row. Default: a
-                list.
+            shape: Rows and columns of the rings on the bank. Default: a list.
             **options: The other arguments of `MeasuredTuning`, such as `efficiency`.
 
         Returns:
@@ -90,7 +89,7 @@ class RingTunings(Tuning):
         >>> two = pnn.RingTunings.from_csv(["ring.csv", "ring.csv"])
         """
         if isinstance(path, str | os.PathLike):
-            curves = read_curves(path, options)
+            curves = [MeasuredTuning(*curve, **options) for curve in read_curves(path)]
         else:
             curves = [MeasuredTuning.from_csv(one, **options) for one in path]
         if shape is None:
@@ -102,7 +101,6 @@ class RingTunings(Tuning):
         return cls(np.array(curves, object).reshape(shape))
 
     def placed(self, row: np.ndarray, column: np.ndarray, width: int) -> "RingTunings":
-        """See `Tuning.placed`."""
         found = type(self)(self.tunings)
         if self.tunings.ndim == 2:
             rows, columns = self.tunings.shape
@@ -119,26 +117,25 @@ class RingTunings(Tuning):
     @property
     def control_range(self):
         """Lowest and highest control that all rings have, in `unit`."""
-        return self._range
+        lows, highs = self._ends("control_range")
+        return max(lows), min(highs)
 
     @property
     def training_range(self):
         """Lowest and highest control that layers train all rings within."""
-        ranges = np.array([t.training_range for t in self.tunings.ravel()])
-        return float(ranges[:, 0].max()), float(ranges[:, 1].min())
+        lows, highs = self._ends("training_range")
+        return max(lows), min(highs)
 
     @property
     def weight_range(self):
         """Lowest and highest weight of any ring."""
-        ranges = np.array([t.weight_range for t in self.tunings.ravel()])
-        return float(ranges[:, 0].min()), float(ranges[:, 1].max())
+        lows, highs = self._ends("weight_range")
+        return min(lows), max(highs)
 
     def heater_shift(self, control: TensorLike):
-        """See `Tuning.heater_shift`."""
         return self._tensors("heater_shift", control)
 
     def detuning(self, control: TensorLike):
-        """See `Tuning.detuning`."""
         return self._tensors("detuning", control)
 
     def heater_power(self, control: TensorLike):
@@ -153,7 +150,6 @@ class RingTunings(Tuning):
         shift: TensorLike = 0.0,
         half_width_error: TensorLike = 0.0,
     ):
-        """See `Tuning.weight`."""
         return self._tensors("weight", control, shift, half_width_error)
 
     def control(self, weight: TensorLike) -> np.ndarray:
@@ -165,23 +161,21 @@ class RingTunings(Tuning):
         return self._arrays("clip", weight)
 
     def get_config(self) -> dict:
-        """See `Tuning.get_config`."""
-        serialize = keras.saving.serialize_keras_object
         rows = self.tunings.tolist()
-        return {"tunings": keras.tree.map_structure(serialize, rows)}
+        return {"tunings": keras.saving.serialize_keras_object(rows)}
 
     @classmethod
     def from_config(cls, config: dict):
         """Builds tunings from the result of `get_config`."""
-        load = keras.saving.deserialize_keras_object
-        rows = config["tunings"]
-        if rows and isinstance(rows[0], list):
-            return cls([[load(one) for one in row] for row in rows])
-        return cls([load(one) for one in rows])
+        return cls(keras.saving.deserialize_keras_object(config["tunings"]))
 
     def __repr__(self):
         shape = " × ".join(map(str, self.tunings.shape))
         return f"RingTunings({shape}, {self.tunings.ravel()[0]!r}, …)"
+
+    def _ends(self, name: str):
+        """Returns the low and the high ends of one range of all rings."""
+        return zip(*(getattr(t, name) for t in self.tunings.ravel()), strict=True)
 
     def _tensors(self, method: str, *arguments):
         """Calls a method ring by ring, each on its own elements."""
@@ -200,8 +194,7 @@ class RingTunings(Tuning):
         return tf.reshape(results, self._index.shape)
 
     def _arrays(self, method: str, values) -> np.ndarray:
-        values = self._known(values)
-        values = np.broadcast_to(values, self._index.shape)
+        values = np.broadcast_to(self._known(values), self._index.shape)
         found = np.empty(self._index.shape)
         for tuning, here in self.by_ring():
             found[here] = getattr(tuning, method)(values[here])
@@ -220,14 +213,13 @@ class RingTunings(Tuning):
 
 def _as_array(tunings) -> np.ndarray:
     """Returns tunings, or rows of them, as an object array of one or two axes."""
-    rows = list(tunings) if np.iterable(tunings) else []
-    nested = bool(rows) and all(np.iterable(row) for row in rows)
-    flat = [one for row in rows for one in row] if nested else rows
-    lengths = {len(row) for row in rows} if nested else {len(rows)}
-    single = all(isinstance(t, Tuning) and not isinstance(t, RingTunings) for t in flat)
-    if not flat or len(lengths) > 1 or not single:
+    # Rows that differ in length stay lists.
+    found = np.array(list(tunings) if np.iterable(tunings) else [], object)
+
+    def single(one):
+        return isinstance(one, Tuning) and not isinstance(one, RingTunings)
+
+    if not found.size or found.ndim > 2 or not all(map(single, found.flat)):
         expected = "tunings, at least one, or rows of them, all of one length"
         raise _checks.error("tunings", expected, _checks.short(tunings))
-    found = np.empty(len(flat), object)
-    found[:] = flat
-    return found.reshape(len(rows), -1) if nested else found
+    return found

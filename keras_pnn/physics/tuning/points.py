@@ -67,7 +67,7 @@ def checked_points(control, weight, unit, place=lambda name, i: f"`{name}[{i}]`"
     return (control[::-1].copy(), weight[::-1].copy()) if falling else (control, weight)
 
 
-def read_table(path, name: str | None = None):
+def read_curves(path, name: str | None = None):
     """Reads tuning curves with common controls, one for each column of weights.
 
     Args:
@@ -76,7 +76,7 @@ def read_table(path, name: str | None = None):
             columns but that of the control.
 
     Returns:
-        Unit, controls, a list of weights by column, and the line of each point.
+        A list of (control, weight, unit).
     """
     table = _tables.read(path)
     units = [_tables.unit(heading, _UNITS) for heading in table.headings]
@@ -107,5 +107,10 @@ def read_table(path, name: str | None = None):
             f"{path} must have at least {LEAST_POINTS} points. "
             f"Received: {len(table.rows)} points"
         )
+
+    def place(name, i):
+        return f"{table.place(i)}: `{name}`"
+
     control = table.numbers(controls[0]) / parts
-    return unit, control, [table.numbers(i) for i in weights], table.lines
+    curves = [checked_points(control, table.numbers(i), unit, place) for i in weights]
+    return [(*curve, unit) for curve in curves]

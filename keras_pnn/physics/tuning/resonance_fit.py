@@ -7,13 +7,12 @@ import numpy as np
 
 from keras_pnn import _checks
 from keras_pnn._display import Shown, Table
-from keras_pnn.physics.tuning.points import WIDEST_SHIFT
 
 _LEAST_POINTS = 8
 # A resonance stands out of the residual by this factor, and of the level by this share.
 _STANDS_OUT, _LEAST_DEPTH = 3.0, 0.02
-# In nm and nm/mW: what no ring or heater has, if units are right.
-_HALF_WIDTHS, _EFFICIENCIES = (1e-6, 100.0), (1e-6, 100.0)
+# In nm and in nm/mW: what rings and heaters have, if units are right.
+_LEAST_LENGTH, _MOST_LENGTH = 1e-6, 100.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -47,98 +46,23 @@ class TuningFit(Shown):
         return {"rings": configs, "residuals": self.residuals.tolist()}
 
     def _parts(self):
-        names = ("offset", "half_width", "efficiency", "through_min", "drop_max")
-        names += ("free_spectral_range",)
+        shown = {
+            "offset (nm)": "offset",
+            "half-width (nm)": "half_width",
+            "efficiency (nm/mW)": "efficiency",
+            "through min": "through_min",
+            "drop max": "drop_max",
+            "FSR (nm)": "free_spectral_range",
+        }
         rows = []
-        for i, (tuning, left) in enumerate(
-            zip(self.tunings, self.residuals, strict=True)
-        ):
-            values = [getattr(tuning, name) for name in names]
+        for i, tuning in enumerate(self.tunings):
+            values = [getattr(tuning, name) for name in shown.values()]
             cells = ["-" if v is None else f"{v:.4g}" for v in values]
-            rows.append((str(i), *cells, f"{left:.2g}"))
-        columns = ("ring", "offset (nm)", "half-width (nm)", "efficiency (nm/mW)")
-        columns += ("through min", "drop max", "FSR (nm)", "residual (rms)")
-        return [Table("", columns, rows)]
+            rows.append((str(i), *cells, f"{self.residuals[i]:.2g}"))
+        return [Table("", ("ring", *shown, "residual (rms)"), rows)]
 
 
-def fit_currents(
-    kind, current, weight, port, period, half_width, efficiency, resistance, top
-) -> TuningFit:
-    """Fits as `HeaterTuning.fit` says; `kind` is that class."""
-    current, curves = _points("current", current, "weight", weight)
-    _checks.not_negative("current", current)
-    port = _checks.choice("port", port, ("balanced", "through", "drop"))
-    resistance = _checks.real("resistance", resistance, above=0)
-    known = {"half_width": half_width, "efficiency": efficiency}
-    if not isinstance(period, bool | None):
-        known["free_spectral_range"] = period
-    lengths = {
-        name: _checks.real(name, value, above=0)
-        for name, value in known.items()
-        if value is not None
-    }
-    if len(lengths) > 1:
-        raise _checks.error("fit", "given one known length", sorted(lengths))
-    power = current**2 * resistance / 1000
-    tunings, residuals = [], []
-    for i, curve in enumerate(curves):
-        found = _resonance(power, curve, port, period, f"weight[:, {i}]")
-        scale = lengths.get("efficiency", 0.53)
-        if "half_width" in lengths:
-            scale = lengths["half_width"] / found.half_width
-        elif "free_spectral_range" in lengths:
-            scale = lengths["free_spectral_range"] / found.period
-        half_width = scale * found.half_width
-        _check_units("current (mA)", "efficiency (nm/mW)", scale, _EFFICIENCIES)
-        _check_units("current (mA)", "half-width (nm)", half_width, _HALF_WIDTHS)
-        tunings.append(
-            kind(
-                offset=scale * _nearest(-found.center, found.period),
-                half_width=half_width,
-                efficiency=scale,
-                resistance=resistance,
-                port=port,
-                max_current=float(current.max()) if top is None else top,
-                free_spectral_range=found.period and scale * found.period,
-                **_lossless(port, found.level),
-            )
-        )
-        residuals.append(found.residual)
-    return TuningFit(tunings, np.array(residuals))
-
-
-def fit_wavelengths(
-    kind, wavelength, transmission, laser, port, period, options
-) -> TuningFit:
-    """Fits as `HeaterTuning.fit_spectrum` says; `kind` is that class."""
-    wavelength, curves = _points("wavelength", wavelength, "transmission", transmission)
-    port = _checks.choice("port", port, ("balanced", "through", "drop"))
-    laser = _checks.real("laser", laser, above=0)
-    low, high = wavelength.min(), wavelength.max()
-    if not low - WIDEST_SHIFT < laser < high + WIDEST_SHIFT:
-        expected = f"in nm, as the wavelengths from {low:g} to {high:g}"
-        raise _checks.error("laser", expected, f"{laser:g}")
-    if not isinstance(period, bool | None):
-        period = _checks.real("free_spectral_range", period, above=0)
-    tunings, residuals = [], []
-    for i, curve in enumerate(curves):
-        name = f"transmission[:, {i}]"
-        found = _resonance(wavelength - laser, curve, port, period, name, True)
-        width = found.half_width
-        _check_units("wavelength (nm)", "half-width (nm)", width, _HALF_WIDTHS)
-        tunings.append(
-            kind(
-                offset=_nearest(found.center, found.period),
-                half_width=found.half_width,
-                free_spectral_range=found.period,
-                **{"port": port, **_lossless(port, found.level), **options},
-            )
-        )
-        residuals.append(found.residual)
-    return TuningFit(tunings, np.array(residuals))
-
-
-def _points(first: str, x, second: str, y) -> tuple[np.ndarray, np.ndarray]:
+def curves_of(first: str, x, second: str, y) -> tuple[np.ndarray, np.ndarray]:
     """Returns the checked x, and one row of y for each ring."""
     x, y = _checks.array(first, x), _checks.array(second, y)
     if x.ndim != 1 or y.ndim not in (1, 2) or len(x) != len(y):
@@ -152,15 +76,16 @@ def _points(first: str, x, second: str, y) -> tuple[np.ndarray, np.ndarray]:
     return x, (y[:, None] if y.ndim == 1 else y).T
 
 
-def _check_units(argument: str, name: str, value: float, limits: tuple) -> None:
-    low, high = limits
+def check_units(argument: str, name: str, value: float) -> None:
+    """Checks a fitted length: one that no ring has shows another unit of `argument`."""
+    low, high = _LEAST_LENGTH, _MOST_LENGTH
     if not low < value < high:
         expected = f"in this unit: the {name} is then from {low:g} to {high:g}"
         raise _checks.error(argument, expected, f"a fitted {name} of {value:.2g}")
 
 
 @dataclasses.dataclass(frozen=True)
-class _Found:
+class Resonance:
     """A fitted resonance, in the unit of x; `period` is `None` for a single one."""
 
     center: float
@@ -170,12 +95,12 @@ class _Found:
     residual: float
 
 
-def _resonance(x, y, port, period, name, scaled=False) -> _Found:
+def find_resonance(x, y, port, period, name, scaled=False) -> Resonance:
     """Fits `scale · (distant + (level − distant) / (1 + u²))`.
 
     Args:
-        period: `None`, `True` to be fitted, or the distance of resonances in x where
-            `scaled` is true; else a number counts as `True`.
+        period: `None` or `False` for one resonance, `True` to be fitted, or the
+            distance of resonances in x.
         scaled: whether the scale is fitted, and not 1.
     """
     from scipy import optimize
@@ -185,8 +110,8 @@ def _resonance(x, y, port, period, name, scaled=False) -> _Found:
     distant = 0.0 if port == "drop" else 1.0
     # Of a passive ring.
     low = -1.0 if port == "balanced" else 0.0
-    free = bool(period) and (period is True or not scaled)
-    fixed = None if free or not period else period
+    free = period is True
+    fixed = None if free else period or None
     span = np.ptp(x)
 
     def shape(at):
@@ -214,20 +139,18 @@ def _resonance(x, y, port, period, name, scaled=False) -> _Found:
     grids = [
         np.linspace(x.min() - span / 2, x.max() + span / 2, 81),
         np.log(span * np.geomspace(1 / 300, 1, 14)),
-        np.log(span * np.geomspace(0.1, 4, 30)) if free else np.zeros(1),
     ]
+    if free:
+        grids.append(np.log(span * np.geomspace(0.1, 4, 30)))
     ranked = sorted(
         itertools.product(*grids), key=lambda at: np.sum(solved(at)[1] ** 2)
     )
-    size = 3 if free else 2
-    bounds = [[g[0] - 1e-6 for g in grids[:size]], [g[-1] + 1e-6 for g in grids[:size]]]
+    options = {
+        "bounds": [[g[0] - 1e-6 for g in grids], [g[-1] + 1e-6 for g in grids]],
+        "x_scale": [span / 10, 1, 1][: len(grids)],
+    }
     fits = [
-        optimize.least_squares(
-            lambda at: solved(at)[1],
-            start[:size],
-            bounds=bounds,
-            x_scale=[span / 10, 1, 1][:size],
-        )
+        optimize.least_squares(lambda at: solved(at)[1], start, **options)
         for start in ranked[:5]
     ]
     best = min(fits, key=lambda found: found.cost)
@@ -239,33 +162,25 @@ def _resonance(x, y, port, period, name, scaled=False) -> _Found:
     if period:
         # The same resonances, by the one nearest to the middle of the points.
         middle = (x.min() + x.max()) / 2
-        center = middle + _nearest(center - middle, period)
+        center = middle + nearest(center - middle, period)
     if scaled and not x.min() <= center <= x.max():
         # A slope, and no resonance that the spectrum shows.
         depth = 0.0
-    if not depth > max(_STANDS_OUT * left, _LEAST_DEPTH) or (
-        bool(level > distant) is not (port == "drop")
-    ):
-        raise _checks.error(
-            name,
-            "a curve with a resonance",
-            f"one that is {depth:.2g} deep, {left:.2g} (rms) away from the nearest",
+    stands_out = depth > max(_STANDS_OUT * left, _LEAST_DEPTH)
+    if not stands_out or (level > distant) != (port == "drop"):
+        received = (
+            f"one that is {depth:.2g} deep, {left:.2g} (rms) away from the nearest"
         )
-    return _Found(
-        center,
-        float(np.exp(best.x[1])),
-        float(level),
-        period,
-        left,
-    )
+        raise _checks.error(name, "a curve with a resonance", received)
+    return Resonance(center, float(np.exp(best.x[1])), float(level), period, left)
 
 
-def _nearest(offset: float, period: float | None) -> float:
+def nearest(offset: float, period: float | None) -> float:
     """Returns the offset of the resonance nearest to the laser."""
     return offset - period * round(offset / period) if period else offset
 
 
-def _lossless(port: str, level: float) -> dict:
+def lossless(port: str, level: float) -> dict:
     """Returns both ports of a lossless ring on resonance, from the weight there."""
     if port == "drop":
         return {"through_min": min(1 - level, 0.999), "drop_max": level}

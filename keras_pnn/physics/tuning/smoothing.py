@@ -25,8 +25,7 @@ _LEAST_STEP = 1e-6
 class Resonance:
     """A Lorentzian, `base + height / (1 + ((x - center) / half_width)²)`.
 
-    Attributes:
-        misfit: Float. Root mean square distance from the points.
+    `misfit` is its root mean square distance from the points.
     """
 
     center: float
@@ -36,9 +35,8 @@ class Resonance:
     misfit: float
 
     def __call__(self, x):
-        return self.base + self.height / (
-            1 + ((x - self.center) / self.half_width) ** 2
-        )
+        u = (x - self.center) / self.half_width
+        return self.base + self.height / (1 + u**2)
 
 
 def fit_resonance(x, y) -> Resonance:
@@ -58,11 +56,13 @@ def fit_resonance(x, y) -> Resonance:
     starts = [(c, w) for c in np.linspace(low, high, 33) for w in widths]
     start = min(starts, key=lambda at: np.sum(solved(at)[1] ** 2))
     bounds = ([low, widths[0] - 1e-9], [high, widths[-1] + 1e-9])
-    found = optimize.least_squares(lambda at: solved(at)[1], start, bounds=bounds).x
-    (base, height), residual = solved(found)
-    half_width = span * np.exp(found[1])
+    center, width = optimize.least_squares(
+        lambda at: solved(at)[1], start, bounds=bounds
+    ).x
+    (base, height), residual = solved((center, width))
     misfit = np.sqrt(np.mean(residual**2))
-    return Resonance(*map(float, (found[0], half_width, base, height, misfit)))
+    values = center, span * np.exp(width), base, height, misfit
+    return Resonance(*map(float, values))
 
 
 def noise(y) -> float:
@@ -94,15 +94,11 @@ def smooth(x, y, distance: float) -> Spline:
     """Fits a cubic spline that turns only where the resonance does.
 
     The coefficients of the B-splines rise or fall between the turning points, and so
-    does the curve. Second differences of the coefficients are penalised, as in
-    P-splines, as strongly as the distance allows; knots are dense where the weights
-    change.
+    does the curve. Their second differences are penalised, as in P-splines, as strongly
+    as the distance allows; knots are dense where the weights change.
 
-    Args:
-        x: Float64 array of shape `(n,)`, strictly increasing, n at least 4.
-        y: Float64 array of shape `(n,)`.
-        distance: Float. Root mean square distance allowed between the curve and the
-            points. If no curve is so close, the closest is taken.
+    `distance` is the root mean square distance allowed between the curve and the
+    points. If no curve is so close, the closest is taken.
 
     Reference:
 
@@ -175,10 +171,7 @@ class _ShapedFit:
         self.first = 1.0 if rises else -1.0
 
     def __call__(self, strength):
-        """Returns the curve at a strength of the penalty.
-
-        Turning points move to where the fit is best.
-        """
+        """Returns the curve; turning points move to where the fit is best."""
         from scipy import interpolate, linalg
 
         count = self.basis.shape[1]
@@ -208,10 +201,7 @@ class _ShapedFit:
         return interpolate.PPoly(curve.c[:, kept], ends)
 
     def _solve(self, root, target, turns):
-        """Solves for steps between coefficients, each of the sign that it should have.
-
-        Returns the distance and the coefficients.
-        """
+        """Returns distance and coefficients; their steps have the signs they should."""
         from scipy import optimize
 
         count = len(root)

@@ -8,14 +8,12 @@ class Spline:
     """Cubic spline with two continuous derivatives.
 
     Args:
-        curve: `scipy.interpolate.PPoly` of degree 3.
-        start: Float. Where turns and solutions begin. Default: at the first x.
+        curve: `scipy.interpolate.PPoly` of degree 3, from `low` to `high`.
+        start: where turns and solutions begin. Default: `low`.
 
     Attributes:
-        low: Float. First x.
-        high: Float. Last x.
-        turns: Float64 array. `start`, the last x and all local extrema between, sorted.
-        heights: Float64 array. The values at `turns`.
+        turns: `start`, `high` and all local extrema between, sorted.
+        heights: the values at `turns`.
     """
 
     def __init__(self, curve, start: float | None = None):
@@ -46,11 +44,7 @@ class Spline:
         return ((c[..., 0] * t + c[..., 1]) * t + c[..., 2]) * t + c[..., 3]
 
     def turning_points(self, least: float = 0.0) -> np.ndarray:
-        """Returns where the curve turns, the ends not among them.
-
-        Args:
-            least: Share of the span of the curve that it must go back after a turn.
-        """
+        """Returns where the curve turns, and goes back by a share of its span."""
         return self.turns[self._larger_than(least)[1:-1]]
 
     def room(self, dtype):

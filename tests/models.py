@@ -163,6 +163,30 @@ def assert_same(one, other, atol=0.0):
         np.testing.assert_allclose(a, b, rtol=0, atol=atol)
 
 
+def difference_of_gradients(operator, x, y, vector, step):
+    """What Keras' gradients change by along a vector, to be compared with Hv."""
+    model, training = operator.model, operator.batch_norm == "batch"
+    before = [(v, v.numpy()) for v in model.variables]
+    gradients = []
+    for sign in (1, -1):
+        parts = operator.split(sign * step * vector)
+        for variable, part in zip(operator.variables, parts, strict=True):
+            variable.assign_add(part)
+        with tf.GradientTape() as tape:
+            outputs = model(x, training=training)
+            loss = model.compute_loss(x, y, outputs, training=training)
+        found = tape.gradient(
+            loss,
+            [v.value for v in operator.variables],
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+        gradients.append(operator.join(map(tf.convert_to_tensor, found)))
+        # Statistics and seeds of dropout too.
+        for variable, value in before:
+            variable.assign(value)
+    return (gradients[0] - gradients[1]) / (2 * step)
+
+
 def moved(before, after):
     """How far each of some arrays or variables has moved at most."""
     pairs = zip(before, after, strict=True)

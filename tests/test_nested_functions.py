@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras_layers_table import Concrete, Custom, Decorated, Recomputed
-from models import FIT, LOSS, samples
+from models import FIT, LOSS, difference_of_gradients, samples
 
 import keras_pnn as pnn
 
@@ -80,34 +80,6 @@ def trained(model):
     return model.get_weights()
 
 
-def curvature(model):
-    """Hv and what `evaluate` says of it: the difference of gradients of Keras'."""
-    operator = pnn.curvature.HessianOperator(model, X, Y, "all")
-    vector = np.random.default_rng(0).normal(size=operator.size)
-    return operator @ vector, differences(model, operator, vector)
-
-
-def differences(model, operator, vector, step=3e-3):
-    starts = [v.numpy() for v in operator.variables]
-    ends = []
-    for sign in (1, -1):
-        for v, start, part in zip(
-            operator.variables, starts, operator.split(vector), strict=True
-        ):
-            v.assign(start + sign * step * part)
-        with tf.GradientTape() as tape:
-            loss = model.compute_loss(X, Y, model(X))
-        ends.append(
-            operator.join(
-                tf.convert_to_tensor(g).numpy()
-                for g in tape.gradient(loss, [v.value for v in operator.variables])
-            )
-        )
-    for v, start in zip(operator.variables, starts, strict=True):
-        v.assign(start)
-    return (ends[0] - ends[1]) / (2 * step)
-
-
 @pytest.mark.parametrize("kind", REACHED)
 def test_training_without_radius_is_that_of_keras(kind):
     expected = trained(nested(kind))
@@ -120,7 +92,10 @@ def test_training_without_radius_is_that_of_keras(kind):
 @pytest.mark.parametrize("kind", REACHED)
 def test_products_are_differences_of_gradients(kind, called):
     model = nested(kind, called)
-    found, expected = curvature(model)
+    operator = pnn.curvature.HessianOperator(model, X, Y, "all")
+    vector = np.random.default_rng(0).normal(size=operator.size)
+    found = operator @ vector
+    expected = difference_of_gradients(operator, X, Y, vector, 3e-3)
     scale = np.abs(expected).max()
     np.testing.assert_allclose(found, expected, rtol=1e-2, atol=3e-3 * scale)
     # A graph that was first traced for the Hessian would keep its tensors.

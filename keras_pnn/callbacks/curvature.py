@@ -5,6 +5,8 @@ import os
 import pathlib
 from collections.abc import Callable, Sequence
 
+import tensorflow as tf
+
 from keras_pnn import plotting
 from keras_pnn.callbacks.measuring import MeasuringCallback
 from keras_pnn.curvature.eigenvalues import check_search
@@ -186,21 +188,21 @@ class LossLandscape(MeasuringCallback):
     def values(self, result):
         return {"landscape_rise": result.rise}
 
-    def write(self, epoch, result, summaries):
-        if self.folder is None and summaries is None:
+    def write(self, epoch, result, summary):
+        if self.folder is None and summary is None:
             return
         picture = _picture(result, epoch)
         if self.folder is not None:
             path = self.folder / f"landscape_{epoch + 1:04d}.npz"
             result.save(path)
             if picture is not None:
-                path.with_suffix(".png").write_bytes(picture[0])
-        if summaries is not None and picture is not None:
-            summaries.image(epoch, "landscape", *picture)
+                path.with_suffix(".png").write_bytes(picture[-1])
+        if summary is not None and picture is not None:
+            summary(epoch, "landscape", tf.constant(picture), "images")
 
 
 def _picture(result, epoch):
-    """Returns a PNG file's content, its width and height; `None` without Matplotlib."""
+    """Returns a PNG's width, height and content in bytes; `None` without Matplotlib."""
     kind = "eigenvector" if result.directions == "eigenvectors" else "direction"
     first, second = f"along {kind} 1", f"along {kind} 2"
     try:
@@ -217,4 +219,5 @@ def _picture(result, epoch):
     ax.set_title(f"epoch {epoch + 1}")
     content = io.BytesIO()
     plotting.save(ax, content)
-    return content.getvalue(), *ax.figure.canvas.get_width_height()
+    size = [str(n).encode() for n in ax.figure.canvas.get_width_height()]
+    return [*size, content.getvalue()]

@@ -1,5 +1,8 @@
 """A run that ends anywhere goes on there, to the same bits."""
 
+import pathlib
+import signal
+
 import h5py
 import keras
 import numpy as np
@@ -13,6 +16,7 @@ from models import (
     compiled,
     numbers,
     ring_chip,
+    run_script,
     samples,
 )
 
@@ -79,16 +83,19 @@ class Kill(keras.callbacks.Callback):
         super().__init__()
         self.at = epoch, batch
 
+    def end(self):
+        raise Killed
+
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch
 
     def on_train_batch_end(self, batch, logs=None):
         if (self.epoch, batch) == self.at:
-            raise Killed
+            self.end()
 
     def on_epoch_end(self, epoch, logs=None):
         if (epoch, None) == self.at:
-            raise Killed
+            self.end()
 
 
 class KillInValidation(keras.callbacks.Callback):
@@ -162,6 +169,23 @@ def test_a_killed_run_goes_on_exactly(every, kill, kept, tmp_path, uninterrupted
     first = kept[0] if kept else 0
     assert seen.epochs == list(range(first, EPOCHS))
     assert not folder.exists()
+
+
+def test_a_run_killed_in_another_process_goes_on_exactly(tmp_path, uninterrupted):
+    script = """
+        import os, sys
+        folder, *sys.path[:0] = sys.argv[1:]
+        from test_checkpoint import Checkpoint, Kill, fit, sat
+        Kill.end = lambda self: os.kill(os.getpid(), 9)
+        fit(sat(), Checkpoint(folder, every=2), Kill(1, 2))
+    """
+    folder, here = tmp_path / "state", pathlib.Path(__file__).parent
+    killed = run_script(script, folder, here, here.parent)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    assert position(folder) == (1, 2)
+    model = sat(seed=99)
+    fit(model, Checkpoint(folder, every=2))
+    assert_same(state(model), uninterrupted)
 
 
 def test_what_a_resumed_run_left_does_not_reach_another(tmp_path):

@@ -24,17 +24,14 @@ class HessianEigenvalues(MeasuringCallback):
     those that read its keys.
 
     With a device in the loop, the eigenvalues are those of the digital model. The
-    callback does not change the training by a single bit. Graphs are kept with the
-    model and traced once, see `pnn.curvature.HessianOperator`.
+    callback does not change the training by a single bit.
 
     Args:
         x, y: a probe set, as in `pnn.hessian_eigenvalues`. A few hundred samples are
             usually enough to see a trend.
-        k: how many eigenvalues.
-        variables: as in `pnn.hessian_eigenvalues`.
         every: how many epochs from one measurement to the next.
-        batch_size, sample_weight, tolerance, max_iterations, seed, batch_norm,
-            verbose: as in `pnn.hessian_eigenvalues`.
+        k, variables, batch_size, sample_weight, tolerance, max_iterations, seed,
+            batch_norm, verbose: as in `pnn.hessian_eigenvalues`.
         smallest: how many of the smallest eigenvalues to find as well, logged as
             `hessian_smallest_1`, …, ascending.
         log_dir: a folder for TensorBoard, which gets the epochs that were measured.

@@ -1,14 +1,10 @@
 """Let an imperfection drift during `fit` and `evaluate`.
 
-From the callback to the weights: `on_train_begin`, or `on_test_begin`, finds the
-imperfection's variables by name, and `_keras.wrap_step` puts `_step` around the
-compiled train or test function. Before each batch `_move` asks the process for the
-deviation. `_step` assigns the drifted values, runs the step, and assigns the values
-from before. In the step, `PhysicalLayer.call` reads all variables anew and hands them
-to `forward`, which computes the weights: those of a ring in `RingLayer.weights_at`. A
-simulated device that measures in training has values of its own; it adds the drift,
-which `_step` therefore keeps in `Quantity.drift` too, by `Quantity.passing` in
-`SimulatedDevice.imperfections`.
+`_keras.wrap_step` puts `_step` around the compiled train or test function. Before each
+batch `_move` asks the process for the deviation; `_step` assigns the drifted values,
+runs the step, and assigns the values from before. A simulated device that measures in
+training has values of its own; it adds the drift, which `_step` therefore keeps in
+`Quantity.drift` too.
 """
 
 import math

@@ -13,11 +13,9 @@ from keras_pnn.devices.evaluation import rows_of
 def batches(
     x, y, sample_weight, batch_size
 ) -> tuple[Callable[[], Iterator], int | None]:
-    """Returns a function that starts a pass over the batches, and their size.
+    """Returns a function that yields (x, y, sample_weight) as tensors, and the size.
 
-    Returns:
-        A function without arguments that yields (x, y, sample_weight) as tensors, and
-        the batch size; `None` for a data set, which has its own.
+    The size is `None` for a data set, which has batches of its own.
     """
     if _checks.is_data_set(x):
         start = _checks.data_set_batches(x, y, sample_weight)
@@ -38,16 +36,13 @@ def batches(
 def mean(
     start: Callable[[], Iterator], step: Callable, handing: Callable[[], list[str]]
 ) -> tuple[list, int]:
-    """Averages numbers and arrays over batches, by the batches' sizes.
+    """Returns means of tensors over batches, by their sizes, and the number of samples.
 
     Args:
-        start: starts a pass over the batches, as `batches` returns it.
+        start: as `batches` returns it.
         step: a function of x, y and sample_weight that returns tensors.
         handing: a function that returns the names of the layers that have handed a
             state on, see `OverridingScope.handing`.
-
-    Returns:
-        The mean of each tensor, float64, and the number of samples.
     """
     totals, samples = [], 0
     for batch in start():

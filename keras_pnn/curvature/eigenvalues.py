@@ -147,6 +147,5 @@ def check_search(
     _checks.integer("k", k, 1, parameters)
     _checks.integer("smallest", smallest, 0, parameters)
     _checks.real("tolerance", tolerance, above=0, below=1)
-    if max_iterations is not None:
-        _checks.real("max_iterations", max_iterations, low=1)
+    _checks.optional(_checks.real, "max_iterations", max_iterations, low=1)
     _checks.integer("seed", seed, 0)

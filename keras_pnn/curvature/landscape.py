@@ -69,9 +69,8 @@ class Landscape(LossResult):
             for field in dataclasses.fields(self)
             if field.name != "vectors" and getattr(self, field.name) is not None
         }
-        for index, vector in enumerate(self.vectors):
-            flat = [np.ravel(part) for part in vector]
-            values[f"direction_{index + 1}"] = np.concatenate(flat)
+        for index, vector in enumerate(self.vectors, start=1):
+            values[f"direction_{index}"] = np.concatenate(list(map(np.ravel, vector)))
         np.savez(path, **values)
 
     def _parts(self):
@@ -156,29 +155,20 @@ def loss_landscape(
     operator = HessianOperator(
         model, x, y, variables, batch_size, sample_weight, batch_norm
     )
-    return find_landscape(
-        operator,
-        directions=directions,
-        extent=extent,
-        points=points,
-        seed=seed,
-        dimensions=dimensions,
-        tolerance=tolerance,
-        max_iterations=max_iterations,
-        verbose=verbose,
-    )
+    plan = directions, extent, points, dimensions
+    return find_landscape(operator, *plan, tolerance, max_iterations, seed, verbose)
 
 
 def find_landscape(
     operator,
-    directions="eigenvectors",
-    extent=1.0,
-    points=21,
-    seed=0,
-    dimensions=2,
-    tolerance=1e-3,
-    max_iterations=None,
-    verbose=0,
+    directions,
+    extent,
+    points,
+    dimensions,
+    tolerance,
+    max_iterations,
+    seed,
+    verbose,
     search=None,
 ) -> Landscape:
     """Evaluates the loss of a `HessianOperator`; the rest as in `loss_landscape`.

@@ -127,8 +127,7 @@ def find_density(
     """Estimates the density of a `HessianOperator`, as in `hessian_density`."""
     _checks.integer("steps", steps, 1)
     _checks.integer("vectors", vectors, 1)
-    if broadening is not None:
-        _checks.real("broadening", broadening, above=0)
+    _checks.optional(_checks.real, "broadening", broadening, above=0)
     product = operator.products(verbose)
     starts = _signs(vectors, operator.size, seed)
     pairs = [tridiagonal(product, start, steps) for start in starts]

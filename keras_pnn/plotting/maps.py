@@ -25,13 +25,13 @@ def images(pictures: dict, ax=None):
     """
     ax = axis_of(ax)
     arrays = [np.asarray(p) for p in pictures.values()]
-    gap = np.full((max(2, arrays[0].shape[0] // 12), arrays[0].shape[1]), np.nan)
-    stack, ticks, row = [], [], 0
+    height, width = arrays[0].shape
+    gap = np.full((max(2, height // 12), width), np.nan)
+    stack, ticks = np.empty((0, width)), []
     for array in arrays:
-        ticks.append(row + array.shape[0] / 2)
-        stack += [array, gap]
-        row += len(array) + len(gap)
-    ax.imshow(np.concatenate(stack[:-1]), cmap="gray", vmin=0, vmax=1)
+        ticks.append(len(stack) + len(array) / 2)
+        stack = np.concatenate([stack, array, gap])
+    ax.imshow(stack[: -len(gap)], cmap="gray", vmin=0, vmax=1)
     ax.set_yticks(ticks, list(pictures))
     ax.set(xlabel="column (pixels)")
     return ax

@@ -81,22 +81,6 @@ def test_density_of_a_known_spectrum_within_its_broadening(
         )
 
 
-def test_density_of_a_continuous_spectrum(quadratic):
-    spectrum = np.linspace(0, 1, 400)
-    result = pnn.hessian_density(
-        quadratic(spectrum),
-        X,
-        steps=40,
-        vectors=20,
-        broadening=0.05,
-        variables="all",
-    )
-    inside = (result.grid > 0.15) & (result.grid < 0.85)
-    np.testing.assert_allclose(result.density[inside], 1, atol=0.2)
-    outside = (result.grid < -0.2) | (result.grid > 1.2)
-    assert (result.density[outside] < 1e-3).all()
-
-
 def test_moments_agree_with_the_matrix_and_the_trace(float64, network, data):
     operator = HessianOperator(network(), *data, "all", batch_size=4)
     density = operator.density(steps=12, vectors=6, seed=5)

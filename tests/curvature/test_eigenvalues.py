@@ -10,6 +10,10 @@ from keras_pnn.curvature.lanczos import extreme_vectors
 X = np.ones((4, 1))
 
 
+def eigenvalues(model, **options):
+    return pnn.hessian_eigenvalues(model, X, variables="all", **options)
+
+
 @pytest.mark.parametrize(
     "diagonal, k, smallest, expected",
     [
@@ -24,9 +28,7 @@ X = np.ones((4, 1))
     ],
 )
 def test_diagonal_matrices(quadratic, diagonal, k, smallest, expected):
-    result = pnn.hessian_eigenvalues(
-        quadratic(diagonal), X, k=k, variables="all", smallest=smallest
-    )
+    result = eigenvalues(quadratic(diagonal), k=k, smallest=smallest)
     found = [*result.eigenvalues, *result.smallest]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     assert result.converged.all() and result.smallest_converged.all()
@@ -37,9 +39,7 @@ def test_diagonal_matrices(quadratic, diagonal, k, smallest, expected):
 def test_search_finds_the_largest_algebraic_eigenvalues(quadratic, symmetric, low):
     spectrum = np.concatenate([[low, low / 2], np.linspace(0, 1, 55), [5, 7, 9]])
     matrix, basis = symmetric(spectrum)
-    result = pnn.hessian_eigenvalues(
-        quadratic(matrix), X, k=3, variables="all", tolerance=1e-5
-    )
+    result = eigenvalues(quadratic(matrix), k=3, tolerance=1e-5)
     np.testing.assert_allclose(result.eigenvalues, [9, 7, 5], rtol=2e-5)
     assert result.converged.all()
     assert result.iterations < 200
@@ -50,14 +50,8 @@ def test_search_finds_the_largest_algebraic_eigenvalues(quadratic, symmetric, lo
 
 @pytest.mark.parametrize("k", [1, 4])
 def test_search_cut_short_says_so(quadratic, k):
-    result = pnn.hessian_eigenvalues(
-        quadratic(np.linspace(0, 1, 400)),
-        X,
-        k=k,
-        variables="all",
-        tolerance=1e-5,
-        max_iterations=12,
-    )
+    model = quadratic(np.linspace(0, 1, 400))
+    result = eigenvalues(model, k=k, tolerance=1e-5, max_iterations=12)
     assert len(result.eigenvalues) == len(result.eigenvectors) == k
     assert not result.converged.any()
     assert result.iterations < 40
@@ -156,9 +150,7 @@ def test_search_stays_within_its_products():
 
 def test_result_as_dict_and_table(quadratic, capsys):
     model = quadratic([1.0, 2.0, 3.0])
-    result = pnn.hessian_eigenvalues(
-        model, X, k=2, variables="all", verbose=1, smallest=2
-    )
+    result = eigenvalues(model, k=2, verbose=1, smallest=2)
     values = json.loads(json.dumps(result.to_dict()))
     assert not {"eigenvectors", "smallest_eigenvectors"} & values.keys()
     assert values["eigenvalues"] == result.eigenvalues.tolist()
@@ -184,4 +176,4 @@ def test_result_as_dict_and_table(quadratic, capsys):
 )
 def test_bad_input_is_named(quadratic, options, message):
     with pytest.raises(ValueError, match=message):
-        pnn.hessian_eigenvalues(quadratic(np.eye(3)), X, variables="all", **options)
+        eigenvalues(quadratic(np.eye(3)), **options)

@@ -46,8 +46,15 @@ def mean(
     """
     totals, samples = [], 0
     for batch in start():
-        if samples:
-            _check_no_states(handing())
+        names = handing() if samples else []
+        if names:
+            raise ValueError(
+                f"Layer {' and '.join(f'`{name}`' for name in names)} must not be "
+                "stateful, or the data must be one batch: `evaluate` hands the state "
+                "of one batch to the next, which an average over batches does not. "
+                "Received: several batches. Give all samples in one batch, or build "
+                "the layer with `stateful=False`"
+            )
         size = _checks.sample_count(batch[0])
         parts = [size * part.numpy().astype("float64") for part in step(*batch)]
         totals = list(map(np.add, totals, parts)) if samples else parts
@@ -55,17 +62,6 @@ def mean(
     if samples == 0:
         raise _checks.error("x", "at least one sample", "no samples")
     return [total / samples for total in totals], samples
-
-
-def _check_no_states(names: list[str]) -> None:
-    if names:
-        raise ValueError(
-            f"Layer {' and '.join(f'`{name}`' for name in names)} must not be "
-            "stateful, or the data must be one batch: `evaluate` hands the state of "
-            "one batch to the next, which an average over batches does not. Received: "
-            "several batches. Give all samples in one batch, or build the layer with "
-            "`stateful=False`"
-        )
 
 
 def _as_evaluated(array):

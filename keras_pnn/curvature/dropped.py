@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _keras
-from keras_pnn.curvature.graphs import LossGraphs, training_argument
+from keras_pnn.curvature.graphs import LossGraphs
 from keras_pnn.layers.context import Overrides
 
 # How far a gradient's derivative by its upstream factor may be from the gradient, in
@@ -44,11 +44,10 @@ def check_second_derivatives(graphs: LossGraphs, batch: tuple) -> None:
     layers, variables = _keras.flat_layers(graphs.model), graphs.variables
     epsilon = max(map(rounding, [*variables, *layers]))
     rng = np.random.default_rng(0)
-    lengths = [int(np.prod(v.shape)) for v in variables]
-    cuts = np.cumsum(lengths)[:-1]
+    cuts = np.cumsum(graphs.sizes)[:-1]
 
     # In multiples of each variable's size, so that units do not matter.
-    unit = np.repeat([_size(v) for v in variables], lengths)
+    unit = np.repeat([_size(v) for v in variables], graphs.sizes)
 
     def derivatives(vector, point):
         """Returns Hv, the gradient, and the derivative of vᵀg by the factor."""
@@ -168,7 +167,7 @@ def _layers_that_lose(model, x, training, layers) -> list[str]:
         for layer in layers:
             replaced = _keras.replaced_call(layer, recorded(layer, layer.call))
             stack.enter_context(replaced)
-        model(x, **training_argument(model.call, training))
+        model(x, training=training)
     return [layer.name for layer, *call in found.values() if _loses(layer, *call)]
 
 

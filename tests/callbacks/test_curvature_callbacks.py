@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from models import assert_same, bits
+from models import Counting, assert_same, bits
 from tensorflow.core.util import event_pb2
 
 import keras_pnn as pnn
@@ -101,16 +101,6 @@ def test_epochs_between_are_nan(tmp_path):
     with path.open() as file:
         column = [float(row[key]) for row in csv.DictReader(file)]
     np.testing.assert_allclose(column, values)
-
-
-class Counting(keras.layers.Layer):
-    """Counts how often Python runs through it while it is not trained."""
-
-    traces = 0
-
-    def call(self, inputs, training=None):
-        self.traces += not training
-        return inputs
 
 
 @pytest.mark.parametrize("make", [eigenvalues, landscape])

@@ -5,7 +5,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from models import assert_same, difference_of_gradients
+from models import Counting, assert_same, difference_of_gradients
 from scipy.sparse.linalg import eigsh
 
 import keras_pnn as pnn
@@ -90,16 +90,6 @@ def test_scipy_takes_the_operator(float64, network, data):
     vector = np.arange(38.0)
     for found in (operator.T @ vector, operator.rmatvec(vector), operator * vector):
         np.testing.assert_allclose(found, dense @ vector, rtol=1e-9)
-
-
-class Counting(keras.layers.Layer):
-    """Counts how often Python runs through it."""
-
-    traces = 0
-
-    def call(self, inputs):
-        self.traces += 1
-        return inputs
 
 
 def test_graphs_are_kept_with_the_model(network, data, caplog, monkeypatch):

@@ -162,10 +162,8 @@ class LossLandscape(MeasuringCallback):
         super().__init__(every, log_dir)
         self.folder = None if folder is None else pathlib.Path(folder)
         self._data = x, y, variables, batch_size, sample_weight, batch_norm
-        self._plan = {"directions": directions, "dimensions": dimensions}
-        self._plan |= {"extent": extent, "points": points}
-        self._search = {"tolerance": tolerance, "seed": seed}
-        self._search |= {"max_iterations": max_iterations}
+        self._plan = directions, extent, points, dimensions
+        self._plan += tolerance, max_iterations, seed
         self._verbose = verbose
 
     def on_train_begin(self, logs=None):
@@ -174,13 +172,11 @@ class LossLandscape(MeasuringCallback):
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def prepare(self):
-        check_search(**self._search)
-        check_plan(HessianOperator(self.model, *self._data), **self._plan)
+        check_plan(HessianOperator(self.model, *self._data), *self._plan)
 
     def measure(self):
         operator = HessianOperator(self.model, *self._data)
-        given = {**self._plan, **self._search}
-        return find_landscape(operator, **given, verbose=self._verbose)
+        return find_landscape(operator, *self._plan, verbose=self._verbose)
 
     def values(self, result):
         return {"landscape_rise": result.rise}

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_pnn import _checks
+from keras_pnn.curvature.eigenvalues import check_search
 from keras_pnn.curvature.operator import HessianOperator
 from keras_pnn.curvature.result import LossResult
 
@@ -155,8 +156,8 @@ def loss_landscape(
     operator = HessianOperator(
         model, x, y, variables, batch_size, sample_weight, batch_norm
     )
-    plan = directions, extent, points, dimensions
-    return find_landscape(operator, *plan, tolerance, max_iterations, seed, verbose)
+    plan = directions, extent, points, dimensions, tolerance, max_iterations, seed
+    return find_landscape(operator, *plan, verbose=verbose)
 
 
 def find_landscape(
@@ -168,14 +169,15 @@ def find_landscape(
     tolerance,
     max_iterations,
     seed,
-    verbose,
+    verbose=0,
     search=None,
 ) -> Landscape:
     """Evaluates the loss of a `HessianOperator`; the rest as in `loss_landscape`.
 
     `search` is a `HessianResult` that has the eigenvectors already, if there is one.
     """
-    check_plan(operator, directions, extent, points, dimensions)
+    plan = directions, extent, points, dimensions, tolerance, max_iterations, seed
+    check_plan(operator, *plan)
     found = {"eigenvalues": None, "residuals": None, "converged": None}
     if not isinstance(directions, str):
         vectors = [[np.asarray(part) for part in parts] for parts in directions]
@@ -207,8 +209,18 @@ def find_landscape(
     )
 
 
-def check_plan(operator, directions, extent, points, dimensions) -> None:
+def check_plan(
+    operator,
+    directions,
+    extent,
+    points,
+    dimensions,
+    tolerance,
+    max_iterations,
+    seed,
+) -> None:
     """Checks arguments of `loss_landscape` for the loss of a `HessianOperator`."""
+    check_search(tolerance=tolerance, max_iterations=max_iterations, seed=seed)
     count = _checks.integer("dimensions", dimensions, 1, 2)
     if isinstance(directions, str):
         _checks.choice("directions", directions, ("eigenvectors", "random"))

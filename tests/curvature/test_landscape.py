@@ -176,6 +176,7 @@ ONES = [np.ones(shape) for shape in SHAPES]
         ({"points": 3.0}, "`points` must .*Received: 3.0"),
         ({"dimensions": 3}, "`dimensions` must .*Received: 3"),
         ({"tolerance": 2}, "`tolerance` must .*Received: 2"),
+        ({"directions": "random", "seed": None}, "`seed` must .*Received: None"),
         ({"variables": "controls"}, "'all'"),
     ],
 )

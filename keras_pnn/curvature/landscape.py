@@ -177,7 +177,7 @@ def find_landscape(
     `search` is a `HessianResult` that has the eigenvectors already, if there is one.
     """
     plan = directions, extent, points, dimensions, tolerance, max_iterations, seed
-    check_plan(operator, *plan)
+    axes = check_plan(operator, *plan)
     found = {"eigenvalues": None, "residuals": None, "converged": None}
     if not isinstance(directions, str):
         vectors = [[np.asarray(part) for part in parts] for parts in directions]
@@ -190,17 +190,10 @@ def find_landscape(
             )
         vectors = search.eigenvectors[:dimensions]
         found = {name: getattr(search, name)[:dimensions] for name in found}
-    count = len(vectors)
-    axes = [
-        np.linspace(-reach, reach, number)
-        for reach, number in zip(
-            _each("extent", extent, count), _each("points", points, count), strict=True
-        )
-    ]
     loss = _losses(operator, vectors, axes, verbose)
     return Landscape(
         alphas=axes[0],
-        betas=axes[1] if count == 2 else None,
+        betas=axes[1] if axes[1:] else None,
         directions=directions if isinstance(directions, str) else "given",
         vectors=vectors,
         seed=seed,
@@ -218,8 +211,8 @@ def check_plan(
     tolerance,
     max_iterations,
     seed,
-) -> None:
-    """Checks arguments of `loss_landscape` for the loss of a `HessianOperator`."""
+) -> list[np.ndarray]:
+    """Checks arguments of `loss_landscape`; returns the steps along each direction."""
     check_search(tolerance=tolerance, max_iterations=max_iterations, seed=seed)
     count = _checks.integer("dimensions", dimensions, 1, 2)
     if isinstance(directions, str):
@@ -227,11 +220,14 @@ def check_plan(
         _checks.integer("dimensions", count, 1, operator.size)
     else:
         count = _check_given(operator, directions)
-    for value in _each("extent", extent, count):
-        _checks.real("extent", value, above=0)
-    for value in _each("points", points, count):
-        if _checks.integer("points", value, 3) % 2 == 0:
-            raise _checks.error("points", "odd, to include the centre", value)
+    extents = [
+        _checks.real("extent", v, above=0) for v in _each("extent", extent, count)
+    ]
+    numbers = _each("points", points, count)
+    for number in numbers:
+        if _checks.integer("points", number, 3) % 2 == 0:
+            raise _checks.error("points", "odd, to include the centre", number)
+    return [np.linspace(-e, e, n) for e, n in zip(extents, numbers, strict=True)]
 
 
 def _check_given(operator, directions) -> int:

@@ -16,12 +16,13 @@ from keras.src.backend.common.global_state import get_global_attribute
 from keras_pnn._keras.layers import flat_layers as flat_layers
 from keras_pnn._keras.layers import global_seed_state as global_seed_state
 from keras_pnn._keras.layers import is_built as is_built
-from keras_pnn._keras.layers import lent, parts
 from keras_pnn._keras.layers import outputs_of as outputs_of
 from keras_pnn._keras.layers import own_trainable as own_trainable
 from keras_pnn._keras.layers import own_variables as own_variables
+from keras_pnn._keras.layers import parts
 from keras_pnn._keras.layers import recurrent_states as recurrent_states
 from keras_pnn._keras.layers import seed_states as seed_states
+from keras_pnn._keras.lending import lent
 from keras_pnn._keras.overriding import OverridingScope as OverridingScope
 from keras_pnn._keras.overriding import inlining as inlining
 from keras_pnn._keras.second_derivatives import (

@@ -1,8 +1,5 @@
 """Find the layers inside a model, and the variables and states that they hold."""
 
-import contextlib
-from collections.abc import Iterator
-
 import keras
 from keras.src.random.seed_generator import global_seed_generator
 
@@ -79,18 +76,3 @@ def recurrent_states(model: keras.layers.Layer) -> list[keras.Variable]:
         for state in keras.tree.flatten(getattr(layer, "states", None))
         if isinstance(state, keras.Variable)
     ]
-
-
-@contextlib.contextmanager
-def lent(owner, lent: dict) -> Iterator[None]:
-    """Gives an object or a module other attributes until the block ends."""
-    # Past Keras' tracking, or an optimizer would be saved twice.
-    attributes = vars(owner)
-    before = {name: attributes[name] for name in lent if name in attributes}
-    attributes.update(lent)
-    try:
-        yield
-    finally:
-        for name in lent:
-            del attributes[name]
-        attributes.update(before)

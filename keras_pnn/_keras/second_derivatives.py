@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from keras_pnn._keras.layers import lent
+from keras_pnn._keras.lending import lent
 
 _patching = threading.RLock()
 

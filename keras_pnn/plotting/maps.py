@@ -130,17 +130,10 @@ def heat_map(
     x, y = np.asarray(x)[columns], np.asarray(y)[rows]
     values = np.asarray(values, "float64")[np.ix_(rows, columns)]
     low, high = limits if limits is not None else (None, None)
+    colors = {"cmap": "viridis", "vmin": low, "vmax": high}
     # Edges of the colour of their cell hide the seams between cells.
-    mesh = ax.pcolormesh(
-        _edges(x),
-        _edges(y),
-        values,
-        cmap="viridis",
-        vmin=low,
-        vmax=high,
-        edgecolors="face",
-        linewidth=0.4,
-    )
+    edges = {"edgecolors": "face", "linewidth": 0.4}
+    mesh = ax.pcolormesh(_edges(x), _edges(y), values, **colors, **edges)
     bar = ax.figure.colorbar(mesh, ax=ax, label=unit)
     inside = level is not None and np.nanmin(values) < level < np.nanmax(values)
     if inside and min(values.shape) > 1:
@@ -187,17 +180,10 @@ def landscapes(values: dict, xlabel: str, ylabel: str):
         ax.set(title=name, xlabel=xlabel, ylabel=ylabel)
         maps.append(ax)
         ax = figure.add_subplot(2, len(values), len(values) + index, projection="3d")
-        ax.plot_surface(
-            *np.meshgrid(alphas, betas),
-            np.transpose(np.where(np.isfinite(loss), loss, np.nan)),
-            cmap="viridis",
-            vmin=low,
-            vmax=high,
-            rcount=31,
-            ccount=31,
-            linewidth=0.15,
-            edgecolor="black",
-        )
+        heights = np.transpose(np.where(np.isfinite(loss), loss, np.nan))
+        colors = {"cmap": "viridis", "vmin": low, "vmax": high, "edgecolor": "black"}
+        mesh = {"rcount": 31, "ccount": 31, "linewidth": 0.15}
+        ax.plot_surface(*np.meshgrid(alphas, betas), heights, **colors, **mesh)
         ax.set_xlabel(xlabel, labelpad=6)
         ax.set_ylabel(ylabel, labelpad=8)
         ax.set_zlabel("loss", labelpad=9)

@@ -31,8 +31,8 @@ class HessianOperator(LinearOperator):
     layer that has changed takes effect after `compile`, as in Keras' own steps.
 
     The first product of a new graph is compared with gradients, which takes two to four
-    products: TensorFlow drops the second derivatives of some operations. Layers that
-    are not Keras' own are compared in single precision only.
+    products with the first batch: TensorFlow drops the second derivatives of some
+    operations. Layers that are not Keras' own are compared in single precision only.
 
     Args:
         model: a compiled, built Keras model, wrapped or not.

@@ -228,15 +228,12 @@ def _loses(layer, args, kwargs) -> bool:
     if epsilon > _COARSE:
         return False
     step = epsilon**0.5
-    up, down = (
-        derivatives(
-            [
-                start + tf.cast(sign * step, start.dtype) * direction
-                for start, direction in zip(starts, directions, strict=True)
-            ]
-        )[0]
-        for sign in (1, -1)
-    )
+
+    def gradients_at(shift):
+        pairs = zip(starts, directions, strict=True)
+        return derivatives([s + tf.cast(shift, s.dtype) * d for s, d in pairs])[0]
+
+    up, down = gradients_at(step), gradients_at(-step)
     return any(map(_mostly_apart, gradients, products, up, down, len(up) * [step]))
 
 
@@ -247,9 +244,10 @@ def _mostly_apart(gradient, product, up, down, step) -> bool:
         np.ravel(tf.cast(a, tf.float64)) for a in (gradient, product, up, down)
     )
     difference = (up - down) / (2 * step)
-    size = np.median(np.maximum(np.abs(difference), np.abs(product)))
-    floor = 0.05 * size + 5 * epsilon / step * np.abs(gradient).max(initial=0)
-    changing = np.maximum(np.abs(difference), np.abs(product)) > floor
+    largest = np.maximum(np.abs(difference), np.abs(product))
+    floor = 0.05 * np.median(largest)
+    floor += 5 * epsilon / step * np.abs(gradient).max(initial=0)
+    changing = largest > floor
     # A gradient that stays, as behind a quantiser, has lost no derivative.
     told = np.abs(difference) > floor
     apart = np.abs(difference - product) > 0.15 * np.abs(difference) + floor

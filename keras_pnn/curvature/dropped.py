@@ -113,8 +113,8 @@ def _is_known(layer) -> bool:
     if isinstance(layer, keras.layers.Lambda):
         return False
     functions = [type(layer), getattr(layer, "activation", None) or type(layer)]
-    kinds = [f if hasattr(f, "__qualname__") else type(f) for f in functions]
-    return all(k.__module__.startswith(("keras.", "keras_pnn.")) for k in kinds)
+    modules = [getattr(f, "__module__", None) or type(f).__module__ for f in functions]
+    return all(m.startswith(("keras.", "keras_pnn.")) for m in modules)
 
 
 def _size(value) -> float:

@@ -203,14 +203,7 @@ def find_landscape(
 
 
 def check_plan(
-    operator,
-    directions,
-    extent,
-    points,
-    dimensions,
-    tolerance,
-    max_iterations,
-    seed,
+    operator, directions, extent, points, dimensions, tolerance, max_iterations, seed
 ) -> list[np.ndarray]:
     """Checks arguments of `loss_landscape`; returns the steps along each direction."""
     check_search(tolerance=tolerance, max_iterations=max_iterations, seed=seed)

@@ -164,22 +164,20 @@ def _missed(product, found, top, bottom, margins, spread, limit, rng):
         spread: about the largest eigenvalue less the smallest.
         limit: the most products to spend.
     """
+    size, count = len(found), len(top)
+    ends, gaps = [], []
     # The lower end is the upper one of −H.
-    ends = [
-        (sign, sign * edge[-1], sign * (edge[0] - edge), margin[-1])
-        for sign, edge, margin in (
-            (1, top, margins[: len(top)]),
-            (-1, bottom, margins[len(top) :]),
-        )
-        if len(edge) > 1 and sign * (edge[0] - edge[-1]) > margin[-1]
-    ]
+    for sign, edge, margin in (
+        (1, top, margins[:count]),
+        (-1, bottom, margins[count:]),
+    ):
+        below = sign * (edge[:1] - edge)
+        if len(edge) > 1 and below[-1] > margin[-1]:
+            ends.append((sign, sign * edge[-1], margin[-1]))
+            apart = below[-1] - below
+            gaps += [apart.max(), apart[apart > margin[-1]].min()]
     if not ends or limit < 1:
         return None
-    size = len(found)
-    gaps = []
-    for _, _, below, margin in ends:
-        apart = below[-1] - below
-        gaps += [apart.max(), apart[apart > margin].min()]
     # Where those found cannot be told apart from a copy that is passed over.
     first, last = (_steps_to_see(gap / spread, size) for gap in (max(gaps), min(gaps)))
     space = _Subspace(product, min(limit, last), outside=found)
@@ -189,7 +187,7 @@ def _missed(product, found, top, bottom, margins, spread, limit, rng):
         values, mix = space.ritz()
         # Residuals of the ends beyond which an eigenvalue may still lie.
         undecided = []
-        for sign, edge, _, margin in ends:
+        for sign, edge, margin in ends:
             which = [-1 if sign > 0 else 0]
             value = sign * values[which[0]]
             if value > edge + margin:

@@ -107,7 +107,7 @@ class DriftInjection(keras.callbacks.Callback):
         self.seed = _checks.integer("seed", seed, 0)
         self.verbose = verbose
         self.log_name = "drift_" + imperfection.replace("/", "_")
-        self._epoch, self._last = 0, None
+        self._epoch, self._last = 0, math.nan
         self._in_fit = False
 
     def set_params(self, params):
@@ -135,7 +135,7 @@ class DriftInjection(keras.callbacks.Callback):
             self._handle.remove()
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._epoch, self._last = epoch, None
+        self._epoch, self._last = epoch, math.nan
 
     def on_train_batch_begin(self, batch, logs=None):
         if self.during == "training":
@@ -158,8 +158,8 @@ class DriftInjection(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if logs is not None:
             # Every epoch gets the key: CSVLogger fixes its columns at the first.
-            logs[self.log_name] = math.nan if self._last is None else self._last
-        if self.verbose and self._last is not None:
+            logs[self.log_name] = self._last
+        if self.verbose and not math.isnan(self._last):
             print(f"\nEpoch {epoch + 1}: {self.imperfection} is off by {self._last:g}")
 
     def _find(self):

@@ -66,11 +66,7 @@ from keras_pnn.physics.tuning import (
     Tuning,
     TuningFit,
 )
-from keras_pnn.robustness import (
-    RobustnessResult,
-    robustness_report,
-    robustness_rows,
-)
+from keras_pnn.robustness import RobustnessResult, robustness_report, robustness_rows
 from keras_pnn.training import (
     ASAM,
     ESAM,

@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import math
 import os
+import pathlib
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -97,9 +98,7 @@ def read(path: str | os.PathLike) -> Table:
     begin with `#` and a byte-order mark are skipped; where only a comment line names
     the columns, as `numpy.savetxt` writes it, that line holds the headings.
     """
-    name = os.fspath(path)
-    with open(path, "rb") as file:
-        content = file.read()
+    name, content = os.fspath(path), pathlib.Path(path).read_bytes()
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = content.decode("utf-16" if wide else "utf-8-sig")
@@ -108,24 +107,22 @@ def read(path: str | os.PathLike) -> Table:
             f"{name} must be a CSV file in UTF-8. Received: {problem}"
         ) from None
     lines = text.splitlines(keepends=True)
-    delimiter = None
     # Spreadsheets may announce the separator.
     announced = re.fullmatch(r'"?sep=(.)"?\s*', lines[0]) if lines else None
     if announced:
-        delimiter, lines[0] = announced[1], "\n"
+        lines[0] = "\n"
     comments = {
         i: line.strip().lstrip("#").strip()
         for i, line in enumerate(lines)
         if line.lstrip().startswith("#")
     }
-    filled = [i for i, line in enumerate(lines) if line.strip() and i not in comments]
     for i in comments:
         lines[i] = "\n"
-    first = filled[0] if filled else 0
-    if delimiter is None and filled:
-        delimiter = _delimiter(lines[first])
+    first = next((i for i, line in enumerate(lines) if line.strip()), 0)
+    heading = lines[first] if lines else ""
+    delimiter = announced[1] if announced else _delimiter(heading)
     header = "a header that names the columns"
-    rows = list(_split(name, lines, delimiter or ","))
+    rows = list(_split(name, lines, delimiter))
     if not rows:
         raise error(f"{name}, line 1", header, "an empty file")
     (line, headings), *rows = rows

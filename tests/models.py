@@ -163,6 +163,30 @@ def assert_same(one, other, atol=0.0):
         np.testing.assert_allclose(a, b, rtol=0, atol=atol)
 
 
+def difference_of_gradients(operator, x, y, vector, step):
+    """What Keras' gradients change by along a vector, to be compared with Hv."""
+    model, training = operator.model, operator.batch_norm == "batch"
+    before = [(v, v.numpy()) for v in model.variables]
+    gradients = []
+    for sign in (1, -1):
+        parts = operator.split(sign * step * vector)
+        for variable, part in zip(operator.variables, parts, strict=True):
+            variable.assign_add(part)
+        with tf.GradientTape() as tape:
+            outputs = model(x, training=training)
+            loss = model.compute_loss(x, y, outputs, training=training)
+        found = tape.gradient(
+            loss,
+            [v.value for v in operator.variables],
+            unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+        gradients.append(operator.join(map(tf.convert_to_tensor, found)))
+        # Statistics and seeds of dropout too.
+        for variable, value in before:
+            variable.assign(value)
+    return (gradients[0] - gradients[1]) / (2 * step)
+
+
 def moved(before, after):
     """How far each of some arrays or variables has moved at most."""
     pairs = zip(before, after, strict=True)
@@ -216,39 +240,11 @@ def result_on_two_devices(script):
     return json.loads(line.removeprefix("RESULT"))
 
 
-class Seen(keras.Model):
-    """Keeps the first feature of each sample that it trains on."""
+class Counting(keras.layers.Layer):
+    """Counts how often Python runs through it while it is not trained."""
 
-    def __init__(self):
-        super().__init__()
-        self.order = []
-        self.scale = self.add_weight(shape=(), initializer="ones", name="scale")
+    traces = 0
 
-    def call(self, x):
-        return x * self.scale
-
-    def train_step(self, data):
-        self.order.append(np.asarray(data[0])[:, 0].astype(int).tolist())
-        return super().train_step(data)
-
-
-def seen_model():
-    """A compiled `Seen`."""
-    model = Seen()
-    model.compile("sgd", "mse", run_eagerly=True)
-    model.build((None, 1))
-    return model
-
-
-def numbered(n):
-    """Samples of one feature, which is their number."""
-    return np.arange(n, dtype="float32")[:, None]
-
-
-def expected_order(n, batch_size, epochs, seed=0):
-    """The samples of each batch, as `Batches` promises them."""
-    out = []
-    for epoch in epochs:
-        order = np.random.default_rng([seed, epoch]).permutation(n).tolist()
-        out += [order[k : k + batch_size] for k in range(0, n, batch_size)]
-    return out
+    def call(self, inputs, training=None):
+        self.traces += not training
+        return inputs

@@ -4,9 +4,9 @@ import socket
 import keras
 import numpy as np
 import pytest
-from models import expected_order, numbered, seen_model
 
 from keras_pnn import datasets
+from keras_pnn.callbacks import BatchOrder
 
 
 def arrays(**changes):
@@ -173,6 +173,38 @@ def test_head_of_an_impossible_number(sizes):
 # Batches
 
 
+class Seen(keras.Model):
+    """Keeps the first feature, its number, of each sample that it trains on."""
+
+    def __init__(self):
+        super().__init__()
+        self.order = []
+        self.scale = self.add_weight(shape=(), initializer="ones")
+        self.compile("sgd", "mse", run_eagerly=True)
+        self.build((None, 1))
+
+    def call(self, x):
+        return x * self.scale
+
+    def train_step(self, data):
+        self.order.append(np.asarray(data[0])[:, 0].astype(int).tolist())
+        return super().train_step(data)
+
+
+def numbered(n):
+    """Samples of one feature, which is their number."""
+    return np.arange(n, dtype="float32")[:, None]
+
+
+def expected_order(n, batch_size, epochs, seed=0):
+    """The samples of each batch, as `Batches` promises them."""
+    out = []
+    for epoch in epochs:
+        order = np.random.default_rng([seed, epoch]).permutation(n).tolist()
+        out += [order[k : k + batch_size] for k in range(0, n, batch_size)]
+    return out
+
+
 def test_order_is_the_formula():
     batches = datasets.Batches(numbered(10), numbered(10), 4, seed=5)
     assert len(batches) == 3
@@ -189,16 +221,10 @@ def test_order_is_the_formula():
 def test_fit_sees_each_epoch_in_its_order():
     # Two batches are asked for before training, and many are prefetched.
     batches = datasets.Batches(numbered(23), numbered(23), 4)
-    model = seen_model()
+    model = Seen()
     model.fit(batches, epochs=2, shuffle=False, verbose=0)
     model.fit(batches, epochs=1, shuffle=False, verbose=0)
     assert model.order == expected_order(23, 4, [0, 1, 2])
-
-
-def test_keras_own_shuffle_raises():
-    batches = datasets.Batches(numbered(80), numbered(80), 4)
-    with pytest.raises(ValueError, match="shuffle=False"):
-        seen_model().fit(batches, verbose=0)
 
 
 def test_a_read_during_fit_does_not_count_as_shuffling():
@@ -208,9 +234,47 @@ def test_a_read_during_fit_does_not_count_as_shuffling():
             batches.check_order()
 
     batches = datasets.Batches(numbered(24), numbered(24), 4)
-    model = seen_model()
+    model = Seen()
     model.fit(batches, shuffle=False, verbose=0, callbacks=[Probe()])
     assert model.order == expected_order(24, 4, [0])
+
+
+def test_initial_epoch():
+    batches = datasets.Batches(numbered(12), numbered(12), 4)
+    model = Seen()
+    options = {"initial_epoch": 4, "epochs": 6, "shuffle": False, "verbose": 0}
+    model.fit(batches, steps_per_epoch=3, callbacks=[BatchOrder(batches)], **options)
+    assert model.order == expected_order(12, 4, [4, 5])
+
+
+def test_a_resumed_run_sees_the_same_batches(tmp_path):
+    class Crash(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if len(self.model.order) == 8:
+                raise RuntimeError("power cut")
+
+    def fit(model, *callbacks):
+        batches = datasets.Batches(numbered(12), numbered(12), 4)
+        backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+        callbacks = [BatchOrder(batches), backup, *callbacks]
+        model.fit(batches, epochs=4, shuffle=False, verbose=0, callbacks=callbacks)
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(Seen(), Crash())
+    model = Seen()
+    fit(model)
+    assert model.order == expected_order(12, 4, [2, 3])
+
+
+def test_what_the_order_rules_out():
+    batches = datasets.Batches(numbered(80), numbered(80), 4)
+    with pytest.raises(ValueError, match="shuffle=False"):
+        Seen().fit(batches, verbose=0)
+    for options, match in (({}, "shuffle=False"), ({"steps_per_epoch": 2}, "epoch=2")):
+        with pytest.raises(ValueError, match=match):
+            Seen().fit(batches, verbose=0, callbacks=[BatchOrder(batches)], **options)
+    with pytest.raises(ValueError, match="`batches`"):
+        BatchOrder([1, 2])
 
 
 def test_structures_and_dtypes():

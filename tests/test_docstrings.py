@@ -13,6 +13,7 @@ import types
 
 import keras
 import matplotlib
+import models
 import numpy as np
 import pytest
 import scipy
@@ -112,9 +113,7 @@ class Lab:
 
 
 def compiled(model):
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(0.01), loss, metrics=["accuracy"])
-    return model
+    return models.compiled(model, keras.optimizers.Adam(0.01), metrics=["accuracy"])
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from keras_pnn._keras.layers import own_variables as own_variables
 from keras_pnn._keras.layers import parts
 from keras_pnn._keras.layers import recurrent_states as recurrent_states
 from keras_pnn._keras.layers import seed_states as seed_states
+from keras_pnn._keras.lending import lent
 from keras_pnn._keras.overriding import OverridingScope as OverridingScope
 from keras_pnn._keras.overriding import inlining as inlining
 from keras_pnn._keras.second_derivatives import (
@@ -99,7 +100,7 @@ def sample_losses(model: keras.Model, y, y_pred, sample_weight) -> tf.Tensor:
 
     def by_sample(loss):
         def call(*args):
-            with _lent(loss, {"reduction": "none"}):
+            with lent(loss, {"reduction": "none"}):
                 values = loss(*args)
             # Before they are added: outputs may differ in their axes.
             return tf.reduce_mean(values, list(range(1, len(values.shape))))
@@ -108,7 +109,7 @@ def sample_losses(model: keras.Model, y, y_pred, sample_weight) -> tf.Tensor:
 
     compiled = model._compile_loss
     each = [one._replace(loss=by_sample(one.loss)) for one in compiled._flat_losses]
-    with _lent(compiled, {"_flat_losses": each}):
+    with lent(compiled, {"_flat_losses": each}):
         return compiled(y, y_pred, sample_weight)
 
 
@@ -193,21 +194,6 @@ def direction(metric: keras.metrics.Metric | None) -> str | None:
     return getattr(metric, "_direction", None)
 
 
-@contextlib.contextmanager
-def _lent(owner, lent: dict) -> Iterator[None]:
-    """Gives an object other attributes until the block ends."""
-    # Past Keras' tracking, or an optimizer would be saved twice.
-    attributes = vars(owner)
-    before = {name: attributes[name] for name in lent if name in attributes}
-    attributes.update(lent)
-    try:
-        yield
-    finally:
-        for name in lent:
-            del attributes[name]
-        attributes.update(before)
-
-
 def lent_compile(
     model: keras.Model, trainer: keras.Model
 ) -> contextlib.AbstractContextManager[None]:
@@ -217,14 +203,14 @@ def lent_compile(
     """
     # What a model's `compute_loss` may use of what `compile` sets.
     names = ("_compile_loss", "loss", "optimizer", "compiled")
-    return _lent(model, {name: getattr(trainer, name) for name in names})
+    return lent(model, {name: getattr(trainer, name) for name in names})
 
 
 def replaced_call(
     layer: keras.layers.Layer, call: Callable
 ) -> contextlib.AbstractContextManager[None]:
     """Gives one layer another `call` until the block ends."""
-    return _lent(layer, {"call": call})
+    return lent(layer, {"call": call})
 
 
 # Attributes that Keras hangs on tensors, and that new tensors lose.

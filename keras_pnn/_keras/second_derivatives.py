@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
+from keras_pnn._keras.lending import lent
+
 _patching = threading.RLock()
 
 
@@ -24,20 +26,9 @@ def twice_differentiable() -> Iterator[None]:
     - `tf.nn.max_pool` with as many outputs as inputs: in a graph, the kernel for the
       derivative of its gradient may overwrite what it reads.
     """
-    replaced = (
-        (tf.nn, "moments", _moments),
-        (tf.nn, "max_pool", _max_pool),
-        (tf.image, "resize", _resize),
-    )
-    with _patching:
-        before = [getattr(place, name) for place, name, _ in replaced]
-        for place, name, function in replaced:
-            setattr(place, name, function)
-        try:
-            yield
-        finally:
-            for (place, name, _), function in zip(replaced, before, strict=True):
-                setattr(place, name, function)
+    pooling = {"moments": _moments, "max_pool": _max_pool}
+    with _patching, lent(tf.nn, pooling), lent(tf.image, {"resize": _resize}):
+        yield
 
 
 def _moments(x, axes, shift=None, keepdims=False, name=None):

@@ -71,20 +71,17 @@ class Checkpoint(keras.callbacks.Callback):
                 f"{type(self.model).__name__}"
             )
         start = load_state(self.model, self.folder) or Position()
-        self._check_begins(start.batches)
+        together = self.model.steps_per_execution
+        if start.batches % together and start.batches != self.params.get("steps"):
+            raise ValueError(
+                "`steps_per_execution` must divide the batches that are done, as it "
+                f"did when the state in {self.folder} was written. Received: "
+                f"steps_per_execution={together} after {start.batches} batches"
+            )
         self._start = start
         self._epoch, self._done, self._due = start.epoch, 0, False
         _keras.start_at(self.model, start.epoch or None)
         self._handle = _keras.wrap_step(self.model, "train", self._step)
-
-    def _check_begins(self, batches: int) -> None:
-        together = self.model.steps_per_execution
-        if batches % together and batches != self.params.get("steps"):
-            raise ValueError(
-                "`steps_per_execution` must divide the batches that are done, as it "
-                f"did when the state in {self.folder} was written. Received: "
-                f"steps_per_execution={together} after {batches} batches"
-            )
 
     def _step(self, function, iterator):
         """Trains on the next batches, or passes over those that are done."""

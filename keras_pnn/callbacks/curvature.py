@@ -5,6 +5,8 @@ import os
 import pathlib
 from collections.abc import Callable, Sequence
 
+import tensorflow as tf
+
 from keras_pnn import plotting
 from keras_pnn.callbacks.measuring import MeasuringCallback
 from keras_pnn.curvature.eigenvalues import check_search
@@ -22,17 +24,14 @@ class HessianEigenvalues(MeasuringCallback):
     those that read its keys.
 
     With a device in the loop, the eigenvalues are those of the digital model. The
-    callback does not change the training by a single bit. Graphs are kept with the
-    model and traced once, see `pnn.curvature.HessianOperator`.
+    callback does not change the training by a single bit.
 
     Args:
         x, y: a probe set, as in `pnn.hessian_eigenvalues`. A few hundred samples are
             usually enough to see a trend.
-        k: how many eigenvalues.
-        variables: as in `pnn.hessian_eigenvalues`.
         every: how many epochs from one measurement to the next.
-        batch_size, sample_weight, tolerance, max_iterations, seed, batch_norm,
-            verbose: as in `pnn.hessian_eigenvalues`.
+        k, variables, batch_size, sample_weight, tolerance, max_iterations, seed,
+            batch_norm, verbose: as in `pnn.hessian_eigenvalues`.
         smallest: how many of the smallest eigenvalues to find as well, logged as
             `hessian_smallest_1`, …, ascending.
         log_dir: a folder for TensorBoard, which gets the epochs that were measured.
@@ -163,10 +162,8 @@ class LossLandscape(MeasuringCallback):
         super().__init__(every, log_dir)
         self.folder = None if folder is None else pathlib.Path(folder)
         self._data = x, y, variables, batch_size, sample_weight, batch_norm
-        self._plan = {"directions": directions, "dimensions": dimensions}
-        self._plan |= {"extent": extent, "points": points}
-        self._search = {"tolerance": tolerance, "seed": seed}
-        self._search |= {"max_iterations": max_iterations}
+        self._plan = directions, extent, points, dimensions
+        self._plan += tolerance, max_iterations, seed
         self._verbose = verbose
 
     def on_train_begin(self, logs=None):
@@ -175,32 +172,30 @@ class LossLandscape(MeasuringCallback):
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def prepare(self):
-        check_search(**self._search)
-        check_plan(HessianOperator(self.model, *self._data), **self._plan)
+        check_plan(HessianOperator(self.model, *self._data), *self._plan)
 
     def measure(self):
         operator = HessianOperator(self.model, *self._data)
-        given = {**self._plan, **self._search}
-        return find_landscape(operator, **given, verbose=self._verbose)
+        return find_landscape(operator, *self._plan, verbose=self._verbose)
 
     def values(self, result):
         return {"landscape_rise": result.rise}
 
-    def write(self, epoch, result, summaries):
-        if self.folder is None and summaries is None:
+    def write(self, epoch, result, summary):
+        if self.folder is None and summary is None:
             return
         picture = _picture(result, epoch)
         if self.folder is not None:
             path = self.folder / f"landscape_{epoch + 1:04d}.npz"
             result.save(path)
             if picture is not None:
-                path.with_suffix(".png").write_bytes(picture[0])
-        if summaries is not None and picture is not None:
-            summaries.image(epoch, "landscape", *picture)
+                path.with_suffix(".png").write_bytes(picture[-1])
+        if summary is not None and picture is not None:
+            summary(epoch, "landscape", tf.constant(picture), "images")
 
 
 def _picture(result, epoch):
-    """Returns a PNG file's content, its width and height; `None` without Matplotlib."""
+    """Returns a PNG's width, height and content in bytes; `None` without Matplotlib."""
     kind = "eigenvector" if result.directions == "eigenvectors" else "direction"
     first, second = f"along {kind} 1", f"along {kind} 2"
     try:
@@ -217,4 +212,5 @@ def _picture(result, epoch):
     ax.set_title(f"epoch {epoch + 1}")
     content = io.BytesIO()
     plotting.save(ax, content)
-    return content.getvalue(), *ax.figure.canvas.get_width_height()
+    size = [str(n).encode() for n in ax.figure.canvas.get_width_height()]
+    return [*size, content.getvalue()]

@@ -1,14 +1,10 @@
 """Let an imperfection drift during `fit` and `evaluate`.
 
-From the callback to the weights: `on_train_begin`, or `on_test_begin`, finds the
-imperfection's variables by name, and `_keras.wrap_step` puts `_step` around the
-compiled train or test function. Before each batch `_move` asks the process for the
-deviation. `_step` assigns the drifted values, runs the step, and assigns the values
-from before. In the step, `PhysicalLayer.call` reads all variables anew and hands them
-to `forward`, which computes the weights: those of a ring in `RingLayer.weights_at`. A
-simulated device that measures in training has values of its own; it adds the drift,
-which `_step` therefore keeps in `Quantity.drift` too, by `Quantity.passing` in
-`SimulatedDevice.imperfections`.
+`_keras.wrap_step` puts `_step` around the compiled train or test function. Before each
+batch `_move` asks the process for the deviation; `_step` assigns the drifted values,
+runs the step, and assigns the values from before. A simulated device that measures in
+training has values of its own; it adds the drift, which `_step` therefore keeps in
+`Quantity.drift` too.
 """
 
 import math
@@ -111,7 +107,7 @@ class DriftInjection(keras.callbacks.Callback):
         self.seed = _checks.integer("seed", seed, 0)
         self.verbose = verbose
         self.log_name = "drift_" + imperfection.replace("/", "_")
-        self._epoch, self._last = 0, None
+        self._epoch, self._last = 0, math.nan
         self._in_fit = False
 
     def set_params(self, params):
@@ -139,7 +135,7 @@ class DriftInjection(keras.callbacks.Callback):
             self._handle.remove()
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._epoch, self._last = epoch, None
+        self._epoch, self._last = epoch, math.nan
 
     def on_train_batch_begin(self, batch, logs=None):
         if self.during == "training":
@@ -162,8 +158,8 @@ class DriftInjection(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if logs is not None:
             # Every epoch gets the key: CSVLogger fixes its columns at the first.
-            logs[self.log_name] = math.nan if self._last is None else self._last
-        if self.verbose and self._last is not None:
+            logs[self.log_name] = self._last
+        if self.verbose and not math.isnan(self._last):
             print(f"\nEpoch {epoch + 1}: {self.imperfection} is off by {self._last:g}")
 
     def _find(self):

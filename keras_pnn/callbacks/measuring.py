@@ -3,9 +3,10 @@
 import math
 
 import keras
+import tensorflow as tf
 
 from keras_pnn import _checks
-from keras_pnn.callbacks.tensorboard import Summaries
+from keras_pnn.callbacks.tensorboard import summaries
 from keras_pnn.layers.context import substituting
 
 
@@ -16,8 +17,8 @@ class MeasuringCallback(keras.callbacks.Callback):
     model, also in a `fit` on a device. A subclass defines `measure()`, which returns a
     result, and `values(result)`, name → number to log. It may define `prepare()`,
     called as training begins on a built model, which raises where arguments do not
-    suit it; and `write(epoch, result, summaries)`, for files and for more than numbers
-    in TensorBoard (`None` without `log_dir`).
+    suit it; and `write(epoch, result, summary)`, for files, and for more than numbers
+    in TensorBoard by what `summaries` gives (`None` without `log_dir`).
 
     Args:
         every: how many epochs from one measurement to the next.
@@ -33,7 +34,7 @@ class MeasuringCallback(keras.callbacks.Callback):
     def prepare(self) -> None:
         pass
 
-    def write(self, epoch, result, summaries) -> None:
+    def write(self, epoch, result, summary) -> None:
         pass
 
     def on_train_begin(self, logs=None):
@@ -59,7 +60,9 @@ class MeasuringCallback(keras.callbacks.Callback):
         self._logged = self.values(result)
         if self.log_dir is None:
             self.write(epoch, result, None)
-        else:
-            with Summaries(self.log_dir) as summaries:
-                summaries.scalars(epoch, self._logged)
-                self.write(epoch, result, summaries)
+            return
+        with summaries(self.log_dir) as summary:
+            for name, value in self._logged.items():
+                if not math.isnan(value):
+                    summary(epoch, name, tf.constant(value, tf.float32))
+            self.write(epoch, result, summary)

@@ -135,7 +135,7 @@ class RobustnessReport(MeasuringCallback):
             values[f"val_{result.metric}_over_{key}"] = scan.area(result.metric)
         return values
 
-    def write(self, epoch, result, summaries):
+    def write(self, epoch, result, summary):
         if self.folder is not None:
             path = pathlib.Path(self.folder) / f"report_{epoch + 1:04d}"
             result.save(path.with_suffix(".json"))

@@ -13,11 +13,9 @@ from keras_pnn.devices.evaluation import rows_of
 def batches(
     x, y, sample_weight, batch_size
 ) -> tuple[Callable[[], Iterator], int | None]:
-    """Returns a function that starts a pass over the batches, and their size.
+    """Returns a function that yields (x, y, sample_weight) as tensors, and the size.
 
-    Returns:
-        A function without arguments that yields (x, y, sample_weight) as tensors, and
-        the batch size; `None` for a data set, which has its own.
+    The size is `None` for a data set, which has batches of its own.
     """
     if _checks.is_data_set(x):
         start = _checks.data_set_batches(x, y, sample_weight)
@@ -38,21 +36,25 @@ def batches(
 def mean(
     start: Callable[[], Iterator], step: Callable, handing: Callable[[], list[str]]
 ) -> tuple[list, int]:
-    """Averages numbers and arrays over batches, by the batches' sizes.
+    """Returns means of tensors over batches, by their sizes, and the number of samples.
 
     Args:
-        start: starts a pass over the batches, as `batches` returns it.
+        start: as `batches` returns it.
         step: a function of x, y and sample_weight that returns tensors.
         handing: a function that returns the names of the layers that have handed a
             state on, see `OverridingScope.handing`.
-
-    Returns:
-        The mean of each tensor, float64, and the number of samples.
     """
     totals, samples = [], 0
     for batch in start():
-        if samples:
-            _check_no_states(handing())
+        names = handing() if samples else []
+        if names:
+            raise ValueError(
+                f"Layer {' and '.join(f'`{name}`' for name in names)} must not be "
+                "stateful, or the data must be one batch: `evaluate` hands the state "
+                "of one batch to the next, which an average over batches does not. "
+                "Received: several batches. Give all samples in one batch, or build "
+                "the layer with `stateful=False`"
+            )
         size = _checks.sample_count(batch[0])
         parts = [size * part.numpy().astype("float64") for part in step(*batch)]
         totals = list(map(np.add, totals, parts)) if samples else parts
@@ -60,17 +62,6 @@ def mean(
     if samples == 0:
         raise _checks.error("x", "at least one sample", "no samples")
     return [total / samples for total in totals], samples
-
-
-def _check_no_states(names: list[str]) -> None:
-    if names:
-        raise ValueError(
-            f"Layer {' and '.join(f'`{name}`' for name in names)} must not be "
-            "stateful, or the data must be one batch: `evaluate` hands the state of "
-            "one batch to the next, which an average over batches does not. Received: "
-            "several batches. Give all samples in one batch, or build the layer with "
-            "`stateful=False`"
-        )
 
 
 def _as_evaluated(array):

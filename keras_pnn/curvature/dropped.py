@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _keras
-from keras_pnn.curvature.graphs import LossGraphs, training_argument
+from keras_pnn.curvature.graphs import LossGraphs
 from keras_pnn.layers.context import Overrides
 
 # How far a gradient's derivative by its upstream factor may be from the gradient, in
@@ -28,7 +28,7 @@ _APART = 0.05
 _MOST = 0.5
 
 
-def check_second_derivatives(graphs: LossGraphs, batch: tuple) -> tuple[float, float]:
+def check_second_derivatives(graphs: LossGraphs, batch: tuple) -> None:
     """Checks a Hessian-vector product against gradients, at a random point near by.
 
     - A gradient is linear in the factor, 1, with which the loss enters
@@ -40,24 +40,23 @@ def check_second_derivatives(graphs: LossGraphs, batch: tuple) -> tuple[float, f
       or weights. Where there are such layers, Hv is compared with a difference of two
       gradients. At kinks, as of ReLU, gradients jump, and both differ. Therefore each
       such layer is then compared by itself, entry by entry: a kink moves few.
-
-    Returns:
-        How far the derivative by the factor is from the gradient, in gradients of
-        single variables, and the relative difference of Hv, 0 where it is not asked.
     """
-    model, variables, training = graphs.model, graphs.variables, graphs.training
-    epsilon = max(map(rounding, [*variables, *_keras.flat_layers(model)]))
+    layers, variables = _keras.flat_layers(graphs.model), graphs.variables
+    epsilon = max(map(rounding, [*variables, *layers]))
     rng = np.random.default_rng(0)
-    cuts = np.cumsum([int(np.prod(v.shape)) for v in variables])[:-1]
+    cuts = np.cumsum(graphs.sizes)[:-1]
 
     # In multiples of each variable's size, so that units do not matter.
-    unit = np.concatenate([np.full(int(np.prod(v.shape)), _size(v)) for v in variables])
+    unit = np.repeat([_size(v) for v in variables], graphs.sizes)
 
     def derivatives(vector, point):
         """Returns Hv, the gradient, and the derivative of vᵀg by the factor."""
         _, *found = graphs.product(unit * vector, unit * point, *batch)
         product, gradient, linear = (array.numpy() for array in found)
         return unit * product, unit * gradient, float(linear)
+
+    def losing(among):
+        return _layers_that_lose(graphs.model, batch[0], graphs.training, among)
 
     direction, point = rng.standard_normal((2, len(unit)))
     # A measured curve may end before a point that is near.
@@ -66,68 +65,62 @@ def check_second_derivatives(graphs: LossGraphs, batch: tuple) -> tuple[float, f
         try:
             product, gradient, _ = derivatives(direction, point)
         except LookupError as error:
-            raise _lost(model, batch[0], training, str(error)) from error
+            raise _error(losing(layers), str(error)) from error
         if np.isfinite(gradient).all() and np.isfinite(product).all():
             break
     else:
         # What is asked for is not finite either, and is refused.
-        return 0.0, 0.0
+        return
     # Less than this share of the whole may be rounding.
     share = min(100 * epsilon, epsilon**0.5)
     blocks = np.split(gradient, cuts)
-    lengths = [np.linalg.norm(block) for block in blocks]
-    kept = [0 < length >= share * max(lengths) for length in lengths]
+    norms = np.array([np.linalg.norm(block) for block in blocks])
+    kept = (norms > 0) & (norms >= share * norms.max())
     vector = np.concatenate(
         [
-            block / length**2 if keep else 0 * block
-            for block, length, keep in zip(blocks, lengths, kept, strict=True)
+            block / norm**2 if keep else 0 * block
+            for block, norm, keep in zip(blocks, norms, kept, strict=True)
         ]
     )
     # Half precision overflows at 65,504.
     most = np.abs(unit * vector).max() or 1.0
-    defect = abs(derivatives(vector / most, point)[2] * most - sum(kept))
+    defect = abs(derivatives(vector / most, point)[2] * most - kept.sum())
     if defect > (_LOST if epsilon < _COARSE else _LOST_IN_HALF):
-        raise _lost(model, batch[0], training, "derivatives that are 0")
-    own = [layer for layer in _keras.flat_layers(model) if not _is_known(layer)]
+        raise _error(losing(layers), "derivatives that are 0")
+    own = [layer for layer in layers if not _is_known(layer)]
     if not own or epsilon > _COARSE:
-        return defect, 0.0
+        return
     step = epsilon ** (1 / 3)
     up, down = (
         derivatives(direction, point + sign * step * direction)[1] for sign in (1, -1)
     )
     difference = (up - down) / (2 * step)
-    norms = [
-        [np.linalg.norm(part) for part in np.split(array, cuts)]
-        for array in (difference - product, difference, product)
-    ]
-    least = share * max(map(max, norms)) + 20 * epsilon / step * max(lengths)
-    apart = max(n / (d + p + least or 1.0) for n, d, p in zip(*norms, strict=True))
-    if apart > _APART:
-        names = _layers_that_lose(model, batch[0], training, own)
-        if names:
-            raise _error(names, "a product that differs from differences of gradients")
-    return defect, apart
+    sizes = np.array(
+        [
+            [np.linalg.norm(part) for part in np.split(array, cuts)]
+            for array in (difference - product, difference, product)
+        ]
+    )
+    least = share * sizes.max() + 20 * epsilon / step * norms.max()
+    scale = np.maximum(sizes[1] + sizes[2] + least, np.finfo(float).tiny)
+    names = losing(own) if (sizes[0] / scale).max() > _APART else []
+    if names:
+        raise _error(names, "a product that differs from differences of gradients")
 
 
 def _is_known(layer) -> bool:
     """Tells whether all functions of a layer are of Keras or of this package."""
     if isinstance(layer, keras.layers.Lambda):
         return False
-    activation = getattr(layer, "activation", None)
-    functions = [type(layer), *([] if activation is None else [activation])]
+    functions = [type(layer), getattr(layer, "activation", None) or type(layer)]
     modules = [getattr(f, "__module__", None) or type(f).__module__ for f in functions]
-    return all(m.partition(".")[0] in ("keras", "keras_pnn") for m in modules)
+    return all(m.startswith(("keras.", "keras_pnn.")) for m in modules)
 
 
 def _size(value) -> float:
     """Returns the root mean square of a tensor or variable, or 1 if that is 0."""
     square = tf.reduce_mean(tf.cast(tf.convert_to_tensor(value), tf.float64) ** 2)
     return float(square) ** 0.5 or 1.0
-
-
-def _lost(model, x, training, received) -> ValueError:
-    layers = _keras.flat_layers(model)
-    return _error(_layers_that_lose(model, x, training, layers), received)
 
 
 def _error(names, received) -> ValueError:
@@ -152,13 +145,10 @@ def rounding(owner) -> float:
 
 
 def _layers_that_lose(model, x, training, layers) -> list[str]:
-    """Returns the names of those of the layers that lose second derivatives."""
-    calls = _calls(model, x, training, layers)
-    return [layer.name for layer, *call in calls if _loses(layer, *call)]
+    """Returns the names of those of the layers that lose second derivatives.
 
-
-def _calls(model, x, training, layers) -> list[tuple]:
-    """Runs a model; returns each of the layers, and the arguments of its first call."""
+    Each is checked with the arguments of its first call as the model runs.
+    """
     found = {}
 
     def recorded(layer, call):
@@ -177,8 +167,8 @@ def _calls(model, x, training, layers) -> list[tuple]:
         for layer in layers:
             replaced = _keras.replaced_call(layer, recorded(layer, layer.call))
             stack.enter_context(replaced)
-        model(x, **training_argument(model.call, training))
-    return list(found.values())
+        model(x, training=training)
+    return [layer.name for layer, *call in found.values() if _loses(layer, *call)]
 
 
 def _loses(layer, args, kwargs) -> bool:
@@ -238,15 +228,12 @@ def _loses(layer, args, kwargs) -> bool:
     if epsilon > _COARSE:
         return False
     step = epsilon**0.5
-    up, down = (
-        derivatives(
-            [
-                start + tf.cast(sign * step, start.dtype) * direction
-                for start, direction in zip(starts, directions, strict=True)
-            ]
-        )[0]
-        for sign in (1, -1)
-    )
+
+    def gradients_at(shift):
+        pairs = zip(starts, directions, strict=True)
+        return derivatives([s + tf.cast(shift, s.dtype) * d for s, d in pairs])[0]
+
+    up, down = gradients_at(step), gradients_at(-step)
     return any(map(_mostly_apart, gradients, products, up, down, len(up) * [step]))
 
 
@@ -257,9 +244,10 @@ def _mostly_apart(gradient, product, up, down, step) -> bool:
         np.ravel(tf.cast(a, tf.float64)) for a in (gradient, product, up, down)
     )
     difference = (up - down) / (2 * step)
-    size = np.median(np.maximum(np.abs(difference), np.abs(product)))
-    floor = 0.05 * size + 5 * epsilon / step * np.abs(gradient).max(initial=0)
-    changing = np.maximum(np.abs(difference), np.abs(product)) > floor
+    largest = np.maximum(np.abs(difference), np.abs(product))
+    floor = 0.05 * np.median(largest)
+    floor += 5 * epsilon / step * np.abs(gradient).max(initial=0)
+    changing = largest > floor
     # A gradient that stays, as behind a quantiser, has lost no derivative.
     told = np.abs(difference) > floor
     apart = np.abs(difference - product) > 0.15 * np.abs(difference) + floor

@@ -88,11 +88,13 @@ def find_eigenvalues(
         max_iterations = max(500, 20 * (k + smallest))
     product = operator.products(verbose)
     size, count, epsilon = operator.size, k + smallest, operator.epsilon
+    # The smallest eigenvalues come after the largest.
+    low = np.arange(count) >= k
 
     def allowed(values):
         scale = product.scale
         # The smallest may be 0, to which nothing is relative.
-        least = np.where(np.arange(count) < k, 0.0, SMALLEST_SCALE * scale)
+        least = np.where(low, SMALLEST_SCALE * scale, 0.0)
         asked = tolerance * np.maximum(np.abs(values), least)
         return np.maximum(asked, max(32 * epsilon * scale, np.finfo(float).tiny))
 
@@ -108,12 +110,7 @@ def find_eigenvalues(
     values = np.sum(vectors * images, axis=0)
     residuals = np.linalg.norm(images - values * vectors, axis=0)
 
-    order = np.concatenate(
-        [
-            np.argsort(-values[:k], kind="stable"),
-            k + np.argsort(values[k:], kind="stable"),
-        ]
-    )
+    order = np.lexsort((np.where(low, values, -values), low))
     values, residuals, vectors = values[order], residuals[order], vectors[:, order]
     # An eigenvector's sign is free: fixed, so that results can be compared.
     peaks = np.abs(vectors).argmax(axis=0)
@@ -147,6 +144,5 @@ def check_search(
     _checks.integer("k", k, 1, parameters)
     _checks.integer("smallest", smallest, 0, parameters)
     _checks.real("tolerance", tolerance, above=0, below=1)
-    if max_iterations is not None:
-        _checks.real("max_iterations", max_iterations, low=1)
+    _checks.optional(_checks.real, "max_iterations", max_iterations, low=1)
     _checks.integer("seed", seed, 0)

@@ -1,7 +1,5 @@
 """Trace a model's loss and its Hessian-vector product, once per model."""
 
-import inspect
-
 import keras
 import numpy as np
 import tensorflow as tf
@@ -39,7 +37,7 @@ class LossGraphs:
     def __init__(self, model: keras.Model, variables: list, batch_norm: str):
         self.model = model
         self.variables = list(variables)
-        self._sizes = [int(np.prod(v.shape)) for v in variables]
+        self.sizes = [int(np.prod(v.shape)) for v in variables]
         self.training = batch_norm == "batch"
         self.checked = False
         # Names of layers with a state that one batch hands to the next, once traced.
@@ -48,21 +46,15 @@ class LossGraphs:
         self.moved_loss = graph(self._moved_loss, reduce_retracing=True)
 
     def _parts(self, vector):
-        pairs = zip(tf.split(vector, self._sizes), self.variables, strict=True)
+        pairs = zip(tf.split(vector, self.sizes), self.variables, strict=True)
         return [tf.cast(tf.reshape(part, v.shape), v.dtype) for part, v in pairs]
 
     def _loss(self, overrides, x, y, sample_weight):
-        model = self.model
+        model, training = self.model, self.training
         scope = overrides.scope(model, rematerialize=False)
         with scope, _keras.twice_differentiable():
-            outputs = model(x, **training_argument(model.call, self.training))
-            loss = model.compute_loss(
-                x=x,
-                y=y,
-                y_pred=outputs,
-                sample_weight=sample_weight,
-                **training_argument(model.compute_loss, self.training),
-            )
+            outputs = model(x, training=training)
+            loss = _keras.compute_loss(model, x, y, outputs, sample_weight, training)
         scope.check_unassigned(self.variables, "the point of the derivative")
         self.handing = scope.handing()
         return _keras.reported(loss)
@@ -76,6 +68,7 @@ class LossGraphs:
 
     def _product(self, vector, point, x, y, sample_weight):
         values, overrides = self._moved(point).watch(self.variables)
+        zero = tf.UnconnectedGradients.ZERO
         with tf.GradientTape(watch_accessed_variables=False) as outer:
             outer.watch(values)
             with tf.GradientTape(watch_accessed_variables=False) as inner:
@@ -83,28 +76,12 @@ class LossGraphs:
                 loss = self._loss(overrides, x, y, sample_weight)
             factor = tf.ones_like(loss)
             outer.watch(factor)
-            gradients = inner.gradient(
-                loss,
-                values,
-                output_gradients=factor,
-                unconnected_gradients=tf.UnconnectedGradients.ZERO,
-            )
+            gradients = inner.gradient(loss, values, factor, zero)
             gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
-        *products, linear = outer.gradient(
-            gradients,
-            [*values, factor],
-            output_gradients=self._parts(vector),
-            unconnected_gradients=tf.UnconnectedGradients.ZERO,
-        )
+        starts = [*values, factor]
+        *products, linear = outer.gradient(gradients, starts, self._parts(vector), zero)
         return loss, _joined(products), _joined(gradients), linear
 
 
 def _joined(parts):
     return tf.concat([tf.cast(tf.reshape(p, [-1]), tf.float64) for p in parts], 0)
-
-
-def training_argument(function, training: bool) -> dict:
-    """Returns `training` as keyword, for a function that takes it."""
-    if "training" in inspect.signature(function).parameters:
-        return {"training": training}
-    return {}

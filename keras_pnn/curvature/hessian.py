@@ -29,12 +29,11 @@ def hessian_eigenvalues(
         H v = λ v,    H = ∂²L/∂Θ²,    λ₁ ≥ λ₂ ≥ … ≥ λₖ ≥ … ≥ λₙ
 
     L is the loss that `model.evaluate` reports, regularisers and `add_loss`
-    included. "Largest" is meant algebraically: of −10, 3 and 1 the first is 3,
-    where power iteration would find −10. H is never formed: a Lanczos iteration with
-    thick restarts needs only products Hv (for up to 32 parameters, all columns of H
-    are computed instead). An eigenvalue of multiplicity m counts m times. The model is
-    not changed, nor are its random seeds; of a `PATModel` it is the digital one. Its
-    graph is kept for further calls, see `pnn.curvature.HessianOperator`.
+    included. "Largest" is meant algebraically: of −10, 3 and 1 the first is 3. H is
+    never formed: a Lanczos iteration with thick restarts needs only products Hv. An
+    eigenvalue of multiplicity m counts m times. The model is not changed, nor are its
+    random seeds; of a `PATModel` it is the digital one. Its graph is kept for further
+    calls, see `pnn.curvature.HessianOperator`.
 
     Args:
         model: a compiled, built Keras model, wrapped (`SATModel`) or not.
@@ -63,8 +62,7 @@ def hessian_eigenvalues(
         verbose: 1 shows a line that counts products.
         smallest: how many of the smallest eigenvalues to find as well; −10 in the
             example. Their residuals must be within `tolerance` × max(|λ|, ‖H‖/100),
-            since they may be 0. They often lie close together, and then take many
-            more products than the largest.
+            since they may be 0. Where they lie close together they take many products.
 
     Returns:
         A `HessianResult`.
@@ -173,7 +171,7 @@ def hessian_density(
         model, x, y, variables, batch_size, sample_weight, batch_norm, verbose: as in
             `pnn.hessian_eigenvalues`.
         steps: Lanczos steps for each vector, each one pass over the data, at most the
-            number of parameters. The vectors of one iteration are kept, in float64.
+            number of parameters. As many vectors are kept at once, in float64.
         vectors: how many random vectors. With the same seed they begin with those
             of `hessian_trace`, so that traces from as many vectors agree.
         broadening: σ, in the units of the eigenvalues; by default 1/100 of the range

@@ -21,36 +21,27 @@ def extreme_vectors(
 ) -> np.ndarray:
     """Finds Ritz vectors of the largest and the smallest eigenvalues.
 
-    Lanczos iteration with thick restarts (Wu and Simon, 2000), full
-    orthogonalisation, and both ends of the spectrum from one subspace. A Krylov
-    space holds one vector of each eigenspace, whatever its dimension. Therefore,
-    after convergence, a short iteration from a random vector orthogonal to those
-    found looks for further copies, and what it finds joins the subspace.
+    Lanczos iteration with thick restarts (Wu and Simon, 2000, SIAM J. Matrix Anal.
+    Appl. 22, 602–616), full orthogonalisation, and both ends of the spectrum from one
+    subspace. A Krylov space holds one vector of each eigenspace, whatever its
+    dimension. Therefore, after convergence, a short iteration from a random vector
+    orthogonal to those found looks for further copies, and what it finds joins the
+    subspace.
 
     ARPACK (`scipy.sparse.linalg.eigsh`) spends 21 products or more before its first
-    test of convergence, takes a second run for the other end, and misses copies. For
-    LeNet-5 on microring banks (61,470 controls) and residuals of 1 % it took 21
-    products for each of k = 1, 2, 3, 5; this function 5, 17, 22, 27, of which 0, 7, 8,
-    6 look for copies; and 13 against 42 for one eigenvalue of each end. A threefold
-    largest eigenvalue among 200 was complete from 0 of 10 starts, here from all.
-    `python benchmarks/hessian.py --arpack` measures this.
+    test of convergence, takes a second run for the other end, and misses copies;
+    `python benchmarks/hessian.py --arpack` compares both.
 
     Args:
         product: the map v ↦ Hv on arrays of length `size`.
-        size: the order of the matrix.
         largest, smallest: how many eigenvalues of each end, together at most `size`.
         allowed: the map from the eigenvalues, in the order of the result, to the
             lengths of residuals that are small enough.
         max_products: about how many products to spend.
-        seed: of the starting vectors.
 
     Returns:
         (size, largest + smallest) orthonormal vectors: those of the largest
         eigenvalues, descending, then those of the smallest, ascending.
-
-    Reference:
-
-    - Wu and Simon, 2000, SIAM J. Matrix Anal. Appl. 22, 602–616
     """
     rng = np.random.default_rng(seed)
     count = largest + smallest
@@ -163,11 +154,8 @@ class _Subspace:
 def _missed(product, found, top, bottom, margins, spread, limit, rng):
     """Looks for a direction whose eigenvalue should be among those found.
 
-    A Krylov space lacks further copies of its eigenvalues. No product is spent where
-    they cannot matter: with one eigenvalue from an end, or where all of an end agree.
-
-    Returns:
-        A vector, or `None` where no eigenvalue was missed.
+    No product is spent where further copies cannot matter: with one eigenvalue from an
+    end, or where all of an end agree. Returns `None` where no eigenvalue was missed.
 
     Args:
         found: (size, count) orthonormal vectors.
@@ -176,22 +164,20 @@ def _missed(product, found, top, bottom, margins, spread, limit, rng):
         spread: about the largest eigenvalue less the smallest.
         limit: the most products to spend.
     """
+    size, count = len(found), len(top)
+    ends, gaps = [], []
     # The lower end is the upper one of −H.
-    ends = [
-        (sign, sign * edge[-1], sign * (edge[0] - edge), margin[-1])
-        for sign, edge, margin in (
-            (1, top, margins[: len(top)]),
-            (-1, bottom, margins[len(top) :]),
-        )
-        if len(edge) > 1 and sign * (edge[0] - edge[-1]) > margin[-1]
-    ]
+    for sign, edge, margin in (
+        (1, top, margins[:count]),
+        (-1, bottom, margins[count:]),
+    ):
+        below = sign * (edge[:1] - edge)
+        if len(edge) > 1 and below[-1] > margin[-1]:
+            ends.append((sign, sign * edge[-1], margin[-1]))
+            apart = below[-1] - below
+            gaps += [apart.max(), apart[apart > margin[-1]].min()]
     if not ends or limit < 1:
         return None
-    size = len(found)
-    gaps = []
-    for _, _, below, margin in ends:
-        apart = below[-1] - below
-        gaps += [apart.max(), apart[apart > margin].min()]
     # Where those found cannot be told apart from a copy that is passed over.
     first, last = (_steps_to_see(gap / spread, size) for gap in (max(gaps), min(gaps)))
     space = _Subspace(product, min(limit, last), outside=found)
@@ -201,7 +187,7 @@ def _missed(product, found, top, bottom, margins, spread, limit, rng):
         values, mix = space.ritz()
         # Residuals of the ends beyond which an eigenvalue may still lie.
         undecided = []
-        for sign, edge, _, margin in ends:
+        for sign, edge, margin in ends:
             which = [-1 if sign > 0 else 0]
             value = sign * values[which[0]]
             if value > edge + margin:
@@ -231,13 +217,10 @@ def tridiagonal(
     """Computes nodes and weights of the Gauss quadrature of a start vector.
 
     Lanczos iteration with full orthogonalisation from `start` gives a tridiagonal
-    matrix; its eigenvalues are the nodes, the squared first entries of its
-    eigenvectors the weights. The sum over weight × f(node) is exact for vᵀf(H)v/vᵀv
-    with polynomials f of degree below 2 `steps` (Golub and Welsch, 1969).
-
-    Returns:
-        Nodes, ascending, and weights, which sum to 1, both (≤ steps,): fewer where the
-        Krylov space ends before.
+    matrix; its eigenvalues, ascending, are the nodes, the squared first entries of its
+    eigenvectors the weights, which sum to 1. The sum over weight × f(node) is exact for
+    vᵀf(H)v/vᵀv with polynomials f of degree below 2 `steps` (Golub and Welsch, 1969).
+    There are fewer than `steps` where the Krylov space ends before.
     """
     size = len(start)
     basis = np.empty((size, min(steps, size)), order="F")

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from keras_pnn import _checks
+from keras_pnn.curvature.eigenvalues import check_search
 from keras_pnn.curvature.operator import HessianOperator
 from keras_pnn.curvature.result import LossResult
 
@@ -69,9 +70,8 @@ class Landscape(LossResult):
             for field in dataclasses.fields(self)
             if field.name != "vectors" and getattr(self, field.name) is not None
         }
-        for index, vector in enumerate(self.vectors):
-            flat = [np.ravel(part) for part in vector]
-            values[f"direction_{index + 1}"] = np.concatenate(flat)
+        for index, vector in enumerate(self.vectors, start=1):
+            values[f"direction_{index}"] = np.concatenate(list(map(np.ravel, vector)))
         np.savez(path, **values)
 
     def _parts(self):
@@ -156,28 +156,19 @@ def loss_landscape(
     operator = HessianOperator(
         model, x, y, variables, batch_size, sample_weight, batch_norm
     )
-    return find_landscape(
-        operator,
-        directions=directions,
-        extent=extent,
-        points=points,
-        seed=seed,
-        dimensions=dimensions,
-        tolerance=tolerance,
-        max_iterations=max_iterations,
-        verbose=verbose,
-    )
+    plan = directions, extent, points, dimensions, tolerance, max_iterations, seed
+    return find_landscape(operator, *plan, verbose=verbose)
 
 
 def find_landscape(
     operator,
-    directions="eigenvectors",
-    extent=1.0,
-    points=21,
-    seed=0,
-    dimensions=2,
-    tolerance=1e-3,
-    max_iterations=None,
+    directions,
+    extent,
+    points,
+    dimensions,
+    tolerance,
+    max_iterations,
+    seed,
     verbose=0,
     search=None,
 ) -> Landscape:
@@ -185,7 +176,8 @@ def find_landscape(
 
     `search` is a `HessianResult` that has the eigenvectors already, if there is one.
     """
-    check_plan(operator, directions, extent, points, dimensions)
+    plan = directions, extent, points, dimensions, tolerance, max_iterations, seed
+    axes = check_plan(operator, *plan)
     found = {"eigenvalues": None, "residuals": None, "converged": None}
     if not isinstance(directions, str):
         vectors = [[np.asarray(part) for part in parts] for parts in directions]
@@ -198,17 +190,10 @@ def find_landscape(
             )
         vectors = search.eigenvectors[:dimensions]
         found = {name: getattr(search, name)[:dimensions] for name in found}
-    count = len(vectors)
-    axes = [
-        np.linspace(-reach, reach, number)
-        for reach, number in zip(
-            _each("extent", extent, count), _each("points", points, count), strict=True
-        )
-    ]
     loss = _losses(operator, vectors, axes, verbose)
     return Landscape(
         alphas=axes[0],
-        betas=axes[1] if count == 2 else None,
+        betas=axes[1] if axes[1:] else None,
         directions=directions if isinstance(directions, str) else "given",
         vectors=vectors,
         seed=seed,
@@ -217,19 +202,25 @@ def find_landscape(
     )
 
 
-def check_plan(operator, directions, extent, points, dimensions) -> None:
-    """Checks arguments of `loss_landscape` for the loss of a `HessianOperator`."""
+def check_plan(
+    operator, directions, extent, points, dimensions, tolerance, max_iterations, seed
+) -> list[np.ndarray]:
+    """Checks arguments of `loss_landscape`; returns the steps along each direction."""
+    check_search(tolerance=tolerance, max_iterations=max_iterations, seed=seed)
     count = _checks.integer("dimensions", dimensions, 1, 2)
     if isinstance(directions, str):
         _checks.choice("directions", directions, ("eigenvectors", "random"))
         _checks.integer("dimensions", count, 1, operator.size)
     else:
         count = _check_given(operator, directions)
-    for value in _each("extent", extent, count):
-        _checks.real("extent", value, above=0)
-    for value in _each("points", points, count):
-        if _checks.integer("points", value, 3) % 2 == 0:
-            raise _checks.error("points", "odd, to include the centre", value)
+    extents = [
+        _checks.real("extent", v, above=0) for v in _each("extent", extent, count)
+    ]
+    numbers = _each("points", points, count)
+    for number in numbers:
+        if _checks.integer("points", number, 3) % 2 == 0:
+            raise _checks.error("points", "odd, to include the centre", number)
+    return [np.linspace(-e, e, n) for e, n in zip(extents, numbers, strict=True)]
 
 
 def _check_given(operator, directions) -> int:

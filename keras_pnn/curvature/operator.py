@@ -27,14 +27,12 @@ class HessianOperator(LinearOperator):
     Graphs are kept with the model and follow its weights, and its operators share them.
     A new graph is traced where the model was compiled anew or quantised, for other
     variables or another `batch_norm`, and for data of another structure, dtype or
-    shape; once batch sizes have differed, one graph serves any batch size. A Python
-    attribute of a layer that has changed takes effect after `compile`, as in Keras' own
-    steps.
+    shape; once batch sizes have differed, one graph serves any. A Python attribute of a
+    layer that has changed takes effect after `compile`, as in Keras' own steps.
 
-    With a new graph, the first product is compared with gradients, for two to four
-    products of the first batch: TensorFlow drops the second derivatives of some
-    operations. The comparison by differences of gradients, of layers that are not
-    Keras' own, needs single precision.
+    The first product of a new graph is compared with gradients, which takes two to four
+    products with the first batch: TensorFlow drops the second derivatives of some
+    operations. Layers that are not Keras' own are compared in single precision only.
 
     Args:
         model: a compiled, built Keras model, wrapped or not.

@@ -127,8 +127,7 @@ def find_density(
     """Estimates the density of a `HessianOperator`, as in `hessian_density`."""
     _checks.integer("steps", steps, 1)
     _checks.integer("vectors", vectors, 1)
-    if broadening is not None:
-        _checks.real("broadening", broadening, above=0)
+    _checks.optional(_checks.real, "broadening", broadening, above=0)
     product = operator.products(verbose)
     starts = _signs(vectors, operator.size, seed)
     pairs = [tridiagonal(product, start, steps) for start in starts]
@@ -137,8 +136,7 @@ def find_density(
     nodes = np.concatenate([node for node, _ in pairs])
     if broadening is None:
         # The nodes of a multiple of the identity have no range: its value instead.
-        spread = np.ptp(nodes) if np.ptp(nodes) > 0 else np.abs(nodes).max()
-        broadening = spread / 100 if spread > 0 else 1.0
+        broadening = (np.ptp(nodes) or np.abs(nodes).max()) / 100 or 1.0
     low, high = nodes.min() - 5 * broadening, nodes.max() + 5 * broadening
     # Four points per σ: sums over the grid are then integrals. The limit bounds the
     # memory where σ is very small.

@@ -69,16 +69,15 @@ def bands(
     >>> ax = bands([-1, 0, 1], curves, "temperature (K)", "accuracy (%)", spec=90)
     """
     ax = axis_of(ax)
-    x = np.asarray(x)
     order = np.argsort(x, kind="stable")
-    x = x[order]
-    designs = [curve["design"] is not None for curve in curves.values()]
-    devices = [curve["devices"] is not None for curve in curves.values()]
+    x = np.asarray(x)[order]
+    designs = any(curve["design"] is not None for curve in curves.values())
+    devices = any(curve["devices"] is not None for curve in curves.values())
     for color, marker, (name, curve) in styles(curves):
         style = {"marker": marker, "markersize": 4, "color": color}
         if curve["design"] is not None:
             values = np.asarray(curve["design"])[order]
-            if not any(devices):
+            if not devices:
                 ax.plot(x, values, "-", label=name, **style)
                 continue
             label = name if curve["devices"] is None else None
@@ -91,12 +90,12 @@ def bands(
             ax.plot(x, extreme, ":", color=color, linewidth=1.3)
             ax.plot(x, median, "-", label=name, **style)
     # The line styles are common to all curves: named once, in grey.
-    if any(devices):
+    if devices:
         ax.plot([], [], "-", color="0.35", label="median of the devices")
         label = "5 to 95 % of the devices"
         ax.fill_between([], [], [], color="0.35", alpha=0.25, linewidth=0, label=label)
         ax.plot([], [], ":", color="0.35", linewidth=1.3, label="worst at each point")
-        if any(designs):
+        if designs:
             ax.plot([], [], "--", color="0.35", linewidth=1.4, label="design")
     specification(ax, spec)
     return finished(ax, xlabel=xlabel, ylabel=ylabel)
@@ -120,24 +119,17 @@ def yields(
     >>> ax = yields([0, 1], {"SAT": ([99, 90], [95, 80], [100, 95])}, "spread (nm)")
     """
     ax = axis_of(ax)
-    x = np.asarray(x, "float64")
     order = np.argsort(x, kind="stable")
+    x = np.asarray(x, "float64")[order]
     # Bars at the same place would hide each other.
     step = 0.008 * np.ptp(x) if len(x) else 0.0
     for index, (color, marker, (name, parts)) in enumerate(styles(curves)):
         share, low, high = (np.asarray(part, "float64")[order] for part in parts)
-        ax.errorbar(
-            x[order] + step * (index - (len(curves) - 1) / 2),
-            share,
-            # Rounding may put a bound 1e-15 on the wrong side.
-            np.maximum((share - low, high - share), 0),
-            color=color,
-            marker=marker,
-            markersize=5,
-            capsize=3,
-            linewidth=1.4,
-            label=name,
-        )
+        style = {"color": color, "marker": marker, "markersize": 5, "label": name}
+        place = x + step * (index - (len(curves) - 1) / 2)
+        # Rounding may put a bound 1e-15 on the wrong side.
+        spans = np.maximum((share - low, high - share), 0)
+        ax.errorbar(place, share, spans, capsize=3, linewidth=1.4, **style)
     return finished(ax, xlabel=xlabel, ylabel=ylabel, ylim=(-3, 103))
 
 
@@ -231,14 +223,9 @@ def histograms(
     everything = np.concatenate(list(flat.values()))
     edges = np.linspace(everything.min(), np.percentile(everything, 99.5), bins + 1)
     for color, _, (name, v) in styles(flat):
-        ax.hist(
-            np.clip(v, edges[0], edges[-1]),
-            edges,
-            color=color,
-            alpha=0.55,
-            label=name,
-            weights=np.full(len(v), 100 / len(v)),
-        )
+        style = {"color": color, "alpha": 0.55, "label": name}
+        weights = np.full(len(v), 100 / len(v))
+        ax.hist(np.clip(v, edges[0], edges[-1]), edges, weights=weights, **style)
     ax.set(xlabel=xlabel, ylabel="share of rings (%)")
     ax.grid(alpha=0.3)
     ax.legend()

@@ -25,13 +25,13 @@ def images(pictures: dict, ax=None):
     """
     ax = axis_of(ax)
     arrays = [np.asarray(p) for p in pictures.values()]
-    gap = np.full((max(2, arrays[0].shape[0] // 12), arrays[0].shape[1]), np.nan)
-    stack, ticks, row = [], [], 0
+    height, width = arrays[0].shape
+    gap = np.full((max(2, height // 12), width), np.nan)
+    stack, ticks = np.empty((0, width)), []
     for array in arrays:
-        ticks.append(row + array.shape[0] / 2)
-        stack += [array, gap]
-        row += len(array) + len(gap)
-    ax.imshow(np.concatenate(stack[:-1]), cmap="gray", vmin=0, vmax=1)
+        ticks.append(len(stack) + len(array) / 2)
+        stack = np.concatenate([stack, array, gap])
+    ax.imshow(stack[: -len(gap)], cmap="gray", vmin=0, vmax=1)
     ax.set_yticks(ticks, list(pictures))
     ax.set(xlabel="column (pixels)")
     return ax
@@ -130,17 +130,10 @@ def heat_map(
     x, y = np.asarray(x)[columns], np.asarray(y)[rows]
     values = np.asarray(values, "float64")[np.ix_(rows, columns)]
     low, high = limits if limits is not None else (None, None)
+    colors = {"cmap": "viridis", "vmin": low, "vmax": high}
     # Edges of the colour of their cell hide the seams between cells.
-    mesh = ax.pcolormesh(
-        _edges(x),
-        _edges(y),
-        values,
-        cmap="viridis",
-        vmin=low,
-        vmax=high,
-        edgecolors="face",
-        linewidth=0.4,
-    )
+    edges = {"edgecolors": "face", "linewidth": 0.4}
+    mesh = ax.pcolormesh(_edges(x), _edges(y), values, **colors, **edges)
     bar = ax.figure.colorbar(mesh, ax=ax, label=unit)
     inside = level is not None and np.nanmin(values) < level < np.nanmax(values)
     if inside and min(values.shape) > 1:
@@ -187,17 +180,10 @@ def landscapes(values: dict, xlabel: str, ylabel: str):
         ax.set(title=name, xlabel=xlabel, ylabel=ylabel)
         maps.append(ax)
         ax = figure.add_subplot(2, len(values), len(values) + index, projection="3d")
-        ax.plot_surface(
-            *np.meshgrid(alphas, betas),
-            np.transpose(np.where(np.isfinite(loss), loss, np.nan)),
-            cmap="viridis",
-            vmin=low,
-            vmax=high,
-            rcount=31,
-            ccount=31,
-            linewidth=0.15,
-            edgecolor="black",
-        )
+        heights = np.transpose(np.where(np.isfinite(loss), loss, np.nan))
+        colors = {"cmap": "viridis", "vmin": low, "vmax": high, "edgecolor": "black"}
+        mesh = {"rcount": 31, "ccount": 31, "linewidth": 0.15}
+        ax.plot_surface(*np.meshgrid(alphas, betas), heights, **colors, **mesh)
         ax.set_xlabel(xlabel, labelpad=6)
         ax.set_ylabel(ylabel, labelpad=8)
         ax.set_zlabel("loss", labelpad=9)

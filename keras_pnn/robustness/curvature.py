@@ -166,10 +166,7 @@ class CurvatureStudy:
         operator = self._operator(**{name: asked.pop(name) for name in names})
         # A plane needs two parameters.
         asked["dimensions"] = given.get("dimensions", min(2, operator.size))
-        names = ("directions", "extent", "points", "dimensions")
-        check_plan(operator, *(asked[name] for name in names))
-        names = ("tolerance", "max_iterations", "seed")
-        check_search(**{name: asked[name] for name in names})
+        check_plan(operator, **asked)
         return operator, asked
 
     def _measured_landscape(self, known: list, verbose: int) -> Landscape:

@@ -1,5 +1,8 @@
 """A run that ends anywhere goes on there, to the same bits."""
 
+import pathlib
+import signal
+
 import h5py
 import keras
 import numpy as np
@@ -13,6 +16,7 @@ from models import (
     compiled,
     numbers,
     ring_chip,
+    run_script,
     samples,
 )
 
@@ -48,20 +52,16 @@ def sat(seed=5, eagerly=True, **kwargs):
     return compiled(model, momentum(), run_eagerly=eagerly)
 
 
-def few_batches():
-    batches = pnn.datasets.Batches(X[:14], Y[:14], batch_size=4, seed=3)
-    assert len(batches) == STEPS
-    return batches
-
-
-def fit(model, *callbacks, epochs=EPOCHS, drift=True):
+def fit(model, *callbacks, epochs=EPOCHS, drift=True, **options):
     """The batches are all that `fit` needs: no order, no shuffle=False."""
-    batches = few_batches()
-    callbacks = list(callbacks)
-    if drift:
-        walk = pnn.drift.RandomWalk(std=0.3)
-        callbacks.insert(0, DriftInjection("temperature", walk))
-    return model.fit(batches, epochs=epochs, verbose=0, callbacks=callbacks)
+    batches = pnn.datasets.Batches(X[:14], Y[:14], batch_size=4, seed=3)
+    walk = DriftInjection("temperature", pnn.drift.RandomWalk(std=0.3))
+    options["callbacks"] = [*([walk] if drift else []), *callbacks]
+    return model.fit(batches, epochs=epochs, verbose=0, **options)
+
+
+def validated(model, *callbacks, **options):
+    return fit(model, *callbacks, drift=False, validation_data=(X, Y), **options)
 
 
 def state(model):
@@ -79,31 +79,29 @@ class Kill(keras.callbacks.Callback):
         super().__init__()
         self.at = epoch, batch
 
+    def end(self):
+        raise Killed
+
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch
 
     def on_train_batch_end(self, batch, logs=None):
         if (self.epoch, batch) == self.at:
-            raise Killed
+            self.end()
 
     def on_epoch_end(self, epoch, logs=None):
         if (epoch, None) == self.at:
-            raise Killed
-
-
-class KillInValidation(keras.callbacks.Callback):
-    def on_test_batch_begin(self, batch, logs=None):
-        raise Killed
+            self.end()
 
 
 class Dies(keras.callbacks.Callback):
     """A device that fails in a callback."""
 
-    def __init__(self, moment):
+    def __init__(self, moment, error=None):
         super().__init__()
 
         def die(*_, logs=None):
-            raise pnn.DeviceError("first", 1)
+            raise error or pnn.DeviceError("first", 1)
 
         setattr(self, moment, die)
 
@@ -162,6 +160,23 @@ def test_a_killed_run_goes_on_exactly(every, kill, kept, tmp_path, uninterrupted
     first = kept[0] if kept else 0
     assert seen.epochs == list(range(first, EPOCHS))
     assert not folder.exists()
+
+
+def test_a_run_killed_in_another_process_goes_on_exactly(tmp_path, uninterrupted):
+    script = """
+        import os, sys
+        folder, *sys.path[:0] = sys.argv[1:]
+        from test_checkpoint import Checkpoint, Kill, fit, sat
+        Kill.end = lambda self: os.kill(os.getpid(), 9)
+        fit(sat(), Checkpoint(folder, every=2), Kill(1, 2))
+    """
+    folder, here = tmp_path / "state", pathlib.Path(__file__).parent
+    killed = run_script(script, folder, here, here.parent)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
+    assert position(folder) == (1, 2)
+    model = sat(seed=99)
+    fit(model, Checkpoint(folder, every=2))
+    assert_same(state(model), uninterrupted)
 
 
 def test_what_a_resumed_run_left_does_not_reach_another(tmp_path):
@@ -271,7 +286,8 @@ def test_several_steps_per_execution(
 ):
     folder = tmp_path / "state"
     keeper = Checkpoint(folder, every)
-    assert several(together, keeper, KillInValidation(), **VALIDATION) is None
+    kill = Dies("on_test_batch_begin", Killed())
+    assert several(together, keeper, kill, **VALIDATION) is None
     assert position(folder) == (0, kept)
     if kept % others:
         with pytest.raises(ValueError, match=r"Received: steps_per_execution=3 after"):
@@ -287,7 +303,7 @@ def test_several_steps_per_execution(
 def on_bench(breaks=None, seed=5, eagerly=True):
     model = network(seed)
     bench = Bench(ring_chip(model), breaks, retries=1)
-    online = pnn.SATModel(model, rho=0.2, device=bench, name="online")
+    online = pnn.SATModel(model, rho=0.2, device=bench)
     return compiled(online, momentum(), run_eagerly=eagerly)
 
 
@@ -350,15 +366,12 @@ def test_a_dead_device_without_a_checkpoint_writes_no_file(tmp_path, monkeypatch
 
 def test_metrics_of_an_epoch_outlive_its_validation(tmp_path):
     """A device that dies in validation, whose metrics are the same variables."""
-    batches = few_batches()
-    options = {"validation_data": (X, Y), "epochs": 1, "verbose": 0}
     seen, folder = Seen(), tmp_path / "state"
     callbacks = [seen, Checkpoint(folder), Dies("on_test_batch_end")]
     with pytest.raises(pnn.DeviceError):
-        on_bench().fit(batches, callbacks=callbacks, **options)
+        validated(on_bench(), *callbacks, epochs=1)
     assert position(folder) == (0, STEPS)
-    other = on_bench(seed=99)
-    history = other.fit(batches, callbacks=[Checkpoint(folder)], **options)
+    history = validated(on_bench(seed=99), Checkpoint(folder), epochs=1)
     for name, value in seen.logs[-1].items():
         assert history.history[name] == [value]
 
@@ -374,18 +387,12 @@ class Coarse(keras.callbacks.Callback):
         self.model.set_weights(self.own)
 
 
-def averaging(bench):
+def averaging(breaks=None):
     """Trains on a bench with averages of the weights."""
     optimizer = keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.5)
     model = network()
-    bench.simulated = ring_chip(model)
-    pat = pnn.PATModel(model, bench, name="online")
+    pat = pnn.PATModel(model, Bench(ring_chip(model), breaks))
     return compiled(pat, optimizer, run_eagerly=True)
-
-
-def validated(model, *callbacks):
-    options = {"epochs": EPOCHS, "verbose": 0, "callbacks": list(callbacks)}
-    return model.fit(few_batches(), validation_data=(X, Y), **options)
 
 
 @pytest.mark.parametrize(
@@ -400,17 +407,17 @@ def test_a_device_that_dies_in_validation_leaves_the_weights_of_training(
     swap, first, tmp_path
 ):
     """Though callbacks have others in the model then."""
-    whole = averaging(Bench(None))
+    whole = averaging()
     validated(whole, swap())
     # The same callback in both runs: Keras leaves it as it was when the device died.
     callbacks = [swap(), Checkpoint(tmp_path / "state")][:: -1 if first else 1]
     # Two layers: in the first batch of the first validation.
-    killed = averaging(Bench(None, breaks=2 * STEPS + 1))
+    killed = averaging(breaks=2 * STEPS + 1)
     with pytest.raises(pnn.DeviceError):
         validated(killed, *callbacks)
     assert position(tmp_path / "state") == (0, STEPS)
     left = state(killed)
-    resumed = averaging(Bench(None))
+    resumed = averaging()
     load_state(resumed, tmp_path / "state")
     assert_same(state(resumed), left)
     validated(resumed, *callbacks)
@@ -425,14 +432,14 @@ def test_averages_at_the_end_of_an_epoch_are_not_the_state(tmp_path):
     def keep():
         return Checkpoint(tmp_path / "state")
 
-    whole = averaging(Bench(None))
+    whole = averaging()
     validated(whole, swap())
     with pytest.raises(ValueError, match=r"list the `Checkpoint` first.*'SwapEMA"):
-        validated(averaging(Bench(None)), swap(), keep())
+        validated(averaging(), swap(), keep())
     with pytest.raises(pnn.DeviceError):
-        validated(averaging(Bench(None)), keep(), swap(), Dies("on_epoch_end"))
+        validated(averaging(), keep(), swap(), Dies("on_epoch_end"))
     assert position(tmp_path / "state") == (1, 0)
-    resumed = averaging(Bench(None))
+    resumed = averaging()
     validated(resumed, keep(), swap())
     assert_same(state(resumed), state(whole), 1e-6)
 
@@ -548,15 +555,7 @@ def test_bad_arguments(every):
 
 
 class Doubling(keras.callbacks.Callback):
-    """Doubles ρ after each epoch, and is killed at the beginning of one."""
-
-    def __init__(self, killed_at=None):
-        super().__init__()
-        self.killed_at = killed_at
-
-    def on_epoch_begin(self, epoch, logs=None):
-        if epoch == self.killed_at:
-            raise Killed
+    """Doubles ρ after each epoch."""
 
     def on_epoch_end(self, epoch, logs=None):
         self.model.rho *= 2
@@ -567,13 +566,13 @@ class Doubling(keras.callbacks.Callback):
     [(keras.callbacks.BackupAndRestore, pnn.SAM), (Checkpoint, pnn.ASAM)],
 )
 def test_a_resumed_run_goes_on_with_its_radius(keeper, ascent, tmp_path):
-    def run(killed_at=None):
+    def run(*kill):
         model = sat(rho=None, ascent=ascent(0.01))
-        fit(model, Doubling(killed_at), keeper(str(tmp_path / "state")), epochs=4)
+        fit(model, Doubling(), keeper(str(tmp_path / "state")), *kill, epochs=4)
         return model.rho
 
     with pytest.raises(Killed):
-        run(killed_at=2)
+        run(Kill(1))
     np.testing.assert_allclose(run(), 0.16, rtol=1e-5)
 
 

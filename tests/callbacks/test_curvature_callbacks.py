@@ -7,12 +7,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from models import assert_same, bits
+from models import Counting, assert_same, bits
 from tensorflow.core.util import event_pb2
 
 import keras_pnn as pnn
 from keras_pnn.callbacks import HessianEigenvalues, LossLandscape
-from keras_pnn.callbacks.tensorboard import Summaries
+from keras_pnn.callbacks.measuring import MeasuringCallback
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((20, 3)).astype("float32")
@@ -92,33 +92,15 @@ def test_logs_hold_the_results_for_the_weights_of_the_epoch():
     assert len(found.results) == 3
 
 
-def test_epochs_between_are_nan_and_can_be_watched(tmp_path):
+def test_epochs_between_are_nan(tmp_path):
     path, key = tmp_path / "log.csv", "landscape_rise"
-    best = keras.callbacks.ModelCheckpoint(
-        str(tmp_path / "best.weights.h5"),
-        monitor=key,
-        mode="min",
-        save_best_only=True,
-        save_weights_only=True,
-    )
     callback = landscape(every=3)
     logger = keras.callbacks.CSVLogger(str(path))
-    values = fit(network(), callback, logger, best, epochs=8).history[key]
+    values = fit(network(), callback, logger, epochs=8).history[key]
     assert callback.epochs == list(np.flatnonzero(np.isfinite(values))) == [0, 2, 5, 7]
     with path.open() as file:
         column = [float(row[key]) for row in csv.DictReader(file)]
     np.testing.assert_allclose(column, values)
-    np.testing.assert_allclose(best.best, np.nanmin(values))
-
-
-class Counting(keras.layers.Layer):
-    """Counts how often Python runs through it while it is not trained."""
-
-    traces = 0
-
-    def call(self, inputs, training=None):
-        self.traces += not training
-        return inputs
 
 
 @pytest.mark.parametrize("make", [eigenvalues, landscape])
@@ -143,14 +125,6 @@ def test_epoch_at_which_training_stops_is_measured():
     callback = landscape(every=10)
     fit(network(), Stop(), callback, epochs=9)
     assert callback.epochs == [0, 1]
-
-
-def test_model_built_by_fit(tmp_path):
-    model = keras.Sequential([keras.layers.Dense(2)])
-    model.compile("sgd", loss="mse")
-    callback = landscape(folder=tmp_path / "new")
-    fit(model, callback)
-    assert len(callback.results) == 3
 
 
 @pytest.mark.parametrize("dimensions", [1, 2])
@@ -195,10 +169,16 @@ def test_tensorboard_gets_what_was_measured(tmp_path):
     assert "tensorboard" not in sys.modules
 
 
-def test_summaries_leave_out_nan(tmp_path):
-    with Summaries(tmp_path) as summaries:
-        summaries.scalars(3, {"a": 1.5, "b": float("nan")})
-    assert events(tmp_path) == {(3, "a"): ("scalars", 1.5)}
+def test_tensorboard_gets_no_nan(tmp_path):
+    class Constant(MeasuringCallback):
+        def measure(self):
+            return {"a": 1.5, "b": float("nan")}
+
+        def values(self, result):
+            return result
+
+    fit(network(), Constant(1, tmp_path), epochs=1)
+    assert events(tmp_path) == {(0, "a"): ("scalars", 1.5)}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import contextlib
 import math
 
 import keras
+import models
 import numpy as np
 import pytest
 from models import assert_same, bits
@@ -21,7 +22,6 @@ FEWER = {
     "density_steps": 2,
     "variables": "controls",
 }
-CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 class Counted(pnn.layers.MRRBank):
@@ -37,9 +37,7 @@ class Counted(pnn.layers.MRRBank):
 def compiled(model, eagerly=True):
     """Trains eagerly: what the callback measures has graphs of its own."""
     momentum = keras.optimizers.SGD(0.05, momentum=0.9)
-    metrics = ["accuracy"]
-    model.compile(momentum, CROSS_ENTROPY, metrics=metrics, run_eagerly=eagerly)
-    return model
+    return models.compiled(model, momentum, metrics=["accuracy"], run_eagerly=eagerly)
 
 
 def network(eagerly=True):

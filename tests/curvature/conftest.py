@@ -64,19 +64,6 @@ def data():
 
 
 @pytest.fixture
-def state():
-    """From a model to all that its training changes, as arrays."""
-
-    def read(model):
-        variables = [*model.variables, *model.metrics_variables]
-        variables += [*model.optimizer.variables]
-        variables += [v for layer in model.layers for v in layer.variables]
-        return [np.array(v.numpy()) for v in variables]
-
-    return read
-
-
-@pytest.fixture
 def symmetric():
     """From eigenvalues to a dense symmetric matrix and its eigenvectors."""
 

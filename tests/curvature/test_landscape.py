@@ -13,25 +13,19 @@ X = RNG.standard_normal((20, 3))
 Y = RNG.standard_normal((20, 2))
 
 
+def landscape(model, x=X, y=Y, **options):
+    return pnn.loss_landscape(model, x, y, **{"variables": "all", **options})
+
+
 @pytest.mark.parametrize("batch_norm", ["frozen", "batch"])
 def test_curvature_along_eigenvectors_is_their_eigenvalue(float64, network, batch_norm):
     model = network(keras.layers.BatchNormalization(), keras.layers.Dropout(0.3))
-    result = pnn.loss_landscape(
-        model,
-        X,
-        Y,
-        extent=1e-3,
-        points=3,
-        variables="all",
-        batch_norm=batch_norm,
-        tolerance=1e-6,
-    )
+    near = {"extent": 1e-3, "points": 3, "tolerance": 1e-6}
+    result = landscape(model, **near, batch_norm=batch_norm)
     step = result.alphas[2]
-    for values, eigenvalue in zip(
-        (result.loss[:, 1], result.loss[1, :]), result.eigenvalues, strict=True
-    ):
-        second = (values[0] - 2 * values[1] + values[2]) / step**2
-        np.testing.assert_allclose(second, eigenvalue, rtol=1e-4)
+    lines = np.array([result.loss[:, 1], result.loss[1, :]])
+    second = np.diff(lines, 2)[:, 0] / step**2
+    np.testing.assert_allclose(second, result.eigenvalues, rtol=1e-4)
     assert result.eigenvalues[0] > result.eigenvalues[1]
     # Eigenvectors have no mixed derivative.
     corners = result.loss[[0, 0, 2, 2], [0, 2, 0, 2]] @ [1, -1, -1, 1]
@@ -45,17 +39,8 @@ def test_loss_is_that_of_evaluate_with_the_weights_moved(float64, network):
         [RNG.standard_normal(v.shape) for v in model.trainable_variables]
         for _ in range(2)
     ]
-    result = pnn.loss_landscape(
-        model,
-        X,
-        Y,
-        directions=directions,
-        extent=(0.5, 2.0),
-        points=(3, 5),
-        variables="all",
-        batch_size=7,
-        sample_weight=weights,
-    )
+    plan = {"directions": directions, "extent": (0.5, 2.0), "points": (3, 5)}
+    result = landscape(model, **plan, batch_size=7, sample_weight=weights)
     assert result.loss.shape == (3, 5)
     np.testing.assert_allclose(result.alphas, [-0.5, 0, 0.5])
     np.testing.assert_allclose(result.betas, [-2, -1, 0, 1, 2])
@@ -84,8 +69,9 @@ def test_random_directions_are_filter_normalised():
     dead[..., 1] = 0
     kernel.assign(dead)
     x, y = np.ones((2, 8, 8, 1)), np.zeros((2, 2))
-    result = pnn.loss_landscape(
-        model, x, y, directions="random", points=3, variables="all", seed=4
+    result, again, other = (
+        landscape(model, x, y, directions="random", points=3, seed=seed)
+        for seed in (4, 4, 5)
     )
     for vector in result.vectors:
         for part, variable in zip(vector, model.trainable_variables, strict=True):
@@ -98,12 +84,6 @@ def test_random_directions_are_filter_normalised():
             )
     first, second = (np.ravel(vector[0]) for vector in result.vectors)
     assert not np.allclose(abs(first), abs(second))
-    again, other = (
-        pnn.loss_landscape(
-            model, x, y, directions="random", points=3, variables="all", seed=seed
-        )
-        for seed in (4, 5)
-    )
     np.testing.assert_array_equal(again.loss, result.loss)
     assert not np.array_equal(other.loss, result.loss)
 
@@ -111,15 +91,12 @@ def test_random_directions_are_filter_normalised():
 @pytest.mark.parametrize("directions", ["eigenvectors", "random"])
 def test_one_direction(network, directions):
     model = network()
-    result = pnn.loss_landscape(
-        model, X, Y, directions, points=5, variables="all", dimensions=1
-    )
+    result = landscape(model, directions=directions, points=5, dimensions=1)
     assert result.loss.shape == (5,) and result.betas is None
-    np.testing.assert_allclose(
-        result.rise, result.loss[[0, 4]].mean() - result.loss[2], rtol=1e-6
-    )
+    rise = result.loss[[0, 4]].mean() - result.loss[2]
+    np.testing.assert_allclose(result.rise, rise, rtol=1e-6)
     assert result.rise > 0
-    given = pnn.loss_landscape(model, X, Y, result.vectors, points=5, variables="all")
+    given = landscape(model, directions=result.vectors, points=5)
     np.testing.assert_allclose(given.loss, result.loss, rtol=1e-5)
 
 
@@ -142,18 +119,18 @@ def test_losses_beyond_the_range_stay_in_the_picture():
 
     model = keras.Sequential([keras.Input((1,)), Root()])
     model.compile("sgd", "mse")
-    one = [[np.ones(1)]]
-    data = (np.ones((4, 1)), np.zeros((4, 1)), one)
-    result = pnn.loss_landscape(model, *data, extent=2.0, points=5, variables="all")
+    x, y = np.ones((4, 1)), np.zeros((4, 1))
+    along = {"directions": [[np.ones(1)]], "extent": 2.0, "points": 5}
+    result = landscape(model, x, y, **along)
     np.testing.assert_array_equal(np.isnan(result.loss), [1, 0, 0, 0, 0])
     model.layers[0].w.assign([-1.0])
     with pytest.raises(ValueError, match=r"centre must be finite. Received: nan"):
-        pnn.loss_landscape(model, *data, variables="all")
+        landscape(model, x, y, **along)
 
 
 def test_result_as_dict_text_and_file(network, tmp_path, capsys):
     model = network()
-    result = pnn.loss_landscape(model, X, Y, points=3, variables="all", verbose=1)
+    result = landscape(model, points=3, verbose=1)
     assert "9/9" in capsys.readouterr().out
     values = json.loads(json.dumps(result.to_dict()))
     assert values["loss"] == result.loss.tolist()
@@ -173,7 +150,7 @@ def test_a_layer_that_a_device_measures_is_refused(network):
         substituting(lambda layer, inputs, controls, outputs: outputs),
         pytest.raises(ValueError, match=r"outside `device.installed\(model\)`"),
     ):
-        pnn.loss_landscape(model, X, Y, "random", variables="all")
+        landscape(model, directions="random")
 
 
 SHAPES = [(3, 6), (6,), (6, 2), (2,)]
@@ -199,9 +176,10 @@ ONES = [np.ones(shape) for shape in SHAPES]
         ({"points": 3.0}, "`points` must .*Received: 3.0"),
         ({"dimensions": 3}, "`dimensions` must .*Received: 3"),
         ({"tolerance": 2}, "`tolerance` must .*Received: 2"),
+        ({"directions": "random", "seed": None}, "`seed` must .*Received: None"),
         ({"variables": "controls"}, "'all'"),
     ],
 )
 def test_bad_input_is_named(network, options, message):
     with pytest.raises(ValueError, match=message):
-        pnn.loss_landscape(network(), X, Y, **{"variables": "all", **options})
+        landscape(network(), **options)

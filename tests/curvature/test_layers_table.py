@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras_layers_table import BATCH, NAMES, RANDOM, REFUSED, SINGLE, STATEFUL, make
+from models import difference_of_gradients
 
 from keras_pnn.curvature.operator import HessianOperator
 
@@ -20,24 +21,6 @@ def made(request):
         return model, x, y
 
     return build
-
-
-def gradient_of_keras(operator, x, y, shift):
-    """The gradient of `compute_loss` in eager mode, with variables moved."""
-    model, variables = operator.model, operator.variables
-    starts = [v.numpy() for v in variables]
-    for v, start, part in zip(variables, starts, operator.split(shift), strict=True):
-        v.assign(start + part)
-    with tf.GradientTape() as tape:
-        loss = model.compute_loss(x, y, model(x, training=False), training=False)
-    parts = tape.gradient(
-        loss,
-        [v.value for v in variables],
-        unconnected_gradients=tf.UnconnectedGradients.ZERO,
-    )
-    for v, start in zip(variables, starts, strict=True):
-        v.assign(start)
-    return operator.join(tf.convert_to_tensor(part).numpy() for part in parts)
 
 
 # Their loops and functions must be differentiated twice within a graph; the others need
@@ -59,8 +42,8 @@ def test_products_are_differences_of_gradients_of_keras(made, name):
     finally:
         tf.config.run_functions_eagerly(False)
     step = 3e-3 if name in SINGLE else 1e-4
-    up, down = (gradient_of_keras(operator, x, y, s * step * vector) for s in (1, -1))
-    apart = np.linalg.norm((up - down) / (2 * step) - found) / np.linalg.norm(found)
+    expected = difference_of_gradients(operator, x, y, vector, step)
+    apart = np.linalg.norm(expected - found) / np.linalg.norm(found)
     # `Resizing` rounds to single precision; half precision is too coarse for more.
     assert apart < (0.3 if name == "mixed precision" else 1e-3)
     loss = model.compute_loss(x, y, model(x, training=False), training=False)

@@ -16,8 +16,9 @@ _TOLERANCE = 1e-5
 def phases(unitary: np.ndarray, arrangement: str = "clements") -> MeshPhases:
     """Decomposes a unitary into the phases of a mesh without errors.
 
-    A cell whose two elements are both 0 is set to the bar state. The product of the
-    cells equals the unitary to rounding.
+    The product of the cells equals the unitary to rounding. A cell whose two elements
+    are both exactly 0 is set to the bar state; where rounding leaves them other than 0,
+    as behind many such cells, its phases are arbitrary.
 
     Args:
         unitary: Array of shape (N, N), N ≥ 2, with all |U†U − 1| within 1e-5.

@@ -1,8 +1,12 @@
-"""Show in a signature the keywords that a function passes on."""
+"""Use signatures: show keywords that are passed on, save objects by their arguments."""
 
 import difflib
 import inspect
 from collections.abc import Callable
+
+import keras
+
+from keras_pnn._display import Brief
 
 
 def like(other: Callable) -> Callable:
@@ -54,3 +58,24 @@ def passing_on(*receivers: Callable, without: tuple[str, ...] = ()) -> Callable:
         return function
 
     return shown
+
+
+class Configured(Brief):
+    """Base of objects that are saved by the arguments of `__init__`, all attributes."""
+
+    def get_config(self) -> dict:
+        """Returns the arguments of `__init__`, as files hold them."""
+        serialize = keras.saving.serialize_keras_object
+        names = inspect.signature(type(self)).parameters
+        if unknown := [name for name in names if not hasattr(self, name)]:
+            raise NotImplementedError(
+                f"{type(self).__name__} must have a `get_config` to be saved, or its "
+                f"arguments as attributes. Received: none for {', '.join(unknown)}"
+            )
+        return {name: serialize(getattr(self, name)) for name in names}
+
+    @classmethod
+    def from_config(cls, config: dict):
+        """Builds an object from the result of `get_config`."""
+        load = keras.saving.deserialize_keras_object
+        return cls(**{name: load(value) for name, value in config.items()})

@@ -138,7 +138,7 @@ class Damped(ModelGradient):
     """A source of gradients that does not tell its argument."""
 
     def __init__(self, factor=1.0):
-        self.factor = factor
+        self._factor = factor
 
 
 class Unsaid(keras.optimizers.schedules.LearningRateSchedule):

@@ -17,13 +17,13 @@ import keras
 import numpy as np
 
 from keras_pnn import _checks, _tables
-from keras_pnn._display import Brief
+from keras_pnn._signatures import Configured
 
 _BLOCK = 1024
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Process(Brief):
+class Process(Configured):
     """Base of the drift processes: a number for each step, or several.
 
     A subclass is a frozen dataclass and implements `_value(step, seed)`, where `step`
@@ -62,13 +62,6 @@ class Process(Brief):
         """
         steps, seed = _checks.integer("steps", steps, 0), _seed(seed)
         return np.array([self._value(i, seed) for i in range(steps)], "float64")
-
-    def get_config(self) -> dict:
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
 
 
 class BlockProcess(Process):

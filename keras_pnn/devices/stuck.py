@@ -5,12 +5,13 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks
+from keras_pnn._signatures import Configured
 from keras_pnn.devices.draws import uniform_numbers
 from keras_pnn.layers.quantity import Quantity
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class Stuck:
+class Stuck(Configured):
     """Controls that cannot be set, such as heaters without contact.
 
     For `Variation(stuck=…)`: each control of rings and meshes is stuck with a
@@ -61,10 +62,3 @@ class Stuck:
 
     def __repr__(self):
         return f"Stuck(probability={self.probability!r}, at={self.at!r})"
-
-    def get_config(self):
-        return {"probability": self.probability, "at": self.at}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)

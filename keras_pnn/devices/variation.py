@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks
+from keras_pnn._signatures import Configured
 from keras_pnn.devices.draws import folded, standard_normal, uniform_numbers
 from keras_pnn.devices.named import Deviations
 from keras_pnn.devices.simulated import DeviceSet, SimulatedDevice
@@ -17,7 +18,7 @@ from keras_pnn.layers.quantity import Quantity
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class Correlated:
+class Correlated(Configured):
     """Gaussian deviations that are correlated between neighbouring rings.
 
     The last axis of a variable counts bank rows, the others, flattened, the columns
@@ -60,13 +61,6 @@ class Correlated:
     def __repr__(self):
         # To the last digit: the digest of a study depends on it.
         return f"Correlated(std={self.std!r}, length={self.length!r})"
-
-    def get_config(self):
-        return {"std": self.std, "length": self.length}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
 
 
 # For a draw that lies beyond the bound of an imperfection.

@@ -10,8 +10,8 @@ import tensorflow as tf
 from keras import ops
 
 from keras_pnn import _checks
-from keras_pnn._display import Brief
 from keras_pnn._png import read_png, write_png
+from keras_pnn._signatures import Configured
 from keras_pnn.layers.limits import DAC, ControlRange, get_dac
 from keras_pnn.layers.optics import PITCH, WAVELENGTH, Optics
 from keras_pnn.layers.physical import check_built
@@ -324,7 +324,7 @@ class AmplitudeMask(_Mask):
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class PhaseRoughness(Brief, keras.regularizers.Regularizer):
+class PhaseRoughness(Configured, keras.regularizers.Regularizer):
     """Penalises phases that differ between neighbouring pixels, turns aside.
 
         penalty = strength · mean(1 − cos(difference)), over rows plus over columns
@@ -352,12 +352,9 @@ class PhaseRoughness(Brief, keras.regularizers.Regularizer):
         rough = [ops.mean(1 - ops.cos(s)) for s in steps if 0 not in s.shape]
         return self.strength * sum(rough, ops.zeros((), x.dtype))
 
-    def get_config(self) -> dict:
-        return {"strength": self.strength}
-
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class PhaseBlocks(Brief, keras.constraints.Constraint):
+class PhaseBlocks(Configured, keras.constraints.Constraint):
     """Keeps phases constant over square blocks of pixels, after each step.
 
     A block has the phase of the mean of its exp(i phase). Blocks begin at the upper
@@ -387,6 +384,3 @@ class PhaseBlocks(Brief, keras.constraints.Constraint):
         cos, sin = tf.unstack(tf.nn.avg_pool2d(parts, n, n, "VALID")[0], axis=-1)
         blocks = tf.repeat(tf.repeat(tf.atan2(sin, cos), n, 0), n, 1)
         return blocks[:height, :width]
-
-    def get_config(self) -> dict:
-        return {"size": self.size}

@@ -7,14 +7,14 @@ import numpy as np
 from keras import ops
 
 from keras_pnn import _checks
-from keras_pnn._display import Brief
+from keras_pnn._signatures import Configured
 from keras_pnn.physics import detection
 from keras_pnn.physics import tuning as tunings
 from keras_pnn.physics._tensors import TensorLike
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class ControlRange(Brief, keras.constraints.Constraint):
+class ControlRange(Configured, keras.constraints.Constraint):
     """Keeps a control between two limits after each step of the optimizer.
 
     Args:
@@ -46,12 +46,9 @@ class ControlRange(Brief, keras.constraints.Constraint):
             return value
         return ops.minimum(value, ops.cast(self.high, value.dtype))
 
-    def get_config(self) -> dict:
-        return {"low": self.low, "high": self.high}
-
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class DAC(Brief):
+class DAC(Configured):
     """Rounds controls to `2**bits` even steps, and clips them to the range.
 
     Training continues through the steps; see `physics.detection.quantize`.
@@ -84,13 +81,6 @@ class DAC(Brief):
         inside = np.clip(np.asarray(value, "float64"), self.low, self.high)
         share = (inside - self.low) / (self.high - self.low)
         return np.rint(share * (2**self.bits - 1)).astype(int)
-
-    def get_config(self) -> dict:
-        return {"bits": self.bits, "low": self.low, "high": self.high}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
 
 
 def get_dac(value):

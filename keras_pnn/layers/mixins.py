@@ -9,7 +9,7 @@ from keras import ops
 from keras_pnn import _checks
 
 
-class Configured:
+class ConfiguredLayer:
     """Writes the arguments of `__init__` in `get_config`: each is an attribute."""
 
     def get_config(self) -> dict:
@@ -41,7 +41,7 @@ def _arguments(layer: keras.layers.Layer, kind: type) -> dict:
     return config
 
 
-class RealInputs(Configured):
+class RealInputs(ConfiguredLayer):
     """Refuses complex inputs, for layers of powers, which would drop a part."""
 
     def call(self, inputs):
@@ -63,7 +63,7 @@ def refuse_complex(layer: keras.layers.Layer, inputs) -> None:
         )
 
 
-class WideOutputs(Configured):
+class WideOutputs(ConfiguredLayer):
     """Gives a layer outputs in single precision, or double under a float64 policy.
 
     Inputs are not autocast: float16 cannot hold an amplitude of 7e4, a count of 2049

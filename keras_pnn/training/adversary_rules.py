@@ -7,10 +7,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks
-from keras_pnn._display import Brief
+from keras_pnn._signatures import Configured
 
 
-class AdversaryRule(Brief):
+class AdversaryRule(Configured):
     """The step rule of eq. 5: from dL/dθ to θ_adv − θ0.
 
     The base of `FiniteDifference` and `Autodiff`, dataclasses with the fields
@@ -38,18 +38,6 @@ class AdversaryRule(Brief):
         peak = tf.reduce_max(tf.abs(scaled))
         unit = scaled / tf.where(tf.equal(peak, 0), tf.ones_like(peak), peak)
         return tf.math.divide_no_nan(radius * unit, tf.norm(unit))
-
-    def get_config(self) -> dict:
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        # Lists: Keras does not undo what it makes of a tuple.
-        return {
-            n: np.asarray(v).tolist() if isinstance(v, tuple) else v
-            for n, v in fields.items()
-        }
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**config)
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")

@@ -4,12 +4,12 @@ import keras
 import tensorflow as tf
 
 from keras_pnn import _checks
-from keras_pnn._display import Brief
+from keras_pnn._signatures import Configured
 from keras_pnn.physics import tuning as tunings
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class OpticalPruning(Brief, keras.regularizers.Regularizer):
+class OpticalPruning(Configured, keras.regularizers.Regularizer):
     """Regulariser α ‖∂w/∂c‖₂ of a layer's controls c.
 
     It drives rings to the flat parts of their tuning curves.
@@ -51,7 +51,3 @@ class OpticalPruning(Brief, keras.regularizers.Regularizer):
         square = tf.reduce_sum(slope * slope)
         floor = tf.cast(keras.config.epsilon() ** 2, square.dtype)
         return tf.cast(self.alpha, square.dtype) * tf.sqrt(square + floor)
-
-    def get_config(self) -> dict:
-        tuning = keras.saving.serialize_keras_object(self.tuning)
-        return {"alpha": self.alpha, "tuning": tuning}

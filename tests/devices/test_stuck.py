@@ -153,7 +153,7 @@ def test_what_is_stuck_stays_where_it_is():
     chip.attach(model)
     sat = pnn.SATModel(model, ascent=None, variation=more, warmup=100, device=chip)
     sat.compile("sgd", "mse")
-    drawn = sat._drawn((0, 0))
+    drawn = sat._drawn((0, 0), ramp=0.0)
     with drawn.scope(model):
         found = chip.measure(layer, tf.ones((1, 4)), layer.current_values()[0])
     layer.imperfections["control_stuck"].assign(expected)

@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks
+from keras_pnn._signatures import Configured
 from keras_pnn.physics._tensors import TensorLike
 
 # Weights and controls that were rounded to float32 still count as within range.
@@ -17,13 +18,14 @@ def width_factor(error: tf.Tensor) -> tf.Tensor:
     return 1 + tf.where(error > -1, error, tf.constant(float("nan"), error.dtype))
 
 
-class Tuning:
+class Tuning(Configured):
     """Base class of tuning curves, from the control of a ring to its weight.
 
     Serialisable like a Keras initializer. A subclass sets `unit`, implements
-    `control_range`, `weight_range`, `heater_shift`, `weight`, `control` and
-    `get_config`, and overrides further methods where it can. Controls are float tensors
-    in `unit`, never negative; what is computed from one has its shape.
+    `control_range`, `weight_range`, `heater_shift`, `weight` and `control`, and
+    overrides further methods where it can: also `get_config`, if an argument of its
+    `__init__` is no attribute. Controls are float tensors in `unit`, never negative;
+    what is computed from one has its shape.
 
     Attributes:
         unit: `"nm"` (the control is a detuning), or `"mA"`, `"V"` or `"mW"` (current,
@@ -158,15 +160,6 @@ class Tuning:
             lambda c: np.isfinite(c) & (c >= max(low - room, 0)) & (c <= high + room),
             f"finite and in [{low:g}, {high:g}] {self.unit}",
         )
-
-    def get_config(self) -> dict:
-        """Returns the arguments of `__init__` as JSON values."""
-        raise NotImplementedError
-
-    @classmethod
-    def from_config(cls, config: dict):
-        """Builds a tuning from the result of `get_config`."""
-        return cls(**config)
 
     def __eq__(self, other):
         return type(self) is type(other) and self.get_config() == other.get_config()

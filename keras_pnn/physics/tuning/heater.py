@@ -266,11 +266,6 @@ class HeaterTuning(ResonanceTuning):
         current = heater.current_for_shift(shift, self.efficiency, self.resistance)
         return np.minimum(current, self.control_range[1])[()]
 
-    def get_config(self) -> dict:
-        names = ("offset", "half_width", "efficiency", "resistance", "port")
-        names += ("max_current", "through_min", "drop_max", "free_spectral_range")
-        return {name: getattr(self, name) for name in names}
-
     def _ends(self):
         most = self.efficiency * self.resistance / 1000 * self.control_range[1] ** 2
         return self.offset, self.offset + most

@@ -179,6 +179,3 @@ class LorentzianTuning(ResonanceTuning):
 
     def control(self, weight: TensorLike) -> np.ndarray:
         return self._detuning_for(weight)[()]
-
-    def get_config(self) -> dict:
-        return {"half_width": self.half_width}

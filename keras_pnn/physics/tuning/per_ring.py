@@ -164,11 +164,6 @@ class RingTunings(Tuning):
         rows = self.tunings.tolist()
         return {"tunings": keras.saving.serialize_keras_object(rows)}
 
-    @classmethod
-    def from_config(cls, config: dict):
-        """Builds tunings from the result of `get_config`."""
-        return cls(keras.saving.deserialize_keras_object(config["tunings"]))
-
     def __repr__(self):
         shape = " × ".join(map(str, self.tunings.shape))
         return f"RingTunings({shape}, {self.tunings.ravel()[0]!r}, …)"

@@ -9,8 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks
+from keras_pnn._signatures import Configured
 from keras_pnn.layers.context import Overrides
-from keras_pnn.training.gradients.base import Batch, Configured, Evaluation
+from keras_pnn.training.gradients.base import Batch, Evaluation
 
 
 @dataclasses.dataclass(frozen=True)

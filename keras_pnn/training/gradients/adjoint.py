@@ -6,12 +6,11 @@ import tensorflow as tf
 from keras_pnn import _checks
 from keras_pnn.layers import MZIMesh
 from keras_pnn.physics._tensors import as_complex
-from keras_pnn.training.gradients.base import Configured
 from keras_pnn.training.gradients.measured import LayerGradient, of_set_phases, refuse
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class Adjoint(Configured, LayerGradient):
+class Adjoint(LayerGradient):
     """Measures the gradient of meshes in situ, by the adjoint method.
 
     With the forward field f and the adjoint field a right behind a phase shifter

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import dataclasses
-import inspect
 import math
 from collections.abc import Callable
 
@@ -12,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks, _keras
-from keras_pnn._display import Brief
+from keras_pnn._signatures import Configured
 from keras_pnn.layers.context import Overrides, measured_by, valued
 from keras_pnn.layers.lookup import physical_layers
 
@@ -68,21 +67,7 @@ class Evaluation:
         return tf.convert_to_tensor(gradient)
 
 
-class Configured(Brief):
-    """Base of what is saved by the arguments of its `__init__`."""
-
-    def get_config(self) -> dict:
-        serialize = keras.saving.serialize_keras_object
-        names = inspect.signature(type(self)).parameters
-        return {name: serialize(getattr(self, name)) for name in names}
-
-    @classmethod
-    def from_config(cls, config):
-        load = keras.saving.deserialize_keras_object
-        return cls(**{name: load(value) for name, value in config.items()})
-
-
-class GradientSource(Brief):
+class GradientSource(Configured):
     """Base of the sources: a pass over a batch, which assigns nothing.
 
     Variables are read through a `StatelessScope`, so that two passes over one batch
@@ -107,18 +92,6 @@ class GradientSource(Brief):
         source = copy.copy(self)
         source.device = device
         return source
-
-    def get_config(self) -> dict:
-        if inspect.signature(type(self)).parameters:
-            raise NotImplementedError(
-                f"{type(self).__name__} must have a `get_config` to be saved, which "
-                "returns its arguments."
-            )
-        return {}
-
-    @classmethod
-    def from_config(cls, config) -> "GradientSource":
-        return cls(**config)
 
     def __call__(
         self, trainer, batch, overrides: Overrides, wrt: list, index: int = 0
@@ -210,7 +183,7 @@ class ModelGradient(GradientSource):
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class DeviceGradient(Configured, ModelGradient):
+class DeviceGradient(ModelGradient):
     """Outputs of a device; derivatives of the model: physics-aware training.
 
     Args:

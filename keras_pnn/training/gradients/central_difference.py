@@ -5,12 +5,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_pnn import _checks
-from keras_pnn.training.gradients.base import Configured, one_by_one
+from keras_pnn.training.gradients.base import one_by_one
 from keras_pnn.training.gradients.differences import LossGradient
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class CentralDifference(Configured, LossGradient):
+class CentralDifference(LossGradient):
     """Differentiates each control by a central difference of the loss.
 
     ∂L/∂c ≈ (L(c + s) − L(c − s)) / (2 s) for one control after the other, with an error

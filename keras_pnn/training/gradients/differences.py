@@ -11,7 +11,6 @@ from keras_pnn.devices.draws import folded, whole_numbers
 from keras_pnn.layers.context import Overrides
 from keras_pnn.layers.lookup import physical_layers, quantities
 from keras_pnn.training.gradients.base import (
-    Configured,
     Evaluation,
     ModelGradient,
 )
@@ -108,7 +107,7 @@ class Losses:
         self._last, self.count = slope, self.count + count
 
 
-class RandomDirections(Configured, LossGradient):
+class RandomDirections(LossGradient):
     """Base of sources that measure slopes along random directions.
 
     g = mean over directions of (L(v + c Δ) − L(v − c Δ)) / (2 c) · Δ, with Δ = 0 for

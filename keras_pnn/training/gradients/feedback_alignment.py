@@ -10,7 +10,6 @@ from keras_pnn import _checks, _keras
 from keras_pnn.layers.context import valued
 from keras_pnn.layers.lookup import physical_layers
 from keras_pnn.training.gradients.base import (
-    Configured,
     Evaluation,
     ModelGradient,
     sample_size,
@@ -20,7 +19,7 @@ from keras_pnn.training.gradients.base import (
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class FeedbackAlignment(Configured, ModelGradient):
+class FeedbackAlignment(ModelGradient):
     """Sends the error at the outputs straight to each layer: direct feedback alignment.
 
     The network is cut in front of each measured layer. What the layers in front of a

@@ -12,7 +12,7 @@ from keras_pnn.layers.context import measure
 from keras_pnn.layers.fields import detected
 from keras_pnn.layers.limits import DAC
 from keras_pnn.layers.ring_layer import RingLayer
-from keras_pnn.training.gradients.base import Configured, one_by_one, wide
+from keras_pnn.training.gradients.base import one_by_one, wide
 from keras_pnn.training.gradients.measured import LayerGradient, of_set_phases, refuse
 
 # Shifts and the factors of their differences.
@@ -24,7 +24,7 @@ _OF_THETA = (
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class ParameterShift(Configured, LayerGradient):
+class ParameterShift(LayerGradient):
     """Differentiates a device by its outputs at shifted controls.
 
     **Meshes.** Each intensity I behind an `MZIMesh` depends on one phi or gamma as

@@ -5,13 +5,13 @@ import tensorflow as tf
 
 from keras_pnn import _checks
 from keras_pnn.devices.draws import whole_numbers
-from keras_pnn.training.gradients.base import Configured, ModelGradient
+from keras_pnn.training.gradients.base import ModelGradient
 from keras_pnn.training.gradients.differences import seed_for
 from keras_pnn.training.local_classifier import LocalClassifier
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
-class PhyLL(Configured, ModelGradient):
+class PhyLL(ModelGradient):
     """Trains each block of a `LocalClassifier` alone: physical local learning (PhyLL).
 
     In each step the batch is sent twice: with its labels, which gives each block the

@@ -9,7 +9,7 @@ import keras
 
 
 class StepHandle:
-    """Takes the wrapper of one `wrap_step` out again, unless it is out already."""
+    """Removes the wrapper of one `wrap_step`; does nothing the second time."""
 
     def __init__(self, steps: "Steps", wrapper: Callable):
         self.remove = functools.partial(steps.remove, wrapper)
@@ -59,7 +59,7 @@ def in_fit(options: dict) -> bool:
 
 
 def retrace(model: keras.Model, kind: str) -> None:
-    """Makes a step be traced anew, within the wrappers that are around it."""
+    """Lets a step be traced anew, inside the wrappers that are around it."""
     getattr(model, f"make_{kind}_function")(force=True)
 
 

@@ -2,9 +2,9 @@
 
 `_keras.wrap_step` puts `_step` around the compiled train or test function. Before each
 batch `_move` asks the process for the deviation; `_step` assigns the drifted values,
-runs the step, and assigns the values from before. A simulated device that measures in
-training has values of its own; it adds the drift, which `_step` therefore keeps in
-`Quantity.drift` too.
+runs the step, and restores the values from before. A simulated device that measures in
+training has deviations of its own, in place of the model's; it adds the drift to them
+by `Quantity.passing`, for which `_step` also stores it in `Quantity.drift`.
 """
 
 import math
@@ -211,7 +211,7 @@ class DriftInjection(keras.callbacks.Callback):
                 for quantity, deviation in pairs:
                     quantity.variable.assign(quantity.added(deviation))
                     quantity.drift.assign_add(deviation)
-                # The last of several knows the sum.
+                # Several may move one variable: each reports the sum.
                 for injection in _drifting:
                     injection._met = injection._sum()
                 logs = function(iterator)

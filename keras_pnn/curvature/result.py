@@ -1,4 +1,4 @@
-"""Say which loss a result is about: the fields that all results of this room share."""
+"""Say which loss a result is about: the fields that all results of curvature share."""
 
 import dataclasses
 

@@ -1,4 +1,9 @@
-"""Measure batches on a device: parts, repeats, time limits, the log."""
+"""Measure batches on a device: parts, averages, retries, time limits, the log.
+
+After a failure `_reading` waits and tries again; `_attempt` first lets the device
+`recover` and sets its controls anew. When no retry is left, a `DeviceError` is raised
+and nothing of the batch is logged.
+"""
 
 import concurrent.futures
 import copy
@@ -14,7 +19,7 @@ import numpy as np
 from keras_pnn._files import storable
 from keras_pnn.hardware import log as measurement_log
 
-# Seconds before a repeat.
+# Seconds before a retry, at most.
 LONGEST_WAIT = 60.0
 # Seconds that an interrupt from the keyboard may wait.
 _LONGEST_DEAF = 0.2
@@ -63,7 +68,7 @@ class Acquisition:
     """
 
     def __init__(self, device, log=None):
-        # The device's thread ends with the device, if that is in no cycle.
+        # No reference to the device, so that its thread ends when it does.
         self._device = weakref.proxy(device)
         self._log = None if log is None else measurement_log.prepare(log)
         self._lock = threading.RLock()
@@ -126,11 +131,11 @@ class Acquisition:
         return np.mean(readings, axis=0).astype(dtype)
 
     def _reading(self, layer, inputs, controls, shape, dtype) -> np.ndarray:
-        """One usable reading: a call, repeated where it fails."""
+        """One usable reading: a call, retried where it fails."""
         for attempt in range(self._device.retries + 1):
             call = self._device.calls + 1
             if attempt:
-                # Powers beyond this are longer than the longest wait, or overflow.
+                # The wait is the longest one long before; larger powers overflow.
                 wait = self._device.backoff * 2.0 ** min(attempt - 1, 100)
                 time.sleep(min(wait, LONGEST_WAIT))
             values, cause = self._attempt(attempt > 0, layer, inputs, controls)
@@ -149,7 +154,7 @@ class Acquisition:
         raise DeviceError(layer.name, call, cause) from cause
 
     def _attempt(self, again: bool, layer, inputs, controls) -> tuple:
-        """What `measure` returned, and what was raised before it could."""
+        """What `measure` returned, and the error if anything failed."""
         try:
             if again or self.abandoned:
                 # The state of the hardware is not known after a failure, and what an
@@ -161,8 +166,8 @@ class Acquisition:
             self._device.calls += 1
             sent = copy.deepcopy((inputs, controls))
             return self._limited("measure", layer, *sent), None
-        # Returned: kept in a variable of a frame that is in its traceback, it would
-        # keep the device alive.
+        # An error in a variable of a frame of its own traceback would be a cycle, which
+        # keeps the device alive: it is returned.
         except Exception as error:
             return None, error
 

@@ -25,13 +25,13 @@ class HardwareDevice(Brief):
 
     A subclass overrides `measure`, and optionally `configure` and `recover`. This
     class checks readings, splits batches, averages readings, limits times,
-    repeats failed calls, counts and logs. In training and evaluation the layers'
+    retries failed calls, counts and logs. In training and evaluation the layers'
     outputs come from the device, their gradients from the model.
 
     The three methods are called in one thread, which is not the one that made the
     object. After a time-out they are called in a new thread, while the old call may
-    still hang. They may change their arrays. A keyboard interrupt passes through;
-    within `fit` and `evaluate` it waits for the end of the step.
+    still hang. They may change the arrays that they are given. A keyboard interrupt
+    passes through; within `fit` and `evaluate` it waits for the end of the step.
 
     Args:
         layers: names of the physical layers that are on the device, `None` for all.
@@ -41,8 +41,8 @@ class HardwareDevice(Brief):
         settle: seconds to wait after `configure`.
         timeout: seconds for each call of the lab's methods, `None` for no limit.
         retries: how many times a failed call (an exception, a time-out, NaN or
-            infinity) is repeated. A wrong shape or type is an error at once.
-        backoff: seconds before the first repeat; doubles each time, up to a minute.
+            infinity) is retried. A wrong shape or type is an error at once.
+        backoff: seconds before the first retry; doubles each time, up to a minute.
         log: path of an SQLite file to which each measurement is appended, `None` for
             none. `pnn.RecordedDevice` replays it. Each record is written to disk before
             `acquire` returns, which takes some 10 ms; a crash loses at most the record
@@ -72,7 +72,7 @@ class HardwareDevice(Brief):
     ```
     """
 
-    # A subclass without `super().__init__()` gets as far as the error for it.
+    # So that a subclass without `super().__init__()` reaches the error that says so.
     layers: tuple[str, ...] | None = None
 
     def __init__(
@@ -133,9 +133,10 @@ class HardwareDevice(Brief):
         """
 
     def recover(self) -> None:
-        """Brings the device back to a known state; called before a call is repeated.
+        """Brings the device back to a known state; called before a call is retried.
 
-        Also before the first call after an interrupt or a time-out for good.
+        It is also called before the first call after an interrupt, and after a time-out
+        that ended a measurement.
         """
 
     def acquire(self, layer, inputs, controls: dict, shape=None, dtype=None):
@@ -315,7 +316,7 @@ def _layer_names(layers) -> tuple[str, ...] | None:
 
 
 def _sendable(name: str, array, layer) -> np.ndarray:
-    """Returns a copy of an array of finite numbers: others can harm a device."""
+    """Returns a copy of an array, which must be finite: NaN can harm a device."""
     array = np.array(storable(array), order="C")
     if array.dtype.kind not in "biufc":
         expected = f"an array of numbers, for layer '{layer.name}'"

@@ -1,4 +1,4 @@
-"""Say where an argument belongs that was given to something else."""
+"""Explain where an argument belongs that was passed to the wrong place."""
 
 import inspect
 

@@ -1,4 +1,7 @@
-"""Override the values of variables, and layers' outputs by measurements."""
+"""Override the values of variables, and the outputs of layers by measurements.
+
+`valued` gives a measurement the derivative of the model, as in physics-aware training.
+"""
 
 import contextlib
 import dataclasses
@@ -15,8 +18,8 @@ class Overrides(Mapping):
     """An immutable mapping from variables to the values that replace theirs.
 
     Inside `with overrides.scope(model):` the model's variables have these values, and
-    assignments leave the variables as they are. Pairs in `read`, of other variables and
-    what they store, are no members.
+    assignments leave the variables as they are. `read` holds values of further
+    variables that were read already; these are not members of the mapping.
     """
 
     def __init__(
@@ -51,8 +54,9 @@ class Overrides(Mapping):
     def reading(self, variables: Iterable[keras.Variable]) -> "Overrides":
         """Returns these overrides, with what other variables store read here, once.
 
-        TensorFlow cannot know that two reads give the same. Of one, it computes once
-        what several passes have in common, such as the layers before the first control.
+        TensorFlow cannot know that two reads of a variable give the same value. With
+        one read, what several passes have in common is computed once, such as the
+        layers in front of the first control.
         """
         # XLA cannot read strings.
         numbers = [v for v in variables if v.dtype != "string"]
@@ -77,10 +81,10 @@ class Overrides(Mapping):
 
         They also are in functions under `tf.function`, which run as the functions
         that they decorate, and under `tf.recompute_grad` and `tf.custom_gradient`, as
-        well as in their gradients. A read past the scope is refused. What is assigned
-        inside are the scope's `updates()`, of whatever kind the variables are. Without
-        `rematerialize`, `tf.recompute_grad` and `keras.RematScope`, which have no
-        second derivative, do nothing.
+        well as in their gradients. Reading a variable past the scope raises an error.
+        What is assigned inside are the scope's `updates()`, of whatever kind the
+        variables are. Without `rematerialize`, `tf.recompute_grad` and
+        `keras.RematScope`, which have no second derivative, do nothing.
         """
         # Keras hands a regulariser None for a variable that the scope does not hold.
         regularized = [v for v in model.trainable_variables if v.regularizer]
@@ -168,7 +172,7 @@ def valued(measured, modelled):
     outputs = _valued(measured, modelled)
     theirs, ours = map(_keras.tensor_attributes, (measured, modelled))
     logits = ours.pop(_keras.LOGITS, None)
-    # Those of the model alone would belong to other values.
+    # The logits of the model alone would not belong to the measured values.
     if logits is not None and _keras.LOGITS in theirs:
         ours[_keras.LOGITS] = _valued(theirs[_keras.LOGITS], logits)
     _keras.set_tensor_attributes(outputs, ours)

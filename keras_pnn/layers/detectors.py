@@ -10,6 +10,7 @@ from keras import ops
 from keras_pnn import _checks
 from keras_pnn.layers.limits import DAC
 from keras_pnn.layers.mixins import (
+    ConfiguredLayer,
     RealInputs,
     WideOutputs,
     add_bias,
@@ -20,7 +21,7 @@ from keras_pnn.layers.mixins import (
 from keras_pnn.physics import detection
 
 
-class _Detector(WideOutputs, keras.layers.Layer):
+class _Detector(WideOutputs, ConfiguredLayer):
     """Base of layers with real outputs in the shape of their inputs."""
 
     def __init__(self, **kwargs):

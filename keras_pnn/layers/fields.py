@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from keras_pnn import _keras
 from keras_pnn.layers.detectors import BalancedDetector, Photodetector
-from keras_pnn.layers.mixins import WideOutputs
+from keras_pnn.layers.mixins import ConfiguredLayer, WideOutputs
 from keras_pnn.physics._tensors import as_complex
 
 
@@ -28,7 +28,7 @@ class FieldOutputs(WideOutputs):
         return super().call(inputs)
 
 
-class Passive(keras.layers.Layer):
+class Passive(ConfiguredLayer):
     """Base of layers without controls, whose outputs are `_act(inputs)`."""
 
     def call(self, inputs):

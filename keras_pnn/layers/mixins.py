@@ -1,4 +1,4 @@
-"""Share among layers: configurations, dtypes of inputs and outputs, noise, a bias."""
+"""Share code among layers: `get_config`, dtypes, noise of readings, biases."""
 
 import inspect
 
@@ -9,8 +9,13 @@ from keras import ops
 from keras_pnn import _checks
 
 
-class ConfiguredLayer:
-    """Writes the arguments of `__init__` in `get_config`: each is an attribute."""
+class ConfiguredLayer(keras.layers.Layer):
+    """Base of layers with the arguments of `__init__`, all attributes, as config.
+
+    Only arguments that can be given by position and by name are written. Those that
+    are positional-only belong to a subclass, which has them too, and those that are
+    keyword-only to a base class, see `passing_on`.
+    """
 
     def get_config(self) -> dict:
         config = super().get_config()
@@ -25,8 +30,6 @@ def _arguments(layer: keras.layers.Layer, kind: type) -> dict:
     """Returns the arguments of a class of the layer as files hold them."""
     config = {}
     for name, parameter in inspect.signature(kind.__init__).parameters.items():
-        # Other kinds belong to another class: keywords alone to one that takes them,
-        # see `passing_on`, and positions alone to one that hands them on.
         if name == "self" or parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
             continue
         value = getattr(layer, name)
@@ -41,8 +44,8 @@ def _arguments(layer: keras.layers.Layer, kind: type) -> dict:
     return config
 
 
-class RealInputs(ConfiguredLayer):
-    """Refuses complex inputs, for layers of powers, which would drop a part."""
+class RealInputs:
+    """Refuses complex inputs, of which a layer of powers would drop a part."""
 
     def call(self, inputs):
         refuse_complex(self, inputs)
@@ -63,7 +66,7 @@ def refuse_complex(layer: keras.layers.Layer, inputs) -> None:
         )
 
 
-class WideOutputs(ConfiguredLayer):
+class WideOutputs:
     """Gives a layer outputs in single precision, or double under a float64 policy.
 
     Inputs are not autocast: float16 cannot hold an amplitude of 7e4, a count of 2049

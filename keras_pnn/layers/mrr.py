@@ -1,9 +1,9 @@
 """Compute with microring weights: the layers `MRRBank` and `MRRConv2D`.
 
 Both take their weights from `RingLayer.weights_at`, which adds up what shifts each
-ring and asks the layer's tuning for the weight: `ResonanceTuning.weight` in
-`keras_pnn.physics.tuning.lorentzian`, which turns a control into a detuning, and a
-detuning into through − drop.
+ring and asks the layer's tuning for the weight. That of Lorentzian rings is
+`ResonanceTuning` in `physics/tuning/lorentzian.py`: `weight` turns a control into a
+detuning, and `_port_weight` the detuning into through − drop.
 """
 
 from collections.abc import Callable

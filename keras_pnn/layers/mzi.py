@@ -1,13 +1,19 @@
 """Multiply fields by a unitary matrix, as a mesh of Mach–Zehnder interferometers.
 
-To add an imperfection: declare it in `MZIMesh.build`, from where devices, drift and
-sweeps know it (`MZIDense` holds two meshes), and take it as a keyword argument of the
-same name in `transfer_matrix` of `physics/mesh/transfer.py`, to check it in `_prepared`
-and to add it to the phases or, in `interferometer.entries`, to the cells; if it is a
-tensor for each device, it joins `shapes` and `_common_sizes`. `pnn.Adjoint` trains with
-`monitored` of `physics/mesh/monitors.py`, `correct` with `MZIMesh._known_errors` and
-`physics.decompose.correct`. `layers/belonging.py` has its name for an error, and
-`tests/physics/mesh_product.py` is the reference that the tests compare with.
+To add an imperfection of the mesh:
+
+1. Declare it in `MZIMesh.build`. Devices, drift and sweeps then know it, and so does
+   `MZIDense`, which holds two meshes.
+2. Take it as a keyword of the same name in `transfer_matrix` and in `acquired` of
+   `physics/mesh/transfer.py`. `acquired` checks it, compares its shape (`shapes`), and
+   adds it to the phases, for the matrix and for the monitors of `pnn.Adjoint` alike.
+3. If it changes the cells themselves: `physics.interferometer.entries`, and `_cell` in
+   `physics/mesh/monitors.py`.
+4. If `correct` is to compensate it: `MZIMesh._known_errors`, and
+   `physics/decompose/correction.py`.
+5. Add its name to `layers/belonging.py`, whose error explains where it belongs, and to
+   the references of the tests, `tests/physics/mesh_product.py` and
+   `tests/layers/mesh_columns.py`.
 """
 
 from typing import ClassVar

@@ -213,5 +213,4 @@ class MZIDense(FieldOutputs, keras.layers.Layer):
     def get_config(self):
         config = self.u.get_config()
         mesh = {name: config[name] for name in self._mesh}
-        base = keras.layers.Layer.get_config(self)
-        return {**base, "units": self.units, **mesh}
+        return {**super().get_config(), "units": self.units, **mesh}

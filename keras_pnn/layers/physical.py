@@ -12,10 +12,11 @@ import tensorflow as tf
 from keras_pnn import _checks, _keras
 from keras_pnn.layers import context
 from keras_pnn.layers.belonging import refuse_elsewhere
+from keras_pnn.layers.mixins import ConfiguredLayer
 from keras_pnn.layers.quantity import Quantity
 
 
-class PhysicalLayer(keras.layers.Layer):
+class PhysicalLayer(ConfiguredLayer):
     """Base of layers with controls, imperfections and one pure `forward`.
 
     Controls are what training may turn (currents, phases, masks); they are saved

@@ -128,9 +128,10 @@ class Quantity(Brief):
         return attributes[_DRIFT]
 
     def passing(self) -> tf.Tensor:
-        """Returns how far the present step has moved the variable.
+        """Returns how far the present step has moved the variable: a device adds it.
 
-        That is drift, and what a stateless scope adds: noise, and eq. 5.
+        It is the sum of the drift and of what the training step adds, which is a fresh
+        `variation` and the adversary of eq. 5.
         """
         scoped = tf.convert_to_tensor(self.variable)
         # A scope of its own, which overrides nothing.

@@ -1,4 +1,4 @@
-"""Compute, set and read out a matrix of microring weights, for all its layers.
+"""Compute, set and read out a matrix of microring weights: the base of both layers.
 
 `RingLayer.weights_at` computes the weights of controls and imperfections.
 """
@@ -157,10 +157,10 @@ class RingLayer(RingReadout, RealInputs, PhysicalLayer):
         add_bias(self, self.outputs)
 
     def _weight_penalty(self, control):
-        """Applies the kernel's regularizer, as one of the controls that set the kernel.
+        """Applies the kernel's regularizer to the weights that the controls give.
 
-        Keras evaluates the regularizers of trainable variables once for each loss,
-        however often the layer was called.
+        It is attached to the controls, as Keras evaluates the regularizers of trainable
+        variables once for each loss, however often the layer was called.
         """
         _, imperfections = self.current_values()
         weights = self.weights_at(self.driven(control), imperfections)
@@ -375,7 +375,8 @@ class RingLayer(RingReadout, RealInputs, PhysicalLayer):
     def stuck_range(self, name: str) -> tuple[float, float]:
         """Returns the controls at which a ring may be stuck: those that training sets.
 
-        Where they have no end, up to the highest weight that is solved for.
+        Where these have no upper end, it is the control of the highest weight that is
+        solved for.
         """
         low, high = limits.common_range(self.control_limits, self.tuning.training_range)
         if math.isinf(high):

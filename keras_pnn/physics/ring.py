@@ -1,6 +1,6 @@
 """Compute the transmission of a microring, and of a row of microrings.
 
-From these `ResonanceTuning` in `physics/tuning/lorentzian.py` computes weights.
+`ResonanceTuning` in `physics/tuning/lorentzian.py` computes weights from them.
 """
 
 import numpy as np

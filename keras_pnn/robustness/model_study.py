@@ -40,8 +40,8 @@ class ModelStudy:
     Points are evaluated in blocks: as many devices as fit the memory at once. A block
     is a pure function of the model's weights, the data and the specification: on
     another machine or after an interruption it gives the same. `data` is
-    `(x, y, sample_weight)`, and `loss` the model's on a few samples. Pickled, it is
-    what it was made from, and measures points alone.
+    `(x, y, sample_weight)`, and `loss` the model's on a few samples. A pickled study
+    holds its arguments, and measures the points only.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class ModelStudy:
         if isinstance(model, Trainer):
             # Workers need nothing of training, such as a device in the loop.
             model, compiled = model.model, model.get_compile_config()
-        # What no file of a model keeps, and layers with noise draw from.
+        # The states of random seeds, which a file of the model does not keep.
         states = [np.asarray(variable) for variable in _unsaved(model)]
         asked = copy.copy(self._specification)
         for name in ("hessian", "landscape", "worst_case", "hardware"):
@@ -124,7 +124,7 @@ class ModelStudy:
         pairs = ((block, self.block(block)) for block in missing)
         if executor is not None:
             pairs = measured(executor, self, missing, cache_dir)
-        # After an error here, workers go on with nothing.
+        # After an error here, workers are given nothing more.
         with contextlib.closing(pairs):
             for block, found in pairs:
                 new = dict(zip(block, found, strict=True))

@@ -74,8 +74,8 @@ def compile_options(trainer, *args, **kwargs) -> dict:
 def measurements(trainer, *evaluations) -> list[tf.Tensor]:
     """Returns what must have been measured before a step changes anything.
 
-    Nothing without a bench. With one, a device that fails in any pass leaves the state
-    from before the step.
+    Thus a device that fails in any pass leaves the state from before the step. Without
+    a device on the bench there is nothing to wait for.
     """
     if not on_bench(trainer):
         return []

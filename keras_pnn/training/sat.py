@@ -46,10 +46,10 @@ class SATModel(Trainer):
     are those of the first pass; all passes begin with the same states and draw the same
     dropout masks and noise, so that ρ = 0 is plain training to the last bit (under XLA
     to rounding). With a device, `measurements` is logged too.
-    `sharpness`, the mean of L(Θ + ΔΘ, θ_adv) − L(Θ, θ0) or what the ascent takes for
-    it, is logged with the loss. It leaves out steps whose gradients overflow under
-    `mixed_float16`, which the optimizer skips. The loss and the metrics include them,
-    as in plain Keras, since their first pass is valid.
+    `sharpness`, the mean of L(Θ + ΔΘ, θ_adv) − L(Θ, θ0), is logged with the loss; some
+    ascents define it otherwise and say so. Steps whose gradients overflow under
+    `mixed_float16`, which the optimizer skips, do not count in it. They do count in the
+    loss and the metrics, as in plain Keras, since their first pass is valid.
 
     ρ and what an ascent remembers are part of the saved state: resuming a run and
     `sat.load_weights` restore the saved ρ, whatever `rho` was given. To change it, set
@@ -85,8 +85,9 @@ class SATModel(Trainer):
             (with `Autodiff`, one for each where their shapes differ),
             `"slm/rotation"` that of one layer.
         variation: a `Variation`. A fresh device is drawn at each step, the same in
-            all passes, as a pure function of `seed` and the step, with and without XLA,
-            never one of `Variation.sample`. It adds to an installed device and drift.
+            all passes, as a pure function of `seed` and the step, with and without XLA.
+            None equals a device of `Variation.sample`. It adds to an installed device
+            and to drift.
         device: a device whose measurements replace the layers' outputs in both
             passes, while gradients go through the model: SAT online. The ascent
             uses these gradients too. `adversarial`, `variation` and drift add to the
@@ -368,7 +369,7 @@ class SATModel(Trainer):
             units = first.y_pred.shape[-1]
             self.classes = units and max(units, 2)
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        # A step that overflowed is no step: its second pass may be anywhere.
+        # The optimizer skips a step that overflowed, and its second pass means nothing.
         skipped = tf.constant(False)
         if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
             dense = [tf.convert_to_tensor(g) for g in gradients if g is not None]

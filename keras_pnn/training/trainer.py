@@ -191,8 +191,9 @@ class Trainer(keras.Model):
         `val_accuracy` choose by it. The digital model's figures stand beside them as
         `val_model_loss`, `val_model_accuracy`, …; both test the same batches in one
         pass. Where measuring is slow, `validation_freq=5` measures after every fifth
-        epoch. The device runs as a whole, as with `device.installed(model)`, whatever
-        passes the training takes. It is the device of this trainer, or one on the bench
+        epoch. The device gives the outputs of all its layers, as with
+        `device.installed(model)`, whichever passes it takes part in during training. It
+        is the device of this trainer, or one on the bench
         that is installed around it. A simulated device that is installed is in the
         model's own imperfections, so that `val_loss` is on it too, and the only one.
 

@@ -54,7 +54,7 @@ class Session:
     def open(self) -> None:
         """Opens the session if it is not open: identity, then the setup commands.
 
-        What the instrument says by itself is dropped: a greeting, or answers to an
+        What the instrument sends unasked is dropped: a greeting, or answers to an
         earlier session, which a serial line keeps.
         """
         if self._resource is not None:
@@ -115,7 +115,9 @@ class Session:
     def _check_not_retired(self) -> None:
         if self._retired:
             self.close()
-            raise InstrumentError(f"{self} was given up by this session")
+            raise InstrumentError(
+                f"{self} was given up: this session is closed for good"
+            )
 
     def exchange(self, commands: Sequence[str]) -> list[str]:
         """Sends commands in order; returns the answers to those with a `?`.
@@ -161,8 +163,8 @@ class Session:
 
     def _check_silence(self, final: str, seconds: float, sent: str) -> None:
         """Raises InstrumentError if more follows answers that took `seconds`."""
-        # A text at the end is not a reading or an acknowledgement in its place. Where
-        # nothing tells the answers apart, one that is late must have time to come.
+        # A last answer that is text cannot be a late reading or acknowledgement. Where
+        # it could be, the true one must have time to arrive.
         text = final and _numbers([final]) is None
         patience = SHORT_SILENCE if text and self._in_step else max(SILENCE, seconds)
         more = self._unasked(f"failed after {sent}", patience)

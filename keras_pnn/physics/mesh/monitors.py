@@ -19,7 +19,7 @@ def monitored(
 ) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
     """Sends fields through a mesh, column by column.
 
-    A cell loses its light between its second splitter and its phase shifter phi.
+    The loss of a cell lies between its second splitter and its phase shifter phi.
 
     Args:
         x: complex tensor of shape (batch, modes): the fields at the inputs, or at the
@@ -47,7 +47,7 @@ def monitored(
     if not backwards:
         fields *= turn
         of_gamma = _power(fields)
-    # One dark mode more, so that all columns have their slots.
+    # An extra dark mode gives every column the same number of slots.
     fields = tf.pad(fields, [[0, 0], [0, 1]])
     seen = {}
     for column in reversed(range(columns)) if backwards else range(columns):

@@ -23,7 +23,8 @@ PARKED = 1e6
 class ResonanceTuning(Tuning):
     """Base class of Lorentzian rings whose control raises the detuning.
 
-    A subclass sets `half_width`, and overrides `_ends` if its control is no detuning.
+    A subclass sets `half_width`, and overrides `_ends` if its control is not a
+    detuning.
     """
 
     offset = 0.0
@@ -83,7 +84,7 @@ class ResonanceTuning(Tuning):
         with np.errstate(divide="ignore"):
             square = (weight - self._resonant()) / (self._distant() - weight)
         distance = self.half_width * np.sqrt(np.maximum(square, 0))
-        # The idle ring's weight, but for rounding, means an idle ring.
+        # A weight that is that of the idle ring within rounding means an idle ring.
         idle = np.abs(weight - self._weight_at(self.offset)) <= WEIGHT_TOLERANCE
         period = self.free_spectral_range
         if period is None:
@@ -102,7 +103,7 @@ class ResonanceTuning(Tuning):
     def _port_weight(self, law, detuning, error):
         half_width = self.half_width * width_factor(error)
         if self.free_spectral_range is not None:
-            # That of a ring: a Lorentzian in the sine of half the round-trip phase.
+            # A ring has a Lorentzian in the sine of half its round-trip phase.
             turn = math.pi / self.free_spectral_range
             periodic = tf.sin(turn * detuning) / turn
             detuning = tf.where(tf.abs(detuning) < PARKED / 2, periodic, detuning)

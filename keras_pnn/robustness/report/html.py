@@ -178,7 +178,7 @@ def svg(figure, prefix: str, caption: str) -> str:
         root.attrib.pop(name, None)
     root.set("role", "img")
     root.set("aria-label", caption)
-    # The style sheet that `_clean` removes would have held for the whole page.
+    # The style sheet that `_clean` removes would have applied to the whole page.
     root.set(
         "style",
         "stroke-linejoin:round;stroke-linecap:butt;"

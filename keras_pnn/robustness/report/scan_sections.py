@@ -28,7 +28,7 @@ def sweep_section(result, name: str, scans: dict) -> Section:
     ]
     others = {}
     if result.metric != "loss":
-        # The loss of all models in one short table: it is not specified.
+        # One short table for the losses of all models, which have no specification.
         loss = Display.of(result, "loss")
         others[f"loss against {label}"] = [
             row

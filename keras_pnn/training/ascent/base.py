@@ -1,4 +1,4 @@
-"""Take part in a training step: what all ascents share."""
+"""Define what an ascent does in a training step: the base of all ascents."""
 
 import copy
 import dataclasses
@@ -50,15 +50,17 @@ class Ascent(Configured):
 
     # Whether there is a ΔΘ.
     moves = False
-    # Whether `combined` needs the first pass's gradients by all trainable variables.
+    # Whether `combined` needs the first pass's gradients with respect to all trainable
+    # variables.
     combines = False
     # Whether several replicas together take the step of one device.
     replicated = True
-    # Whether it remembers, so that `fit` must tell it when it begins.
+    # Whether it has states that `fit` must let it make before the first step.
     follows = False
-    # Whether the second pass is in a branch, in which no source can store a memory.
+    # Whether the second pass is in a `tf.cond`, where a gradient source cannot store
+    # what it learns.
     branches = False
-    # Whether it goes by the outputs of training, as those of all classes.
+    # Whether it compares outputs, so that it needs those of a classifier in training.
     by_outputs = False
     # The name of the states that it has for each of its variables, if it has any.
     memory = ""
@@ -118,7 +120,7 @@ class Ascent(Configured):
     def build(self, trainer, moved: list[keras.Variable], x=None) -> None:
         """Makes the states for a built model, `moved` variables and inputs `x`, once.
 
-        They are made anew where layers were frozen since, or not any more.
+        They are made anew where layers were frozen or unfrozen since.
         """
         variables = self.remembered(trainer, moved) if self.memory else []
         if list(map(id, self._known)) != list(map(id, variables)):

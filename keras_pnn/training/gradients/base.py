@@ -55,12 +55,12 @@ class Evaluation:
     commit: Callable[[], None] = lambda: None
 
     def gradient(self, variable: keras.Variable) -> tf.Tensor | None:
-        """Returns the gradient by one variable, `None` without one."""
+        """Returns the gradient with respect to one variable, `None` without one."""
         pairs = zip(self.wrt, self.gradients, strict=True)
         return next((g for v, g in pairs if v is variable), None)
 
     def dense(self, variable: keras.Variable) -> tf.Tensor:
-        """Returns the gradient by one variable as a dense tensor, zero without one."""
+        """Returns `gradient` as a dense tensor, zero without one."""
         gradient = self.gradient(variable)
         if gradient is None:
             return tf.zeros(variable.shape, variable.dtype)
@@ -123,7 +123,7 @@ class GradientSource(Configured):
     def measuring(self, trainer, asked: list, join: Callable | None = None):
         """Lets the device, if there is one, measure the layers until the block ends.
 
-        To `asked` a layer is added for each setting of it; `join` is as in
+        A layer is appended to `asked` each time it is measured; `join` is as in
         `measured_by`.
         """
         if self.device is None:
@@ -179,7 +179,8 @@ class ModelGradient(GradientSource):
         return Evaluation(loss, wrt, gradients, y_pred, scope, count)
 
     def _join(self, trainer, wrt: list, asked: list) -> Callable | None:
-        """The function that gives measured outputs a derivative, see `measured_by`."""
+        """Returns the `join` of `measured_by`; by default `valued` takes its place."""
+        return None
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
@@ -192,8 +193,8 @@ class DeviceGradient(ModelGradient):
             model alone, and the derivatives are taken along the model's own states.
             The second takes one more forward pass, and digital layers between two
             physical ones see the device's states in one and the model's in the other.
-            Layers that give complex fields need it where errors turn the fields'
-            phases far: the loss's slope at the measured field and the model's
+            Layers that give complex fields need it where errors turn the phases of the
+            fields by much: the loss's slope at the measured field and the model's
             derivative then belong to different phases, and their product is not a
             gradient.
 
@@ -261,7 +262,7 @@ def wide(value: tf.Tensor) -> tf.Tensor:
 
 
 def one_by_one(function: Callable, places: np.ndarray, dtype) -> tf.Tensor:
-    """Stacks a function's results; a device is set one way at a time."""
+    """Stacks a function's results, one after the other, as a device is set."""
     return tf.map_fn(
         tf.autograph.experimental.do_not_convert(function),
         tf.constant(places, "int32"),

@@ -1,8 +1,8 @@
 """Run the tutorials, each from its first cell to its last in an empty folder.
 
-python docs/run_tutorials.py            # as they are printed, some minutes
-python docs/run_tutorials.py --quick    # few images and epochs, to see them run
-python docs/run_tutorials.py --write    # and keep the outputs in the notebooks
+    python docs/run_tutorials.py            # as they are printed, some minutes
+    python docs/run_tutorials.py --quick    # few images and epochs, to see them run
+    python docs/run_tutorials.py --write    # and keep the outputs in the notebooks
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""Reach what Keras and TensorFlow keep private, and replace a few of their functions.
+"""Access private attributes of Keras and TensorFlow, and replace some functions.
 
-No other module of the package names a private attribute of Keras or TensorFlow, or
-puts a function of its own in the place of one of theirs.
+No other module of the package uses private attributes of Keras or TensorFlow, or
+replaces their functions.
 """
 
 import contextlib
@@ -47,13 +47,13 @@ def of_keras(part) -> bool:
 
 
 def compiled_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
-    """Returns what `compile` made: the trackers of losses, and the metrics."""
+    """Returns the loss trackers and metrics that `compile` made."""
     found = [model._loss_tracker, model._compile_metrics, *loss_metrics(model)]
     return [m for m in found if m is not None]
 
 
 def loss_metrics(model: keras.Model) -> list[keras.metrics.Metric]:
-    """Returns the trackers of the losses of single outputs."""
+    """Returns the loss trackers of individual outputs."""
     return list(getattr(model._compile_loss, "metrics", ()))
 
 
@@ -75,34 +75,34 @@ def compute_loss(
 
 
 def reported(loss: tf.Tensor) -> tf.Tensor:
-    """Returns a loss as Keras reports it, which computes a share for each replica.
+    """Scales one replica's share of a loss to the value that Keras reports.
 
-    The replicas are those of the strategy in whose scope the loss was computed.
+    The number of replicas is that of the current `tf.distribute` strategy.
     """
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     return loss * replicas if replicas > 1 else loss
 
 
 def count_losses(model: keras.Model, y, y_pred, sample_weight) -> None:
-    """Updates the trackers of the losses of single outputs."""
+    """Updates the loss trackers of individual outputs."""
     if loss_metrics(model):
         model._compile_loss(y, y_pred, sample_weight)
 
 
 def losses(model: keras.Model) -> list[keras.losses.Loss]:
-    """Returns the losses that `compile` was given, once one has been computed."""
+    """Returns the losses given to `compile`; empty until a loss has been computed."""
     found = getattr(model._compile_loss, "_flat_losses", None)
     return [each.loss for each in found or ()]
 
 
 def sample_losses(model: keras.Model, y, y_pred, sample_weight) -> tf.Tensor:
-    """Returns the loss of each sample, the sum of those of all outputs."""
+    """Returns the loss of each sample, summed over all outputs."""
 
     def by_sample(loss):
         def call(*args):
             with lent(loss, {"reduction": "none"}):
                 values = loss(*args)
-            # Before they are added: outputs may differ in their axes.
+            # Averaged before the sum, since outputs may differ in rank.
             return tf.reduce_mean(values, list(range(1, len(values.shape))))
 
         return call
@@ -129,16 +129,16 @@ def build_metrics(model: keras.Model, batch) -> None:
 
 
 def has_metrics(model: keras.Model) -> bool:
-    """Tells whether losses and metrics have their variables, so that they have values.
+    """Tells whether the losses and metrics have their variables, and thus values.
 
-    Those of a model that trains on several replicas have: `fit` makes them first.
+    With several replicas, `fit` makes the variables before the first step.
     """
     made = model._compile_loss, model._compile_metrics
     return all(part is None or part.built for part in made)
 
 
 def compile_state(model: keras.Model) -> tuple:
-    """Returns the objects that `compile` made; others after it was called anew."""
+    """Returns the objects that `compile` makes anew at each call."""
     return model._loss_tracker, model._compile_loss, model._compile_metrics
 
 
@@ -146,20 +146,20 @@ _KEPT = "_keras_pnn_kept"
 
 
 class _Kept:
-    """What `kept` has put aside; not a container, or Keras would save its contents."""
+    """Holds the contents of `kept`; not a container, or Keras would save them."""
 
     def __init__(self, state: tuple):
         self.state, self.contents = state, {}
 
 
 def kept(model: keras.Model) -> dict:
-    """Returns a dictionary that is kept with a model, such as for graphs of it.
+    """Returns a dictionary attached to a model, for example for its graphs.
 
-    It is freed with the model, also where its contents refer to the model, and is
-    empty again after `compile`, and where other variables have taken the place of some
-    weights, as `quantize` makes them. Nothing of it is saved or copied with the model.
+    It is freed with the model, even if its contents refer to the model. `compile` and
+    any replacement of weights, as by `quantize`, empty it. It is neither saved nor
+    copied with the model.
     """
-    # Past Keras' tracking of attributes.
+    # Bypasses Keras' tracking of attributes.
     attributes, state = vars(model), (*compile_state(model), *model.weights)
     found = attributes.get(_KEPT)
     # By identity: some of them compare by value.
@@ -176,8 +176,8 @@ def compile_arguments(model: keras.Model) -> dict:
 def named_metrics(model: keras.Model) -> dict[str, keras.metrics.Metric]:
     """Returns name in `evaluate`'s results → metric given to `compile`.
 
-    Of several outputs, the name is that of the output and the metric. Empty before
-    the metrics are built.
+    With several outputs, a name joins those of output and metric. Empty until the
+    metrics are built.
     """
     compiled = model._compile_metrics
     if compiled is None or not compiled.built:
@@ -190,18 +190,18 @@ def named_metrics(model: keras.Model) -> dict[str, keras.metrics.Metric]:
 
 
 def direction(metric: keras.metrics.Metric | None) -> str | None:
-    """Returns `"up"` or `"down"`: where a metric gets better; `None` if unknown."""
+    """Returns whether a metric improves `"up"` or `"down"`; `None` if unknown."""
     return getattr(metric, "_direction", None)
 
 
 def lent_compile(
     model: keras.Model, trainer: keras.Model
 ) -> contextlib.AbstractContextManager[None]:
-    """Gives a model what another is compiled with, until the block ends.
+    """Lends a model the compiled state of another until the block ends.
 
-    The model's own, if it is compiled, comes back: it stays what the user made it.
+    Afterwards, the model is compiled as before, or not compiled.
     """
-    # What a model's `compute_loss` may use of what `compile` sets.
+    # The attributes set by `compile` that a model's `compute_loss` may use.
     names = ("_compile_loss", "loss", "optimizer", "compiled")
     return lent(model, {name: getattr(trainer, name) for name in names})
 
@@ -209,22 +209,22 @@ def lent_compile(
 def replaced_call(
     layer: keras.layers.Layer, call: Callable
 ) -> contextlib.AbstractContextManager[None]:
-    """Gives one layer another `call` until the block ends."""
+    """Replaces the `call` of a layer until the block ends."""
     return lent(layer, {"call": call})
 
 
-# Attributes that Keras hangs on tensors, and that new tensors lose.
+# Attributes that Keras sets on tensors; tensors derived from them lack these.
 _ON_TENSORS = MASK, LOGITS = ("_keras_mask", "_keras_logits")
 
 
 def tensor_attributes(tensor) -> dict:
-    """Returns what Keras keeps on a tensor: its mask, the logits behind it."""
+    """Returns the attributes that Keras sets on a tensor: its mask and its logits."""
     found = {name: getattr(tensor, name, None) for name in _ON_TENSORS}
     return {name: value for name, value in found.items() if value is not None}
 
 
 def set_tensor_attributes(tensor, attributes: dict) -> None:
-    """Hangs what `tensor_attributes` returned on another tensor."""
+    """Sets the attributes from `tensor_attributes` on another tensor."""
     for name, value in attributes.items():
         setattr(tensor, name, value)
 
@@ -233,7 +233,7 @@ def set_tensor_attributes(tensor, attributes: dict) -> None:
 
 
 def functional(model: keras.layers.Layer):
-    """Returns the graph of nodes that a model is, or wraps; `None` if there is none.
+    """Returns the graph of nodes of a model or of the one it wraps; `None` without one.
 
     A wrapper is a model whose attribute `model` is the model that it calls.
     """
@@ -250,7 +250,7 @@ def functional(model: keras.layers.Layer):
 
 
 def model_in_training() -> keras.Model | None:
-    """Returns the model, if there is one, that is being called with `training=True`."""
+    """Returns the model being called with `training=True`; `None` outside such a call."""
     call = get_global_attribute("current_call_ctx")
     model = getattr(call, "entry_layer", None)
     training = getattr(call, "training", False)
@@ -264,12 +264,12 @@ def nodes(graph) -> list:
 
 
 def calls(layer: keras.layers.Layer) -> list:
-    """Returns the nodes that the calls of a layer on symbolic inputs have made."""
+    """Returns the nodes made by calls of a layer on symbolic inputs."""
     return list(layer._inbound_nodes)
 
 
 def cannot_vectorize(error: Exception) -> bool:
-    """Tells whether `tf.vectorized_map` failed for want of a converter."""
+    """Tells whether `tf.vectorized_map` failed for lack of a converter."""
     return "pfor" in str(error) or "onverter" in str(error)
 
 
@@ -280,21 +280,21 @@ _wrappers: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()
 
 
 def add_wrapper(wrapper: keras.Model, model: keras.Model) -> None:
-    """Notes that a model traces the layers of another one in functions of its own."""
+    """Registers a model whose compiled functions trace the layers of another model."""
     _wrappers.setdefault(model, weakref.WeakSet()).add(wrapper)
 
 
 def models_around(model: keras.layers.Layer) -> list[keras.Model]:
-    """Returns the models inside a model or layer, itself if one, and their wrappers."""
+    """Returns the models in a model or layer, including itself, and their wrappers."""
     inside = [m for m in parts(model) if isinstance(m, keras.Model)]
     return inside + [w for m in inside for w in _wrappers.get(m, ()) if w not in inside]
 
 
 @contextlib.contextmanager
 def set_aside(model: keras.layers.Layer) -> Iterator[None]:
-    """Makes a model, those inside and its wrappers trace their functions anew inside.
+    """Makes a model, its inner models and its wrappers retrace their functions.
 
-    The functions from before come back.
+    When the block ends, the earlier functions are restored.
     """
     known = models_around(model)
     before = [
@@ -312,13 +312,13 @@ def set_aside(model: keras.layers.Layer) -> Iterator[None]:
         for each, kind, function, compiled in before:
             # A run that failed inside may have left its wrappers.
             vars(each).pop(f"make_{kind}_function", None)
-            # Functions of a model that was compiled anew are out of date.
+            # Functions of a model that was recompiled inside are out of date.
             same = _compiled_as(each) is compiled
             setattr(each, f"{kind}_function", function if same else None)
             if same and isinstance(function, Steps):
                 function.attach()
         for new in models_around(model):
-            # A wrapper that was made in between has nothing from before.
+            # A wrapper made inside the block has no earlier functions.
             if new not in known:
                 for kind in _KINDS:
                     setattr(new, f"{kind}_function", None)

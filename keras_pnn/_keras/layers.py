@@ -5,10 +5,10 @@ from keras.src.random.seed_generator import global_seed_generator
 
 
 def flat_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """Returns the model's layers without the models around them, once each.
+    """Returns the layers in a model, without the models among them, once each.
 
-    The order is that in which layers were attached, depth first, so that a wrapper
-    and the model inside give the same list.
+    Layers come in the order in which they were attached, depth first, so that a
+    wrapper and its inner model give the same list.
     """
     return [la for la in parts(model) if not isinstance(la, keras.Model)]
 
@@ -33,9 +33,9 @@ def is_built(model: keras.layers.Layer) -> bool:
 
 
 def outputs_of(model: keras.Model, x):
-    """Returns the outputs for a batch of inputs, as symbols; builds what is not built.
+    """Returns the symbolic outputs for a batch of inputs, and builds unbuilt layers.
 
-    Of the inputs, `x`, only shapes and dtypes count.
+    Only the shapes and dtypes of `x` are used.
     """
     symbols = [
         None if t is None else keras.KerasTensor(t.shape, t.dtype)
@@ -64,12 +64,12 @@ def seed_states(model: keras.layers.Layer) -> list[keras.Variable]:
 
 
 def global_seed_state() -> keras.Variable:
-    """Returns the state of the generator from which layers without one draw."""
+    """Returns the state of Keras' global generator, for layers without their own."""
     return global_seed_generator().state
 
 
 def recurrent_states(model: keras.layers.Layer) -> list[keras.Variable]:
-    """Returns the states that RNNs hand from batch to batch, which nothing saves."""
+    """Returns the states that RNNs carry between batches, which Keras does not save."""
     return [
         state
         for layer in parts(model)

@@ -1,4 +1,4 @@
-"""Give an object or a module other attributes for a while."""
+"""Replace attributes of an object or a module temporarily."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def lent(owner, others: dict) -> Iterator[None]:
-    """Gives an object or a module other attributes until the block ends."""
-    # Past Keras' tracking, or an optimizer would be saved twice.
+    """Replaces attributes of an object or a module until the block ends."""
+    # Bypasses Keras' tracking, or an optimizer would be saved twice.
     attributes = vars(owner)
     before = {name: attributes[name] for name in others if name in attributes}
     attributes.update(others)

@@ -1,10 +1,10 @@
-"""Put values in the place of variables, also where nested functions read them.
+"""Substitute values for variables, also where nested functions read them.
 
-A `keras.StatelessScope` alone does not reach far enough. A `tf.function` that was
-traced before has captured the variable itself, and one that is traced inside keeps the
-values of this one pass. A `tf.custom_gradient` differentiates by the variables that it
-reads, not by values that stand for them, and runs its gradient outside of the scope.
-Gradients go through what is assigned inside, where an assignment has none.
+A `keras.StatelessScope` alone is not enough. A `tf.function` that was traced earlier
+has captured the variable itself, and one that is traced inside keeps the values of that
+pass. A `tf.custom_gradient` differentiates with respect to the variables that it reads,
+not the substituted values, and computes its gradient outside the scope. An assignment
+inside cuts off the gradients of later reads.
 """
 
 import contextlib
@@ -28,18 +28,18 @@ from keras_pnn._keras.layers import own_variables, parts, seed_states
 
 
 class OverridingScope(keras.StatelessScope):
-    """A stateless scope whose values hold in nested functions, or which is refused.
+    """A stateless scope whose values also hold in nested functions, or that raises.
 
-    Inside, a `tf.function` runs as the Python function that it decorates, and values
-    that a `tf.custom_gradient` reads are among its variables. A variable that is
-    assigned and read again has the gradients of both reads, as in Keras' own steps.
+    Inside, a `tf.function` runs as the Python function that it decorates, and a
+    `tf.custom_gradient` counts the values that it reads among its variables. A variable
+    assigned and read again gets the gradients of both reads, as in Keras' own steps.
 
     Args:
-        model: the model that is called inside; it is not kept alive.
+        model: the model that is called inside, held by a weak reference.
         pairs: the (variable, value) pairs.
-        others: pairs whose values are those of the variables.
-        rematerialize: whether `tf.recompute_grad` computes again in the backward
-            pass; it has no second derivative.
+        others: pairs whose values are the present ones of the variables.
+        rematerialize: whether `tf.recompute_grad` recomputes in the backward pass,
+            which has no second derivative.
     """
 
     def __init__(self, model, pairs, others, rematerialize: bool = True):
@@ -48,10 +48,10 @@ class OverridingScope(keras.StatelessScope):
         self.reads: list[dict] = []
         self._model = weakref.ref(model)
         self._given = {id(v): self.state_mapping[id(v)] for v, _ in pairs}
-        # A plain model would not count them among the variables that a layer reads.
+        # Without a scope, TensorFlow does not watch non-trainable variables either.
         self._constant = {id(v) for v, _ in others if not v.trainable}
         self._assigned: dict[int, keras.Variable] = {}
-        # What a `tf.distribute` strategy holds for a variable has components.
+        # Under a `tf.distribute` strategy, a variable consists of components.
         self._behind = {
             id(component): variable
             for variable, _ in pairs
@@ -87,11 +87,11 @@ class OverridingScope(keras.StatelessScope):
         super().add_update((variable, value))
 
     def updates(self) -> list[tuple]:
-        """Returns (variable, value) of all that was assigned inside."""
+        """Returns the (variable, value) pairs that were assigned inside."""
         return [(v, self.state_mapping[i]) for i, v in self._assigned.items()]
 
     def handing(self) -> list[str]:
-        """Returns the names of layers that were given a state for the next batch.
+        """Returns the names of layers that assigned a state for the next batch.
 
         Metrics, random states and the statistics of batch normalisation do not count.
         """
@@ -114,7 +114,7 @@ class OverridingScope(keras.StatelessScope):
         return scope
 
     def check_unassigned(self, variables, given: str) -> None:
-        """Refuses that a layer has assigned variables for which values are `given`."""
+        """Raises a ValueError if a layer assigned a variable that `given` gives a value."""
         for variable in variables:
             if id(variable) in self._assigned:
                 raise ValueError(
@@ -126,7 +126,7 @@ class OverridingScope(keras.StatelessScope):
                 )
 
     def check_assigned(self, variable: tf.Variable) -> None:
-        """Refuses that a layer assigns a `tf.Variable`, which nothing holds back."""
+        """Raises a ValueError if a layer assigns a `tf.Variable`, which takes effect."""
         if self._owners(variable):
             raise ValueError(
                 f"Layer {self._names(variable)} must keep what it assigns in `call` in "
@@ -144,7 +144,7 @@ class OverridingScope(keras.StatelessScope):
         return " and ".join(f"`{layer.name}`" for layer in self._owners(variable))
 
     def check(self, variable: tf.Variable) -> None:
-        """Refuses that a variable is read for which a value is given."""
+        """Raises a ValueError if the `tf.Variable` behind a given value is read."""
         overridden = self._behind.get(id(variable))
         if overridden is not None:
             raise ValueError(
@@ -159,19 +159,19 @@ class OverridingScope(keras.StatelessScope):
 
 def _held(layer: keras.layers.Layer) -> Iterator:
     yield from own_variables(layer)
-    # Of RNNs, which Keras does not track.
+    # States of RNNs, which Keras does not track.
     yield from keras.tree.flatten(getattr(layer, "states", None))
     yield from (v for v in vars(layer).values() if isinstance(v, tf.Variable))
 
 
 def _scope() -> OverridingScope | None:
-    """Returns the scope whose values are in force in the present thread."""
+    """Returns the active scope of the current thread."""
     scope = get_stateless_scope()
     return scope if isinstance(scope, OverridingScope) else None
 
 
-# What takes the place of TensorFlow's functions while a scope is open. Each does as
-# before in other threads.
+# Replacements of TensorFlow's functions while a scope is open. In other threads, each
+# does what the original does.
 
 
 def _inlined(before):
@@ -187,7 +187,7 @@ def _inlined(before):
         if function._autograph:
             options = function._experimental_autograph_options
             python = autograph_util.py_func_from_autograph(python, options)
-            # The functions around, as Keras' own steps, may be not to be converted.
+            # Surrounding functions, such as Keras' own steps, may disable conversion.
             with ag_ctx.ControlStatusCtx(ag_ctx.Status.UNSPECIFIED):
                 return python(*args, **kwargs)
         return python(*args, **kwargs)
@@ -215,7 +215,7 @@ def _overridden(before):
                     watched = record.should_record_backprop([value])
                     if not (variable.trainable or watched):
                         del scope.reads[-1][key]
-            # What is computed again draws the same random numbers.
+            # A recomputation draws the same random numbers.
             later = earlier if recomputes else scope.again()
 
             def in_scope(*upstream, **variables):
@@ -237,8 +237,8 @@ _thread = threading.local()
 def inlining() -> Iterator[None]:
     """Runs each `tf.function` within a layer's call as the function it decorates.
 
-    What the surrounding code lets layers do is then neither missing in graphs that
-    were traced before, nor kept in those that would be traced inside.
+    Temporary changes of layers then also apply to functions that were traced earlier,
+    and do not persist in graphs traced inside.
     """
     _install()
     _thread.inlining = getattr(_thread, "inlining", 0) + 1
@@ -249,7 +249,7 @@ def inlining() -> Iterator[None]:
         _uninstall()
 
 
-# `tf.recompute_grad` is such a function, whose closure has what is to be computed.
+# `tf.recompute_grad` is a custom gradient; its closure holds the wrapped function.
 _RECOMPUTE = "recompute_grad.<locals>.inner"
 
 

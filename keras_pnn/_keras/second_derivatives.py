@@ -1,4 +1,4 @@
-"""Replace functions of TensorFlow whose second derivative is lost or wrong."""
+"""Replace TensorFlow functions whose second derivative is missing or wrong."""
 
 import contextlib
 import threading
@@ -15,14 +15,14 @@ _patching = threading.RLock()
 def twice_differentiable() -> Iterator[None]:
     """Gives layers that are traced inside exact second derivatives.
 
-    Three functions that Keras' layers call give right gradients, but no derivative of
-    these, and are replaced while this context lasts:
+    Three functions that Keras layers call have correct gradients, but missing or wrong
+    second derivatives, and are replaced until the block ends:
 
-    - `tf.nn.moments`, of normalisations, stops the derivative at the mean inside the
+    - `tf.nn.moments`, in normalisations, stops the gradient at the mean inside the
       variance. The first derivative of the variance through its mean is zero; the
       second is not.
-    - `tf.image.resize`, of `Resizing` and `UpSampling2D`: the derivative of its
-      gradient is none, or is missing from TensorFlow.
+    - `tf.image.resize`, in `Resizing` and `UpSampling2D`: the derivative of its
+      gradient is lost, or not implemented in TensorFlow.
     - `tf.nn.max_pool` with as many outputs as inputs: in a graph, the kernel for the
       derivative of its gradient may overwrite what it reads.
     """
@@ -46,12 +46,12 @@ _tf_resize = tf.image.resize
 
 
 def _max_pool(input, ksize, strides, padding, data_format=None, name=None):
-    """Pools with padding of its own; takes the arguments of `tf.nn.max_pool`."""
+    """Pools with explicit padding; takes the arguments of `tf.nn.max_pool`."""
     x = tf.convert_to_tensor(input)
     sizes, steps = (_spatial(value, x.shape.rank) for value in (ksize, strides))
     last = data_format is None or data_format.endswith("C")
     if padding == "SAME" and last and sizes and steps and set(steps) == {1}:
-        # The kernel then has outputs of another size than its inputs.
+        # The kernel's outputs then differ in size from its inputs.
         margins = [((size - 1) // 2, size // 2) for size in sizes]
         x = tf.pad(x, [(0, 0), *margins, (0, 0)], constant_values=x.dtype.min)
         padding = "VALID"

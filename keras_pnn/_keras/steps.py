@@ -1,4 +1,4 @@
-"""Put functions around the compiled steps of a run, and choose what runs in them."""
+"""Wrap the compiled steps of a run, and choose which function they run."""
 
 import functools
 import types
@@ -16,12 +16,12 @@ class StepHandle:
 
 
 def wrap_step(model: keras.Model, kind: str, wrapper: Callable) -> StepHandle:
-    """Puts a function around each step of the present run of a model.
+    """Wraps a function around each step of a model's current run.
 
     Call it from `on_train_begin` or `on_test_begin`, and `remove` the handle when
     the run ends. Keras does not tell callbacks that a run has failed; a wrapper that a
-    failed run leaves behind acts in no later run. `train_on_batch` and `test_on_batch`
-    run without wrappers.
+    failed run leaves behind has no effect on later runs. `train_on_batch` and
+    `test_on_batch` run without wrappers.
 
     Args:
         kind: `"train"` or `"test"`.
@@ -38,11 +38,11 @@ def wrap_step(model: keras.Model, kind: str, wrapper: Callable) -> StepHandle:
 def make_test_functions(
     model: keras.Model, force: bool, second: Callable[[], bool]
 ) -> None:
-    """Makes a model's test function, as Keras asks for, of two that are traced apart.
+    """Makes a model's test function from two that are traced separately.
 
     Args:
-        force: whether to make it where there is one.
-        second: tells, as a step is about to run, whether the second one is to run.
+        force: whether to replace an existing test function.
+        second: called before each step; returns whether to run the second function.
     """
     if model.test_function is not None and not force:
         return
@@ -54,19 +54,19 @@ def make_test_functions(
 
 
 def in_fit(options: dict) -> bool:
-    """Tells by the arguments of `evaluate` whether `fit` calls it, to validate."""
+    """Tells from the arguments of `evaluate` whether `fit` calls it for validation."""
     return options.get("_use_cached_eval_dataset", False)
 
 
 def retrace(model: keras.Model, kind: str) -> None:
-    """Lets a step be traced anew, inside the wrappers that are around it."""
+    """Makes a step be traced anew, inside its wrappers."""
     getattr(model, f"make_{kind}_function")(force=True)
 
 
 def start_at(model: keras.Model, epoch: int | None) -> None:
-    """Lets the next `fit`, or the one that begins, start at an epoch.
+    """Sets the first epoch of the next `fit`, or of the one that is beginning.
 
-    `None` stands for the one that is passed to `fit`.
+    `None` stands for the `initial_epoch` that is passed to `fit`.
     """
     model._initial_epoch = epoch
 
@@ -113,13 +113,13 @@ class Steps:
             self.detach()
 
     def attach(self) -> None:
-        """Takes the place of the model's function and of what makes it."""
+        """Replaces the model's function and the method that makes it."""
         model = self._model()
         setattr(model, self._attribute, self)
         vars(model)[self._maker] = self._make
 
     def detach(self) -> None:
-        """Gives the model back what makes its function."""
+        """Restores the method that makes the model's function."""
         vars(self._model()).pop(self._maker, None)
 
     def _drop_those_of_another_run(self) -> None:
@@ -128,7 +128,7 @@ class Steps:
         self._may_begin = False
 
     def _make(self, force: bool = False) -> None:
-        """Makes the function, as Keras asks for when a run may begin."""
+        """Makes the function, which Keras requests when a run may begin."""
         model = self._model()
         if getattr(model, self._attribute) is self:
             setattr(model, self._attribute, self._function)

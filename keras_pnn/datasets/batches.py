@@ -20,14 +20,14 @@ class Batches(Brief, keras.utils.PyDataset):
 
     `fit` of `SATModel`, `PATModel` and `DATModel` needs nothing else. Other Keras
     models need `keras_pnn.callbacks.BatchOrder`, and `shuffle=False`: by default `fit`
-    shuffles a `PyDataset` again by Python's global random state, which raises an error.
+    reshuffles a `PyDataset` with Python's global random state, which raises an error.
 
     Args:
         x: Array of shape `(n, ...)`, or a tuple or dict of them, which may be nested.
-        y: As `x`, with the same `n`; or `None`.
+        y: Like `x`, with the same `n`; or `None`.
         batch_size: Samples per batch.
         seed: Non-negative integer.
-        sample_weight: Array of shape `(n,)`, or a structure as `y`; or `None`.
+        sample_weight: Array of shape `(n,)`, or a structure like `y`; or `None`.
         drop_remainder: Whether to omit a last batch that is not full.
 
     Attributes:
@@ -107,8 +107,8 @@ class Batches(Brief, keras.utils.PyDataset):
         return keras.tree.map_structure(lambda a: a.take(chosen, axis=0), self._data)
 
     def order(self, epoch: int) -> np.ndarray:
-        """Returns the numbers of the samples in the order of an epoch."""
-        # One assignment, one read: safe from the other thread of Keras.
+        """Returns the indices of the samples in the order of an epoch."""
+        # A single read and a single assignment are safe with Keras' other thread.
         cached, order = self._order
         if cached != epoch:
             generator = np.random.default_rng([self.seed, epoch])
@@ -117,7 +117,7 @@ class Batches(Brief, keras.utils.PyDataset):
         return order
 
     def __getitem__(self, index):
-        # `fit` reads from a thread of tf.data; reads from its own thread are a user's.
+        # `fit` reads in a thread of tf.data; reads in its own thread are the user's.
         if self._running and threading.get_ident() != self._thread:
             if index > self._highest + 1:
                 self._skipped = True
@@ -149,7 +149,7 @@ class Batches(Brief, keras.utils.PyDataset):
 
 
 def _array(data):
-    """A contiguous array, floats in the dtype of Keras."""
+    """Returns a contiguous array, with floats in Keras' default dtype."""
     data = np.asarray(data)
     if np.issubdtype(data.dtype, np.floating):
         data = data.astype(keras.config.floatx(), copy=False)

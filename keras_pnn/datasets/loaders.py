@@ -22,7 +22,7 @@ class Dataset:
         x_train, x_test: float32 in [0, 1], shape `(n, height, width, 1)`.
         y_train, y_test: int32, shape `(n,)`.
         name: `"mnist"`, `"digits"`, or the stem of the file.
-        source: The path, or where else the data came from.
+        source: The path of the file, or another origin of the data.
 
     Example:
 
@@ -64,10 +64,10 @@ class Dataset:
 def load(name: str = "auto", verbose: bool = True) -> Dataset:
     """Loads a data set of small grey images.
 
-    MNIST is read from the `.npz` file, or from `mnist.npz` in the folder, that the
-    environment variable `KERAS_PNN_DATA` names; without it from the downloads of
-    Keras, which `keras.datasets.mnist` fetches if need be. `KERAS_PNN_DATA=digits`
-    makes `"auto"` the digits.
+    MNIST is read from the path in the environment variable `KERAS_PNN_DATA`, an `.npz`
+    file or a folder with `mnist.npz`. Without the variable, `keras.datasets.mnist`
+    loads it, and downloads it if necessary. With `KERAS_PNN_DATA=digits`, `"auto"`
+    loads the digits.
 
     Args:
         name: One of
@@ -122,7 +122,7 @@ def load(name: str = "auto", verbose: bool = True) -> Dataset:
 
 
 def _mnist():
-    """MNIST and its origin, or `None` and the reason."""
+    """Returns MNIST and its origin, or `None` and the reason."""
     override = os.environ.get("KERAS_PNN_DATA")
     if override:
         path = Path(override).expanduser()

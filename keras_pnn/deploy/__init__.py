@@ -1,4 +1,4 @@
-"""Turn a model into files for the laboratory, and read them back."""
+"""Convert models to optics, estimate hardware cost, and export controls."""
 
 from keras_pnn.deploy.controls import export_controls, load_controls
 from keras_pnn.deploy.conversion import Conversion, convert

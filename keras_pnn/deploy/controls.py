@@ -44,13 +44,12 @@ def export_controls(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
         path: the file. It is replaced whole or not at all.
 
     Returns:
-        A dictionary that holds, under the name of each weight bank, a dictionary of
-        its `rings`, `passes` and `heater_power_mW`, the sum over its rings, which is
-        `None` without heaters.
+        Name of each weight bank → a dictionary of its `rings`, `passes` and
+        `heater_power_mW`, the sum over its rings, or `None` without heaters.
 
     Raises:
-        ValueError: If the model has no physical layer, or a control is not finite or,
-            for want of a constraint, out of its tuning's range.
+        ValueError: If the model has no physical layer, two of them share a name, or a
+            control is not finite or outside its tuning's range.
 
     Example:
 
@@ -98,8 +97,8 @@ def export_controls(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
 def load_controls(model: keras.layers.Layer, path: str | os.PathLike) -> None:
     """Sets the controls of a model from a file that `export_controls` wrote.
 
-    Nothing is set unless the whole file fits the model. A spreadsheet may have saved
-    it: with semicolons or tabs between cells, with decimal commas, or with comment
+    Nothing is set unless the whole file fits the model. The file may have been saved by
+    a spreadsheet, with semicolons or tabs between cells, decimal commas, or comment
     lines that begin with `#`. Values are read; codes and powers are not.
 
     Args:
@@ -129,7 +128,7 @@ def load_controls(model: keras.layers.Layer, path: str | os.PathLike) -> None:
         expected = f"the columns {', '.join(_HEADER)}"
         raise _tables.error(path, expected, f"{table.headings}, without {missing}")
     if table.cut:
-        # What is left of its value may be a number too.
+        # A truncated value may still be a number.
         received = f"one that ends behind {', '.join(table.rows[-1]).rstrip(', ')!r}"
         raise _tables.error(table.place(-1), "a whole line", received)
     for row, value, where in table.records("value"):
@@ -144,7 +143,7 @@ def load_controls(model: keras.layers.Layer, path: str | os.PathLike) -> None:
 
 
 class _Reading(NamedTuple):
-    """A control, its values as far as they are read, and their range."""
+    """A control, its values read so far, and their range."""
 
     quantity: Quantity
     array: np.ndarray
@@ -174,7 +173,7 @@ def _read(row: dict, value: float, known: dict, where: str) -> None:
         raise _tables.error(where, "each control once", f"{element} again")
     if isinstance(quantity.layer, RingLayer):
         _validate(quantity.layer, value, where)
-    # Written from float32, in which a limit of 0.1 is a little more.
+    # Files hold float32 values, in which a limit of 0.1 is slightly larger.
     if not np.float32(low) <= np.float32(value) <= np.float32(high):
         expected = f"a value from {low} to {high}"
         tuning = getattr(quantity.layer, "tuning", None)
@@ -187,7 +186,7 @@ def _read(row: dict, value: float, known: dict, where: str) -> None:
 
 
 def _range(control: Quantity) -> tuple[float, float]:
-    """Returns the values that a control's constraint and converter give."""
+    """Returns the range that a control's constraint and converter allow."""
     constraint, dac = control.variable.constraint, getattr(control.layer, "dac", None)
     low, high = range_of(constraint)
     if isinstance(dac, DAC) and isinstance(constraint, ControlRange):

@@ -1,4 +1,4 @@
-"""Convert a trained digital network to one of weight banks."""
+"""Convert a trained digital network to weight banks or meshes."""
 
 import dataclasses
 import math
@@ -19,7 +19,7 @@ from keras_pnn.layers.physical import PhysicalLayer
 from keras_pnn.layers.ring_layer import RingLayer
 from keras_pnn.layers.ring_program import controls_for
 
-# How far the largest weight stays from the end of a ring's reach, with a gain.
+# With a gain, the ratio of a ring's reach to the largest weight.
 _MARGIN = 1.1
 # Not the kernel's constraint: the controls are limited to their range instead.
 _COPIED = (
@@ -28,7 +28,7 @@ _COPIED = (
     "bias_constraint",
     "activity_regularizer",
 )
-# What the digital layers have themselves.
+# Arguments that come from the digital layers.
 _FROM_LAYER = (*_COPIED, "activation", "use_bias")
 _GEOMETRY = ("strides", "padding", "data_format", "dilation_rate", "groups")
 
@@ -38,14 +38,14 @@ class Conversion(Shown):
     """A converted model, and the errors of its weights.
 
     Args:
-        model: the model of weight banks.
+        model: the converted model.
         layers: one dictionary for each converted layer: `name`, `weights` (their
-            number), `clipped` (those out of range), `max_error` and `rms_error`
+            number), `clipped` (how many are out of range), `max_error` and `rms_error`
             (effective minus digital weight).
         kept: names of layers with weights that stay digital.
-        optical_share: share of the multiplications of one sample that banks and
-            meshes do, of those in dense layers and convolutions (attention, recurrent
-            and separable layers are not counted).
+        optical_share: share of banks and meshes in the multiplications of one sample,
+            counted in dense layers and convolutions (not in attention, recurrent and
+            separable layers).
         reasons: name of a layer in `kept` → why it stays digital.
 
     Example:
@@ -84,21 +84,21 @@ def convert(
 ) -> Conversion:
     """Converts the `Dense` and `Conv2D` layers of a trained model to optics.
 
-    In a bank, each weight becomes the nearest weight in the range of a ring. A mesh has
-    the matrix of a `Dense` layer as it is, and a `HomodyneDetector` behind it. Biases,
-    their regularisers and all other layers are copied, and regularisers of kernels for
-    banks. Functional and `Sequential` models inside the model are converted too. The
-    given model stays unchanged.
+    In a bank, each weight becomes the nearest weight in the range of a ring. A mesh
+    implements the matrix of a `Dense` layer exactly, and a `HomodyneDetector` follows
+    it. Biases, their regularisers and all other layers are copied; kernel regularisers
+    only for banks. Functional and `Sequential` models inside the model are converted
+    too. The given model stays unchanged.
 
     Args:
         model: a built functional or `Sequential` model.
         tuning: the rings' tuning. Default `LorentzianTuning()`.
-        gain: `"layer"` or `"column"`: gives each bank, or each of its outputs, the
-            gain at which its largest weight is within 10 % of the reach of its ring.
-            Weights beyond the reach fit then, and small ones grow, so that a shift of
-            a ring changes them less. Default `None`: no gain.
+        gain: `"layer"` or `"column"`: gives each bank, or each of its outputs, a gain
+            that scales its largest weight to 1/1.1 of its ring's reach. Weights beyond
+            the reach then fit, and small weights use more of it, so that a shift of a
+            ring changes them less. Default `None`: no gain.
         target: `"mrr"`: microring banks. `"mzi"`: an `MZIDense` for each `Dense`
-            layer with two inputs and outputs or more; convolutions stay digital.
+            layer with at least two inputs and outputs; convolutions stay digital.
         **kwargs: further arguments of `MRRBank` and `MRRConv2D`, such as
             `temperature_sensitivity` or `bank_size`; with `target="mzi"`, of
             `MZIDense`, such as `arrangement` or `loss_db`.
@@ -109,7 +109,7 @@ def convert(
     Raises:
         ValueError: If the model is not built, is subclassed, has nothing to convert,
             is quantised (its kernels are integers), or holds a NaN; or if a mesh's
-            complex fields reach a layer of Keras.
+            complex fields reach a Keras layer.
 
     Example:
 
@@ -142,7 +142,7 @@ def convert(
             if value is not None:
                 expected = "left out with target='mzi': a mesh has no rings"
                 raise _checks.error(name, expected, _checks.short(value))
-    # (layer, its copy, the function that programs the copy where that is optical)
+    # (layer, its copy, the function that programs the copy if that is optical)
     pairs: list[tuple[keras.layers.Layer, keras.layers.Layer, Callable | None]] = []
 
     def replace(layer):
@@ -179,13 +179,13 @@ def convert(
 
 
 def _multiplications(model) -> tuple[int, int]:
-    """Returns how many multiplications of one sample are optical, and digital.
+    """Returns the numbers of optical and digital multiplications of one sample.
 
-    Those of layers with a kernel, a matrix or more; sizes that are unknown count as 1.
+    Counts layers whose kernel has two or more axes; unknown sizes count as 1.
     """
     optical = digital = 0
     for use in uses_of(model):
-        # One in a `TimeDistributed` works at each step of its outputs.
+        # A layer in a `TimeDistributed` runs at each step of the outputs.
         wrapped = isinstance(use.layer, keras.layers.Wrapper)
         layer = use.layer.layer if wrapped else use.layer
         if isinstance(layer, RingLayer):
@@ -203,7 +203,7 @@ def _multiplications(model) -> tuple[int, int]:
             named = zip(names, sizes, strict=True)
             count = outputs * math.prod(n for name, n in named if name not in kept)
         elif "Transpose" in kind:
-            # The kernel is at each place of the inputs, not of the outputs.
+            # The kernel is applied at each place of the inputs, not of the outputs.
             count = _size(use.shape) // sizes[-1] * weights
         else:
             channels = sizes[-2 if "Depthwise" in kind else -1 :]
@@ -216,7 +216,7 @@ def _multiplications(model) -> tuple[int, int]:
 
 
 def _size(shape: tuple) -> int:
-    """Returns the numbers of one sample; sizes that are unknown count as 1."""
+    """Returns the number of values in one sample; unknown sizes count as 1."""
     return math.prod(n or 1 for n in shape[1:])
 
 
@@ -241,14 +241,14 @@ def _copy_state(layer, copy) -> None:
 
 def _activation(layer):
     activation = layer.activation
-    # A layer as activation may have weights, which are not to be shared.
+    # A layer as activation may have weights, which must not be shared.
     if isinstance(activation, keras.layers.Layer):
         return activation.__class__.from_config(activation.get_config())
     return activation
 
 
 def _mesh(layer, kwargs) -> keras.Sequential:
-    """Returns a mesh of a `Dense` layer's size, and a detector behind it."""
+    """Returns a mesh of a `Dense` layer's size, followed by a detector."""
     common = {"trainable": layer.trainable, "dtype": layer.dtype_policy}
     detector = HomodyneDetector(
         _activation(layer),
@@ -294,7 +294,7 @@ def _bank(layer, tuning, gain, kwargs) -> RingLayer:
 
 
 def _gain(weights: np.ndarray, bank: RingLayer) -> np.ndarray:
-    """Returns the gain at which the weights are in reach of their rings."""
+    """Returns the gain that brings the weights into reach of their rings."""
     low, high = (bank.curve.clip(np.full(weights.shape, s)) for s in (-9.0, 9.0))
     reach = np.where(weights < 0, low, high)
     # A single detector reaches no negative weight, whatever the gain.
@@ -308,7 +308,7 @@ def _program_bank(layer, bank) -> dict:
     weights, gain = np.asarray(layer.kernel, "float64"), 1.0
     if bank.gain is not None:
         gain = _gain(weights, bank)
-        # That of the configuration too, with which it is built again.
+        # Also the argument, which `get_config` saves.
         bank.gain = gain if gain.ndim else float(gain)
         bank.gain_variable.assign(gain)
     digital, weights = weights, weights / gain

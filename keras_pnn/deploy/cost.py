@@ -34,7 +34,7 @@ _SHOWN = {
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class HardwareCost(Shown):
-    """Power, area, latency and energy of a model's hardware, by layer and in all.
+    """Power, area, latency and energy of a model's hardware, by layer and in total.
 
     Args:
         layers: one dictionary for each layer of optics: `name`; `multiplications` for
@@ -42,7 +42,7 @@ class HardwareCost(Shown):
             fast `converters`; `heater_mW` as the controls are set, and
             `heater_worst_mW`; `modulator_mW`; `laser_loss_mW` and
             `laser_shot_noise_mW`, electrical; `detector_mW`; `converter_mW`;
-            `power_mW` of all, with the larger of the two for the lasers; `area_mm2`;
+            `power_mW` in total, with the larger of the two laser powers; `area_mm2`;
             `latency_us` and `energy_nJ` of one sample; `multiplication_pJ`, the energy
             of one multiplication.
         total: the sums, under the same names.
@@ -85,37 +85,36 @@ class HardwareCost(Shown):
 def hardware_cost(
     model: keras.Model, library: str | os.PathLike = "silicon", bits: int = 8
 ) -> HardwareCost:
-    """Adds up what the hardware of a model costs in power, area, time and energy.
+    """Estimates power, area, latency and energy of the hardware of a model.
 
-    - **Heaters**: their power at the present controls, for a matrix in tiles the mean
-      over its passes; at worst, all at the highest control, or, where that has no
-      limit, at a shift by a free spectral range. Controls in nm are converted by the
-      library's efficiency. A phase is that within one turn.
-    - **Lasers**: electrical power. By loss, each channel of a bank reaches each row,
-      and the light of a mesh each photodiode, with the photodiode's `sensitivity`,
-      behind the splitters, all losses of the path and, in a mesh, the
-      spread over all modes. By shot noise, the noise of a full-scale reading equals
+    - **Heaters**: their power at the present controls, averaged over the passes of a
+      tiled matrix; at worst, all at the highest control or, if that has no limit, at a
+      shift by a free spectral range. Controls in nm are converted with the library's
+      efficiency. Phases are reduced to one turn.
+    - **Lasers**: electrical power. For loss, each channel of a bank must reach each
+      row, and the light of a mesh each photodiode, with the photodiode's
+      `sensitivity`, after the splitters, all losses of the path and, in a mesh, the
+      spread over all modes. For shot noise, the noise of a full-scale reading equals
       that of rounding to `bits` bits, which takes 12 · 4^bits electrons.
     - **Converters**: one for each modulator and each output, whose power follows rate
       and bits, and a slow one for each heater.
-    - **Latency**: one reading per clock for each place of a convolution and each pass
-      of a bank. A bank with more passes than one waits for its heaters, until they
-      have settled to `bits` bits.
+    - **Latency**: one reading per clock cycle for each place of a convolution and each
+      pass of a bank. A bank with several passes waits at each until its heaters have
+      settled to `bits` bits.
     - **Energy**: a layer's power times its latency, as if it were off, or worked on
-      other samples, in the time of the others.
-    - **Masks**: display, modulator and camera, one frame after the other, with a white
-      one as the reference.
-    - **Planes of light**: a modulator for the encoded image and for each mask, as many
-      panels as its pixels need, and a camera; a frame of the slower one for each
-      sample. Each pixel of a mask multiplies once. The laser makes up for the loss of
-      each modulator and for the light that misses the detectors where the image is
-      white, masks as they are set. Lenses, apertures and free space are passive.
-      Nonlinearities are not included, nor optics that enlarge or reduce a panel's
-      pixels to those of the design.
+      other samples, while other layers work.
+    - **Masks**: display, modulator and camera, one frame after another, plus a white
+      frame as the reference.
+    - **Planes of light**: a modulator for the encoded image and for each mask, with as
+      many panels as its pixels need, and a camera; each sample takes one frame of the
+      slower of the two. Each pixel of a mask multiplies once. The laser compensates the
+      loss of each modulator and the light that misses the detectors for a white image
+      and the masks as set. Lenses, apertures and free space are passive.
+      Nonlinearities are not included, nor optics that scale a panel's pixels to those
+      of the design.
 
     Area is that of the devices, without waveguides and pads. A design's own `loss_db`
-    stands in place of the library's loss of a cell. Digital layers and memory are not
-    included.
+    replaces the library's loss of a cell. Digital layers and memory are not included.
 
     Args:
         model: a built functional or `Sequential` model, or a wrapper around one.
@@ -126,8 +125,8 @@ def hardware_cost(
               sensitivity: {value: -22, unit: dBm, source: "our wafer, lot 12"}
             ```
 
-            Figures that it does not give are those of `"silicon"`, see `figures` of
-            the result.
+            Figures that it omits are those of `"silicon"`; see `figures` of the
+            result.
         bits: the precision of inputs, and of outputs without `adc_bits`, from 1 to 24.
 
     Returns:
@@ -179,7 +178,7 @@ def hardware_cost(
 
 
 def _caught(model: keras.Model) -> dict[int, float]:
-    """Returns id of a `DetectorArray` → its share of the encoded light of white."""
+    """Returns id of a `DetectorArray` → its share of the encoded light of a white image."""
     if not any(isinstance(la, DetectorArray) for la in _keras.flat_layers(model)):
         return {}
     inputs = _keras.functional(model).input

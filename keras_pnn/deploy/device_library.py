@@ -14,7 +14,7 @@ _PREFIXES = {
     "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12,
 }  # fmt: skip
 _UNIT = re.compile(rf"(?P<prefix>[{''.join(_PREFIXES)}]?)(?P<base>W|J|Hz|s|m|m2)")
-# What others are divided by.
+# Figures that `Prices` divides by.
 _POSITIVE = (
     "rate", "bandwidth", "efficiency", "responsivity",
     "bits", "range", "rows", "columns",
@@ -32,7 +32,7 @@ class Figure(NamedTuple):
 def read_library(library: str | os.PathLike) -> dict[str, Figure]:
     """Returns the figures of a library by name, such as `"ring.loss"`.
 
-    Figures that a YAML file does not give are those of `"silicon"`.
+    Figures that a YAML file omits are those of `"silicon"`.
     """
     if not isinstance(library, str | os.PathLike):
         raise _checks.error("library", "'silicon' or a path", _checks.short(library))
@@ -89,7 +89,7 @@ def _figure(path, name: str, given) -> Figure:
         raise _wrong(path, name, f"{expected}, the last two not empty", given)
     value = given["value"]
     if isinstance(value, str):
-        # YAML takes 1e-3, without a point, for a text.
+        # YAML reads 1e-3, without a point, as a string.
         with contextlib.suppress(ValueError):
             value = float(value)
     limits = {} if unit == "dBm" else {"low": 0}
@@ -101,7 +101,7 @@ def _figure(path, name: str, given) -> Figure:
 
 
 def _factor(unit: str, expected: str) -> float | None:
-    """Returns what a number in `unit` is multiplied by; `None` if they do not fit."""
+    """Returns the factor from `unit` to `expected`; `None` if they do not convert."""
     if unit == expected:
         return 1.0
     given, wanted = map(_UNIT.fullmatch, (unit, expected))

@@ -1,4 +1,4 @@
-"""Price the layers of a model by the devices that they are built of."""
+"""Price the layers of a model by the devices that they need."""
 
 import collections
 import functools
@@ -24,7 +24,7 @@ from keras_pnn.layers.slm import MaskedSLM
 from keras_pnn.physics.tuning.signed import has_negative
 
 _CHARGE = 1.602176634e-19  # C
-# Of each layer, and added up.
+# Costs of each layer that are summed over the model.
 SUMS = (
     "multiplications",
     "heaters",
@@ -47,10 +47,9 @@ SUMS = (
 
 
 class Prices:
-    """The costs of layers, added use by use.
+    """Adds up the costs of layers, use by use.
 
-    `caught` maps the id of a `DetectorArray` to the share of the encoded light that it
-    gets.
+    `caught` maps the id of a `DetectorArray` to its share of the encoded light.
     """
 
     def __init__(self, values: dict[str, float], bits: int, caught: dict[int, float]):
@@ -58,11 +57,11 @@ class Prices:
         self.rows: dict[int, dict] = {}
         # Ids of the layers whose costs are known.
         self.priced: set[int] = set()
-        # Layer of fields → (modes where light is modulated, loss up to here in dB).
+        # Id of a mesh → (modes where light is modulated, loss up to its outputs in dB).
         self._light: dict[int, tuple[int, float]] = {}
-        # Modulators on the way of light since it was encoded.
+        # Modulators that the light has passed, from the encoded image on.
         self._passed = 0
-        # In planes of light a frame of the slower one of modulator and camera, in µs.
+        # Frame time in planes of light in µs: the slower of modulator and camera.
         self._frame = 1e6 / min(values["slm.rate"], values["camera.rate"])
         self._electrons = 12 * 4.0**bits
         # The time in µs in which a heater of a bandwidth settles.
@@ -70,7 +69,7 @@ class Prices:
         self._settling = 1e3 * bits * math.log(2) / (2 * math.pi * bandwidth)
 
     def add(self, use: Use) -> None:
-        """Adds one use of a layer; a second use takes time alone."""
+        """Adds one use of a layer; further uses add only multiplications and time."""
         layer = use.layer
         row = self._row(layer, use)
         if row is None:
@@ -85,12 +84,12 @@ class Prices:
 
     @functools.singledispatchmethod
     def _row(self, layer, use: Use) -> dict | None:
-        """What a layer costs, by `SUMS`; `None` if it has no price."""
+        """Returns the costs of a layer, keyed as `SUMS`; `None` if it has no price."""
         return None
 
     @_row.register
     def _passive(self, layer: FreeSpace | Lens | Aperture, use: Use) -> dict:
-        # What it loses is in the share of the light that reaches the detectors.
+        # Its loss is part of the share of light that reaches the detectors.
         return {}
 
     @_row.register
@@ -98,7 +97,7 @@ class Prices:
         v = self.values
         rows, columns, passes = layer.rows, layer.columns, layer.passes
         places = _product(layer.compute_output_shape(use.shape)[1:]) // layer.outputs
-        # Groups of a convolution have inputs of their own, one after the other.
+        # The groups of a convolution have separate inputs, one after another.
         groups = layer.groups if isinstance(layer, MRRConv2D) else 1
         time = passes * places * groups * 1e-3 / v["clock.rate"]
         time += passes * self._settling if passes > 1 else 0.0
@@ -161,7 +160,7 @@ class Prices:
                 found = _phases(part)
                 highest = getattr(part.dac, "high", 2 * math.pi)
                 if getattr(part.dac, "low", 0.0) < 0:
-                    # A heater sets a phase below 0 as one of the turn above.
+                    # A heater sets a phase below 0 one turn higher.
                     highest = max(highest, 2 * math.pi)
                 cells += int(part.quantity("theta").exists.sum())
                 loss += self._mesh_loss(part)
@@ -217,13 +216,13 @@ class Prices:
         if homodyne or isinstance(layer, BalancedDetector):
             diodes, amplifiers = 2 * outputs, outputs
         else:
-            # The norm needs the ports that are not read, too.
+            # `normalize` also needs the power at the other ports.
             diodes = amplifiers = modes if layer.normalize else outputs
         spread, loss = self._light.get(id(use.source), (0, 0.0))
         lasers = {}
         if spread and homodyne:
-            # Differences of both signs: readings have noise 2n and the range 4n, with
-            # n electrons of the signal and as many of the reference.
+            # Readings are signed differences: with n electrons of the signal and n of
+            # the reference, their noise variance is 2n and their range 4n.
             lasers = self._lasers(1, spread, spread / 8, loss + v["splitter.loss"])
             reference = max(v["homodyne.reference"], self._reading / 8)
             stages = 1 + math.ceil(math.log2(outputs))
@@ -283,7 +282,7 @@ class Prices:
         return {**camera, "latency_us": time, "busy_us": time}
 
     def _panels(self, height: int, width: int) -> dict:
-        """Returns the modulators for a frame."""
+        """Returns number, power and area of the modulators for a frame."""
         v = self.values
         count = math.ceil(height / v["slm.rows"]) * math.ceil(width / v["slm.columns"])
         return {
@@ -293,7 +292,7 @@ class Prices:
         }
 
     def _camera(self, readings: int, rate: float, loss: float) -> dict:
-        """Returns a camera and its laser, for readings of a frame, rate in Hz."""
+        """Returns a camera and its laser, for the readings of a frame and a rate in Hz."""
         v = self.values
         # Light for one electron per exposure in each reading, in mW.
         light = 1e3 * readings * _CHARGE * rate / v["camera.responsivity"]
@@ -310,10 +309,10 @@ class Prices:
     def _devices(
         self, heaters: int = 0, adc_bits: int | None = None, **counts: int
     ) -> dict:
-        """Returns numbers, power and area of devices on a chip, from their numbers.
+        """Returns numbers, power and area of the devices on a chip.
 
-        The power of a DAC grows as 2^bits / bits (capacitors), that of an ADC as the
-        bits (successive approximation).
+        The power of a DAC grows as 2^bits / bits (capacitors), that of an ADC
+        in proportion to the bits (successive approximation).
         """
         v, bits, clock = self.values, self.bits, self.values["clock.rate"]
         n = collections.Counter(counts)
@@ -346,7 +345,7 @@ class Prices:
         }
 
     def _lasers(self, count: int, floors: int, readings: float, loss: float) -> dict:
-        """Returns lasers for a number of photodiodes at their floor, or of readings."""
+        """Returns lasers for `floors` photodiodes at their sensitivity, and for readings."""
         floor = 10 ** (self.values["photodiode.sensitivity"] / 10)
         through = self._electrical(loss)
         return {
@@ -356,12 +355,12 @@ class Prices:
         }
 
     def _electrical(self, loss: float) -> float:
-        """Returns the laser's electrical power over its light behind a loss in dB."""
+        """Returns the laser's electrical power per light that remains after a loss in dB."""
         return 10 ** (loss / 10) / self.values["laser.wall_plug_efficiency"]
 
     @property
     def _reading(self) -> float:
-        """The light of a reading that shot noise allows, in mW."""
+        """The light that a reading needs because of shot noise, in mW."""
         v = self.values
         current = self._electrons * _CHARGE * 1e9 * v["clock.rate"]
         return 1e3 * current / v["photodiode.responsivity"]
@@ -378,5 +377,5 @@ def _phases(mesh: MZIMesh) -> list[np.ndarray]:
 
 
 def _product(sizes) -> int:
-    """Returns the product of sizes, of which one that is unknown counts as 1."""
+    """Returns the product of sizes; unknown sizes count as 1."""
     return math.prod(size or 1 for size in sizes)

@@ -1,6 +1,6 @@
-"""Measure batches on a device: parts, averages, retries, time limits, the log.
+"""Measure batches on a device, with averaging, retries, time limits and a log.
 
-After a failure `_reading` waits and tries again; `_attempt` first lets the device
+After a failure, `_reading` waits and retries; `_attempt` first calls the device's
 `recover` and sets its controls anew. When no retry is left, a `DeviceError` is raised
 and nothing of the batch is logged.
 """
@@ -19,18 +19,18 @@ import numpy as np
 from keras_pnn._files import storable
 from keras_pnn.hardware import log as measurement_log
 
-# Seconds before a retry, at most.
+# Longest wait before a retry, in seconds.
 LONGEST_WAIT = 60.0
-# Seconds that an interrupt from the keyboard may wait.
+# Longest delay of a keyboard interrupt, in seconds.
 _LONGEST_DEAF = 0.2
 
 
 class DeviceError(RuntimeError):
-    """A device failed for good.
+    """Error of a device that failed and is not retried any more.
 
     Args:
         layer: name of the layer that was measured.
-        call: number of the call of the device's `measure`, from 1.
+        call: number of the call to the device's `measure`, from 1.
         cause: the last exception, if there was one.
 
     Example:
@@ -63,22 +63,22 @@ class DeviceError(RuntimeError):
 class Acquisition:
     """Measures batches with a `HardwareDevice`, one at a time.
 
-    An object of its own, so that a lab's subclass may use whatever names it likes. It
+    A separate object, so that a lab's subclass of the device may use any names. It
     reads the settings from the device, where they may be changed.
     """
 
     def __init__(self, device, log=None):
-        # No reference to the device, so that its thread ends when it does.
+        # A weak reference, so that the worker's thread ends with the device.
         self._device = weakref.proxy(device)
         self._log = None if log is None else measurement_log.prepare(log)
         self._lock = threading.RLock()
         self._worker: _Worker | None = None
-        # Layer name → the controls that it was configured with last.
+        # Layer name → its last configured controls.
         self._configured: dict[str, dict[str, np.ndarray]] = {}
-        # Whether a call of the lab's code was given up since `recover` was called last,
-        # and may still talk to the hardware.
+        # Whether a call of the lab's code was given up since the last `recover`, and
+        # may still talk to the hardware.
         self.abandoned = False
-        # What the last measurement in a graph raised; the graph knows only the text.
+        # The last exception inside a graph, which passes on only its text.
         self.raised: BaseException | None = None
 
     def run(self, layer, inputs, controls, shape, dtype) -> np.ndarray:
@@ -131,11 +131,11 @@ class Acquisition:
         return np.mean(readings, axis=0).astype(dtype)
 
     def _reading(self, layer, inputs, controls, shape, dtype) -> np.ndarray:
-        """One usable reading: a call, retried where it fails."""
+        """Returns one usable reading; retries calls that fail."""
         for attempt in range(self._device.retries + 1):
             call = self._device.calls + 1
             if attempt:
-                # The wait is the longest one long before; larger powers overflow.
+                # Larger powers overflow; the longest wait is reached long before.
                 wait = self._device.backoff * 2.0 ** min(attempt - 1, 100)
                 time.sleep(min(wait, LONGEST_WAIT))
             values, cause = self._attempt(attempt > 0, layer, inputs, controls)
@@ -154,11 +154,11 @@ class Acquisition:
         raise DeviceError(layer.name, call, cause) from cause
 
     def _attempt(self, again: bool, layer, inputs, controls) -> tuple:
-        """What `measure` returned, and the error if anything failed."""
+        """Returns the result of `measure`, and the error if anything failed."""
         try:
             if again or self.abandoned:
-                # The state of the hardware is not known after a failure, and what an
-                # abandoned call still asks for must not be taken for our answer.
+                # The state of the hardware is unknown after a failure, and an answer
+                # to an abandoned call must not be taken for ours.
                 self._configured.clear()
                 self._limited("recover")
                 self.abandoned = False
@@ -166,8 +166,8 @@ class Acquisition:
             self._device.calls += 1
             sent = copy.deepcopy((inputs, controls))
             return self._limited("measure", layer, *sent), None
-        # An error in a variable of a frame of its own traceback would be a cycle, which
-        # keeps the device alive: it is returned.
+        # Returned, since an error held by a frame of its own traceback would form a
+        # cycle that keeps the device alive.
         except Exception as error:
             return None, error
 
@@ -183,7 +183,7 @@ class Acquisition:
         self._configured[layer.name] = controls
 
     def _limited(self, name: str, *args):
-        """Calls a method of the lab's in the worker's thread, under the time limit."""
+        """Calls a method of the device in the worker's thread, with the time limit."""
         if self._worker is None:
             self._worker = _Worker()
         method, timeout = getattr(self._device, name), self._device.timeout
@@ -191,7 +191,7 @@ class Acquisition:
         try:
             future = self._worker.start(lambda: method(*args))
             while not future.done() and (left := deadline - time.monotonic()) > 0:
-                # A signal that comes just before a wait does not end it.
+                # A signal that arrives just before a wait does not end it.
                 concurrent.futures.wait([future], min(left, _LONGEST_DEAF))
             if future.done():
                 return future.result()
@@ -214,8 +214,8 @@ class Acquisition:
 class _Worker:
     """Runs functions one by one in one thread, which can be given up.
 
-    The thread ends when the worker is given up or dropped: at once, or, where a
-    function hangs, when that returns. An executor of the standard library would keep
+    The thread ends when the worker is given up or dropped: at once or, if a
+    function hangs, when it returns. An executor of the standard library would keep
     the process from ending until then.
     """
 
@@ -239,15 +239,15 @@ def _serve(jobs: queue.SimpleQueue) -> None:
         future, function = job
         try:
             future.set_result(function())
-        # Whoever waits gets it, an interrupt too.
+        # The waiting caller gets every error, even an interrupt.
         except BaseException as error:
             future.set_exception(error)
-        # What the job holds must not live until the next one.
+        # The job's objects must not live until the next job.
         del job, future, function
 
 
 def usable(values, shape: tuple, dtype: np.dtype) -> np.ndarray:
-    """Returns what `measure` returned as an array, in its own precision, checked."""
+    """Checks the result of `measure` and returns it as an array of its own precision."""
     kind = "complex" if dtype.kind == "c" else "real floating-point"
     expected = f"`measure` must return {kind} numbers of shape {shape}."
     if values is None:

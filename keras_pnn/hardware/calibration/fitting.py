@@ -11,7 +11,7 @@ from keras_pnn.hardware.calibration.measurement import Readings
 from keras_pnn.hardware.calibration.unknowns import Unknown
 from keras_pnn.layers.physical import PhysicalLayer
 
-# The sum where it is not a number.
+# Value of a sum that is not finite.
 _BEYOND = 1e300
 # The search stops at these relative reductions of the sum to measure its curvature
 # anew, before it goes on to the tolerance that was asked for.
@@ -25,7 +25,7 @@ _NOISES = (0.3, 0.03)
 class Problem:
     """The sum that `calibrate` minimises, for layers that share unknowns.
 
-    A point is a vector of deviations, in units of their priors.
+    A point is a vector of deviations, in units of their prior standard deviations.
     """
 
     def __init__(self, measured: list[Readings], unknowns: list[Unknown], noise):
@@ -37,7 +37,7 @@ class Problem:
         self.parts = [_Part(self, m) for m in measured]
         self._readings = sum(part.readings for part in self.parts)
         self.noise = noise
-        # Relative, of all readings at the last evaluation.
+        # Relative residual of all readings at the last evaluation.
         self.residual = np.nan
 
     def split(self, z: np.ndarray) -> list[np.ndarray]:
@@ -118,7 +118,7 @@ class _Part:
             tape.watch(z)
             point = tf.cast(z, self._dtype)
             values = self._problem.imperfections(self._layer, point)
-            # Seeds do not advance in it: noise is the same at each evaluation.
+            # Keeps seeds from advancing, so that noise is the same at each evaluation.
             with keras.StatelessScope():
                 modelled = self._layer.forward(self._inputs, controls, values)
             difference = tf.cast(modelled, outputs.dtype) - outputs

@@ -250,7 +250,7 @@ def functional(model: keras.layers.Layer):
 
 
 def model_in_training() -> keras.Model | None:
-    """Returns the model being called with `training=True`; `None` outside such a call."""
+    """Returns the model being called with `training=True`; `None` without one."""
     call = get_global_attribute("current_call_ctx")
     model = getattr(call, "entry_layer", None)
     training = getattr(call, "training", False)

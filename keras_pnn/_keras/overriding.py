@@ -114,7 +114,9 @@ class OverridingScope(keras.StatelessScope):
         return scope
 
     def check_unassigned(self, variables, given: str) -> None:
-        """Raises a ValueError if a layer assigned a variable that `given` gives a value."""
+        """Raises a ValueError if a layer assigned one of `variables`.
+
+        `given` says for the message what gives them values."""
         for variable in variables:
             if id(variable) in self._assigned:
                 raise ValueError(
@@ -126,7 +128,7 @@ class OverridingScope(keras.StatelessScope):
                 )
 
     def check_assigned(self, variable: tf.Variable) -> None:
-        """Raises a ValueError if a layer assigns a `tf.Variable`, which takes effect."""
+        """Raises a ValueError if a layer assigns a `tf.Variable`: the scope keeps none."""
         if self._owners(variable):
             raise ValueError(
                 f"Layer {self._names(variable)} must keep what it assigns in `call` in "

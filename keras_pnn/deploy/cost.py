@@ -178,7 +178,7 @@ def hardware_cost(
 
 
 def _caught(model: keras.Model) -> dict[int, float]:
-    """Returns id of a `DetectorArray` → its share of the encoded light of a white image."""
+    """Returns id of a `DetectorArray` → its share of the light of a white image."""
     if not any(isinstance(la, DetectorArray) for la in _keras.flat_layers(model)):
         return {}
     inputs = _keras.functional(model).input

@@ -292,7 +292,7 @@ class Prices:
         }
 
     def _camera(self, readings: int, rate: float, loss: float) -> dict:
-        """Returns a camera and its laser, for the readings of a frame and a rate in Hz."""
+        """Returns a camera and its laser; `rate` is the frame rate in Hz."""
         v = self.values
         # Light for one electron per exposure in each reading, in mW.
         light = 1e3 * readings * _CHARGE * rate / v["camera.responsivity"]
@@ -345,7 +345,7 @@ class Prices:
         }
 
     def _lasers(self, count: int, floors: int, readings: float, loss: float) -> dict:
-        """Returns lasers for `floors` photodiodes at their sensitivity, and for readings."""
+        """Returns lasers for `floors` photodiodes at their sensitivity, or readings."""
         floor = 10 ** (self.values["photodiode.sensitivity"] / 10)
         through = self._electrical(loss)
         return {
@@ -355,7 +355,7 @@ class Prices:
         }
 
     def _electrical(self, loss: float) -> float:
-        """Returns the laser's electrical power per light that remains after a loss in dB."""
+        """Returns electrical laser power per optical power after a loss in dB."""
         return 10 ** (loss / 10) / self.values["laser.wall_plug_efficiency"]
 
     @property

@@ -247,7 +247,7 @@ def _serve(jobs: queue.SimpleQueue) -> None:
 
 
 def usable(values, shape: tuple, dtype: np.dtype) -> np.ndarray:
-    """Checks the result of `measure` and returns it as an array of its own precision."""
+    """Checks the result of `measure`; returns it as an array of its own precision."""
     kind = "complex" if dtype.kind == "c" else "real floating-point"
     expected = f"`measure` must return {kind} numbers of shape {shape}."
     if values is None:

@@ -24,14 +24,14 @@ class HardwareDevice(Brief):
     """Base of devices on the bench: NumPy in, NumPy out.
 
     A subclass overrides `measure`, and optionally `configure` and `recover`. This
-    class checks readings, splits batches, averages readings, limits times,
-    retries failed calls, counts and logs. In training and evaluation the layers'
-    outputs come from the device, their gradients from the model.
+    class splits batches, checks and averages readings, limits times, retries failed
+    calls, counts and logs. In training and evaluation, the layers' outputs come from
+    the device, and their gradients from the model.
 
     The three methods are called in one thread, which is not the one that made the
     object. After a time-out they are called in a new thread, while the old call may
-    still hang. They may change the arrays that they are given. A keyboard interrupt
-    passes through; within `fit` and `evaluate` it waits for the end of the step.
+    still hang. They may modify their arguments' arrays, which are copies. A keyboard
+    interrupt passes through; in `fit` and `evaluate` it waits for the end of the step.
 
     Args:
         layers: names of the physical layers that are on the device, `None` for all.
@@ -39,9 +39,9 @@ class HardwareDevice(Brief):
         max_batch: samples in one call of `measure`, `None` for whole batches.
         repeats: readings that are averaged, in double precision.
         settle: seconds to wait after `configure`.
-        timeout: seconds for each call of the lab's methods, `None` for no limit.
+        timeout: seconds for each call of these methods, `None` for no limit.
         retries: how many times a failed call (an exception, a time-out, NaN or
-            infinity) is retried. A wrong shape or type is an error at once.
+            infinity) is retried. A wrong shape or type raises an error at once.
         backoff: seconds before the first retry; doubles each time, up to a minute.
         log: path of an SQLite file to which each measurement is appended, `None` for
             none. `pnn.RecordedDevice` replays it. Each record is written to disk before
@@ -49,8 +49,7 @@ class HardwareDevice(Brief):
             being written. Several processes may append to one log.
 
     Raises:
-        ValueError: If an argument is out of its range, or `log` is another file or
-            damaged.
+        ValueError: If an argument is out of range, or `log` is not a log or is damaged.
 
     Example:
 
@@ -72,7 +71,7 @@ class HardwareDevice(Brief):
     ```
     """
 
-    # So that a subclass without `super().__init__()` reaches the error that says so.
+    # Lets a subclass without `super().__init__()` reach the error that explains it.
     layers: tuple[str, ...] | None = None
 
     def __init__(
@@ -102,7 +101,7 @@ class HardwareDevice(Brief):
 
     @functools.cached_property
     def _acquisition(self) -> Acquisition:
-        # Reached where `__init__` has not set the attribute.
+        # Reached only if `__init__` has not set the attribute.
         raise RuntimeError(
             f"`{type(self).__name__}.__init__` must call `super().__init__()`. "
             "Received: a device without it"
@@ -127,9 +126,9 @@ class HardwareDevice(Brief):
     def configure(self, layer, controls: dict) -> None:
         """Sets the controls of one layer; called when they differ from the last ones.
 
-        `settle` seconds pass afterwards. It is called again after `recover`. What was
-        set for one layer must stay while another is set: where layers share channels,
-        set the controls in `measure`, which gets them too.
+        A wait of `settle` seconds follows. It is called again after `recover`. Controls
+        of one layer must stay while those of another are set: if layers share channels,
+        set the controls in `measure`, which also receives them.
         """
 
     def recover(self) -> None:
@@ -140,20 +139,21 @@ class HardwareDevice(Brief):
         """
 
     def acquire(self, layer, inputs, controls: dict, shape=None, dtype=None):
-        """Measures a batch: configures, splits, averages, checks, repeats, logs.
+        """Measures a batch: splits, configures, checks, retries, averages, logs.
 
         Args:
             layer: a `PhysicalLayer`.
             inputs: its inputs, (batch, ...).
-            controls: name to array, one for each of the layer's controls.
-            shape, dtype: of the layer's outputs. Default: what the layer says.
+            controls: name → array, one for each of the layer's controls.
+            shape, dtype: of the layer's outputs. Default: those of the model.
 
         Returns:
             The outputs, an array of that shape and dtype.
 
         Raises:
-            DeviceError: If the device fails for good; it is in `failure` too.
-            ValueError: If the batch is empty, or what is to be sent is not finite.
+            DeviceError: If the device fails and is not retried any more. `failure`
+                holds the error, too.
+            ValueError: If the batch is empty, or `inputs` or `controls` are not finite.
             OSError: If the log cannot be written.
         """
         acquisition = self._acquisition
@@ -176,16 +176,16 @@ class HardwareDevice(Brief):
         return acquisition.run(layer, inputs, controls, shape, np.dtype(dtype))
 
     def measure_in_graph(self, layer, inputs, controls: dict, modelled):
-        """Measures a batch as `acquire`, within a `tf.function`.
+        """Measures a batch like `acquire`, within a `tf.function`.
 
-        Returns a tensor of the shape and dtype of the model's outputs, `modelled`;
-        `None` where the layer is not on the device.
+        Returns a tensor of the shape and dtype of the model's outputs, `modelled`, or
+        `None` if the layer is not on the device.
         """
         if self.layers is not None and layer.name not in self.layers:
             return None
         names, dtype = list(controls), modelled.dtype
-        # TensorFlow keeps the function until the process ends: it must not hold the
-        # device, nor the layer with its model.
+        # TensorFlow keeps the function until the process ends, so it must not hold the
+        # device, or the layer with its model.
         device_of, layer_of = weakref.ref(self), weakref.ref(layer)
         block = measuring_block()
 
@@ -218,7 +218,7 @@ class HardwareDevice(Brief):
     def attach(self, model: keras.layers.Layer) -> "HardwareDevice":
         """Checks that the device's layers are physical layers of a model.
 
-        Training does this by itself, and so do `installed` and `pnn.calibrate`.
+        Training, `installed` and `pnn.calibrate` call it.
 
         Raises:
             ValueError: If one is not, or the model has no physical layers.
@@ -237,21 +237,22 @@ class HardwareDevice(Brief):
     def installed(self, model: keras.layers.Layer) -> Iterator["HardwareDevice"]:
         """Runs the physical layers of a model on the device until the block ends.
 
-        Holds for calls, `evaluate`, `predict` and training of the model, of models
+        Applies to calls, `evaluate`, `predict` and training of the model, of models
         inside it, and of a `SATModel`, `PATModel` or `DATModel` around one of them.
-        What they had compiled is put aside and comes back. Any other function that
-        was traced inside the block raises an error afterwards: it does not measure.
-        Call `export` outside: what it writes of a model here is the measurement.
+        Their compiled functions are restored when the block ends. Any other function
+        traced inside the block raises an error afterwards, since it cannot measure.
+        Call `export` outside: inside, it would export the measurement.
 
         Raises:
             ValueError: If the model has no such layers, is compiled with
                 `jit_compile=True`, or runs on several replicas.
-            DeviceError: If the device fails for good. It comes from the block; inside,
-                compiled steps raise an error of TensorFlow's, and `failure` is set.
+            DeviceError: If the device fails and is not retried any more. The block
+                raises it; inside, compiled steps raise an error of TensorFlow, and
+                `failure` is set.
         """
         self.attach(model)
         for each in models_around(model):
-            # A model inside that is not compiled runs no steps of its own.
+            # An inner model that is not compiled runs no steps of its own.
             if (each is model or each.compiled) and each.jit_compile:
                 raise ValueError(
                     "A device on the bench is Python, which XLA cannot compile: "
@@ -274,9 +275,9 @@ class HardwareDevice(Brief):
 
 @contextlib.contextmanager
 def raising(device) -> Iterator[None]:
-    """Raises what failed on the bench where a graph inside raises its own error.
+    """Raises the original error of a device in place of the error of a graph.
 
-    Of a `HardwareDevice`, `failure` is cleared first; others have none.
+    The `failure` of a `HardwareDevice` is cleared first; other devices have none.
     """
     if not isinstance(device, HardwareDevice):
         yield
@@ -288,16 +289,16 @@ def raising(device) -> Iterator[None]:
     except Exception as error:
         for raised in (acquisition.raised, device.failure):
             if raised is not None and (error is raised or _tells_of(error, raised)):
-                # Not from the graph's error, whose text is a traceback of TensorFlow;
-                # and Keras has removed the cause of one that was raised eagerly.
+                # Not from the graph's error, whose text is a traceback of TensorFlow.
+                # Keras removes the cause of an error raised eagerly; restore it.
                 raise raised from getattr(raised, "cause", None)
         raise
 
 
 def _tells_of(error: BaseException | None, raised: BaseException) -> bool:
-    """Whether an exception is, or was caused by, a graph's report of another one."""
+    """Tells whether an exception is, or was caused by, a graph's report of another."""
     while error is not None:
-        # The graph knows name and text alone.
+        # The graph knows only the name and the text of the error.
         if isinstance(error, tf.errors.OpError) and type(raised).__name__ in str(error):
             return True
         error = error.__cause__
@@ -316,7 +317,7 @@ def _layer_names(layers) -> tuple[str, ...] | None:
 
 
 def _sendable(name: str, array, layer) -> np.ndarray:
-    """Returns a copy of an array, which must be finite: NaN can harm a device."""
+    """Returns a copy of an array; refuses NaN and infinity, which can harm a device."""
     array = np.array(storable(array), order="C")
     if array.dtype.kind not in "biufc":
         expected = f"an array of numbers, for layer '{layer.name}'"

@@ -1,9 +1,9 @@
 """Store measurements in an SQLite file.
 
 One row of the table `records` is one measurement. Its arrays are one blob in NumPy's
-`.npz` format, without pickle; a SHA-256 of the whole row tells damage. Each record is a
-transaction: a process that is killed while it writes loses that record alone, and
-processes that share a log wait for each other.
+`.npz` format, without pickle; a SHA-256 of the whole row reveals damage. Each record is
+a transaction: a process killed while writing loses only that record, and processes that
+share a log wait for each other.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ import numpy as np
 from keras_pnn._display import Brief
 from keras_pnn._files import digest, storable
 
-# Marks the file as a log of this form: "PNN" and the number of the form.
+# Marks the file as a log: "PNN" and the version of the format.
 _APPLICATION = int.from_bytes(b"PNN\x02")
 _TABLE = """
     CREATE TABLE records (
@@ -33,9 +33,9 @@ _TABLE = """
     )
 """
 _COLUMNS = "layer, request, seconds, attempts, arrays"
-# Seconds to wait for another process that writes.
+# Seconds to wait while another process writes.
 _PATIENCE = 60.0
-# What SQLite reports of a file that is damaged or another; `None` where Python does.
+# SQLite's codes for a damaged or foreign file; `None` for errors from Python.
 _DAMAGE = (
     None,
     sqlite3.SQLITE_ERROR,
@@ -51,11 +51,11 @@ class Record(Brief):
 
     Args:
         layer: the layer's name.
-        inputs: what was sent, (batch, ...).
-        controls: name → array, what the layer was set to.
-        outputs: what came back, (batch, ...), averaged where readings were repeated.
-        seconds: how long it took, with settling, repeats and retries.
-        attempts: how many calls of the device's `measure` it took.
+        inputs: the inputs sent, (batch, ...).
+        controls: name → array, the controls of the layer.
+        outputs: the readings, (batch, ...), averaged over repeats.
+        seconds: duration, including settling, repeats and retries.
+        attempts: number of calls to the device's `measure`.
         digest: of layer, inputs and controls, as `request_digest` returns it.
     """
 
@@ -71,10 +71,10 @@ class Record(Brief):
 def request_digest(
     layer: str, inputs: np.ndarray, controls: dict[str, np.ndarray]
 ) -> str:
-    """Returns a SHA-256 of what a measurement was asked for, in hexadecimal.
+    """Returns a SHA-256 of a requested measurement, in hexadecimal.
 
-    It differs where one bit, the shape or the type of an array does; the order of
-    `controls` does not matter.
+    It depends on each bit, shape and type of the arrays, but not on the order of
+    `controls`.
     """
     named = (part for item in sorted(controls.items()) for part in item)
     parts = (layer, inputs, *named)
@@ -84,13 +84,13 @@ def request_digest(
 def prepare(path: str | os.PathLike) -> str:
     """Creates a log, or checks that one can be appended to; returns its absolute path.
 
-    Raises ValueError for another file, or a damaged one, and leaves it unchanged.
+    Raises ValueError for a damaged log or any other file, and leaves it unchanged.
     """
     path = os.path.abspath(os.fspath(path))
     with open(path, "ab"):
         pass
     with _connected(path) as connection:
-        # Locked first: another process may be creating it at the same moment.
+        # Locked first, since another process may be creating it at the same moment.
         connection.execute("BEGIN IMMEDIATE")
         if not _holds_log(connection, path):
             connection.execute(f"PRAGMA application_id = {_APPLICATION}")
@@ -100,7 +100,7 @@ def prepare(path: str | os.PathLike) -> str:
 
 
 def append(path: str, record: Record) -> None:
-    """Adds a record; where that raises ValueError or OSError, the log is as before."""
+    """Adds a record; after a ValueError or OSError, the log is unchanged."""
     arrays = {"inputs": record.inputs, "outputs": record.outputs}
     arrays |= {f"controls/{name}": a for name, a in record.controls.items()}
     blob = io.BytesIO()
@@ -113,7 +113,7 @@ def append(path: str, record: Record) -> None:
 
 
 def record_ids(path: str | os.PathLike) -> list[int]:
-    """Returns the numbers of a log's records, in order; raises as `prepare`."""
+    """Returns the numbers of a log's records, in order; raises like `prepare`."""
     path = os.fspath(path)
     with open(path, "rb"):
         pass
@@ -130,17 +130,17 @@ def read(path: str | os.PathLike, ids: Iterable[int]) -> Iterator[Record]:
     query = f"SELECT {_COLUMNS}, checksum FROM records WHERE id = ?"
     with _connected(path) as connection:
         for number in ids:
-            # All rows are fetched: an open cursor would lock other processes out.
+            # All rows are fetched, since an open cursor would lock out other processes.
             rows = connection.execute(query, (number,)).fetchall()
             yield _decoded(rows, path, number)
 
 
 @contextlib.contextmanager
 def _connected(path: str) -> Iterator[sqlite3.Connection]:
-    """Opens an existing file; errors of SQLite's become ValueError or OSError."""
+    """Opens an existing file; SQLite errors become ValueError or OSError."""
     try:
         uri = f"{pathlib.Path(path).absolute().as_uri()}?mode=rw"
-        # Without an isolation level each statement is a transaction of its own.
+        # Without an isolation level, each statement is a transaction of its own.
         connection = sqlite3.connect(
             uri, uri=True, timeout=_PATIENCE, isolation_level=None
         )
@@ -155,7 +155,7 @@ def _connected(path: str) -> Iterator[sqlite3.Connection]:
 
 
 def _holds_log(connection: sqlite3.Connection, path: str) -> bool:
-    """Whether a file holds a log; False if it is empty, else raises as `prepare`."""
+    """Tells whether a file holds a log; `False` if empty, else raises like `prepare`."""
     ((application,),) = connection.execute("PRAGMA application_id").fetchall()
     if application != _APPLICATION:
         if application or connection.execute("SELECT 1 FROM sqlite_schema").fetchall():
@@ -166,7 +166,7 @@ def _holds_log(connection: sqlite3.Connection, path: str) -> bool:
     ((problem,),) = connection.execute("PRAGMA integrity_check(1)").fetchall()
     if problem != "ok":
         raise _damaged(path, problem)
-    # SQLite reads zeros for what is missing of the last page.
+    # SQLite reads the missing part of a last page as zeros.
     size = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
     if os.path.getsize(path) < connection.execute(size).fetchall()[0][0]:
         raise _damaged(path, "the end is missing")
@@ -178,7 +178,7 @@ def _checksum(row: tuple) -> str:
 
 
 def _decoded(rows: list[tuple], path: str, number: int) -> Record:
-    """The record in a row of `_COLUMNS` and its checksum."""
+    """Returns the record in a row of `_COLUMNS`, after checking its checksum."""
     try:
         ((*row, checksum),) = rows
         if _checksum(row) != checksum:

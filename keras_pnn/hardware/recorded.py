@@ -23,11 +23,11 @@ class RecordedDevice(HardwareDevice):
 
     With noisy readings, the log of an interrupted and resumed run does not replay the
     run as a whole: measurements after the last saved state were made twice, and the
-    reading that training has lost is replayed first. Use one log for each part of such
-    a run, and replay each from its initial state.
+    readings before the interruption are replayed first. Use one log for each part of
+    such a run, and replay each from its initial state.
 
-    Validation in a `fit` on a device is measured and logged too: replay it by a `fit`
-    with the same `validation_data` and `validation_freq`.
+    Validation in a `fit` on a device is measured and logged too: replay it with a `fit`
+    that has the same `validation_data` and `validation_freq`.
 
     Args:
         path: a file that `HardwareDevice(log=path)` wrote.
@@ -64,11 +64,11 @@ class RecordedDevice(HardwareDevice):
 
 
 class Replay(Acquisition):
-    """Gives what was measured before, instead of measuring."""
+    """Returns logged measurements instead of measuring."""
 
     def __init__(self, device: RecordedDevice):
         super().__init__(device)
-        # What was asked for → the places of the records with its answers.
+        # Digest of a request → positions of the records that answer it.
         self._queues: dict[str, deque[int]] = {}
         for place, record in enumerate(device):
             self._queues.setdefault(record.digest, deque()).append(place)

@@ -2,8 +2,8 @@
 
 import os
 
-# The colours of Okabe and Ito, which colour-blind readers tell apart; each with a
-# marker, so that they stay apart in grey.
+# The colours of Okabe and Ito, which colour-blind readers can distinguish; each has a
+# marker, so that curves differ in greyscale too.
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 
@@ -42,7 +42,7 @@ def save(ax, path: str | os.PathLike) -> None:
 
     Args:
         ax: a Matplotlib axis.
-        path: of the picture; its ending gives the format.
+        path: the picture's path; its extension gives the format.
 
     Example:
 

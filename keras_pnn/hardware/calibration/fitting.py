@@ -13,11 +13,11 @@ from keras_pnn.layers.physical import PhysicalLayer
 
 # Value of a sum that is not finite.
 _BEYOND = 1e300
-# The search stops at these relative reductions of the sum to measure its curvature
-# anew, before it goes on to the tolerance that was asked for.
+# The search pauses at these relative reductions of the sum to estimate its curvature
+# anew, before it goes on to the requested tolerance.
 _STAGES = (1e-1, 1e-2, 1e-4)
-# Readings that are farther from the model than so many times their noise are not
-# explained; the search is then repeated with these noises, one after the other.
+# Readings farther from the model than this multiple of their noise are not explained;
+# the search is then repeated with these noises, one after another.
 _UNEXPLAINED = 3.0
 _NOISES = (0.3, 0.03)
 
@@ -71,7 +71,7 @@ class Problem:
         self.residual = self.noise * np.sqrt(2 * misfit / self._readings)
         loss = float(misfit + z @ z / 2)
         if not (np.isfinite(loss) and np.isfinite(gradient).all()):
-            # Beyond what the layer can model: the search turns back.
+            # Outside of what the layer can model: this makes the search turn back.
             return _BEYOND, np.zeros_like(z)
         return loss, gradient
 
@@ -140,10 +140,10 @@ class _Part:
         return square, difference, tf.reduce_sum(gradient, axis=0)
 
     def _at(self, z, used=None, outputs=None):
-        """|difference|² of each sample, differences, and the gradient of the misfit.
+        """Returns |difference|² of each sample, differences, and the misfit's gradient.
 
-        Of the settings `used`, by default those that are fitted; from `outputs`, by
-        default the readings.
+        `used` are the indices of settings, by default those with fitted readings.
+        Differences are from `outputs`, by default the readings.
         """
         used = self._used if used is None else used
         controls = {n: tf.gather(c, used) for n, c in self._controls.items()}
@@ -159,10 +159,10 @@ class _Part:
         return self._weight * float(fitted.sum()) / 2, gradient.numpy()
 
     def residuals(self, z: np.ndarray) -> tuple[float, float, np.ndarray]:
-        """Returns the residuals of what is fitted, of what is not, and of each output.
+        """Returns the residuals of fitted and held-out readings, and of each output.
 
-        That of an output is over all readings, and relative to the root mean square
-        over all outputs, as one may be dark.
+        The residual of an output is over all readings, relative to the root mean square
+        over all outputs, since one output may be dark.
         """
         square, difference, _ = self._at(z, np.arange(len(self._fit)))
         fitted, held_out = (
@@ -197,7 +197,7 @@ class _Part:
 
 
 def _wide(values):
-    # In float32 a sum over many readings loses small differences.
+    # In float32, a sum over many readings would lose small differences.
     values = tf.convert_to_tensor(values)
     if values.dtype.is_complex:
         return tf.cast(values, "complex128")
@@ -206,7 +206,7 @@ def _wide(values):
 
 @contextlib.contextmanager
 def in_float64(measured: list[Readings]) -> Iterator[None]:
-    """Lets layers compute in float64, where their `forward` takes such tensors."""
+    """Makes layers compute in float64 if their `forward` accepts such tensors."""
     before = [(m.layer, m.layer.dtype_policy) for m in measured]
     try:
         for m, (layer, policy) in zip(measured, before, strict=True):
@@ -227,9 +227,9 @@ def search(
 ) -> tuple[np.ndarray, int, bool]:
     """Minimises the sum, with a progress bar.
 
-    Where the readings are not explained, the search has ended in a local minimum. It
-    then begins again from the start with readings that count little at first, so that
-    the prior leads it past such minima, and the better of both ends is taken.
+    If the readings are not explained, the search has ended in a local minimum. It then
+    restarts with a low weight of the readings, so that the prior leads it past such
+    minima, and the better of the two results is kept.
 
     Returns:
         (point, iterations, whether it converged).
@@ -268,11 +268,11 @@ def search(
 
 
 def _descent(problem: Problem, z, iterations: int, tolerance: float, bar) -> tuple:
-    """Minimises from a point by L-BFGS; returns as `search`.
+    """Minimises from a point by L-BFGS; returns the same as `search`.
 
-    L-BFGS begins as if the sum were equally curved along all unknowns, while a ring on
-    its flank may count a thousand times as much as one far away. So the unknowns are
-    scaled by the sum's curvature, which is measured again on the way.
+    L-BFGS starts as if the sum were equally curved along all unknowns, but a ring on
+    its flank may have a thousand times the curvature of one far from resonance. So the
+    unknowns are scaled by the sum's curvature, which is re-estimated on the way.
     """
     from scipy import optimize
 
@@ -293,7 +293,7 @@ def _descent(problem: Problem, z, iterations: int, tolerance: float, bar) -> tup
             callback=lambda _: bar.add(1, [("residual", problem.residual)]),
             options={
                 "maxiter": iterations - done,
-                # A step takes one evaluation or two.
+                # A step takes one or two evaluations.
                 "maxfun": 4 * iterations,
                 "maxcor": 30,
                 "ftol": end,

@@ -1,4 +1,4 @@
-"""Measure a model's layers on a device, at random inputs and settings of controls."""
+"""Measure a model's layers on a device at random inputs and controls."""
 
 import copy
 import dataclasses
@@ -41,7 +41,7 @@ class Recorder:
         return tf.convert_to_tensor(outputs)
 
     def read(self, layer, inputs, controls, shape, dtype) -> np.ndarray | None:
-        """Measures a layer; `None` where the device leaves it to the model."""
+        """Measures a layer; returns `None` if the device leaves it to the model."""
         device, dtype = self._device, np.dtype(tf.as_dtype(dtype).as_numpy_dtype)
         if isinstance(device, HardwareDevice):
             if device.layers is not None and layer.name not in device.layers:
@@ -68,7 +68,7 @@ class Recorder:
     def inputs(self, layer: PhysicalLayer) -> np.ndarray:
         """Returns the inputs of all calls of a layer."""
         (first, *others), _ = self._seen[id(layer)]
-        # Where images of several sizes pass, those of the first size.
+        # If images of several sizes pass, only those of the first size.
         alike = [a for a in others if a.shape[1:] == first.shape[1:]]
         return np.concatenate([first, *alike])
 
@@ -94,7 +94,7 @@ class Readings:
 
     @property
     def powers(self) -> np.ndarray:
-        """|reading|² of each sample, (settings, samples)."""
+        """The power |reading|² of each sample, (settings, samples)."""
         values = self.outputs.reshape(*self.fit.shape, -1)
         wide = "complex128" if values.dtype.kind == "c" else "float64"
         return np.sum(np.abs(values.astype(wide)) ** 2, axis=2)
@@ -103,7 +103,7 @@ class Readings:
 def split(settings: int, samples: int, holdout: float, rng) -> np.ndarray:
     """Returns which readings are fitted, (settings, samples); False is held out."""
     fit = np.ones((settings, samples), bool)
-    # The present setting, the first, is always fitted: it is the one in use.
+    # The first setting, the present one, is in use and therefore always fitted.
     fit[settings - share(holdout, settings) :] = False
     fit[:, rng.permutation(samples)[: share(holdout, samples)]] = False
     return fit
@@ -120,13 +120,13 @@ def of_layer(values: dict, layer: PhysicalLayer, name: str):
 
 
 def probes_like(own: np.ndarray, n: int, rng) -> np.ndarray:
-    """Returns n random inputs within the range of the layer's own."""
+    """Returns n random inputs within the range of the layer's own inputs."""
     shape = (n, *own.shape[1:])
     if own.dtype.kind == "c":
         amplitude = np.abs(own).max() * np.sqrt(rng.uniform(size=shape))
         values = amplitude * np.exp(2j * np.pi * rng.uniform(size=shape))
     else:
-        # bfloat16 does not subtract in NumPy's generators.
+        # As floats, since NumPy's generators cannot subtract bfloat16 numbers.
         values = rng.uniform(float(own.min()), float(own.max()), shape)
     return values.astype(own.dtype)
 
@@ -142,7 +142,7 @@ def settings_of(layer, n: int, spread: dict, rng) -> list[dict[str, np.ndarray]]
 
 
 def _drawn(layer, name: str, step: float | None, rng) -> np.ndarray:
-    """Random values of a control, as its hardware and its constraint allow."""
+    """Returns random values of a control that its hardware and constraint allow."""
     quantity = layer.quantity(name)
     limits = quantity.variable.constraint
     present = np.asarray(quantity.variable)
@@ -173,9 +173,9 @@ def _drawn(layer, name: str, step: float | None, rng) -> np.ndarray:
 def _ring_controls(tuning, limits, shape: tuple, rng) -> np.ndarray:
     """Returns random controls that take rings through their resonance.
 
-    Even in nm, on both flanks where the control reaches both: from one flank alone, a
-    ring that is shifted by its width looks like one that is shifted less. Where the
-    weight is within 5 % of an end of its range it hardly depends on the ring.
+    They are uniform in nm, on both flanks if the control reaches both: on one flank
+    alone, a ring shifted by its width looks like one that is shifted less. Weights
+    within 5 % of an end of their range are left out: they hardly depend on the ring.
     """
     if isinstance(tuning, RingTunings):
         found = np.empty(shape)

@@ -1,4 +1,4 @@
-"""Record what a calibration found, and how."""
+"""Hold the results and settings of a calibration."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import numpy as np
 from keras_pnn._display import Shown, Table
 from keras_pnn.devices.simulated import SimulatedDevice
 
-# By how much the residual of a suspect exceeds the noise, and the median.
+# Factors by which the residual of a suspect exceeds the noise and the median.
 _NOISES, _MEDIANS = 3.0, 5.0
 
 
@@ -18,23 +18,22 @@ class Calibration(Shown):
     A residual is √(Σ|model − device|² / Σ|device|²) over the readings of a layer.
 
     Args:
-        device: the digital twin, a `SimulatedDevice` with the deviations that were
-            fitted.
-        residuals: layer → `fit_before`, `fit_after` (the readings that were fitted),
-            `held_out_before` and `held_out_after` (the others), in this order. "Before"
-            is with the model's imperfections before the fit.
+        device: the digital twin, a `SimulatedDevice` with the fitted deviations.
+        residuals: layer → `fit_before` and `fit_after` (fitted readings),
+            `held_out_before` and `held_out_after` (the other readings), in this order;
+            "before" is with the model's imperfections before the fit.
         outputs: layer → the residual of each of its outputs, relative to the mean
             power over all outputs of the layer.
         imperfections: fitted imperfection → `unit`, `prior` (standard deviation),
             `unknowns` (how many numbers), `at_limit` (how many of them reached the
             limit of 10 standard deviations) and `rms` (of the fitted deviations).
-        samples: layer → inputs that were measured at each setting of the controls.
-        settings: settings of the controls, the present ones included.
+        samples: layer → number of inputs measured at each setting of the controls.
+        settings: number of settings of the controls, including the present one.
         settings_held_out: how many of these were held out.
         holdout, noise, tolerance, seed: as given.
-        iterations: of the search, for all layers together.
-        converged: whether the search ended by its tolerance everywhere.
-        seconds: how long it took, measurements included.
+        iterations: iterations of the search, summed over all layers.
+        converged: whether the search reached its tolerance for all layers.
+        seconds: duration of the calibration, including measurements.
 
     Example:
 
@@ -71,7 +70,7 @@ class Calibration(Shown):
         """Outputs whose readings the fit does not explain: (layer, output, residual).
 
         Their residual is above 3 times the noise and 5 times the median of the layer's
-        outputs; the largest first. A control in their row may be stuck, see
+        outputs; the largest comes first. A control in their row may be stuck; see
         `pnn.Stuck`.
         """
         found = []

@@ -61,12 +61,13 @@ def calibrate(
     kept. It stays within 10 standard deviations of the prior from nominal, or from a
     start beyond that. Losses in dB stay at 0 or above.
 
-    What is stuck is not fitted: it leaves a residual at its output, see
+    A stuck control is not fitted: it leaves a residual at its output; see
     `Calibration.suspects`.
 
     Without `spread`, random controls take rings through their resonance, fill the
     limits of a `ControlRange`, are any phase for controls in rad, and otherwise are the
-    present value plus or minus the rms of all. The variable's constraint is applied.
+    present value plus or minus the rms of all values. The variable's constraint is
+    applied.
 
     Args:
         model: a built model with physical layers, wrapped or not.
@@ -86,14 +87,14 @@ def calibrate(
         holdout: share of settings, and of samples at the other settings, that is
             measured but not fitted; above 0 and below 1.
         prior: imperfection → standard deviation in its unit, names as in
-            `imperfections`; others are ignored. Default: by
-            unit, 0.1 rad, nm and dB, 2 K, 1 degree, 1 px, and 0.05 for pure numbers.
+            `imperfections`; others are ignored. Default by unit: 0.1 rad, nm or dB,
+            2 K, 1 degree, 1 px, 1 mrad, 10 µm, and 0.05 for pure numbers.
         noise: standard deviation of a reading's error, relative to the layer's rms
             reading. A larger value gives the prior more weight.
         iterations: largest number of iterations of the search, for each layer.
         tolerance: the search ends when a step reduces the sum by less than this
             share of it.
-        seed: of random controls, probes and held-out readings.
+        seed: seed of random controls, probes and held-out readings.
         verbose: 0 is silent, 1 or `"auto"` shows progress bars.
 
     Returns:
@@ -104,7 +105,7 @@ def calibrate(
             the model lacks, nothing is left to fit, or a reading has another shape, is
             complex where the layer is real or real where it is complex, or is not
             finite.
-        DeviceError: If a `HardwareDevice` fails for good.
+        DeviceError: If a `HardwareDevice` fails and is not retried any more.
 
     Example:
 
@@ -120,7 +121,7 @@ def calibrate(
     - Nocedal, Wright, Numerical Optimization (2006), chapters 7 and 10.
     """
     started = time.perf_counter()
-    # At one setting of the controls many imperfections look alike.
+    # At a single setting of the controls, many imperfections look alike.
     settings = _checks.integer("settings", settings, low=2)
     seed = _checks.integer("seed", seed, low=0)
     holdout = _checks.real("holdout", holdout, above=0, below=1)
@@ -162,7 +163,7 @@ def calibrate(
         total = settings * len(plans)
         bar = keras.utils.Progbar(total, verbose=verbose, unit_name="setting")
         measured = [recorder.readings(*plan, bar) for plan in plans]
-        # In the model's order, which groups need not have.
+        # In the model's order, which may differ from that of the groups.
         residuals = dict.fromkeys(m.layer.name for m in measured)
         outputs = residuals.copy()
         deviations = dict.fromkeys((q.name, q.index) for q in wanted)
@@ -206,7 +207,7 @@ def calibrate(
 
 
 def _wanted(model, names) -> list[Quantity]:
-    """The imperfections that names address, of layers with names of their own."""
+    """Returns the imperfections with given names; layers must have unique names."""
     found = [q for q in quantities(model) if q.nominal is not None and not q.holds]
     if names is not None:
         several = [names] if isinstance(names, str) else names
@@ -232,7 +233,7 @@ def _wanted(model, names) -> list[Quantity]:
 
 
 def _numbers(model, argument: str, values, kind: str, **limits) -> dict[str, float]:
-    """The checked numbers of `prior` or `spread`, by the names that `kind` has."""
+    """Checks `prior` or `spread`: numbers by the names of imperfections or controls."""
     values = {} if values is None else values
     if not isinstance(values, dict):
         raise _checks.error(argument, "a dict of numbers", _checks.short(values))

@@ -10,21 +10,21 @@ from keras_pnn.layers.quantity import Quantity
 # A usual size of each kind of imperfection, by its unit.
 _PRIORS = {"rad": 0.1, "nm": 0.1, "K": 2.0, "dB": 0.1, "deg": 1.0, "px": 1.0, "": 0.05}
 _PRIORS |= {"mrad": 1.0, "µm": 10.0}
-# How far from nominal an unknown is searched, in standard deviations. Without an end, a
-# search may step over into a mirror image, such as a negative half-width.
+# Limit of the search around nominal, in standard deviations. Without a limit, the
+# search may find a mirror image, such as a negative half-width.
 _FARTHEST = 10.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Unknown:
-    """One imperfection that is fitted: of a layer, or of all where it is shared."""
+    """One fitted imperfection: of one layer, or of all layers that share it."""
 
-    quantities: tuple[Quantity, ...]  # of each layer that has it
-    std: float  # of its prior
+    quantities: tuple[Quantity, ...]  # one for each layer that has it
+    std: float  # of the prior
 
     @property
     def label(self) -> str:
-        """Its name in tables."""
+        """The name of the unknown in tables."""
         first = self.quantities[0]
         return first.name if first.shared else first.path
 
@@ -36,22 +36,22 @@ class Unknown:
     def bounds(self) -> np.ndarray:
         """Returns the lowest and highest scaled deviations, (2, slots)."""
         first, (low, high) = self.quantities[0], self._reach()
-        # Inside, where float32 still tells it from the bound.
+        # Just inside, where float32 can still tell a value from the bound.
         room = [0.999 * end / self.std for end in first.room]
         low, high = np.maximum(low, room[0]), np.minimum(high, room[1])
         if first.unit == "dB" and "loss" in first.name:
-            # A mesh takes a negative loss for 0, and shows the search no slope there.
+            # A mesh treats a negative loss as 0, where the search would see no slope.
             low = np.maximum(low, -first.nominal / self.std)
         return np.stack([low, high])
 
     def _reach(self) -> tuple[np.ndarray, np.ndarray]:
-        """Limits of the search: around nominal, and around a start farther away."""
+        """Returns the limits of the search, around nominal and around a farther start."""
         start = self.start()
         far = np.where(np.abs(start) > _FARTHEST, start, 0.0)
         return np.minimum(far, 0.0) - _FARTHEST, np.maximum(far, 0.0) + _FARTHEST
 
     def deviations(self, part: np.ndarray) -> dict[tuple[str, int], np.ndarray]:
-        """Returns scaled deviations as `SimulatedDevice` takes them."""
+        """Returns deviations in the form that `SimulatedDevice` takes."""
         found = {}
         for quantity in self.quantities:
             deviation = np.zeros(quantity.exists.shape, quantity.variable.dtype)
@@ -77,9 +77,9 @@ class Unknown:
 def gather(
     found: list[Quantity], prior: dict[str, float], every: list[Quantity]
 ) -> list[Unknown]:
-    """Gathers imperfections into unknowns, one for all layers that share one.
+    """Gathers imperfections into unknowns, with one unknown for a shared imperfection.
 
-    A prior may name any layer of the model that shares it, of `every` quantity.
+    The prior of a shared imperfection may name any layer in `every` that shares it.
     """
     together: dict[tuple, list[Quantity]] = {}
     for quantity in found:
@@ -107,7 +107,7 @@ def gather(
 
 
 def groups_of(measured, unknowns) -> list[tuple[list[Readings], list[Unknown]]]:
-    """Returns layers that share an unknown, with all their unknowns."""
+    """Returns groups of layers that share unknowns, with all unknowns of each group."""
     groups: list[tuple[list[Readings], list[Unknown]]] = []
     for m in measured:
         mine = [u for u in unknowns if any(q.layer is m.layer for q in u.quantities)]

@@ -28,8 +28,8 @@ class InstrumentDevice(HardwareDevice):
 
     When the controls of a layer change, they are set on a current source. For each
     sample, the inputs are then set as optical powers, and the outputs are read from
-    detectors, of the same instrument or another. Layers that are not in the
-    configuration are computed by the model.
+    detectors, on the same instrument or another. The model computes layers that are not
+    in the configuration.
 
     ```toml
     [device]                            # optional: arguments of HardwareDevice
@@ -67,10 +67,10 @@ class InstrumentDevice(HardwareDevice):
 
     A command with `{values}` (and `{channels}`) is sent once for all channels, a
     command with `{value}` and `{channel}` once for each. The number sent is
-    `scale * value + offset`, to the last digit of a float64 or as in `{value:.6f}`,
-    which must tell 8 settings of a control apart; a reading becomes
-    `scale * reading + offset`. Elements that the hardware lacks (the
-    last cell of odd columns of a mesh) have no channel.
+    `scale * value + offset`, with all digits of a float64 or formatted as in
+    `{value:.6f}`, which must distinguish 8 settings of a control; a reading becomes
+    `scale * reading + offset`. Elements that the hardware lacks (the last cell of odd
+    columns of a mesh) have no channel.
 
     Limits are in the layer's unit. If any value is beyond them, nothing is sent to any
     channel; with `beyond = "clip"` the limit is sent instead. SAT needs `"clip"`, since
@@ -82,8 +82,8 @@ class InstrumentDevice(HardwareDevice):
     - `read_termination`, `write_termination`: default a newline.
     - `errors`: the query that ends each exchange, default `"SYST:ERR?"`; its answer
       must begin with 0. `""` for an instrument without one.
-    - `answers_per_command`: lines with which it answers each command that is no query,
-      default 0; 1 for a driver that acknowledges commands.
+    - `answers_per_command`: number of lines in the answer to a command that is not a
+      query, default 0; 1 for a driver that acknowledges commands.
     - `acknowledgement`: a regular expression that each of these lines must match.
       Default: any line is accepted. Set it if a refusal has no other sign.
     - `pipeline`: default false; true sends the commands of one sample in one piece,
@@ -95,14 +95,14 @@ class InstrumentDevice(HardwareDevice):
     given.
 
     If an answer is left unread after an exchange, the connection is reopened and the
-    call repeated. An instrument without `errors` is asked for its `identity` last; one
-    without either, on a socket or a serial line, is listened to for as long again as
-    its answers took, at least 50 ms.
+    call retried. An exchange without `errors` ends with a query for `identity`; without
+    either, on a socket or a serial line, the device waits for further answers as long
+    as the exchange took, at least 50 ms.
 
-    The instruments give the layer's outputs as they are, so a bias or an activation
-    goes into a layer of its own. Inputs and outputs are real vectors: a mesh, whose
-    outputs are fields, needs a `HardwareDevice` whose `measure` returns them, or a
-    physical layer of its own that ends in detectors.
+    Readings are the layer's outputs, so a bias or an activation needs a separate layer.
+    Inputs and outputs are real vectors: a mesh, whose outputs are fields, needs a
+    `HardwareDevice` whose `measure` returns them, or a physical layer of your own that
+    ends in detectors.
 
     Args:
         configuration: a dict of the form above.
@@ -137,7 +137,7 @@ class InstrumentDevice(HardwareDevice):
             )
         super().__init__(layers=list(self.bench.layers), **options)
         self._sessions = _new_sessions(self.bench)
-        # The layers that were compared with the configuration.
+        # The layers that have been compared with the configuration.
         self._compared = weakref.WeakSet()
 
     @classmethod
@@ -161,10 +161,10 @@ class InstrumentDevice(HardwareDevice):
         return cls(configuration, **options)
 
     def open(self) -> "InstrumentDevice":
-        """Opens all instruments now; else each is opened when it is first needed.
+        """Opens all instruments now; otherwise each is opened when first needed.
 
         Raises:
-            InstrumentError: If one cannot be opened, or is not the one expected.
+            InstrumentError: If one cannot be opened, or is not the expected one.
         """
         for session in self._sessions.values():
             session.open()
@@ -174,14 +174,14 @@ class InstrumentDevice(HardwareDevice):
         """Sends the shutdown commands and closes all instruments.
 
         Raises:
-            InstrumentError: If an instrument that was in use did not take its
-                shutdown commands: it may still drive the chip.
+            InstrumentError: If an instrument that was in use did not accept its
+                shutdown commands. It may still drive the chip.
         """
         if self._acquisition.abandoned:
-            # The call that was given up may still talk in the present sessions.
+            # The abandoned call may still use the present sessions.
             InstrumentDevice.recover(self)
         sessions, self._sessions = self._sessions, _new_sessions(self.bench)
-        # An interrupt in one exchange must not keep the others from theirs.
+        # All sessions are shut down, even if one exchange is interrupted.
         with contextlib.ExitStack() as closing:
             for session in sessions.values():
                 closing.callback(session.retire)
@@ -192,7 +192,7 @@ class InstrumentDevice(HardwareDevice):
         try:
             return self.open()
         except BaseException as error:
-            # Those that were opened before may drive the chip already.
+            # Instruments opened before the failure may already drive the chip.
             self.__exit__(type(error), error, None)
             raise
 
@@ -207,14 +207,14 @@ class InstrumentDevice(HardwareDevice):
     def attach(self, model: keras.layers.Layer) -> "InstrumentDevice":
         """Compares the configuration with the layers of a model.
 
-        Training does this by itself, and so does `installed`.
+        Training and `installed` call it.
 
         Raises:
             ValueError: If the model lacks a physical layer of a configured name; or if
-                one has another number of controls, inputs or outputs than channels,
-                does not map real vectors to real vectors (a mesh, a convolution, an
-                image on a modulator), or has a bias, an activation or other weights
-                than its controls.
+                the controls, inputs or outputs of one differ in number from its
+                channels, it does not map real vectors to real vectors (a mesh, a
+                convolution, an image on a modulator), or it has a bias, an activation
+                or weights other than its controls.
         """
         super().attach(model)
         for layer in physical_layers(model):
@@ -263,9 +263,9 @@ class InstrumentDevice(HardwareDevice):
 
         Raises:
             InstrumentError: If an instrument refuses, does not answer, or answers
-                with something else than numbers.
+                with anything but numbers.
         """
-        # Read once: `recover` may replace them while this thread hangs.
+        # Read once, since `recover` may replace them while this thread hangs.
         sessions, wiring = self._sessions, self.bench.layers[layer.name]
         settings = wiring.controls.values()
         if any(layer.name not in sessions[s.instrument].holds for s in settings):
@@ -297,7 +297,7 @@ def _bench(configuration: dict) -> "Bench":
 def _control_commands(
     wiring: "Wiring", layer: PhysicalLayer, controls: dict
 ) -> list[tuple[str, list[str]]]:
-    """Returns instrument and commands of each control, if none is beyond a limit."""
+    """Returns instrument and commands of each control; raises beyond a limit."""
     return [
         (setting.instrument, setting.commands(existing(layer, name, controls[name])))
         for name, setting in wiring.controls.items()
@@ -305,7 +305,7 @@ def _control_commands(
 
 
 def _new_sessions(bench: "Bench") -> dict[str, Session]:
-    """Returns a session for each instrument, which is not open yet."""
+    """Returns an unopened session for each instrument."""
     return {
         name: Session(name, instrument, bench.backend)
         for name, instrument in bench.instruments.items()

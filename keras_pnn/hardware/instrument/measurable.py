@@ -19,7 +19,7 @@ def check_layer(layer: PhysicalLayer, wiring: "Wiring") -> None:
     check_built(layer)
     shape = _input_shape(layer)
     inputs = len(wiring.inputs.numbers) if shape is None else shape[-1]
-    # What maps vectors maps each vector along leading axes too.
+    # A layer of vectors must also map each vector along leading axes.
     received = next(_misfits(layer, shape or (inputs,), (inputs,)), None)
     if received:
         raise ValueError(
@@ -56,7 +56,7 @@ def existing(layer: PhysicalLayer, name: str, control) -> np.ndarray:
 
 
 def _input_shape(layer: PhysicalLayer) -> tuple[int, ...] | None:
-    """The shape of one sample that the layer was built for, if it is known."""
+    """Returns the sample shape that the layer was built for, `None` if unknown."""
     shape = (layer.get_build_config() or {}).get("input_shape")
     try:
         return tuple(int(n or 1) for n in shape[1:]) or None
@@ -66,21 +66,21 @@ def _input_shape(layer: PhysicalLayer) -> tuple[int, ...] | None:
 
 
 def _outputs(layer: PhysicalLayer, shape: tuple[int, ...]) -> keras.KerasTensor:
-    """The layer's own outputs for one sample of a shape."""
+    """Returns the layer's symbolic outputs for one sample of a shape."""
     with substituting(None):
         return layer.compute_output_spec(keras.KerasTensor((1, *shape), "float32"))
 
 
 def _misfits(layer: PhysicalLayer, *shapes: tuple[int, ...]) -> Iterator[str]:
     """Yields how a layer's inputs and outputs differ from real vectors."""
-    # In functional models the layer's inputs are known.
+    # In functional models, the dtypes of the layer's inputs are known.
     for tensor in (t for node in _keras.calls(layer) for t in node.input_tensors):
         if tensor.dtype.startswith("complex"):
             yield f"inputs of dtype {tensor.dtype}"
     for shape in shapes:
         try:
             outputs = _outputs(layer, shape)
-        # Whatever a layer raises, it does not take such inputs.
+        # Any error means that the layer does not take such inputs.
         except Exception as error:
             yield f"an error for inputs of shape {shape}: {_checks.short(str(error))}"
             return
@@ -93,7 +93,7 @@ def _misfits(layer: PhysicalLayer, *shapes: tuple[int, ...]) -> Iterator[str]:
 
 
 def _check_nothing_digital(layer: PhysicalLayer) -> None:
-    """Raises ValueError for what a layer adds to its optics."""
+    """Raises ValueError if a layer has an activation, or weights beyond its optics."""
     activation = getattr(layer, "activation", None)
     linear = activation is None or activation is keras.activations.linear
     optical = [*layer.controls.values(), *layer.imperfections.values()]

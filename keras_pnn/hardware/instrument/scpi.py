@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 # SCPI-99, 7.2.1: 9.9e37 stands for infinity (over range), 9.91e37 for not a number.
 NOT_A_READING = 9.9e37
-# More errors than an instrument keeps.
+# More errors than an instrument's queue holds.
 LONGEST_QUEUE = 100
-# Seconds in which an instrument that is in step says nothing.
+# Seconds of silence that show that no answer is pending.
 SILENCE, SHORT_SILENCE = 0.05, 0.001
-# Bytes of what was not asked for that an error shows.
+# Bytes of an unexpected answer that an error shows.
 SHOWN = 80
 
 
@@ -34,28 +34,28 @@ class InstrumentError(RuntimeError):
 
 
 class Session:
-    """Opens an instrument when it is first needed, and again after a failure."""
+    """A connection that opens when it is first needed, and again after a failure."""
 
     def __init__(self, name: str, instrument: "Instrument", backend: str):
         self.name, self.instrument, self.backend = name, instrument, backend
         # Whether the instrument was ever opened: it may drive the chip.
         self.used = False
-        # The layers whose controls it was set to since it was opened.
+        # Names of the layers whose controls have been set since it was opened.
         self.holds: set[str] = set()
         self._resource = None
         self._retired = False
-        # The query that ends an exchange; "" if the instrument knows none.
+        # The query that ends an exchange; "" if there is none.
         self._last_query = instrument.errors or ("*IDN?" if instrument.identity else "")
         # Whether a command has been followed by silence since the session was opened.
         self._in_step = False
-        # What the instrument says to a command, if it says something.
+        # The instrument's acknowledgement of a command, once one has been received.
         self._acknowledgement: str | None = None
 
     def open(self) -> None:
-        """Opens the session if it is not open: identity, then the setup commands.
+        """Opens the session, checks the identity and sends the setup commands.
 
-        What the instrument sends unasked is dropped: a greeting, or answers to an
-        earlier session, which a serial line keeps.
+        Does nothing if it is open. Unrequested lines are dropped: a greeting, or
+        answers to an earlier session, which a serial line keeps.
         """
         if self._resource is not None:
             return
@@ -89,17 +89,17 @@ class Session:
         self.used = True
         clears = any("*CLS" in command.upper() for command in instrument.setup)
         if instrument.errors and not clears:
-            # Old errors are not those of our commands.
+            # Drop errors of earlier sessions.
             for _ in range(LONGEST_QUEUE):
                 if not self._error(self._query(instrument.errors)):
                     break
         self.exchange(instrument.setup)
 
     def close(self) -> None:
-        """Closes the session; what the instrument still says is lost."""
+        """Closes the session; pending answers are lost."""
         self.holds.clear()
         resource, self._resource = self._resource, None
-        # A connection that is broken is as good as closed.
+        # A broken connection may be unable to close.
         with contextlib.suppress(Exception):
             if resource is not None:
                 resource.close()
@@ -122,13 +122,13 @@ class Session:
     def exchange(self, commands: Sequence[str]) -> list[str]:
         """Sends commands in order; returns the answers to those with a `?`.
 
-        The query for errors, or else the one for the identity, ends the exchange: its
-        answer must come last. On a socket or a serial line, where answers wait in a
-        row, there must be silence after it.
+        The query for errors, or else for the identity, ends the exchange: its answer
+        must come last. On a socket or a serial line, where answers queue up, silence
+        must follow.
 
-        Raises InstrumentError if a command was refused, or an answer did not come, was
-        empty, or was one too many. The session is closed then, as what is still to
-        come would be taken for answers to the next queries.
+        Raises InstrumentError if a command is refused, or an answer is missing, empty
+        or superfluous. It then closes the session, since late answers would be taken
+        for answers to the next queries.
         """
         if not commands:
             return []
@@ -156,24 +156,24 @@ class Session:
             what = "answered unparseably when asked for errors after"
             self._fail(f"{what} {sent}: {self._way_out}", answer)
         elif number:
-            # A bare number can be an acknowledgement too.
+            # A bare number may also be an acknowledgement.
             bare = _numbers([answer]) is not None
             doubt = f", or is out of step: {self._way_out}" if bare else ""
             self._fail(f"refused {sent}{doubt}", answer)
 
     def _check_silence(self, final: str, seconds: float, sent: str) -> None:
         """Raises InstrumentError if more follows answers that took `seconds`."""
-        # A last answer that is text cannot be a late reading or acknowledgement. Where
-        # it could be, the true one must have time to arrive.
+        # If the last answer is not numeric, it is not a late reading or acknowledgement.
+        # Otherwise, the true last answer must have time to arrive.
         text = final and _numbers([final]) is None
         patience = SHORT_SILENCE if text and self._in_step else max(SILENCE, seconds)
         more = self._unasked(f"failed after {sent}", patience)
-        # Other line endings than those that are configured are no answers.
+        # Line endings other than the configured one are not answers.
         if more.strip() or (self.instrument.read_termination or "\n") in more:
             self._fail(f"has more to say after {sent}: {self._way_out}", more)
 
     def _check_answers(self, pairs: list[tuple[str, str]]) -> None:
-        """Raises InstrumentError for an empty answer, or another acknowledgement."""
+        """Raises InstrumentError for an empty answer or a deviating acknowledgement."""
         for command, answer in pairs:
             if "?" in command:
                 if not answer.strip():
@@ -203,7 +203,7 @@ class Session:
 
     @staticmethod
     def _error(answer: str) -> int | None:
-        """The number of the error in an answer; `None` if the answer has none."""
+        """Returns the error number in an answer; `None` if the answer has none."""
         found = re.match(r"\s*([+-]?\d+)\s*(,|$)", answer)
         return int(found[1]) if found else None
 
@@ -228,11 +228,10 @@ class Session:
         return list(zip(sources, answers, strict=True))
 
     def _unasked(self, what: str, seconds: float) -> str:
-        """Returns what the instrument says within some time by itself.
+        """Returns the text that arrives unrequested within some seconds.
 
-        Other interfaces than sockets and serial lines know messages and discard an
-        answer that was not read (IEEE 488.2, 6.3.2.3); reading one that does not exist
-        is an error there.
+        Interfaces other than sockets and serial lines transfer messages, and discard an
+        unread answer (IEEE 488.2, 6.3.2.3); there, reading without one is an error.
         """
         pyvisa, resource, found = _pyvisa(), self._resource, b""
         streams = (pyvisa.resources.TCPIPSocket, pyvisa.resources.SerialInstrument)
@@ -254,7 +253,7 @@ class Session:
     def _failing(self, what: str) -> Iterator[None]:
         try:
             yield
-        # pyvisa-py raises what it meets, down to a plain Exception.
+        # pyvisa-py raises errors of any kind, even a plain Exception.
         except Exception as error:
             self.close()
             problem = f"{self} {what} ({type(error).__name__}: {error})"
@@ -265,7 +264,7 @@ class Session:
 
 
 def parse_readings(answers: list[str]) -> list[float]:
-    """Returns the numbers in some answers."""
+    """Returns the numbers in answers; raises InstrumentError for anything else."""
     values = _numbers(answers)
     if values is None:
         raise InstrumentError(
@@ -281,7 +280,7 @@ def parse_readings(answers: list[str]) -> list[float]:
 
 
 def _numbers(answers: list[str]) -> list[float] | None:
-    """The numbers in some answers; `None` if one holds something else."""
+    """Returns the numbers in answers; `None` if one holds anything else."""
     words = [w for a in answers for w in re.split(r"[,;\s]+", a.strip())]
     try:
         return [float(word) for word in words]

@@ -1,18 +1,18 @@
 """Simulate a microring weight bank behind an instrument that speaks SCPI over TCP.
 
-To try an `InstrumentDevice` without a laboratory, and to see it survive faults. The
-server is a process of its own: its rings, in NumPy, have resonance shifts that the
-model does not have.
+Serves to try an `InstrumentDevice` without a laboratory, and its handling of faults.
+The server runs in a separate process; its rings, in NumPy, have resonance shifts that
+the model does not have.
 
     *IDN?  *RST  *CLS  *OPC?  SYST:ERR?
     SOUR:CURR (@1:16),0.001,...     currents of the heaters in A; ring (input i,
                                     output o) is channel i * outputs + o + 1
-    SOUR3:CURR 0.001                one of them
-    SOUR:CURR? (@1:16)              what they are set to
+    SOUR3:CURR 0.001                current of one heater
+    SOUR:CURR? (@1:16)              their present settings
     SOUR:POW (@1:4),0.001,...       powers of the channels in W; SOUR2:POW, SOUR:POW?
     READ? (@1:4)                    photocurrents of the detectors in A; READ2?
-    SIM:DRIFT 0.01                  moves all resonances by so many nm
-    SIM:COUNT?                      settings, readings, connections so far
+    SIM:DRIFT 0.01                  shifts all resonances, in nm
+    SIM:COUNT?                      settings, readings and connections so far
 
 Run as a script, it prints its port first, and ends when its standard input closes.
 """
@@ -47,16 +47,16 @@ def running(**options) -> Iterator[int]:
         **options: `inputs` and `outputs` (of the bank, 4), `seed` (of shifts, noise and
             refusals, 0), `shift` (standard deviation of the resonance shifts, 0.03 nm),
             `noise` (of a reading, 0 A), `drift` (0 nm per reading), `latency` (0 s
-            before an answer), `refuse` (share of commands, 0), `port` (0 for any that
-            is free); `refuse_at`, `hang_at`, `close_at`, `garbage_at`, `half_at`,
-            `slow_at`, `twice_at`, `empty_at` (counts of readings, from 0, at which the
+            before an answer), `refuse` (share of refused commands, 0), `port` (0 for
+            any free port); `refuse_at`, `hang_at`, `close_at`, `garbage_at`, `half_at`,
+            `slow_at`, `twice_at`, `empty_at` (numbers of readings, from 0, at which the
             instrument refuses, falls silent, closes the connection, answers garbage,
-            half, late, twice, or with an empty line first), `dead_after` (readings
-            after which it never answers again), and `acknowledge` (what it says to
-            each command that is no query; to one that it refuses it says ERR).
+            half, late, twice, or after an empty line), `dead_after` (number of readings
+            after which it never answers again), and `acknowledge` (its answer to each
+            command that is not a query; ERR if it refuses the command).
 
     Yields:
-        The port on 127.0.0.1; `resource` makes a VISA resource of it.
+        The port on 127.0.0.1; `resource` returns its VISA resource.
 
     Example:
 
@@ -65,7 +65,7 @@ def running(**options) -> Iterator[int]:
     ...     with pnn.InstrumentDevice(table) as device, device.installed(model):
     ...         model.evaluate(x_test, y_test)
     """
-    # By its path, and not as a module of the package, whose import takes seconds.
+    # By its path, since importing the package would take seconds.
     command = [sys.executable, "-P", __file__]
     for name, value in options.items():
         values = value if isinstance(value, tuple) else (value,)
@@ -94,7 +94,7 @@ def resonance_shifts(seed: int, inputs: int, outputs: int, std: float) -> np.nda
 def photocurrents(
     currents: np.ndarray, powers: np.ndarray, shifts: np.ndarray
 ) -> np.ndarray:
-    """Returns what balanced detectors give: through minus drop, (outputs,) in A.
+    """Returns the currents of balanced detectors, through minus drop, (outputs,) in A.
 
     Args:
         currents, shifts: (inputs, outputs), in A and in nm.
@@ -111,7 +111,7 @@ class Refused(Exception):
 
 
 class Bank:
-    """The instrument and the bank behind it, the same for every connection."""
+    """The instrument and its bank, shared by all connections."""
 
     def __init__(self, options):
         self.options, self.lock = options, threading.Lock()
@@ -150,7 +150,7 @@ class Bank:
             return None if silent else "ERR"
 
     def refuse_some(self) -> None:
-        """Draws by a count of its own, so that nothing else depends on it."""
+        """Refuses a random share of commands, with its own count and random draws."""
         self.commands += 1
         draw = np.random.default_rng([self.options.seed, 1, self.commands]).random()
         if draw < self.options.refuse:
@@ -169,7 +169,7 @@ class Bank:
         options = self.options
         shifts = self.shifts + self.drift + options.drift * self.readings
         values = photocurrents(self.currents.reshape(self.shape), self.powers, shifts)
-        # Noise belongs to a setting: a reading that is repeated has the same.
+        # Noise depends on the setting only: a repeated reading has the same noise.
         setting = np.concatenate([self.currents, self.powers]).astype("<f8").tobytes()
         key = hashlib.blake2b(setting, key=str(options.seed).encode(), digest_size=16)
         rng = np.random.default_rng(int.from_bytes(key.digest(), "little"))
@@ -217,7 +217,7 @@ def joined(values) -> str:
 
 
 class Connection(socketserver.StreamRequestHandler):
-    """One client: a line in, at most a line out, and the faults that were ordered."""
+    """Answers each line of one client with at most one line, and simulates faults."""
 
     disable_nagle_algorithm = True
 
@@ -237,7 +237,7 @@ class Connection(socketserver.StreamRequestHandler):
                 elif not dead:
                     answer = bank.answer(text)
             if dead or number in options.hang_at:
-                # Listens, and is silent on this connection from now on.
+                # Keeps listening, but never answers on this connection again.
                 self.rfile.read()
                 return
             if number in options.close_at:
@@ -262,7 +262,7 @@ class Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = daemon_threads = True
 
     def handle_error(self, request, client_address):
-        """Does nothing: clients may go away."""
+        """Does nothing, since clients may disconnect."""
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""Describe which commands and channels serve a layer: the tables of a configuration.
+"""Define the tables of a configuration: instruments, and the channels of each layer.
 
 The tables are pydantic models, so this module needs the extra `[instruments]`;
 `InstrumentDevice` imports it when a device is made.
@@ -17,9 +17,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 
 from keras_pnn import _checks
 
-# A limit that went through float32 is still the limit.
+# Relative tolerance of limits, for values rounded to float32.
 ROUNDING = 1e-6
-# Arguments of `open_resource` that have keys of their own.
+# Arguments of `open_resource` that have separate keys.
 OPENING = (
     "resource_name",
     "open_timeout",
@@ -132,7 +132,7 @@ QueryOrNone = Annotated[str, AfterValidator(lambda text: text and _query(text))]
 
 
 class Table(pydantic.BaseModel):
-    """A table whose keys are all known and whose values are not converted."""
+    """Base of tables that refuse unknown keys and do not convert values."""
 
     model_config = pydantic.ConfigDict(
         extra="forbid", strict=True, frozen=True, allow_inf_nan=False
@@ -140,7 +140,7 @@ class Table(pydantic.BaseModel):
 
 
 class Instrument(Table):
-    """One instrument and how it is spoken to; `InstrumentDevice` explains the keys."""
+    """One instrument and its protocol; `InstrumentDevice` explains the keys."""
 
     resource: str
     identity: str = ""
@@ -161,14 +161,14 @@ class Instrument(Table):
 
 
 class Wire(Table):
-    """Base of what is sent to, or read from, channels of an instrument."""
+    """Base of numbers that are sent to, or read from, channels of an instrument."""
 
     instrument: str
-    # As they are listed in a command for all channels.
+    # As listed in a command for all channels.
     channels: Annotated[str, PlainValidator(_channels)]
     scale: Factor = 1.0
     offset: Number = 0.0
-    # Its place in the configuration, for messages.
+    # The table's place in the configuration, for messages.
     _where: str = pydantic.PrivateAttr("")
 
     @functools.cached_property
@@ -202,7 +202,7 @@ class Setting(Wire):
     beyond: Literal["refuse", "clip"] = "refuse"
     # Last, since it is checked against the limits.
     command: str
-    # How many values between the limits a command must tell apart.
+    # How many values between the limits a command must distinguish.
     _steps: ClassVar[int] = 0
 
     @pydantic.field_validator("maximum")
@@ -217,7 +217,7 @@ class Setting(Wire):
     def _check_command(cls, command: str, info) -> str:
         _check_template(command, {"channel", "value"}, {"values"})
         keys = ("minimum", "maximum", "scale", "offset")
-        # A number that was refused itself is missing.
+        # A number that failed validation is missing.
         if all(key in info.data for key in keys):
             for name, form in _placeholders(command):
                 if name == "value":
@@ -226,7 +226,7 @@ class Setting(Wire):
 
     @classmethod
     def _check_format(cls, form: str, minimum, maximum, scale, offset) -> None:
-        """Checks that no limit is rounded away, and that steps are kept apart."""
+        """Checks that the format keeps limits in range and steps distinct."""
         room = _rounding_room(minimum, maximum)
         for limit in (minimum, maximum) if form else ():
             text = format(scale * limit + offset, form)
@@ -248,7 +248,7 @@ class Setting(Wire):
             )
 
     def sendable(self, values: np.ndarray) -> np.ndarray:
-        """Returns values (..., channels) within the limits, in the layer's unit."""
+        """Returns values (..., channels) in the layer's unit, checked and clipped."""
         values = np.asarray(values)
         if np.iscomplexobj(values) or values.shape[-1:] != (len(self.numbers),):
             raise _checks.error(
@@ -271,14 +271,14 @@ class Setting(Wire):
 
     def commands(self, values: np.ndarray) -> list[str]:
         """Returns the commands that set one `sendable` value on each channel."""
-        # A Python float is written to its last digit where no format is given.
+        # Without a format, Python writes a float with all its digits.
         return self._filled((self.scale * self.sendable(values) + self.offset).tolist())
 
 
 class Control(Setting):
-    """Numbers that training sets: a coarse one would lose its steps."""
+    """Numbers that training sets, for which a coarse format would lose steps."""
 
-    # As a converter of 3 bits.
+    # As many as a 3-bit converter has.
     _steps: ClassVar[int] = 8
 
 
@@ -297,7 +297,7 @@ class Reading(Wire):
 
     def commands(self) -> list[str]:
         """Returns the queries that read all channels."""
-        # They have no place for a number.
+        # Queries have no placeholder for a number, so these are ignored.
         return self._filled(self.numbers)
 
     def values(self, readings: list[float]) -> np.ndarray:
@@ -312,7 +312,7 @@ class Reading(Wire):
 
 
 class Wiring(Table):
-    """What belongs to one layer."""
+    """The controls, inputs and outputs of one layer."""
 
     controls: Annotated[dict[str, Control], Field(min_length=1)]
     inputs: Setting
@@ -329,7 +329,7 @@ class Bench(Table):
 
     @classmethod
     def parsed(cls, configuration: dict) -> "Bench":
-        """Checks a configuration."""
+        """Returns a configuration as tables, checked."""
         try:
             bench = cls.model_validate(configuration)
         except pydantic.ValidationError as error:
@@ -347,7 +347,7 @@ class Bench(Table):
 
 
 def _in_words(problem: dict) -> str:
-    """Place, expectation and value of an error that pydantic found."""
+    """Returns the message for a pydantic error: place, expectation and value."""
     place = ".".join(map(str, problem["loc"])) or "configuration"
     expected = f": {problem['msg']}"
     if problem["type"] == "value_error":
@@ -359,8 +359,8 @@ def _in_words(problem: dict) -> str:
 def _check_apart(layers) -> None:
     """Raises ValueError if a control shares a channel with a control or an input.
 
-    What one layer is set to must stay while another is set and measured. Inputs and
-    detectors may be shared among layers: they are set and read anew for each.
+    The controls of one layer must stay while another is set and measured. Inputs and
+    detectors may be shared among layers, since they are set and read anew for each.
     """
     taken: dict[tuple, str] = {}
     settings = [control for wiring in layers for control in wiring.controls.values()]

@@ -128,7 +128,7 @@ class OverridingScope(keras.StatelessScope):
                 )
 
     def check_assigned(self, variable: tf.Variable) -> None:
-        """Raises a ValueError if a layer assigns a `tf.Variable`: the scope keeps none."""
+        """Raises a ValueError if a layer assigns a `tf.Variable`, unlike a Keras one."""
         if self._owners(variable):
             raise ValueError(
                 f"Layer {self._names(variable)} must keep what it assigns in `call` in "

@@ -108,8 +108,8 @@ class Prices:
         balanced = has_negative(layer.tuning) if port is None else port == "balanced"
         controls, imperfections = layer.current_values()
         held = layer.held(layer.as_set(controls), imperfections)
-        # A row without rings for the reference of signed weights, whose noise adds to
-        # twice that of a reading of twice the range: 5/4 of the electrons.
+        # Signed weights 2 T − 1 need a reference row without rings. The difference has
+        # 5 times the noise variance and twice the range: 5/4 of the electrons.
         noise, reference = (1.25, 1) if layer.signed else (1.0, 0)
         rings, rows = rows * columns, rows + reference
         loss += v["splitter.loss"] * math.ceil(math.log2(rows))

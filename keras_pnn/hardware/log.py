@@ -155,7 +155,7 @@ def _connected(path: str) -> Iterator[sqlite3.Connection]:
 
 
 def _holds_log(connection: sqlite3.Connection, path: str) -> bool:
-    """Tells whether a file holds a log; `False` if empty, else raises like `prepare`."""
+    """Tells whether a file holds a log or is empty; else raises like `prepare`."""
     ((application,),) = connection.execute("PRAGMA application_id").fetchall()
     if application != _APPLICATION:
         if application or connection.execute("SELECT 1 FROM sqlite_schema").fetchall():

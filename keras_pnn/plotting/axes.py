@@ -64,7 +64,7 @@ def styles(items: dict):
 
 
 def specification(ax, spec) -> None:
-    """Draws a line across at the specification; `None` draws none."""
+    """Draws a horizontal line at the specification, if it is not `None`."""
     if spec is not None:
         ax.axhline(spec, color="black", linewidth=1.0, label=f"specification {spec:g}")
 
@@ -80,7 +80,7 @@ def finished(ax, grid: str = "both", **labels):
             handles,
             labels,
             loc="outside lower center",
-            # About 90 letters of this size are as wide as the figure.
+            # About 90 letters of this size fill the width of the figure.
             ncols=max(1, min(4, len(labels), 90 // (max(map(len, labels)) + 7))),
             fontsize="small",
             frameon=False,
@@ -89,6 +89,6 @@ def finished(ax, grid: str = "both", **labels):
 
 
 def slanted(ax) -> None:
-    """Slants the labels of the ticks along x."""
+    """Slants the tick labels of the x axis."""
     for tick in ax.get_xticklabels():
         tick.set(rotation=30, ha="right", rotation_mode="anchor")

@@ -53,10 +53,10 @@ def bands(
     Args:
         x: values of the imperfection, (n,).
         curves: name → a dict with `design` (n,) and `devices` (devices, n), either of
-            which may be `None`. The design is drawn dashed; of the devices the median,
-            solid with markers, the band from the 5th to the 95th percentile, and the
-            worst, dotted.
-        spec: the specification, a line across.
+            which may be `None`. The design is dashed; the devices have their median
+            (solid, with markers), the band from the 5th to the 95th percentile, and
+            their worst value (dotted).
+        spec: the specification, a horizontal line.
         worst: which of the devices is the worst, `"min"` or `"max"`.
 
     Returns:
@@ -89,7 +89,7 @@ def bands(
             extreme = values.min(0) if worst == "min" else values.max(0)
             ax.plot(x, extreme, ":", color=color, linewidth=1.3)
             ax.plot(x, median, "-", label=name, **style)
-    # The line styles are common to all curves: named once, in grey.
+    # All curves share the line styles, which the legend explains once, in grey.
     if devices:
         ax.plot([], [], "-", color="0.35", label="median of the devices")
         label = "5 to 95 % of the devices"
@@ -121,7 +121,7 @@ def yields(
     ax = axis_of(ax)
     order = np.argsort(x, kind="stable")
     x = np.asarray(x, "float64")[order]
-    # Bars at the same place would hide each other.
+    # Offset, since bars at the same place would hide each other.
     step = 0.008 * np.ptp(x) if len(x) else 0.0
     for index, (color, marker, (name, parts)) in enumerate(styles(curves)):
         share, low, high = (np.asarray(part, "float64")[order] for part in parts)
@@ -158,7 +158,7 @@ def tuning_curve(
     ax.plot(control, weight, color="0.6", label="tuning curve", zorder=1)
     for n, (color, _, (name, (c, w))) in enumerate(styles(trained)):
         c, w = np.ravel(c), np.ravel(w)
-        # A thousand dots show the density as well as all of them.
+        # About a thousand dots show the density as well as all dots.
         step = max(1, len(c) // 1500)
         offset = 0.04 * (n + 1)
         style = {"color": color, "alpha": 0.25, "markersize": 4, "zorder": 2}
@@ -204,7 +204,7 @@ def density(
 def histograms(
     values: dict, xlabel: str, bins: int = 60, ax: "Axes | None" = None
 ) -> "Axes":
-    """Draws histograms over each other.
+    """Draws overlaid histograms.
 
     Args:
         values: name → array of any shape.
@@ -239,14 +239,14 @@ def distributions(
     nominal=None,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Draws one dot for each device, and a box, for each method.
+    """Draws one dot for each device, and one box for each method.
 
     The box spans the quartiles, with a line at the median; the whiskers reach from the
     5th to the 95th percentile.
 
     Args:
         values: name → (devices,).
-        spec: the specification, a line across.
+        spec: the specification, a horizontal line.
         nominal: name → the design's value, a star; or `None`.
 
     Returns:
@@ -260,7 +260,7 @@ def distributions(
     ax = axis_of(ax)
     for place, (color, marker, (name, v)) in enumerate(styles(values)):
         v = np.ravel(v)
-        # Multiples of the golden ratio spread neighbours apart, reproducibly.
+        # Multiples of the golden ratio separate neighbours reproducibly.
         spread = place + 0.08 + 0.25 * (np.arange(len(v)) * 0.6180339887498949 % 1)
         style = {"color": color, "alpha": 0.55, "markersize": 4, "label": name}
         ax.plot(spread, v, marker, **style)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def images(pictures: dict, ax=None):
-    """Draws greyscale pictures below each other, 0 is black and 1 white.
+    """Draws greyscale pictures below each other; 0 is black and 1 is white.
 
     Args:
         pictures: name → (height, width), values from 0 to 1, all of one width.
@@ -50,7 +50,7 @@ def matrices(
 
     Args:
         values: name → (rows, columns), all of one shape; NaN is left empty.
-        rows, columns: their names. Default: 0, 1, …
+        rows, columns: names of rows and columns. Default: 0, 1, …
         cmap: a Matplotlib colour map.
 
     Returns:
@@ -111,11 +111,11 @@ def heat_map(
     """Draws a metric over two imperfections.
 
     Args:
-        x: (columns,) in any order, none twice.
-        y: (rows,) likewise.
+        x: (columns,), different values in any order.
+        y: (rows,), likewise.
         values: (rows, columns).
-        level: value of a contour, a specification; or `None`.
-        limits: smallest and largest value of the colours. Default: those of `values`.
+        level: value of a contour, such as the specification; or `None`.
+        limits: lowest and highest value of the colour scale. Default: those of `values`.
 
     Returns:
         A Matplotlib axis.
@@ -131,7 +131,7 @@ def heat_map(
     values = np.asarray(values, "float64")[np.ix_(rows, columns)]
     low, high = limits if limits is not None else (None, None)
     colors = {"cmap": "viridis", "vmin": low, "vmax": high}
-    # Edges of the colour of their cell hide the seams between cells.
+    # Edges in the colour of their cell hide the seams between cells.
     edges = {"edgecolors": "face", "linewidth": 0.4}
     mesh = ax.pcolormesh(_edges(x), _edges(y), values, **colors, **edges)
     bar = ax.figure.colorbar(mesh, ax=ax, label=unit)
@@ -196,10 +196,10 @@ def landscapes(values: dict, xlabel: str, ylabel: str):
 
 
 def planes(light: dict, phases=None, amplitudes=None, regions=()):
-    """Draws light from plane to plane, and masks above it: phases in colour.
+    """Draws light from plane to plane, and masks above it, with phases in colour.
 
-    Light is drawn as the root of its intensity over that of the picture's brightest
-    pixel, so that faint light is seen.
+    Light is drawn as the square root of the intensity relative to the picture's
+    brightest pixel, so that faint light is visible.
 
     Args:
         light: name of a plane → intensities (samples, height, width), at least one
@@ -261,7 +261,7 @@ def planes(light: dict, phases=None, amplitudes=None, regions=()):
 
 
 def _edges(points) -> np.ndarray:
-    """The edges, (n + 1,), of cells whose centres are (n,) ascending points."""
+    """Returns the edges (n + 1,) of cells around ascending points (n,)."""
     points = np.asarray(points, "float64")
     if len(points) == 1:
         return points[0] + np.array([-0.5, 0.5])

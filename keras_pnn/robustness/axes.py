@@ -1,4 +1,4 @@
-"""Say what a sweep or a grid varies: a deviation, a spread, or a factor."""
+"""Define the axes of sweeps and grids: deviations, spreads and factors."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ _SPREAD = "std:"
 
 
 class DeviationAxis(Axis):
-    """Deviations from nominal of the imperfection that gives the axis its name."""
+    """Deviations from nominal of the imperfection that the axis is named after."""
 
     @property
     def imperfections(self) -> list[str]:
@@ -18,7 +18,7 @@ class DeviationAxis(Axis):
 
 
 class SpreadAxis(Axis):
-    """Standard deviations of some imperfections, named `"std:<imperfection>+…"`."""
+    """Standard deviations of imperfections; its name is `"std:<imperfection>+…"`."""
 
     random = True
 
@@ -37,7 +37,7 @@ class SpreadAxis(Axis):
 
 
 class FactorAxis(Axis):
-    """Factors on all deviations of the devices, named `"variation"`."""
+    """Factors on all deviations of the devices; its name is `"variation"`."""
 
     random = True
     imperfections = ()

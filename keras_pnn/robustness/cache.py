@@ -1,4 +1,4 @@
-"""Keep measured points in SQLite files of a folder."""
+"""Store measured points in SQLite files in a folder."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from keras_pnn import _checks, _warnings
 
 _SUFFIX = ".sqlite"
-# Seconds to wait for another process that writes.
+# Seconds to wait while another process writes.
 _PATIENCE = 60
 _TABLES = """
 CREATE TABLE IF NOT EXISTS studies
@@ -19,17 +19,17 @@ CREATE TABLE IF NOT EXISTS studies
 CREATE TABLE IF NOT EXISTS points
     (study TEXT, point INTEGER, metrics TEXT, PRIMARY KEY (study, point));
 """
-# How far losses of one study may differ between machines, relative.
+# Relative difference that the losses of a study may have between machines.
 _AGREEMENT = 0.01
 
 
 class Cache:
     """The measured points of one study, in a folder.
 
-    A process writes one file, named by its `part` (i, n), all points of a block in one
-    transaction, and reads every file. A block that a kill cut short is measured again;
-    so is what a damaged file held. `study` is the study's digest; another `loss` on a
-    few samples shows a function that was changed under the same name.
+    A process writes one file, named after its `part` (i, n), with one transaction per
+    block, and reads all files. Blocks that were interrupted or are in a damaged file
+    are measured again. `study` is the study's digest; a different `loss` on a few
+    samples reveals that a function was changed under the same name.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Cache:
             try:
                 studies, points = _read(path)
             except sqlite3.OperationalError:
-                # The file may be whole: it is locked, or cannot be opened.
+                # The file may be intact, but locked or impossible to open.
                 raise
             except sqlite3.DatabaseError as error:
                 _warnings.warn(
@@ -77,7 +77,7 @@ class Cache:
         return found
 
     def add(self, points: dict[int, dict[str, float]]) -> None:
-        """Writes points, all or none of them."""
+        """Writes all points, or none if it fails."""
         rows = [(self._study[0], i, json.dumps(m)) for i, m in points.items()]
         with _opened(self.path) as file:
             file.executescript(_TABLES)
@@ -87,7 +87,7 @@ class Cache:
 
 def _read(path: pathlib.Path) -> tuple[list[tuple], list[tuple]]:
     """Returns the rows of both tables; raises DatabaseError for any other file."""
-    # Not read-only: what a kill left half written is taken back first.
+    # Not read-only, so that SQLite can roll back an interrupted transaction.
     with _opened(path, "?mode=rw") as file:
         (state,) = file.execute("PRAGMA quick_check").fetchone()
         if state != "ok":

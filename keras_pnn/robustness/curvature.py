@@ -19,7 +19,7 @@ from keras_pnn.curvature.operator import HessianOperator
 from keras_pnn.layers.lookup import controls_of
 from keras_pnn.robustness.results import Curvature
 
-# Its arguments with their defaults, but for the data and the progress.
+# Arguments of `loss_landscape` and their defaults, without data and progress.
 _LANDSCAPE = {
     name: parameter.default
     for name, parameter in inspect.signature(loss_landscape).parameters.items()
@@ -32,12 +32,12 @@ class HessianOptions:
     """How a report measures the curvature.
 
     Args:
-        k: how many of the largest eigenvalues.
-        smallest: how many of the smallest.
-        tolerance: of the residuals, relative to the eigenvalue.
-        trace_samples: random vectors of the trace's estimate.
-        density_steps: Lanczos steps of the spectral density.
-        density_vectors: its random vectors.
+        k: number of largest eigenvalues.
+        smallest: number of smallest eigenvalues.
+        tolerance: tolerance of the residuals, relative to the eigenvalue.
+        trace_samples: number of random vectors for the trace.
+        density_steps: number of Lanczos steps for the spectral density.
+        density_vectors: number of random vectors for the spectral density.
         variables: `"controls"`, `"all"`, or both.
     """
 
@@ -63,7 +63,7 @@ class HessianOptions:
 
     @classmethod
     def of(cls, given) -> "HessianOptions | None":
-        """Returns the options that `hessian` means; `None` for no curvature."""
+        """Returns the options given as `hessian`; `None` for no curvature."""
         names = [field.name for field in dataclasses.fields(cls)]
         options = _options("hessian", given, names)
         with _about("hessian"):
@@ -71,7 +71,7 @@ class HessianOptions:
 
 
 def landscape_options(given) -> dict | None:
-    """Returns the arguments of `loss_landscape` that `landscape` means, or `None`."""
+    """Returns the arguments of `loss_landscape` given as `landscape`, or `None`."""
     return _options("landscape", given, _LANDSCAPE)
 
 
@@ -87,7 +87,7 @@ def _options(argument: str, given, names) -> dict | None:
 
 @contextlib.contextmanager
 def _about(argument: str) -> Iterator[None]:
-    """Names the argument whose option a ValueError is about."""
+    """Adds the name of the argument to the message of a ValueError."""
     try:
         yield
     except ValueError as error:
@@ -95,11 +95,11 @@ def _about(argument: str) -> Iterator[None]:
 
 
 class CurvatureStudy:
-    """Curvature and loss landscape of one model, measured as often as it changes.
+    """Curvature and loss landscape of one model, which may be measured repeatedly.
 
-    Operators are built, and options checked against the model, once. `few` is
-    `(x, y, sample_weight)`, `landscape` the arguments of `loss_landscape`; an option
-    that is `None` leaves its part out.
+    Operators are built, and options checked against the model, only once. `few` is
+    `(x, y, sample_weight)`; `landscape` holds the arguments of `loss_landscape`. A part
+    whose options are `None` is left out.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class CurvatureStudy:
         return operator, asked
 
     def _measured_landscape(self, known: list, verbose: int) -> Landscape:
-        """Returns the landscape, along eigenvectors that were found already, if any."""
+        """Returns the landscape, along eigenvectors already found, if there are any."""
         if verbose:
             print("loss landscape")
         operator, asked = self._landscape

@@ -21,9 +21,9 @@ import tensorflow as tf
 from keras_pnn import _checks, _warnings
 from keras_pnn._version import __version__
 
-# So many times in a row workers may die before one of them has finished a block.
+# How many times in a row workers may die without finishing a block.
 _DEATHS = 3
-# Threads of one worker share Keras' state, and the study.
+# Threads of one worker share Keras' state and the study.
 _ONE_AT_A_TIME = threading.Lock()
 
 
@@ -31,19 +31,19 @@ class ProcessPool(concurrent.futures.Executor):
     """Runs a study on processes of this machine, and replaces those that die.
 
     Processes are spawned, since TensorFlow does not survive a fork. Each imports the
-    script that it was started from, so that a script must do its work under
-    `if __name__ == "__main__":`. The environment, and with it Keras' backend, is that
-    of the starting process. `concurrent.futures.ProcessPoolExecutor` with the context
-    `"spawn"` serves as well, but starts no process anew.
+    script that started it, so a script must do its work under
+    `if __name__ == "__main__":`. Processes inherit the environment, and with it Keras'
+    backend. `concurrent.futures.ProcessPoolExecutor` with the context `"spawn"` works
+    as well, but replaces no process.
 
-    The processes end with the pool, with the process that started them, and at once
-    where an exception leaves the `with` block: an interrupt does not wait for blocks.
+    The processes end with the pool or with the process that started them. They end at
+    once if an exception leaves the `with` block: an interrupt does not wait for blocks.
 
     Args:
-        workers: how many processes.
-        threads: threads with which TensorFlow computes in each. Default: the machine's
-            processors by `workers`, at least 1. With the same number, figures are the
-            same to the last bit, however many workers there are.
+        workers: number of processes.
+        threads: number of TensorFlow threads in each process. Default: the machine's
+            processors divided by `workers`, at least 1. With the same number, figures
+            are the same to the last bit, whatever the number of workers.
 
     Raises:
         ValueError: If a number is below 1.
@@ -63,7 +63,7 @@ class ProcessPool(concurrent.futures.Executor):
         threads = share if threads is None else threads
         self.threads = _checks.integer("threads", threads, 1)
         self._context = multiprocessing.get_context("spawn")
-        # Nothing is sent: workers end when this end is closed, if only by a kill.
+        # Nothing is sent. Workers end when this end closes, even by a kill.
         self._watched, self._held = self._context.Pipe(duplex=False)
         self._pool = self._started()
 
@@ -106,7 +106,7 @@ def _prepare_worker(threads: int, watched: multiprocessing.connection.Connection
 
 
 def check_executor(executor) -> None:
-    """Raises ValueError for what is no executor, or would fork TensorFlow."""
+    """Raises ValueError if it is not an executor, or would fork TensorFlow."""
     if executor is None:
         return
     if not isinstance(executor, concurrent.futures.Executor):
@@ -129,13 +129,13 @@ def measured(
 ) -> Iterator[tuple[range, list[dict]]]:
     """Yields blocks of a `ModelStudy` and their metrics, as workers finish them.
 
-    The study is written to a file, which every worker reads once: in `folder`, for
-    workers on other machines, or a folder of this one. A block whose worker died is
-    measured again: by the executor, or, if that takes no more work, here.
+    The study is written to a file that every worker reads once: in `folder`, for
+    workers on other machines, or in a temporary folder. A block whose worker died is
+    measured again by the executor or, if that accepts no more work, in this process.
     """
     if not blocks:
         return
-    # Workers may run in a folder of their own.
+    # Workers may have another working directory.
     place = None if folder is None else pathlib.Path(folder).absolute()
     with tempfile.TemporaryDirectory(prefix="study_", dir=place) as own:
         path = os.path.join(own, "study.pickle")
@@ -155,7 +155,7 @@ def measured(
                     except BrokenExecutor:
                         continue
                     except CancelledError as error:
-                        # Others may be done.
+                        # Other futures may be done.
                         gave_up = error
                         continue
                     except ImportError as error:
@@ -192,7 +192,7 @@ def measured(
 
 
 def measure_block(path: str, version: str, digest: str, block: range) -> list[dict]:
-    """Measures one block in a worker, of the study with this digest in a file."""
+    """Measures one block in a worker; the study in the file must have this digest."""
     if version != __version__:
         raise _other_version(f"a worker that has {__version__}", version)
     with _ONE_AT_A_TIME:
@@ -214,13 +214,13 @@ def _other_version(found: str, version: str = __version__) -> ValueError:
 
 @functools.lru_cache(maxsize=1)
 def _loaded(path: str) -> tuple:
-    """Returns a study and its digest, which takes longer than a small block."""
+    """Returns a study and its digest; cached, since loading may outlast a block."""
     try:
         with open(path, "rb") as file, warnings.catch_warnings():
-            # Keras warns that an optimizer which nothing needs was not loaded.
+            # Keras warns that the optimizer, which is not needed, was not loaded.
             warnings.simplefilter("ignore")
             settings, pickled = pickle.load(file)
-            # Before anything is made that takes them.
+            # Set before the study is loaded, which depends on them.
             keras.config.set_floatx(settings["floatx"])
             keras.config.set_epsilon(settings["epsilon"])
             study = pickle.loads(pickled)

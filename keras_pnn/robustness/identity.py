@@ -1,4 +1,4 @@
-"""Identify what the figures of a study depend on, alike in every process."""
+"""Identify models and data of a study, in the same way in every process."""
 
 import functools
 import inspect
@@ -11,24 +11,24 @@ import numpy as np
 
 from keras_pnn import _files, _keras
 
-# Where the names of layers stand in Keras' configurations.
+# Keys of Keras' configurations that hold names of layers.
 _NAMES = ("name", "keras_history", "input_layers", "output_layers")
 
 
 def data_digest(*parts) -> str:
     """Returns a digest of arrays and structures of arrays; `None`s are left out."""
     arrays = [np.asarray(a) for a in keras.tree.flatten(parts) if a is not None]
-    # Objects (strings) have no bytes of their own.
+    # The bytes of an object array (strings) are only addresses.
     arrays = [repr(a.tolist()) if a.dtype.kind == "O" else a for a in arrays]
     return _files.digest(*arrays)
 
 
 def described(model: keras.Model) -> str:
-    """Returns what a compiled model computes, but for its weights, as text.
+    """Describes as text what a compiled model computes, apart from its weights.
 
-    Its configuration and those of its layers, its loss, weights of losses, and
-    metrics. Names are numbers in the order of the layers: automatic names differ
-    between two models of one architecture. Of a function only the name is known.
+    The text holds the configurations of model and layers, the loss, loss weights and
+    metrics. Layers are numbered, since automatic names differ between two models of one
+    architecture. A function is described only by its name.
     """
     inner = model
     while isinstance(getattr(inner, "model", None), keras.Model):
@@ -54,9 +54,9 @@ def _node_names(config) -> Iterator[str]:
 
 
 def _numbered(config, numbers: dict[str, str], named: bool = False):
-    """Returns a configuration with numbers in the place of names of layers.
+    """Returns a configuration with numbers in place of layer names.
 
-    Only where names stand: a layer may bear the name of its activation.
+    It replaces values of `_NAMES` only, since a layer may be named like its activation.
     """
     if isinstance(config, dict):
         return {
@@ -92,9 +92,9 @@ def _plain(value):
 
 
 def _arguments(value) -> dict:
-    """Returns the attributes of a layer that bear the names of its arguments.
+    """Returns the attributes of a layer that are named like its arguments.
 
-    They are in the place of a configuration where it has none, or cannot be saved.
+    They replace the configuration of a layer that has none or cannot be saved.
     """
     if not isinstance(value, keras.layers.Layer):
         return {}

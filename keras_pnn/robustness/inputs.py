@@ -1,4 +1,4 @@
-"""Check that models, data and metric of a robustness study fit each other."""
+"""Check that the models, data and metric of a robustness study fit together."""
 
 import re
 import textwrap
@@ -14,7 +14,7 @@ from keras_pnn.devices.fit import misfit
 from keras_pnn.layers.lookup import quantities
 from keras_pnn.robustness.specification import by_name
 
-# Keras' metrics that count hits: from 0 to 1.
+# Keras metrics that are a share of hits, from 0 to 1.
 _ACCURACIES = (
     keras.metrics.Accuracy,
     keras.metrics.BinaryAccuracy,
@@ -26,7 +26,7 @@ _ACCURACIES = (
 
 
 def named_models(model, name, compare) -> dict[str, keras.Model]:
-    """Returns name → model, the study's own first; checks that each is ready."""
+    """Returns name → model, the main model first; checks that each is ready."""
     if not isinstance(name, str | None):
         raise _checks.error("name", "a string or None", repr(name))
     compare = by_name("compare", compare, object, "models")
@@ -53,7 +53,7 @@ def _check_model(argument: str, model) -> None:
 
 
 def check_design(label: str, model: keras.Model) -> None:
-    """Raises ValueError if an imperfection of a model is off its nominal value."""
+    """Raises ValueError if an imperfection of a model is not nominal."""
     for quantity in quantities(model):
         if off_nominal(quantity):
             raise ValueError(
@@ -68,7 +68,7 @@ def check_design(label: str, model: keras.Model) -> None:
 def first_step(label: str, model: keras.Model, data: tuple) -> dict[str, np.ndarray]:
     """Returns loss and metrics on the first samples and those of extreme labels.
 
-    Where the model has no output for a label, one of these fails or is not finite.
+    If the model lacks an output for a label, the step fails or the loss is not finite.
     """
     x, y, sample_weight = first_samples(data, 2, extremes=True)
     try:
@@ -95,7 +95,7 @@ def first_step(label: str, model: keras.Model, data: tuple) -> dict[str, np.ndar
 def reported_metric(models: dict, steps: dict, metric: str | None) -> str:
     """Returns the metric to report, by default the first compiled one.
 
-    `steps` is the name of a model → what `first_step` found.
+    `steps` maps the name of a model to the result of `first_step`.
     """
     for label, found in steps.items():
         if metric is None:
@@ -111,7 +111,7 @@ def reported_metric(models: dict, steps: dict, metric: str | None) -> str:
 
 
 def specified(spec: float | None, metric: str, models: dict, steps: dict) -> float:
-    """Returns the specification, by default 0.95 for an accuracy of Keras."""
+    """Returns the specification, by default 0.95 for a Keras accuracy."""
     counted = [_keras.named_metrics(m).get(metric) for m in models.values()]
     if spec is None:
         if not all(isinstance(hits, _ACCURACIES) for hits in counted):
@@ -121,7 +121,7 @@ def specified(spec: float | None, metric: str, models: dict, steps: dict) -> flo
     if 0 <= spec <= 1:
         return spec
     for found, hits in zip(steps.values(), counted, strict=True):
-        # One of the user's own, which might also count in percent.
+        # A user's metric named like an accuracy might be in percent.
         share = "acc" in metric.lower() and 0 < abs(found[metric]) <= 1
         if isinstance(hits, _ACCURACIES) or share:
             expected = f"from 0 to 1 for {metric!r}, such as 0.95 for 95 %"
@@ -163,13 +163,13 @@ def shapes(part) -> str:
 
 
 def brief(error: Exception) -> str:
-    """Returns what an error of Keras or TensorFlow says, without its traces."""
-    # Keras writes the cause in bold, on a line below the layer that it came from.
+    """Returns the message of a Keras or TensorFlow error, without tracebacks."""
+    # Keras writes the cause in bold, on a line below the layer that raised it.
     text = re.sub(r"\x1b\[\d*m", "", str(error))
     lines = [line.strip() for line in text.splitlines()]
     noise = ("File ", "Detected at ", "Graph execution error", "in user code", "[[")
     plain = [line for line in lines if line and not line.startswith(noise)]
-    # Traces of a user's code end with the error itself.
+    # Tracebacks of the user's code end with the error itself.
     named = [line for line in plain if re.match(r"\w+(Error|Exception): ", line)]
     layer = plain and plain[0].startswith("Exception encountered")
     said = named[-1] if named else " ".join(plain[: 2 if layer else 1])

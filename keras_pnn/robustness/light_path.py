@@ -19,11 +19,11 @@ class LightPath(Brief):
         phases: name of a `PhaseMask` → (height, width), in rad from 0 to 2π.
         amplitudes: name of an `AmplitudeMask` → (height, width), from 0 to 1.
         light: name of a layer → (samples, height, width), the intensity behind it.
-            Lenses and phase masks, which do not change it, are left out; a name that
-            comes again has a number.
+            Lenses and phase masks, which do not change it, are left out; repeated
+            names get a number.
         regions: (y, x, height, width) in pixels of each detector on the last plane.
-        shares: name → the light behind the layer over that behind the first one, the
-            mean over the samples; for a `DetectorArray` the light that it catches.
+        shares: name → power behind the layer relative to the first one, averaged over
+            samples; for a `DetectorArray`, the power on the detectors.
 
     Example:
 
@@ -42,11 +42,11 @@ class LightPath(Brief):
 
     @classmethod
     def of(cls, model: keras.Model, samples) -> "LightPath | None":
-        """Follows samples through a model with its imperfections as they are.
+        """Follows samples through a model with its present imperfections.
 
         Args:
             model: a built model, wrapped or not.
-            samples: a few inputs of it.
+            samples: a few inputs of the model.
 
         Returns:
             A `LightPath`, or `None` for a model without planes of light.

@@ -25,7 +25,7 @@ from keras_pnn.robustness.specification import Specification
 from keras_pnn.robustness.worst_case import WorstCaseSearch, default_radius
 from keras_pnn.training.trainer import Trainer
 
-# More devices at once are no faster, and more is lost when a run is stopped.
+# Larger blocks are no faster, and lose more work when a run is stopped.
 LARGEST_BLOCK = 128
 # Samples whose light is shown.
 SHOWN = 3
@@ -35,13 +35,13 @@ Metrics = dict[str, float]
 
 
 class ModelStudy:
-    """The study of one model: its points, and what measures them, built once.
+    """The study of one model: its points and the evaluators that measure them.
 
-    Points are evaluated in blocks: as many devices as fit the memory at once. A block
-    is a pure function of the model's weights, the data and the specification: on
-    another machine or after an interruption it gives the same. `data` is
-    `(x, y, sample_weight)`, and `loss` the model's on a few samples. A pickled study
-    holds its arguments, and measures the points only.
+    Points are evaluated in blocks of as many devices as fit in memory at once. A block
+    is a pure function of the model's weights, the data and the specification, so it
+    gives the same result on another machine or after an interruption. `data` is
+    `(x, y, sample_weight)`, and `loss` is the model's loss on a few samples. A pickled
+    study holds its arguments, and measures the points only.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class ModelStudy:
             calibration=specification.calibration,
         )
         some = [self._plan.device(Nominal())] * min(len(self.points), LARGEST_BLOCK)
-        # Fixed, so that a point's figures do not depend on what is measured with it.
+        # Fixed, so that a point's figures do not depend on the size of its block.
         self.block_size = self._evaluator.devices_at_once(some)
         self._evaluator.chunk = self.block_size
         self._check_outputs(first_samples(data, 2)[0])
@@ -90,9 +90,9 @@ class ModelStudy:
     def __reduce__(self):
         model, compiled = self.model, None
         if isinstance(model, Trainer):
-            # Workers need nothing of training, such as a device in the loop.
+            # Workers need no training objects, such as a device in the loop.
             model, compiled = model.model, model.get_compile_config()
-        # The states of random seeds, which a file of the model does not keep.
+        # States of random generators and RNNs, which a model file does not keep.
         states = [np.asarray(variable) for variable in _unsaved(model)]
         asked = copy.copy(self._specification)
         for name in ("hessian", "landscape", "worst_case", "hardware"):
@@ -106,10 +106,10 @@ class ModelStudy:
         verbose: int,
         executor=None,
     ) -> dict[Point, Metrics]:
-        """Measures the points of one part, with the weights as they are.
+        """Measures the points of one part with the present weights.
 
-        Parts take turns in blocks. Workers of an `executor` measure, and this process
-        alone keeps what they return.
+        Blocks are dealt to the parts in turn. Workers of an `executor` measure; only
+        this process stores their results.
         """
         points, size = self.points, self.block_size
         numbers = range(len(points))
@@ -124,7 +124,7 @@ class ModelStudy:
         pairs = ((block, self.block(block)) for block in missing)
         if executor is not None:
             pairs = measured(executor, self, missing, cache_dir)
-        # After an error here, workers are given nothing more.
+        # After an error here, workers get no more blocks.
         with contextlib.closing(pairs):
             for block, found in pairs:
                 new = dict(zip(block, found, strict=True))
@@ -135,7 +135,7 @@ class ModelStudy:
         return {points[i]: done[i] for block in blocks for i in block}
 
     def robustness(self, found: dict[Point, Metrics], verbose: int) -> ModelRobustness:
-        """Returns a report's results, given all points' metrics; measures the rest."""
+        """Returns the results of a model from its points, and measures the rest."""
         fields = {**gathered(self._plan, found), "cost": self._cost()}
         samples = first_samples(self._given, SHOWN)[0]
         fields["light"] = LightPath.of(self.model, samples)
@@ -154,7 +154,7 @@ class ModelStudy:
         return None if library is None else hardware_cost(self.model, library)
 
     def setting(self, worst: WorstCase | None) -> dict:
-        """Returns how the model was measured, for the report."""
+        """Returns the settings of the measurement, for the report."""
         specification, count = self._specification, len(self._plan.devices)
         drawn = "as given"
         if specification.variation is not None:
@@ -179,7 +179,7 @@ class ModelStudy:
         return found
 
     def digest(self) -> str:
-        """Returns a digest of all that the points' metrics depend on."""
+        """Returns a digest of everything that the points' metrics depend on."""
         plan, specification = self._plan, self._specification
         axes = [axis for axes in plan.scans.values() for axis in axes]
         deviations = [
@@ -201,7 +201,7 @@ class ModelStudy:
                 __version__,
             ]
         )
-        # The values of the layers' variables that the points do not set.
+        # Values of layers' variables that the points do not set.
         pairs = plan.device(Nominal()).bind(self.model)
         moved = {id(q.variable) for q, _ in pairs if q.nominal is not None}
         own = [
@@ -214,19 +214,19 @@ class ModelStudy:
         return _files.digest(text, self._data, data_digest(arrays))
 
     def block(self, block: range) -> list[Metrics]:
-        """Measures the points of some numbers."""
+        """Returns the metrics of the points with the numbers in `block`."""
         devices = [self._plan.device(self.points[i]) for i in block]
-        # Outputs that are NaN have no class, and yet an accuracy.
+        # NaN outputs have no class, but still yield an accuracy.
         return [
             dict.fromkeys(m, math.nan) if math.isnan(m["loss"]) else m
             for m in _metrics(self._evaluator, devices)
         ]
 
     def _check_outputs(self, samples) -> None:
-        """Raises ValueError where the end of a sweep or grid leaves the model.
+        """Raises ValueError if the model has no outputs at an end of a sweep or grid.
 
-        A measured curve is NaN beyond its end: two samples on the design show it. What
-        a device's own deviations add is seen in its figures.
+        A measured curve is NaN beyond its ends, which two samples on the design reveal.
+        Deviations of devices that lead beyond them show in their figures.
         """
         for point in self.points:
             if not isinstance(point, OnScan) or point.device is not None:
@@ -240,7 +240,7 @@ class ModelStudy:
                     outputs = keras.tree.flatten(self.model(samples, training=False))
                     lost = any(np.isnan(np.asarray(output)).any() for output in outputs)
                 except ValueError as error:
-                    # Outside a graph a layer may say so itself.
+                    # Outside a graph, a layer may raise the error itself.
                     lost, cause = True, error
             if lost:
                 where = {axis.name: axis.ticks[i] for axis, i in axes}
@@ -260,7 +260,7 @@ def _unsaved(model: keras.Model) -> list[keras.Variable]:
 
 
 def _made(model, compiled, states: list, *others) -> ModelStudy:
-    """Makes again, in a worker, a study that was pickled."""
+    """Restores a pickled study in a worker."""
     if compiled is not None:
         model.compile(**keras.saving.deserialize_keras_object(compiled))
     for variable, state in zip(_unsaved(model), states, strict=True):
@@ -269,7 +269,7 @@ def _made(model, compiled, states: list, *others) -> ModelStudy:
 
 
 def _metrics(evaluator: DeviceEvaluator, devices: list) -> list[Metrics]:
-    """Returns, for each device, the metrics that are one number for a device."""
+    """Returns for each device its metrics that are single numbers."""
     found = evaluator.evaluate(devices, verbose=0).values
     columns = {name: v for name, v in found.items() if np.ndim(v) == 1}
     return [

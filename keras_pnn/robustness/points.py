@@ -1,4 +1,4 @@
-"""Lay out the points of a study, one device for each, and gather what they give."""
+"""Plan the points of a study, with one device for each, and gather their metrics."""
 
 import dataclasses
 import itertools
@@ -16,7 +16,7 @@ from keras_pnn.robustness.axes import Axis, DeviationAxis, FactorAxis, SpreadAxi
 from keras_pnn.robustness.results import Kind, Scan, Sensitivity
 from keras_pnn.robustness.specification import Specification
 
-# Of so many devices the mean tells layers apart.
+# The mean over this many devices distinguishes layers.
 SENSITIVE_DEVICES = 8
 # The name of the grid among the scans.
 GRID = None
@@ -24,7 +24,7 @@ GRID = None
 
 @dataclasses.dataclass(frozen=True)
 class Nominal:
-    """The design, with nothing off."""
+    """The design, without deviations."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +36,9 @@ class OnDevice:
 
 @dataclasses.dataclass(frozen=True)
 class OnScan:
-    """One place, an index on each axis, of a sweep or the `GRID`.
+    """One place of a sweep or the `GRID`, given by an index on each axis.
 
-    It is measured on a device or, where `device` is `None`, on the design.
+    It is measured on a device or, if `device` is `None`, on the design.
     """
 
     scan: str | None
@@ -48,9 +48,9 @@ class OnScan:
 
 @dataclasses.dataclass(frozen=True)
 class Alone:
-    """One kind of imperfection of a device in one layer, with nothing else off."""
+    """One kind of imperfection of a device in one layer, without other deviations."""
 
-    # A number: names differ between models of one architecture.
+    # The layer's number, since names differ between models of one architecture.
     layer: int
     kind: Kind
     device: int
@@ -58,7 +58,7 @@ class Alone:
 
 @dataclasses.dataclass(frozen=True)
 class OnTrained:
-    """The device that the model of some name was trained on."""
+    """The device on which the model of this name was trained."""
 
     model: str
 
@@ -67,15 +67,15 @@ Point = Nominal | OnDevice | OnScan | Alone | OnTrained
 
 
 class Plan:
-    """All points of a study on one model, in an order that never changes.
+    """All points of a study on one model, in a fixed order.
 
     Device i of a `variation` and a `seed` is the same for every spread and every `n`.
 
     Attributes:
         points: the points.
-        devices: the devices, given or drawn; empty where the study has none.
+        devices: the devices, given or drawn; empty if the study has none.
         scans: name → axes, with the model's units: sweeps, and the grid as `GRID`.
-        alone: (layer's number, kind) → deviations of devices that have only these.
+        alone: (layer's number, kind) → deviations of devices without any others.
         trained_on: name of a model → the device that it was trained on.
     """
 
@@ -89,10 +89,10 @@ class Plan:
         self.devices = DeviceSet(given)
         if self._variation is not None:
             self.devices = self._variation.sample(model, specification.n, self._seed)
-        # The variables that any point deviates in.
+        # The variables in which any point deviates.
         keys = {k for d in self.trained_on.values() for k in d.deviations}
         self._keys = keys.union(*(d.deviations for d in self.devices[:1]))
-        # What each point of an axis adds to a device.
+        # The deviations that each point of an axis adds to a device.
         self._moved: dict[Axis, list[Deviations]] = {}
         self.scans: dict[str | None, tuple[Axis, ...]] = {
             name: (self._fitted(axis),) for name, axis in specification.sweeps.items()
@@ -113,21 +113,21 @@ class Plan:
     def device(self, point: Point) -> SimulatedDevice:
         """Returns the device of one point.
 
-        All points deviate in the same variables, by 0 where nothing is off: one graph
-        then serves all of them.
+        All points set the same variables, with deviations of 0 where there are none, so
+        that one graph serves all points.
         """
         return SimulatedDevice({**self._zeros, **self._deviations(point)}, self._shapes)
 
     def imperfections(self, name: str) -> list[Quantity]:
-        """Returns what a name addresses, weights left out."""
+        """Returns the imperfections that a name addresses, without weights."""
         found = find(self.model, name, weights=True)
         return [quantity for quantity in found if quantity.nominal is not None]
 
     def spread(self) -> dict[str, float]:
         """Returns imperfection → root mean square deviation over devices and elements.
 
-        An imperfection in which the devices deviate in some layers only is named for
-        each of these, "layer/imperfection".
+        If the devices deviate in only some layers that have the imperfection, each of
+        these gets its own entry, "layer/imperfection".
         """
         keys = self.devices[0].deviations.keys() if self.devices else ()
         squares: dict[str, list[np.ndarray]] = {}
@@ -157,7 +157,7 @@ class Plan:
         yield from map(OnTrained, self.trained_on)
 
     def _fitted(self, axis: Axis) -> Axis:
-        """Returns an axis with its unit in the model, and notes what it moves."""
+        """Returns an axis with its unit, and stores the deviations along it."""
         found = [
             quantity
             for name in axis.imperfections
@@ -169,7 +169,7 @@ class Plan:
             devices = sweep(self.model, axis.name, axis.values)
             self._moved[fitted] = [device.deviations for device in devices]
         elif isinstance(axis, SpreadAxis):
-            # For the error of one that cannot be drawn.
+            # Raises the error if the spread cannot be drawn.
             self._drawn(axis.variation(axis.values.max()), 0)
         return fitted
 
@@ -187,7 +187,7 @@ class Plan:
         if point.device is not None:
             found = self.devices[point.device].deviations
         steps = zip(self.scans[point.scan], point.place, strict=True)
-        # Spreads replace deviations, so that they come before additions.
+        # Spreads replace deviations, so they must precede additions.
         order = (FactorAxis, SpreadAxis, DeviationAxis)
         for axis, i in sorted(steps, key=lambda step: order.index(type(step[0]))):
             if isinstance(axis, FactorAxis):
@@ -202,10 +202,10 @@ class Plan:
         return found
 
     def _multiplied(self, factor: float, device: int) -> Deviations:
-        """Returns a device's deviations with a factor on them, or on their spreads."""
+        """Returns a device's deviations, with them or their spreads multiplied."""
         if self._variation is not None:
             return self._drawn(self._variation.scaled(factor), device)
-        # A control is stuck or not, and where it is.
+        # A factor does not apply to stuck controls: neither their mask nor their value.
         held = {(q.name, q.index) for q in quantities(self.model) if q.holds}
         return {
             key: value if key in held else (factor * value).astype(value.dtype)
@@ -240,9 +240,9 @@ class Plan:
         return [((q.name, q.index), numbers[id(q.layer)]) for q in found]
 
     def _check_bounds(self) -> None:
-        """Raises ValueError if a point takes something to what does not exist.
+        """Raises ValueError if a point moves an imperfection beyond its bounds.
 
-        Points are drawn for it only where something has a bound.
+        Points are drawn for this check only if an imperfection has a bound.
         """
         pairs = self.device(Nominal()).bind(self.model)
         if all(np.isinf(quantity.room).all() for quantity, _ in pairs):
@@ -255,7 +255,7 @@ class Plan:
 
 
 def gathered(plan: Plan, found: dict) -> dict:
-    """Returns the fields of `ModelRobustness` that all points' metrics give."""
+    """Returns the fields of `ModelRobustness` that follow from the points' metrics."""
     scans = {name: _scan(plan, found, name) for name in plan.scans}
     fields = {"nominal": found[Nominal()], "grid": scans.pop(GRID, None)}
     fields["sweeps"] = scans
@@ -274,7 +274,7 @@ def _scan(plan: Plan, found: dict, name: str | None) -> Scan:
     points = [p for p in plan.points if isinstance(p, OnScan) and p.scan == name]
     design = [p for p in points if p.device is None]
     devices = [p for p in points if p.device is not None]
-    # Points of one place follow each other.
+    # Points of one place are adjacent.
     arrays = _arrays(found, devices, (*shape, -1)) if devices else None
     return Scan(
         axes,
@@ -302,7 +302,7 @@ def _sensitivity(plan: Plan, found: dict) -> Sensitivity:
 
 
 def _arrays(found: dict, points, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Returns metric → the values at the points, in a shape."""
+    """Returns metric → its values at the points, in a given shape."""
     points = list(points)
     return {
         name: np.array([found[point][name] for point in points]).reshape(shape)
@@ -311,7 +311,7 @@ def _arrays(found: dict, points, shape: tuple[int, ...]) -> dict[str, np.ndarray
 
 
 def layer_names(model) -> list[str]:
-    """Returns the name of each layer; with a number where several have the same."""
+    """Returns the name of each layer, with a number if several have the same name."""
     names = [layer.name for layer in _keras.flat_layers(model)]
     return [
         name if names.count(name) == 1 else f"{name} ({names[: i + 1].count(name)})"

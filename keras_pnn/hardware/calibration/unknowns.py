@@ -45,7 +45,7 @@ class Unknown:
         return np.stack([low, high])
 
     def _reach(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the limits of the search, around nominal and around a farther start."""
+        """Returns the search limits, around nominal and around a farther start."""
         start = self.start()
         far = np.where(np.abs(start) > _FARTHEST, start, 0.0)
         return np.minimum(far, 0.0) - _FARTHEST, np.maximum(far, 0.0) + _FARTHEST

@@ -163,7 +163,7 @@ class Session:
 
     def _check_silence(self, final: str, seconds: float, sent: str) -> None:
         """Raises InstrumentError if more follows answers that took `seconds`."""
-        # If the last answer is not numeric, it is not a late reading or acknowledgement.
+        # A last answer that is text cannot be a late reading or acknowledgement.
         # Otherwise, the true last answer must have time to arrive.
         text = final and _numbers([final]) is None
         patience = SHORT_SILENCE if text and self._in_step else max(SILENCE, seconds)

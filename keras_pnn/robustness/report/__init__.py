@@ -1,6 +1,6 @@
 """Turn the result of a robustness study into text, tables, figures and HTML.
 
-How a number, such as the mean accuracy over devices, reaches the page:
+The path of a number, such as the mean accuracy over devices, to the page:
 
 1. `robustness_report` prepares a `Study`, whose `ModelStudy`
    (`robustness/model_study.py`) measures the points of one model with a

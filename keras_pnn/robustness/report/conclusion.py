@@ -1,4 +1,4 @@
-"""Say in words what a robustness study found."""
+"""Summarise the findings of a robustness study in words."""
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from keras_pnn.robustness.statistics import margin
 
 
 def conclusion(result) -> Section:
-    """Returns the section at the top: a paragraph for each model, and a comparison."""
+    """Returns the first section: a paragraph for each model, and a comparison."""
     text = [
         f"The specification is {specification(result)}.",
         *(_model(result, name) for name in result.models),
@@ -73,7 +73,7 @@ def _model(result, name: str) -> str:
 
 
 def _costliest(result, name: str, display: Display) -> list[str]:
-    """Names the imperfection and the layer that cost most alone."""
+    """Names the imperfection and layer with the largest cost alone."""
     part = result.models[name].sensitivity
     if part is None:
         return []
@@ -89,7 +89,7 @@ def _costliest(result, name: str, display: Display) -> list[str]:
 
 
 def _comparison(result) -> list[str]:
-    """Says which model is best on the devices, and whether yields tell them apart."""
+    """Names the best model on the devices, and tells whether yields differ."""
     display = Display.of(result)
     devices = having(result, "devices")
     means = {

@@ -1,4 +1,4 @@
-"""Explain what the numbers of a report mean, for readers of the HTML page."""
+"""Explain the numbers of a report to readers of the HTML page."""
 
 from keras_pnn._version import DOCS_URL
 
@@ -105,7 +105,7 @@ def explanation(key: str) -> tuple[str, str]:
 
 
 def link(key: str) -> str:
-    """Returns the address of an explanation: of the documentation, or on the page."""
+    """Returns the address of an explanation in the documentation or on the page."""
     if DOCS_URL:
         return f"{DOCS_URL}/{_PAGE}/#{_TEXTS[_kind(key)][1]}"
     return f"#{anchor(key)}"
@@ -117,5 +117,5 @@ def anchor(key: str) -> str:
 
 
 def _kind(key: str) -> str:
-    """Sweeps have keys such as "sweep:temperature"; two sections share a text."""
+    """Returns the kind of section: "sweep" for "sweep:temperature", for example."""
     return "summary" if key == "conclusion" else key.partition(":")[0]

@@ -22,7 +22,7 @@ def as_json(result) -> str:
 
 
 def as_dict(result) -> dict:
-    """Returns what `RobustnessResult.to_dict` describes."""
+    """Returns the result of `RobustnessResult.to_dict`."""
     found = _fields(result)
     for name, model in result.models.items():
         values = found["models"][name]
@@ -94,8 +94,8 @@ def as_csv(result) -> str:
 def rows(result) -> list[dict]:
     """Returns one row for each measured point, all with the same keys.
 
-    They are the columns of `RobustnessResult.to_dataframe`; what a row has no value
-    for is `None`.
+    The keys are the columns of `RobustnessResult.to_dataframe`; missing values are
+    `None`.
     """
     found = [
         ({"model": name, **place}, metrics)
@@ -108,7 +108,7 @@ def rows(result) -> list[dict]:
             metrics = _at(part.metrics, (i, j))
             found.append(({"model": part.models[i], **place}, metrics))
     names = dict.fromkeys(name for _, metrics in found for name in metrics)
-    # A metric of the same name must not take the place of a column.
+    # A metric must not replace a fixed column of the same name.
     columns = {n: f"metric {n}" if n in _FIXED else n for n in names}
     return [
         {key: place.get(key) for key in _FIXED}

@@ -16,9 +16,9 @@ from keras_pnn.robustness.report.formatting import (
     specification,
 )
 
-# Letters of a name in a figure.
+# Most letters of a name in a figure.
 _LONGEST = 40
-# More points than a figure is wide would only make the file larger.
+# Most points of a curve: more than the pixels across only enlarge the file.
 _FINE = 1200
 
 # The key of a figure's `Section`, its caption, its Matplotlib axes.
@@ -61,7 +61,7 @@ def _sweeps(result) -> Drawn:
         axis = next(iter(scans.values())).axes[0]
         key, label, x = f"sweep:{name}", _text(axis.line_label), axis.positions
         if x is None:
-            # Points that are on no line are drawn in their order.
+            # Points that do not lie on one line are drawn in their order.
             x, label = np.arange(len(axis)), f"point of {label}"
         ax = plotting.bands(
             x,
@@ -110,7 +110,7 @@ def _grid(result) -> Drawn:
             limits=limits,
         )
         ax.set_title(_text(name))
-        # About 45 letters are as wide as a map, and 16 lines as high.
+        # About 45 letters fill the width of a map, and 16 lines its height.
         room = (2 + max(len(number(value)) for value in x)) / 45
         for side, points, least in ((ax.xaxis, x, room), (ax.yaxis, y, 1 / 16)):
             at = spaced(points, least)
@@ -120,9 +120,9 @@ def _grid(result) -> Drawn:
 
 
 def spaced(points: np.ndarray, room: float) -> list[float]:
-    """Returns those of ascending points whose labels have room, with both ends.
+    """Selects from ascending points those whose labels have room, with both ends.
 
-    `room` is the least distance of two, as a share of the range.
+    `room` is the smallest distance between two labels, as a share of the range.
     """
     few = [float(point) for point in points[chosen(len(points))]]
     least, kept = room * (few[-1] - few[0]), few[:1]
@@ -229,7 +229,7 @@ def _spec(result) -> float:
 
 
 def _text(name: object) -> str:
-    """Returns a name that Matplotlib draws as it is: no mathematics, in the legend."""
+    """Returns a short name that Matplotlib shows in the legend, without mathematics."""
     name = str(name)
     name = name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
     name = name.replace("$", r"\$")

@@ -17,7 +17,7 @@ import tensorflow as tf
 def error(name: str, expected: str, received) -> ValueError:
     """Returns the error for an argument that is not `expected`, such as "a number ≥ 0".
 
-    `received` is what came, or a string that describes it.
+    `received` is the given value, or a string that describes it.
     """
     return ValueError(f"Argument `{name}` must be {expected}. Received: {received}")
 
@@ -29,7 +29,7 @@ def short(value) -> str:
 
 
 def integer(name: str, value, low: int | None = None, high: int | None = None) -> int:
-    """Returns an integer within [low, high]; a bound of `None` is no bound."""
+    """Returns an integer within [low, high]; `None` stands for no bound."""
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not (whole and _within(value, low, None, high, None)):
         expected = "an integer" + _bounds(low, None, high, None)
@@ -45,9 +45,9 @@ def real(
     above: float | None = None,
     below: float | None = None,
 ) -> float:
-    """Returns a finite number, or an array or eager tensor of no axes, as a float.
+    """Returns a finite number, or an array or eager tensor without axes, as a float.
 
-    It may reach the bounds `low` and `high`, and not `above` and `below`.
+    The bounds `low` and `high` are inclusive; `above` and `below` are exclusive.
     """
     number = as_real(value)
     if not (math.isfinite(number) and _within(number, low, above, high, below)):
@@ -87,8 +87,8 @@ def pair(name: str, value, low: int | None = None) -> tuple[int, int]:
 def saved(owner, name: str, value, instead: str = ""):
     """Returns an argument of a layer or model as `get_config` writes it.
 
-    A file holds no code: what is called must have a name or a configuration. `instead`
-    says what may be given in place of a function, for the message.
+    A file holds no code, so a callable must have a name or a configuration. `instead`
+    is an alternative to a function, for the message.
     """
     for part in keras.tree.flatten(value):
         if callable(part) and not _has_name(part) and not _has_config(part):
@@ -132,14 +132,14 @@ def _unsaved(owner, name: str, value, instead: str) -> ValueError:
 
 
 def compiled(name: str, model) -> None:
-    """Checks that a model has a loss, as `evaluate` needs it."""
+    """Checks that a model is compiled, as `evaluate` requires."""
     if not getattr(model, "compiled", False):
         received = f"model '{getattr(model, 'name', model)}', not compiled"
         raise error(name, "compiled, as for `evaluate`", received)
 
 
 def optional(check: Callable, name: str, value, *args, **kwargs):
-    """Returns `None` for `None`, and what a check returns for any other value."""
+    """Returns `None` for `None`, and the result of a check for any other value."""
     return None if value is None else check(name, value, *args, **kwargs)
 
 
@@ -261,8 +261,8 @@ def data(x, y=None, sample_weight=None, finite_targets: bool = True) -> tuple:
     """Returns a data set as structures of NumPy arrays of one length.
 
     Each is an array or a list or dictionary of arrays, not a list of numbers; or `x` is
-    a data set, which is read once. There must be inputs, and neither NaN nor infinity;
-    `finite_targets=False` allows targets to mark with NaN what a loss ignores.
+    a data set, which is read once. There must be inputs, and no NaN or infinity;
+    `finite_targets=False` allows NaN in targets, for losses that ignore it.
     """
     if is_data_set(x):
         x, y, sample_weight = _joined(data_set_batches(x, y, sample_weight)())
@@ -345,7 +345,7 @@ def samples(name: str, value):
     """Returns an array, or a structure of arrays, as NumPy arrays; `None` stays."""
 
     def one(given):
-        # A list of numbers comes here number by number; a data set has no shape.
+        # A list of numbers arrives here number by number; a data set has no shape.
         if given is not None and not len(getattr(given, "shape", ())):
             expected = (
                 "an array, or a list or dictionary of arrays, with the samples along "
@@ -360,7 +360,7 @@ def samples(name: str, value):
 def inputs(name: str, value) -> None:
     """Checks that known inputs hold a sample, and neither NaN nor infinity.
 
-    Data sets, generators and tensors of a graph pass: they are not known ahead.
+    Data sets, generators and tensors of a graph pass, since their values are unknown.
     """
     shapes = [tuple(a.shape) for a in keras.tree.flatten(value) if _known(a)]
     if any(shape and shape[0] == 0 for shape in shapes):
@@ -401,7 +401,7 @@ def _within(value, low, above, high, below) -> bool:
 
 
 def _bounds(low, above, high, below) -> str:
-    """The bounds in words: " ≥ 0", " > 0 and < 1", " in [2, 24]"."""
+    """Returns the bounds as text: " ≥ 0", " > 0 and < 1", " in [2, 24]"."""
     if low is not None and high is not None:
         return f" in [{low:g}, {high:g}]"
     signs = {"≥": low, ">": above, "≤": high, "<": below}

@@ -14,7 +14,7 @@ _FEW = 4
 
 
 def brief(value) -> str:
-    """Returns a value in a few letters: of arrays and long lists only their size."""
+    """Returns a short text for a value; only the size for arrays and long lists."""
     if isinstance(value, keras.Model):
         return f"<{type(value).__name__} {value.name!r}>"
     if isinstance(value, np.ndarray | tf.Tensor | tf.Variable | keras.Variable):
@@ -40,7 +40,7 @@ class Brief:
     """Base of objects whose repr is one line: the arguments that are not `None`."""
 
     def __repr__(self):
-        # Also of an object whose `__init__` failed half-way.
+        # Attributes are missing if `__init__` failed half-way.
         found = {name: getattr(self, name, None) for name in self._shown_names()}
         shown = [f"{n}={brief(v)}" for n, v in found.items() if v is not None]
         text = f"{type(self).__name__}({', '.join(shown)})"
@@ -53,8 +53,7 @@ class Brief:
 class Shown(Brief):
     """Base of objects that are shown as tables.
 
-    A subclass implements `_parts`, which returns what there is to show: `Table`s, and
-    paragraphs as strings.
+    A subclass implements `_parts`, which returns `Table`s, and paragraphs as strings.
     """
 
     def _parts(self) -> list:
@@ -73,7 +72,7 @@ class Shown(Brief):
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table of texts; the first column has the names of the rows."""
+    """A table of texts; the first column holds the names of the rows."""
 
     title: str
     columns: tuple[str, ...]
@@ -93,7 +92,7 @@ class Table:
     def html(self) -> str:
         """Returns the table as an HTML element."""
         caption = f"<caption>{escaped(self.title)}</caption>" if self.title else ""
-        # An empty heading would be read aloud as one.
+        # Screen readers would announce an empty heading.
         first, *others = self.columns
         corner = f'<th scope="col">{escaped(first)}</th>' if first else "<td></td>"
         heads = "".join(f'<th scope="col">{escaped(name)}</th>' for name in others)
@@ -121,7 +120,7 @@ def html(parts: list) -> str:
 
 
 def escaped(words: str) -> str:
-    """Returns a text for HTML, where a number keeps its sign and unit on its line."""
+    """Escapes text for HTML, and keeps numbers on one line with sign and unit."""
     for sign in ("≥ ", "≤ ", " %"):
         words = words.replace(sign, sign.replace(" ", "\u00a0"))
     return escape(words)

@@ -11,15 +11,14 @@ import numpy as np
 
 @contextlib.contextmanager
 def atomic(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Gives a path to write to, and puts what was written in the place of `path`.
+    """Yields a temporary path to write to, whose file finally replaces `path`.
 
-    The path is in the same folder, which is made where it does not exist, and has the
-    same suffixes. A process that is killed, or a body that raises, leaves the file from
-    before.
+    It has the same suffixes and is in the same folder, which is created if missing. If
+    the process is killed or the body raises, the old file remains.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # By process: two that write one file do not write into each other's.
+    # Named by process, so that two that write one file do not share a temporary file.
     suffix = "".join(path.suffixes)
     stem = path.name.removesuffix(suffix)
     part = path.with_name(f".{stem}.{os.getpid()}.part{suffix}")
@@ -31,7 +30,7 @@ def atomic(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def storable(array) -> np.ndarray:
-    """Returns an array in a native type of NumPy's: bfloat16 becomes float32."""
+    """Returns an array in a native NumPy type: bfloat16 becomes float32."""
     array = np.asarray(array)
     if array.dtype.kind == "V":
         return array.astype("float32")
@@ -41,7 +40,7 @@ def storable(array) -> np.ndarray:
 def digest(*parts) -> str:
     """Returns a SHA-256 digest of texts, bytes and arrays, in hexadecimal.
 
-    Arrays count with dtype, shape and values, in C order.
+    It depends on dtype, shape and values of arrays, in C order.
     """
     found = hashlib.sha256()
     for part in parts:

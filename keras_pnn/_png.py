@@ -31,7 +31,7 @@ def read_png(path: str | os.PathLike, shape: tuple[int, int]) -> np.ndarray:
             f"{path} must be a PNG picture. Received: a file that starts with "
             f"{data[:8]!r}"
         )
-    # From the header, since TensorFlow converts to the type that is asked for.
+    # From the header, since TensorFlow converts to the requested type.
     depth = data[24] if len(data) > 24 else 0
     try:
         kind = tf.uint16 if depth == 16 else tf.uint8

@@ -1,4 +1,4 @@
-"""Use signatures: show keywords that are passed on, save objects by their arguments."""
+"""Show signatures of forwarded arguments, and save objects by their arguments."""
 
 import difflib
 import inspect
@@ -10,7 +10,7 @@ from keras_pnn._display import Brief
 
 
 def like(other: Callable) -> Callable:
-    """Shows a function with the signature of another one, which it forwards to."""
+    """Shows a function with the signature of the function that it forwards to."""
 
     def shown(function: Callable) -> Callable:
         function.__signature__ = inspect.signature(other)
@@ -20,7 +20,7 @@ def like(other: Callable) -> Callable:
 
 
 def check_keywords(function: Callable, given: dict) -> None:
-    """Raises TypeError for a keyword that a function does not show."""
+    """Raises TypeError for a keyword that is not in a function's signature."""
     known = list(inspect.signature(function).parameters)
     for name in given:
         if name not in known:
@@ -30,9 +30,9 @@ def check_keywords(function: Callable, given: dict) -> None:
 
 
 def passing_on(*receivers: Callable, without: tuple[str, ...] = ()) -> Callable:
-    """Shows, in place of `**kwargs`, the keywords of what receives them.
+    """Shows the keywords of the receivers in place of `**kwargs`.
 
-    Help and completion then list them. The function itself stays as it is.
+    Help and completion then list them. The function itself is not changed.
 
     Args:
         receivers: the functions or classes that `**kwargs` go to. If the last one
@@ -61,10 +61,10 @@ def passing_on(*receivers: Callable, without: tuple[str, ...] = ()) -> Callable:
 
 
 class Configured(Brief):
-    """Base of objects that are saved by the arguments of `__init__`, all attributes."""
+    """Base of objects saved by the arguments of `__init__`, which are attributes."""
 
     def get_config(self) -> dict:
-        """Returns the arguments of `__init__`, as files hold them."""
+        """Returns the serialised arguments of `__init__`."""
         serialize = keras.saving.serialize_keras_object
         names = inspect.signature(type(self)).parameters
         if unknown := [name for name in names if not hasattr(self, name)]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-# What Python also takes for numbers, such as "1_000" or "nan", is none here.
+# Unlike `float`, this does not accept "1_000" or "nan".
 _NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
 
@@ -26,7 +26,7 @@ class Table:
         heading_line: the line of the headings, counted from 1.
         rows: for each row, one string per heading; missing cells are empty.
         lines: the line of each row.
-        delimiter: what separates cells. A comma is a decimal comma elsewhere.
+        delimiter: the separator of cells. If it is not a comma, commas are decimal.
         cut: whether the file ends within a row, which lacks cells and a line end.
     """
 
@@ -39,11 +39,11 @@ class Table:
     cut: bool
 
     def place(self, row: int) -> str:
-        """Returns the words for a row in a message: file and line."""
+        """Returns the file and line of a row, for messages."""
         return f"{self.path}, line {self.lines[row]}"
 
     def number(self, cell: str) -> float:
-        """Returns the number in a cell, NaN where there is no finite one."""
+        """Returns the number in a cell; NaN if there is no finite number."""
         cell = cell.strip()
         if not _NUMBER.fullmatch(cell) or ("," in cell and self.delimiter == ","):
             return math.nan
@@ -70,7 +70,7 @@ class Table:
         return np.array([self.number(cell) for cell in cells])
 
     def records(self, number: str) -> Iterator[tuple[dict[str, str], float, str]]:
-        """Yields heading → cell of each row, the number under one, and its place."""
+        """Yields for each row heading → cell, the number under one, and its place."""
         values = self.numbers(self.headings.index(number)).tolist()
         for i, (cells, value) in enumerate(zip(self.rows, values, strict=True)):
             yield dict(zip(self.headings, cells, strict=True)), value, self.place(i)
@@ -82,7 +82,7 @@ def error(where, expected: str, received) -> ValueError:
 
 
 def element(text: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """Returns the index of an element from its text, `"0;3"`; `None` outside."""
+    """Returns the index in a text such as `"0;3"`; `None` if it is not in the shape."""
     parts = [part.strip() for part in text.split(";") if part]
     if len(parts) != len(shape) or not all(map(str.isdecimal, parts)):
         return None
@@ -93,10 +93,10 @@ def element(text: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
 def read(path: str | os.PathLike) -> Table:
     """Reads a table with one line of headings, in UTF-8 or UTF-16.
 
-    Cells are separated by semicolons, tabs or commas, whichever the headings are.
-    With semicolons and tabs, numbers may have decimal commas. Blank lines, lines that
-    begin with `#` and a byte-order mark are skipped; where only a comment line names
-    the columns, as `numpy.savetxt` writes it, that line holds the headings.
+    Cells are separated by semicolons, tabs or commas, as the headings are. With
+    semicolons and tabs, numbers may have decimal commas. Blank lines, lines that begin
+    with `#` and a byte-order mark are skipped; if only a comment line names the
+    columns, as in files from `numpy.savetxt`, it holds the headings.
     """
     name, content = os.fspath(path), pathlib.Path(path).read_bytes()
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -150,7 +150,7 @@ def read(path: str | os.PathLike) -> Table:
 
 
 def unit(heading: str, known: Iterable[str]) -> str | None:
-    """Returns which unit a heading ends with, `None` without any of the known.
+    """Returns the known unit that a heading ends with; `None` if there is none.
 
     Understands "current_mA", "I (mA)", "I [mA]", "I / mA" and "I in mA".
     """
@@ -160,7 +160,7 @@ def unit(heading: str, known: Iterable[str]) -> str | None:
 
 
 def _plain(text: str) -> str:
-    """The two characters for micro as one."""
+    """Returns text with a single character for micro instead of two variants."""
     return unicodedata.normalize("NFKC", text)
 
 

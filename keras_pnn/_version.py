@@ -1,6 +1,6 @@
 __version__ = "0.2.0"
 
-# The address of the documentation, without a slash at its end; "" where there is none.
+# The address of the documentation, without a final slash; "" if there is none.
 DOCS_URL = ""
-# Likewise the address of the sources.
+# The address of the source code, likewise.
 SOURCE_URL = ""

@@ -1,4 +1,4 @@
-"""Warn at the user's line, however deep below it a warning arises."""
+"""Report warnings at the user's line, however deep below it they arise."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ import warnings
 import keras
 import tensorflow as tf
 
-# Keras and TensorFlow lie between `fit` and what it calls.
+# Frames of Keras and TensorFlow lie between a user's `fit` and this package.
 _INSIDE = tuple(
     os.path.join(os.path.dirname(file), "")
     for file in (__file__, keras.__file__, tf.__file__)

@@ -199,7 +199,7 @@ def lent_compile(
 ) -> contextlib.AbstractContextManager[None]:
     """Lends a model the compiled state of another until the block ends.
 
-    Afterwards, the model is compiled as before, or not compiled.
+    The model's own compiled state, if any, is restored afterwards.
     """
     # The attributes set by `compile` that a model's `compute_loss` may use.
     names = ("_compile_loss", "loss", "optimizer", "compiled")

@@ -128,7 +128,10 @@ class OverridingScope(keras.StatelessScope):
                 )
 
     def check_assigned(self, variable: tf.Variable) -> None:
-        """Raises a ValueError if a layer assigns a `tf.Variable`, unlike a Keras one."""
+        """Raises a ValueError if a layer assigns a `tf.Variable`.
+
+        The scope cannot hold back such an assignment.
+        """
         if self._owners(variable):
             raise ValueError(
                 f"Layer {self._names(variable)} must keep what it assigns in `call` in "

@@ -59,7 +59,7 @@ def in_fit(options: dict) -> bool:
 
 
 def retrace(model: keras.Model, kind: str) -> None:
-    """Makes a step be traced anew, inside its wrappers."""
+    """Makes Keras trace a step anew, inside its wrappers."""
     getattr(model, f"make_{kind}_function")(force=True)
 
 

@@ -115,7 +115,7 @@ def heat_map(
         y: (rows,), likewise.
         values: (rows, columns).
         level: value of a contour, such as the specification; or `None`.
-        limits: lowest and highest value of the colour scale. Default: those of `values`.
+        limits: ends of the colour scale. Default: those of `values`.
 
     Returns:
         A Matplotlib axis.

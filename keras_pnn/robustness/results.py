@@ -1,4 +1,4 @@
-"""Hold what a robustness study measured; statistics are derived."""
+"""Hold the measurements of a robustness study, and derive statistics from them."""
 
 import dataclasses
 import math
@@ -26,11 +26,11 @@ from keras_pnn.robustness.report.text import text
 
 @dataclasses.dataclass(frozen=True)
 class Yield:
-    """How many devices keep the specification: `passed` of `n`.
+    """The number of devices that keep the specification: `passed` of `n`.
 
     Args:
-        passed: how many keep it.
-        n: how many there are.
+        passed: number of devices that keep it.
+        n: number of all devices.
 
     Example:
 
@@ -49,7 +49,7 @@ class Yield:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The Wilson interval of 95 %, within [0, 1] and never of width 0.
+        """The 95 % Wilson interval, within [0, 1] and never of width 0.
 
         Reference:
 
@@ -64,7 +64,7 @@ class Yield:
 
     @classmethod
     def of(cls, values: np.ndarray, spec: float, mode: str) -> "Yield":
-        """Counts which of (devices,) values keep a specification; NaN breaks it."""
+        """Counts the values (devices,) that keep a specification; NaN breaks it."""
         kept = statistics.margin(values, spec, mode) >= 0
         return cls(int(kept.sum()), len(kept))
 
@@ -77,14 +77,14 @@ class Yield:
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Scan(Brief):
-    """A model along one axis (a sweep) or two (a grid), on the design and on devices.
+    """Metrics along one axis (a sweep) or two (a grid), of the design and of devices.
 
     Args:
         axes: one or two `Axis`.
-        design: metric → (points, …): the design, with nothing else off; `None` where
-            an axis is random.
-        devices: metric → (devices, points, …): every device, with what is scanned
-            added to its own deviations (or in their place, for spreads); `None`
+        design: metric → (points, …), for the design without other deviations; `None`
+            if an axis is random.
+        devices: metric → (devices, points, …), with the scanned deviations added to
+            each device's own (spreads replace them, factors multiply them); `None`
             without devices.
 
     Example:
@@ -98,28 +98,28 @@ class Scan(Brief):
     devices: dict[str, np.ndarray] | None
 
     def summary(self, metric: str) -> dict[str, np.ndarray] | None:
-        """Statistics over the devices at each point; `None` without devices."""
+        """Returns statistics over the devices at each point; `None` without devices."""
         return self.devices and statistics.summary(self.devices[metric])
 
     def central(self, metric: str) -> np.ndarray:
-        """(points, …): the mean over the devices, or the design if there are none."""
+        """Returns the mean over devices (points, …), or the design without devices."""
         if self.devices is None:
             return self.design[metric]
         return self.devices[metric].mean(0)
 
     def yields(self, metric: str, spec: float, mode: str) -> list[Yield] | None:
-        """The yield at each point of a sweep; `None` without devices."""
+        """Returns the yield at each point of a sweep; `None` without devices."""
         if self.devices is None:
             return None
         return [Yield.of(column, spec, mode) for column in self.devices[metric].T]
 
     def tolerance(self, metric: str, spec: float, mode: str) -> tuple[float, float]:
-        """The interval around 0 in which `central` of a sweep keeps a specification.
+        """Returns the interval around 0 in which `central` keeps a specification.
 
-        A bound is the last point before the curve first misses the specification; at
-        the end of the range, the curve keeps it as far as it was measured. Both are NaN
-        if the curve misses it at 0 (between points, on a straight line), if 0 is not in
-        the range, or if the points do not lie on a line through 0.
+        A bound is the last point before the curve first breaks the specification, or
+        the end of the range if the curve keeps it as far as measured. Both are NaN if
+        the curve, linear between points, breaks it at 0, if 0 is not in the range, or
+        if the points do not lie on a line through 0.
         """
         if self.axes[0].positions is None:
             return math.nan, math.nan
@@ -127,11 +127,11 @@ class Scan(Brief):
         over = statistics.margin(values, spec, mode)
         if not x[0] <= 0 <= x[-1] or not np.interp(0, x, over) >= 0:
             return math.nan, math.nan
-        # A difference, since −0.0 is no bound.
+        # A difference, to avoid −0.0.
         return 0.0 - _reach(-x[::-1], over[::-1]), _reach(x, over)
 
     def area(self, metric: str) -> float:
-        """The mean of `central` of a sweep over its range; NaN where it has none."""
+        """Returns the mean of `central` over a sweep's range; NaN without positions."""
         from scipy.integrate import trapezoid
 
         if self.axes[0].positions is None:
@@ -158,15 +158,15 @@ def _reach(x: np.ndarray, over: np.ndarray) -> float:
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class WorstCase(Brief):
-    """What an ascent over the imperfections found inside a radius.
+    """The worst device that an ascent over the imperfections found within a radius.
 
     Args:
-        radius: imperfection → root mean square of its deviation over its elements,
-            in its unit, which the search kept to.
-        metrics: loss and metrics there, on all data.
+        radius: imperfection → largest root mean square deviation over its elements
+            that the search allowed, in its unit.
+        metrics: loss and metrics of the device, on all data.
         losses: (restarts, steps + 1) losses along the ascents, on the search's data.
-        samples: how many samples the search looked at.
-        device: the device that was found.
+        samples: number of samples that the search used.
+        device: the worst device found.
 
     Example:
 
@@ -184,9 +184,9 @@ class WorstCase(Brief):
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What deviates alone: an imperfection as in the devices, or an end of a sweep.
+    """A deviation measured alone: an imperfection of devices, or an end of a sweep.
 
-    The name is without a layer's; `end` is the value at the sweep's end, as text.
+    `imperfection` is without a layer; `end` is the value at the sweep's end, as text.
     """
 
     imperfection: str
@@ -196,22 +196,22 @@ class Kind:
         return f"{self.imperfection} = {self.end}" if self.end else self.imperfection
 
     def to_dict(self) -> str:
-        """Returns the text that stands for it in JSON."""
+        """Returns the kind as text, for JSON."""
         return str(self)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Sensitivity(Brief):
-    """What one kind of imperfection in one layer does alone.
+    """Metrics with one kind of imperfection in one layer alone.
 
     Args:
         layers: names of the layers.
-        kinds: what deviated: as text, `"resonance_shift"` for the devices, and
+        kinds: kinds of deviation; as text, `"resonance_shift"` for the devices, and
             `"temperature = 2"` for the end of a sweep.
-        metrics: metric → (layers, kinds): means over the devices that were used, and
-            for an end of a sweep the design's; NaN where a layer has no such
+        metrics: metric → (layers, kinds), the mean over the devices used or, for an
+            end of a sweep, the value of the design; NaN if a layer has no such
             imperfection.
-        devices: how many devices were used.
+        devices: number of devices used.
 
     Example:
 
@@ -231,9 +231,9 @@ class Curvature(Brief):
     """The Hessian of the loss over some variables.
 
     Args:
-        eigenvalues: the largest, and the smallest.
-        trace: their sum.
-        density: how many lie where.
+        eigenvalues: the largest and the smallest eigenvalues.
+        trace: the sum of all eigenvalues.
+        density: the spectral density.
 
     Example:
 
@@ -247,7 +247,7 @@ class Curvature(Brief):
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Transfer(Brief):
-    """Trained on one device, tested on another.
+    """Metrics of models trained on one device and tested on others.
 
     Args:
         models: names of the models, the rows.
@@ -274,13 +274,13 @@ class ModelRobustness(Brief):
 
     Args:
         nominal: loss and metrics of the design.
-        devices: metric → (devices,), every device as fabricated; `None` without.
+        devices: metric → (devices,), each device as fabricated; `None` without devices.
         labels: names of the devices.
         sweeps: name → one-dimensional `Scan`.
         grid: a two-dimensional `Scan`, or `None`.
         worst: the adversarial worst case, or `None`.
-        sensitivity: per layer and kind, or `None`.
-        curvature: `"controls"` and `"all"` → `Curvature`; empty without.
+        sensitivity: the `Sensitivity` per layer and kind, or `None`.
+        curvature: `"controls"` and `"all"` → `Curvature`; empty if not measured.
         landscape: the loss around the controls, or `None`.
         cost: the `HardwareCost`, or `None`.
         light: the `LightPath` of a diffractive network, or `None`.
@@ -304,11 +304,11 @@ class ModelRobustness(Brief):
     light: LightPath | None = None
 
     def yield_of(self, metric: str, spec: float, mode: str) -> Yield | None:
-        """The yield over the devices; `None` without devices."""
+        """Returns the yield over the devices; `None` without devices."""
         return self.devices and Yield.of(self.devices[metric], spec, mode)
 
     def summary(self, metric: str) -> dict[str, float] | None:
-        """Statistics of a metric over the devices; `None` without."""
+        """Returns statistics of a metric over the devices; `None` without values."""
         values = (self.devices or {}).get(metric)
         return None if values is None else statistics.summary(values)
 
@@ -320,13 +320,13 @@ class RobustnessResult(Shown):
     Args:
         models: name → `ModelRobustness`, first the model of the report, then those of
             `compare`.
-        metric: the metric that the specification is about.
+        metric: the metric that the specification limits.
         mode: `"max"`: `metric` must be at least `spec`; `"min"`: at most.
         spec: the specification.
-        transfer: trained on one device and tested on another, or `None`.
-        setting: how it was made: data with their shapes and hash, specification,
-            seeds, batch normalisation, versions, seconds; `"<name> per model"` where
-            the models differ.
+        transfer: the `Transfer` between devices, or `None`.
+        setting: settings of the measurement: data with their shapes and hash,
+            specification, seeds, batch normalisation, versions, seconds;
+            `"<name> per model"` for settings that differ between models.
 
     Example:
 
@@ -342,7 +342,7 @@ class RobustnessResult(Shown):
     setting: dict
 
     def yield_of(self, name: str) -> Yield | None:
-        """The yield of a model over the devices; `None` without devices."""
+        """Returns the yield of a model over the devices; `None` without devices."""
         return self.models[name].yield_of(self.metric, self.spec, self.mode)
 
     def summary(self) -> str:
@@ -355,17 +355,17 @@ class RobustnessResult(Shown):
     def to_dict(self) -> dict:
         """Returns the report in JSON's types; NaN and infinities become `None`.
 
-        Beside the fields, by name, stand the figures that follow from them:
+        Besides the fields, by name, it holds figures derived from them:
 
-        - of each model: `statistics`, metric → mean, std, median, p05, p95, min and
+        - for each model: `statistics`, metric → mean, std, median, p05, p95, min and
           max over the devices, and `yield`, with `low` and `high` of its interval;
           both `None` without devices;
-        - of each sweep and of the grid: the same `statistics` at each point;
-        - of each sweep: `tolerance` at the specification, with `low`, `high`, `width`
-          and whether these ends are those of the range (`low_is_end`, `high_is_end`);
+        - for each sweep and the grid: the same `statistics` at each point;
+        - for each sweep: `tolerance` at the specification, with `low`, `high`, `width`
+          and whether its ends are those of the range (`low_is_end`, `high_is_end`);
           `mean_over_range`, metric → the area under the curve over the width of the
           range; and `yields`, one for each point of a spread, `None` for others;
-        - of each axis: `positions`, its points along the line that they lie on.
+        - for each axis: `positions`, its points along the line that they lie on.
         """
         return as_dict(self)
 
@@ -376,13 +376,13 @@ class RobustnessResult(Shown):
     def to_dataframe(self):
         """Returns one row for each measured point, as a pandas DataFrame.
 
-        Its columns, which are those of the CSV file:
+        It has the columns of the CSV file:
 
         - `model`: the model's name;
         - `section`: `"nominal"`, `"device"`, `"sweep"`, `"grid"`, `"worst"`,
           `"sensitivity"` or `"transfer"`;
-        - `name`: of the sweep, the grid's two axes, the radii of the worst case, or
-          the layer;
+        - `name`: the sweep, the grid's two axes, the radii of the worst case, or the
+          layer;
         - `value`, `value_2`: the point along the axes, a number, or a text such as
           `"(0, 0.5)"` for a point of several elements; the kind of imperfection of a
           sensitivity;
@@ -392,16 +392,16 @@ class RobustnessResult(Shown):
         return dataframe(rows(self))
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the report; an older file is replaced only once all is written.
+        """Writes the report; an older file is replaced only by a complete one.
 
         Args:
-            path: where to; missing folders are made. Its suffix says what: `.html` is
-                one file with the plots inside, `.json` is `to_dict()`, `.csv` has one
-                row for each measured point.
+            path: the file; missing folders are created. The suffix gives the format:
+                `.html` is one file including the plots, `.json` is `to_dict()`, `.csv`
+                has one row for each measured point.
 
         Raises:
-            ValueError: If the suffix is another.
-            ImportError: If it is HTML and Matplotlib is not installed.
+            ValueError: If the suffix is none of these.
+            ImportError: If the format is HTML and Matplotlib is not installed.
         """
         writers = {".html": html, ".json": as_json, ".csv": as_csv}
         suffix = pathlib.Path(path).suffix.lower()

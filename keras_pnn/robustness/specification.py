@@ -1,4 +1,4 @@
-"""Describe a robustness study once: its arguments, their defaults, their checks."""
+"""Define the arguments of a robustness study, with their defaults and checks."""
 
 import dataclasses
 import os
@@ -21,15 +21,15 @@ class Specification(Brief):
         devices, variation, n, …: as in `robustness_report`.
 
     Attributes:
-        devices: a list of devices, or `None`: a `Variation` in their place becomes
+        devices: a list of devices, or `None`; a `Variation` given here becomes
             `variation`.
         sweeps, grid: name → typed `Axis`.
         hessian: `HessianOptions`, or `None` for no curvature.
         landscape: arguments of `loss_landscape`, or `None` for no landscape.
 
     Raises:
-        ValueError: If an argument is not as described, whatever the model.
-        TypeError: If there is no such argument.
+        ValueError: If an argument is not as described.
+        TypeError: If a keyword argument is unknown.
 
     Example:
 
@@ -99,7 +99,7 @@ class Specification(Brief):
             self._check_spread(axis, count)
 
     def _unless_fast(self, name: str):
-        """Returns an option that `fast` switches off."""
+        """Returns an option, or `False` if `fast` switches it off."""
         given = getattr(self, name)
         if self.fast and isinstance(given, dict):
             expected = "no dictionary with fast=True, which leaves it out"
@@ -107,7 +107,7 @@ class Specification(Brief):
         return False if self.fast else given
 
     def _check_spread(self, axis: Axis, count: int) -> None:
-        """Raises ValueError if the study lacks the devices that an axis spreads."""
+        """Raises ValueError if the study lacks the devices that an axis needs."""
         lacking, given = "`devices` or `variation`", bool(count)
         if isinstance(axis, SpreadAxis):
             lacking = "the `variation` that their other imperfections have"

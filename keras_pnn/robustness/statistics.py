@@ -2,7 +2,7 @@
 
 import numpy as np
 
-# Metrics are float32 numbers, in which 19 of 20 are less than 0.95.
+# Metrics are float32 numbers, in which 19/20 is slightly less than 0.95.
 _ROUNDING = 1e-6
 
 
@@ -22,13 +22,13 @@ def summary(values: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def margin(values: np.ndarray, spec: float, mode: str) -> np.ndarray:
-    """Returns by how much values keep a specification: below 0 where they break it.
+    """Returns the margins of values to a specification, negative if they break it.
 
-    It is 0 where a value is the specification but for float32's rounding; NaN stays.
-    In mode `"max"` values must be at least `spec`, in `"min"` at most.
+    A margin within float32's rounding is 0; NaN stays NaN. In mode `"max"`, values must
+    be at least `spec`, in `"min"` at most.
     """
     over = np.asarray(values, "float64") - spec
     over = over if mode == "max" else -over
-    # Relative: a mean square error may be smaller than the rounding of an accuracy.
+    # Relative, since a mean square error may be smaller than an accuracy's rounding.
     room = _ROUNDING * (abs(spec) or 1.0)
     return np.where(np.abs(over) <= room, 0.0, over)

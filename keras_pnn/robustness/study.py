@@ -1,4 +1,4 @@
-"""Prepare a robustness study, and measure it as often as the weights change."""
+"""Prepare a robustness study, which can be measured again when weights change."""
 
 import os
 import platform
@@ -30,8 +30,8 @@ from keras_pnn.robustness.specification import Specification
 class Study:
     """A robustness study of one or several models, checked and ready to measure.
 
-    What evaluates devices, and the operators of the curvature, are built once: to
-    measure again, as during training, nothing is traced anew.
+    Device evaluators and curvature operators are built once, so that measuring again,
+    as during training, retraces nothing.
 
     Args:
         specification: what to measure.
@@ -39,8 +39,8 @@ class Study:
 
     Attributes:
         studies: name of a model → its `ModelStudy`.
-        metric, mode, spec: the metric, which of its values are better, and the value
-            that it must keep.
+        metric, mode, spec: the metric, whether its `"max"` or `"min"` is better, and
+            its limit.
 
     Raises:
         ValueError: As in `robustness_report`.
@@ -101,7 +101,7 @@ class Study:
         verbose: int | str = "auto",
         executor=None,
     ) -> RobustnessResult:
-        """Measures with the weights as they are now; see `robustness_report`."""
+        """Measures with the present weights; see `robustness_report`."""
         check_executor(executor)
         start, shown = time.perf_counter(), _shown(verbose)
         trained_on = self.specification.trained_on
@@ -150,7 +150,7 @@ class Study:
 
 
 def joint(settings: dict[str, dict]) -> dict:
-    """Returns one setting for several models; what differs is `"<name> per model"`."""
+    """Joins the settings of models; those that differ become `"<name> per model"`."""
     found = {}
     for key in dict.fromkeys(key for one in settings.values() for key in one):
         values = {label: one.get(key) for label, one in settings.items()}

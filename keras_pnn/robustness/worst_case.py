@@ -1,4 +1,4 @@
-"""Search for the worst device within a radius; say how far a study searches."""
+"""Search for the worst device within a radius; compute a study's default radii."""
 
 import functools
 import math
@@ -19,7 +19,7 @@ from keras_pnn.layers.quantity import Quantity
 from keras_pnn.robustness.axes import Axis, DeviationAxis
 from keras_pnn.robustness.points import Plan
 
-# A step into a wall is tried down to a thousandth of its length.
+# A step to a loss that is not finite is halved down to a thousandth of its length.
 _HALVINGS = 10
 
 
@@ -36,27 +36,27 @@ def worst_device(
 ) -> tuple[SimulatedDevice, np.ndarray]:
     """Searches for the device on which the loss is largest.
 
-    The worst of N random devices depends on N, and a device that is far off in the
-    one direction that hurts is never drawn. Here the imperfections climb the loss,
+    The worst of N random devices depends on N, and a device that deviates far in the
+    one harmful direction is never drawn. Here the imperfections ascend the loss,
 
         d ← P(d + α R ∂L/∂d / ‖∂L/∂d‖₂),
 
     with R = radius × √elements, the length of a typical random device, α falling
-    from 1/2 to 0, and P the projection on ‖d‖₂ ≤ R for each imperfection by its name.
-    The first ascent starts from the design, unless the loss has no slope there, the
-    others at random on the sphere. A step to where the loss is not finite, as beyond
-    the range of a measured tuning curve, is halved until it is, or not made at all.
-    What it finds is a lower bound of the largest loss.
+    from 1/2 to 0, and P the projection on ‖d‖₂ ≤ R, for each named imperfection.
+    The first ascent starts from the design, unless the loss has no slope there; the
+    others start at random on the sphere. If the loss after a step is not finite, as
+    beyond the range of a measured tuning curve, the step is halved until it is finite,
+    or omitted. The result is a lower bound of the largest loss.
 
     Args:
         model: a compiled, built model.
         x, y, sample_weight: data, as in `evaluate`; a few hundred samples are enough.
-        radius: imperfection → root mean square of its deviation over its elements, in
-            its unit: a standard deviation allows as much as it takes to fabricate.
-        steps: of each ascent.
-        restarts: how many ascents.
-        batch_size: samples at once.
-        seed: of the starts.
+        radius: imperfection → largest root mean square deviation over its elements, in
+            its unit, for example its standard deviation in fabrication.
+        steps: number of steps of each ascent.
+        restarts: number of ascents.
+        batch_size: samples per batch.
+        seed: seed of the random starts.
 
     Returns:
         The device, and the losses (restarts, steps + 1) along the ascents.
@@ -80,7 +80,7 @@ def worst_device(
 
 
 class WorstCaseSearch:
-    """A search as `worst_device` makes one, made again and again in one graph."""
+    """The search of `worst_device`, which can be repeated with one graph."""
 
     def __init__(
         self, model, x, y, radius: dict[str, float], batch_size=256, sample_weight=None
@@ -132,7 +132,7 @@ class WorstCaseSearch:
     def _stepped(self, now: "_Place", direction: list, share: float) -> "_Place":
         """Returns the place after a step of a share of each radius.
 
-        Where the loss is not finite there, it is one on the way back.
+        If the loss is not finite there, returns a place on the way back.
         """
         parts = []
         for ball in self._balls:
@@ -142,7 +142,7 @@ class WorstCaseSearch:
             place = self._at(parts)
             if math.isfinite(place.loss):
                 return place
-            # Between two places within the radius, and so within it.
+            # Halfway between two places within the radius is within it, too.
             parts = [(p + q) / 2 for p, q in zip(now.parts, parts, strict=True)]
         return now
 
@@ -154,7 +154,7 @@ class WorstCaseSearch:
         ]
         step = functools.partial(self._step, tensors)
         (loss, *slope), _ = mean(self._batches, step, lambda: self._handing)
-        # A slope that is not finite, as that of a square root at 0, has no direction.
+        # A slope that is not finite, such as a square root's at 0, has no direction.
         slope = [np.where(np.isfinite(part), part, 0.0) for part in slope]
         return _Place(parts, float(loss), slope)
 
@@ -202,7 +202,7 @@ class _Ball:
         first = self.quantities[0]
         value = _checks.real(f"radius[{name!r}]", radius, above=0)
         if first.convert is not None:
-            # A power imbalance, as the angle that makes it.
+            # The value of an alias, such as a power imbalance, as one of the variable.
             value = abs(float(np.asarray(first.convert(value))))
         self._shared = first.shared
         elements = sum(int(np.sum(q.exists)) for q in self._counted(self.quantities))
@@ -214,7 +214,7 @@ class _Ball:
         pairs = zip(self.quantities, gradients, strict=True)
         steps = [np.where(q.exists, gradient, 0.0) for q, gradient in pairs]
         if self._shared:
-            # One value for the chip: its slope is the sum of those of the layers.
+            # One value for the chip: its slope is the sum over the layers.
             steps = [np.sum(steps, axis=0)] * len(steps)
         length = self._length(steps)
         if length:
@@ -232,20 +232,20 @@ class _Ball:
         return math.sqrt(sum(squares))
 
     def _counted(self, parts: list) -> list:
-        # What all layers share counts once.
+        # An imperfection that all layers share counts once.
         return parts[:1] if self._shared else parts
 
 
 def default_radius(plan: Plan) -> dict[str, float]:
-    """Returns imperfection → how far the search goes in it.
+    """Returns imperfection → default radius of the search.
 
-    The devices' spread; for variables that they do not deviate in, the first step of an
-    axis away from the design (a sweep often ends where every model fails), of several
-    axes the largest. Names are of one layer where not all layers go as far.
+    It is the devices' spread. For variables without one, it is the first step of an
+    axis away from the design (a sweep often ends where every model fails), or the
+    largest of several axes. A name includes the layer if the radii of layers differ.
     """
 
     def gradual(name: str) -> list[Quantity]:
-        # What is stuck or not has no slope to climb.
+        # Whether a control is stuck has no gradient.
         found = plan.imperfections(name)
         return [] if any(q.holds for q in found) else found
 
@@ -253,7 +253,7 @@ def default_radius(plan: Plan) -> dict[str, float]:
     # (layer, imperfection) → reach; the layer "" stands for all.
     reaches: dict[tuple[str, str], float] = {}
     for axis in (axis for axes in plan.scans.values() for axis in axes):
-        # A weight is no imperfection.
+        # A weight is not an imperfection.
         found = isinstance(axis, DeviationAxis) and gradual(axis.name)
         if found:
             key = axis.name.rpartition("/")[0], found[0].name
@@ -272,9 +272,9 @@ def default_radius(plan: Plan) -> dict[str, float]:
 
 
 def _reach(axis: Axis, found: list[Quantity]) -> float:
-    """Returns the least root mean square over elements of an axis' points, but 0.
+    """Returns the smallest root mean square over elements of an axis' nonzero points.
 
-    It is in the unit of the variables, which an alias's values are converted to.
+    It is in the unit of the variables, to which an alias's values are converted.
     """
     sizes = []
     for point in axis.values:
@@ -286,6 +286,6 @@ def _reach(axis: Axis, found: list[Quantity]) -> float:
             elements.append(amounts[quantity.exists])
         values = np.concatenate(elements)
         if largest := float(np.abs(values).max(initial=0.0)):
-            # In units of the largest: where all are alike, the result is that number.
+            # Relative to the largest, so that equal values give exactly their value.
             sizes.append(largest * math.sqrt(np.mean(np.square(values / largest))))
     return min(sizes, default=0.0)

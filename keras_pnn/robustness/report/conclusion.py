@@ -73,7 +73,7 @@ def _model(result, name: str) -> str:
 
 
 def _costliest(result, name: str, display: Display) -> list[str]:
-    """Names the imperfection and layer with the largest cost alone."""
+    """Names the imperfection and the layer that cost most on their own."""
     part = result.models[name].sensitivity
     if part is None:
         return []

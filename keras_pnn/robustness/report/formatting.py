@@ -1,4 +1,4 @@
-"""Say the numbers of a robustness report in words, and arrange them in tables."""
+"""Format the numbers and names of a robustness report, and arrange them in tables."""
 
 import dataclasses
 import math
@@ -7,22 +7,22 @@ import numpy as np
 
 from keras_pnn._display import Table
 
-# A sweep's points, a grid's rows: no more than fit beside each other on a page.
+# Most points of a sweep or rows of a grid, so that they fit on a page.
 _POINTS = 9
-# Where nothing was measured.
+# Text for a value that was not measured.
 ABSENT = "-"
 
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A part of a report, and what its numbers mean."""
+    """A section of a report, with the meaning of its numbers."""
 
     # `"devices"`, `"sweep:temperature"`, …; figures have the same keys.
     key: str
     title: str
     meaning: str
     tables: list[Table] = dataclasses.field(default_factory=list)
-    # Paragraphs that are the content themselves.
+    # Paragraphs of the section's content.
     text: tuple[str, ...] = ()
     # Name → text, for settings.
     lines: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -46,7 +46,7 @@ class Display:
 
     @classmethod
     def of(cls, result, metric: str | None = None) -> "Display":
-        """How a result's metric is shown; by default that of its specification."""
+        """Returns the display of a metric, by default that of the specification."""
         metric = result.metric if metric is None else metric
         values = [m.nominal.get(metric, 0.0) for m in result.models.values()]
         share = "acc" in metric.lower() and all(not abs(v) > 1 for v in values)
@@ -54,7 +54,7 @@ class Display:
 
     @property
     def label(self) -> str:
-        """Name and unit, as for an axis."""
+        """The name and unit, as for an axis."""
         return f"{self.metric} (%)" if self.percent else self.metric
 
     @property
@@ -63,12 +63,12 @@ class Display:
         return " (percentage points)" if self.percent else ""
 
     def scaled(self, values) -> np.ndarray:
-        """The values in the unit shown."""
+        """Returns values in the displayed unit."""
         values = np.asarray(values, "float64")
         return 100 * values if self.percent else values
 
     def number(self, value: float | None, unit: bool = False) -> str:
-        """A value as text; NaN as `-`."""
+        """Returns a value as text; NaN as `-`."""
         if not self.percent or value is None or math.isnan(value):
             return number(value)
         return f"{100 * value:.2f}" + (" %" if unit else "")
@@ -78,7 +78,7 @@ def number(value: float | None) -> str:
     """Returns a number with four significant digits; NaN as `-`."""
     if value is None or math.isnan(value):
         return ABSENT
-    # No "-0".
+    # The sum avoids "-0".
     return f"{value + 0.0:.4g}"
 
 
@@ -93,7 +93,7 @@ def specification(result) -> str:
 def interval(result, scan) -> tuple[str, str]:
     """Returns the tolerance of a sweep and its width; ≤ and ≥ mark a range's end.
 
-    It is "less than" the nearest point where no point but 0 keeps the specification.
+    If only the point 0 keeps the specification, it is "less than" the nearest point.
     """
     low, high = scan.tolerance(result.metric, result.spec, result.mode)
     if math.isnan(low):
@@ -114,8 +114,8 @@ def interval(result, scan) -> tuple[str, str]:
 def open_ends(scan, low: float, high: float) -> tuple[bool, bool]:
     """Returns whether the bounds of a tolerance are the ends of the measured range.
 
-    Beyond such an end the specification may be kept or not. A spread starts at 0,
-    which is not such an end.
+    Whether the specification is kept beyond such an end is unknown. The start of a
+    spread, 0, is not such an end.
     """
     if math.isnan(low):
         return False, False
@@ -124,13 +124,13 @@ def open_ends(scan, low: float, high: float) -> tuple[bool, bool]:
 
 
 def having(result, attribute: str) -> dict:
-    """Returns the models that have a part: name → that part."""
+    """Returns name → part for the models that have this part."""
     found = {n: getattr(m, attribute) for n, m in result.models.items()}
     return {name: part for name, part in found.items() if part}
 
 
 def named_parts(result, attribute: str) -> dict[str, dict]:
-    """Returns name of each sweep or curvature → model → that part, where it has it."""
+    """Returns name of a sweep or curvature → model → part, for models that have it."""
     found: dict[str, dict] = {}
     for label, parts in having(result, attribute).items():
         for name, part in parts.items():

@@ -1,4 +1,4 @@
-"""Write a robustness result as one HTML file that needs nothing else."""
+"""Write a robustness result as one self-contained HTML file."""
 
 import io
 import re
@@ -13,11 +13,11 @@ from keras_pnn.robustness.report.sections import sections
 _SVG = "{http://www.w3.org/2000/svg}"
 _LINK = "{http://www.w3.org/1999/xlink}"
 _URL = re.compile(r"url\(#([^)]+)\)")
-# Pixels of the page per point of a figure: two figures stand beside each other on a
-# page that is 1100 wide.
+# Pixels of the page per point of a figure: two figures fit side by side on a page that
+# is 1100 pixels wide.
 _PIXELS = 1.15
 
-# No script, and nothing from elsewhere: a browser refuses both.
+# Makes browsers refuse scripts and external content.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 _STYLE = """
@@ -83,11 +83,11 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 def html(result) -> str:
     """Returns a `RobustnessResult` as an HTML page with its plots inside.
 
-    The page has no script, and loads nothing from elsewhere.
+    The page has no script, and loads no external content.
     """
     drawn: dict[str, list[str]] = {}
     for index, (key, caption, ax) in enumerate(figures(result), start=1):
-        # Matplotlib's line breaks and indents are a tenth of a file.
+        # Matplotlib's line breaks and indents make up a tenth of a file.
         image = re.sub(r">\s+<", "><", svg(ax.figure, f"f{index}", caption))
         drawn.setdefault(key, []).append(
             f"<figure>\n{image}\n<figcaption>{escaped(caption)}</figcaption>\n</figure>"
@@ -161,8 +161,8 @@ def _meanings(parts: list) -> str:
 def svg(figure, prefix: str, caption: str) -> str:
     """Returns a Matplotlib figure as an SVG element that shares a page with others.
 
-    Its text stays text; prolog, metadata, namespaces and style sheets are gone. Its
-    ids start with `prefix`; `caption` is for screen readers.
+    Text stays text; prolog, metadata, namespaces and style sheets are removed. Ids
+    start with `prefix`; `caption` is for screen readers.
     """
     import matplotlib
 
@@ -200,7 +200,7 @@ def _clean(element) -> None:
 
 
 def _rename(root, prefix: str) -> None:
-    """Gives ids a prefix where something refers to them, and removes the others."""
+    """Adds a prefix to ids that something refers to, and removes other ids."""
     used = set()
     for element in root.iter():
         for key, value in element.attrib.items():

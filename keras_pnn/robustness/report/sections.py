@@ -22,10 +22,10 @@ from keras_pnn.robustness.report.formatting import (
 )
 from keras_pnn.robustness.report.scan_sections import grid_section, sweep_section
 
-# Labels of devices that a line holds.
+# Most labels of devices that are listed.
 _NAMED = 8
 _STATISTICS = ("mean", "std", "median", "p05", "p95", "min", "max")
-# Of `HardwareCost.total`.
+# Keys of `HardwareCost.total` and their headings.
 _COSTS = {
     "heater_mW": "heaters (mW)",
     "power_mW": "all hardware (mW)",
@@ -34,7 +34,7 @@ _COSTS = {
 
 
 def sections(result) -> list[Section]:
-    """Returns the parts that a `RobustnessResult` has, in the order of a report."""
+    """Returns the sections of a `RobustnessResult`, in the order of a report."""
 
     def of(attribute: str, section: Callable[..., Section]) -> list[Section]:
         parts = having(result, attribute)
@@ -125,7 +125,7 @@ def _summary(result) -> Section:
 
 
 def _displays(result, parts) -> list[Display]:
-    """Returns how the metrics of parts are shown, that of the specification first."""
+    """Returns the displays of the metrics in parts, the specified metric first."""
     metrics = dict.fromkeys(name for part in parts for name in part)
     names = sorted(metrics, key=lambda name: name != result.metric)
     return [Display.of(result, name) for name in names]

@@ -3,8 +3,8 @@
 A `keras.StatelessScope` alone is not enough. A `tf.function` that was traced earlier
 has captured the variable itself, and one that is traced inside keeps the values of that
 pass. A `tf.custom_gradient` differentiates with respect to the variables that it reads,
-not the substituted values, and computes its gradient outside the scope. An assignment
-inside cuts off the gradients of later reads.
+not the substituted values, and computes its gradient outside the scope. Gradients flow
+through values that are assigned inside, whereas a real assignment has none.
 """
 
 import contextlib

@@ -26,7 +26,7 @@ _LONGEST_DEAF = 0.2
 
 
 class DeviceError(RuntimeError):
-    """Error of a device that failed and is not retried any more.
+    """Raised when a measurement fails despite retries, or cannot be retried.
 
     Args:
         layer: name of the layer that was measured.

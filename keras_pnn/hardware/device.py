@@ -151,8 +151,8 @@ class HardwareDevice(Brief):
             The outputs, an array of that shape and dtype.
 
         Raises:
-            DeviceError: If the device fails and is not retried any more. `failure`
-                holds the error, too.
+            DeviceError: If the measurement fails despite retries, or cannot be retried.
+                `failure` holds the error, too.
             ValueError: If the batch is empty, or `inputs` or `controls` are not finite.
             OSError: If the log cannot be written.
         """
@@ -246,9 +246,9 @@ class HardwareDevice(Brief):
         Raises:
             ValueError: If the model has no such layers, is compiled with
                 `jit_compile=True`, or runs on several replicas.
-            DeviceError: If the device fails and is not retried any more. The block
-                raises it; inside, compiled steps raise an error of TensorFlow, and
-                `failure` is set.
+            DeviceError: If a measurement fails despite retries, or cannot be retried.
+                The block raises it; inside, compiled steps raise an error of
+                TensorFlow, and `failure` is set.
         """
         self.attach(model)
         for each in models_around(model):

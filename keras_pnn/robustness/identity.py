@@ -56,7 +56,7 @@ def _node_names(config) -> Iterator[str]:
 def _numbered(config, numbers: dict[str, str], named: bool = False):
     """Returns a configuration with numbers in place of layer names.
 
-    It replaces values of `_NAMES` only, since a layer may be named like its activation.
+    Only values under `_NAMES` are replaced: a layer may be named like its activation.
     """
     if isinstance(config, dict):
         return {

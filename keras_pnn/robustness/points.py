@@ -202,7 +202,7 @@ class Plan:
         return found
 
     def _multiplied(self, factor: float, device: int) -> Deviations:
-        """Returns a device's deviations, with them or their spreads multiplied."""
+        """Returns a device's deviations times a factor; draws have scaled spreads."""
         if self._variation is not None:
             return self._drawn(self._variation.scaled(factor), device)
         # A factor does not apply to stuck controls: neither their mask nor their value.

@@ -105,7 +105,7 @@ def calibrate(
             the model lacks, nothing is left to fit, or a reading has another shape, is
             complex where the layer is real or real where it is complex, or is not
             finite.
-        DeviceError: If a `HardwareDevice` fails and is not retried any more.
+        DeviceError: If a measurement fails despite retries, or cannot be retried.
 
     Example:
 

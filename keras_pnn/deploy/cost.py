@@ -46,7 +46,7 @@ class HardwareCost(Shown):
             `latency_us` and `energy_nJ` of one sample; `multiplication_pJ`, the energy
             of one multiplication.
         total: the sums, under the same names.
-        bits: the precision asked for.
+        bits: the requested precision.
         library: name or path of the library.
         figures: name → (value, unit, source), all numbers of the library.
         left_out: names of layers of optics that the figures do not include.
@@ -91,13 +91,13 @@ def hardware_cost(
       tiled matrix; at worst, all at the highest control or, if that has no limit, at a
       shift by a free spectral range. Controls in nm are converted with the library's
       efficiency. Phases are reduced to one turn.
-    - **Lasers**: electrical power. For loss, each channel of a bank must reach each
-      row, and the light of a mesh each photodiode, with the photodiode's
-      `sensitivity`, after the splitters, all losses of the path and, in a mesh, the
-      spread over all modes. For shot noise, the noise of a full-scale reading equals
-      that of rounding to `bits` bits, which takes 12 · 4^bits electrons.
-    - **Converters**: one for each modulator and each output, whose power follows rate
-      and bits, and a slow one for each heater.
+    - **Lasers**: electrical power. `laser_loss_mW` gives each photodiode its
+      `sensitivity`, from each channel of a bank or from the light of a mesh, after the
+      splitters, all losses of the path and, in a mesh, the spread over all modes. With
+      `laser_shot_noise_mW`, the shot noise of a full-scale reading equals the noise of
+      rounding to `bits` bits, which takes 12 · 4^bits electrons.
+    - **Converters**: one for each modulator and each output, whose power depends on
+      rate and bits, and a slow one for each heater.
     - **Latency**: one reading per clock cycle for each place of a convolution and each
       pass of a bank. A bank with several passes waits at each until its heaters have
       settled to `bits` bits.

@@ -111,13 +111,13 @@ class HardwareDevice(Brief):
         """Measures one layer; a subclass must override it.
 
         Args:
-            layer: the `PhysicalLayer`; `layer.name` says which one.
+            layer: the `PhysicalLayer`, identified by `layer.name`.
             inputs: up to `max_batch` samples, (batch, ...).
             controls: name → array, in the units of the layer's controls.
 
         Returns:
-            An array of the layer's output shape; complex where the layer's outputs
-            are, else of floating-point numbers of any precision.
+            An array of the layer's output shape; complex if the layer's outputs are,
+            else real floating-point numbers of any precision.
         """
         raise NotImplementedError(
             f"{type(self).__name__} must override `measure(layer, inputs, controls)`."

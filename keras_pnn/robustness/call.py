@@ -43,7 +43,7 @@ def robustness_report(
     Args:
         model: a compiled, built model, wrapped (`SATModel`) or not.
         x, y, sample_weight: test data, arrays or structures of arrays; or `x` is a
-            `tf.data.Dataset` or `keras.utils.PyDataset` that holds all three, and is
+            `tf.data.Dataset` or `keras.utils.PyDataset` that holds them all, and is
             read once.
         devices: simulated devices, as from `Variation.sample`; or a `Variation`
             to draw from; or `None`.

@@ -71,7 +71,7 @@ class ModelStudy:
             calibration=specification.calibration,
         )
         some = [self._plan.device(Nominal())] * min(len(self.points), LARGEST_BLOCK)
-        # Fixed, so that a point's figures do not depend on the size of its block.
+        # Fixed, so that a point's figures do not depend on which points are missing.
         self.block_size = self._evaluator.devices_at_once(some)
         self._evaluator.chunk = self.block_size
         self._check_outputs(first_samples(data, 2)[0])

@@ -245,7 +245,7 @@ def default_radius(plan: Plan) -> dict[str, float]:
     """
 
     def gradual(name: str) -> list[Quantity]:
-        # Whether a control is stuck has no gradient.
+        # A control is stuck or not, so there is no gradient.
         found = plan.imperfections(name)
         return [] if any(q.holds for q in found) else found
 

@@ -1,4 +1,4 @@
-"""Fit a model's imperfections to what a device measures."""
+"""Fit a model's imperfections to a device's measurements."""
 
 from keras_pnn.hardware.calibration.result import Calibration
 from keras_pnn.hardware.calibration.twin import calibrate

@@ -91,8 +91,8 @@ class InstrumentDevice(HardwareDevice):
     - `options`: more arguments of PyVISA's `open_resource` (a baud rate).
 
     More keys of `outputs`: `trigger` (commands before each reading) and `delay` (s
-    between inputs and reading). `backend` (at the top) is PyVISA's: `"@py"` unless
-    given.
+    between inputs and reading). `backend` (at the top level) is PyVISA's; default
+    `"@py"`.
 
     If an answer is left unread after an exchange, the connection is reopened and the
     call retried. An exchange without `errors` ends with a query for `identity`; without

@@ -1,6 +1,6 @@
 """Simulate a microring weight bank behind an instrument that speaks SCPI over TCP.
 
-Serves to try an `InstrumentDevice` without a laboratory, and its handling of faults.
+Lets you try an `InstrumentDevice`, and its handling of faults, without a laboratory.
 The server runs in a separate process; its rings, in NumPy, have resonance shifts that
 the model does not have.
 

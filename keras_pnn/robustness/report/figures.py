@@ -18,7 +18,7 @@ from keras_pnn.robustness.report.formatting import (
 
 # Most letters of a name in a figure.
 _LONGEST = 40
-# Most points of a curve: more than the pixels across only enlarge the file.
+# Most points of a curve: more than its width in pixels would only enlarge the file.
 _FINE = 1200
 
 # The key of a figure's `Section`, its caption, its Matplotlib axes.

@@ -91,11 +91,11 @@ def hardware_cost(
       tiled matrix; at worst, all at the highest control or, if that has no limit, at a
       shift by a free spectral range. Controls in nm are converted with the library's
       efficiency. Phases are reduced to one turn.
-    - **Lasers**: electrical power. `laser_loss_mW` gives each photodiode its
-      `sensitivity`, from each channel of a bank or from the light of a mesh, after the
-      splitters, all losses of the path and, in a mesh, the spread over all modes. With
-      `laser_shot_noise_mW`, the shot noise of a full-scale reading equals the noise of
-      rounding to `bits` bits, which takes 12 · 4^bits electrons.
+    - **Lasers**: electrical power. With `laser_loss_mW`, each channel of a bank reaches
+      each row, and the light of a mesh each photodiode, at the photodiode's
+      `sensitivity`, after the splitters, all losses of the path and, in a mesh, the
+      spread over all modes. With `laser_shot_noise_mW`, the shot noise of a full-scale
+      reading equals the noise of rounding to `bits` bits: 12 · 4^bits electrons.
     - **Converters**: one for each modulator and each output, whose power depends on
       rate and bits, and a slow one for each heater.
     - **Latency**: one reading per clock cycle for each place of a convolution and each

@@ -158,7 +158,7 @@ def tuning_curve(
     ax.plot(control, weight, color="0.6", label="tuning curve", zorder=1)
     for n, (color, _, (name, (c, w))) in enumerate(styles(trained)):
         c, w = np.ravel(c), np.ravel(w)
-        # About a thousand dots show the density as well as all dots.
+        # Fewer than 3000 dots show the density as well as all dots.
         step = max(1, len(c) // 1500)
         offset = 0.04 * (n + 1)
         style = {"color": color, "alpha": 0.25, "markersize": 4, "zorder": 2}

@@ -104,7 +104,7 @@ def read(path: str | os.PathLike) -> Table:
         text = content.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as problem:
         raise ValueError(
-            f"{name} must be a CSV file in UTF-8. Received: {problem}"
+            f"{name} must be a CSV file in UTF-8 or UTF-16. Received: {problem}"
         ) from None
     lines = text.splitlines(keepends=True)
     # Spreadsheets may announce the separator.

@@ -208,7 +208,8 @@ def histograms(
 
     Args:
         values: name → array of any shape.
-        bins: number of bins, common to all.
+        bins: number of bins, common to all, up to the 99.5th percentile of all values;
+            the last one holds those beyond it too.
 
     Returns:
         A Matplotlib axis.
@@ -226,7 +227,7 @@ def histograms(
         style = {"color": color, "alpha": 0.55, "label": name}
         weights = np.full(len(v), 100 / len(v))
         ax.hist(np.clip(v, edges[0], edges[-1]), edges, weights=weights, **style)
-    ax.set(xlabel=xlabel, ylabel="share of rings (%)")
+    ax.set(xlabel=xlabel, ylabel="share (%)")
     ax.grid(alpha=0.3)
     ax.legend()
     return ax

@@ -52,7 +52,7 @@ class Overrides(Mapping):
         return tf.convert_to_tensor(pair[1] if pair else variable)
 
     def reading(self, variables: Iterable[keras.Variable]) -> "Overrides":
-        """Returns these overrides, with the values of other variables read once, here.
+        """Returns these overrides, with other variables read once, at this point.
 
         TensorFlow cannot know that two reads of a variable give the same value. With
         one read, several passes share common computations, such as the layers before

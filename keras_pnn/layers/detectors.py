@@ -326,8 +326,8 @@ class ADC(_OfIntensities):
     Output shape: that of the inputs, float32, or float64 under a float64 policy.
 
     Raises:
-        ValueError: If `bits` is not from 1 to 24, if `low` is not below `high`,
-            both finite, or if the inputs are complex or (eagerly) NaN.
+        ValueError: If `bits` is not from 1 to 24, if `low` and `high` are not finite or
+            not in order, or if the inputs are complex or (eagerly) NaN.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""Diffract light: images as fields, free space, lenses and apertures.
+"""Diffract light: encoding, free space, lenses and apertures.
 
 To add an imperfection, declare it in `build` and use it in `forward`; devices, drift,
 sweeps and training need nothing else.

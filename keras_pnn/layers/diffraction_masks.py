@@ -38,7 +38,7 @@ class _Mask(Optics):
 
     @property
     def aliases(self) -> dict:
-        """`shift_um`: the shift in µm."""
+        """The alias `shift_um`: the shift in µm."""
         return {"shift_um": ("shift", lambda amount: amount * (1e-6 / self.pitch))}
 
     def build(self, input_shape):

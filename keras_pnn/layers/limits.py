@@ -59,8 +59,8 @@ class DAC(Configured):
         high: the value of the highest code.
 
     Raises:
-        ValueError: If `bits` is not an integer from 1 to 24, or if `low` is not below
-            `high`, both finite.
+        ValueError: If `bits` is not an integer from 1 to 24, or if `low` and `high` are
+            not finite or not in order.
 
     Example:
 

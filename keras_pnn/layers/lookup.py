@@ -175,7 +175,7 @@ def select_variables(
     predicate on trainable variables and imperfections. Errors call it `argument`.
     """
     which = check_selection(argument, which)
-    # Stuck controls stay where they are, so that none of them is a candidate.
+    # `<name>_stuck` is not a candidate, as stuck controls do not move.
     known = [q for q in quantities(model) if q.nominal is not None and not q.holds]
     candidates = [*model.trainable_variables, *(q.variable for q in known)]
     if callable(which):

@@ -14,8 +14,8 @@ class MeshInitializer:
     """Base of initializers: `initializer(modes, arrangement)` returns `MeshPhases`.
 
     Args:
-        seed: an integer, or `None` for one drawn as `keras.utils.set_random_seed`
-            determines. One seed always gives the same phases.
+        seed: an integer, or `None` for a random one, which
+            `keras.utils.set_random_seed` fixes. One seed always gives the same phases.
 
     Example:
 

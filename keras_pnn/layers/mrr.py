@@ -65,7 +65,7 @@ class MRRBank(RingLayer):
         adc_range: largest absolute readout. Default: for each sample the
             largest of its tiles (an auto-ranging receiver).
         gain: amplification behind the readout, electronic or digital: a number, an
-            array with one for each output, or `True` for one trained number. It is not
+            array of one number per output, or `True` for one trained number. It is not
             a control, so an ascent over controls does not change it. Default: 1.
         signed: whether a tuning of a single port, with transmissions T from 0 to 1,
             gives the weights 2 T − 1: twice a reading minus a reference, the reading of

@@ -273,8 +273,8 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
     def program(self, unitary: np.ndarray) -> float:
         """Sets the phases for a unitary matrix on the ideal mesh.
 
-        Crosstalk between the phase shifters is compensated, without a `dac` by phases
-        of any size, with one by phases in its turn, which may leave a small distance;
+        Crosstalk between the phase shifters is compensated: without a `dac` by phases
+        of any size; with one by phases in its turn, which may leave a small distance,
         see `physics.decompose.compensated`. If phases are known to be stuck (the
         present `theta_stuck`, `phi_stuck`, `gamma_stuck`), a search over all others,
         starting from these phases, looks for the nearest matrix.

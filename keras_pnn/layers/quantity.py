@@ -91,7 +91,7 @@ class Quantity(Brief):
         return self.joined(tf.convert_to_tensor(self.variable), deviation)
 
     def scaled(self, deviation, factor) -> tf.Tensor:
-        """Returns a deviation times a factor; stuck controls have no scale."""
+        """Returns a deviation times a factor; stuck controls are not scaled."""
         if self.holds is not None:
             return deviation
         return tf.cast(factor, deviation.dtype) * deviation

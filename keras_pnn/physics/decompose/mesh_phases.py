@@ -90,7 +90,7 @@ def haar_phases(n: int, seed: int = 0, arrangement: str = "clements") -> MeshPha
         `MeshPhases`, with θ in [0, π], φ and γ in (−π, π].
 
     Raises:
-        ValueError: If `n` is not an integer of 2 or more, `seed` not an integer of 0
+        ValueError: If `n` is not an integer of 2 or more, `seed` is not an integer of 0
             or more, or `arrangement` is unknown.
 
     Example:

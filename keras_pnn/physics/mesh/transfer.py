@@ -1,7 +1,7 @@
 """Compute the matrix of a mesh of MZIs from its phases, or send fields through it.
 
-Light meets the input phases gamma, one for each mode, then one column after
-another. Even columns couple the modes (0, 1), (2, 3), …, odd columns (1, 2), (3, 4), …:
+Light meets the input phases gamma, one for each mode, then column after column.
+Even columns couple the modes (0, 1), (2, 3), …, odd columns (1, 2), (3, 4), …:
 
     clements, 4 modes            reck, 4 modes
 
@@ -117,7 +117,7 @@ def propagate(
     """Computes the fields behind a mesh.
 
     Args:
-        x: Real or complex tensor of shape (..., modes): the fields in front of it.
+        x: Real or complex tensor of shape (..., modes): the fields before the mesh.
             If the phases have leading axes (devices), the shape is (batch, modes)
             for fields that all devices share, or (*devices, batch, modes).
         theta, phi, gamma, arrangement: As in `transfer_matrix`.

@@ -40,7 +40,7 @@ def lens(
         ValueError: If `pitch` is not positive, `shift` is not a pair, or, for known
             values, a wavelength is not positive, a shift is not finite, or
             |focal_length| is below N · pitch²/λ, where the phase turns by more than π
-            from pixel to pixel at the rim. N/2 is the distance from axis to rim.
+            from pixel to pixel at the rim, N/2 pixels from the axis.
 
     Example:
 
@@ -132,12 +132,12 @@ def tilt(
 
     Returns:
         Complex tensor (..., height, width), with the axes of `wavelength`; 1 in the
-        middle of the plane. In a graph, NaN where an angle is beyond λ/(2 pitch).
+        middle of the plane. In a graph, NaN where a sine is beyond λ/(2 pitch).
 
     Raises:
         ValueError: If `pitch` is not positive, `angle` is not a pair, or, for known
-            values, a wavelength is not positive, or an angle is beyond λ/(2 pitch), the
-            steepest wave that the pixels sample.
+            values, a wavelength is not positive, or the sine of an angle is beyond
+            λ/(2 pitch), that of the steepest wave that the pixels sample.
 
     Example:
 
@@ -178,7 +178,7 @@ def aberration(
     Args:
         size: (height, width) of the plane in pixels.
         defocus: Root mean square of the phase over that circle, in rad.
-        astigmatism: (a, b), likewise, at 0° and at 45°.
+        astigmatism: (a, b), root mean squares at 0° and at 45°, in rad.
         dtype: `"complex64"` or `"complex128"`.
 
     Returns:

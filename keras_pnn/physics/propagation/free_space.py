@@ -170,7 +170,7 @@ def within_band(size: tuple[int, int], distance, wavelength, pitch, paraxial=Fal
     steps = (np.fft.fftfreq(size[0])[:, None], np.fft.fftfreq(size[1]))
     passes = True
     for step, n in zip(steps, size, strict=True):
-        # Times the tangent of the wave's angle: half turns of phase per sample.
+        # slope · tan(angle to the axis) is the phase step per sample, in half turns.
         slope = 2 * z / (n * pitch)
         root = tf.abs(slope) if paraxial else tf.sqrt(1 + slope**2)
         passes &= np.abs(step) / pitch * wave * root <= 1.0

@@ -80,8 +80,8 @@ class RingTunings(Tuning):
             A `RingTunings`.
 
         Raises:
-            ValueError: As `MeasuredTuning.from_csv`, or if the number of rings is not
-                that of places in `shape`. The message names the file.
+            ValueError: As `MeasuredTuning.from_csv`, or if `shape` does not have one
+                place for each ring. The message names the file.
             OSError: If a file cannot be read.
 
         Example:

@@ -77,7 +77,7 @@ def curves_of(first: str, x, second: str, y) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_units(argument: str, name: str, value: float) -> None:
-    """Checks that a fitted value is plausible, or else `argument` has a wrong unit."""
+    """Raises an error if a value is implausible, as from a wrong unit of `argument`."""
     low, high = _LEAST_LENGTH, _MOST_LENGTH
     if not low < value < high:
         expected = f"in this unit: the {name} is then from {low:g} to {high:g}"

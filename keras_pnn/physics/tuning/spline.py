@@ -76,7 +76,7 @@ class Spline:
         return np.where(y == self.heights[i], self.turns[i], right)
 
     def _larger_than(self, least):
-        """Returns the turns left after removing steps of up to a share of the span."""
+        """Returns indices of the turns left without steps up to a share of the span."""
         kept = list(range(len(self.heights)))
         least = least * np.ptp(self.heights)
         while len(kept) > 2:

@@ -37,8 +37,8 @@ class HeaterTuning(ResonanceTuning):
         efficiency: Float. Shift per heater power, in nm/mW.
         resistance: Float. Resistance of the heater, in Ω.
         port: `"balanced"` (weight `through - drop`), `"through"` or `"drop"`.
-        max_current: Float or `None`. Highest current, in mA. `None`: no limit, and
-            weights are clipped at 0.999.
+        max_current: Float or `None`. Highest current, in mA. `None`: no limit; `clip`
+            then stops before weights that need an infinite current.
         through_min: Float in [0, 1). Through power on resonance.
         drop_max: Float in [0, 1]. Drop power on resonance.
         free_spectral_range: Float or `None`. Distance between the ring's resonances,

@@ -1,4 +1,4 @@
-"""Compute with photonic devices as Keras layers."""
+"""Model photonic components as Keras layers."""
 
 from keras_pnn.layers import mesh_initializers
 from keras_pnn.layers.activations import Saturable, Threshold

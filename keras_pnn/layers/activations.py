@@ -1,4 +1,4 @@
-"""Act on fields by their intensity: nonlinear media and thresholds."""
+"""Apply nonlinearities to fields: thresholds and saturable absorption."""
 
 import keras
 import tensorflow as tf
@@ -7,13 +7,13 @@ from keras_pnn import _checks
 from keras_pnn.layers.fields import Passive, PlaneOutputs
 from keras_pnn.physics import detection
 
-# Intensity that passes a threshold, as a share, below which the slope of its root is
+# Share of the intensity that passes a threshold below which the slope of its root is
 # limited; the root itself is then below 1e-3.
 _FAINT = 1e-6
 
 
 class _Nonlinearity(PlaneOutputs, Passive):
-    """Base of layers that scale fields by a real number, a function of intensity."""
+    """Base of layers that scale fields by a real function of intensity."""
 
     def _act(self, inputs):
         fields = self._fields(inputs)
@@ -23,12 +23,12 @@ class _Nonlinearity(PlaneOutputs, Passive):
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class Threshold(_Nonlinearity):
-    """Lets intensity pass above a share of its mean, and keeps the phase.
+    """Passes the intensity above a share of its mean, and keeps the phase.
 
         intensity → max(0, intensity − share · mean(intensity)),   mean over the plane
 
-    The amplitude's infinite slope where light begins to pass is limited: an intensity
-    of which less than 1e-6 passes is attenuated further.
+    The amplitude's slope, infinite where light begins to pass, is limited: where less
+    than 1e-6 of the intensity passes, it is attenuated further.
 
     Args:
         share: Float, 0 or more.
@@ -36,7 +36,7 @@ class Threshold(_Nonlinearity):
     Input shape, output shape: as in `FreeSpace`.
 
     Raises:
-        ValueError: If `share` is negative or not finite, or the inputs are no planes.
+        ValueError: If `share` is negative or not finite, or the inputs are not planes.
 
     Example:
 
@@ -71,12 +71,12 @@ class Saturable(_Nonlinearity):
 
     Args:
         absorption: Float, 0 or more: optical depth for faint light.
-        saturation: Float, positive: the intensity at which half of it is left.
+        saturation: Float, positive: the intensity that halves the optical depth.
 
     Input shape, output shape: as in `FreeSpace`.
 
     Raises:
-        ValueError: If an argument is out of range, or the inputs are no planes.
+        ValueError: If an argument is out of range, or the inputs are not planes.
 
     Example:
 

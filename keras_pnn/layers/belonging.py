@@ -1,4 +1,4 @@
-"""Explain where an argument belongs that was passed to the wrong place."""
+"""Explain where an argument belongs if it was passed to the wrong place."""
 
 import inspect
 
@@ -11,7 +11,7 @@ _TUNINGS = (
     tuning.MeasuredTuning,
     tuning.RingTunings,
 )
-# Layers declare them in `build`, which comes too late.
+# Listed here, since layers declare them in `build`, after arguments are checked.
 _IMPERFECTIONS = (
     "resonance_shift",
     "half_width_error",
@@ -37,7 +37,7 @@ _IMPERFECTIONS = (
 
 
 def place_of(name: str) -> str:
-    """Returns where an argument of the design belongs, `""` if that is not known."""
+    """Returns where an argument of the design belongs, or `""` if it is unknown."""
     kinds = [k.__name__ for k in _TUNINGS if name in inspect.signature(k).parameters]
     if kinds:
         return (

@@ -1,4 +1,4 @@
-"""Override the values of variables, and the outputs of layers by measurements.
+"""Override the values of variables, and replace outputs of layers by measurements.
 
 `valued` gives a measurement the derivative of the model, as in physics-aware training.
 """
@@ -52,11 +52,11 @@ class Overrides(Mapping):
         return tf.convert_to_tensor(pair[1] if pair else variable)
 
     def reading(self, variables: Iterable[keras.Variable]) -> "Overrides":
-        """Returns these overrides, with what other variables store read here, once.
+        """Returns these overrides, with other variables read once, at this point.
 
         TensorFlow cannot know that two reads of a variable give the same value. With
-        one read, what several passes have in common is computed once, such as the
-        layers in front of the first control.
+        one read, several passes share common computations, such as the layers before
+        the first control.
         """
         # XLA cannot read strings.
         numbers = [v for v in variables if v.dtype != "string"]
@@ -64,12 +64,12 @@ class Overrides(Mapping):
         return Overrides(self.items(), read)
 
     def merged(self, other: Mapping | Iterable[tuple]) -> "Overrides":
-        """Returns these overrides with those of `other`, which replace them."""
+        """Returns these overrides, updated by those of `other`."""
         pairs = [*self.items(), *Overrides(other).items()]
         return Overrides(pairs, self._read.values())
 
     def watch(self, variables: Iterable[keras.Variable]) -> tuple[list, "Overrides"]:
-        """Returns tensors to differentiate with respect to, and overrides with them."""
+        """Returns tensors for a gradient tape to watch, and overrides that use them."""
         variables = list(variables)
         watched = [tf.identity(self.value(v)) for v in variables]
         return watched, self.merged(zip(variables, watched, strict=True))
@@ -77,16 +77,16 @@ class Overrides(Mapping):
     def scope(
         self, model: keras.Model, rematerialize: bool = True
     ) -> _keras.OverridingScope:
-        """Returns the scope in which these values are in force for a model's loss.
+        """Returns the scope in which a model's loss is computed with these values.
 
-        They also are in functions under `tf.function`, which run as the functions
-        that they decorate, and under `tf.recompute_grad` and `tf.custom_gradient`, as
-        well as in their gradients. Reading a variable past the scope raises an error.
-        What is assigned inside are the scope's `updates()`, of whatever kind the
-        variables are. Without `rematerialize`, `tf.recompute_grad` and
-        `keras.RematScope`, which have no second derivative, do nothing.
+        The values also hold inside `tf.function`, which runs as the Python function
+        that it decorates, and inside `tf.recompute_grad`, `tf.custom_gradient` and
+        their gradients. Reading a variable past the scope raises an error. The scope's
+        `updates()` hold what is assigned inside, to variables of any kind. Without
+        `rematerialize`, `tf.recompute_grad` and `keras.RematScope`, which have no
+        second derivative, do nothing.
         """
-        # Keras hands a regulariser None for a variable that the scope does not hold.
+        # Keras passes None to the regulariser of a variable that the scope lacks.
         regularized = [v for v in model.trainable_variables if v.regularizer]
         others = self.reading(regularized)._read.values()
         return _keras.OverridingScope(model, self.items(), others, rematerialize)
@@ -94,7 +94,7 @@ class Overrides(Mapping):
 
 @contextlib.contextmanager
 def restoring(variables: Iterable) -> Iterator[None]:
-    """Gives variables the values back that they have now, when the block ends."""
+    """Restores the present values of variables when the block ends."""
     before = [(variable, variable.numpy()) for variable in variables]
     try:
         yield
@@ -139,9 +139,9 @@ def _changed(**changes) -> Iterator[None]:
 
 @contextlib.contextmanager
 def substituting(substitute: Callable | None) -> Iterator[None]:
-    """Lets a function give the outputs of every physical layer, see `Context`.
+    """Lets a function replace the outputs of every physical layer, see `Context`.
 
-    Layers under `tf.function` are reached too, traced before or not.
+    This includes layers under `tf.function`, traced before or not.
     """
     with _changed(substitute=substitute), _keras.inlining():
         yield
@@ -150,7 +150,7 @@ def substituting(substitute: Callable | None) -> Iterator[None]:
 def keeping(
     variables: Iterable[keras.Variable],
 ) -> contextlib.AbstractContextManager[None]:
-    """Lets imperfections stay as they are when weights are loaded inside."""
+    """Keeps imperfections as they are when weights are loaded inside."""
     return _changed(kept=current().kept.union(map(id, variables)))
 
 
@@ -167,7 +167,7 @@ def valued(measured, modelled):
     """Returns the values of `measured` with the derivatives of `modelled`.
 
     The mask of the outputs is kept, and so are the logits behind a softmax or sigmoid
-    where `measured` has them too: a simulated device does, a bench does not.
+    if `measured` has them too: a simulated device does, a bench does not.
     """
     outputs = _valued(measured, modelled)
     theirs, ours = map(_keras.tensor_attributes, (measured, modelled))
@@ -185,11 +185,11 @@ def _valued(measured, modelled):
 
 
 def measure(device, layer, inputs, controls: dict, modelled):
-    """Returns what a device measures for one layer, or `None` if it has none.
+    """Returns a device's outputs for one layer, or `None` if it lacks the layer.
 
     A device has `measure(layer, inputs, controls)`, on tensors; or
-    `measure_in_graph(layer, inputs, controls, modelled)`, which is also given the
-    layer's own outputs. Either may return `None`: the layer is not on the device.
+    `measure_in_graph(layer, inputs, controls, modelled)`, which also receives the
+    layer's own outputs. Either returns `None` if the layer is not on the device.
     """
     if hasattr(device, "measure_in_graph"):
         return device.measure_in_graph(layer, inputs, controls, modelled)
@@ -199,11 +199,11 @@ def measure(device, layer, inputs, controls: dict, modelled):
 def measured_by(
     device, block=None, seen: list | None = None, join: Callable | None = None
 ) -> contextlib.AbstractContextManager[None]:
-    """Lets a device give the outputs of every physical layer inside.
+    """Lets a device replace the outputs of every physical layer inside.
 
-    Values are the device's; gradients are those of the layers' own `forward`, or those
-    of what `join(layer, inputs, controls, measured, modelled)` returns. `block` is that
-    of `measuring_block`. The layers that the device measures are added to `seen`.
+    Values come from the device, gradients from the layers' own `forward`. If given,
+    `join(layer, inputs, controls, measured, modelled)` returns the outputs instead.
+    `measuring_block` returns `block`. Measured layers are appended to `seen`.
     """
 
     def substitute(layer, inputs, controls, modelled):
@@ -226,8 +226,8 @@ def measuring_device():
 
 
 def measuring_block():
-    """Returns the block of the present context beyond which nothing may measure.
+    """Returns the `with` block outside which functions traced inside may not measure.
 
-    `None` where there is none, as in the steps of a trainer with its own device.
+    `None` if there is none, as in the steps of a trainer with its own device.
     """
     return getattr(current().substitute, "block", None)

@@ -1,4 +1,4 @@
-"""Convolve by slices and products, for kernels that differ from device to device.
+"""Convolve by slices and products, for kernels that differ between devices.
 
 Inside `tf.vectorized_map`, TensorFlow supports neither a convolution whose kernel
 differs per device nor `tf.image.extract_patches`.
@@ -10,7 +10,7 @@ import tensorflow as tf
 
 
 class Axis(NamedTuple):
-    """One axis of a convolution: sizes before padding and after."""
+    """One axis of a convolution: sizes of image, outputs and kernel, and steps."""
 
     size: int
     outputs: int
@@ -40,7 +40,7 @@ def output_size(size, kernel: int, stride: int, dilation: int, padding: str):
 
 
 def padded(images, kernel_size, strides, dilation_rate, padding: str):
-    """Returns images with the zeros of `padding`, and both axes."""
+    """Pads images with zeros, if `padding` is `"same"`; returns them and both axes."""
     if None in images.shape[1:3]:
         raise ValueError(
             "Many devices at once need images of known height and width. "
@@ -71,7 +71,7 @@ def convolve(images, kernel, axes, groups: int):
 
 
 def _width_patches(images, axes):
-    """(batch, height, width, channels) → (batch, height, new width, kw · channels)."""
+    """Returns patches along the width: (batch, height, new width, kw · channels)."""
     return tf.concat(
         [images[:, :, axes[1].at(j)] for j in range(axes[1].taps)], axis=-1
     )
@@ -81,8 +81,8 @@ def _convolve_group(images, kernel, axes):
     kh, kw, channels, filters = kernel.shape
     if filters >= kw * channels:
         return tf.matmul(patches(images, axes), tf.reshape(kernel, (-1, filters)))
-    # One product for all rows of the kernel, whose results are added, copies the image
-    # `kw` times where patches copy it `kh · kw` times.
+    # One product for all rows of the kernel, with the results added, copies the image
+    # `kw` times; patches would copy it `kh · kw` times.
     matrix = tf.reshape(
         tf.transpose(kernel, (1, 2, 0, 3)), (kw * channels, kh * filters)
     )

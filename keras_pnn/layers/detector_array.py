@@ -1,4 +1,4 @@
-"""Detect the light of a plane by an array of detectors."""
+"""Detect the light of a plane with an array of detectors."""
 
 from collections.abc import Sequence
 
@@ -16,22 +16,22 @@ class DetectorArray(FieldDetector):
     """Detects the power that falls on each of several rectangles of a plane.
 
     Args:
-        regions: sequence of (y, x, height, width) in pixels, each with its upper left
+        regions: sequence of (y, x, height, width) in pixels, with (y, x) the upper left
             corner, in the order of the outputs. Default: a grid.
-        grid: detectors in each row of the grid, from top to bottom.
+        grid: number of detectors in each row of the grid, from top to bottom.
         size: side of the grid's square detectors, in pixels.
-        extent: height and width of the grid in pixels, from the rim of the first
-            detector to that of the last, in the middle of the plane. Default: half of
-            the plane's shorter side.
-        normalize: `"share"`: the power of each detector over that of all, 0 in the
-            dark; or `None`: powers, sums of |field|² over pixels.
+        extent: height and width of the grid in pixels, from the outer rim of the first
+            detector to that of the last. The grid is in the middle of the plane.
+            Default: half of the plane's shorter side.
+        normalize: `"share"`: the power on each detector over the total on all
+            detectors, 0 in the dark; or `None`: powers, sums of |field|² over pixels.
 
     Input shape: `(batch, height, width)`, complex or real fields.
 
     Output shape: `(batch, detectors)`, float32, or float64 under a float64 policy.
 
     Raises:
-        ValueError: If an argument is out of range, the inputs are no planes, or
+        ValueError: If an argument is out of range, the inputs are not planes, or
             detectors overlap or leave the plane.
 
     Example:
@@ -104,7 +104,7 @@ class DetectorArray(FieldDetector):
         plane = plane_of(self, input_shape)
         self.input_spec = keras.layers.InputSpec(shape=(None, *plane))
         regions = self.placed(plane)
-        # Which rows, and which columns, belong to each detector.
+        # 1 for the rows, and for the columns, that belong to each detector.
         self._rows, self._columns = (np.zeros((len(regions), n)) for n in plane)
         for i, (y, x, height, width) in enumerate(regions):
             self._rows[i, y : y + height] = 1
@@ -131,7 +131,7 @@ class DetectorArray(FieldDetector):
 
 
 def _spread(last: int, count: int) -> list[int]:
-    """Returns corners from 0 to `last`, evenly spread; one alone in the middle."""
+    """Returns corners from 0 to `last`, evenly spread; a single one in the middle."""
     corners = np.linspace(0, last, count) if count > 1 else np.array([last / 2])
     return np.floor(corners).astype(int).tolist()
 

@@ -33,7 +33,7 @@ class _Detector(WideOutputs, ConfiguredLayer):
 
 
 class FieldDetector(_Detector):
-    """Base of layers that detect the intensities of some ports."""
+    """Base of layers that detect fields."""
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -53,7 +53,7 @@ class FieldDetector(_Detector):
 
 
 class _OfIntensities(RealInputs, _Detector):
-    """Base of layers of real intensities, which compute in the output's dtype."""
+    """Base of layers that take real inputs, and compute in the output's dtype."""
 
     def call(self, inputs):
         refuse_complex(self, inputs)
@@ -71,16 +71,16 @@ class Photodetector(FieldDetector):
     Args:
         normalize: `"l2"` or `None`. Default `None`.
         ports: The ports to read, in this order: an integer n for the first n, or
-            a sequence of distinct indices from 0. Default all. An entry may be a
-            sequence of indices itself, whose intensities are summed: one wide detector.
+            a sequence of distinct indices from 0. Default all. An entry may itself be a
+            sequence of indices: one wide detector that sums their intensities.
 
     Input shape: `(batch, ..., modes)`, complex or real fields.
 
     Output shape: `(batch, ..., ports)`, float32, or float64 under a float64 policy.
 
     Raises:
-        ValueError: If `normalize` is unknown, or if `ports` or a group in it is empty,
-            or lists a port twice or one beyond those of the inputs.
+        ValueError: If `normalize` is unknown, if `ports` or a group in it is empty, or
+            if a port is listed twice or is not a port of the inputs.
 
     Example:
 
@@ -107,7 +107,7 @@ class Photodetector(FieldDetector):
     ):
         super().__init__(**kwargs)
         self.normalize = _checks.choice("normalize", normalize, (None, "l2"))
-        # Sizes of groups of the listed ports that are summed; `None` for one each.
+        # Sizes of the groups of listed ports to sum; `None` if each is a single port.
         self._sizes = None
         if np.iterable(ports):
             entries = [tuple(p) if np.iterable(p) else p for p in ports]
@@ -154,10 +154,9 @@ class BalancedDetector(FieldDetector):
     of this layer, and subtract their outputs.
 
     Args:
-        plus: Sequence of port indices from 0, those that add. By default ports
-            0, 2, 4, ...
-        minus: Sequence of as many indices, those that subtract. By default ports
-            1, 3, 5, ... No port may be listed twice, as its light reaches one
+        plus: Sequence of port indices from 0, which add. By default ports 0, 2, 4, ...
+        minus: Sequence of as many indices, which subtract. By default ports
+            1, 3, 5, ... No port may be listed twice, as its light reaches only one
             diode.
 
     Input shape: `(batch, ..., modes)`, complex or real fields.
@@ -166,8 +165,8 @@ class BalancedDetector(FieldDetector):
 
     Raises:
         ValueError: If only one of `plus` and `minus` is given, if they differ in
-            length, list a port twice or one beyond those of the inputs, or if the
-            inputs have an odd number of ports without them.
+            length, if a port is listed twice or is not a port of the inputs, or if
+            neither is given and the number of ports is odd.
 
     Example:
 
@@ -222,8 +221,8 @@ class BalancedDetector(FieldDetector):
 class HomodyneDetector(FieldDetector):
     """Detects the real part of fields: `activation(Re(field) + bias)`.
 
-    Each port meets a local oscillator l in a 50:50 splitter. Its two outputs differ by
-    |f + l|²/2 − |f − l|²/2 = 2 Re(f l*), here in units in which that is Re(f).
+    Each field f meets a local oscillator l in a 50:50 splitter. The two outputs differ
+    by |f + l|²/2 − |f − l|²/2 = 2 Re(f l*), here in units that make this Re(f).
 
     Args:
         activation: as in `Dense`.
@@ -327,8 +326,8 @@ class ADC(_OfIntensities):
     Output shape: that of the inputs, float32, or float64 under a float64 policy.
 
     Raises:
-        ValueError: If `bits` is not from 1 to 24, if `low` is not below `high`,
-            both finite, or if the inputs are complex or (eagerly) NaN.
+        ValueError: If `bits` is not from 1 to 24, if `low` and `high` are not finite or
+            not in order, or if the inputs are complex or (eagerly) NaN.
 
     Example:
 
@@ -348,7 +347,7 @@ class ADC(_OfIntensities):
 
 
 def _normalized(light):
-    """Returns light over its norm on the last axis, 0 where all of it is 0."""
+    """Returns light over its norm on the last axis; 0 if all of it is dark."""
     peak = ops.stop_gradient(ops.max(light, axis=-1, keepdims=True))
     bright = peak >= np.finfo(keras.backend.standardize_dtype(light.dtype)).tiny
     # The result does not depend on the scale, so a constant peak leaves the

@@ -1,7 +1,7 @@
-"""Let light diffract: encode images as fields, free space, lenses, apertures.
+"""Diffract light: encoding, free space, lenses and apertures.
 
-To add an imperfection: declare it in `build` and use it in `forward`, which is all that
-devices, drift, sweeps and training need.
+To add an imperfection, declare it in `build` and use it in `forward`; devices, drift,
+sweeps and training need nothing else.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ class Encode(RealInputs, PlaneOutputs, Passive):
     complex64; complex128 with the policy `"float64"`.
 
     Raises:
-        ValueError: If an argument is out of range, the inputs are complex or no images
+        ValueError: If an argument is out of range, the inputs are complex or not images
             of one channel, or (eagerly) an intensity is negative.
 
     Example:
@@ -68,7 +68,7 @@ class Encode(RealInputs, PlaneOutputs, Passive):
         images = tf.cast(tf.convert_to_tensor(inputs), dtype.real_dtype)
         images = tf.reshape(images, (-1, height, width))
         if self.size not in (None, (height, width)):
-            # As products, whose second derivatives exist.
+            # As matrix products, which have second derivatives.
             rows, columns = map(_resizing, (height, width), self.size)
             rows, columns = (tf.constant(m, images.dtype) for m in (rows, columns))
             images = tf.einsum("Yy,byx,Xx->bYX", rows, images, columns)
@@ -78,7 +78,7 @@ class Encode(RealInputs, PlaneOutputs, Passive):
             if self.encoding == "intensity":
                 _checks.not_negative("inputs", images)
                 dark = tf.equal(images, 0)
-                # A slope of 0 in the dark, where that of a root is infinite.
+                # Gives a slope of 0 in the dark, where that of a root is infinite.
                 one = tf.ones_like(images)
                 images = tf.where(dark, images, tf.sqrt(tf.where(dark, one, images)))
             fields = as_complex(images, dtype)
@@ -114,18 +114,18 @@ def _resizing(n: int, size: int) -> np.ndarray:
 class FreeSpace(Optics):
     """Propagates fields over a distance, see `physics.propagation.angular_spectrum`.
 
-    The phase k z of the straight wave, which no detector sees, is left out. The band
-    limit is that of the design, on all devices.
+    The phase k z of the straight wave, which no detector sees, is left out. All devices
+    have the band limit of the design.
 
     Imperfections: `distance_error` in µm, and `wavelength_shift` in nm (shared).
 
     Args:
         distance: distance in m.
-        wavelength: wavelength in m. Like `pitch`, by default that of the reference.
-        pitch: distance of neighbouring pixels in m.
-        band_limit: whether waves are removed that the sampling cannot follow.
+        wavelength: wavelength in m. Default, as for `pitch`: that of the reference.
+        pitch: distance between neighbouring pixels in m.
+        band_limit: whether to remove waves that the sampling cannot resolve.
         padding: dark pixels added on each side during propagation, and cropped again;
-            0 is a periodic plane. Default: half of each side.
+            0 makes the plane periodic. Default: half of each side.
 
     Input shape: `(batch, height, width)`, complex, or real amplitudes.
 
@@ -133,7 +133,7 @@ class FreeSpace(Optics):
     `"float64"`.
 
     Raises:
-        ValueError: If an argument is out of range, the inputs are no planes, or the
+        ValueError: If an argument is out of range, the inputs are not planes, or the
             distance is beyond what the sampling resolves.
 
     Example:
@@ -196,20 +196,20 @@ class FreeSpace(Optics):
 class Lens(Optics):
     """Multiplies fields by a thin lens, exp(−iπ (x² + y²)/(λ f)), and its aberrations.
 
-    Imperfections: `decenter` of the axis, (y, x) in pixels, less than where the phase
-    turns by more than π from pixel to pixel at the rim; `defocus` and
-    `astigmatism` (0°, 45°), root mean squares over the plane in rad, see
-    `physics.propagation.aberration`; `wavelength_shift` in nm (shared).
+    Imperfections: `decenter` of the axis, (y, x) in pixels, limited so that the phase
+    turns by at most π from pixel to pixel at the rim; `defocus` and `astigmatism` (0°,
+    45°), root mean squares in rad, see `physics.propagation.aberration`; and
+    `wavelength_shift` in nm (shared).
 
     Args:
         focal_length: focal length in m, negative for a diverging lens.
         wavelength, pitch: as in `FreeSpace`.
-        on_pixel: whether the axis meets pixel N // 2; else the middle of the plane.
+        on_pixel: whether the axis meets pixel N // 2 or the middle of the plane.
 
     Input shape, output shape: as in `FreeSpace`.
 
     Raises:
-        ValueError: If an argument is out of range, the inputs are no planes, or the
+        ValueError: If an argument is out of range, the inputs are not planes, or the
             lens is too strong for the pitch.
 
     Example:
@@ -234,7 +234,7 @@ class Lens(Optics):
     def build(self, input_shape):
         size = self.compute_output_shape(input_shape)[1:]
         propagation.lens(size, self.focal_length, self.wavelength, self.pitch)
-        # Farther off, the phase would alias at the rim.
+        # With a larger offset, the phase would alias at the rim.
         room = abs(self.focal_length) * self.wavelength / self.pitch**2 - max(size)
         room = max(room / 2, 1e-9)
         bounds = {"lower_bound": -room, "upper_bound": room}
@@ -261,18 +261,18 @@ class Lens(Optics):
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class Aperture(PlaneOutputs, Passive):
-    """Lets light pass inside an opening, see `physics.propagation.aperture`.
+    """Passes light inside an opening, see `physics.propagation.aperture`.
 
     Args:
         diameter: diameter or side in m, one number or (y, x).
         pitch: as in `FreeSpace`.
         shape: `"circle"` or `"rectangle"`.
-        on_pixel: whether the centre is pixel N // 2; else the middle of the plane.
+        on_pixel: whether the centre is pixel N // 2 or the middle of the plane.
 
     Input shape, output shape: as in `FreeSpace`.
 
     Raises:
-        ValueError: If an argument is out of range, or the inputs are no planes.
+        ValueError: If an argument is out of range, or the inputs are not planes.
 
     Example:
 
@@ -319,7 +319,7 @@ def diffractive(
     name: str | None = None,
     **mask,
 ) -> keras.Sequential:
-    """Returns a diffractive network: images, masks with free space between, detectors.
+    """Builds a diffractive network: encoder, masks in free space, detectors.
 
         image ─► Encode ─► [ FreeSpace ─► PhaseMask ─► nonlinearity ] × masks
                                                 ─► FreeSpace ─► DetectorArray
@@ -330,14 +330,14 @@ def diffractive(
         size, encoding: of the image, see `Encode`.
         margin: dark pixels around the image, the `padding` of `Encode`.
         detectors: where light is read. Default: ten detectors, `DetectorArray()`.
-        nonlinearity: a function without arguments that returns a layer of fields,
-            such as `pnn.layers.Threshold`. Default: none.
+        nonlinearity: a function without arguments that returns a layer acting on
+            fields, such as `pnn.layers.Threshold`. Default: none.
         wavelength, pitch, band_limit, padding: of all layers, see `FreeSpace`.
         name: name of the model.
         **mask: further arguments of each `PhaseMask`.
 
     Returns:
-        A `keras.Sequential` model, which is built by its first call.
+        A `keras.Sequential` model; its first call builds it.
 
     Raises:
         ValueError: If an argument is out of range.

@@ -1,4 +1,4 @@
-"""Multiply fields by masks that train: phases, amplitudes, and their misalignment."""
+"""Multiply fields by trainable masks: phases, amplitudes, and their misalignment."""
 
 import math
 import os
@@ -26,8 +26,8 @@ _OPTIONS = ("initializer", "regularizer", "constraint")
 class _Mask(Optics):
     """Base of masks: a control per pixel, misalignment, and frames for a modulator."""
 
-    # Name and unit of the control, its value without effect, that of the highest grey
-    # level, and whether it is an angle, the same after a turn.
+    # Name and unit of the control, its value without effect, its value at the highest
+    # grey level, and whether it is an angle, with a period of one turn.
     _control, _unit, _nominal, _full, _periodic = "", "", 0.0, 1.0, False
 
     def __init__(self, shape, outside, dac, wavelength, pitch, /, **kwargs):
@@ -38,7 +38,7 @@ class _Mask(Optics):
 
     @property
     def aliases(self) -> dict:
-        """`shift_um`: the shift in µm."""
+        """The alias `shift_um`: the shift in µm."""
         return {"shift_um": ("shift", lambda amount: amount * (1e-6 / self.pitch))}
 
     def build(self, input_shape):
@@ -69,7 +69,7 @@ class _Mask(Optics):
         return 1 - tf.clip_by_value(imperfections["dead_pixels"], 0.0, 1.0)
 
     def _apply(self, inputs, transmission, imperfections: dict):
-        """Multiplies fields by a transmission, misaligned."""
+        """Multiplies fields by a misaligned transmission."""
         motion = {name: imperfections[name] for name in ("rotation", "shift", "scale")}
         moved = propagation.warp(transmission, **motion, outside=self.outside)
         deflection = propagation.tilt(
@@ -103,7 +103,7 @@ class _Mask(Optics):
 
         Raises:
             ValueError: If the layer is not built, a control is not finite, or `lookup`
-                is no table.
+                does not have 256 or 65536 values.
         """
         values = self._values(lookup)
         controls, _ = self.current_values()
@@ -112,7 +112,7 @@ class _Mask(Optics):
         order = np.argsort(values % _TURN if self._periodic else values, kind="stable")
         levels, steps = order, values[order]
         if self._periodic:
-            # The last level before a turn is next to the first behind it.
+            # The last level of a turn is a neighbour of the first.
             steps, wanted = steps % _TURN, wanted % _TURN
             steps = np.concatenate([steps[-1:] - _TURN, steps, steps[:1] + _TURN])
             levels = np.concatenate([order[-1:], order, order[:1]])
@@ -146,8 +146,8 @@ class _Mask(Optics):
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is not a greyscale PNG picture of the mask's size, with as
-                many bits as `lookup` has levels.
+            ValueError: If it is not a greyscale PNG picture of the mask's size, or has
+                more levels than `lookup`.
         """
         check_built(self)
         values, variable = self._values(lookup), self.controls[self._control]
@@ -166,15 +166,15 @@ class _Mask(Optics):
 class PhaseMask(_Mask):
     """Multiplies fields by exp(i phase), a phase for each pixel.
 
-    A modulator shows phases in one turn, [0, 2π), and so are they set (`as_set`), with
-    gradients as if they were not wrapped; with a `DAC`, in its steps, at the nearest
-    one of the turn, with straight-through gradients.
+    A modulator shows phases within one turn. `as_set` wraps them to [0, 2π), with
+    gradients as if they were not wrapped; with a `DAC`, it rounds them to the nearest
+    step of the turn, with straight-through gradients.
 
     Control: `phase` in rad, (height, width). Imperfections, each nominally without
     effect: `rotation` in degrees (counter-clockwise as displayed), `shift` in pixels,
     (y, x), or its alias `shift_um`, and `scale` of the mask, see
-    `physics.propagation.warp`; `tilt`, by which light is deflected, (y, x) in mrad,
-    within the steepest wave that the pixels sample, whose sine is λ/(2 pitch);
+    `physics.propagation.warp`; `tilt`, the deflection of light, (y, x) in mrad, below
+    that of the steepest wave that the pixels sample, whose sine is λ/(2 pitch);
     `phase_gain` and `phase_offset` (rad) of the modulator's response; `dead_pixels`,
     (height, width), 1 where a pixel stays at phase 0; and `wavelength_shift` in nm
     (shared), which scales phases by 1/λ.
@@ -186,15 +186,15 @@ class PhaseMask(_Mask):
         phase_constraint: such as `PhaseBlocks`.
         dac: `None`, or a `DAC` for the phases. With 256 even levels in a turn:
             `DAC(8, 0, 2 * math.pi * 255 / 256)`.
-        outside: amplitude transmission beyond the rim of a mask that is moved: 1, or 0
-            for light that is lost there.
+        outside: amplitude transmission beyond the rim of a misaligned mask, from 0
+            (light is lost there) to 1.
         wavelength, pitch: as in `FreeSpace`.
 
     Input shape, output shape: as in `FreeSpace`.
 
     Raises:
-        ValueError: If an argument is out of range, the inputs are no planes, or `shape`
-            is not theirs.
+        ValueError: If an argument is out of range, the inputs are not planes, or
+            `shape` is not that of the inputs.
 
     Example:
 
@@ -240,14 +240,14 @@ class PhaseMask(_Mask):
         phase = controls["phase"]
         low = 0.0
         if isinstance(self.dac, DAC):
-            # The turn begins in the middle of what the converter leaves out, so that
-            # the nearest of its ends is set there.
+            # The turn begins in the middle of the phases that the converter lacks, so
+            # that they are set to the nearest of its ends.
             low = self.dac.low - max(0, _TURN - (self.dac.high - self.dac.low)) / 2
         shown = low + tf.math.floormod(phase - low, tf.cast(_TURN, phase.dtype))
         if self.dac is not None:
             shown = self.dac(shown)
-        # The slope of 1 holds beyond the converter's range too, in the next turn. The
-        # difference is exactly 0, so that the phase is exactly a level.
+        # The slope is 1 beyond the converter's range too. The difference is exactly 0,
+        # so that the phase is exactly a level.
         return {"phase": tf.stop_gradient(shown) + (phase - tf.stop_gradient(phase))}
 
     def forward(self, inputs, controls, imperfections):
@@ -263,9 +263,9 @@ class PhaseMask(_Mask):
 class AmplitudeMask(_Mask):
     """Multiplies fields by an amplitude from 0 to 1 for each pixel.
 
-    A mask cannot amplify: amplitudes beyond 0 and 1, as an ascent sets them, or an
-    optimizer without the constraint, are set to the nearer end (`as_set`), with
-    gradients as if they were not clipped, so that they can return.
+    A mask cannot amplify: `as_set` clips amplitudes to [0, 1], since an ascent, or an
+    optimizer without the constraint, may leave this range. Gradients are as if they
+    were not clipped, so that amplitudes can return.
 
     Control: `amplitude`, (height, width). Imperfections: those of `PhaseMask` without
     `phase_gain` and `phase_offset`; a dead pixel is dark.
@@ -273,7 +273,7 @@ class AmplitudeMask(_Mask):
     Args:
         shape, outside, wavelength, pitch: as in `PhaseMask`.
         amplitude_initializer, amplitude_regularizer: of Keras. Default: all ones.
-        amplitude_constraint: Default keeps amplitudes from 0 to 1.
+        amplitude_constraint: of Keras. The default keeps amplitudes from 0 to 1.
         dac: `None`, or a `DAC` for the amplitudes, such as `DAC(8, 0, 1)`.
 
     Input shape, output shape: as in `FreeSpace`.
@@ -325,7 +325,7 @@ class AmplitudeMask(_Mask):
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class PhaseRoughness(Configured, keras.regularizers.Regularizer):
-    """Penalises phases that differ between neighbouring pixels, turns aside.
+    """Penalises phase differences between neighbouring pixels, up to whole turns.
 
         penalty = strength · mean(1 − cos(difference)), over rows plus over columns
 
@@ -357,8 +357,8 @@ class PhaseRoughness(Configured, keras.regularizers.Regularizer):
 class PhaseBlocks(Configured, keras.constraints.Constraint):
     """Keeps phases constant over square blocks of pixels, after each step.
 
-    A block has the phase of the mean of its exp(i phase). Blocks begin at the upper
-    left; those at the right and at the bottom may be cut.
+    A block gets the phase of the mean of exp(i phase) over its pixels. Blocks begin at
+    the upper left; those at the right and at the bottom may be cut.
 
     Args:
         size: Integer, pixels along the side of a block.

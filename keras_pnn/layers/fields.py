@@ -1,4 +1,4 @@
-"""Follow fields through a model; refuse them where Keras would drop a part."""
+"""Follow fields through a model; refuse them where Keras drops the imaginary part."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -21,7 +21,7 @@ class FieldOutputs(WideOutputs):
         return (*input_shape[:-1], self.units)
 
     def call(self, inputs):
-        # `fit` of a plain Keras model has no other place to say so.
+        # `fit` of a plain Keras model offers no other place for this check.
         model = _keras.model_in_training()
         if model is not None:
             check_fields(model)
@@ -42,7 +42,7 @@ class PlaneOutputs(FieldOutputs):
         return (input_shape[0], *plane_of(self, input_shape))
 
     def _fields(self, inputs) -> tf.Tensor:
-        """Returns inputs as complex fields, checked."""
+        """Checks inputs, and returns them as complex fields."""
         self.compute_output_shape(inputs.shape)
         return as_complex(tf.convert_to_tensor(inputs), tf.as_dtype(self._output_dtype))
 
@@ -62,7 +62,7 @@ class Use(NamedTuple):
     """One use of a layer in a model of nodes."""
 
     layer: keras.Operation
-    # That of its first input, with the batch.
+    # The shape of its first input, with the batch.
     shape: tuple
     # The layers whose fields it takes; empty for digital inputs.
     sources: tuple
@@ -74,21 +74,21 @@ class Use(NamedTuple):
 
 
 def uses_of(model: keras.Model) -> list[Use] | None:
-    """Returns all uses of layers and operations in the order in which they run.
+    """Returns all uses of layers and operations, in the order in which they run.
 
-    `None` for a model that is not one of nodes (functional, Sequential), or a wrapper
-    around one.
+    Returns `None` unless the model is built of nodes (functional, Sequential) or wraps
+    such a model.
     """
     graph = _keras.functional(model)
     return None if graph is None else _follow(graph)[0]
 
 
 def check_fields(model: keras.Model) -> None:
-    """Checks that no complex field goes to what is made for real numbers.
+    """Checks that no complex field reaches a layer or a loss for real numbers.
 
-    That is a layer of Keras with weights, a `Rescaling`, which casts to real numbers, a
-    loss of Keras, and a loss to which Keras hands the real part only. Models of nodes
-    (functional, Sequential) are followed from node to node; others pass.
+    These are layers of Keras with weights, `Rescaling`, which casts to real numbers,
+    losses of Keras, and losses to which Keras passes the real part only. Models of
+    nodes (functional, Sequential) are followed from node to node; others pass.
     """
     graph = _keras.functional(model)
     if graph is None:
@@ -109,9 +109,9 @@ def check_fields(model: keras.Model) -> None:
 
 
 def detected(model: keras.Model, layer) -> bool:
-    """Tells whether the fields of a layer go to detectors of intensities alone.
+    """Tells whether the fields of a layer go only to detectors of intensities.
 
-    Those in a model that is not of nodes (functional, Sequential) never do.
+    The result is `False` for a model that is not of nodes (functional, Sequential).
     """
     graph = _keras.functional(model)
     if graph is None:
@@ -123,9 +123,9 @@ def detected(model: keras.Model, layer) -> bool:
 
 
 def _follow(graph, given: Sequence = ()) -> tuple[list[Use], list]:
-    """Returns all uses, and the layer that gives each output as a field, else `None`.
+    """Returns all uses, and for each output the layer whose field it is, or `None`.
 
-    `given` has the same for the inputs; none of them is a field without it.
+    `given` lists these layers for the inputs; by default, no input is a field.
     """
     seen: list[Use] = []
     fields = dict(zip(map(id, graph.inputs), given, strict=bool(given)))

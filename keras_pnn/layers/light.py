@@ -17,8 +17,8 @@ def light_path(
 ) -> list[tuple[keras.layers.Layer, np.ndarray]]:
     """Returns each use of a layer that acts on planes, with the intensity behind it.
 
-    Layers come in the order in which they run, with (samples, height, width), and a
-    `DetectorArray` with the intensity that falls on it.
+    Uses are in the order in which they run, intensities of shape (samples, height,
+    width). For a `DetectorArray`, it is the intensity that falls on it.
     """
     layers = [
         layer
@@ -27,7 +27,7 @@ def light_path(
     ]
     if not layers:
         return []
-    # A model may be made for one batch size: samples then come again.
+    # A model may have a fixed batch size; samples are then repeated to fill it.
     count, found = _checks.sample_count(inputs), []
     graph = _keras.functional(model)
     batch = graph.inputs[0].shape[0] if graph is not None else None
@@ -47,7 +47,7 @@ def light_path(
         return run
 
     with contextlib.ExitStack() as stack:
-        # States, such as those of noise, stay as they are.
+        # The scope leaves states, such as those of noise, as they are.
         stack.enter_context(Overrides().scope(model))
         for layer in layers:
             stack.enter_context(_keras.replaced_call(layer, recorded(layer)))
@@ -56,7 +56,7 @@ def light_path(
 
 
 def on_detectors(layer: DetectorArray, light: np.ndarray) -> np.ndarray:
-    """Returns (samples,): the power of a plane's light that the detectors catch."""
+    """Returns the power that falls on all detectors, of shape (samples,)."""
     return sum(
         light[:, y : y + height, x : x + width].sum((1, 2))
         for y, x, height, width in layer.placed(light.shape[1:])

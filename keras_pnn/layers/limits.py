@@ -51,16 +51,16 @@ class ControlRange(Configured, keras.constraints.Constraint):
 class DAC(Configured):
     """Rounds controls to `2**bits` even steps, and clips them to the range.
 
-    Training continues through the steps; see `physics.detection.quantize`.
+    Gradients pass straight through the steps; see `physics.detection.quantize`.
 
     Args:
         bits: the resolution, from 1 to 24.
         low: the value of the lowest code.
-        high: the value of the highest.
+        high: the value of the highest code.
 
     Raises:
-        ValueError: If `bits` is not an integer from 1 to 24, or if `low` is not below
-            `high`, both finite.
+        ValueError: If `bits` is not an integer from 1 to 24, or if `low` and `high` are
+            not finite or not in order.
 
     Example:
 
@@ -105,9 +105,9 @@ def check_converter(dac, tuning: tunings.Tuning) -> None:
 
 
 def tuning_constraint(tuning: tunings.Tuning, dac=None) -> ControlRange:
-    """Returns the range of a tuning's control, within the range of its converter.
+    """Returns a constraint to a tuning's training range, within that of its converter.
 
-    A measured curve ends, so its controls keep its `margin` from both ends.
+    Controls of a measured curve keep its `margin` from both of its ends.
     """
     low, high = common_range(tuning.training_range, range_of(dac))
     return ControlRange(low, high if math.isfinite(high) else None)

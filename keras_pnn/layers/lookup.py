@@ -13,7 +13,7 @@ from keras_pnn.layers.physical import PhysicalLayer
 from keras_pnn.layers.quantity import Quantity
 from keras_pnn.physics.tuning import MeasuredTuning, RingTunings
 
-# What chooses variables, see `select_variables`.
+# How variables are selected, see `select_variables`.
 Selection = str | Iterable[str] | Callable[[keras.Variable], bool]
 
 
@@ -58,7 +58,7 @@ def imperfections_of(model: keras.layers.Layer) -> list[keras.Variable]:
 
 
 def left_curves(model: keras.layers.Layer) -> str:
-    """Says which measured curves rings left, if a model gives NaN; `""` if none."""
+    """Returns a hint for NaN in models with measured curves, `""` in others."""
     measured = [
         repr(layer.name)
         for layer in physical_layers(model)
@@ -74,7 +74,7 @@ def left_curves(model: keras.layers.Layer) -> str:
 
 
 def quantities(model: keras.layers.Layer) -> list[Quantity]:
-    """Returns what a device of a model may set: imperfections and weights."""
+    """Returns the quantities that a device may set: imperfections and weights."""
     counts: dict[str, int] = {}
     found = []
     for layer in _keras.flat_layers(model):
@@ -126,7 +126,7 @@ def find(model: keras.layers.Layer, name: str, weights: bool = False) -> list[Qu
 
 
 def find_gradual(model: keras.layers.Layer, name: str) -> list[Quantity]:
-    """Returns the imperfections with slopes that a name addresses, as `find`."""
+    """Returns the imperfections that `find` does; raises ValueError for stuck ones."""
     found = find(model, name)
     if any(q.holds for q in found):
         expected = "one that moves gradually; `Variation(stuck=…)` draws what is stuck"
@@ -135,8 +135,8 @@ def find_gradual(model: keras.layers.Layer, name: str) -> list[Quantity]:
 
 
 def common_unit(found: list[Quantity]) -> str:
-    """Returns the unit of amounts of what a name found, `""` where there is none."""
-    # Another quantity, such as a power imbalance, is not in the variable's unit.
+    """Returns the common unit of amounts of quantities, `""` if there is none."""
+    # An alias, such as a power imbalance, is not in the variable's unit.
     plain = all(q.convert is None and q.nominal is not None for q in found)
     units = {q.unit for q in found}
     return units.pop() if plain and len(units) == 1 else ""
@@ -154,7 +154,7 @@ def architecture(
 
 
 def check_selection(argument: str, which: Selection) -> Selection:
-    """Returns what `select_variables` takes: a predicate, a string or several."""
+    """Checks and returns a selection: a predicate, a string or several strings."""
     if callable(which) or isinstance(which, str):
         return which
     names = tuple(which) if isinstance(which, list | tuple) else ()
@@ -172,10 +172,10 @@ def select_variables(
     `which` is `"controls"`, the trainable controls of physical layers; `"all"`, the
     trainable variables; a name or pattern of trainable variables and imperfections, of
     all layers (`"control"`) or of some (`"mrr_bank_*/control"`); several of these; or a
-    predicate on trainable variables and imperfections. Messages call it `argument`.
+    predicate on trainable variables and imperfections. Errors call it `argument`.
     """
     which = check_selection(argument, which)
-    # A control that is stuck stays where it is.
+    # `<name>_stuck` is not a candidate, as stuck controls do not move.
     known = [q for q in quantities(model) if q.nominal is not None and not q.holds]
     candidates = [*model.trainable_variables, *(q.variable for q in known)]
     if callable(which):
@@ -192,7 +192,7 @@ def select_variables(
 
 
 def _matching(model, argument: str, name: str, candidates: list, layers: dict) -> list:
-    """The variables that one string means."""
+    """Returns the variables that one string selects."""
     if name == "controls":
         found, hint = controls_of(model), ""
     elif name == "all":

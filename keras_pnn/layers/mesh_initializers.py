@@ -14,8 +14,8 @@ class MeshInitializer:
     """Base of initializers: `initializer(modes, arrangement)` returns `MeshPhases`.
 
     Args:
-        seed: an integer, or `None` for one drawn after
-            `keras.utils.set_random_seed`. One seed always gives the same phases.
+        seed: an integer, or `None` for a random one, which
+            `keras.utils.set_random_seed` fixes. One seed always gives the same phases.
 
     Example:
 
@@ -112,7 +112,7 @@ class Cross(UniformPhases):
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class Bar(Cross):
-    """Draws theta near π: light stays in its mode. Arguments as in `Cross`.
+    """Draws theta near π: light stays in its mode.
 
     Args:
         spread: standard deviation of theta, in rad.

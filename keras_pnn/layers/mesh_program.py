@@ -1,4 +1,4 @@
-"""Search the phases of a mesh for a matrix, where some shifters are stuck."""
+"""Search for the phases of a mesh that give a matrix, if some shifters are stuck."""
 
 import numpy as np
 import tensorflow as tf
@@ -6,15 +6,15 @@ import tensorflow as tf
 from keras_pnn.physics import mesh
 
 _PHASES = ("theta", "phi", "gamma")
-# Of the search: its steps, and the relative reduction at which it ends.
+# Highest number of steps, and the relative reduction at which the search ends.
 _STEPS, _END = 500, 1e-9
 
 
 def phases_around_stuck(layer, unitary: np.ndarray, stuck: dict, errors: dict) -> dict:
-    """Searches the phases, in rad, that bring a mesh nearest to a matrix.
+    """Searches for the phases, in rad, that bring a mesh nearest to a matrix.
 
-    By L-BFGS from the present phases, in float64, without losses and converter. `stuck`
-    has for the name of a phase its `<name>_stuck`, and `errors` those that are known.
+    Uses L-BFGS from the present phases, in float64, without losses and converter.
+    `stuck` maps each control to its `<name>_stuck`; `errors` holds the known errors.
     """
     from scipy import optimize
 

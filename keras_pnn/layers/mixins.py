@@ -10,24 +10,24 @@ from keras_pnn import _checks
 
 
 class ConfiguredLayer(keras.layers.Layer):
-    """Base of layers with the arguments of `__init__`, all attributes, as config.
+    """Base of layers whose config is the arguments of `__init__`, all attributes.
 
-    Only arguments that can be given by position and by name are written. Those that
-    are positional-only belong to a subclass, which has them too, and those that are
-    keyword-only to a base class, see `passing_on`.
+    Only arguments that can be given by position and by name are written. A subclass
+    declares positional-only arguments too, and writes them; keyword-only arguments
+    belong to a base class, see `passing_on`.
     """
 
     def get_config(self) -> dict:
         config = super().get_config()
         for kind in reversed(type(self).__mro__):
-            # A user's subclass writes its own.
+            # A user's subclass writes its own config.
             if kind.__module__.startswith("keras_pnn.") and "__init__" in vars(kind):
                 config |= _arguments(self, kind)
         return config
 
 
 def _arguments(layer: keras.layers.Layer, kind: type) -> dict:
-    """Returns the arguments of a class of the layer as files hold them."""
+    """Returns a layer's arguments of one of its classes, as files hold them."""
     config = {}
     for name, parameter in inspect.signature(kind.__init__).parameters.items():
         if name == "self" or parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
@@ -37,7 +37,7 @@ def _arguments(layer: keras.layers.Layer, kind: type) -> dict:
             value = value.tolist()
         elif not isinstance(value, tuple):
             saved = _checks.saved(layer, name, value)
-            # A short name for Keras' own functions.
+            # Keras' own functions are saved by a short name.
             named = name == "activation"
             value = keras.activations.serialize(value) if named else saved
         config[name] = value
@@ -45,7 +45,7 @@ def _arguments(layer: keras.layers.Layer, kind: type) -> dict:
 
 
 class RealInputs:
-    """Refuses complex inputs, of which a layer of powers would drop a part."""
+    """Refuses complex inputs, whose imaginary part a layer of powers would drop."""
 
     def call(self, inputs):
         refuse_complex(self, inputs)
@@ -106,7 +106,7 @@ def reading_noise(layer: keras.layers.Layer, readings):
 
 
 def add_bias(layer: keras.layers.Layer, units: int) -> None:
-    """Adds the bias that a layer's arguments ask for, or `None`."""
+    """Adds a layer's bias, which is `None` without `use_bias`."""
     layer.bias = None
     if layer.use_bias:
         layer.bias = layer.add_weight(

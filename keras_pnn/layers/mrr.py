@@ -1,9 +1,9 @@
-"""Compute with microring weights: the layers `MRRBank` and `MRRConv2D`.
+"""Multiply by microring weights: the layers `MRRBank` and `MRRConv2D`.
 
-Both take their weights from `RingLayer.weights_at`, which adds up what shifts each
-ring and asks the layer's tuning for the weight. That of Lorentzian rings is
-`ResonanceTuning` in `physics/tuning/lorentzian.py`: `weight` turns a control into a
-detuning, and `_port_weight` the detuning into through − drop.
+Both take their weights from `RingLayer.weights_at`, which adds up the shifts of each
+ring and calls the layer's tuning. The tuning of Lorentzian rings is
+`ResonanceTuning` in `physics/tuning/lorentzian.py`: `weight` converts a control to a
+detuning, and `_port_weight` converts the detuning to through − drop.
 """
 
 from collections.abc import Callable
@@ -41,7 +41,7 @@ class MRRBank(RingLayer):
         units: number of outputs.
         activation: as in `Dense`.
         use_bias: whether a digital bias is added.
-        tuning: a tuning object: control → weight. Default `LorentzianTuning()`.
+        tuning: a `Tuning`, from control to weight. Default `LorentzianTuning()`.
         kernel_initializer: draws the initial *weights*, for which the controls are
             solved.
         bias_initializer, bias_regularizer, bias_constraint: as in `Dense`.
@@ -55,24 +55,24 @@ class MRRBank(RingLayer):
             as `physics.heater.crosstalk_matrix` and `nearest_neighbour` return it:
             between the rings of a row (columns, columns), or between all rings of
             the bank, row by row (rows · columns, rows · columns). Default: none.
-        channel_spacing: distance of neighbouring channels in nm. If given, each
+        channel_spacing: distance between neighbouring channels in nm. If given, each
             channel passes all rings of its row. Default: it passes only its own ring.
         bank_size: (rows, columns) of the physical bank, on which the matrix is
             tiled. Default: one bank of the size of the matrix.
-        dac: a quantiser of the controls, such as `pnn.layers.DAC`, from 0 or above.
+        dac: a quantiser of the controls, such as `pnn.layers.DAC`, with `low` ≥ 0.
         adc_bits: resolution of the readout, from 2 to 24, applied per tile before the
             digital sum (two's complement, so that a dark tile reads 0). Default: exact.
         adc_range: largest absolute readout. Default: for each sample the
             largest of its tiles (an auto-ranging receiver).
         gain: amplification behind the readout, electronic or digital: a number, an
-            array of one for each output, or `True`, one number that is trained. It is
-            no control, so that the ascent over controls leaves it alone. Default: 1.
-        signed: whether a tuning of one port alone, with transmissions T from 0 to 1,
-            gives the weights 2 T − 1: twice a reading, minus that of a reference, a row
-            without rings that adds up the inputs. Both readings have steps and noise
-            of their own, so that an output has √5 times the noise of a reading.
+            array of one number per output, or `True` for one trained number. It is not
+            a control, so an ascent over controls does not change it. Default: 1.
+        signed: whether a tuning of a single port, with transmissions T from 0 to 1,
+            gives the weights 2 T − 1: twice a reading minus a reference, the reading of
+            a row without rings that adds up the inputs. Both readings have their own
+            steps and noise, so an output has √5 times the noise of a reading.
         read_noise: standard deviation of each reading of a row, in the unit of input
-            times weight, in training and in inference. Readings of several tiles add
+            times weight, in training and in inference. The noise of several tiles adds
             up.
         seed: seed of the noise, as in `ShotNoise`.
 
@@ -207,7 +207,7 @@ class MRRConv2D(RingLayer):
                 f"The number of input channels must be known and a multiple of the "
                 f"{self.groups} groups. Received: input_shape={input_shape}"
             )
-        # Fails where the kernel does not fit.
+        # Raises an error if the kernel does not fit.
         output_shape = self.compute_output_shape(input_shape)
         if self.adc_bits is not None and None in output_shape[1:]:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Multiply fields by a unitary matrix, as a mesh of Mach–Zehnder interferometers.
+"""Multiply fields by a unitary matrix, with a mesh of Mach–Zehnder interferometers.
 
 To add an imperfection of the mesh:
 
@@ -53,7 +53,7 @@ def as_matrix(name: str, value, shape: tuple[int, int]) -> np.ndarray:
 
 def relative_distance(reached: np.ndarray, target: np.ndarray) -> float:
     """Returns ‖reached − target‖_F / ‖target‖_F; a unitary's norm is √units."""
-    # In units of the largest, as squares of 1e200 overflow.
+    # In units of the largest element, as squares of 1e200 overflow.
     scale = np.abs(target).max() or 1.0
     apart = np.linalg.norm((reached - target) / scale)
     return float(apart and apart / np.linalg.norm(target / scale))
@@ -68,8 +68,8 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
 
     Controls: `theta` and `phi` in rad, (columns, modes // 2), and `gamma` in rad,
     (modes,). Imperfections: `theta_error` and `phi_error` in rad, in the shape of the
-    phases; `splitter_error` in rad, (columns, modes // 2, 2), the splitter that light
-    meets first before the second; `loss_db`, in the shape of the phases; and
+    phases; `splitter_error` in rad, (columns, modes // 2, 2), in the order in which
+    light meets the two splitters; `loss_db`, in the shape of the phases; and
     `theta_stuck`, `phi_stuck`, `gamma_stuck`, phases that cannot be set, see
     `pnn.Stuck`. The power imbalance `splitter_imbalance` is an alias of
     `splitter_error`; draws of it are clipped to [−1, 1]. Values in slots without a cell
@@ -93,10 +93,10 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
             the loss of each cell; the imperfection is then nominally 0 and is added
             to it. A cell's total loss is clipped at 0.
         straight_loss_db: loss of a mode that passes a column without a cell, in dB.
-        crosstalk: `None`, or a real matrix from set phases to produced phases, see
-            `physics.mesh.transfer_matrix`.
-        dac: `None`, or a `DAC` for the phases of all shifters. They are first brought
-            into [low, low + 2π) of the `dac`, which leaves the matrix unchanged
+        crosstalk: `None`, or a real matrix from phases that are set to phases that
+            light acquires, see `physics.mesh.transfer_matrix`.
+        dac: `None`, or a `DAC` for the phases of all shifters. Phases outside its range
+            are first wrapped to [low, low + 2π), which leaves the matrix unchanged
             without crosstalk (see `physics.mesh.wrapped`). With crosstalk the matrix
             jumps where a phase passes a whole turn, as on the chip. A range shorter
             than a turn clips phases: no gradient passes there, and `program` warns.
@@ -107,8 +107,7 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
 
     Put a `Photodetector` behind the last mesh: layers and losses of Keras are made for
     real numbers, and drop the imaginary part of fields or fail. Keras casts the outputs
-    to the dtype of the loss, so that a loss of your own for fields needs
-    `dtype="complex64"`.
+    to the dtype of the loss, so your own loss for fields needs `dtype="complex64"`.
 
     Raises:
         ValueError: If an argument is out of range, or the inputs do not have `units`
@@ -159,7 +158,7 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
             _checks.array, "crosstalk", crosstalk, shape, broadcast=False
         )
         self.dac = get_dac(dac)
-        # Where phases are wrapped to: the lowest, and the highest that stays.
+        # The range of wrapped phases: the lowest, and the highest that stays as it is.
         self._range = (0.0, None)
         if isinstance(self.dac, DAC):
             self._range = (self.dac.low, self.dac.high)
@@ -212,7 +211,7 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
         if crosstalk is not None:
             wide = controls["theta"].dtype == tf.float64
             crosstalk = crosstalk.astype("float64" if wide else "float32")
-            # Slots without a shifter warm no other.
+            # Slots without a shifter heat no others.
             for name in ("theta", "phi"):
                 phases[name] *= tf.cast(self._exists, phases[name].dtype)
         return {
@@ -230,7 +229,7 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
         return {n: self.dac(phase) for n, phase in self.within_turn(controls).items()}
 
     def within_turn(self, controls: dict) -> dict:
-        """Returns phases in the turn of the converter, [0, 2π) without one."""
+        """Returns phases wrapped to the converter's turn, or to [0, 2π) without one."""
         phases = (controls[name] for name in _PHASES)
         within = mesh.wrapped(*phases, self.arrangement, *self._range)
         return dict(zip(_PHASES, within, strict=True))
@@ -243,7 +242,7 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
             if isinstance(self.loss_db, np.ndarray):
                 value = value + self.loss_db
             least = value[self._exists].min()
-            # A sweep that takes the design's loss away leaves 0 but for rounding.
+            # A sweep that removes the design's loss leaves 0 up to rounding.
             if not least >= -1e-12:
                 expected = "≥ 0 dB in each cell, with the loss of the design added"
                 raise _checks.error(name, expected, f"{least:g}")
@@ -264,9 +263,9 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
             backwards: whether light runs from the outputs to the inputs.
 
         Returns:
-            Name of a control to intensities at its shifters, and the fields at the far
-            end. `gamma` has the shape (batch, units), `phi` (batch, columns, cells),
-            and `theta` a last axis more, for the upper and the lower arm.
+            A dictionary from controls to the intensities at their shifters, and the
+            fields at the far end. `gamma` has the shape (batch, units), `phi` (batch,
+            columns, cells), and `theta` a further last axis for upper and lower arm.
         """
         settings = self._settings(controls, imperfections)
         return monitored(fields, **settings, backwards=backwards)
@@ -275,18 +274,18 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
         """Sets the phases for a unitary matrix on the ideal mesh.
 
         Crosstalk between the phase shifters is compensated: without a `dac` by phases
-        of any size, with one by phases in its turn, which may leave a small distance;
-        see `physics.decompose.compensated`. Where phases are known to be stuck (the
-        present `theta_stuck`, `phi_stuck`, `gamma_stuck`), all others are searched for
-        the nearest matrix, from these phases on.
+        of any size; with one by phases in its turn, which may leave a small distance,
+        see `physics.decompose.compensated`. If phases are known to be stuck (the
+        present `theta_stuck`, `phi_stuck`, `gamma_stuck`), a search over all others,
+        starting from these phases, looks for the nearest matrix.
 
         Args:
             unitary: complex or real matrix of shape (units, units).
 
         Returns:
-            The distance left, ‖U − Û‖_F / √units, with Û the matrix of the ideal mesh
-            at the phases as they are stored and as the `dac` sets them, without
-            losses, with the phases that are stuck.
+            The distance left, ‖U − Û‖_F / √units, with Û the matrix of the ideal mesh,
+            without losses, at the stored phases as the `dac` sets them, including
+            those that are stuck.
 
         Raises:
             ValueError: If the shape differs, or the matrix is not unitary.
@@ -301,15 +300,15 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
     def correct(self, unitary: np.ndarray) -> float:
         """Sets the phases for a unitary matrix, correcting present imperfections.
 
-        They are corrected cell by cell; see `physics.decompose.correct`. Phases that
-        are stuck are worked around as in `program`.
+        Errors are corrected cell by cell, see `physics.decompose.correct`. Stuck phases
+        are treated as in `program`.
 
         Args:
             unitary: complex or real matrix of shape (units, units).
 
         Returns:
-            The error left, ‖U − Û‖_F / √units, with Û the matrix at the phases as they
-            are stored and as the `dac` sets them, without losses.
+            The distance left, ‖U − Û‖_F / √units, with Û the matrix of the imperfect
+            mesh, without losses, at the stored phases as the `dac` sets them.
 
         Raises:
             ValueError: If the shape differs, or the matrix is not unitary.
@@ -345,7 +344,7 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
         }
 
     def lossless_matrix(self, **errors) -> np.ndarray:
-        """Returns the matrix at the phases as set, without losses, in complex128.
+        """Returns the matrix without losses, at the phases as set, in complex128.
 
         Args:
             **errors: `theta_error`, `phi_error`, `splitter_error`; by default 0.
@@ -361,7 +360,7 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
         if not isinstance(self.dac, DAC):
             return
         within, limit = self.within_turn(self.current_values()[0]), self.dac.high
-        # Rounding to the last code is what any converter does.
+        # Phases less than a step above the last code count as rounded, not clipped.
         limit += (limit - self.dac.low) / (2**self.dac.bits - 1)
         beyond = sum(
             np.sum(np.asarray(phase)[self.quantity(name).exists] > limit)
@@ -375,21 +374,19 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
             )
 
     def wrap(self) -> float:
-        """Brings all phases into one turn, the range of heaters, for the same matrix.
+        """Wraps all phases to one turn, the range of heaters, for the same matrix.
 
-        The turn is [0, 2π), or starts at the low end of the `dac`.
+        The turn is [0, 2π), or starts at the low end of the `dac`. The matrix stays the
+        same to rounding for all imperfections; see `physics.mesh.wrapped`.
 
-        The matrix stays the same to rounding for all imperfections; see
-        `physics.mesh.wrapped`.
-
-        With crosstalk, the phases that the shifters produce stay the same up to whole
-        turns. A few phases may be out of reach and miss a little, see
-        `physics.decompose.compensated`. With crosstalk and a `dac`, which sets phases
-        in its turn directly, these are the phases before the `dac`.
+        With crosstalk, the phases that light acquires stay the same up to whole turns.
+        A few phases may be out of reach and slightly off, see
+        `physics.decompose.compensated`. With crosstalk and a `dac`, the stored phases
+        are wrapped as the `dac` does, and what it sets stays the same.
 
         Returns:
-            How far the matrix has moved, ‖U − Û‖_F / √units, at the present errors
-            and without losses: 0 but for rounding, or what crosstalk leaves.
+            How far the matrix has moved, ‖U − Û‖_F / √units, at the present errors and
+            without losses: 0 up to rounding, or what phases out of reach leave.
 
         Raises:
             ValueError: If the layer is not built, or a phase is NaN or infinite.
@@ -408,17 +405,17 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
         return relative_distance(self.lossless_matrix(**known), before)
 
     def _assign(self, phases: decompose.MeshPhases, within_turn: bool = False) -> None:
-        """Sets the phases at which the shifters produce the given ones."""
+        """Sets the phases at which light acquires the given ones, with crosstalk."""
         check_built(self)
         if self.crosstalk is not None:
-            # A `dac` sets phases in one turn only, and with crosstalk a turn matters.
+            # A `dac` sets phases in one turn only, and with crosstalk turns matter.
             within_turn = within_turn or self.dac is not None
             low = self._range[0] if within_turn else None
             phases = decompose.compensated(phases, self.crosstalk, low)
         self._store(phases.theta, phases.phi, phases.gamma)
 
     def _store(self, theta, phi, gamma) -> None:
-        """Stores phases, none of which is rounded up to a whole turn."""
+        """Stores phases; rounding does not carry any of them up to a whole turn."""
         top = self._range[0] + 2 * np.pi
         for name, value in zip(_PHASES, (theta, phi, gamma), strict=True):
             variable = self.controls[name]

@@ -1,4 +1,4 @@
-"""Multiply fields by any matrix, as two meshes with attenuators between."""
+"""Multiply fields by any matrix, with attenuators between two meshes."""
 
 import keras
 import numpy as np
@@ -16,7 +16,7 @@ from keras_pnn.physics._tensors import as_complex
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class Attenuators(FieldOutputs, PhysicalLayer):
-    """Attenuates each mode, with one gain for all: the Σ of `MZIDense`.
+    """Attenuates each mode, with one gain for all modes: the Σ of `MZIDense`.
 
     outputs = gain · attenuation · inputs on the first modes. Further inputs are
     dropped, further outputs are dark.
@@ -131,7 +131,7 @@ class MZIDense(FieldOutputs, keras.layers.Layer):
         self.sigma = Attenuators(self.units, **self._common("sigma"))
 
     def _common(self, part: str) -> dict:
-        # Unique if the layer's own name is.
+        # The name is unique if the layer's own name is.
         return {
             "name": f"{self.name}_{part}",
             "dtype": self.dtype_policy,
@@ -171,8 +171,7 @@ class MZIDense(FieldOutputs, keras.layers.Layer):
 
         Returns:
             The distance left, ‖M − M̂‖_F / ‖M‖_F, with M̂ the matrix of the ideal
-            device at the controls as they are stored and as the `dac` sets them,
-            without losses.
+            device, without losses, at the stored controls as the `dac` sets them.
 
         Raises:
             ValueError: If the shape differs, an element is NaN or infinite, or the

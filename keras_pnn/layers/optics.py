@@ -5,7 +5,7 @@ from keras_pnn.layers.fields import PlaneOutputs
 from keras_pnn.layers.physical import PhysicalLayer
 from keras_pnn.physics._tensors import as_float64
 
-# Those of the reference, in m.
+# Wavelength and pitch of the reference, in m.
 WAVELENGTH, PITCH = 532e-9, 2e-6
 
 

@@ -1,4 +1,4 @@
-"""Split a layer's values into controls, which training turns, and imperfections."""
+"""Split a layer's values into controls, which training changes, and imperfections."""
 
 import dataclasses
 import math
@@ -19,14 +19,14 @@ from keras_pnn.layers.quantity import Quantity
 class PhysicalLayer(ConfiguredLayer):
     """Base of layers with controls, imperfections and one pure `forward`.
 
-    Controls are what training may turn (currents, phases, masks); they are saved
+    Controls are what training may change (currents, phases, masks); they are saved
     with the model. Imperfections are how one device differs from the design; they
     are not saved, and a loaded model has them at their nominal values. Loading
-    weights while a device is installed leaves its imperfections installed.
+    weights while a device is installed keeps its imperfections.
 
     A subclass calls `add_control` and `add_imperfection` in `build`, and implements
     `forward(inputs, controls, imperfections)` as a pure function of tensors. Values
-    are read through `keras.StatelessScope`, so a layer needs no code of its own for
+    are read through `keras.StatelessScope`, so a layer needs no further code for
     perturbed controls, for another device, or for a thousand devices at once.
 
     Example:
@@ -43,7 +43,7 @@ class PhysicalLayer(ConfiguredLayer):
     ```
     """
 
-    # Other quantities in which deviations are accepted: name → (imperfection,
+    # Other quantities in which deviations may be given: name → (imperfection,
     # function from a deviation in that quantity to one of the imperfection).
     aliases: ClassVar[dict[str, tuple[str, Callable]]] = {}
 
@@ -65,7 +65,7 @@ class PhysicalLayer(ConfiguredLayer):
         trainable: bool = True,
         mask: np.ndarray | None = None,
     ) -> keras.Variable:
-        """Adds a quantity that training may turn.
+        """Adds a quantity that training may change.
 
         Args:
             name: its key in `layer.controls`.
@@ -133,17 +133,17 @@ class PhysicalLayer(ConfiguredLayer):
         return self._add(self._imperfections, name, shape, weight, about)
 
     def add_stuck(self, name: str) -> keras.Variable:
-        """Lets devices hold elements of a control: the imperfection `<name>_stuck`.
+        """Adds the imperfection `<name>_stuck`, by which devices hold a control fixed.
 
         Its last axis has two entries: whether the element is stuck (1, nominally 0),
-        and the value that it then has, in the control's unit. `forward` takes controls
-        from `held`, behind the converter.
+        and the value that it then has, in the control's unit. `forward` must pass
+        controls through `held`, behind the converter.
 
         Args:
             name: a control.
 
         Returns:
-            The variable, of the control's shape and two.
+            The variable, of the control's shape with a last axis of two.
         """
         control = self._controls[name]
         mask = None if control.mask is None else np.asarray(control.mask)[..., None]
@@ -154,7 +154,7 @@ class PhysicalLayer(ConfiguredLayer):
         return variable
 
     def _add(self, kind: dict, name: str, shape: tuple, weight: dict, about: dict):
-        """Adds a variable under a name that nothing of the layer has, nor an alias."""
+        """Adds a variable; its name must be new among the layer's names and aliases."""
         taken = [*self._controls, *self._imperfections, *self.aliases]
         if name in taken:
             expected = f"a name that layer '{self.name}' does not have, {taken}"
@@ -164,7 +164,7 @@ class PhysicalLayer(ConfiguredLayer):
         return variable
 
     def held(self, controls: dict, imperfections: dict) -> dict:
-        """Returns controls as set, name to tensor, with the values of stuck ones."""
+        """Returns controls, name to tensor, with stuck elements at their values."""
         found = dict(controls)
         for name, quantity in self._imperfections.items():
             if quantity.holds in found and name in imperfections:
@@ -189,10 +189,10 @@ class PhysicalLayer(ConfiguredLayer):
         return {**self._imperfections, **self._controls}[name]
 
     def places(self, name: str) -> np.ndarray:
-        """Returns the number of each element of an imperfection on the hardware.
+        """Numbers the hardware component of each element of an imperfection.
 
-        Elements with one number are one device, such as a ring that serves in several
-        passes.
+        Elements with the same number are the same component, such as a ring that is
+        used in several passes.
         """
         shape = tuple(self.imperfections[name].shape)
         return np.arange(math.prod(shape)).reshape(shape)
@@ -223,7 +223,7 @@ class PhysicalLayer(ConfiguredLayer):
 
         Args:
             inputs: the layer's inputs.
-            controls, imperfections: name to tensor, for each of those of the layer.
+            controls, imperfections: dictionaries from name to tensor.
         """
         raise NotImplementedError(
             f"{type(self).__name__} must implement "
@@ -231,10 +231,10 @@ class PhysicalLayer(ConfiguredLayer):
         )
 
     def as_set(self, controls: dict) -> dict:
-        """Returns controls, name to tensor, as the layer's converter sets them, if any.
+        """Returns controls, name to tensor, as a converter of the layer sets them.
 
-        A subclass with a converter overrides it, and computes with what it returns;
-        `export_controls` writes that to the file.
+        A subclass with a converter overrides this method and uses the result in
+        `forward`; `export_controls` writes the result to the file.
         """
         return dict(controls)
 
@@ -293,7 +293,7 @@ class PhysicalLayer(ConfiguredLayer):
 
 
 def check_built(layer: keras.layers.Layer) -> None:
-    """Raises an error for a layer without its variables."""
+    """Raises an error for a layer that is not built."""
     if not layer.built:
         raise ValueError(
             f"The layer must be built, by `build` or a first call. Received: {layer!r}"

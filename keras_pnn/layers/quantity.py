@@ -19,7 +19,7 @@ class Quantity(Brief):
     """A variable of a model, what it means, and how it is addressed.
 
     Args:
-        layer: the layer that has it.
+        layer: the layer that owns it.
         name: its name within the layer (`"resonance_shift"`, `"kernel"`).
         variable: the `keras.Variable` that holds it.
         unit: its unit, such as `"nm"`; `""` for a pure number.
@@ -91,7 +91,7 @@ class Quantity(Brief):
         return self.joined(tf.convert_to_tensor(self.variable), deviation)
 
     def scaled(self, deviation, factor) -> tf.Tensor:
-        """Returns a deviation times a factor; a control is stuck or not."""
+        """Returns a deviation times a factor; stuck controls are not scaled."""
         if self.holds is not None:
             return deviation
         return tf.cast(factor, deviation.dtype) * deviation
@@ -113,37 +113,37 @@ class Quantity(Brief):
 
     @property
     def drift(self) -> tf.Variable:
-        """How far drift has moved the variable in the present step; else 0.
+        """How far drift has moved the variable in the present step; 0 without drift.
 
-        A device that measures has deviations of its own in place of those of the
-        model, and adds this.
+        A device that measures has its own deviations in place of the model's, and adds
+        this one.
         """
-        # Kept with the variable, past Keras' tracking: it is no state of the model.
+        # Kept with the variable, past Keras' tracking, as it is no state of the model.
         attributes = vars(self.variable)
         if _DRIFT not in attributes:
-            # A graph that asks for it must not own it.
+            # Created outside any graph, which would otherwise own it.
             with tf.init_scope():
                 zeros = tf.zeros(self.variable.shape, self.variable.dtype)
                 attributes[_DRIFT] = tf.Variable(zeros, trainable=False)
         return attributes[_DRIFT]
 
     def passing(self) -> tf.Tensor:
-        """Returns how far the present step has moved the variable: a device adds it.
+        """Returns how far the present step has moved the variable, for devices to add.
 
-        It is the sum of the drift and of what the training step adds, which is a fresh
-        `variation` and the adversary of eq. 5.
+        This is the drift plus what the training step adds: a fresh `variation` and the
+        adversary of eq. 5.
         """
         scoped = tf.convert_to_tensor(self.variable)
-        # A scope of its own, which overrides nothing.
+        # An empty scope overrides nothing, so that the stored value is read.
         with keras.StatelessScope():
             stored = tf.convert_to_tensor(self.variable)
         return scoped - stored + self.drift
 
     def check(self, deviation, way_out: str = "") -> None:
-        """Raises an error where a deviation reaches a bound, in the variable's dtype.
+        """Raises an error if a deviation reaches a bound, in the variable's dtype.
 
-        It is in the variable's unit. Of controls that are stuck, whether they are must
-        be 0 or 1. `way_out` is a sentence for the message.
+        The deviation is in the variable's unit. Flags of stuck controls must be 0 or 1.
+        `way_out` is a sentence for the message.
         """
         if self.holds is not None:
             flags = np.unique(np.asarray(deviation)[..., 0])
@@ -157,7 +157,7 @@ class Quantity(Brief):
         for side, bound, is_within in sides:
             if bound is None:
                 continue
-            # In the precision in which the sum is taken.
+            # Compared in the precision of the sum that the layer uses.
             deviation = np.asarray(deviation).astype(self.variable.dtype)
             values = (self.nominal + deviation).astype(self.variable.dtype)
             beyond = deviation[~is_within(values, bound)]

@@ -1,6 +1,6 @@
-"""Compute, set and read out a matrix of microring weights: the base of both layers.
+"""Compute, set and read out microring weights: the base of `MRRBank` and `MRRConv2D`.
 
-`RingLayer.weights_at` computes the weights of controls and imperfections.
+`RingLayer.weights_at` computes the weights from controls and imperfections.
 """
 
 import functools
@@ -159,8 +159,8 @@ class RingLayer(RingReadout, RealInputs, PhysicalLayer):
     def _weight_penalty(self, control):
         """Applies the kernel's regularizer to the weights that the controls give.
 
-        It is attached to the controls, as Keras evaluates the regularizers of trainable
-        variables once for each loss, however often the layer was called.
+        It is attached to the controls, since Keras evaluates the regularizers of
+        trainable variables once per loss, however often the layer was called.
         """
         _, imperfections = self.current_values()
         weights = self.weights_at(self.driven(control), imperfections)
@@ -220,7 +220,7 @@ class RingLayer(RingReadout, RealInputs, PhysicalLayer):
 
     @property
     def curve(self) -> tunings.Tuning | SignedCurve:
-        """What turns controls into weights."""
+        """The curve from controls to weights."""
         return SignedCurve(self.tuning) if self.signed else self.tuning
 
     @property
@@ -254,16 +254,16 @@ class RingLayer(RingReadout, RealInputs, PhysicalLayer):
         return ops.reshape(rows, (self.outputs, tiles, self.columns))
 
     def by_kernel(self, rows):
-        """Inverts `by_row`, and returns the kernel's shape."""
+        """Inverts `by_row`; the result has the kernel's shape."""
         rows = ops.reshape(rows, (self.outputs, -1))[:, : self.fan_in]
         return ops.reshape(ops.transpose(rows), self._kernel_shape)
 
     def by_heat(self, matrix):
-        """Returns a matrix (fan_in, outputs) as groups of rings that warm each other.
+        """Returns a matrix (fan_in, outputs) as groups of rings that heat each other.
 
-        With crosstalk in a row (outputs · tiles, columns), with that of a whole bank
-        (passes, rows · columns), ring by ring and row by row. Where the matrix does
-        not fill a bank, values are 0.
+        The shape is (outputs · tiles, columns) for crosstalk within a row, and (passes,
+        rows · columns), row by row, for crosstalk in a whole bank. Where the matrix
+        does not fill a bank, values are 0.
         """
         rows = self.by_row(matrix)
         if len(self.crosstalk) == self.columns:
@@ -276,7 +276,7 @@ class RingLayer(RingReadout, RealInputs, PhysicalLayer):
         return ops.reshape(banks, (self.passes, self.rows * self.columns))
 
     def from_heat(self, groups):
-        """Inverts `by_heat`, and returns the kernel's shape."""
+        """Inverts `by_heat`; the result has the kernel's shape."""
         if len(self.crosstalk) == self.columns:
             return self.by_kernel(groups)
         banks = ops.reshape(groups, (*self.tiles, self.rows, self.columns))
@@ -288,7 +288,7 @@ class RingLayer(RingReadout, RealInputs, PhysicalLayer):
         return {"control": self.driven(controls["control"])}
 
     def driven(self, control):
-        """Returns what the converter sets for a control."""
+        """Returns a control as the converter sets it."""
         return control if self.dac is None else self.dac(control)
 
     def weights_at(self, control, imperfections: dict):
@@ -325,9 +325,8 @@ class RingLayer(RingReadout, RealInputs, PhysicalLayer):
         """Sets the controls for target weights on the ideal device.
 
         Crosstalk between heaters, and between the rings and channels of a row, is
-        compensated; the steps of a `dac` are not. Rings that are known to be stuck (the
-        present `control_stuck`) keep their weight; what they do to others is
-        compensated.
+        compensated; the steps of a `dac` are not. Rings known to be stuck (the present
+        `control_stuck`) keep their weight; their effect on other rings is compensated.
 
         Args:
             weights: effective weights, in the shape of the kernel.
@@ -337,8 +336,8 @@ class RingLayer(RingReadout, RealInputs, PhysicalLayer):
 
         Returns:
             The distance left, the root mean square of effective minus target weight,
-            on the ideal device at the controls as they are stored and as the `dac`
-            sets them, with the rings that are stuck.
+            on the ideal device with the stuck rings, at the stored controls as the
+            `dac` sets them.
 
         Raises:
             ValueError: If the shape differs, a weight is NaN or infinite, or one is
@@ -373,10 +372,10 @@ class RingLayer(RingReadout, RealInputs, PhysicalLayer):
         return self.tuning.heater_power(controls["control"])
 
     def stuck_range(self, name: str) -> tuple[float, float]:
-        """Returns the controls at which a ring may be stuck: those that training sets.
+        """Returns the controls at which a ring may be stuck, the range of training.
 
-        Where these have no upper end, it is the control of the highest weight that is
-        solved for.
+        A range without an upper end stops at the control of the highest weight that
+        `clip` allows.
         """
         low, high = limits.common_range(self.control_limits, self.tuning.training_range)
         if math.isinf(high):

@@ -31,7 +31,7 @@ def controls_for(layer, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Solves the controls for target weights of a `RingLayer` on the ideal device.
 
     Weights are in the shape of the kernel, in float64 and in reach of the tuning.
-    Controls are within all limits; booleans of the same shape tell what they miss.
+    Returns controls within all limits, and booleans for the weights that they miss.
     """
     tuning, limits = layer.curve, layer.control_limits
     stuck = stuck_rings(layer)[0]
@@ -43,8 +43,8 @@ def controls_for(layer, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return controls, missed & ~stuck
     weights_at = ideal_weights(layer)
     target, best, least = weights, None, np.full(weights.shape, np.inf)
-    # The tails of other rings are small beside a ring's own weight, so adding the
-    # missing weight to the target converges. Heat is compensated at once.
+    # The tails of other rings are small compared with a ring's own weight, so adding
+    # the missing weight to the target converges. Heat alone needs a single round.
     for _ in range(1 if layer.channel_spacing is None else 50):
         controls = _without_heat(layer, tuning.control(tuning.clip(target)))
         controls = np.clip(controls, *limits)
@@ -64,29 +64,29 @@ def controls_for(layer, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def ideal_weights(layer):
     """Returns a function from controls to weights on the ideal device, in float64.
 
-    Beyond the end of a measured curve weights are NaN. Rings that are stuck stay so.
+    Beyond the end of a measured curve weights are NaN. Stuck rings stay stuck.
     """
     ideal = {
         name: tf.constant(layer.quantity(name).nominal, "float64", v.shape)
         for name, v in layer.imperfections.items()
     }
     ideal["control_stuck"] = tf.cast(layer.imperfections["control_stuck"], "float64")
-    # In a graph, beyond the end of a measured curve is NaN, eagerly an error. Of a
-    # method, TensorFlow would count the traces of all layers together, and warn.
+    # Beyond the end of a measured curve, a graph gives NaN, where eager calls raise. A
+    # partial, since TensorFlow counts traces of a method over all layers, and warns.
     weights_at = tf.function(functools.partial(layer.weights_at), autograph=False)
     return lambda controls: weights_at(tf.constant(controls, "float64"), ideal).numpy()
 
 
 def stuck_rings(layer) -> tuple[np.ndarray, np.ndarray]:
-    """Returns which rings of a layer are stuck at present, and at what control."""
+    """Returns which rings of a layer are stuck at present, and at which control."""
     stuck = np.asarray(layer.imperfections["control_stuck"], "float64")
     return stuck[..., 0] > 0.5, stuck[..., 1]
 
 
 def _without_heat(layer, controls: np.ndarray) -> np.ndarray:
-    """Solves the controls for which rings with crosstalk shift as these would alone.
+    """Solves the controls that shift rings with crosstalk as `controls` do without it.
 
-    Rings that would need less than no heat stay at their limit, and the others are
+    Rings that would need a control beyond a limit stay at the limit, and the others are
     solved again with those fixed.
     """
     if layer.crosstalk is None:
@@ -126,7 +126,7 @@ def _without_heat(layer, controls: np.ndarray) -> np.ndarray:
 def _control_for_shift(tuning: tunings.Tuning, shift: np.ndarray) -> np.ndarray:
     """Solves the controls at which heaters shift their rings by `shift`, in nm.
 
-    By bisection, as the shift rises with the control. A negative shift gives 0.
+    Uses bisection, as the shift rises with the control. A negative shift gives 0.
     """
     low, high = np.zeros_like(shift), np.ones_like(shift)
     while np.any(np.asarray(tuning.heater_shift(high)) < shift):

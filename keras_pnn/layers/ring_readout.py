@@ -11,14 +11,14 @@ from keras_pnn.physics import detection
 
 
 class RingReadout:
-    """What `RingLayer` has behind its rings."""
+    """Mixin of `RingLayer` for the readout behind its rings."""
 
     def _biased(self, outputs):
         """Applies what follows the product: noise, the gain, and the bias."""
         if self.read_noise and self.adc_bits is None:
             noise = reading_noise(self, outputs)
             if self.signed:
-                # That of the reference is common to all outputs.
+                # The noise of the reference is common to all outputs.
                 noise = 2 * noise + reading_noise(self, outputs[..., :1])
             outputs = outputs + math.sqrt(self.tiles[1]) * noise
         if self.gain_variable is not None:
@@ -33,12 +33,12 @@ class RingReadout:
         inputs = ops.reshape(inputs, (*ops.shape(inputs)[:-1], tiles, self.columns))
         rows = self.by_row(kernel)
         if self.signed:
-            # The transmissions, and a row without rings.
+            # Rows of transmissions, and the reference row without rings.
             reference = 1 + ops.cast(imperfections["reference_error"], rows.dtype)
             one = reference * ops.ones_like(rows[:1])
             rows = ops.concatenate([(rows + reference) / 2, one], axis=0)
         partial = ops.einsum("...tc,utc->...tu", inputs, rows)
-        # The readout has more steps than float16 or bfloat16 has digits.
+        # The readout has more steps than float16 or bfloat16 can represent.
         dtype = keras.backend.result_type(partial.dtype, "float32")
         partial = ops.cast(partial, dtype)
         if self.read_noise:
@@ -57,6 +57,6 @@ class RingReadout:
         return ops.cast(ops.sum(partial, axis=-2), inputs.dtype)
 
     def _read_out(self, value, limit: float):
-        """Rounds to two's complement codes: 0 is one, and `-limit` the lowest."""
+        """Rounds to two's complement codes, of which `-limit` is the lowest."""
         high = limit * (1 - 2.0 ** (1 - self.adc_bits))
         return detection.quantize(value, self.adc_bits, -limit, high)

@@ -60,8 +60,8 @@ class MaskedSLM(RealInputs, PhysicalLayer):
 
     Args:
         units: Integer. Number of outputs.
-        tile: Height and width of a mask: the image's. Default: those of the inputs;
-            for flat inputs, a square.
+        tile: Height and width of a mask, and of the image. Default: those of the
+            inputs; for flat inputs, a square.
         grid: Rows and columns of tiles on a frame. Units that do not fit go to
             further frames.
         margin: Rows and columns of mid-grey on each side of a mask, before
@@ -84,7 +84,7 @@ class MaskedSLM(RealInputs, PhysicalLayer):
         mask_initializer: Draws the masks as a matrix (height · width, units), clipped
             to ±1.
         mask_regularizer, bias_initializer, bias_regularizer: As in `Dense`.
-        mask_constraint: Default keeps masks within ±1.
+        mask_constraint: As in `Dense`. The default keeps masks within ±1.
 
     Input shape: `(batch, height, width)`, `(batch, height, width, 1)` or
     `(batch, height · width)`.
@@ -92,9 +92,9 @@ class MaskedSLM(RealInputs, PhysicalLayer):
     Output shape: `(batch, units)`.
 
     Raises:
-        ValueError: If the inputs are complex or lack the pixels of `tile`, if an option
-            of the display or the camera is out of range or lacks `display_range`, or
-            (eagerly) if a rotation or shift is NaN or a scale not positive.
+        ValueError: If the inputs are complex or not of the size of `tile`, if an option
+            of the display or the camera is out of range or needs `display_range`, or
+            (eagerly) if a rotation or shift is NaN or a scale is not positive.
 
     Example:
 
@@ -194,7 +194,7 @@ class MaskedSLM(RealInputs, PhysicalLayer):
         return {"mask": mask if self.dac is None else self.dac(mask)}
 
     def _met(self, shown, units: int, imperfections: dict):
-        """Returns frames as the display's pixels meet them: (units, pixels)."""
+        """Returns the values of frames at the display's pixels: (units, pixels)."""
         warped = imaging.affine(shown, **imperfections)
         weights = frames.untile(warped, units, self._size, **self._layout)
         return ops.reshape(weights, (units, -1))
@@ -215,7 +215,7 @@ class MaskedSLM(RealInputs, PhysicalLayer):
         mask = self.as_set(controls)["mask"]
         weights = self._weights(mask, imperfections)
         pixels = ops.reshape(inputs, (-1, math.prod(self._size)))
-        # The camera's sum has more digits than float16.
+        # The camera's sum needs more digits than float16 has.
         pixels = ops.cast(pixels, weights.dtype)
         if self.display_range is None:
             outputs = ops.matmul(pixels, ops.transpose(weights))
@@ -332,9 +332,9 @@ class MaskedSLM(RealInputs, PhysicalLayer):
         """Writes `frames` as greyscale PNG files, black 0 and white 255.
 
         With a `DAC` of more than 8 bits, or a `dac` whose steps are not known, the
-        files have 16, and white is 65535. A signed sum takes one more frame, entirely
-        white, as the reference. 8 bits have no middle: a mask of 0, mid-grey, is
-        written as 128 and shows 0.004; `dac=DAC(8, -1, 1)` trains with the same steps.
+        files have 16 bits, and white is 65535. A signed sum needs a further frame,
+        entirely white, as the reference. 8 bits have no middle: a mask of 0, mid-grey,
+        is written as 128 and shows 0.004; `dac=DAC(8, -1, 1)` trains with these steps.
 
         Args:
             folder: where to write; it is created if it does not exist.
@@ -363,7 +363,7 @@ class MaskedSLM(RealInputs, PhysicalLayer):
         return paths
 
     def load_frames(self, folder: str | os.PathLike) -> None:
-        """Sets the masks from files that `save_frames` wrote, to their 8 or 16 bits.
+        """Sets the masks from files of `save_frames`, to the precision of their bits.
 
         Nothing is set unless all files fit the layer.
 

@@ -10,12 +10,11 @@ TensorLike = float | np.ndarray | tf.Tensor | tf.Variable | keras.Variable
 
 
 def as_tensors(*values) -> tuple[tf.Tensor, ...]:
-    """Converts values to tensors of one float dtype; a complex one is a ValueError.
+    """Converts values to tensors of one float dtype; raises ValueError if complex.
 
-    The widest dtype of the arrays and tensors is taken, but never less than float32,
-    in which phases and detunings are kept. Python numbers and integer arrays adopt
-    it. Without any float array, NumPy scalars decide, and after them
-    `keras.config.floatx()`.
+    The dtype is the widest of the arrays and tensors, but at least float32, to keep
+    phases and detunings precise. Python numbers and integer arrays adopt it. Without
+    any float array, NumPy scalars decide, then `keras.config.floatx()`.
     """
     dtype = _common_dtype(values)
     return tuple(_to_tensor(value, dtype) for value in values)
@@ -33,7 +32,7 @@ def as_complex(value, dtype: tf.DType) -> tf.Tensor:
 
 
 def as_float64(value) -> tf.Tensor:
-    """Converts to float64, Python numbers without rounding to float32."""
+    """Converts to float64, without rounding Python numbers to float32."""
     if isinstance(value, (list, tuple)):
         return tf.stack([as_float64(part) for part in value])
     if not isinstance(value, (tf.Variable, keras.Variable)) and not tf.is_tensor(value):

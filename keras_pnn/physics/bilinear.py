@@ -2,8 +2,8 @@
 
 import tensorflow as tf
 
-# Rows and columns of zeros around an image. Two, since the slope to the left of a
-# sample on the first row of zeros needs a neighbour of a neighbour.
+# Rows and columns of zeros around an image. Two, because the one-sided slope of a
+# sample on the first row of zeros needs the next row outwards.
 _PAD = 2
 
 
@@ -12,12 +12,12 @@ def interpolated(images: tf.Tensor, y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
 
     Derivatives with respect to images and coordinates are exact and differentiable.
     On a row or column of pixels the derivative with respect to the coordinate is the
-    mean of the two one-sided ones.
+    mean of the two one-sided derivatives.
 
     Args:
         images: Float tensor of shape (batch, height, width, channels).
         y: Float64 tensor of shape (1, samples) for all images, or (batch, samples),
-            in pixels from the middle of the first one.
+            in pixels from the middle of the first pixel.
         x: As `y`.
 
     Returns:
@@ -26,7 +26,7 @@ def interpolated(images: tf.Tensor, y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     padded = tf.pad(images, [[0, 0], [_PAD, _PAD], [_PAD, _PAD], [0, 0]])
     batch, rows, columns, channels = (tf.shape(padded)[i] for i in range(4))
     if y.shape[0] == 1 and x.shape[0] == 1:
-        # The same map for all images: pixels first, so that one index fetches all.
+        # All images share one map: with pixels first, one index fetches all images.
         data = tf.transpose(padded, (1, 2, 0, 3))
         data = tf.reshape(data, (rows * columns, batch * channels))
         samples = _sampled(data, y[0], x[0], rows, columns)
@@ -41,7 +41,8 @@ def interpolated(images: tf.Tensor, y: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
 def _sampled(data, y, x, rows, columns):
     """Returns samples (n, k) of padded images (images · rows · columns, k).
 
-    `y` and `x`, of shape (n,), as many for each image, are those before the padding.
+    `y` and `x` have the shape (n,), with as many samples for each image, and are
+    coordinates in the image before padding.
     """
 
     def moved(flow):
@@ -77,7 +78,7 @@ def _sampled(data, y, x, rows, columns):
         return places.adjoint(samples, tf.shape(like)[0]), gradient
 
     limit = tf.cast(rows - 2 * _PAD, "float64"), tf.cast(columns - 2 * _PAD, "float64")
-    # Further out everything is 0, as in the first row of zeros.
+    # Farther out everything is 0, as in the first row of zeros.
     y, x = (tf.clip_by_value(v, -1.0, m) for v, m in zip((y, x), limit, strict=True))
     return sample(data, y, x)
 
@@ -92,7 +93,7 @@ class _Places:
             tf.cast(v - tf.stop_gradient(f), data.dtype)[:, None]
             for v, f in ((y, floor_y), (x, floor_x))
         )
-        # Clipped again as integers, since NaN converts to an arbitrary one.
+        # Clipped again as integers, since NaN converts to an arbitrary integer.
         row = tf.clip_by_value(tf.cast(floor_y, "int32") + _PAD, 1, rows - 2)
         column = tf.clip_by_value(tf.cast(floor_x, "int32") + _PAD, 1, columns - 2)
         images = tf.shape(data)[0] // (rows * columns)
@@ -105,11 +106,11 @@ class _Places:
         return tf.gather(data, self.index + down * self.columns + right)
 
     def row(self, data, down: int):
-        """Interpolated in x, at an offset of rows."""
+        """Interpolates in x, at an offset of rows."""
         return (1 - self.x) * self.at(data, down, 0) + self.x * self.at(data, down, 1)
 
     def column(self, data, right: int):
-        """Interpolated in y, at an offset of columns."""
+        """Interpolates in y, at an offset of columns."""
         return (1 - self.y) * self.at(data, 0, right) + self.y * self.at(data, 1, right)
 
     def value(self, data):
@@ -122,7 +123,7 @@ class _Places:
         return _slope(self.x, *(self.column(data, right) for right in (-1, 0, 1)))
 
     def adjoint(self, samples, size):
-        """(size, k): the sum of what each pixel receives."""
+        """Sums the samples that each pixel receives; returns the shape (size, k)."""
         weights = (
             (1 - self.y) * (1 - self.x),
             (1 - self.y) * self.x,
@@ -138,5 +139,5 @@ class _Places:
 
 
 def _slope(distance, before, here, ahead):
-    """The derivative at a distance from `here`; on it, the mean of both sides."""
+    """The derivative at a distance from `here`; at 0, the mean of both sides."""
     return tf.where(tf.equal(distance, 0), (ahead - before) / 2, ahead - here)

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras_pnn import _checks
 from keras_pnn.physics._tensors import TensorLike, as_tensors
 
-# Mean counts below this are drawn from the exact distribution.
+# Counts with a mean below this are drawn from the exact distribution.
 _MANY = 10.0
 # Bisection with this first step reaches 63; a higher count has a probability below
 # 1e-28.
@@ -19,7 +19,7 @@ _STEP = 32.0
 def intensity(field: TensorLike) -> tf.Tensor:
     """Applies the square law of a photodiode, `re**2 + im**2`.
 
-    The gradient is that of the polynomial: 0 in the dark, where that of `abs` is NaN.
+    The gradient is that of the polynomial: 0 in the dark, where `abs` would give NaN.
 
     Args:
         field: Complex or real tensor of any shape. Amplitudes in the square root
@@ -61,7 +61,7 @@ def balanced(plus: TensorLike, minus: TensorLike) -> tf.Tensor:
         Float tensor, the difference.
 
     Raises:
-        ValueError: If a value is complex: a field in place of an intensity.
+        ValueError: If a value is complex, a field instead of an intensity.
 
     Example:
 
@@ -76,18 +76,18 @@ def shot_noise(intensity: TensorLike, photons: TensorLike, seed) -> tf.Tensor:
     """Draws photon counts, `k / photons` with `k ~ Poisson(intensity * photons)`.
 
     Mean and variance are `intensity` and `intensity / photons`. Each count is the
-    Poisson quantile of one normal draw: exact for mean counts below 10, and by the
-    expansion of the reference from there on, where counts are off by 1 in 0.25 % of
-    draws at a mean of 10, and in fewer above (but for rounding).
+    Poisson quantile of one normal draw: exact for mean counts below 10. From 10 on it
+    uses the expansion of the reference, where counts are off by 1 in 0.25 % of draws
+    at a mean of 10, and in fewer above (apart from rounding).
 
     The gradient is straight-through: 1 with respect to `intensity`, `None` with
     respect to `photons`.
 
-    A pure function, which runs under `jit_compile` (with draws of its own) and
+    The function is pure. It runs under `jit_compile` (with different draws) and under
     `tf.vectorized_map`, where elements that share a seed share their draws.
 
     Args:
-        intensity: Intensity, 0 or more. In a graph, others give NaN.
+        intensity: Intensity, 0 or more. In a graph, negative values give NaN.
         photons: Mean number of detected photons per unit of intensity, positive.
         seed: Two integers, or an integer tensor of shape (2,).
 
@@ -128,7 +128,7 @@ def shot_noise(intensity: TensorLike, photons: TensorLike, seed) -> tf.Tensor:
 def _few(mean, normal):
     """Solves for Poisson quantiles of small means by bisection.
 
-    A loop of fixed length, since XLA compiles neither `stateless_poisson` (which
+    The loop has a fixed length, since XLA compiles neither `stateless_poisson` (which
     hangs on NaN) nor, under `tf.vectorized_map`, a loop whose end depends on data.
     """
     small = mean < _MANY
@@ -159,7 +159,7 @@ def _seed(seed):
         tensor = None
     if tensor is None or not tensor.dtype.is_integer or tensor.shape != (2,):
         raise _checks.error("seed", "two integers", _checks.short(seed))
-    # The only dtype of seeds that XLA takes.
+    # XLA takes no other dtype of seeds.
     return tf.cast(tensor, tf.int32)
 
 

@@ -36,11 +36,11 @@ def tile(
         grid: Rows and columns of panels on a frame. An integer stands for a pair.
         tile: Height and width of a mask, as a check. Default: those of `masks`.
         margin: Rows and columns of `fill` on each side, before pixels are repeated.
-        pixel_repeat: Rows and columns of the frame for one of a mask.
+        pixel_repeat: Rows and columns of the frame for one row and column of a mask.
         fill: Value of margins, and of panels without a mask.
 
     Returns:
-        Float tensor of the shape that `frame_shape` gives.
+        Float tensor of the shape that `frame_shape` returns.
 
     Raises:
         ValueError: If the layout is out of range, or the masks do not fit it.
@@ -90,11 +90,11 @@ def untile(
 ) -> tf.Tensor:
     """Cuts masks out of frames, the inverse of `tile`.
 
-    Repeated pixels are averaged. The masks of a warped frame are then the weights of
-    an image whose pixels are repeated in the same way.
+    Repeated pixels are averaged. Cut out of a warped frame, the masks are the weights
+    of an image whose pixels are repeated in the same way.
 
     Args:
-        frames: Float tensor of the shape that `frame_shape` gives.
+        frames: Float tensor of the shape that `frame_shape` returns.
         units: Number of masks.
         tile: Height and width of a mask.
         grid, margin, pixel_repeat: As in `tile`.
@@ -157,7 +157,7 @@ def frame_shape(
 
 
 def _layout(units, tile, grid, margin, pixel_repeat):
-    """The shape of the frames, and the pairs `grid`, `margin` and `pixel_repeat`."""
+    """Returns the frames' shape, and the pairs `grid`, `margin` and `pixel_repeat`."""
     units = _checks.integer("units", units, 1)
     size = _checks.pair("tile", tile, 1)
     grid = _checks.pair("grid", grid, 1)

@@ -42,7 +42,7 @@ def resonance_shift(
     resistance: TensorLike = 375.0,
     crosstalk: TensorLike | None = None,
 ) -> tf.Tensor:
-    """Computes the shift by heaters in nm, `shift_i = efficiency Σ_j K_ij P_j`.
+    """Computes resonance shifts by heaters, `shift_i = efficiency Σ_j K_ij P_j`.
 
     Args:
         current: Current in mA; with `crosstalk`, of shape `(..., n)`.
@@ -50,14 +50,14 @@ def resonance_shift(
         resistance: Resistance in Ω, positive.
         crosstalk: Float tensor of shape `(n, n)`, or `None`. Entry `(i, j)` is
             the share of heater j's power that reaches ring i; measured, or from
-            `crosstalk_matrix`. `None`: only its own heater reaches a ring.
+            `crosstalk_matrix`. `None`: each heater warms its own ring only.
 
     Returns:
         Float tensor, the shifts in nm.
 
     Raises:
-        ValueError: If `crosstalk` does not fit the rings, or eagerly: `efficiency` is
-            not positive, or `crosstalk` not finite.
+        ValueError: If `crosstalk` does not fit the rings, or eagerly: an argument is
+            out of its range, or `crosstalk` is not finite.
 
     Example:
 
@@ -89,12 +89,12 @@ def resonance_shift(
 def current_for_shift(
     shift: np.ndarray, efficiency: float, resistance: float
 ) -> np.ndarray:
-    """Solves for the current in mA whose heater makes a shift of 0 nm or more.
+    """Solves for the heater current in mA that gives a resonance shift.
 
     Args:
         shift: shifts in nm, 0 or more.
-        efficiency: nm/mW, positive.
-        resistance: Ω, positive.
+        efficiency: shift per power, in nm/mW, positive.
+        resistance: resistance in Ω, positive.
 
     Returns:
         Array, the currents in mA.
@@ -113,19 +113,21 @@ def crosstalk_matrix(
     """Models thermal crosstalk that decays with distance.
 
     `K_ii = 1`, `K_ij = coefficient * exp(-d_ij / decay_length)`, where `d_ij` is
-    the Euclidean distance of rings i and j.
+    the Euclidean distance between rings i and j.
 
     Args:
         positions: Float tensor of shape `(n,)` or `(n, d)`. Positions of the
             rings, in any unit of length, such as µm.
         coefficient: Crosstalk at distance zero, one number of 0 or more.
-        decay_length: Distance to a crosstalk of 1/e, in the same unit, positive.
+        decay_length: Distance over which crosstalk falls to 1/e, in the same unit,
+            positive.
 
     Returns:
         Float tensor of shape `(n, n)`.
 
     Raises:
-        ValueError: If `positions` have over two axes, or an argument is out of range.
+        ValueError: If `positions` does not have one or two axes, or eagerly: an
+            argument is out of range.
 
     Example:
 
@@ -183,6 +185,6 @@ def nearest_neighbour(shape: tuple[int, int], coefficient: float) -> np.ndarray:
 
 def _distances(positions):
     square = tf.reduce_sum((positions[:, None] - positions[None]) ** 2, axis=-1)
-    # The root has no derivative at 0: keep it away from there.
+    # The derivative of the root is infinite at 0, so 0 is replaced before it.
     apart = square > 0
     return tf.where(apart, tf.sqrt(tf.where(apart, square, 1)), 0)

@@ -28,8 +28,8 @@ def affine(
     Derivatives with respect to the image and all parameters are exact, and
     differentiable again. Where a sample falls on a pixel, as all do in an aligned
     frame, interpolation has a kink, and the derivative is the mean of the two
-    one-sided ones. (Second derivatives between two parameters are one-sided there.)
-    Coordinates are computed in float64.
+    one-sided derivatives. (Mixed second derivatives of two parameters are one-sided
+    there.) Coordinates are computed in float64.
 
     Args:
         image: Float tensor of shape (height, width), (batch, height, width) or
@@ -42,12 +42,12 @@ def affine(
 
     Returns:
         Float tensor of the shape of `image`, float64 for a float64 image, else
-        float32. In a graph, NaN, and its gradients too, where a parameter is not
-        finite or a scale not positive.
+        float32. In a graph, values and gradients are NaN where a parameter is not
+        finite or a scale is not positive.
 
     Raises:
         ValueError: If `image` is not real or has fewer than two axes, `center` is not a
-            pair, or eagerly: an argument is not finite, or `scale` not positive.
+            pair, or eagerly: an argument is not finite, or `scale` is not positive.
 
     Example:
 
@@ -85,7 +85,7 @@ def affine(
     )
     if center is None:
         center = ((height - 1) / 2, (width - 1) / 2)
-    # An invalid map must give neither an image nor a gradient of 0.
+    # An invalid map must give NaN, not an image or a gradient of 0.
     valid = _one_where_valid(rotation, shift, scale)
     pixels *= tf.reshape(tf.cast(valid, pixels.dtype), (-1, 1, 1, 1))
     shift *= valid[..., None]
@@ -111,14 +111,14 @@ def _check_shapes(image, **parameters) -> None:
 
 
 def _one_where_valid(rotation, shift, scale):
-    """1 where the parameters define a map, else NaN."""
+    """Returns 1 where the parameters define a map, else NaN."""
     valid = tf.math.is_finite(rotation) & tf.math.is_finite(scale) & (scale > 0)
     valid &= tf.reduce_all(tf.math.is_finite(shift), -1)
     return tf.where(valid, *(tf.constant(v, "float64") for v in (1.0, math.nan)))
 
 
 def _sources(height, width, rotation, shift, scale, center):
-    """The sources y and x of all pixels, of shape (1 or images, height · width)."""
+    """Returns sources y and x of all pixels, of shape (1 or images, height · width)."""
     cos, sin = (tf.reshape(v / scale, (-1, 1)) for v in _cos_sin(rotation))
     center_y, center_x = (tf.cast(c, "float64") for c in center)
     rows = tf.range(height, dtype="float64") - center_y
@@ -135,7 +135,7 @@ def _sources(height, width, rotation, shift, scale, center):
 
 
 def _cos_sin(degrees):
-    """Cosine and sine, exact at multiples of 90°."""
+    """Returns cosine and sine, exact at multiples of 90°."""
     quarters = tf.stop_gradient(tf.round(degrees / 90))
     angle = (degrees - 90 * quarters) * (math.pi / 180)
     cos, sin = tf.cos(angle), tf.sin(angle)

@@ -1,6 +1,6 @@
 """Compute the transfer matrix of a Mach–Zehnder interferometer (MZI).
 
-Two splitters around a phase shifter, and a phase shifter at the upper output:
+It has two splitters around a phase shifter, and a phase shifter at the upper output:
 
         theta           phi
 top    ──╮ ╭──[θ]──╮ ╭──[φ]──  top
@@ -23,7 +23,7 @@ def transfer_matrix(
 ) -> tf.Tensor:
     """Computes the 2×2 matrix from the input fields to the output fields.
 
-    With the splitters' angles ε₁, ε₂, their sum Σ and their difference Δ = ε₁ − ε₂,
+    With the splitters' angle errors ε₁, ε₂, their sum Σ and difference Δ = ε₁ − ε₂,
 
         S = [[−sin Σ cos θ/2 + i cos Δ sin θ/2, −sin Δ sin θ/2 + i cos Σ cos θ/2],
              [ sin Δ sin θ/2 + i cos Σ cos θ/2, −sin Σ cos θ/2 − i cos Δ sin θ/2]]
@@ -84,7 +84,7 @@ def of_splitters(splitter_error: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the angle errors of the first and of the second splitter.
 
     Args:
-        splitter_error: tensor of shape (..., 2), or a number for both.
+        splitter_error: tensor of shape (..., 2), in rad, or a number for both.
 
     Returns:
         Two tensors of shape (...), in rad.
@@ -109,10 +109,10 @@ def of_splitters(splitter_error: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
 
 def field_factor(loss_db: tf.Tensor) -> tf.Tensor:
-    """Returns the factor of a field for a loss of power in dB.
+    """Converts a power loss in dB to the factor of the field.
 
     Args:
-        loss_db: loss of power in dB, 0 or more.
+        loss_db: power loss in dB, 0 or more.
 
     Returns:
         Float tensor, from 0 to 1.
@@ -169,7 +169,7 @@ def angle_from_imbalance(imbalance: TensorLike) -> tf.Tensor:
     e = −sin 2ε, so that ε = −arcsin(e)/2.
 
     Args:
-        imbalance: the power straight on less the power across, in [−1, 1].
+        imbalance: power straight on minus power across, as a share, in [−1, 1].
 
     Returns:
         Float tensor, the angle error in rad.

@@ -1,6 +1,6 @@
 """Compute the transmission of a microring, and of a row of microrings.
 
-`ResonanceTuning` in `physics/tuning/lorentzian.py` computes weights from them.
+`ResonanceTuning` in `physics/tuning/lorentzian.py` computes weights from both.
 """
 
 import numpy as np
@@ -25,14 +25,14 @@ def add_drop(
     D       = (1 - r1 r2 a)² + 4 r1 r2 a sin²(phase/2)
     ```
 
-    The textbook form with `1 - cos` written as `2 sin²`, accurate near resonance.
+    This is the textbook form with `1 - cos` as `2 sin²`, accurate near resonance.
 
     Args:
         phase: Round-trip phase in rad; 0 is resonance.
         r1: Self-coupling amplitude of the input coupler, in [0, 1].
         r2: Self-coupling amplitude of the drop coupler, in [0, 1].
         amplitude: Single-pass amplitude `a`, in [0, 1]. `r1 * r2 * amplitude` must
-            be below 1: a ring has coupling or loss.
+            be below 1, since a ring has coupling or loss.
 
     Returns:
         The fractions of the input power at the two ports, `(through, drop)`.
@@ -83,7 +83,7 @@ def lorentzian(
         half_width: Half the full width at half maximum, in nm: wavelength / (2 Q).
         through_min: Through power on resonance, in [0, 1].
         drop_max: Drop power on resonance, in [0, 1]. `through_min + drop_max` must
-            not be above 1: no more light leaves than enters.
+            not be above 1, since no more light leaves than enters.
 
     Returns:
         The fractions of the input power at the two ports, `(through, drop)`.
@@ -138,8 +138,8 @@ def wdm_row(
     drop_k    = Σ_j drop_j(k) Π_{i<j} T_i(k)
     ```
 
-    Every ring sees every channel, ring 0 first. The products are taken pairwise, so
-    that derivatives of any order stay finite where a ring sits on resonance.
+    Every channel passes every ring, ring 0 first. The products are taken pairwise, so
+    that derivatives of any order stay finite where a ring is on resonance.
 
     Args:
         detuning: Float tensor of shape `(..., rings, channels)`: each ring's
@@ -167,7 +167,7 @@ def wdm_row(
       banks", Sci. Rep. 7:7430 (2017).
     """
     through, drop = lorentzian(detuning, half_width, through_min, drop_max)
-    # A parameter given per ring may reach only one of the two.
+    # A parameter given per ring may broadcast only one of the two.
     through, drop = through + tf.zeros_like(drop), drop + tf.zeros_like(through)
     if through.shape.rank is None or through.shape.rank < 2 or not through.shape[-2]:
         raise ValueError(
@@ -180,7 +180,7 @@ def wdm_row(
 
 
 def _halve(through, drop):
-    """Joins neighbouring rings into one two-port; half as many remain."""
+    """Joins rings in neighbouring pairs; half as many remain."""
     even = through.shape[-2] // 2 * 2
     first, second = through[..., 0:even:2, :], through[..., 1:even:2, :]
     joined_drop = drop[..., 0:even:2, :] + first * drop[..., 1:even:2, :]

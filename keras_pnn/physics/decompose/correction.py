@@ -11,7 +11,7 @@ from keras_pnn.physics import interferometer, mesh
 from keras_pnn.physics.decompose.mesh_phases import MeshPhases, wrap
 from keras_pnn.physics.decompose.nulling import phases
 
-# Rounds in which phases move by whole turns: first all at once, then one in each
+# Rounds that move phases by whole turns: first all phases at once, then one phase per
 # round. A few rounds suffice for weak crosstalk.
 _ROUNDS, _SINGLE_ROUNDS = 20, 200
 
@@ -49,8 +49,8 @@ def correct(
     With splitters at the angles π/4 + ε₁ and π/4 + ε₂, the bar power of a cell,
     sin² θ/2, is limited to [sin²(ε₁ + ε₂), cos²(ε₁ − ε₂)]. Each cell is programmed to
     the power of the exact decomposition, or to the nearest within its limits. If every
-    power is within them, the imperfect mesh is the unitary to rounding; phase errors
-    alone do not narrow them.
+    power is within its limits, the imperfect mesh equals the unitary to rounding. Phase
+    errors do not narrow the limits.
 
     A large Haar-random unitary needs many cells close to the cross state, some of them
     beyond the limits. The remaining error then falls with the square of the splitter
@@ -61,7 +61,7 @@ def correct(
         theta_error: Array that broadcasts to (columns, modes // 2), in rad: added to θ.
         phi_error: As `theta_error`, added to φ.
         splitter_error: Array that broadcasts to (columns, modes // 2, 2): the angles
-            ε in rad, first that of the splitter at the input. For a power imbalance e,
+            ε in rad, the splitter at the input first. For a power imbalance e,
             ε = −arcsin(e) / 2. Errors at slots without a cell are ignored.
         arrangement: `"clements"` or `"reck"`.
 
@@ -93,7 +93,7 @@ def correct(
     alpha, beta = np.angle(cells[..., 0, 0]), np.angle(cells[..., 0, 1])
     phi, gamma = np.zeros(shape), np.zeros(ideal.gamma.size)
     mask = mesh.cell_mask(gamma.size, arrangement)
-    # From the output, `gamma` collects the phases in front of the columns passed.
+    # From output to input, `gamma` collects the phases in front of each column.
     for column in reversed(range(shape[0])):
         slots = np.flatnonzero(mask[column])
         top = 2 * slots + column % 2
@@ -121,7 +121,7 @@ def correct(
 
 
 def _reachable_theta(theta, splitters):
-    """The θ at which an imperfect cell is closest to the powers of an ideal one."""
+    """Returns the θ at which imperfect cells have the powers nearest to ideal ones."""
     half = theta / 2
     total = splitters[..., 0] + splitters[..., 1]
     difference = splitters[..., 0] - splitters[..., 1]
@@ -134,7 +134,7 @@ def _reachable_theta(theta, splitters):
 
 
 def _broadcast(name, value, shape):
-    """The value as a finite float64 array of this shape."""
+    """Returns the value as a finite float64 array of this shape."""
     array = _checks.array(name, value)
     try:
         return np.broadcast_to(array, shape)
@@ -144,22 +144,22 @@ def _broadcast(name, value, shape):
 
 
 def compensated(phases: MeshPhases, crosstalk, low: float | None = None) -> MeshPhases:
-    """Solves for the phases to set so that crosstalk turns them into given ones.
+    """Solves for the phases to set so that, with crosstalk, light acquires given ones.
 
-    With `low`, turns are added to the acquired phases, and their signs compensated as
+    With `low`, whole turns are added to the acquired phases, their signs compensated as
     in `mesh.wrapped`, until the phases to set lie in [low, low + 2π).
 
-    A few phases may stay out of reach: with mutual heating, a setting slightly above
-    `low` and one slightly below a turn more leave a gap between them. Such phases are
-    set to the nearer end of the range. With n shifters and a crosstalk of ε to each of
-    a few neighbours these are about n ε² phases, each off by the order of ε² rad.
+    A few phases may stay out of reach: with mutual heating, settings in [low, low + 2π)
+    may cover slightly less than one turn of the acquired phase. Such phases are set to
+    the nearer end of the range. With n shifters and a crosstalk of ε to each of a few
+    neighbours, this affects about n ε² phases, each by about ε² rad.
 
     Args:
-        phases: `MeshPhases` that the light shall acquire.
-        crosstalk: Array of shape (2 n, 2 n), n the number of slots: the acquired
-            phases for those that are set, first θ, then φ, column by column. Rows and
+        phases: `MeshPhases` that the light is to acquire.
+        crosstalk: Array of shape (2 n, 2 n), n the number of slots. Maps the phases
+            that are set to those acquired, first θ, then φ, column by column. Rows and
             columns of slots without a cell are ignored.
-        low: `None`, or the lowest phase to set, in rad, where their turn starts.
+        low: `None`, or the lowest phase to set, in rad, at the start of the turn.
 
     Returns:
         `MeshPhases` to set.
@@ -197,10 +197,10 @@ def compensated(phases: MeshPhases, crosstalk, low: float | None = None) -> Mesh
     except np.linalg.LinAlgError:
         expected = "an invertible matrix"
         raise _checks.error("crosstalk", expected, "a singular one") from None
-    # The shift of a setting by one turn of its acquired phase, in turns.
+    # How far a setting moves for one turn of its acquired phase, in turns.
     step = np.maximum(np.diag(inverse), 0.1)
     # Half of the gap between neighbouring turns goes to each of them; the last term
-    # keeps phases that are 0 but for rounding.
+    # keeps phases that are 0 up to rounding.
     margin = np.maximum(0, np.pi * (step - 1)) + 1e-12
     turns = np.zeros(wanted.size)
     best, least = None, np.inf
@@ -216,7 +216,7 @@ def compensated(phases: MeshPhases, crosstalk, low: float | None = None) -> Mesh
         if not outside.any():
             break
         if count >= _ROUNDS:
-            # Neighbours that move at once may push each other back forever.
+            # Neighbours that move together may push each other back forever.
             outside = np.arange(wanted.size) == np.argmax(excess)
         turns -= np.where(outside, np.floor((to_set + margin) / (2 * np.pi * step)), 0)
     to_set, of_gamma = best

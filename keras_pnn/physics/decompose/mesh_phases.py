@@ -1,4 +1,4 @@
-"""Hold the phases of a mesh, and draw those of Haar-random unitaries."""
+"""Hold the phases of a mesh, and draw the phases of Haar-random unitaries."""
 
 import dataclasses
 
@@ -19,15 +19,15 @@ class MeshPhases(Brief):
         T = i [[e^{iφ} sin θ/2, e^{iφ} cos θ/2], [cos θ/2, −sin θ/2]]
 
     so that θ = π is the bar state, θ = 0 the cross state, and φ sits at the upper
-    output. See `mesh.cell_mask` for the slots; those without a cell hold 0, whatever is
-    given there.
+    output. See `mesh.cell_mask` for the slots. Slots without a cell hold 0, whatever
+    value is given.
 
     Args:
         theta: Array of shape (columns, modes // 2).
         phi: Array of shape (columns, modes // 2).
         gamma: Array of shape (modes,).
         arrangement: `"clements"`, the rectangle of `modes` columns, or `"reck"`, the
-            triangle of `2 * modes - 3`.
+            triangle of `2 * modes - 3` columns.
 
     Raises:
         ValueError: If a shape does not fit `gamma` and `arrangement`, or a value is
@@ -78,8 +78,8 @@ def haar_phases(n: int, seed: int = 0, arrangement: str = "clements") -> MeshPha
     across, cos² θ/2, has a Beta(α, 1) distribution: U^{1/α}, U uniform. In the
     rectangle α = I + O − N − 1, where I inputs of the mesh lead to the cell and O
     outputs are reached from it: 1 at the corners, about N in the middle. In the
-    triangle α = m + 1 for a cell on the modes (m, m + 1), in every column. A uniform
-    θ is not Haar.
+    triangle α = m + 1 for a cell on the modes (m, m + 1), in every column. Uniform θ
+    do not give Haar-random unitaries.
 
     Args:
         n: Integer of 2 or more, the number of modes N.
@@ -90,7 +90,7 @@ def haar_phases(n: int, seed: int = 0, arrangement: str = "clements") -> MeshPha
         `MeshPhases`, with θ in [0, π], φ and γ in (−π, π].
 
     Raises:
-        ValueError: If `n` is not an integer of 2 or more, `seed` not an integer of 0
+        ValueError: If `n` is not an integer of 2 or more, `seed` is not an integer of 0
             or more, or `arrangement` is unknown.
 
     Example:
@@ -115,7 +115,7 @@ def haar_phases(n: int, seed: int = 0, arrangement: str = "clements") -> MeshPha
 
 
 def _haar_index(n, arrangement):
-    """α of each slot, at least 1 where there is no cell."""
+    """Returns α of each slot, at least 1 where there is no cell."""
     column = np.arange(cell_mask(n, arrangement).shape[0])[:, None]
     top = 2 * np.arange(n // 2)[None, :] + column % 2
     if arrangement == "reck":

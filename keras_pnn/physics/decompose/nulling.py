@@ -9,7 +9,7 @@ from keras_pnn import _checks
 from keras_pnn.physics.decompose.mesh_phases import MeshPhases, wrap
 from keras_pnn.physics.mesh.lattice import cell_mask
 
-# Wide enough for a unitary that was computed in single precision.
+# Wide enough for a unitary computed in single precision.
 _TOLERANCE = 1e-5
 
 
@@ -17,8 +17,8 @@ def phases(unitary: np.ndarray, arrangement: str = "clements") -> MeshPhases:
     """Decomposes a unitary into the phases of a mesh without errors.
 
     The product of the cells equals the unitary to rounding. A cell whose two elements
-    are both exactly 0 is set to the bar state; where rounding leaves them other than 0,
-    as behind many such cells, its phases are arbitrary.
+    are both exactly 0 is set to the bar state; if rounding makes them differ from 0, as
+    behind many such cells, its phases are arbitrary.
 
     Args:
         unitary: Array of shape (N, N), N ≥ 2, with all |U†U − 1| within 1e-5.
@@ -86,7 +86,7 @@ def _null_rectangle(u, theta, phi):
 
 
 def _null_triangle(u, theta, phi):
-    """As `_null_rectangle`, above the diagonal and from the left alone."""
+    """As `_null_rectangle`, but nulls above the diagonal, and only from the left."""
     n = len(u)
     for diagonal in range(n - 1):
         j = n - 1 - diagonal
@@ -100,7 +100,7 @@ def _null_triangle(u, theta, phi):
 
 
 def _null_first(first, second):
-    """(θ, φ) of the cell whose inverse nulls `first`."""
+    """Returns (θ, φ) of the cell whose inverse nulls `first`."""
     if first == 0 or second == 0:
         return (math.pi if first == 0 else 0.0), 0.0
     angle = 2 * math.atan2(abs(second), abs(first))
@@ -108,7 +108,7 @@ def _null_first(first, second):
 
 
 def _null_second(first, second):
-    """(θ, φ) of the cell whose inverse nulls `second`."""
+    """Returns (θ, φ) of the cell whose inverse nulls `second`."""
     if first == 0 or second == 0:
         return (math.pi if second == 0 else 0.0), 0.0
     angle = 2 * math.atan2(abs(first), abs(second))
@@ -116,7 +116,7 @@ def _null_second(first, second):
 
 
 def _cell(theta, output_phase, input_phase=0.0):
-    """One cell without errors, with a phase at the upper output and upper input."""
+    """Returns an ideal cell's matrix, with a phase at the upper output and input."""
     sin, cos = math.sin(theta / 2), math.cos(theta / 2)
     out, into = cmath.exp(1j * output_phase), cmath.exp(1j * input_phase)
     return np.array(
@@ -125,7 +125,7 @@ def _cell(theta, output_phase, input_phase=0.0):
 
 
 def _unitary(value):
-    """A copy of the value as a complex128 matrix; raises if it is not unitary."""
+    """Copies a value to a complex128 matrix; raises an error if it is not unitary."""
     try:
         matrix = np.array(value, "complex128")
     except (TypeError, ValueError):
@@ -136,7 +136,7 @@ def _unitary(value):
         raise _checks.error("unitary", expected, f"shape {matrix.shape}")
     with np.errstate(over="ignore", invalid="ignore"):
         distance = np.abs(matrix.conj().T @ matrix - np.eye(len(matrix))).max()
-    # Written so that NaN fails it too.
+    # Written so that NaN fails too.
     if not distance <= _TOLERANCE:
         received = f"a matrix with max |U†U − 1| = {distance:.3g}"
         raise _checks.error("unitary", f"unitary within {_TOLERANCE:g}", received)

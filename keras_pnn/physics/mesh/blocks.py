@@ -1,4 +1,4 @@
-"""Multiply the cells of a lattice in blocks, by few large batched products."""
+"""Multiply the cells of a lattice in blocks, with few large batched products."""
 
 import dataclasses
 import functools
@@ -14,11 +14,11 @@ from keras_pnn.physics.mesh.lattice import cell_mask
 class BlockPlan:
     """The square blocks into which the cells of a lattice combine.
 
-    The modes are closed to a ring, on which the brick pattern has no ends: the pair
-    that closes the ring passes straight. A block of side s holds s by s cells, a
-    diamond in the drawing of the mesh, and acts on 2 s neighbouring modes. Blocks form
-    a brick pattern again, with s modes in place of one, so that four of them make one
-    of twice the side: A, then B and C beside each other, then D.
+    The modes form a closed ring, on which the brick pattern has no ends; the pair that
+    closes the ring passes straight. A block of side s holds s by s cells, a diamond in
+    the drawing of the mesh, and acts on 2 s neighbouring modes. A leaf is a block of
+    side 1. Blocks form a brick pattern again, with s modes in place of one, so four
+    blocks make one of twice the side: A, then B and C beside each other, then D.
 
     Args:
         side: side of a block in cells, a power of two.
@@ -28,8 +28,8 @@ class BlockPlan:
             the block of two, of four, …, then by block.
         places: for each slot the leaf that its cell fills, or the number of leaves
             for a slot without a cell.
-        straight, beyond: for each leaf 1 where two modes pass straight inside the mesh,
-            or it lies before or behind the mesh, else 0.
+        straight, beyond: 1 for each leaf where two modes pass straight inside the mesh,
+            and 1 for each leaf that lies before or behind the mesh, else 0.
     """
 
     side: int
@@ -76,10 +76,10 @@ def block_plan(modes: int, arrangement: str) -> BlockPlan:
 
 
 def _doubled(leaves: np.ndarray) -> np.ndarray:
-    """(stages, count, n) → blocks of twice the side, (…, count / 2, 4 n).
+    """Joins blocks (stages, count, n) to blocks of twice the side, (…, count / 2, 4 n).
 
-    The new stage t has B and C in the old stage 2 t, A in the one before and D in the
-    one behind. Odd stages, old and new, begin half a block further on.
+    The new stage t takes B and C from the old stage 2 t, A from the stage before it and
+    D from the stage behind it. Odd stages, old and new, begin half a block further on.
     """
     old, count, inside = leaves.shape
     stages = old // 2 + 1
@@ -160,7 +160,7 @@ def _rolled(fields, parts):
 
 
 def _product_along(x, y, adjoint_a: bool = False, adjoint_b: bool = False):
-    """As `tf.matmul`, of matrices along the first two axes."""
+    """Multiplies as `tf.matmul`, with matrices along the first two axes."""
     if adjoint_a:
         return tf.reduce_sum(tf.math.conj(x)[:, :, None] * y[:, None], axis=0)
     if adjoint_b:
@@ -169,13 +169,13 @@ def _product_along(x, y, adjoint_a: bool = False, adjoint_b: bool = False):
 
 
 def _four(rows: int, a, b, c, d):
-    """Multiplies four blocks to one: d (b ⊕ c) a.
+    """Multiplies four blocks into one: d (b ⊕ c) a.
 
     The blocks act on 2 s modes each: b and c beside each other, a before and d behind
-    them, on the lower half of the modes of b and the upper half of those of c. The
-    result acts on 4 s modes. Rows of the matrices are along the axis `rows`, columns
-    along the next. The derivative is written out, since TensorFlow's takes three times
-    as many operations.
+    them, on the lower half of b's modes and the upper half of c's. The result acts on
+    4 s modes. Rows of the matrices are along the axis `rows`, columns along the next.
+    The derivative is written out, since TensorFlow's own takes three times as many
+    operations.
     """
     columns = rows + 1
     product = tf.matmul if rows == -2 else _product_along
@@ -195,7 +195,7 @@ def _four(rows: int, a, b, c, d):
         middle = tf.concat([middle_upper, middle_lower], rows)
 
         def gradient(upstream):
-            # Split again, so that no halves are kept for it.
+            # Split again, so that the halves are not kept in memory.
             _, b_right = tf.split(b, 2, columns)
             c_left, _ = tf.split(c, 2, columns)
             a_upper, a_lower = tf.split(a, 2, rows)
@@ -226,8 +226,8 @@ def _four(rows: int, a, b, c, d):
 def _placed(values, sources: np.ndarray, places: np.ndarray):
     """Gathers along the last axis; an index equal to its length gives 0.
 
-    Each cell fills one leaf, so that the gradient is a gather too, by `places`.
-    TensorFlow's own is a sum over segments, which for small meshes costs more than
+    Each cell fills one leaf, so the gradient is a gather too, by `places`. TensorFlow's
+    own gradient is a sum over segments, which for small meshes costs more than
     everything else together.
     """
 

@@ -1,4 +1,4 @@
-"""Place the cells of a mesh."""
+"""Place the cells of a mesh on its columns and modes."""
 
 import functools
 
@@ -22,11 +22,12 @@ def cell_mask(modes: int, arrangement: str = "clements") -> np.ndarray:
         arrangement: `"clements"`, the rectangle, or `"reck"`, the triangle.
 
     Returns:
-        Boolean array of shape (columns, modes // 2), not writeable: `False` where
-        the modes pass straight.
+        Read-only boolean array of shape (columns, modes // 2): `False` where the modes
+        pass straight.
 
     Raises:
-        ValueError: If `modes` is no integer ≥ 2, or `arrangement` is unknown.
+        ValueError: If `modes` is not an integer of 2 or more, or `arrangement` is
+            unknown.
 
     Example:
 

@@ -31,7 +31,7 @@ def monitored(
     Returns:
         Intensities at the phase shifters, and the fields at the far end. The
         intensities are `gamma` of shape (batch, modes), `phi` of shape (batch, columns,
-        modes // 2), and `theta` with a last axis more: the upper arm, which carries
+        modes // 2), and `theta` with a further last axis: the upper arm, which carries
         +theta/2, and the lower, which carries −theta/2. Slots without a cell are dark.
     """
     theta, phi, gamma, first, second, kept, straight = acquired(
@@ -75,7 +75,7 @@ def monitored(
 
 
 def _cell(pairs, theta, phi, first, second, kept, backwards: bool) -> tuple:
-    """Fields behind the cells of a column, and the powers in the arms and at phi."""
+    """Returns the fields behind a column's cells, and the powers in arms and at phi."""
     halves = tf.stack([theta / 2, -theta / 2], axis=-1)
     # The lower output has no shifter.
     out = _turn(tf.stack([phi, tf.zeros_like(phi)], axis=-1))

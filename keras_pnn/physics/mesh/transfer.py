@@ -1,7 +1,7 @@
 """Compute the matrix of a mesh of MZIs from its phases, or send fields through it.
 
-Light meets the input phases gamma, one for each mode, then the columns one after the
-other. Even columns couple the modes (0, 1), (2, 3), …, odd columns (1, 2), (3, 4), …:
+Light meets the input phases gamma, one for each mode, then column after column.
+Even columns couple the modes (0, 1), (2, 3), …, odd columns (1, 2), (3, 4), …:
 
     clements, 4 modes            reck, 4 modes
 
@@ -20,8 +20,7 @@ batched products, and columns / s + 1 stages of blocks act on the field. With N 
 and a batch of B, the rectangle takes about (2 + 2 s/N) N² B complex multiplications
 for the field and 3 N² s for the blocks, against N² B for a dense matrix. If the batch
 is larger than the matrix, the stages act on the identity instead, and the field takes
-one dense product. The triangle has about twice as many stages, and as many more
-multiplications.
+one dense product. The triangle has about twice as many stages and multiplications.
 """
 
 import math
@@ -118,11 +117,11 @@ def propagate(
     """Computes the fields behind a mesh.
 
     Args:
-        x: Real or complex tensor of shape (..., modes): the fields in front of it.
+        x: Real or complex tensor of shape (..., modes): the fields before the mesh.
             If the phases have leading axes (devices), the shape is (batch, modes)
             for fields that all devices share, or (*devices, batch, modes).
         theta, phi, gamma, arrangement: As in `transfer_matrix`.
-        **imperfections: Its other arguments.
+        **imperfections: The other arguments of `transfer_matrix`.
 
     Returns:
         Complex tensor of the shape of `x`, (*devices, batch, modes) for devices.
@@ -168,7 +167,7 @@ _ALWAYS_BY_MATRIX = 64
 
 
 def _propagated(x, blocks, turn):
-    """Fields (devices or 1, batch, modes) behind the blocks."""
+    """Returns the fields (devices or 1, batch, modes) behind the blocks."""
     batch, modes = x.shape[1:]
 
     def by_matrix():
@@ -185,10 +184,10 @@ def _propagated(x, blocks, turn):
 
 
 def _times(x, matrix):
-    """x matrixᵀ by products of real numbers, on CPUs faster for large ones."""
+    """Computes x matrixᵀ by real products, which CPUs do faster for large matrices."""
     if matrix.shape[0] == 1:
-        # Rows of one matrix: over devices that share it, the product of stacks
-        # (devices, 1, …) and (1, 1, …) by oneDNN writes outside of its memory.
+        # Devices that share a matrix become rows of one product: that of the stacks
+        # (devices, 1, …) and (1, 1, …) by oneDNN writes outside its memory.
         shape = tf.concat([tf.shape(x)[:-1], matrix.shape[1:2]], axis=0)
         x = tf.reshape(x, [-1, x.shape[-1]])
         matrix = matrix[0]
@@ -203,12 +202,12 @@ def _times(x, matrix):
 
 
 def _prepared(theta, phi, gamma, arrangement, **imperfections):
-    """(modes, blocks, e^{iγ} of shape (devices or 1, modes), shape of the devices)."""
+    """Returns modes, blocks, e^{iγ} (devices or 1, modes), and the devices' shape."""
     theta, phi, gamma, first, second, amplitude, straight = acquired(
         theta, phi, gamma, arrangement, **imperfections
     )
     modes, slots = gamma.shape[-1], theta.shape[-2:]
-    # All four entries of a cell have the common shape.
+    # Gives all four entries of a cell the common shape.
     theta += tf.zeros_like(phi)
     entries = interferometer.entries(theta, phi, first, second, amplitude)
     devices = sizes(tf.math.real(entries[0][..., 0, 0]) + gamma[..., 0])
@@ -237,7 +236,7 @@ def acquired(
 
     Returns:
         theta, phi and gamma that the light acquires, the angle errors of the first and
-        second splitters, and the factors of fields in a cell and in a straight mode.
+        second splitters, and the field factors of a cell and of a straight mode.
     """
     finite = {"theta": theta, "phi": phi, "gamma": gamma, "theta_error": theta_error}
     finite |= {"phi_error": phi_error, "splitter_error": splitter_error}
@@ -287,7 +286,7 @@ def acquired(
 
 
 def modes_of(theta, phi, gamma, arrangement) -> int:
-    """Returns the number of modes; raises if the shapes of the phases do not fit."""
+    """Returns the number of modes; raises an error if the phases' shapes do not fit."""
     shape = tuple(theta.shape)
     columns = shape[-2] if len(shape) >= 2 else 0
     modes = (columns + 3) // 2 if arrangement == "reck" else columns
@@ -309,7 +308,7 @@ def modes_of(theta, phi, gamma, arrangement) -> int:
 
 
 def _heated(theta, phi, crosstalk):
-    """The phases behind thermal crosstalk, of the phases that are set."""
+    """Returns the phases that light acquires, from those set, by thermal crosstalk."""
     slots = math.prod(theta.shape[-2:])
     if tuple(crosstalk.shape) != (2 * slots, 2 * slots):
         raise ValueError(

@@ -21,11 +21,11 @@ def wrapped(
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Wraps phases to [low, low + 2π) without changing the matrix.
 
-    phi and gamma have the period 2π, theta does not: a cell depends on θ/2, so that
-    one turn flips the sign of both of its outputs. These signs are moved towards the
-    input. Of diag(±1, ±1) behind a cell, the sign of the lower output moves to both
-    of its inputs, and if the signs differ π is added to its phi. A sign that arrives
-    at the input adds π to gamma.
+    phi and gamma have the period 2π, theta does not: a cell depends on θ/2, so one
+    turn flips the sign of both of its outputs. These signs are moved towards the
+    input. With signs diag(±1, ±1) behind a cell, the sign of the lower output moves to
+    both inputs of the cell, and π is added to its phi if the two signs differ. A sign
+    that arrives at the input of the mesh adds π to gamma.
 
     The matrix stays the same for all errors and losses, but not with crosstalk.
 
@@ -37,11 +37,11 @@ def wrapped(
         arrangement: `"clements"` or `"reck"`.
         low: the lowest phase, in rad.
         high: `None`, or the highest phase of a converter: phases from `low` to
-            `high` stay as they are, a whole turn and more included.
+            `high` stay as they are, even if that is more than a turn.
 
     Returns:
         theta, phi and gamma, each in [low, low + 2π) or up to `high`. The derivative
-        of each with respect to the argument of its name is 1.
+        of each with respect to the argument of the same name is 1.
 
     Raises:
         ValueError: If shapes do not fit, `low` is not finite, `high` is not above it,
@@ -97,12 +97,12 @@ def half_turns(
     odd = tf.math.floormod(turns, 2) * tf.cast(mask, turns.dtype)
     flat = tf.reshape(odd, [*shape[:-2], mask.size])
     # The sign at both inputs of a cell is the product over the cells on the path by
-    # lower outputs, itself included: a sum of exponents over 1, 2, 4, … cells.
+    # lower outputs, itself included. Exponents are summed over 1, 2, 4, … cells.
     signs = tf.concat([flat, tf.zeros_like(flat[..., :1])], axis=-1)
     for ahead in bottom:
         signs += tf.gather(signs, ahead, axis=-1)
     upper = tf.gather(signs, top, axis=-1)
-    # At its lower output, its own factor is missing.
+    # The sign at a cell's lower output lacks the cell's own factor.
     of_phi = tf.math.floormod(upper + signs[..., :-1] - flat, 2)
     of_gamma = tf.math.floormod(tf.gather(signs, first, axis=-1), 2)
     return tf.reshape(of_phi, shape), of_gamma
@@ -112,13 +112,13 @@ def half_turns(
 def _followers(modes: int, arrangement: str):
     """Returns the next cell on the path of the light from each cell.
 
-    Slots are numbered column by column; the number of slots stands for the output of
-    the mesh.
+    Slots are numbered column by column; an index equal to their number stands for the
+    output of the mesh.
 
     Returns:
-        For each slot the next cell on the mode of its upper output; a list of arrays,
-        for each slot and the output: the 1st, 2nd, 4th, … cell on the path that leaves
-        every cell by its lower output; for each mode its first cell.
+        For each slot, the next cell on the mode of its upper output; a list of arrays
+        with, for each slot and the output, the 1st, 2nd, 4th, … cell on the path that
+        leaves every cell by its lower output; and for each mode its first cell.
     """
     mask = cell_mask(modes, arrangement)
     end = mask.size
@@ -138,7 +138,7 @@ def _followers(modes: int, arrangement: str):
 
 
 def _within_a_turn(phase, low, high):
-    """(phases in [low, low + 2π), the turns subtracted); the derivative is 1."""
+    """Returns phases in [low, low + 2π), derivative 1, and the turns subtracted."""
     low = tf.constant(low, phase.dtype)
     within = tf.math.floormod(phase - low, 2 * np.pi) + low
     # A phase slightly below `low` may have been rounded up to a whole turn.

@@ -8,7 +8,7 @@
 
 A field is a complex tensor (..., height, width), sampled at the pixels of a plane. It
 varies in time as exp(−iωt): a wave that travels forwards gains phase, exp(+ikz).
-Elements are complex transmissions (height, width), by which a field is multiplied.
+Elements are complex transmissions (height, width) that multiply a field.
 Pixels are counted from 0 at the upper left, y down and x to the right.
 """
 

@@ -1,4 +1,4 @@
-"""Compute the complex transmissions of optical elements, aberrated and misaligned."""
+"""Compute complex transmissions: lenses, apertures, tilts, aberrations, warps."""
 
 import math
 
@@ -25,11 +25,11 @@ def lens(
     Args:
         size: (height, width) of the plane in pixels.
         focal_length: Focal length in m, negative for a diverging lens.
-        wavelength: Wavelength in m; both are numbers, or tensors that broadcast.
-        pitch: Distance of neighbouring pixels in m.
+        wavelength: Wavelength in m. Both are numbers, or tensors that broadcast.
+        pitch: Distance between neighbouring pixels in m.
         shift: (y, x) of the lens's axis from the centre, in pixels.
-        on_pixel: Whether the centre is pixel N // 2; else it is the middle of the
-            plane, between two pixels where N is even.
+        on_pixel: Whether the centre is pixel N // 2; otherwise it is the middle of the
+            plane, between two pixels if N is even.
         dtype: `"complex64"` or `"complex128"`.
 
     Returns:
@@ -37,10 +37,10 @@ def lens(
         `wavelength`.
 
     Raises:
-        ValueError: If `pitch` is not positive, `shift` is no pair, or, for known
-            values, a wavelength is not positive, a shift not finite, or |focal_length|
-            below N · pitch²/λ, where the phase turns by more than π from pixel to pixel
-            at the rim. N/2 is the distance from axis to rim, in pixels.
+        ValueError: If `pitch` is not positive, `shift` is not a pair, or, for known
+            values, a wavelength is not positive, a shift is not finite, or
+            |focal_length| is below N · pitch²/λ, where the phase turns by more than π
+            from pixel to pixel at the rim, N/2 pixels from the axis.
 
     Example:
 
@@ -86,7 +86,7 @@ def aperture(
     Args:
         size: (height, width) of the plane in pixels.
         diameter: Diameter or side in m, one number or (y, x); infinite for a slit.
-        pitch: Distance of neighbouring pixels in m.
+        pitch: Distance between neighbouring pixels in m.
         shape: `"circle"` or `"rectangle"`. The rim belongs to the opening.
         on_pixel: As in `lens`.
         dtype: `"complex64"` or `"complex128"`.
@@ -125,19 +125,19 @@ def tilt(
 
     Args:
         size: (height, width) of the plane in pixels.
-        angle: (α, β) in rad, by which light is deflected towards positive y and x.
+        angle: (α, β) in rad, the deflection of light towards positive y and x.
         wavelength: Wavelength in m, a number or a tensor.
-        pitch: Distance of neighbouring pixels in m.
+        pitch: Distance between neighbouring pixels in m.
         dtype: `"complex64"` or `"complex128"`.
 
     Returns:
         Complex tensor (..., height, width), with the axes of `wavelength`; 1 in the
-        middle of the plane. In a graph, NaN where an angle is beyond λ/(2 pitch).
+        middle of the plane. In a graph, NaN where a sine is beyond λ/(2 pitch).
 
     Raises:
-        ValueError: If `pitch` is not positive, `angle` is no pair, or, for known
-            values, a wavelength is not positive, or an angle is beyond λ/(2 pitch), the
-            steepest wave that the pixels sample.
+        ValueError: If `pitch` is not positive, `angle` is not a pair, or, for known
+            values, a wavelength is not positive, or the sine of an angle is beyond
+            λ/(2 pitch), that of the steepest wave that the pixels sample.
 
     Example:
 
@@ -157,7 +157,7 @@ def tilt(
             raise _checks.error("angle", expected, repr(angle))
     y, x = _coordinates(size, (0.0, 0.0), on_pixel=False)
     turns = pitch / as_float64(wavelength)[..., None, None] * sine
-    # A wave that is too steep would pass for a flatter one.
+    # A wave that is too steep would alias to a flatter one.
     nan = tf.constant(math.nan, turns.dtype)
     turns *= tf.where(tf.abs(turns) <= 0.5 * (1 + 1e-9), tf.ones_like(turns), nan)
     return phasor(2 * math.pi * (y * turns[..., :1] + x * turns[..., 1:]), dtype)
@@ -173,20 +173,20 @@ def aberration(
 
         phase = defocus √3 (2ρ² − 1) + √6 ρ² (a cos 2θ + b sin 2θ),   (a, b) astigmatism
 
-    with ρ = 1 on the circle that the plane's shorter side holds.
+    with ρ = 1 on the circle whose diameter is the plane's shorter side.
 
     Args:
         size: (height, width) of the plane in pixels.
         defocus: Root mean square of the phase over that circle, in rad.
-        astigmatism: (a, b), at 0° and at 45°, likewise.
+        astigmatism: (a, b), root mean squares at 0° and at 45°, in rad.
         dtype: `"complex64"` or `"complex128"`.
 
     Returns:
         Complex tensor (height, width).
 
     Raises:
-        ValueError: If `defocus` is not one number or `astigmatism` no pair, or, for
-            known values, one is not finite.
+        ValueError: If `defocus` is not one number or `astigmatism` is not a pair, or,
+            for known values, one is not finite.
 
     Example:
 
@@ -201,7 +201,7 @@ def aberration(
     flat = _parameter("defocus", defocus, (), "one number")
     cross = _parameter("astigmatism", astigmatism, (2,), "a pair (0°, 45°)")
     phase = flat * math.sqrt(3) * (2 * (x**2 + y**2) - 1)
-    # y points down, and θ counter-clockwise as displayed.
+    # y points down, but θ runs counter-clockwise as displayed.
     phase += math.sqrt(6) * (cross[0] * (x**2 - y**2) - 2 * cross[1] * x * y)
     return phasor(phase, dtype)
 
@@ -215,15 +215,15 @@ def warp(
 ) -> tf.Tensor:
     """Rotates, shifts and scales a complex transmission about the middle of the plane.
 
-    Real and imaginary part are interpolated (bilinearly), as a phase is not: it jumps
+    Real and imaginary parts are interpolated (bilinearly), not the phase, which jumps
     by 2π where the transmission is smooth. See `imaging.affine` for the parameters,
     and for derivatives in an aligned plane.
 
     Args:
         transmission: Complex tensor (height, width).
-        rotation: In degrees, counter-clockwise as displayed.
+        rotation: Angle in degrees, counter-clockwise as displayed.
         shift: (y, x) in pixels, down and to the right.
-        scale: Above 1 enlarges.
+        scale: Magnification; above 1 enlarges.
         outside: Transmission beyond the rim.
 
     Returns:
@@ -244,7 +244,7 @@ def warp(
 
 
 def _parameter(name: str, value, shape: tuple, expected: str) -> tf.Tensor:
-    """Returns an argument in float64; checks its shape, and that it is finite."""
+    """Returns an argument in float64; checks that it has the shape and is finite."""
     _checks.tensor(name, value, np.isfinite, "finite")
     found = as_float64(value)
     if not found.shape.is_compatible_with(shape):

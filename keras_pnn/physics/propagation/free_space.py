@@ -23,32 +23,32 @@ def angular_spectrum(
 
     Evanescent waves, with an imaginary k_z, decay with |z|. Phases are computed in
     float64, as k_z z is tens of thousands of rad. Derivatives with respect to field,
-    distance and wavelength are exact but for the band limit, which is taken as fixed.
+    distance and wavelength are exact, except that the band limit is held fixed.
 
-    A discrete spectrum is that of a periodic plane: light that leaves on one side
-    comes back on the other. `padding` gives it dark room to spread into, and the band
-    limit removes the waves that would cross even that and come back.
+    A discrete spectrum describes a periodic plane: light that leaves on one side comes
+    back on the other. `padding` adds a dark margin for light to spread into, and the
+    band limit removes waves that would cross the margin and come back.
 
     Args:
         field: Complex or real tensor of shape (..., height, width).
-        distance: Distance in m, negative for back in time: a number, or a tensor that
-            broadcasts with the leading axes of `field`.
+        distance: Distance in m, negative to propagate backwards: a number, or a tensor
+            that broadcasts with the leading axes of `field`.
         wavelength: Wavelength in m, as `distance`.
-        pitch: Distance of neighbouring pixels in m.
-        band_limit: Whether waves are removed that the sampling cannot follow:
+        pitch: Distance between neighbouring pixels in m.
+        band_limit: Whether to remove waves that the sampling cannot resolve:
             |f| > 1/(λ √(1 + (2 z Δf)²)) in each axis, with Δf = 1/(N · pitch).
-        padding: Dark pixels added on each side, and cropped again; 0 is a periodic
-            plane. Default: half of each side of the field.
+        padding: Dark pixels added on each side, and cropped again; 0 makes the plane
+            periodic. Default: half of each side of the field.
 
     Returns:
         Complex tensor, complex128 for a complex128 or float64 field, else complex64.
 
     Raises:
         ValueError: If `field` has fewer than two axes, `pitch` is not positive,
-            `padding` is negative, or, for known values, if a distance is not finite, a
-            wavelength not positive, or the distance beyond (N · pitch)²/(2 λ), where no
-            wave but the mean passes the band limit. (Not on a periodic plane without
-            band limit, for which any distance is exact.)
+            `padding` is negative, or, for known values, a distance is not finite, a
+            wavelength is not positive, or the distance is beyond (N · pitch)²/(2 λ),
+            where only the mean passes the band limit. (On a periodic plane without
+            band limit, any distance is allowed and exact.)
 
     Example:
 
@@ -125,13 +125,13 @@ def transfer_function(
     common_phase: bool = True,
     dtype: str = "complex64",
 ) -> tf.Tensor:
-    """Computes by what free space multiplies each wave of a plane's spectrum.
+    """Computes the transfer function of free space for the spectrum of a plane.
 
     Args:
         size: (height, width) of the plane with its padding, in pixels.
         distance, wavelength, pitch, band_limit: as in `angular_spectrum`.
-        paraxial: whether as in `fresnel`.
-        common_phase: whether the phase k z of the straight wave is part of it. No
+        paraxial: whether to approximate as in `fresnel`.
+        common_phase: whether to include the phase k z of the straight wave. No
             detector sees it, and derivatives with respect to distance and wavelength
             are more precise without it.
 
@@ -150,7 +150,7 @@ def transfer_function(
     if paraxial:
         phase = -0.5 * sine
     else:
-        # 1 is put where a root is not taken, so that its derivative is finite.
+        # 1 replaces the arguments of unused roots, so that derivatives are finite.
         travels, one = sine < 1, tf.ones_like(sine)
         cosine = tf.sqrt(tf.where(travels, 1 - sine, one))
         # √(1 − s) − 1 without cancellation.
@@ -170,7 +170,7 @@ def within_band(size: tuple[int, int], distance, wavelength, pitch, paraxial=Fal
     steps = (np.fft.fftfreq(size[0])[:, None], np.fft.fftfreq(size[1]))
     passes = True
     for step, n in zip(steps, size, strict=True):
-        # How fast the phase turns at the frequency, in half turns per sample.
+        # slope · tan(angle to the axis) is the phase step per sample, in half turns.
         slope = 2 * z / (n * pitch)
         root = tf.abs(slope) if paraxial else tf.sqrt(1 + slope**2)
         passes &= np.abs(step) / pitch * wave * root <= 1.0
@@ -183,7 +183,7 @@ def check_distance(size, distance, wavelength, pitch) -> None:
     if z is None or wave is None or not all(isinstance(n, int) for n in size):
         return
     longest = (min(size) * pitch) ** 2 / (2 * np.asarray(wave, "float64"))
-    # An equality but for rounding passes.
+    # Equality up to rounding passes.
     if (np.abs(z) > longest * (1 + 1e-9)).any():
         far, most = float(np.abs(z).max()), float(np.min(longest))
         expected = (
@@ -200,7 +200,7 @@ def filtered(
     """Multiplies the spectrum of a field: F⁻¹{ F{field} · transfer }.
 
     `pads` are the dark rows and columns added on each side, and cropped again;
-    `transfer` is as large as the field with them.
+    `transfer` has the size of the padded field.
     """
     height, width = sizes(field)[-2:]
     top, left = pads
@@ -215,7 +215,7 @@ def _filtered(field, transfer):
     # factors of two separate transforms.
     def gradient(upstream):
         back = _filtered(upstream, tf.math.conj(transfer))
-        # The share of the transfer function, which a graph prunes where none asks.
+        # The gradient of `transfer`, which a graph prunes if it is not needed.
         count = tf.cast(tf.reduce_prod(tf.shape(field)[-2:]), upstream.dtype)
         own = tf.math.conj(tf.signal.fft2d(field)) * tf.signal.fft2d(upstream)
         return _summed(back, field), _summed(own / count, transfer)
@@ -243,7 +243,7 @@ def phasor(phase: tf.Tensor, dtype: str = "complex64", amplitude=1.0) -> tf.Tens
 
 
 def as_field(value) -> tf.Tensor:
-    """Returns a field as complex64, or complex128 where it has that precision."""
+    """Returns a field as complex64, or as complex128 if it has double precision."""
     given = tf.convert_to_tensor(value)
     wide = given.dtype in (tf.complex128, tf.float64)
     if given.shape.rank is not None and given.shape.rank < 2:

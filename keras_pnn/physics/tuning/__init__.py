@@ -24,9 +24,9 @@ def get(identifier=None) -> Tuning:
     """Returns a tuning.
 
     Args:
-        identifier: `None` (a `LorentzianTuning()`), a `Tuning`, the config dict of
-            one as `keras.saving.serialize_keras_object` makes it, or a name:
-            `"lorentzian"`, `"heater"` or a class name.
+        identifier: `None` (a `LorentzianTuning()`), a `Tuning`, its config dict from
+            `keras.saving.serialize_keras_object`, or a name: `"lorentzian"`,
+            `"heater"`, or the class name of one of these two.
 
     Returns:
         A `Tuning`.

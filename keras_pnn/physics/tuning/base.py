@@ -7,13 +7,13 @@ from keras_pnn import _checks
 from keras_pnn._signatures import Configured
 from keras_pnn.physics._tensors import TensorLike
 
-# Weights and controls that were rounded to float32 still count as within range.
+# Weights and controls rounded to float32 still count as within range.
 WEIGHT_TOLERANCE = 1e-6
 CONTROL_TOLERANCE = 1e-6
 
 
 def width_factor(error: tf.Tensor) -> tf.Tensor:
-    """Returns 1 + `half_width_error`, NaN in a graph where that is not above 0."""
+    """Returns 1 + `half_width_error`; in a graph, NaN where this is not above 0."""
     _checks.tensor("half_width_error", error, lambda e: e > -1, "above -1")
     return 1 + tf.where(error > -1, error, tf.constant(float("nan"), error.dtype))
 
@@ -23,9 +23,9 @@ class Tuning(Configured):
 
     Serialisable like a Keras initializer. A subclass sets `unit`, implements
     `control_range`, `weight_range`, `heater_shift`, `weight` and `control`, and
-    overrides further methods where it can: also `get_config`, if an argument of its
-    `__init__` is no attribute. Controls are float tensors in `unit`, never negative;
-    what is computed from one has its shape.
+    overrides further methods where it can; also `get_config`, if an argument of its
+    `__init__` is not an attribute. Controls are float tensors in `unit`, never
+    negative; results have their shape.
 
     Attributes:
         unit: `"nm"` (the control is a detuning), or `"mA"`, `"V"` or `"mW"` (current,
@@ -54,12 +54,12 @@ class Tuning(Configured):
     def weight_range(self) -> tuple[float, float]:
         """Lowest and highest weight over `control_range`.
 
-        Where the highest control is infinite, one end is a limit.
+        If the highest control is infinite, one end may be a limit that none reaches.
         """
         raise NotImplementedError
 
     def heater_shift(self, control: TensorLike) -> tf.Tensor:
-        """Computes the resonance shift by the ring's own heater, in nm."""
+        """Computes the resonance shift that the ring's own heater causes, in nm."""
         raise NotImplementedError
 
     def detuning(self, control: TensorLike) -> tf.Tensor:
@@ -80,15 +80,16 @@ class Tuning(Configured):
         Args:
             control: Float tensor, in `unit`.
             shift: Float tensor. Added to the detuning, in nm.
-            half_width_error: Float tensor. Relative: the half-width is
+            half_width_error: Float tensor. Relative error: the half-width is
                 `(1 + half_width_error)` times the nominal one.
 
         Returns:
-            Float tensor in the arguments' broadcast shape. Twice differentiable. In a
+            Float tensor in the arguments' broadcast shape, twice differentiable. In a
             graph, NaN where `half_width_error` is not above -1.
 
         Raises:
-            ValueError: If, eagerly, a value is NaN, or `half_width_error` not above -1.
+            ValueError: If, eagerly, a value is NaN or `half_width_error` is not above
+                -1.
         """
         raise NotImplementedError
 
@@ -108,14 +109,14 @@ class Tuning(Configured):
         raise NotImplementedError
 
     def clip(self, weight: TensorLike) -> np.ndarray:
-        """Clips weights, none of them NaN, to those that `control` can solve for."""
+        """Clips weights to those that `control` can solve for; raises if one is NaN."""
         return np.clip(self._known(weight), *self.weight_range)[()]
 
     def placed(self, row: np.ndarray, column: np.ndarray, width: int) -> "Tuning":
-        """Returns the tuning for rings at given places; here one for all rings.
+        """Returns the tuning for rings at given places; here the same for all rings.
 
-        `row` and `column` are integer arrays in the shape of the controls, places on a
-        bank of `width` columns.
+        `row` and `column` are integer arrays in the shape of the controls: the places
+        on a bank of `width` columns.
         """
         return self
 
@@ -188,7 +189,7 @@ class Tuning(Configured):
         return np.clip(weight, low, high)
 
     def _attained(self) -> tuple[bool, bool]:
-        """Whether a finite control gives the lowest weight, and the highest."""
+        """Returns whether finite controls reach the lowest and the highest weight."""
         return True, bool(np.isfinite(self.control_range[1]))
 
     @staticmethod

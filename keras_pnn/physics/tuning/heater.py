@@ -37,12 +37,12 @@ class HeaterTuning(ResonanceTuning):
         efficiency: Float. Shift per heater power, in nm/mW.
         resistance: Float. Resistance of the heater, in Ω.
         port: `"balanced"` (weight `through - drop`), `"through"` or `"drop"`.
-        max_current: Float or `None`. Highest current, in mA. `None`: no limit, and
-            weights are clipped at 0.999.
+        max_current: Float or `None`. Highest current, in mA. `None`: no limit; `clip`
+            then stops before weights that need an infinite current.
         through_min: Float in [0, 1). Through power on resonance.
         drop_max: Float in [0, 1]. Drop power on resonance.
-        free_spectral_range: Float or `None`. Distance of the ring's resonances, in nm.
-            `None`: one resonance.
+        free_spectral_range: Float or `None`. Distance between the ring's resonances,
+            in nm. `None`: one resonance.
 
     Raises:
         ValueError: If an argument is out of its range, or `through_min + drop_max` is
@@ -105,16 +105,17 @@ class HeaterTuning(ResonanceTuning):
     ) -> TuningFit:
         """Fits a ring, or each of several, to weights at measured currents.
 
-        Currents alone give the shape of the curve, in units of power. One known length
-        gives nm: `half_width`, a number for `free_spectral_range`, or `efficiency`
-        (the default, 0.53 nm/mW). The ring is taken as lossless.
+        Currents alone give the curve over heater power. One known value converts it to
+        nm: `half_width`, a number for `free_spectral_range`, or `efficiency` (the
+        default, 0.53 nm/mW). The ring is assumed to be lossless.
 
         Args:
             current: Array of shape (points,), in mA, 0 or more.
             weight: Array of shape (points,), or (points, rings).
             port: See the class.
-            free_spectral_range: `None`: one resonance. `True`: several, whose distance
-                is fitted. A number: that distance, in nm; it gives the efficiency.
+            free_spectral_range: `None`: one resonance. `True`: several, at a distance
+                that is fitted. A number: that distance in nm, which gives the
+                efficiency.
             half_width: In nm, if known.
             efficiency: In nm/mW, if known.
             resistance: See the class.
@@ -125,8 +126,8 @@ class HeaterTuning(ResonanceTuning):
 
         Raises:
             ValueError: If shapes differ, there are fewer than 8 points, a number is not
-                finite, more than one length is given, a curve has no resonance, or the
-                fitted ring shows that a unit is not the one that is asked for.
+                finite, more than one known value is given, a curve has no resonance, or
+                the fitted ring is so implausible that a unit must be wrong.
 
         Example:
 
@@ -191,16 +192,17 @@ class HeaterTuning(ResonanceTuning):
     ) -> TuningFit:
         """Fits a ring, or each of several, to a spectrum with all heaters off.
 
-        The spectrum may have any scale, which is fitted.
+        The scale of the spectrum is fitted.
 
         Args:
-            wavelength: Array of shape (points,), of a swept laser, in nm.
-            transmission: Array of shape (points,), or (points, rings), in powers, not
-                in dB.
+            wavelength: Array of shape (points,): the swept laser, in nm.
+            transmission: Array of shape (points,), or (points, rings): powers, not in
+                dB.
             laser: The wavelength of the laser in operation, in nm. The offset is that
                 of the resonance nearest to it.
-            port: See the class: where the spectrum was measured.
-            free_spectral_range: As in `fit`; a number is known.
+            port: `"through"` or `"drop"`, where the spectrum was measured, or
+                `"balanced"` for through minus drop.
+            free_spectral_range: As in `fit`; a number is kept, not fitted.
             **options: Other arguments of the class, such as `efficiency`.
 
         Returns:

@@ -1,6 +1,6 @@
 """Compute weights from the Lorentzian resonance of a ring, and solve for detunings.
 
-`RingLayer.weights_at` in `keras_pnn.layers.ring_layer` asks for them.
+`RingLayer.weights_at` in `keras_pnn.layers.ring_layer` calls `weight`, `row_weight`.
 """
 
 import math
@@ -16,7 +16,7 @@ from keras_pnn.physics.tuning.base import WEIGHT_TOLERANCE, Tuning, width_factor
 
 # A weight of 1 needs an infinite detuning; the authors of arXiv:2411.12352 stop here.
 HIGHEST_CLIPPED_WEIGHT = 0.999
-# The detuning in nm of a place without a ring, beyond every resonance.
+# The detuning in nm of a place without a ring, far from every resonance.
 PARKED = 1e6
 
 
@@ -35,13 +35,13 @@ class ResonanceTuning(Tuning):
 
     @property
     def weight_range(self):
-        """Lowest and highest weight, limits where the control range is infinite."""
+        """Lowest and highest weight, or the limit if no control reaches it."""
         low, high = ends = self._ends()
         period = self.free_spectral_range
         if period is None:
             turns = [0.0] if low <= 0 <= high else []
         else:
-            # Resonances, and the places half-way between.
+            # The resonance and the midpoint between resonances next above `low`.
             turns = np.ceil([low / period, low / period - 0.5]) * period
             turns = [t for t in turns + [0.0, period / 2] if t <= high]
         weights = [float(self._weight_at(d)) for d in (*ends, *turns)]
@@ -64,10 +64,10 @@ class ResonanceTuning(Tuning):
     def clip(self, weight: TensorLike) -> np.ndarray:
         """Clips weights to those that `control` can solve for.
 
-        Where no finite control reaches the highest weight, weights are clipped at
-        0.999 (as by the authors of arXiv:2411.12352), or at the weight of control 0
-        if that is higher; at a drop port, at 0.001 times the weight on resonance.
-        See `Tuning.clip`.
+        If no finite control reaches the highest weight, the upper limit is 0.999 (as
+        in arXiv:2411.12352), or the weight at control 0 if that is higher. If none
+        reaches the lowest, at a drop port, the lower limit is 0.001 times the weight on
+        resonance, or the weight at control 0 if that is lower. See `Tuning.clip`.
         """
         low, high = self.weight_range
         idle = self._weight_at(self.offset)
@@ -79,12 +79,12 @@ class ResonanceTuning(Tuning):
         return np.clip(self._known(weight), low, high)[()]
 
     def _detuning_for(self, weight):
-        """Solves for the detuning closest above the offset, in float64 nm."""
+        """Solves for the lowest detuning not below the offset, in float64 nm."""
         weight = self._reachable(weight)
         with np.errstate(divide="ignore"):
             square = (weight - self._resonant()) / (self._distant() - weight)
         distance = self.half_width * np.sqrt(np.maximum(square, 0))
-        # A weight that is that of the idle ring within rounding means an idle ring.
+        # A weight that equals the idle ring's within rounding leaves the ring idle.
         idle = np.abs(weight - self._weight_at(self.offset)) <= WEIGHT_TOLERANCE
         period = self.free_spectral_range
         if period is None:
@@ -103,7 +103,7 @@ class ResonanceTuning(Tuning):
     def _port_weight(self, law, detuning, error):
         half_width = self.half_width * width_factor(error)
         if self.free_spectral_range is not None:
-            # A ring has a Lorentzian in the sine of half its round-trip phase.
+            # The curve is a Lorentzian in the sine of half the round-trip phase.
             turn = math.pi / self.free_spectral_range
             periodic = tf.sin(turn * detuning) / turn
             detuning = tf.where(tf.abs(detuning) < PARKED / 2, periodic, detuning)
@@ -152,7 +152,7 @@ class LorentzianTuning(ResonanceTuning):
 
     Args:
         half_width: Float. Half the full width at half maximum, in nm. The default is
-            that of the authors' simulation; their chip has 0.077.
+            from the simulation of the reference; the chip there has 0.077.
 
     Raises:
         ValueError: If `half_width` is not positive and finite.

@@ -14,9 +14,9 @@ from keras_pnn.physics.tuning.base import Tuning, width_factor
 from keras_pnn.physics.tuning.points import checked_points, read_curves
 from keras_pnn.physics.tuning.spline import Spline
 
-# Shares of the span of the weights: an overshoot that warns, the least height of a
-# peak that counts as the resonance, a residual that warns where noise does not explain
-# it, and how well a resonance must fit to go beyond the points.
+# As shares of the span of the weights: the overshoot that causes a warning, the least
+# prominence of a peak that counts as the resonance, the residual that causes a warning
+# unless noise explains it, and the largest misfit of a resonance that extends a curve.
 _OVERSHOOT_WARNING = 0.01
 _LEAST_PROMINENCE = 0.05
 _RESIDUAL_WARNING = 0.005
@@ -32,9 +32,9 @@ class MeasuredTuning(Tuning):
     `I² * resistance / 1000`), so that shifts from elsewhere add. It is not
     extrapolated: outside the points `weight` raises eagerly, and gives NaN in a graph.
 
-    Where noise would give the spline more turning points than a resonance has, and so a
-    derivative of the wrong sign, a smooth curve is fitted that turns only at the
-    resonance, and where points go back by a tenth of their span, as between two.
+    If noise would give the spline more turning points than a resonance has, and so
+    derivatives of the wrong sign, a smooth curve is fitted. It turns only at the
+    resonance, and where points reverse by a tenth of their span, as between resonances.
 
     An error of the half-width stretches the curve about its resonance, `x →
     x0 + (x - x0) / (1 + half_width_error)`, which is exact for a Lorentzian. The
@@ -45,22 +45,22 @@ class MeasuredTuning(Tuning):
         control: Sequence of at least 4 floats, strictly increasing (or
             decreasing) and not negative: currents in mA, voltages in V or powers in
             mW of the heater, or shifts of the resonance from its resting point in nm.
-        weight: Sequence of as many floats. The measured weights.
+        weight: Sequence of as many floats: the measured weights.
         unit: `"mA"`, `"V"`, `"mW"` or `"nm"`: the unit of `control`.
-        efficiency: Float. Shift per heater power, in nm/mW. Not used with nm.
-        resistance: Float. Resistance of the heater, in Ω. Used with mA and V.
+        efficiency: Float. Shift per heater power, in nm/mW. Unused for controls in nm.
+        resistance: Float. Resistance of the heater, in Ω. Used for controls in mA or V.
         smoothing: Float above 0: the root mean square distance allowed between the
-            curve and the measured weights, about the noise of one measurement. `None`:
-            through all points if noise adds no turning point, else this noise,
-            estimated from the differences between neighbouring weights. 0: through all
-            points.
+            curve and the measured weights, about the noise of one measurement. 0: the
+            curve passes through all points. `None`: as 0 if noise adds no turning
+            point, otherwise the noise, estimated from differences between neighbouring
+            weights.
         margin: Float, or `None`. Distance, in nm of resonance shift, that training
-            keeps controls from both ends, so that shifts of that size by drift or
-            fabrication stay on the curve: at least 4 standard deviations of them.
-            `None`: a tenth of the curve's span, but at most 0.1 nm.
+            keeps between controls and both ends of the curve, so that shifts by drift
+            or fabrication stay on it: at least 4 of their standard deviations. `None`:
+            a tenth of the curve's span, but at most 0.1 nm.
         extend_below: Boolean. Whether to continue the curve from its first point
-            down to a control of 0 and by `margin` beyond, by a Lorentzian fitted to the
-            points: a ring may then rest with its heater off, or dead, and be cooled.
+            down to a control of 0 and by `margin` beyond, with a Lorentzian fitted to
+            the points, for rings whose heater is off or dead, or that are cooled.
 
     Attributes:
         overshoot: Float. How far the curve exceeds the range of the measured weights.
@@ -70,14 +70,14 @@ class MeasuredTuning(Tuning):
 
     Raises:
         ValueError: If there are fewer than 4 points, a number is not finite, a
-            control is negative or a laser's wavelength, the controls are not strictly
-            monotonic, all weights are equal, no Lorentzian fits a curve to extend, or
-            another argument is out of its range.
+            control is negative or, in nm, a laser's wavelength, the controls are not
+            strictly monotonic, all weights are equal, no Lorentzian fits the points of
+            a curve to extend, or another argument is out of its range.
 
     Warns:
-        UserWarning: If the curve passes through all points and noise turns it, if
-            `overshoot` is above 1 % of the span of the weights, or if `residual` is
-            above `smoothing`, or far above the noise between neighbouring points.
+        UserWarning: If `smoothing` is 0 and noise adds turning points, if `overshoot`
+            is above 1 % of the span of the weights, or if `residual` is above
+            `smoothing`, or far above the noise between neighbouring points.
 
     Example:
 
@@ -147,7 +147,7 @@ class MeasuredTuning(Tuning):
                 `#` are skipped. One heading names the control, with its unit at the
                 end (`current_mA`, `I (mA)`, `U / V`, `power_mW`, `shift_nm`; A, µA,
                 mV, W, µW and pm are converted),
-                one is `weight`; other columns are left out. A control in nm must be
+                one is `weight`; other columns are ignored. A control in nm must be
                 named `shift` or `detuning`, as the wavelength of a swept laser runs
                 the other way.
             **options: The other arguments of the class, such as `efficiency`.
@@ -158,7 +158,7 @@ class MeasuredTuning(Tuning):
         Raises:
             ValueError: If there are fewer than 4 points, the header names no control
                 with its unit or no weight, a line has more cells than the header, a
-                cell is no finite number, or the class refuses the points. The message
+                cell is not a finite number, or the points are invalid. The message
                 names the file and the line.
             OSError: If the file cannot be read.
         """
@@ -209,7 +209,7 @@ class MeasuredTuning(Tuning):
         _checks.not_nan("shift", shift)
         control, shift, error = as_tensors(control, shift, half_width_error)
         x = self.heater_shift(control) + shift
-        # Written as a difference, so that an error of 0 leaves x unchanged, to the bit.
+        # Written as a difference, so that an error of 0 leaves x unchanged bit for bit.
         x = x - (x - self.resonance) * (error / width_factor(error))
         self._check_measured(x)
         return self._spline(x)
@@ -250,7 +250,7 @@ class MeasuredTuning(Tuning):
         return np.clip(found, *self.control_range)
 
     def _shift(self):
-        """The measured controls as resonance shifts, in nm."""
+        """Returns the measured controls as resonance shifts, in nm."""
         return np.asarray(self.heater_shift(self._control), "float64")
 
     def _check_measured(self, x):
@@ -312,7 +312,7 @@ class MeasuredTuning(Tuning):
 
 
 def _extended(x, y, low):
-    """Puts points of the fitted resonance below the first one, down to a shift."""
+    """Adds points of the fitted resonance below the first point, down to a shift."""
     if x[0] <= low:
         return x, y
     fitted = fits.fit_resonance(x, y)
@@ -323,7 +323,7 @@ def _extended(x, y, low):
     steps = np.ceil((x[0] - low) / np.median(np.diff(x)))
     count = int(np.clip(steps, 1, fits.MOST_PIECES))
     below = np.linspace(low, x[0], count, endpoint=False)
-    # What the Lorentzian misses at the first point, from several because of noise.
+    # The Lorentzian's error at the first point, from several points because of noise.
     first = slice(0, 5)
     _, offset = np.polyfit(x[first] - x[0], y[first] - fitted(x[first]), 1)
     return np.append(below, x), np.append(fitted(below) + offset, y)

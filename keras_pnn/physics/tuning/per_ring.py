@@ -1,4 +1,4 @@
-"""Give each ring of a bank a tuning curve of its own."""
+"""Give each ring of a bank its own tuning curve."""
 
 import os
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ from keras_pnn.physics.tuning.points import read_curves
 class RingTunings(Tuning):
     """Tuning curves that differ from ring to ring.
 
-    A layer of weight banks places them: with curves in rows and columns, ring (r, c)
-    of the bank has curve (r mod rows, c mod columns); with a list, its rings take the
-    curves in turn, row by row. More curves than rings are an error of the layer; a chip
-    with more rings than the layer's matrix takes has a `bank_size`. All rings share one
-    range of controls, in which every curve is known.
+    A weight-bank layer places them: with curves in rows and columns, ring (r, c) of the
+    bank has curve (r mod rows, c mod columns); with a list, rings take the curves in
+    turn, row by row. The layer raises an error for more curves than rings; give it a
+    `bank_size` if the chip has more rings than the layer's matrix. All rings share one
+    range of controls, which every curve covers.
 
     Args:
         tunings: Sequence of `MeasuredTuning`, `HeaterTuning` or `LorentzianTuning`
@@ -70,18 +70,18 @@ class RingTunings(Tuning):
 
         Args:
             path: A table with a column of controls and a column for each ring, in
-                the format of `MeasuredTuning.from_csv`, but for the names of the
-                rings' columns, which are free (`ring_a`, but not `ring_A`, with a unit
-                at its end); or a list of files, one for each ring.
-            shape: Rows and columns of the rings on the bank. Default: a list.
+                the format of `MeasuredTuning.from_csv`, except that a ring's column may
+                have any name that does not end in a unit (`ring_a`, not `ring_A`); or a
+                list of files, one for each ring.
+            shape: Rows and columns of the rings on the bank. Default: a flat list.
             **options: The other arguments of `MeasuredTuning`, such as `efficiency`.
 
         Returns:
             A `RingTunings`.
 
         Raises:
-            ValueError: As `MeasuredTuning.from_csv`, or if there are not as many rings
-                as `shape` has places. The message names the file.
+            ValueError: As `MeasuredTuning.from_csv`, or if `shape` does not have one
+                place for each ring. The message names the file.
             OSError: If a file cannot be read.
 
         Example:
@@ -110,13 +110,13 @@ class RingTunings(Tuning):
         return found
 
     def by_ring(self) -> list[tuple[Tuning, np.ndarray]]:
-        """Returns each tuning, and which controls of the kernel it sets."""
+        """Returns each tuning, with a boolean array of the controls it applies to."""
         flat = self.tunings.ravel()
         return [(flat[i], self._index == i) for i in np.unique(self._index)]
 
     @property
     def control_range(self):
-        """Lowest and highest control that all rings have, in `unit`."""
+        """Lowest and highest control that every ring allows, in `unit`."""
         lows, highs = self._ends("control_range")
         return max(lows), min(highs)
 
@@ -153,11 +153,11 @@ class RingTunings(Tuning):
         return self._tensors("weight", control, shift, half_width_error)
 
     def control(self, weight: TensorLike) -> np.ndarray:
-        """See `Tuning.control`: of each ring, also beyond the range of all of them."""
+        """See `Tuning.control`; a ring's control may leave the common range."""
         return self._arrays("control", weight)
 
     def clip(self, weight: TensorLike) -> np.ndarray:
-        """See `Tuning.clip`: to the weights of each ring."""
+        """See `Tuning.clip`; clips to the range of each ring."""
         return self._arrays("clip", weight)
 
     def get_config(self) -> dict:
@@ -173,7 +173,7 @@ class RingTunings(Tuning):
         return zip(*(getattr(t, name) for t in self.tunings.ravel()), strict=True)
 
     def _tensors(self, method: str, *arguments):
-        """Calls a method ring by ring, each on its own elements."""
+        """Calls a method of each tuning on the elements of its rings."""
         index = self._index.ravel()
         order = np.argsort(index, kind="stable")
         used, sizes = np.unique(index, return_counts=True)

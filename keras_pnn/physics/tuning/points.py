@@ -7,9 +7,9 @@ import numpy as np
 from keras_pnn import _checks, _tables
 
 LEAST_POINTS = 4
-# No heater shifts a resonance so far; the wavelength of any laser is larger.
+# In nm. No heater shifts a resonance so far; the wavelength of any laser is larger.
 WIDEST_SHIFT = 200.0
-# For each unit of a heading: the unit of the control, and how many make one of it.
+# For each unit in a heading: the unit of the control, and how many make one of that.
 _UNITS = {
     "mA": ("mA", 1),
     "A": ("mA", 1e-3),
@@ -30,7 +30,7 @@ _UNITS = {_tables.unit(unit, [unit]): control for unit, control in _UNITS.items(
 def checked_points(control, weight, unit, place=lambda name, i: f"`{name}[{i}]`"):
     """Returns the points as float64 arrays with increasing controls.
 
-    `place` gives the words for a point in a message, by name and index.
+    `place(name, index)` returns how messages refer to a point.
     """
     control = _checks.array("control", control)
     weight = _checks.array("weight", weight)
@@ -72,8 +72,8 @@ def read_curves(path, name: str | None = None):
 
     Args:
         path: the file.
-        name: a pattern of the heading of one column of weights; `None` for all
-            columns but that of the control.
+        name: a pattern for the heading of the only column of weights; `None` for all
+            columns except the control.
 
     Returns:
         A list of (control, weight, unit).

@@ -9,9 +9,9 @@ from keras_pnn import _checks
 from keras_pnn._display import Shown, Table
 
 _LEAST_POINTS = 8
-# A resonance stands out of the residual by this factor, and of the level by this share.
+# The least depth of a resonance: as a multiple of the residual, and as a weight.
 _STANDS_OUT, _LEAST_DEPTH = 3.0, 0.02
-# In nm and in nm/mW: what rings and heaters have, if units are right.
+# Plausible half-widths in nm, and heater efficiencies in nm/mW.
 _LEAST_LENGTH, _MOST_LENGTH = 1e-6, 100.0
 
 
@@ -22,7 +22,7 @@ class TuningFit(Shown):
     Args:
         tunings: a list of one `HeaterTuning` for each ring.
         residuals: array (rings,), the root mean square of fitted minus measured
-            weights, or transmissions in units of the largest.
+            weights, or of transmissions relative to the largest.
 
     Example:
 
@@ -77,7 +77,7 @@ def curves_of(first: str, x, second: str, y) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_units(argument: str, name: str, value: float) -> None:
-    """Checks a fitted length: one that no ring has shows another unit of `argument`."""
+    """Raises an error if a value is implausible, as from a wrong unit of `argument`."""
     low, high = _LEAST_LENGTH, _MOST_LENGTH
     if not low < value < high:
         expected = f"in this unit: the {name} is then from {low:g} to {high:g}"
@@ -96,19 +96,19 @@ class Resonance:
 
 
 def find_resonance(x, y, port, period, name, scaled=False) -> Resonance:
-    """Fits `scale · (distant + (level − distant) / (1 + u²))`.
+    """Fits a resonance, `scale · (distant + (level − distant) / (1 + u²))`.
 
     Args:
-        period: `None` or `False` for one resonance, `True` to be fitted, or the
-            distance of resonances in x.
-        scaled: whether the scale is fitted, and not 1.
+        period: `None` or `False` for one resonance, `True` to fit the period, or the
+            distance between resonances in the unit of x.
+        scaled: whether the scale is fitted; otherwise it is 1.
     """
     from scipy import optimize
 
     if not y.any():
         raise _checks.error(name, "a curve with a resonance", "only zeros")
     distant = 0.0 if port == "drop" else 1.0
-    # Of a passive ring.
+    # The lowest weight of a passive ring.
     low = -1.0 if port == "balanced" else 0.0
     free = period is True
     fixed = None if free else period or None
@@ -160,11 +160,11 @@ def find_resonance(x, y, port, period, name, scaled=False) -> Resonance:
     period = float(np.exp(best.x[2])) if free else fixed
     center = float(best.x[0])
     if period:
-        # The same resonances, by the one nearest to the middle of the points.
+        # Of the periodic resonances, take the one nearest to the middle of the points.
         middle = (x.min() + x.max()) / 2
         center = middle + nearest(center - middle, period)
     if scaled and not x.min() <= center <= x.max():
-        # A slope, and no resonance that the spectrum shows.
+        # The spectrum shows only a slope, no resonance.
         depth = 0.0
     stands_out = depth > max(_STANDS_OUT * left, _LEAST_DEPTH)
     if not stands_out or (level > distant) != (port == "drop"):
@@ -181,7 +181,7 @@ def nearest(offset: float, period: float | None) -> float:
 
 
 def lossless(port: str, level: float) -> dict:
-    """Returns both ports of a lossless ring on resonance, from the weight there."""
+    """Converts a lossless ring's weight on resonance to the powers at its ports."""
     if port == "drop":
         return {"through_min": min(1 - level, 0.999), "drop_max": level}
     if port == "through":

@@ -1,4 +1,4 @@
-"""Read the transmission of a single port as a signed weight."""
+"""Convert the transmission of a single port to a signed weight."""
 
 import numpy as np
 import tensorflow as tf
@@ -12,12 +12,12 @@ _BELOW_ZERO = 0.25
 
 
 def has_negative(tuning: Tuning) -> bool:
-    """Tells whether weights are negative, other than by the noise of a measurement."""
+    """Tells whether weights are negative beyond the noise of a measurement."""
     return tuning.weight_range[0] < -_BELOW_ZERO
 
 
 class SignedCurve:
-    """The weights 2 T − 1 of a tuning whose own weights T are from 0 to 1."""
+    """Weights 2 T − 1 of a tuning with weights T from 0 to 1."""
 
     def __init__(self, tuning: Tuning):
         if has_negative(tuning):

@@ -1,4 +1,4 @@
-"""Fit a spline that turns only where its resonance does to measured points."""
+"""Fit measured points by a spline that turns only where the resonance does."""
 
 import dataclasses
 import functools
@@ -8,16 +8,16 @@ import numpy as np
 
 from keras_pnn.physics.tuning.spline import Spline
 
-# Shares of the span of the weights: how far a curve goes back at a turning point that
-# is seen without a fit, and steps that rounding to float32 makes.
+# As shares of the span of the weights: how far points must reverse to show a turning
+# point without a fit, and the steps caused by rounding to float32.
 _PROMINENCE = 0.1
 _ROUNDING = 1e-6
 MOST_PIECES = 64
-# The median of the absolute values of normal numbers.
+# The median of the absolute value of a standard normal variable.
 _NORMAL_MEDIAN = 0.6745
-# A curve is close to the points if none is closer by more than this share.
+# A curve counts as the closest one up to this factor in its distance from the points.
 _AS_CLOSE = 1.005
-# The least step between coefficients: a curve is nowhere level.
+# The least step between coefficients, so that a curve is nowhere level.
 _LEAST_STEP = 1e-6
 
 
@@ -40,7 +40,7 @@ class Resonance:
 
 
 def fit_resonance(x, y) -> Resonance:
-    """Fits a Lorentzian by least squares, its center at most half a span outside."""
+    """Fits a Lorentzian, with its center at most half a span outside the points."""
     from scipy import optimize
 
     span = np.ptp(x)
@@ -68,8 +68,8 @@ def fit_resonance(x, y) -> Resonance:
 def noise(y) -> float:
     """Estimates the noise of one point from the differences between neighbours.
 
-    Differences of high order cancel the curve, and their median is not that of the few
-    points where it is steep.
+    Differences of high order cancel the curve, and their median ignores the few points
+    where it is steep.
     """
     orders = range(2, min(7, len(y)))
     scales = [_NORMAL_MEDIAN * math.sqrt(math.comb(2 * k, k)) for k in orders]
@@ -78,10 +78,10 @@ def noise(y) -> float:
 
 
 def through_points(x, y) -> tuple[Spline, int]:
-    """Returns the spline through all points, and how often it turns without reason.
+    """Returns the spline through all points, and its number of needless turning points.
 
-    One turning point is a resonance's, and so is each at which the points go back by
-    a tenth of their span.
+    One turning point is due to the resonance, and so is each one at which the points
+    reverse by a tenth of their span.
     """
     from scipy import interpolate
 
@@ -98,7 +98,7 @@ def smooth(x, y, distance: float) -> Spline:
     as the distance allows; knots are dense where the weights change.
 
     `distance` is the root mean square distance allowed between the curve and the
-    points. If no curve is so close, the closest is taken.
+    points. If no curve is that close, the closest is taken.
 
     Reference:
 
@@ -108,7 +108,7 @@ def smooth(x, y, distance: float) -> Spline:
     return _smooth(x.tobytes(), y.tobytes(), distance)
 
 
-# Layers that are cloned or loaded make their tunings anew from the same points.
+# Cloned or loaded layers create their tunings again from the same points.
 @functools.lru_cache(maxsize=64)
 def _smooth(x, y, distance):
     x, y = np.frombuffer(x), np.frombuffer(y)
@@ -128,7 +128,7 @@ def _smooth(x, y, distance):
 
 
 def _prominent(x, y):
-    """The points (x, whether a maximum) at which a curve goes back by a tenth."""
+    """Returns (x, whether a maximum) of points where a curve reverses by a tenth."""
     from scipy import signal
 
     least = _PROMINENCE * np.ptp(y)
@@ -137,7 +137,7 @@ def _prominent(x, y):
 
 
 def _expected(x, y):
-    """The turning points of the resonance, and whether the curve rises at first."""
+    """Returns turning points of the resonance, and whether the curve rises at first."""
     turns = _prominent(x, y)
     if turns:
         return [at for at, _ in turns], turns[0][1]
@@ -150,7 +150,7 @@ def _expected(x, y):
 
 
 class _ShapedFit:
-    """Least squares of penalised B-splines that rise and fall as they should."""
+    """Fits penalised B-splines that rise and fall between given turning points."""
 
     def __init__(self, x, y):
         from scipy import interpolate
@@ -195,20 +195,20 @@ class _ShapedFit:
                         best, self.turns, improved = found, turns, True
                         break
         curve = interpolate.PPoly.from_spline((self.knots, best[1], 3))
-        # B-splines repeat their end knots: pieces of no length.
+        # B-splines repeat their end knots, which gives pieces of no length.
         kept = np.diff(curve.x) > 0
         ends = np.append(curve.x[:-1][kept], curve.x[-1])
         return interpolate.PPoly(curve.c[:, kept], ends)
 
     def _solve(self, root, target, turns):
-        """Returns distance and coefficients; their steps have the signs they should."""
+        """Returns distance and coefficients, whose steps have the signs required."""
         from scipy import optimize
 
         count = len(root)
         passed = np.sum([np.arange(count - 1) >= turn for turn in turns], axis=0)
         signs = np.append(1.0, self.first * (-1.0) ** passed * np.ones(count - 1))
         steps = np.tril(np.ones((count, count))) * signs
-        # The first coefficient has any sign: two columns.
+        # The first coefficient may have either sign, so it takes two columns.
         columns = root @ np.c_[-steps[:, :1], steps]
         least = steps @ np.append(0.0, np.full(count - 1, _LEAST_STEP))
         target = target - root @ least

@@ -25,7 +25,7 @@ class Spline:
         inner = np.unique(roots[(roots > start) & (roots < self.high)])
         self.turns = np.concatenate([[start], inner, [self.high]])
         self.heights = curve(self.turns)
-        # Where a curve is level, rounding makes roots of no meaning.
+        # Where a curve is level, rounding makes spurious roots.
         kept = self._larger_than(1e-12)
         self.turns, self.heights = self.turns[kept], self.heights[kept]
 
@@ -35,7 +35,7 @@ class Spline:
         flat = tf.reshape(x, [-1])
         piece = tf.searchsorted(starts, flat, side="right") - 1
         piece = tf.reshape(tf.maximum(piece, 0), tf.shape(x))
-        # A factor, not a selection of results, so that derivatives are NaN as well.
+        # A factor, not a choice of results, so that derivatives are NaN as well.
         room = self.room(x.dtype.as_numpy_dtype)
         inside = (x >= self.low - room) & (x <= self.high + room)
         valid = tf.where(inside, tf.ones_like(x), float("nan"))
@@ -44,7 +44,7 @@ class Spline:
         return ((c[..., 0] * t + c[..., 1]) * t + c[..., 2]) * t + c[..., 3]
 
     def turning_points(self, least: float = 0.0) -> np.ndarray:
-        """Returns where the curve turns, and goes back by a share of its span."""
+        """Returns where the curve reverses by more than a share of its span."""
         return self.turns[self._larger_than(least)[1:-1]]
 
     def room(self, dtype):
@@ -72,11 +72,11 @@ class Spline:
             beyond = value >= y if rising else value <= y
             left = np.where(beyond, left, middle)
             right = np.where(beyond, middle, right)
-        # At the ends the answer is exact, where bisection only comes close.
+        # At the turns the answer is known exactly; bisection only comes close.
         return np.where(y == self.heights[i], self.turns[i], right)
 
     def _larger_than(self, least):
-        """Indices of the turns that are left without steps of a share of the span."""
+        """Returns indices of the turns left without steps up to a share of the span."""
         kept = list(range(len(self.heights)))
         least = least * np.ptp(self.heights)
         while len(kept) > 2:

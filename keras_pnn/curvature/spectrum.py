@@ -8,7 +8,7 @@ from keras_pnn import _checks
 from keras_pnn.curvature.lanczos import tridiagonal
 from keras_pnn.curvature.result import LossResult
 
-# Of a density's grid.
+# Limit on the points of a density's grid.
 MAX_POINTS = 100_000
 
 
@@ -84,9 +84,10 @@ class DensityResult(LossResult):
         return self.parameters * self.moment(1)
 
     def moment(self, order: int) -> float:
-        """Returns the mean of λ to a power over the eigenvalues, unbroadened.
+        """Returns the mean of λ to the power `order` over the eigenvalues, unbroadened.
 
-        It is that of the random vectors, vᵀHᵏv/vᵀv, for powers below 2 `steps`.
+        For orders k below 2 `steps` it is the mean of vᵀHᵏv/vᵀv over the random
+        vectors.
         """
         return float(self.weights @ self.nodes**order)
 
@@ -158,7 +159,7 @@ def find_density(
 
 
 def _signs(vectors, size, seed):
-    """Yields Rademacher vectors; fewer of them are the first ones of more."""
+    """Yields Rademacher vectors; the first ones do not depend on their number."""
     _checks.integer("seed", seed, 0)
     rng = np.random.default_rng(seed)
     for _ in range(vectors):
@@ -174,8 +175,8 @@ def _standard_error(values):
 def _broadened(grid, nodes, weights, width):
     """Returns the Gaussian mixture's mean over the grid's cells, per unit of λ.
 
-    Averages over cells, of the distribution function's differences, integrate to
-    1 on the grid whatever the width.
+    Averages over cells are differences of the distribution function, and integrate to 1
+    on the grid for any width.
     """
     from scipy.special import ndtr
 

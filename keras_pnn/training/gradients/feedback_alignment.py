@@ -31,7 +31,7 @@ class FeedbackAlignment(ModelGradient):
 
     The gradient is biased: the layers in front adapt to B.
 
-    A training step needs 1 setting of each layer, and for 2 with an ascent.
+    A training step needs 1 setting of each layer, and 2 with an ascent.
 
     Args:
         seed: seed of the matrices, an integer ≥ 0.

@@ -55,7 +55,7 @@ class ParameterShift(LayerGradient):
     of it need, are those of its model. The loss follows by the chain rule.
 
     A training step needs 1 + 4 T + 2 P settings of a mesh with T thetas and P other
-    phases, and for 1 + 2 n of a bank with n inputs; twice as many with an ascent.
+    phases, and 1 + 2 n of a bank with n inputs; twice as many with an ascent.
 
     Args:
         ring_step: s, in the unit of the rings' control.

@@ -191,7 +191,7 @@ class DriftInjection(keras.callbacks.Callback):
         self._deviations = [self._filled(q, amount) for q in self._quantities]
 
     def _filled(self, quantity, amount: np.ndarray) -> tf.Tensor:
-        """Converts one number, or one for each element, to a deviation of a variable."""
+        """Converts one number, or one per element, to a deviation of a variable."""
         places = quantity.layer.places(quantity.name)
         if amount.ndim and len(amount) > places.max(initial=0) + 1:
             expected = f"at most as many series as '{quantity.path}' has elements"

@@ -32,8 +32,8 @@ def hessian_eigenvalues(
     included. "Largest" is meant algebraically: of −10, 3 and 1 the first is 3. H is
     never formed: a Lanczos iteration with thick restarts needs only products Hv. An
     eigenvalue of multiplicity m counts m times. The model and its random seeds are not
-    changed; for a `PATModel` it is the digital model. Its graph is kept for further
-    calls, see `pnn.curvature.HessianOperator`.
+    changed; for a `PATModel`, H is that of the digital model. The graph is kept for
+    further calls, see `pnn.curvature.HessianOperator`.
 
     Args:
         model: a compiled, built Keras model, wrapped (`SATModel`) or not.

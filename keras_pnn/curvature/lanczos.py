@@ -60,7 +60,7 @@ def extreme_vectors(
         residuals = space.residuals(values, mix, wanted)
         lengths = np.linalg.norm(residuals, axis=0)
         enough = allowed(values[wanted])
-        # Half of what is allowed, so that fresh products confirm it.
+        # Half of what is allowed, so that fresh products confirm convergence.
         ratio = lengths / (0.5 * enough)
         worst = ratio.argmax()
         direction = residuals[:, worst]

@@ -241,7 +241,7 @@ def _check_given(operator, directions) -> int:
 
 
 def _random_directions(variables, count, seed):
-    """Draws directions whose units or filters have the norms of the variables' units."""
+    """Draws directions whose units or filters have the same norms as the variables'."""
     rng = np.random.default_rng(seed)
 
     def draw(value):

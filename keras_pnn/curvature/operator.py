@@ -161,7 +161,7 @@ class HessianOperator(LinearOperator):
         return self
 
     def _mean(self, name, vector, *more):
-        """Returns a graph's results averaged over batches, and the number of samples."""
+        """Returns a graph's results, averaged over batches, and the sample count."""
         # A measurement has no second derivative.
         check_digital("A Hessian, and the loss around it, must be computed")
         vector = np.ravel(_checks.array("vector", vector))

@@ -52,9 +52,9 @@ class DeviceEvaluator:
             too. A data set is read once into memory, and batched by `batch_size`.
         y: targets, likewise, or `None` if the model's loss and metrics need none.
         batch_size: samples per batch; fewer if the same number of batches can then be
-            of equal size: 360 samples run in batches of 90, not 100. It is kept for
-            losses and metrics that may depend on it: custom functions, and losses whose
-            `reduction` is not the mean.
+            of equal size: 360 samples run in batches of 90, not 100. It is not reduced
+            for losses and metrics that may depend on it: custom functions, and losses
+            whose `reduction` is not the mean.
         sample_weight: one weight for each sample, or `None`.
         chunk: devices per graph, even if there are fewer. Default: as many as
             `memory_limit` allows. With 1 they run one after the other.
@@ -171,7 +171,7 @@ class DeviceEvaluator:
         for device in {repr(d.architecture): d for d in devices}.values():
             device.bind(self.model)
         bound = DeviceSet(devices)
-        # Of one device: looking up each device takes longer than running it.
+        # Of one device only: a look-up in the model takes longer than its run.
         quantities = [quantity for quantity, _ in bound[0].bind(self.model)]
         for device in bound:
             for quantity in quantities:
@@ -378,7 +378,7 @@ def _averages(model: keras.Model) -> bool:
 
 
 def _even(batch_size: int, samples: int) -> int:
-    """Returns a batch size for equally few batches, of equal size if possible."""
+    """Returns a size for the same number of batches, equal ones if possible."""
     count = -(-samples // batch_size)
     return samples // count if samples % count == 0 else min(batch_size, samples)
 

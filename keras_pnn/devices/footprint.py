@@ -9,9 +9,8 @@ import tensorflow as tf
 from keras_pnn import _keras
 from keras_pnn.layers.mrr import MRRConv2D
 
-# Stacked copies of a layer's variables that count for a device that sets any of them:
-# entries of cells, tiles and matrices, or warped masks. Measured on all kinds of
-# layers.
+# Memory of a layer that a device sets, in copies of the layer's variables: entries of
+# cells, tiles and matrices, or warped masks. Measured on all kinds of layers.
 _WEIGHTS = 6
 
 # Measured memory for compiling; at most half of the limit counts, since the graph of a

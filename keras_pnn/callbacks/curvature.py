@@ -110,8 +110,8 @@ class LossLandscape(MeasuringCallback):
         every: number of epochs from one landscape to the next.
         directions, extent, points, variables, batch_size, sample_weight, seed,
             batch_norm, dimensions, tolerance, max_iterations, verbose: as in
-            `pnn.loss_landscape`. Eigenvectors are those of each epoch; random
-            directions keep their draw, and their norms follow the weights.
+            `pnn.loss_landscape`. Eigenvectors are found anew in each epoch; random
+            directions are the same draw, rescaled to the weights.
         folder: where to write `landscape_0001.npz`, with the number of the epoch from
             1, and a picture of the same name if Matplotlib is installed. Default: no
             files.

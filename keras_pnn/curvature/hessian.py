@@ -175,7 +175,7 @@ def hessian_density(
             number of parameters. The same number of vectors is kept in memory, in
             float64.
         vectors: number of random vectors. With the same seed the first ones are those
-            of `hessian_trace`, so that traces from as many vectors agree.
+            of `hessian_trace`, so that traces from the same number of vectors agree.
         broadening: σ, in the units of the eigenvalues; by default 1/100 of the range
             of the nodes.
         seed: integer, seed of the vectors.

@@ -25,7 +25,7 @@ class Landscape(LossResult):
         vectors: the directions, each a list of arrays in the variables' shapes.
         eigenvalues: those of the directions, largest first; `None` unless they are
             eigenvectors.
-        residuals, converged: the eigenvalues'; `None` unless the directions are
+        residuals, converged: as in `HessianResult`; `None` unless the directions are
             eigenvectors.
         variables, parameters, samples, batch_size, batch_norm, seed: as in
             `LossResult`.
@@ -135,8 +135,8 @@ def loss_landscape(
         verbose: 1 shows a line that counts products, then points.
 
     Returns:
-        A `Landscape`. Its loss is infinite or NaN where that of the model is, as
-        beyond the range of a measured tuning curve.
+        A `Landscape`. Its loss is infinite or NaN where the model's is, such as beyond
+        the range of a measured tuning curve.
 
     Raises:
         ValueError: If the model is not compiled or built, an argument is not as

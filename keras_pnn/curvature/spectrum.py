@@ -18,7 +18,8 @@ class TraceResult(LossResult):
 
     Args:
         trace: the sum of all eigenvalues, estimated.
-        standard_error: of `trace`, from the spread of `estimates`; NaN with one.
+        standard_error: standard error of `trace`, from the spread of `estimates`; NaN
+            with one.
         estimates: (n,) array of vᵀHv, one for each random vector.
         loss: the loss at these variables.
         variables, parameters, samples, batch_size, batch_norm, seed: as in
@@ -51,8 +52,8 @@ class DensityResult(LossResult):
         grid: (g,) array of eigenvalues, ascending.
         density: (g,) array: the share of the eigenvalues per unit of λ. It integrates
             to 1; times `parameters` it counts eigenvalues.
-        standard_error: (g,) array, that of `density`, from the spread over the random
-            vectors; NaN with one vector.
+        standard_error: (g,) array, the standard error of `density`, from the spread
+            over the random vectors; NaN with one vector.
         nodes: (q,) array of the quadrature's nodes, ascending for each vector.
         weights: (q,) array of their weights; they sum to 1.
         broadening: the standard deviation of the Gaussian in place of each node.

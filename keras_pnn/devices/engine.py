@@ -112,8 +112,8 @@ class Engine:
     def _statistics(self, parts: list) -> tuple[list, list]:
         """Pools the statistics that `_moments` found for each batch.
 
-        Returns means and variances in the order of the layers: stacks where they differ
-        between devices, and the others.
+        Returns means and variances in the order of the layers: stacks of those that
+        differ between devices, and single values of the others.
         """
         found = []
         for i, layer in enumerate(self._norms):

@@ -29,7 +29,7 @@ class DeviceEvaluation(Shown):
         batch_norm: statistics of batch normalisation, as in `DeviceEvaluator`.
         model: the model's name.
         labels: names of the devices, `""` for a device without one.
-        axes: of the devices' sweep or grid; empty for other devices.
+        axes: axes of the devices' sweep or grid; empty for other devices.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""Move the imperfections of a model to where the loss is worse: eq. 5."""
+"""Move imperfections of a model to where the loss is higher: eq. 5."""
 
 import dataclasses
 from collections.abc import Callable

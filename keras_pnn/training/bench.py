@@ -74,8 +74,8 @@ def compile_options(trainer, *args, **kwargs) -> dict:
 def measurements(trainer, *evaluations) -> list[tf.Tensor]:
     """Returns the measured tensors that a step waits for before it changes anything.
 
-    Thus a device that fails in any pass leaves the state before the step. The list is
-    empty without a device on the bench.
+    Thus a device that fails in any pass leaves the state as it was. The list is empty
+    without a device on the bench.
     """
     if not on_bench(trainer):
         return []

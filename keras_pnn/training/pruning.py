@@ -36,7 +36,7 @@ class OpticalPruning(Configured, keras.regularizers.Regularizer):
         self.alpha = _checks.real("alpha", alpha, low=0)
         self.tuning = tunings.get(tuning)
         if isinstance(self.tuning, tunings.RingTunings):
-            # A regularizer is not told which ring has which control.
+            # A regularizer does not know which control belongs to which ring.
             expected = "one curve for all rings"
             raise _checks.error("tuning", expected, repr(self.tuning))
 

@@ -249,8 +249,7 @@ def either(
 ) -> Evaluation:
     """Takes one of two passes, without computing the other one.
 
-    All but loss, gradients (dense, with respect to `wrt`) and `asked` is that of
-    `first`.
+    All but loss, gradients (dense, with respect to `wrt`) and `asked` is from `first`.
     """
     present = [False] * len(wrt)
 

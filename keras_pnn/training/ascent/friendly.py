@@ -1,4 +1,4 @@
-"""Move along what is particular to a batch: Friendly-SAM."""
+"""Move along the gradient that is particular to a batch: Friendly-SAM."""
 
 import keras
 import tensorflow as tf

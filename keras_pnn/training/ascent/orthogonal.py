@@ -51,7 +51,7 @@ class GSAM(SAM):
     def combined(self, first, second):
         along = tf.math.divide_no_nan(inner(first, second), inner(second, second))
         across = plus(first, -along, second)
-        # Otherwise the part across would be rounding alone.
+        # With both passes at one point, the part across is only rounding.
         return chosen(self.apart, plus(second, -self.alpha, across), second)
 
 
@@ -116,7 +116,8 @@ class LookSAM(SAM):
     def combined(self, first, second):
         along = tf.math.divide_no_nan(inner(first, second), inner(first, first))
         across = plus(second, -along, first)
-        # Otherwise the part across would be rounding alone, as long as g in between.
+        # With both passes at one point, the part across is only rounding, which would
+        # be scaled to α‖g‖ in between.
         length = tf.where(self.apart, tf.sqrt(inner(across, across)), 0)
         share = tf.math.divide_no_nan(tf.ones_like(length), length)
         kept = [tf.convert_to_tensor(v) for v in self.kept]

@@ -227,7 +227,7 @@ class SAF(Trajectory):
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class MESA(Trajectory):
-    """Memory-efficient sharpness-aware training: keeps near averaged weights' outputs.
+    """Memory-efficient sharpness-aware training: outputs stay near an average model's.
 
     L + λ/|B| Σ KL(softmax(past/τ) ‖ softmax(now/τ)) over the batch B, where past are
     the outputs of the network with v ← δ v + (1 − δ) Θ in place of its trainable

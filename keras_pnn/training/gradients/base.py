@@ -193,7 +193,7 @@ class DeviceGradient(ModelGradient):
             derivatives are taken at the model's own states. `"output"` takes one more
             forward pass; digital layers between physical ones see the device's states
             in one pass and the model's in the other. Layers with complex outputs need
-            `"output"` where errors rotate the phases far: the loss's slope at the
+            `"output"` where errors rotate the phases by much: the loss's slope at the
             measured field and the model's derivative then belong to different phases,
             and their product is not a gradient.
 

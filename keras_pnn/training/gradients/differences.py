@@ -68,7 +68,7 @@ class LossGradient(ModelGradient):
 
 
 class Losses:
-    """Measures losses of one batch one after the other, in a fixed order.
+    """Measures losses of one batch in a fixed order.
 
     The first is measured after `last`. `value` returns the present value of a variable,
     `seed` holds the trainer's seed and the step, and `count` counts the measured

@@ -14,7 +14,7 @@ class LayerGradient(ModelGradient):
     """Base of sources that measure the derivatives of each layer, at its own inputs.
 
     The chain rule over the layers is digital. Imperfections that training moves, and
-    what a layer computes digitally (a bias), have the derivatives of its model.
+    digital parts of a layer (a bias), have the derivatives of its model.
 
     A subclass implements `check` and `differentiate`.
     """

@@ -63,10 +63,10 @@ class ParameterShift(LayerGradient):
     Raises:
         ValueError: If `ring_step` is not above 0, or there is no device; in training,
             if a measured layer with trainable controls is not an `MZIMesh`, `MRRBank`
-            or `MRRConv2D`; the fields behind a mesh go elsewhere than to detectors; a
-            `dac` of a mesh covers less than a turn; a crosstalk matrix of a mesh cannot
-            be inverted, or is combined with a `dac`; or a ring layer has an activation
-            of its own, or crosstalk between its rows.
+            or `MRRConv2D`; the fields behind a mesh go to other layers than detectors;
+            a `dac` of a mesh covers less than a turn; a crosstalk matrix of a mesh
+            cannot be inverted, or is combined with a `dac`; or a ring layer has an
+            activation of its own, or crosstalk between its rows.
         tf.errors.InvalidArgumentError: In training, if a theta or phi is known to be
             stuck in a mesh with crosstalk, or a phi or gamma in one with a `dac`. With
             XLA, derivatives are NaN instead.

@@ -1,4 +1,4 @@
-"""Train each layer by a loss of its own: physical local learning."""
+"""Train each layer by its own loss: physical local learning."""
 
 import keras
 import tensorflow as tf

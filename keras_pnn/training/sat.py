@@ -72,9 +72,9 @@ class SATModel(Trainer):
             training, `sat.rho = 0.1`.
         ascent: `"sam"`, `"asam"`, or an object such as `pnn.ASAM(0.5, eta=0.01)`,
             which has its own rho. `SAF`, `MESA`, `LookSAM` and `ESAM` save all or part
-            of the second gradient; `FriendlySAM` and `GSAM` are further ascents; the
-            key of each is its name in lower case. `None`: no ascent; without
-            `adversarial`, one pass per step, as in plain training.
+            of the cost of the second gradient; `FriendlySAM` and `GSAM` are further
+            ascents; the key of each is its name in lower case. `None`: no ascent;
+            without `adversarial`, one pass per step, as in plain training.
         perturb: what the ascent moves: `"controls"`; `"all"` trainable variables; a
             name or a pattern of trainable variables and imperfections, of all layers
             (`"resonance_shift"`) or of some (`"mrr_bank_*/control"`); several of
@@ -110,12 +110,13 @@ class SATModel(Trainer):
         ValueError: If `model` overrides a step that would not be called, or is wrapped
             in the scope of a `MultiWorkerMirroredStrategy`; `rho` is negative, or is
             given with an ascent object or the name of an ascent without a radius; an
-            ascent with states already belongs to a model; `perturb` is given with an
-            ascent that moves nothing, or selects nothing, such as `"controls"` in a
-            model without physical layers; `clean_fraction` is outside [0, 1], or above
-            0 without a second pass; `warmup` is not an integer ≥ 0, or there is nothing
-            to ramp; `seed` is not a 32-bit integer; or `adversarial` names what the
-            model does not have, one variable twice, or one that `perturb` moves.
+            ascent with a memory (such as `SAF`) already belongs to a model; `perturb`
+            is given with an ascent that moves nothing, or selects nothing, such as
+            `"controls"` in a model without physical layers; `clean_fraction` is outside
+            [0, 1], or above 0 without a second pass; `warmup` is not an integer ≥ 0, or
+            there is nothing to ramp; `seed` is not a 32-bit integer; or `adversarial`
+            names what the model does not have, one variable twice, or one that
+            `perturb` moves.
 
     Example:
 

@@ -238,7 +238,7 @@ class Trainer(keras.Model):
             options["callbacks"] = [*own, *callbacks]
         check_order(x, options["shuffle"], options["steps_per_epoch"], callbacks)
         bench.check_alone(self)
-        # A resumed run that failed may have left a start.
+        # A resumed run that failed may have left its start epoch.
         _keras.start_at(self, None)
         with bench.reporting(self, callbacks):
             return super().fit(*bound.args[1:], **bound.kwargs)

@@ -53,8 +53,9 @@ def hessian_eigenvalues(
         tolerance: required relative residual, ‖Hv − λv‖ ≤ `tolerance` × |λ|. λ itself
             is then far more accurate.
         max_iterations: approximate limit on products, each a pass over the
-            data; by default 500, or 20 `k` if that is more. Eigenvalues that have not
-            converged by then are returned with their residual, `converged` False.
+            data; by default 500, or 20 (`k` + `smallest`) if that is more. Eigenvalues
+            that have not converged by then are returned with their residual,
+            `converged` False.
         seed: integer, seed of the starting vector.
         batch_norm: `"frozen"` differentiates the loss of `evaluate`
             (`training=False`, moving statistics). `"batch"` differentiates the loss of

@@ -1,7 +1,7 @@
 """Model how one quantity of a device drifts: temperature, wavelength, alignment.
 
 A process is a pure function of (seed, step): a resumed run has the same values as an
-uninterrupted one. Steps are whatever the caller counts (training batches, epochs,
+uninterrupted one. The caller chooses what steps count (training batches, epochs,
 seconds); values are in the unit of the quantity that the process drives.
 """
 

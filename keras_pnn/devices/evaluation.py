@@ -65,9 +65,9 @@ class DeviceEvaluator:
             figures depend on `batch_size`. `"reestimated"`: each device's own, from
             `calibration`. All else is as in inference; the model is not changed.
         calibration: inputs like `x` for `"reestimated"`, a few hundred samples of
-            training data. They run in batches of even size, at most `batch_size`, in
-            which the layers normalise with the batch's statistics; the device's
-            statistics are the mean and variance over all batches.
+            training data. They run in batches of about equal size, at most
+            `batch_size`, in which the layers normalise with the batch's statistics; the
+            device's statistics are the mean and variance over all batches.
 
     Raises:
         ValueError: If the model is not compiled, if a mesh's complex fields reach a

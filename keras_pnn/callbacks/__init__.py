@@ -1,4 +1,4 @@
-"""Analyse a model and let it drift during `fit`."""
+"""Analyse, checkpoint and drift a model during `fit`."""
 
 from keras_pnn.callbacks.checkpoint import Checkpoint
 from keras_pnn.callbacks.curvature import HessianEigenvalues, LossLandscape

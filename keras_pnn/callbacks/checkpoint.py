@@ -1,4 +1,4 @@
-"""Keep the state of a training run, so that it can be killed and resumed anywhere."""
+"""Save the state of a training run, so that it can be resumed after any batch."""
 
 import math
 import os
@@ -38,8 +38,8 @@ class Checkpoint(keras.callbacks.Callback):
     Raises:
         ValueError: If `every` is not an integer ≥ 1. When training begins: if the model
             is not one of this package's trainers (`SATModel`, `PATModel`, `DATModel`),
-            or the folder holds a damaged state or one of another model, or one behind
-            which no execution of `steps_per_execution` batches begins.
+            or the folder holds a damaged state, one of another model, or one whose
+            finished batches `steps_per_execution` does not divide.
 
     Example:
 
@@ -56,7 +56,7 @@ class Checkpoint(keras.callbacks.Callback):
         super().__init__()
         self.folder = pathlib.Path(folder)
         self.every = _checks.optional(_checks.integer, "every", every, low=1)
-        # Where the run was taken up; `None` before it begins.
+        # Where the run was resumed; `None` before it begins.
         self._start: Position | None = None
 
     def set_model(self, model):
@@ -84,10 +84,10 @@ class Checkpoint(keras.callbacks.Callback):
         self._handle = _keras.wrap_step(self.model, "train", self._step)
 
     def _step(self, function, iterator):
-        """Trains on the next batches, or passes over those that are done."""
+        """Trains on the next batches, or skips those that are done."""
         start, together = self._start, self.model.steps_per_execution
-        # Keras counts an execution of several steps in full, also where the epoch's
-        # last one has fewer.
+        # Keras counts an execution of several steps in full, even if the last one of an
+        # epoch has fewer.
         done = min(self._done + together, self.params.get("steps") or math.inf)
         if self._epoch == start.epoch and self._done < start.batches:
             logs = pass_over(self.model, iterator, together, start.metrics)
@@ -98,12 +98,12 @@ class Checkpoint(keras.callbacks.Callback):
         return logs
 
     def save_state(self) -> str:
-        """Writes the present state; returns a note that says which it is."""
+        """Saves the present state; returns a note on its position."""
         if self._start is None:
             return f"The state in {str(self.folder)!r} is as it was."
         position = Position(self._epoch, self._done, metrics_of(self.model))
         if (self._epoch, self._done) <= (self._start.epoch, self._start.batches):
-            # What was passed over was done before.
+            # The skipped batches were done before.
             position = self._start
         save_state(self.model, self.folder, position)
         return (

@@ -23,19 +23,19 @@ class HessianEigenvalues(MeasuringCallback):
     that no callback mistakes an old value for a new one. List this callback before
     those that read its keys.
 
-    With a device in the loop, the eigenvalues are those of the digital model. The
-    callback does not change the training by a single bit.
+    With a device in the loop, the eigenvalues are those of the digital model. Training
+    is bit-identical with and without the callback.
 
     Args:
         x, y: a probe set, as in `pnn.hessian_eigenvalues`. A few hundred samples are
             usually enough to see a trend.
-        every: how many epochs from one measurement to the next.
+        every: number of epochs from one measurement to the next.
         k, variables, batch_size, sample_weight, tolerance, max_iterations, seed,
             batch_norm, verbose: as in `pnn.hessian_eigenvalues`.
-        smallest: how many of the smallest eigenvalues to find as well, logged as
+        smallest: number of smallest eigenvalues to find as well, logged as
             `hessian_smallest_1`, …, ascending.
-        log_dir: a folder for TensorBoard, which gets the epochs that were measured.
-            TensorBoard itself is not needed to write. Default: none.
+        log_dir: a folder for TensorBoard logs of the measured epochs, which are written
+            without the TensorBoard package. Default: none.
 
     Attributes:
         epochs: the epochs that were measured in the last `fit`, from 0 as in Keras.
@@ -107,16 +107,16 @@ class LossLandscape(MeasuringCallback):
 
     Args:
         x, y: a probe set, as in `pnn.loss_landscape`.
-        every: how many epochs from one landscape to the next.
+        every: number of epochs from one landscape to the next.
         directions, extent, points, variables, batch_size, sample_weight, seed,
             batch_norm, dimensions, tolerance, max_iterations, verbose: as in
-            `pnn.loss_landscape`. Eigenvectors are those of each epoch; random
-            directions keep their draw, and their norms follow the weights.
+            `pnn.loss_landscape`. Eigenvectors are found anew in each epoch; random
+            directions are the same draw, rescaled to the weights.
         folder: where to write `landscape_0001.npz`, with the number of the epoch from
-            1, and a picture of the same name where Matplotlib is installed. Default:
-            no files.
-        log_dir: a folder for TensorBoard, which gets `landscape_rise`, and the picture
-            where Matplotlib is installed. Default: none.
+            1, and a picture of the same name if Matplotlib is installed. Default: no
+            files.
+        log_dir: a folder for TensorBoard logs of `landscape_rise`, and of the picture
+            if Matplotlib is installed. Default: none.
 
     Attributes:
         epochs: the epochs that were measured in the last `fit`, from 0 as in Keras.

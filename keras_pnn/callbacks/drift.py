@@ -2,9 +2,9 @@
 
 `_keras.wrap_step` puts `_step` around the compiled train or test function. Before each
 batch `_move` asks the process for the deviation; `_step` assigns the drifted values,
-runs the step, and restores the values from before. A simulated device that measures in
-training has deviations of its own, in place of the model's; it adds the drift to them
-by `Quantity.passing`, for which `_step` also stores it in `Quantity.drift`.
+runs the step, and restores the previous values. A simulated device in the loop uses its
+own deviations in place of the model's, and adds the drift by `Quantity.passing`;
+`_step` therefore also stores the drift in `Quantity.drift`.
 """
 
 import math
@@ -26,12 +26,12 @@ class DriftInjection(keras.callbacks.Callback):
     an exception: other callbacks, checkpoints, and validation of a model that drifts in
     training see the unchanged device.
 
-    The process gives a deviation, alike for all elements of the imperfection, or one
-    for each (`drift.Recorded` with several series). It adds to those of an installed
-    device, of a device in the loop, of other injections and of random draws. On the
-    design alone, 0.05 is a temperature of 0.05 K, and a scale of 1.05. A power
-    imbalance (`"splitter_imbalance"`) adds to the splitters' angles; beyond ±1 it
-    counts as ±1.
+    The process gives one deviation for all elements of the imperfection, or one for
+    each (`drift.Recorded` with several series). It adds to the deviations of an
+    installed device, a device in the loop, other injections and random draws. On a
+    nominal device, 0.05 is a temperature of 0.05 K, or a scale of 1.05. A power
+    imbalance (`"splitter_imbalance"`) is limited to ±1 and adds to the splitters'
+    angles.
 
     The deviation is `process.at(index, seed)`, where the index is
 
@@ -39,36 +39,35 @@ class DriftInjection(keras.callbacks.Callback):
     - the batch within the evaluation, with the seed `(seed, epoch)`, in validation;
     - the epoch (`every="epoch"`); 0 in an `evaluate` outside `fit`.
 
-    A run that was resumed thus drifts as an uninterrupted one. With
-    `steps_per_execution > 1` the value is that of an execution's first batch. Several
-    injections work at once; give each its own seed, or processes of one kind move
-    together.
+    A resumed run thus drifts as an uninterrupted one. With `steps_per_execution > 1`
+    the value is that of an execution's first batch. Several injections can act at once;
+    give each its own seed, else processes of one kind move together.
 
     It logs `drift_<imperfection>`, with "/" written as "_": the deviation from nominal
-    in the epoch's last step, the mean over its elements, in the unit of the variable
-    (rad for an imbalance). It is the sum of the device's and of all injections,
-    without the noise of a `Variation`; NaN where no step drifted. With
-    `during="validation"` the `val_` metrics are those of the drifting device; in a
-    `fit` on a device, the digital model of the `val_model_` metrics drifts with it.
+    in the epoch's last step, averaged over elements, in the unit of the variable (rad
+    for an imbalance). It includes the device and all injections, but not the noise of a
+    `Variation`; it is NaN if no step drifted. With `during="validation"` the `val_`
+    metrics are those of the drifting device; in a `fit` on a device, the digital model
+    of the `val_model_` metrics drifts with it.
 
     Args:
         imperfection: Name of an imperfection: `"temperature"` for all layers that
             have it, `"layer_name/temperature"` for one layer.
         process: A process of `keras_pnn.drift`, or any object with `at(step, seed)`,
-            in the unit of the imperfection: deviations.
+            which returns deviations in the unit of the imperfection.
         during: `"training"` or `"validation"`. The second also acts in
             `model.evaluate(..., callbacks=[...])`, which is digital.
-        every: `"batch"` or `"epoch"`: how often the value moves.
+        every: `"batch"` or `"epoch"`: how often the value changes.
         seed: Non-negative integer.
-        verbose: 1 prints what is logged.
+        verbose: 1 prints the logged value.
 
     Raises:
-        ValueError: If an argument is not as above. When a run begins: if the model
-            has no such imperfection; if a device on the bench measures a layer that has
-            it, which software cannot move; or if the number of batches per epoch is
-            unknown and the index depends on it. Before a step: if the sum of all
-            deviations would take the imperfection beyond its bound (a scale of 0), or
-            the process does not give a finite number.
+        ValueError: If an argument is invalid. When a run begins: if the model has no
+            such imperfection; if a device on the bench measures a layer that has it,
+            which software cannot move; or if the number of batches per epoch is unknown
+            and the index depends on it. Before a step: if the sum of all deviations
+            would take the imperfection beyond its bound (a scale of 0), or the process
+            does not give a finite number.
 
     Example:
 
@@ -176,7 +175,7 @@ class DriftInjection(keras.callbacks.Callback):
             bench.check_movable(device, self._quantities, "Drift")
 
     def _device(self):
-        """The device that measures in the steps that drift, or `None`."""
+        """The device that measures in the drifting steps, or `None`."""
         return getattr(self.model, "device", None) if self._in_fit else None
 
     def _move(self, step, seed):
@@ -192,7 +191,7 @@ class DriftInjection(keras.callbacks.Callback):
         self._deviations = [self._filled(q, amount) for q in self._quantities]
 
     def _filled(self, quantity, amount: np.ndarray) -> tf.Tensor:
-        """Returns a number, or one for each element, as a deviation of a variable."""
+        """Converts one number, or one per element, to a deviation of a variable."""
         places = quantity.layer.places(quantity.name)
         if amount.ndim and len(amount) > places.max(initial=0) + 1:
             expected = f"at most as many series as '{quantity.path}' has elements"
@@ -211,7 +210,7 @@ class DriftInjection(keras.callbacks.Callback):
                 for quantity, deviation in pairs:
                     quantity.variable.assign(quantity.added(deviation))
                     quantity.drift.assign_add(deviation)
-                # Several may move one variable: each reports the sum.
+                # Several injections may move one variable: each reports the sum.
                 for injection in _drifting:
                     injection._met = injection._sum()
                 logs = function(iterator)
@@ -234,5 +233,5 @@ class DriftInjection(keras.callbacks.Callback):
         return float(np.mean(np.concatenate(elements)))
 
 
-# Injections whose step runs, the outermost first.
+# Injections whose step is running, the outermost first.
 _drifting: list[DriftInjection] = []

@@ -1,4 +1,4 @@
-"""Measure a model at the end of some of its epochs, and log the results."""
+"""Measure a model at the end of some epochs, and log the results."""
 
 import math
 
@@ -13,15 +13,15 @@ from keras_pnn.layers.context import substituting
 class MeasuringCallback(keras.callbacks.Callback):
     """Measures after the first epoch, every `every`-th, and the last.
 
-    In the epochs between, the logged values are NaN. What is measured is the digital
-    model, also in a `fit` on a device. A subclass defines `measure()`, which returns a
-    result, and `values(result)`, name → number to log. It may define `prepare()`,
-    called as training begins on a built model, which raises where arguments do not
-    suit it; and `write(epoch, result, summary)`, for files, and for more than numbers
-    in TensorBoard by what `summaries` gives (`None` without `log_dir`).
+    In the epochs between, the logged values are NaN. The digital model is measured,
+    even in a `fit` on a device. A subclass defines `measure()`, which returns a result,
+    and `values(result)`, name → number to log. It may define `prepare()`, which is
+    called when training of a built model begins and raises if arguments do not suit the
+    model; and `write(epoch, result, summary)`, which writes files, or images for
+    TensorBoard by the function of `summaries` (`None` without `log_dir`).
 
     Args:
-        every: how many epochs from one measurement to the next.
+        every: number of epochs from one measurement to the next.
         log_dir: a folder for TensorBoard, or `None`.
     """
 

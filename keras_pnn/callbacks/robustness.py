@@ -12,9 +12,9 @@ from keras_pnn.robustness.study import Study
 
 # Both tails: a low accuracy is bad, and so is a high loss.
 _STATISTICS = ("mean", "p05", "p95", "min", "max")
-# What a training measures only if it is asked for.
+# Parts that are measured only on request.
 _LEFT_OUT = ("hessian", "landscape", "sensitivity", "worst_case")
-# Of these there must be one.
+# One of these, or a landscape, is required.
 _PARTS = ("devices", "variation", "sweeps", "grid", "hessian", "worst_case")
 
 
@@ -24,42 +24,42 @@ class RobustnessReport(MeasuringCallback):
     It adds to the epoch's logs, with NaN in the epochs that are not due:
 
     - `val_<metric>_mean`, `_p05`, `_p95`, `_min` and `_max` over the devices, for the
-      loss and every compiled metric. The bad devices of an accuracy are at `_p05` and
-      `_min`, those of a loss at `_p95` and `_max`;
-    - `val_yield`, the share of the devices that keep `spec`;
+      loss and every compiled metric. Bad devices show in `_p05` and `_min` of an
+      accuracy, and in `_p95` and `_max` of a loss;
+    - `val_yield`, the share of the devices that meet `spec`;
     - `val_<metric>_over_<sweep>`, the mean of the specification's metric over the
       range of each sweep, with "/", ":" and "+" written as "_".
 
-    The first epoch is due, every `every`-th, and the last. The devices are the same in
-    every epoch, and simulated even with a device in the loop: `val_accuracy` is then
-    the figure of the device in the loop, `val_model_accuracy` that of the design.
-    Deviations are from the design, even if `DriftInjection` moves the model during the
-    steps. The callback does not change the training by a single bit.
+    Reports are due after the first epoch, every `every`-th, and the last. The devices
+    are the same in every epoch, and simulated even with a device in the loop:
+    `val_accuracy` is then that of the device in the loop, `val_model_accuracy` that of
+    the nominal model. Deviations are from nominal, even if `DriftInjection` moves the
+    model during the steps. Training is bit-identical with and without the callback.
 
     List it before the callbacks that read its keys, and tell them the direction:
-    `EarlyStopping("val_accuracy_p05", mode="max")`. To Keras the NaN of an epoch that
-    is not due is no improvement, so that a `patience` counts these epochs too: to wait
-    for three reports without improvement, set it to `3 * every`.
+    `EarlyStopping("val_accuracy_p05", mode="max")`. Keras counts NaN as no improvement,
+    so that `patience` includes epochs that are not due: to wait for three reports
+    without improvement, set it to `3 * every`.
 
     Args:
         x, y, sample_weight: data to measure on.
-        every: how many epochs from one report to the next.
+        every: number of epochs from one report to the next.
         folder: where to save each report, as `report_<epoch>.json` and, with
             Matplotlib, `.html`; `None` for nowhere.
         log_dir: where to write the logged values for TensorBoard, or `None`.
         data, name: as in `pnn.robustness_report`.
         verbose: 1 shows progress.
-        **specification: further arguments of `pnn.robustness_report`, but for
-            `compare`, `cache_dir` and `executor`: devices, a variation or sweeps, from
-            which the keys come. Curvature, landscape, sensitivity and the worst case
-            are off by default.
+        **specification: further arguments of `pnn.robustness_report`, except `compare`,
+            `cache_dir` and `executor`: devices, a variation or sweeps, from which the
+            keys come. Curvature, landscape, sensitivity and the worst case are off by
+            default.
 
     Attributes:
         epochs: the epochs that were measured in the last `fit`, from 0.
         results: their `RobustnessResult`s.
 
     Raises:
-        TypeError: If `pnn.robustness_report` has no such argument for one model.
+        TypeError: If an argument is not one of `pnn.robustness_report` for one model.
         ValueError: If an argument is not as described, or there is nothing to
             measure; or, as training begins, if an argument does not fit the model, or
             an imperfection of the model is off its nominal value.
@@ -113,7 +113,7 @@ class RobustnessReport(MeasuringCallback):
         super().on_train_begin(logs)
 
     def prepare(self):
-        # Once for a training: what it compiles serves every epoch.
+        # Once per training, as its compiled graphs serve every epoch.
         self._study = Study(self.specification, self.model, **self._data)
 
     def measure(self):

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 @contextlib.contextmanager
 def summaries(log_dir: str | os.PathLike) -> Iterator[Callable]:
-    """Gives a function that writes a tensor for one of TensorBoard's plugins.
+    """Yields a function that writes a tensor for one of TensorBoard's plugins.
 
     TensorFlow's `tf.summary.scalar` needs the TensorBoard package. Here each summary
     names TensorBoard's plugin itself.

@@ -1,4 +1,4 @@
-"""Curvature of the loss: eigenvalues, trace, density, landscape."""
+"""Measure the curvature of the loss: eigenvalues, trace, density, landscape."""
 
 from keras_pnn.curvature.hessian import (
     HessianOperator,

@@ -1,4 +1,4 @@
-"""Cut data into batches of tensors, in any form that Keras takes."""
+"""Split data, in any form that Keras accepts, into batches of tensors."""
 
 from collections.abc import Callable, Iterator
 
@@ -21,7 +21,7 @@ def batches(
         start = _checks.data_set_batches(x, y, sample_weight)
         return lambda: (keras.tree.map_structure(_tensor, b) for b in start()), None
     batch_size = _checks.integer("batch_size", batch_size, 1)
-    # Targets may mark with NaN what a loss ignores: its value tells.
+    # NaN in targets may mark what a loss ignores; the loss itself is checked.
     arrays = _checks.data(x, y, sample_weight, finite_targets=False)
     arrays = keras.tree.map_structure(_as_evaluated, arrays)
     length = _checks.sample_count(arrays[0])
@@ -36,13 +36,13 @@ def batches(
 def mean(
     start: Callable[[], Iterator], step: Callable, handing: Callable[[], list[str]]
 ) -> tuple[list, int]:
-    """Returns means of tensors over batches, by their sizes, and the number of samples.
+    """Returns size-weighted means of tensors over batches, and the number of samples.
 
     Args:
         start: as `batches` returns it.
         step: a function of x, y and sample_weight that returns tensors.
-        handing: a function that returns the names of the layers that have handed a
-            state on, see `OverridingScope.handing`.
+        handing: a function that returns the names of the layers that passed a state on,
+            see `OverridingScope.handing`.
     """
     totals, samples = [], 0
     for batch in start():

@@ -11,46 +11,47 @@ from keras_pnn import _keras
 from keras_pnn.curvature.graphs import LossGraphs
 from keras_pnn.layers.context import Overrides
 
-# How far a gradient's derivative by its upstream factor may be from the gradient, in
-# the gradients of single variables. Measured: 3e-5 at most over the models of
-# `tests/keras_layers_table.py` and ReLU networks up to MobileNetV2 in single
-# precision, 0.03 in half precision; 1 for each variable whose derivative is lost.
+# How far the derivative of a gradient with respect to its upstream factor may be from
+# the gradient, counted in gradients of single variables. Measured: 3e-5 at most over
+# the models of `tests/keras_layers_table.py` and ReLU networks up to MobileNetV2 in
+# single precision, 0.03 in half precision; 1 for each variable whose derivative is
+# lost.
 _LOST = 0.01
 _LOST_IN_HALF = 0.2
 
 # Rounding above which gradients are too coarse to be subtracted.
 _COARSE = 1e-4
 
-# A relative difference of a product from a difference of gradients at which layers
-# are looked at one by one (measured: 5e-4 at most for smooth models, up to 0.9 with
+# Relative difference between a product and a difference of gradients above which layers
+# are checked one by one (measured: 5e-4 at most for smooth models, up to 0.9 with
 # ReLU), and the share of a layer's entries that must then differ.
 _APART = 0.05
 _MOST = 0.5
 
 
 def check_second_derivatives(graphs: LossGraphs, batch: tuple) -> None:
-    """Checks a Hessian-vector product against gradients, at a random point near by.
+    """Checks a Hessian-vector product against gradients, at a random point nearby.
 
     - A gradient is linear in the factor, 1, with which the loss enters
-      backpropagation. Its derivative by this factor is the gradient itself, exactly
-      but for rounding, whatever kinks and noise a model has. It is not where an
-      operation's gradient has no derivative by the upstream gradient: all that
-      TensorFlow is known to drop.
-    - A layer of one's own may also lose the derivative of its gradient by its inputs
-      or weights. Where there are such layers, Hv is compared with a difference of two
-      gradients. At kinks, as of ReLU, gradients jump, and both differ. Therefore each
-      such layer is then compared by itself, entry by entry: a kink moves few.
+      backpropagation. Its derivative with respect to this factor is the gradient
+      itself, up to rounding, even in models with kinks and noise. It is not if an
+      operation's gradient has no derivative with respect to the upstream gradient, the
+      only kind that TensorFlow is known to drop.
+    - A custom layer may also lose the derivative of its gradient with respect to its
+      inputs or weights. If there are custom layers, Hv is compared with a difference of
+      two gradients. At kinks, as of ReLU, gradients jump and the two differ. Each
+      custom layer is then compared separately, entry by entry: a kink changes few.
     """
     layers, variables = _keras.flat_layers(graphs.model), graphs.variables
     epsilon = max(map(rounding, [*variables, *layers]))
     rng = np.random.default_rng(0)
     cuts = np.cumsum(graphs.sizes)[:-1]
 
-    # In multiples of each variable's size, so that units do not matter.
+    # In units of each variable's root mean square, so that its unit does not matter.
     unit = np.repeat([_size(v) for v in variables], graphs.sizes)
 
     def derivatives(vector, point):
-        """Returns Hv, the gradient, and the derivative of vᵀg by the factor."""
+        """Returns Hv, the gradient g, and the factor's derivative of vᵀg."""
         _, *found = graphs.product(unit * vector, unit * point, *batch)
         product, gradient, linear = (array.numpy() for array in found)
         return unit * product, unit * gradient, float(linear)
@@ -59,7 +60,7 @@ def check_second_derivatives(graphs: LossGraphs, batch: tuple) -> None:
         return _layers_that_lose(graphs.model, batch[0], graphs.training, among)
 
     direction, point = rng.standard_normal((2, len(unit)))
-    # A measured curve may end before a point that is near.
+    # A nearby point may lie beyond the end of a measured curve.
     for scale in (0.1, 0.0):
         point = scale * point
         try:
@@ -69,9 +70,9 @@ def check_second_derivatives(graphs: LossGraphs, batch: tuple) -> None:
         if np.isfinite(gradient).all() and np.isfinite(product).all():
             break
     else:
-        # What is asked for is not finite either, and is refused.
+        # The requested product is not finite either, and raises an error.
         return
-    # Less than this share of the whole may be rounding.
+    # Anything below this share of the whole may be rounding.
     share = min(100 * epsilon, epsilon**0.5)
     blocks = np.split(gradient, cuts)
     norms = np.array([np.linalg.norm(block) for block in blocks])
@@ -109,7 +110,7 @@ def check_second_derivatives(graphs: LossGraphs, batch: tuple) -> None:
 
 
 def _is_known(layer) -> bool:
-    """Tells whether all functions of a layer are of Keras or of this package."""
+    """Tells whether all functions of a layer are from Keras or this package."""
     if isinstance(layer, keras.layers.Lambda):
         return False
     functions = [type(layer), getattr(layer, "activation", None) or type(layer)]
@@ -134,7 +135,7 @@ def _error(names, received) -> ValueError:
 
 
 def rounding(owner) -> float:
-    """Returns the rounding of a variable, or of what a layer computes in."""
+    """Returns the rounding of a variable's dtype or of a layer's compute dtype."""
     dtype = tf.as_dtype(getattr(owner, "compute_dtype", None) or owner.dtype)
     if not dtype.is_floating:
         return 0.0
@@ -145,9 +146,9 @@ def rounding(owner) -> float:
 
 
 def _layers_that_lose(model, x, training, layers) -> list[str]:
-    """Returns the names of those of the layers that lose second derivatives.
+    """Returns the names of the layers that lose second derivatives.
 
-    Each is checked with the arguments of its first call as the model runs.
+    Each is checked with the arguments of its first call in a run of the model.
     """
     found = {}
 
@@ -158,7 +159,7 @@ def _layers_that_lose(model, x, training, layers) -> list[str]:
 
         return run
 
-    # Few samples have few kinks. A model may be made for one batch size.
+    # Few samples meet few kinks. A model may have a fixed batch size.
     inputs = getattr(model, "inputs", None) or []
     if all(tensor.shape[0] is None for tensor in inputs):
         x = keras.tree.map_structure(lambda a: a if a is None else a[:2], x)
@@ -174,8 +175,8 @@ def _layers_that_lose(model, x, training, layers) -> list[str]:
 def _loses(layer, args, kwargs) -> bool:
     """Tells whether second derivatives of ½y² are lost, for a layer's outputs y.
 
-    They are those by inputs and own variables, in a graph. A kink at y = 0, as of
-    ReLU, leaves gradients continuous.
+    They are taken with respect to inputs and own variables, in a graph. With ½y²,
+    gradients are continuous at a kink at y = 0, as of ReLU.
     """
     variables = _keras.own_trainable(layer)
     tensors = [a for a in keras.tree.flatten((args, kwargs)) if _is_real(a)]
@@ -238,7 +239,7 @@ def _loses(layer, args, kwargs) -> bool:
 
 
 def _mostly_apart(gradient, product, up, down, step) -> bool:
-    """Tells whether most entries of a product lack what gradients change by."""
+    """Tells whether most entries of a product differ from the change of gradients."""
     epsilon = rounding(gradient)
     gradient, product, up, down = (
         np.ravel(tf.cast(a, tf.float64)) for a in (gradient, product, up, down)
@@ -248,7 +249,7 @@ def _mostly_apart(gradient, product, up, down, step) -> bool:
     floor = 0.05 * np.median(largest)
     floor += 5 * epsilon / step * np.abs(gradient).max(initial=0)
     changing = largest > floor
-    # A gradient that stays, as behind a quantiser, has lost no derivative.
+    # A constant gradient, as behind a quantiser, has lost no derivative.
     told = np.abs(difference) > floor
     apart = np.abs(difference - product) > 0.15 * np.abs(difference) + floor
     return bool(changing.any()) and (told & apart)[changing].mean() > _MOST

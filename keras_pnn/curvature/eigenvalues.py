@@ -9,10 +9,10 @@ from keras_pnn._display import Table
 from keras_pnn.curvature.lanczos import extreme_vectors
 from keras_pnn.curvature.result import LossResult
 
-# Up to here n products for the whole matrix cost no more than a search would.
+# Up to this size, n products for the whole matrix cost no more than a search.
 DENSE_LIMIT = 32
 
-# Of the norm of H: below, a smallest eigenvalue's residual is relative to this.
+# Residuals of the smallest eigenvalues are relative to at least this share of ‖H‖.
 SMALLEST_SCALE = 0.01
 
 
@@ -23,16 +23,17 @@ class HessianResult(LossResult):
     Args:
         eigenvalues: (k,) array, the largest first.
         eigenvectors: one list per eigenvalue of arrays in the variables' shapes;
-            each list has length 1 as a vector, and all are orthogonal.
+            as vectors, the lists have length 1 and are orthogonal.
         residuals: (k,) array of ‖Hv − λv‖, from one more product per vector.
         converged: (k,) array of bools: the residual is within `tolerance` × |λ|,
             or at the rounding of the model's dtype.
-        smallest: (m,) array of the smallest eigenvalues, ascending; empty where none
-            was asked for.
-        smallest_eigenvectors, smallest_residuals, smallest_converged: theirs.
+        smallest: (m,) array of the smallest eigenvalues, ascending; empty if none was
+            requested.
+        smallest_eigenvectors, smallest_residuals, smallest_converged: as above, for
+            these.
         iterations: the number of Hessian-vector products, each one pass over the
             data.
-        tolerance: as given.
+        tolerance: the tolerance that was given.
         loss: the loss at these variables.
         variables, parameters, samples, batch_size, batch_norm, seed: as in
             `LossResult`.
@@ -82,7 +83,7 @@ class HessianResult(LossResult):
 def find_eigenvalues(
     operator, k=1, tolerance=1e-3, max_iterations=None, seed=0, verbose=0, smallest=0
 ) -> HessianResult:
-    """Finds what `hessian_eigenvalues` returns, for a `HessianOperator`."""
+    """Finds extreme eigenvalues of a `HessianOperator`, as `hessian_eigenvalues`."""
     check_search(k, smallest, tolerance, max_iterations, seed, operator.size)
     if max_iterations is None:
         max_iterations = max(500, 20 * (k + smallest))
@@ -93,7 +94,7 @@ def find_eigenvalues(
 
     def allowed(values):
         scale = product.scale
-        # The smallest may be 0, to which nothing is relative.
+        # The smallest may be 0, to which no residual can be relative.
         least = np.where(low, SMALLEST_SCALE * scale, 0.0)
         asked = tolerance * np.maximum(np.abs(values), least)
         return np.maximum(asked, max(32 * epsilon * scale, np.finfo(float).tiny))
@@ -112,7 +113,7 @@ def find_eigenvalues(
 
     order = np.lexsort((np.where(low, values, -values), low))
     values, residuals, vectors = values[order], residuals[order], vectors[:, order]
-    # An eigenvector's sign is free: fixed, so that results can be compared.
+    # An eigenvector's sign is arbitrary; it is fixed to make results comparable.
     peaks = np.abs(vectors).argmax(axis=0)
     vectors = vectors * np.where(vectors[peaks, range(count)] < 0, -1.0, 1.0)
     parts = [operator.split(vector) for vector in vectors.T]
@@ -139,7 +140,7 @@ def check_search(
     """Checks the arguments of a search, which are those of `hessian_eigenvalues`.
 
     `parameters` is the number of the model's parameters, which `k` and `smallest` may
-    not exceed; `None` where it is not known yet.
+    not exceed; `None` if it is not known yet.
     """
     _checks.integer("k", k, 1, parameters)
     _checks.integer("smallest", smallest, 0, parameters)

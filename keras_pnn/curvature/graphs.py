@@ -12,10 +12,10 @@ from keras_pnn.layers.context import Overrides
 def loss_graphs(model: keras.Model, variables: list, batch_norm: str) -> "LossGraphs":
     """Returns the graphs of a model's loss as a function of some variables.
 
-    They are kept with the model; `HessianOperator` says what makes a new graph.
+    They are kept with the model; see `HessianOperator` for when new ones are traced.
     """
     kept = _keras.kept(model)
-    # The graphs hold their variables, so that no other variable takes an id.
+    # The graphs keep their variables alive, so that their ids stay unique.
     key = "loss", batch_norm, *map(id, variables)
     if key not in kept:
         kept[key] = LossGraphs(model, variables, batch_norm)
@@ -30,8 +30,8 @@ class LossGraphs:
     - `moved_loss(vector, x, y, sample_weight)` returns the loss where the variables
       are moved by the vector, in a tuple.
     - `product(vector, point, x, y, sample_weight)` returns, where they are moved by
-      `point`, the loss, Hv, the gradient g, and the derivative of vᵀg by the factor,
-      1, with which the loss enters backpropagation; that is, vᵀg.
+      `point`, the loss, Hv, the gradient g, and the derivative of vᵀg with respect to
+      the factor, 1, with which the loss enters backpropagation; it equals vᵀg.
     """
 
     def __init__(self, model: keras.Model, variables: list, batch_norm: str):
@@ -40,7 +40,7 @@ class LossGraphs:
         self.sizes = [int(np.prod(v.shape)) for v in variables]
         self.training = batch_norm == "batch"
         self.checked = False
-        # Names of layers with a state that one batch hands to the next, once traced.
+        # Names of layers whose state passes from batch to batch, once traced.
         self.handing: list[str] = []
         self.product = graph(self._product, reduce_retracing=True)
         self.moved_loss = graph(self._moved_loss, reduce_retracing=True)

@@ -31,9 +31,9 @@ def hessian_eigenvalues(
     L is the loss that `model.evaluate` reports, regularisers and `add_loss`
     included. "Largest" is meant algebraically: of −10, 3 and 1 the first is 3. H is
     never formed: a Lanczos iteration with thick restarts needs only products Hv. An
-    eigenvalue of multiplicity m counts m times. The model is not changed, nor are its
-    random seeds; of a `PATModel` it is the digital one. Its graph is kept for further
-    calls, see `pnn.curvature.HessianOperator`.
+    eigenvalue of multiplicity m counts m times. The model and its random seeds are not
+    changed; for a `PATModel`, H is that of the digital model. The graph is kept for
+    further calls, see `pnn.curvature.HessianOperator`.
 
     Args:
         model: a compiled, built Keras model, wrapped (`SATModel`) or not.
@@ -41,37 +41,39 @@ def hessian_eigenvalues(
             `keras.utils.PyDataset` of batches that gives the same samples on each
             pass.
         y: targets, in the structure that `evaluate` takes; `None` with a data set.
-        k: how many eigenvalues.
+        k: number of eigenvalues.
         variables: `"controls"`, the trainable controls of the physical layers;
             `"all"`, the model's trainable variables; names or patterns of trainable
             variables and imperfections (`"slm_*/mask"`); or a predicate on them. With
             several units among them (mA, rad), eigenvalues depend on the units.
-        batch_size: samples per batch, for memory only unless `batch_norm="batch"`, or
-            the loss is no mean over samples. A data set has its own.
+        batch_size: samples per batch; it affects memory only, unless
+            `batch_norm="batch"` or the loss is not a mean over samples. A data set has
+            its own.
         sample_weight: as in `evaluate`; `None` with a data set.
         tolerance: required relative residual, ‖Hv − λv‖ ≤ `tolerance` × |λ|. λ itself
             is then far more accurate.
         max_iterations: approximate limit on products, each a pass over the
-            data; by default 500, or 20 `k` if that is more. Eigenvalues that have not
-            converged by then are returned with their residual, `converged` False.
+            data; by default 500, or 20 (`k` + `smallest`) if that is more. Eigenvalues
+            that have not converged by then are returned with their residual,
+            `converged` False.
         seed: integer, seed of the starting vector.
         batch_norm: `"frozen"` differentiates the loss of `evaluate`
             (`training=False`, moving statistics). `"batch"` differentiates the loss of
             training (`training=True`): each batch's own statistics, and the dropout and
             noise of the next step, held fixed; nothing is updated.
         verbose: 1 shows a line that counts products.
-        smallest: how many of the smallest eigenvalues to find as well; −10 in the
-            example. Their residuals must be within `tolerance` × max(|λ|, ‖H‖/100),
-            since they may be 0. Where they lie close together they take many products.
+        smallest: number of smallest eigenvalues to find as well; −10 in the example.
+            Their residuals must be within `tolerance` × max(|λ|, ‖H‖/100), since they
+            may be 0. If they lie close together, they take many products.
 
     Returns:
         A `HessianResult`.
 
     Raises:
         ValueError: If the model is not compiled or built, an argument is not as
-            described, the loss is not finite, a `HardwareDevice` is installed, since a
-            measurement has no second derivative, or the layers have no exact one
-            either, see `pnn.curvature.HessianOperator`.
+            described, the loss is not finite, a `HardwareDevice` is installed, whose
+            measurements have no second derivative, or a layer has no exact one, see
+            `pnn.curvature.HessianOperator`.
 
     Example:
 
@@ -116,7 +118,7 @@ def hessian_trace(
     Args:
         model, x, y, variables, batch_size, sample_weight, batch_norm, verbose: as in
             `pnn.hessian_eigenvalues`.
-        vectors: how many random vectors, each one pass over the data.
+        vectors: number of random vectors, each one pass over the data.
         seed: integer, seed of the vectors.
 
     Returns:
@@ -171,9 +173,10 @@ def hessian_density(
         model, x, y, variables, batch_size, sample_weight, batch_norm, verbose: as in
             `pnn.hessian_eigenvalues`.
         steps: Lanczos steps for each vector, each one pass over the data, at most the
-            number of parameters. As many vectors are kept at once, in float64.
-        vectors: how many random vectors. With the same seed they begin with those
-            of `hessian_trace`, so that traces from as many vectors agree.
+            number of parameters. The same number of vectors is kept in memory, in
+            float64.
+        vectors: number of random vectors. With the same seed the first ones are those
+            of `hessian_trace`, so that traces from the same number of vectors agree.
         broadening: σ, in the units of the eigenvalues; by default 1/100 of the range
             of the nodes.
         seed: integer, seed of the vectors.

@@ -1,11 +1,11 @@
-"""Run Lanczos methods on a symmetric matrix that is known by its products only."""
+"""Run Lanczos methods on a symmetric matrix that is only known by its products."""
 
 from collections.abc import Callable
 
 import numpy as np
 
-# The most products that one search for further copies of eigenvalues takes, and the
-# probability that a search which ends before that misses a copy.
+# The most products of one search for further copies of eigenvalues, and the probability
+# that a search that ends earlier misses a copy.
 CHECK_PRODUCTS = 100
 CHECK_FAILURE = 0.01
 
@@ -25,8 +25,7 @@ def extreme_vectors(
     Appl. 22, 602–616), full orthogonalisation, and both ends of the spectrum from one
     subspace. A Krylov space holds one vector of each eigenspace, whatever its
     dimension. Therefore, after convergence, a short iteration from a random vector
-    orthogonal to those found looks for further copies, and what it finds joins the
-    subspace.
+    orthogonal to those found looks for further copies, which join the subspace.
 
     ARPACK (`scipy.sparse.linalg.eigsh`) spends 21 products or more before its first
     test of convergence, takes a second run for the other end, and misses copies;
@@ -34,10 +33,10 @@ def extreme_vectors(
 
     Args:
         product: the map v ↦ Hv on arrays of length `size`.
-        largest, smallest: how many eigenvalues of each end, together at most `size`.
+        largest, smallest: number of eigenvalues from each end, together at most `size`.
         allowed: the map from the eigenvalues, in the order of the result, to the
-            lengths of residuals that are small enough.
-        max_products: about how many products to spend.
+            largest accepted lengths of their residuals.
+        max_products: approximate limit on products.
 
     Returns:
         (size, largest + smallest) orthonormal vectors: those of the largest
@@ -61,7 +60,7 @@ def extreme_vectors(
         residuals = space.residuals(values, mix, wanted)
         lengths = np.linalg.norm(residuals, axis=0)
         enough = allowed(values[wanted])
-        # Half of what is asked, so that fresh products confirm it.
+        # Half of what is allowed, so that fresh products confirm convergence.
         ratio = lengths / (0.5 * enough)
         worst = ratio.argmax()
         direction = residuals[:, worst]
@@ -117,7 +116,7 @@ class _Subspace:
         return self._product(vector)
 
     def extend(self, direction, rng):
-        """Adds a direction; a random one where the basis holds it already."""
+        """Adds a direction, or a random one if the basis already contains it."""
         basis = self._basis[:, : self._outside.shape[1] + self.length]
         vector = orthonormal(direction, basis, rng)
         image = self.counted(vector)
@@ -154,14 +153,14 @@ class _Subspace:
 def _missed(product, found, top, bottom, margins, spread, limit, rng):
     """Looks for a direction whose eigenvalue should be among those found.
 
-    No product is spent where further copies cannot matter: with one eigenvalue from an
-    end, or where all of an end agree. Returns `None` where no eigenvalue was missed.
+    No product is spent if further copies cannot matter: with one eigenvalue from an
+    end, or if all of an end agree. Returns `None` if no eigenvalue was missed.
 
     Args:
         found: (size, count) orthonormal vectors.
         top, bottom: their eigenvalues from the two ends, outermost first.
-        margins: for each, by how much another must pass it to matter.
-        spread: about the largest eigenvalue less the smallest.
+        margins: for each, how far another eigenvalue must lie beyond it to matter.
+        spread: about the largest eigenvalue minus the smallest.
         limit: the most products to spend.
     """
     size, count = len(found), len(top)
@@ -178,7 +177,7 @@ def _missed(product, found, top, bottom, margins, spread, limit, rng):
             gaps += [apart.max(), apart[apart > margin[-1]].min()]
     if not ends or limit < 1:
         return None
-    # Where those found cannot be told apart from a copy that is passed over.
+    # The steps after which a missed copy shows, for the widest and the smallest gap.
     first, last = (_steps_to_see(gap / spread, size) for gap in (max(gaps), min(gaps)))
     space = _Subspace(product, min(limit, last), outside=found)
     direction = rng.standard_normal(size)
@@ -202,7 +201,7 @@ def _missed(product, found, top, bottom, margins, spread, limit, rng):
 
 
 def _steps_to_see(gap, size):
-    """Returns the Lanczos steps after which an eigenvalue has probably shown.
+    """Returns the Lanczos steps after which an eigenvalue has probably appeared.
 
     The value found from a random vector is then within `gap` × spread of the largest
     eigenvalue, except with a probability of `CHECK_FAILURE` (Kuczyński and
@@ -220,7 +219,7 @@ def tridiagonal(
     matrix; its eigenvalues, ascending, are the nodes, the squared first entries of its
     eigenvectors the weights, which sum to 1. The sum over weight × f(node) is exact for
     vᵀf(H)v/vᵀv with polynomials f of degree below 2 `steps` (Golub and Welsch, 1969).
-    There are fewer than `steps` where the Krylov space ends before.
+    There are fewer than `steps` nodes if the Krylov space ends earlier.
     """
     size = len(start)
     basis = np.empty((size, min(steps, size)), order="F")
@@ -251,7 +250,7 @@ def orthonormal(direction, basis, rng):
     while True:
         before = np.linalg.norm(direction)
         vector = direction / before if before > 0 else direction
-        # Once leaves rounding behind; twice is enough (Parlett, 1998).
+        # One pass leaves rounding errors; two are enough (Parlett, 1998).
         for _ in range(2):
             vector = vector - basis @ (basis.T @ vector)
             length = np.linalg.norm(vector)

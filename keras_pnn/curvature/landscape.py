@@ -25,7 +25,7 @@ class Landscape(LossResult):
         vectors: the directions, each a list of arrays in the variables' shapes.
         eigenvalues: those of the directions, largest first; `None` unless they are
             eigenvectors.
-        residuals, converged: the eigenvalues'; `None` unless the directions are
+        residuals, converged: as in `HessianResult`; `None` unless the directions are
             eigenvectors.
         variables, parameters, samples, batch_size, batch_norm, seed: as in
             `LossResult`.
@@ -54,7 +54,7 @@ class Landscape(LossResult):
 
     @property
     def rise(self) -> float:
-        """The mean loss at the edge, less `center`."""
+        """The mean loss at the edge, minus `center`."""
         inner = np.zeros(self.loss.shape, bool)
         inner[(slice(1, -1),) * self.loss.ndim] = True
         return float(self.loss[~inner].mean()) - self.center
@@ -121,22 +121,22 @@ def loss_landscape(
             `pnn.hessian_eigenvalues`.
         directions: `"eigenvectors"`, those of the largest eigenvalues, of length 1
             over all variables; `"random"`, normal random numbers, each output unit or
-            filter (the last axis; a vector or a scalar is a unit of its own) scaled to
-            the norm that the variable has there, so that weights that are 0 stay; or
-            one or two lists of arrays in the variables' shapes, in a list or tuple, as
-            `HessianResult.eigenvectors` has them, taken as they are.
+            filter (the last axis; each element of a vector is a unit) scaled to its
+            norm in the variable, so that weights of 0 do not move; or a list or tuple
+            of one or two lists of arrays in the variables' shapes, as in
+            `HessianResult.eigenvectors`, used without scaling.
         extent: how far to go each way, in multiples of a direction; one number, or one
             for each direction. In the variables' units for a direction of length 1.
-        points: how many values of α and β, an odd number of at least 3, so that the
+        points: number of values of α and β, an odd number of at least 3, so that the
             centre is among them; one number, or one for each direction.
         seed: integer, seed of the random directions or of the search.
-        dimensions: how many directions, 1 or 2, where they are named.
+        dimensions: number of directions, 1 or 2, if `directions` is a string.
         tolerance, max_iterations: of the search for eigenvectors.
-        verbose: 1 shows a line that counts points, and products before.
+        verbose: 1 shows a line that counts products, then points.
 
     Returns:
-        A `Landscape`. Its loss is infinite or NaN where that of the model is, as
-        beyond the range of a measured tuning curve.
+        A `Landscape`. Its loss is infinite or NaN where the model's is, such as beyond
+        the range of a measured tuning curve.
 
     Raises:
         ValueError: If the model is not compiled or built, an argument is not as
@@ -174,7 +174,7 @@ def find_landscape(
 ) -> Landscape:
     """Evaluates the loss of a `HessianOperator`; the rest as in `loss_landscape`.
 
-    `search` is a `HessianResult` that has the eigenvectors already, if there is one.
+    `search` is a `HessianResult` whose eigenvectors are used, if it is given.
     """
     plan = directions, extent, points, dimensions, tolerance, max_iterations, seed
     axes = check_plan(operator, *plan)
@@ -241,7 +241,7 @@ def _check_given(operator, directions) -> int:
 
 
 def _random_directions(variables, count, seed):
-    """Draws directions whose units or filters have the norms of the variables'."""
+    """Draws directions whose units or filters have the same norms as the variables'."""
     rng = np.random.default_rng(seed)
 
     def draw(value):
@@ -280,7 +280,7 @@ def _losses(operator, vectors, axes, verbose):
 
 
 def _each(name, value, count) -> list:
-    """Returns one value for each direction, from as many or from one for all."""
+    """Returns one value for each direction, from a sequence or one number for all."""
     if np.ndim(value) == 0:
         return [value] * count
     if np.shape(value) != (count,):

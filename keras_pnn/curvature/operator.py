@@ -24,14 +24,14 @@ class HessianOperator(LinearOperator):
     costs a few times a gradient. The model is only read: weights, statistics, seeds
     and metrics stay as they are.
 
-    Graphs are kept with the model and follow its weights, and its operators share them.
-    A new graph is traced where the model was compiled anew or quantised, for other
+    Graphs are kept with the model, follow its weights, and are shared by its operators.
+    A new graph is traced if the model was compiled again or quantised, for other
     variables or another `batch_norm`, and for data of another structure, dtype or
-    shape; once batch sizes have differed, one graph serves any. A Python attribute of a
-    layer that has changed takes effect after `compile`, as in Keras' own steps.
+    shape; once batch sizes have differed, one graph serves any. A changed Python
+    attribute of a layer takes effect after `compile`, as in Keras' own steps.
 
     The first product of a new graph is compared with gradients, which takes two to four
-    products with the first batch: TensorFlow drops the second derivatives of some
+    products with the first batch, since TensorFlow drops the second derivatives of some
     operations. Layers that are not Keras' own are compared in single precision only.
 
     Args:
@@ -40,16 +40,16 @@ class HessianOperator(LinearOperator):
             `hessian_eigenvalues`.
 
     Attributes:
-        variables: the variables that H is about, in the order of vectors.
-        size: how many numbers they hold; `shape` is (size, size).
+        variables: the variables of H, in the order of a vector's entries.
+        size: number of their elements; `shape` is (size, size).
         loss, samples: the loss and the number of samples of the last product.
 
     Raises:
         ValueError: If the model is not compiled or not built, or an argument is not
             as described. In a product: if the data is empty, the loss or the product
-            is not finite, a second derivative is dropped, a device gives the outputs
-            of the layers, a layer reads the `tf.Variable` behind one of `variables`
-            or assigns it, or there are several batches and a layer with a state.
+            is not finite, a second derivative is dropped, a device measures the layers,
+            a layer reads the `tf.Variable` behind one of `variables` or assigns it, or
+            there are several batches and a layer with a state.
 
     Example:
 
@@ -126,7 +126,7 @@ class HessianOperator(LinearOperator):
     def loss_at(self, vector) -> float:
         """Returns the loss where the variables are moved by a vector.
 
-        Nothing is assigned. Sets `samples` on the way.
+        Nothing is assigned to the model. Sets `samples`.
 
         Args:
             vector: array of length `size`, in the order of `variables`.
@@ -135,7 +135,7 @@ class HessianOperator(LinearOperator):
             The loss, which may be infinite or NaN.
 
         Raises:
-            ValueError: As a product, but for a loss that is not finite.
+            ValueError: As in a product, except for a loss that is not finite.
         """
         (loss,), self.samples = self._mean("moved_loss", vector)
         return float(loss)
@@ -161,8 +161,8 @@ class HessianOperator(LinearOperator):
         return self
 
     def _mean(self, name, vector, *more):
-        """Returns means over the batches of what a graph gives, and the samples."""
-        # A measurement has no second derivative either.
+        """Returns a graph's results, averaged over batches, and the sample count."""
+        # A measurement has no second derivative.
         check_digital("A Hessian, and the loss around it, must be computed")
         vector = np.ravel(_checks.array("vector", vector))
         if vector.size != self.size:

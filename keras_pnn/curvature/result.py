@@ -1,4 +1,4 @@
-"""Say which loss a result is about: the fields that all results of curvature share."""
+"""Define the fields that all results of curvature share."""
 
 import dataclasses
 
@@ -9,15 +9,15 @@ from keras_pnn._display import Shown
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class LossResult(Shown):
-    """What was measured on a loss as a function of a model's variables.
+    """Base of the results on a loss as a function of a model's variables.
 
     Args:
         variables: the paths of the variables.
-        parameters: how many numbers they hold.
+        parameters: number of their elements.
         samples: the number of samples of the data.
-        batch_size: samples per batch; `None` where a data set made the batches.
+        batch_size: samples per batch; `None` if a data set made the batches.
         batch_norm: `"frozen"` or `"batch"`.
-        seed: of the random vectors.
+        seed: seed of the random vectors.
     """
 
     variables: tuple[str, ...]
@@ -41,7 +41,7 @@ class LossResult(Shown):
         return values
 
     def _shown_names(self):
-        # How it was made comes last.
+        # The common fields come last.
         names = super()._shown_names()
         common = [field.name for field in dataclasses.fields(LossResult)]
         hidden = {*common, *self._long}

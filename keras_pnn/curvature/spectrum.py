@@ -8,7 +8,7 @@ from keras_pnn import _checks
 from keras_pnn.curvature.lanczos import tridiagonal
 from keras_pnn.curvature.result import LossResult
 
-# Of a density's grid.
+# Limit on the points of a density's grid.
 MAX_POINTS = 100_000
 
 
@@ -18,7 +18,8 @@ class TraceResult(LossResult):
 
     Args:
         trace: the sum of all eigenvalues, estimated.
-        standard_error: of `trace`, from the spread of `estimates`; NaN with one.
+        standard_error: standard error of `trace`, from the spread of `estimates`; NaN
+            with one.
         estimates: (n,) array of vᵀHv, one for each random vector.
         loss: the loss at these variables.
         variables, parameters, samples, batch_size, batch_norm, seed: as in
@@ -51,8 +52,8 @@ class DensityResult(LossResult):
         grid: (g,) array of eigenvalues, ascending.
         density: (g,) array: the share of the eigenvalues per unit of λ. It integrates
             to 1; times `parameters` it counts eigenvalues.
-        standard_error: (g,) array, that of `density`, from the spread over the random
-            vectors; NaN with one vector.
+        standard_error: (g,) array, the standard error of `density`, from the spread
+            over the random vectors; NaN with one vector.
         nodes: (q,) array of the quadrature's nodes, ascending for each vector.
         weights: (q,) array of their weights; they sum to 1.
         broadening: the standard deviation of the Gaussian in place of each node.
@@ -84,9 +85,10 @@ class DensityResult(LossResult):
         return self.parameters * self.moment(1)
 
     def moment(self, order: int) -> float:
-        """Returns the mean of λ to a power over the eigenvalues, unbroadened.
+        """Returns the mean of λ to the power `order` over the eigenvalues, unbroadened.
 
-        It is that of the random vectors, vᵀHᵏv/vᵀv, for powers below 2 `steps`.
+        For orders k below 2 `steps` it is the mean of vᵀHᵏv/vᵀv over the random
+        vectors.
         """
         return float(self.weights @ self.nodes**order)
 
@@ -158,7 +160,7 @@ def find_density(
 
 
 def _signs(vectors, size, seed):
-    """Yields Rademacher vectors; fewer of them are the first ones of more."""
+    """Yields Rademacher vectors; the first ones do not depend on their number."""
     _checks.integer("seed", seed, 0)
     rng = np.random.default_rng(seed)
     for _ in range(vectors):
@@ -174,8 +176,8 @@ def _standard_error(values):
 def _broadened(grid, nodes, weights, width):
     """Returns the Gaussian mixture's mean over the grid's cells, per unit of λ.
 
-    Averages over cells, of the distribution function's differences, integrate to
-    1 on the grid whatever the width.
+    Averages over cells are differences of the distribution function, and integrate to 1
+    on the grid for any width.
     """
     from scipy.special import ndtr
 

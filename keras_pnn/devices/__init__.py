@@ -1,4 +1,4 @@
-"""Simulated devices: one, many, over time."""
+"""Simulate devices: single ones, samples, sweeps, and drift."""
 
 from keras_pnn.devices import drift
 from keras_pnn.devices.axis import Axis

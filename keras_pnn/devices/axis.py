@@ -1,4 +1,4 @@
-"""Name, unit and points of what a sweep or a grid varies."""
+"""Describe an axis of a sweep or a grid: its name, unit and points."""
 
 import dataclasses
 from typing import ClassVar
@@ -11,7 +11,7 @@ class Axis:
     """One axis of a sweep or a grid.
 
     Args:
-        name: the name that the sweep or the grid gives it.
+        name: its name in the sweep or the grid.
         unit: the unit of its values, `""` for a pure number.
         values: (points,), or (points, …) for the elements of an imperfection.
 
@@ -31,28 +31,28 @@ class Axis:
 
     @property
     def words(self) -> str:
-        """What it varies, in words."""
+        """The varied quantity, in words."""
         return self.name
 
     @property
     def label(self) -> str:
-        """Words and unit of its values."""
+        """The label of its values, with the unit."""
         return self.with_unit(self.words)
 
     @property
     def line_label(self) -> str:
-        """Words and unit of its positions, which for several elements are lengths."""
+        """The label of its positions, which for several elements are lengths."""
         if self.values.ndim > 1 and self.positions is not None:
             return self.with_unit(f"{self.name}, length along its direction")
         return self.label
 
     def with_unit(self, words: str) -> str:
-        """Returns some words with the unit of the values."""
+        """Returns `words` with the unit of the values."""
         return f"{words} ({self.unit})" if self.unit else words
 
     @property
     def positions(self) -> np.ndarray | None:
-        """(points,) positions on a line through 0; `None` if they are on none."""
+        """(points,) positions on a line through 0; `None` if there is no such line."""
         return line_positions(self.values)
 
     @property
@@ -78,7 +78,7 @@ class Axis:
 
 
 def line_positions(values: np.ndarray) -> np.ndarray | None:
-    """Returns where the points of a sweep lie on a line through 0, (n,).
+    """Returns positions of the points of a sweep on a line through 0, (n,).
 
     Numbers are their own positions; arrays have signed lengths along their line,
     positive towards the last. `None` if they are on no such line.
@@ -89,7 +89,7 @@ def line_positions(values: np.ndarray) -> np.ndarray | None:
     lengths = np.linalg.norm(flat, axis=1)
     if not lengths.any():
         return lengths
-    # The farthest point has the direction that rounding matters least for.
+    # Rounding matters least for the direction of the farthest point.
     direction = flat[lengths.argmax()] / lengths.max()
     along = flat @ direction
     if np.abs(flat - np.outer(along, direction)).max() > 1e-9 * lengths.max():

@@ -1,4 +1,4 @@
-"""Draw numbers that are alike in eager mode, in graphs and under XLA."""
+"""Draw the same random numbers in eager mode, in graphs and under XLA."""
 
 import math
 import zlib
@@ -7,7 +7,7 @@ import tensorflow as tf
 
 
 def folded(seed, purpose: str, index: int | None = None) -> tf.Tensor:
-    """Returns a seed of its own for a purpose, and for an index within it."""
+    """Returns a separate seed for a purpose, and for an index within it."""
     fold_in = tf.random.experimental.stateless_fold_in
     code = zlib.crc32(purpose.encode()) & 0x7FFFFFFF
     found = fold_in(seed, code, alg="philox")
@@ -15,10 +15,10 @@ def folded(seed, purpose: str, index: int | None = None) -> tf.Tensor:
 
 
 def standard_normal(shape: tuple[int, ...], seed, dtype) -> tf.Tensor:
-    """Returns standard normal numbers, alike in eager mode, in graphs and under XLA.
+    """Returns standard normal numbers, the same in eager mode, in graphs and under XLA.
 
-    They differ in rounding alone. XLA draws other floats than TensorFlow does, but the
-    same whole numbers, which are transformed here (Box and Muller).
+    They differ only by rounding. XLA draws other floats than TensorFlow, but the same
+    whole numbers, which are transformed here (Box and Muller).
     """
     wide = tf.as_dtype(dtype) if tf.as_dtype(dtype).size > 4 else tf.float32
     bits = whole_numbers((2, *shape), seed)

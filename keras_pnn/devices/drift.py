@@ -1,9 +1,8 @@
 """Model how one quantity of a device drifts: temperature, wavelength, alignment.
 
-A process is a pure function of (seed, step): a run that was interrupted and resumed
-has the same values as one that was not. Steps are whatever the caller counts (training
-batches, epochs, seconds); values are in the unit of the quantity that the process
-drives.
+A process is a pure function of (seed, step): a resumed run has the same values as an
+uninterrupted one. The caller chooses what steps count (training batches, epochs,
+seconds); values are in the unit of the quantity that the process drives.
 """
 
 import dataclasses
@@ -24,10 +23,10 @@ _BLOCK = 1024
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Process(Configured):
-    """Base of the drift processes: a number for each step, or several.
+    """Base of the drift processes: one or several numbers per step.
 
     A subclass is a frozen dataclass and implements `_value(step, seed)`, where `step`
-    is an int and `seed` a tuple of ints. The metadata of its fields are their bounds.
+    is an int and `seed` a tuple of ints. The metadata of its fields hold their bounds.
 
     Raises:
         ValueError: If a field is not a finite number, or is out of its range.
@@ -67,8 +66,8 @@ class Process(Configured):
 class BlockProcess(Process):
     """Base of the random processes, which are drawn block by block.
 
-    A subclass implements `_draw(generator, start)`, which returns `_BLOCK` values, and
-    after them the start of the next block if that depends on it.
+    A subclass implements `_draw(generator, start)`, which returns `_BLOCK` values,
+    followed by the start of the next block if that depends on this one.
 
     Example:
 
@@ -248,14 +247,15 @@ class Recorded(Process):
 
     Args:
         values: Sequence of at least one finite number, in the unit of the quantity; or
-            an array (steps, series). Rings take several series in turn, row by row of
-            their bank, the elements of other layers in their order.
-        past_end: What a step beyond the record gives: `"raise"` raises a ValueError,
-            `"hold"` gives the last value, `"repeat"` starts the record again.
+            an array (steps, series). Several series are assigned to rings row by row of
+            their bank, and to the elements of other layers in order.
+        past_end: What happens at a step beyond the record: `"raise"` raises a
+            ValueError, `"hold"` gives the last value, `"repeat"` starts the record
+            again.
 
     Raises:
-        ValueError: If `values` is no sequence of at least one finite number or no
-            array of them, or `past_end` is unknown.
+        ValueError: If `values` is not a sequence or array of at least one finite
+            number, or `past_end` is unknown.
 
     Example:
 

@@ -13,14 +13,14 @@ from keras_pnn.layers.context import Overrides, restoring
 
 
 class _Assigned(Exception):
-    """Says that a layer assigns variables that are not handed on yet."""
+    """Raised if a layer assigns variables that batches do not pass on yet."""
 
 
 class Engine:
     """Evaluates a model, whose metrics are built, for devices that set `variables`.
 
-    All stacks have `rows` rows, one for each device. Where there are fewer devices, the
-    rest are copies of the last. `differs` tells whether a layer's outputs differ
+    All stacks have `rows` rows, one for each device. If there are fewer devices, the
+    remaining rows copy the last. `differs` tells whether a layer's outputs differ
     between devices, `compiled` whether XLA compiles the passes over them.
     """
 
@@ -28,19 +28,19 @@ class Engine:
         self.model, self.variables, self.rows = model, variables, rows
         self._compile = compiled
         self._metrics = model.metrics_variables
-        # What the train step counts, which no evaluation reports.
+        # Metrics of the train step, which no evaluation reports.
         self._not_tested = getattr(model, "train_metrics", ())
         compiled = [*_keras.compiled_metrics(model), *self._not_tested]
         self._compiled = [v for m in compiled for v in m.variables]
         norms = batch_norm_layers(model)
         # Assigned for one call, by `own_statistics`.
         self._moved = [v for la in norms for v in (la.moving_mean, la.moving_variance)]
-        # States of layers, which a device hands from batch to batch.
+        # States of layers, which each device passes from batch to batch.
         self._handed = _keras.recurrent_states(model)
         self._in_batch = norms if batch_norm == "batch" else []
         self._norms = norms if batch_norm == "reestimated" else []
-        # Statistics are alike on all devices in front of what varies. They must not
-        # be stacked there, or all that follows would be.
+        # In front of varied layers, all devices have the same statistics. Stacking them
+        # there would stack all outputs that follow.
         self._own = {id(la) for la in self._norms if differs(la)}
         self._seeds = [*_keras.seed_states(model), _keras.global_seed_state()]
         self._zero = self._zero_states()
@@ -48,7 +48,7 @@ class Engine:
 
     def _trace(self):
         self._state = [*self._metrics, *self._handed]
-        # What the model and its layers update themselves, in the forward pass.
+        # States that the model and its layers update in the forward pass.
         compiled = {id(v) for v in self._compiled}
         self._in_pass = [i for i, v in enumerate(self._state) if id(v) not in compiled]
         self._forward_all = Mapped(self._forward, self.rows, self._compile)
@@ -67,7 +67,7 @@ class Engine:
     ) -> tuple[list[dict], int]:
         """Evaluates devices from the values of their variables, in stacks.
 
-        Returns name → value of each device, and how many devices have given NaN.
+        Returns name → value of each device, and the number of devices that gave NaN.
         """
         try:
             return self._run(values, devices, calibration(), batches())
@@ -89,7 +89,7 @@ class Engine:
         own, shared = self._statistics(parts)
         states, seeds = [*self._zero, *first], first_seeds
         for batch in batches:
-            # The first tells which devices have failed.
+            # The first state tells which devices have failed.
             passed = [states[1 + i] for i in self._in_pass]
             *outputs, seeds = self._forward_all(
                 [*stacks, *own, *passed], devices, shared, seeds, batch
@@ -99,21 +99,21 @@ class Engine:
         return self._results(states, devices)
 
     def _same(self, value) -> tf.Tensor:
-        """A stack of one value."""
+        """Returns a stack that repeats one value."""
         return tf.stack([value] * self.rows)
 
     def _zero_states(self) -> list[tf.Tensor]:
-        """Whether each device has given NaN, and metrics, before the first batch."""
+        """Returns each device's NaN flag and metrics before the first batch."""
         with restoring(self._metrics):
             self.model.reset_metrics()
             zero = [False, *(v.numpy() for v in self._metrics)]
         return [self._same(tf.convert_to_tensor(v)) for v in zero]
 
     def _statistics(self, parts: list) -> tuple[list, list]:
-        """Pools what `_moments` found for each batch.
+        """Pools the statistics that `_moments` found for each batch.
 
-        Returns means and variances of the layers in order: stacks of those that differ
-        between devices, and those that do not.
+        Returns means and variances in the order of the layers: stacks of those that
+        differ between devices, and single values of the others.
         """
         found = []
         for i, layer in enumerate(self._norms):
@@ -121,12 +121,12 @@ class Engine:
             if calls:
                 found.append(pooled(*(np.stack(c) for c in zip(*calls, strict=True))))
             else:
-                # The model has the layer and does not call it.
+                # The model has the layer but does not call it.
                 moving = layer.moving_mean, layer.moving_variance
                 found.append([np.stack([v.numpy()] * self.rows) for v in moving])
             alike = all((v == v[:1]).all() for v in found[-1])
             if id(layer) not in self._own and not alike:
-                # The model is not what its nodes say.
+                # The model does not follow its graph of nodes.
                 self._own = {id(la) for la in self._norms}
                 self._trace()
         own, shared = [], []
@@ -139,12 +139,12 @@ class Engine:
         return own, shared
 
     def _moving(self, own: bool):
-        """The re-estimated variables that differ between devices, or do not."""
+        """The re-estimated variables that differ between devices, or the others."""
         norms = [la for la in self._norms if (id(la) in self._own) is own]
         return [v for la in norms for v in (la.moving_mean, la.moving_variance)]
 
     def _moments(self, values, seeds, x):
-        """(what `own_statistics` finds for each layer and call, states, seeds)."""
+        """Returns (statistics of each layer and call, states, seeds) of one device."""
         given = [*self.variables, *self._handed, *self._seeds]
         overrides = Overrides(zip(given, [*values, *seeds], strict=True))
         with overrides.scope(self.model) as scope, own_statistics(self._norms) as found:
@@ -154,7 +154,7 @@ class Engine:
         return found, handed, [_now(scope, v) for v in self._seeds]
 
     def _check(self, scope) -> None:
-        """Raises if a pass has assigned what no batch hands to the next, as yet."""
+        """Raises `_Assigned` if a pass assigned states that are not passed on yet."""
         scope.check_unassigned(self.variables, "each device")
         known = [*self._state, *self._seeds, *self._compiled, *self._moved]
         ids = set(map(id, known))
@@ -164,7 +164,7 @@ class Engine:
             raise _Assigned
 
     def _forward(self, values, shared, seeds, batch):
-        """(outputs, attributes, loss, any NaN, states, seeds) of one device."""
+        """Returns (outputs, attributes, loss, any NaN, states, seeds) of one device."""
         x, y, sample_weight = batch
         passed = [self._state[i] for i in self._in_pass]
         stacked = [*self.variables, *self._moving(True), *passed]
@@ -180,7 +180,7 @@ class Engine:
             )
             loss = _keras.reported(loss)
         self._check(scope)
-        # What Keras hangs on tensors would be lost in a map over devices.
+        # A map over devices would lose the attributes that Keras sets on tensors.
         outputs = keras.tree.flatten(y_pred)
         attributes = [_keras.tensor_attributes(t) for t in outputs]
         failed = tf.reduce_any([_any_nan(t) for t in [loss, *outputs]])
@@ -197,7 +197,7 @@ class Engine:
         )
 
     def _update(self, state, batch, y_pred, attributes, loss, failed, passed):
-        """The state of one device after a batch."""
+        """Returns the state of one device after a batch."""
         x, y, sample_weight = batch
         outputs = keras.tree.flatten(y_pred)
         for output, its_own in zip(outputs, attributes, strict=True):
@@ -215,9 +215,9 @@ class Engine:
         return [tf.logical_or(failed_before, failed), *now]
 
     def _results(self, states, devices: int) -> tuple[list[dict], int]:
-        """The loss and the metrics of each device, and how many gave NaN."""
+        """Returns the metrics of each device, and the number of devices with NaN."""
         results = []
-        # As arrays: a slice of a tensor takes longer than what is done with it.
+        # As arrays, since slicing tensors would take most of the time.
         failed, *states = (state.numpy() for state in states)
         for i in range(devices):
             mapping = zip(self._state, [s[i] for s in states], strict=True)
@@ -227,14 +227,14 @@ class Engine:
             for metric in self._not_tested:
                 row.pop(metric.name, None)
             if failed[i]:
-                # To most metrics, NaN is an ordinary wrong answer, or class 0.
+                # Most metrics count NaN as an ordinary wrong answer, or as class 0.
                 row = {n: v if n == "loss" else v * np.nan for n, v in row.items()}
             results.append(row)
         return results, int(np.count_nonzero(failed[:devices]))
 
 
 def _any_nan(tensor) -> tf.Tensor:
-    """Whether a tensor holds a NaN; never, where its dtype has none."""
+    """Whether a tensor holds a NaN; false for dtypes without NaN."""
     tensor = tf.convert_to_tensor(tensor)
     if tensor.dtype.is_complex:
         tensor = tf.abs(tensor)
@@ -245,7 +245,7 @@ def _any_nan(tensor) -> tf.Tensor:
 
 def _plain(value):
     if isinstance(value, keras.Variable):
-        # NumPy would read past the scope that it is in.
+        # NumPy would ignore the scope that holds its value.
         value = tf.convert_to_tensor(value)
     value = np.array(value, "float64")
     return value if value.ndim else float(value)
@@ -253,5 +253,5 @@ def _plain(value):
 
 def _now(scope, variable):
     value = scope.get_current_value(variable)
-    # XLA takes no input of a map for one of its outputs.
+    # XLA does not accept an input of a map as its output.
     return tf.identity(tf.convert_to_tensor(variable) if value is None else value)

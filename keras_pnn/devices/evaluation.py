@@ -18,20 +18,20 @@ from keras_pnn.layers.fields import check_fields
 from keras_pnn.layers.lookup import left_curves
 from keras_pnn.layers.quantity import Quantity
 
-# Bytes of outputs, of a chunk of devices on all samples, from which XLA saves more than
-# the seconds that it compiles. It fuses the passes over activations: on LeNet-5 it
+# Bytes of the outputs of a chunk of devices on all samples, above which XLA saves more
+# time than it takes to compile. It fuses the passes over activations: on LeNet-5 it
 # saves a fifth, on a mesh nothing.
 _WORTH_COMPILING = 32 * 2**30
 
 
 class DeviceEvaluator:
-    """Evaluates a model on devices, call after call, on the same data.
+    """Evaluates a model on devices, repeatedly on the same data.
 
-    Devices run `chunk` at a time in one graph, and layers before the first imperfection
+    Devices run `chunk` at a time in one graph; layers before the first imperfection run
     once for all of them. If `chunk` is given, the same devices in the same order give
-    the same figures to the last bit. Between chunks of different sizes figures agree to
-    rounding, unless layers draw random numbers. To resume an evaluation, split the
-    devices at multiples of `chunk`.
+    bit-identical results. For different chunk sizes, results agree up to rounding,
+    unless layers draw random numbers. To resume an evaluation, split the devices at
+    multiples of `chunk`.
 
     Graphs are kept with the model, for all its evaluators. A new one is traced for
 
@@ -39,11 +39,11 @@ class DeviceEvaluator:
     - another set of variables that devices deviate in,
     - batches of another size, shape or dtype, or another number of devices at once,
     - another `batch_norm`,
-    - or so many more samples that XLA is worth its compiling.
+    - or so many more samples that compiling by XLA pays off.
 
     Devices, weights and data are read at each call, so that an evaluator can be used
-    during `fit`. A Python attribute of a layer that was changed takes effect after
-    `compile`, as it does in `evaluate`.
+    during `fit`. A changed Python attribute of a layer takes effect after `compile`, as
+    in `evaluate`.
 
     Args:
         model: a compiled model.
@@ -51,12 +51,12 @@ class DeviceEvaluator:
             or `keras.utils.PyDataset`, whose batches hold targets and sample weights
             too. A data set is read once into memory, and batched by `batch_size`.
         y: targets, likewise, or `None` if the model's loss and metrics need none.
-        batch_size: samples at once; fewer where as many batches are then alike: 360
-            samples run in batches of 90, not 100. Not so with losses and metrics that
-            may depend on it: functions of one's own, and losses of another `reduction`
-            than the mean.
+        batch_size: samples per batch; fewer if the same number of batches can then be
+            of equal size: 360 samples run in batches of 90, not 100. It is not reduced
+            for losses and metrics that may depend on it: custom functions, and losses
+            whose `reduction` is not the mean.
         sample_weight: one weight for each sample, or `None`.
-        chunk: devices at once, even if there are fewer. Default: as many as
+        chunk: devices per graph, even if there are fewer. Default: as many as
             `memory_limit` allows. With 1 they run one after the other.
         memory_limit: additional memory that an evaluation may use, in GiB, estimated
             from the layers' outputs and variables. At least one device runs at a time.
@@ -65,14 +65,14 @@ class DeviceEvaluator:
             figures depend on `batch_size`. `"reestimated"`: each device's own, from
             `calibration`. All else is as in inference; the model is not changed.
         calibration: inputs like `x` for `"reestimated"`, a few hundred samples of
-            training data. They run in batches of even size, at most `batch_size`, in
-            which the layers normalise with the batch's statistics; the device's
-            statistics are the mean and variance over all batches.
+            training data. They run in batches of about equal size, at most
+            `batch_size`, in which the layers normalise with the batch's statistics; the
+            device's statistics are the mean and variance over all batches.
 
     Raises:
         ValueError: If the model is not compiled, if a mesh's complex fields reach a
             layer or a loss of Keras, if data are empty, hold NaN or infinity or differ
-            in length, if a number is out of range, if the mode is unknown, or if
+            in length, if a number is out of range, if `batch_norm` is unknown, or if
             `calibration` does not fit it.
 
     Example:
@@ -99,7 +99,7 @@ class DeviceEvaluator:
         self.samples = _checks.sample_count(self._data[0])
         batch_size = _checks.integer("batch_size", batch_size, 1)
         self.batch_size = min(batch_size, self.samples)
-        # Statistics of a batch, and sums over it, are those of the size asked for.
+        # Statistics of a batch, and sums over it, need the requested size.
         if batch_norm != "batch" and _averages(model):
             self.batch_size = _even(batch_size, self.samples)
         self.chunk = _checks.optional(_checks.integer, "chunk", chunk, 1)
@@ -117,17 +117,17 @@ class DeviceEvaluator:
     ) -> DeviceEvaluation:
         """Returns loss and metrics of the model on each device.
 
-        Devices may deviate in different variables: what one does not set, and another
-        does, is nominal for it.
+        Devices may deviate in different variables: a variable that a device does not
+        set is nominal for it.
 
         Args:
-            devices: what `Variation.sample` returns.
+            devices: simulated devices, such as those of `Variation.sample`.
             verbose: 0 is silent, 1 or `"auto"` shows a progress bar.
 
         Raises:
-            ValueError: If there is no device, or something else than a simulated
-                device, if they come from another architecture, or if another device
-                has set one of the variables that they deviate in.
+            ValueError: If `devices` is empty or holds anything but simulated devices,
+                if they come from another architecture, or if another device has already
+                set one of their variables.
         """
         engine, quantities, bound = self._bound(devices)
         chunks = self._run(engine, quantities, bound, verbose)
@@ -149,7 +149,7 @@ class DeviceEvaluator:
     def chunks(
         self, devices: Sequence[SimulatedDevice], verbose: int | str = 0
     ) -> Iterator[tuple[int, list[dict]]]:
-        """Yields the results of one chunk of devices after the other.
+        """Yields the results of the devices, chunk by chunk.
 
         Raises what `evaluate` raises, before the first chunk.
 
@@ -164,14 +164,14 @@ class DeviceEvaluator:
         return self._bound(devices)[0].rows
 
     def _bound(self, devices):
-        """(engine, quantities, devices that all deviate in these)."""
+        """Returns (engine, quantities, devices that all set these quantities)."""
         check_digital("Simulated devices must be evaluated")
         _check_devices(devices)
         # First, as its error names the model's layers.
         for device in {repr(d.architecture): d for d in devices}.values():
             device.bind(self.model)
         bound = DeviceSet(devices)
-        # Of one device: to look each up in the model takes longer than to run it.
+        # Of one device only: a look-up in the model takes longer than its run.
         quantities = [quantity for quantity, _ in bound[0].bind(self.model)]
         for device in bound:
             for quantity in quantities:
@@ -181,20 +181,20 @@ class DeviceEvaluator:
         needs = footprint(self.model, variables)
         chunk = self.chunk
         if chunk is None:
-            # Chunks alike, so that the last one has little to fill up.
+            # Chunks of similar size, so that the last one has few rows to fill.
             fit = needs.devices(self.batch_size, self.memory_limit * 2**30)
             chunk = -(-len(bound) // -(-len(bound) // fit))
         calibration = {stop - start for start, stop in self._parts}
         last = self.samples % self.batch_size
         sizes = self.batch_size, last, *sorted(calibration)
         # With one sample, layers may multiply stacks (devices, 1, …) by one matrix. XLA
-        # does; TensorFlow by oneDNN then writes outside of its memory.
+        # can; TensorFlow with oneDNN then writes out of bounds.
         worth = chunk * self.samples * needs.stacked > _WORTH_COMPILING or 1 in sizes
         shapes = keras.tree.map_structure(
             lambda a: None if a is None else (a.shape[1:], a.dtype.name), self._data
         )
         kept = _keras.kept(self.model)
-        # An engine holds its variables, so that no other variable takes an id.
+        # An engine keeps its variables alive, so that their ids stay unique.
         ids = tuple(map(id, variables))
         key = "devices", ids, chunk, self.batch_norm, worth, sizes, repr(shapes)
         if key not in kept:
@@ -205,9 +205,9 @@ class DeviceEvaluator:
         return kept[key], quantities, bound
 
     def _build_metrics(self):
-        """Makes the metrics' variables, as Keras does at the first batch."""
+        """Creates the metrics' variables, as Keras does at the first batch."""
         try:
-            # Whole: a model may be made for one batch size.
+            # A whole batch, as a model may have a fixed batch size.
             first = rows_of(self._data, 0, self.batch_size)
             _keras.build_metrics(self.model, first)
         except Exception as error:
@@ -216,7 +216,7 @@ class DeviceEvaluator:
             _, *asking = _keras.compile_state(self.model)
             if self._data[1] is not None or all(part is None for part in asking):
                 raise
-            # Of any kind: a loss or metric of the user's own may have met `None`.
+            # Any error: a custom loss or metric may have received `None`.
             raise ValueError(
                 "Argument `y` must hold the targets that the model's loss and metrics "
                 f"need. Received: y=None, without which they fail: {error}"
@@ -279,25 +279,25 @@ def evaluate_devices(
 
     Loss and metrics are those of `model.evaluate`, weighting and regularisers
     included; the losses of single outputs are means over all samples, even if the
-    last batch is shorter. The model is not changed. Layers with a `SeedGenerator`
-    draw the same for all devices, anew for each batch. Stateful layers start from the
-    model's state, and each device continues its own. Devices that give NaN, as beyond
-    the end of a measured tuning curve, have metrics of NaN, and a warning counts them.
-    The graph is kept with the model and reused, see `DeviceEvaluator`.
+    last batch is shorter. The model is not changed. Layers with a `SeedGenerator` draw
+    the same numbers for all devices, and new ones for each batch. Stateful layers start
+    from the model's state, and each device continues its own. Devices that give NaN,
+    such as beyond the end of a measured tuning curve, have NaN metrics, and a warning
+    counts them. The graph is kept with the model and reused, see `DeviceEvaluator`.
 
     Args:
         model: a compiled model.
         x: inputs, an array or a list or dictionary of arrays; or a `tf.data.Dataset`
             or `keras.utils.PyDataset`, as in `DeviceEvaluator`.
         y: targets, likewise; `None` where a data set holds them.
-        devices: what `Variation.sample`, `sweep` and `grid` return, or a list of
+        devices: the result of `Variation.sample`, `sweep` or `grid`, or a list of
             devices, which may deviate in different variables.
         batch_size, sample_weight, chunk, memory_limit, batch_norm, calibration: as in
             `DeviceEvaluator`.
         verbose: 0 is silent, 1 or `"auto"` shows a progress bar.
 
     Returns:
-        A `DeviceEvaluation`, which knows the axes of a sweep or a grid.
+        A `DeviceEvaluation`, with the axes of a sweep or a grid.
 
     Raises:
         ValueError: As in `DeviceEvaluator` and its `evaluate`.
@@ -340,7 +340,7 @@ def check_digital(task: str) -> None:
 
 
 def off_nominal(quantity: Quantity) -> bool:
-    """Tells whether an imperfection is not at its nominal value; no weight is off."""
+    """Tells whether an imperfection is off its nominal value; never for a weight."""
     if quantity.nominal is None:
         return False
     # In the variable's precision, which may not hold a nominal value of 0.1.
@@ -349,7 +349,7 @@ def off_nominal(quantity: Quantity) -> bool:
 
 
 def check_nominal(quantities) -> None:
-    """Raises ValueError if what devices set is off its nominal value."""
+    """Raises ValueError if a quantity that devices set is off its nominal value."""
     for quantity in quantities:
         if off_nominal(quantity):
             raise ValueError(
@@ -360,14 +360,14 @@ def check_nominal(quantities) -> None:
 
 
 def stacked(quantities: Sequence[Quantity], devices: Sequence[SimulatedDevice]) -> list:
-    """Returns the values of quantities that all devices set, stacked over these."""
+    """Returns the values of quantities that all devices set, stacked over devices."""
     keys = [(quantity.name, quantity.index) for quantity in quantities]
     columns = [np.stack([device.deviations[key] for device in devices]) for key in keys]
     return [q.value(column) for q, column in zip(quantities, columns, strict=True)]
 
 
 def _averages(model: keras.Model) -> bool:
-    """Tells whether loss and metrics are means over samples, whatever the batches."""
+    """Tells whether loss and metrics are means over samples for any batch size."""
     asked, means = _keras.compile_arguments(model), ("mean", "sum_over_batch_size")
     parts = [asked.get(name) for name in ("loss", "metrics", "weighted_metrics")]
     return all(
@@ -378,7 +378,7 @@ def _averages(model: keras.Model) -> bool:
 
 
 def _even(batch_size: int, samples: int) -> int:
-    """Returns a size of as few batches as `batch_size` makes, all alike if possible."""
+    """Returns a size for the same number of batches, equal ones if possible."""
     count = -(-samples // batch_size)
     return samples // count if samples % count == 0 else min(batch_size, samples)
 

@@ -1,4 +1,4 @@
-"""Say in one sentence why data do not fit a model."""
+"""Explain in one sentence why data do not fit a model."""
 
 import keras
 import numpy as np
@@ -13,10 +13,10 @@ _DENSE = (keras.losses.CategoricalCrossentropy, keras.losses.categorical_crossen
 
 
 def misfit(model: keras.Model, x, y) -> ValueError | None:
-    """Returns an error that says what is wrong with data on which a model fails.
+    """Returns an error that explains why a model fails on data.
 
-    `None` where it is not known: for models that are no graph of layers, and losses
-    other than cross-entropies. `x` and `y` are structures of NumPy arrays.
+    `None` if the reason is unknown, as for models that are not a graph of layers, and
+    losses other than cross-entropies. `x` and `y` are structures of NumPy arrays.
     """
     graph = _keras.functional(model)
     pairs = [] if graph is None else _pairs(x, graph.inputs)

@@ -9,21 +9,21 @@ import tensorflow as tf
 from keras_pnn import _keras
 from keras_pnn.layers.mrr import MRRConv2D
 
-# Stacked copies of all that a layer holds, once a device sets a part of it: entries of
+# Memory of a layer that a device sets, in copies of the layer's variables: entries of
 # cells, tiles and matrices, or warped masks. Measured on all kinds of layers.
 _WEIGHTS = 6
 
-# What compiling takes, measured; never more than half of what there is, since a graph
-# of a small model takes little.
+# Measured memory for compiling; at most half of the limit counts, since the graph of a
+# small model takes little.
 _COMPILING = 0.1 * 2**30
 
 
 @dataclasses.dataclass
 class Footprint:
-    """Bytes of the layers' outputs, and which layers they come from."""
+    """Bytes of the layers' outputs, and the layers that differ between devices."""
 
-    # For each sample, of all devices together; for each sample and device; and for each
-    # device, from what it sets to matrices and masks.
+    # Per sample, for all devices together; per sample and device; and per device, for
+    # what it sets and the matrices and masks made of it.
     shared: float = 0.0
     stacked: float = 0.0
     weights: float = 0.0
@@ -32,23 +32,23 @@ class Footprint:
     layers: set[int] | None = dataclasses.field(default_factory=set)
 
     def differs(self, layer: keras.layers.Layer) -> bool:
-        """Tells whether the layer's outputs differ between devices, if it is known."""
+        """Tells whether the layer's outputs differ between devices; true if unknown."""
         return self.layers is None or id(layer) in self.layers
 
     def devices(self, batch_size: int, limit: float) -> int:
         """Returns how many devices fit a limit in bytes, at least one."""
-        # A tenth for what passes between the outputs.
+        # A tenth is left for intermediate values.
         left = 0.9 * limit - min(_COMPILING, limit / 2) - batch_size * self.shared
         each = batch_size * self.stacked + self.weights
         return max(1, int(left / max(each, 1.0)))
 
 
 def footprint(model: keras.Model, variables) -> Footprint:
-    """Returns what devices that set `variables` share, and what they do not.
+    """Returns the memory shared by devices that set `variables`, and that of each.
 
-    Models of nodes (functional, Sequential) are followed from node to node, also
-    where they are inside one another or in a wrapper whose attribute `model` is the
-    model it calls. Elsewhere every layer counts as different.
+    Graphs of nodes (functional, Sequential) are followed from node to node, also if
+    they are nested or in a wrapper that calls its attribute `model`. In other models
+    every layer counts as different.
     """
     varied, layers = {id(v) for v in variables}, _keras.flat_layers(model)
     found = Footprint()

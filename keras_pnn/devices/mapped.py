@@ -11,18 +11,18 @@ from keras_pnn.layers.context import kernels_per_device
 
 
 def graph(function: Callable, **kwargs):
-    """Returns a `tf.function` whose traces TensorFlow counts by themselves.
+    """Returns a `tf.function` whose traces TensorFlow counts separately.
 
-    Of a method it would count those of all models together, and warn of retracing.
+    For a method it would count those of all models together, and warn of retracing.
     """
     return tf.function(functools.partial(function), autograph=False, **kwargs)
 
 
 class Mapped:
-    """A function of (values of one device, *what all share), mapped over devices.
+    """Maps a function of (values of one device, *shared arguments) over devices.
 
     Operations that do not depend on the device are computed once. XLA compiles the map
-    if asked to, and if it knows all operations.
+    if `compiled` is true and it knows all operations.
     """
 
     def __init__(self, function: Callable, rows: int, compiled: bool):
@@ -35,7 +35,7 @@ class Mapped:
     def __call__(self, stacks: list, devices: int, *shared):
         """Returns the stacked results of all rows, of which `devices` count.
 
-        `stacks` are (rows, …) each; none for devices that set nothing.
+        Each of `stacks` is (rows, …); there is none for devices that set nothing.
         """
         if not stacks:
             results = [self._single([], *shared)]
@@ -65,7 +65,7 @@ class Mapped:
         try:
             return self._stacked(stacks, *shared)
         except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError):
-            # XLA does not know an operation of the model; TensorFlow may.
+            # XLA lacks an operation of the model; TensorFlow may have it.
             self._stacked = graph(self._map)
             return self._stacked(stacks, *shared)
 

@@ -1,4 +1,4 @@
-"""Turn deviations that are given by name, or in a CSV file, into those of a device."""
+"""Convert deviations by name, or from a CSV file, to those of a device."""
 
 import csv
 import os
@@ -16,12 +16,12 @@ _NEEDED = _HEADER[:-1]
 # The first and the last line of a file that `write_csv` wrote: without the last, it was
 # cut short.
 _FIRST, _LAST = "# Deviations of one device", "# end"
-# (name, index) of a variable → by how much it deviates.
+# (name, index) of a variable → its deviation.
 Deviations = dict[tuple[str, int], np.ndarray]
 
 
 def given_once(model: keras.layers.Layer, names) -> dict[str, list[Quantity]]:
-    """Returns name → the quantities that it addresses."""
+    """Returns name → its quantities; raises ValueError if two names share one."""
     addressed, keys = {}, {}
     for name in names:
         addressed[name] = find(model, name, weights=True)
@@ -45,7 +45,7 @@ def deviations_of(name: str, found: list[Quantity], amount: np.ndarray) -> Devia
             nominal = quantity.nominal if quantity.convert is None else 0.0
             quantity.layer.check_given(short, nominal + value)
         value = tf.constant(value, quantity.variable.dtype)
-        # NumPy makes no array of a tensor that is one bfloat16.
+        # NumPy cannot convert a scalar tensor of bfloat16.
         deviation = quantity.deviation(value).numpy()
         quantity.check(deviation)
         deviations[quantity.name, quantity.index] = deviation
@@ -68,7 +68,7 @@ def named_deviations(
 
 
 def read_csv(model: keras.layers.Layer, path: str | os.PathLike) -> dict:
-    """Returns name → deviation from a file, as `SimulatedDevice.from_csv` reads it."""
+    """Reads name → deviation from a file, as for `SimulatedDevice.from_csv`."""
     table = _tables.read(path)
     with open(path, encoding="utf-8", errors="ignore") as file:
         lines = file.read().split("\n")

@@ -38,7 +38,7 @@ def check_mode(mode: str, calibration, x):
 
 
 def even_parts(samples: int, batch_size: int) -> list[tuple[int, int]]:
-    """Returns (start, stop) of as few batches as needed, in sizes 1 apart at most.
+    """Returns (start, stop) of the fewest batches, whose sizes differ by at most 1.
 
     A short last batch would have poor statistics of its own.
     """
@@ -64,7 +64,7 @@ def moments(layer, inputs, mask=None):
     rank = inputs.shape.rank
     axes = [i for i in range(rank) if i != layer.axis % rank]
     if mask is None:
-        # A float, which XLA has on every device.
+        # As a float, which XLA supports on every device.
         size = tf.reduce_prod([tf.cast(tf.shape(inputs)[i], dtype) for i in axes])
         mean, variance = tf.nn.moments(inputs, axes)
         return size, mean, variance
@@ -82,10 +82,10 @@ def moments(layer, inputs, mask=None):
 def own_statistics(layers: Sequence) -> Iterator[list[list]]:
     """Lets `BatchNormalization` layers normalise each batch with its own statistics.
 
-    Only inside a `keras.StatelessScope`, which notes what is assigned to the layers'
-    moving statistics. Everything else stays in inference: momentum, `trainable` and
-    renormalisation do not count. Yields a list for each layer, to which each call adds
-    what `moments` returns.
+    It needs a `keras.StatelessScope`, which records what is assigned to the layers'
+    moving statistics. Everything else is as in inference: momentum, `trainable` and
+    renormalisation have no effect. Yields a list for each layer, to which each call
+    adds what `moments` returns.
     """
     found: list[list] = [[] for _ in layers]
     with contextlib.ExitStack() as stack:
@@ -114,7 +114,7 @@ def _normalizing(layer, calls):
 
 
 def pooled(counts, means, variances) -> tuple[np.ndarray, np.ndarray]:
-    """Returns mean and variance, (devices, channels), from those of parts of the data.
+    """Pools statistics of parts of the data to mean and variance, (devices, channels).
 
     Counts are (parts, devices), means and variances (parts, devices, channels).
     """

@@ -28,8 +28,8 @@ class DeviceEvaluation(Shown):
         vectorized: whether the devices ran in one graph.
         batch_norm: statistics of batch normalisation, as in `DeviceEvaluator`.
         model: the model's name.
-        labels: names of the devices, `""` for one without.
-        axes: of the devices' sweep or grid; empty for other devices.
+        labels: names of the devices, `""` for a device without one.
+        axes: axes of the devices' sweep or grid; empty for other devices.
 
     Example:
 
@@ -105,11 +105,11 @@ class DeviceEvaluation(Shown):
         compare: dict[str, "DeviceEvaluation"] | None = None,
         ax=None,
     ):
-        """Draws a metric: along a sweep, as a map over a grid, else one dot a device.
+        """Draws a metric: along a sweep, as a map over a grid, else one dot per device.
 
         Args:
             metric: a metric, or `"loss"`. Default: the first metric.
-            name: what to call this result in the legend. Default: the model's name.
+            name: name of this result in the legend. Default: the model's name.
             compare: name → further results, with the same axes.
             ax: Matplotlib axes to draw on. Default: those of a new figure.
 
@@ -118,7 +118,7 @@ class DeviceEvaluation(Shown):
 
         Raises:
             ValueError: If there is no such metric, a result of `compare` has other
-                axes, or there are more than two axes, or two and `compare`.
+                axes, or there are more than two axes, or two axes with `compare`.
             ImportError: If Matplotlib is not installed.
         """
         known = self._numbers()
@@ -155,11 +155,11 @@ class DeviceEvaluation(Shown):
         return ax
 
     def _numbers(self) -> list[str]:
-        """Returns the metrics that are one number for a device."""
+        """Returns the metrics that are one number per device."""
         return [name for name, values in self.values.items() if values.ndim == 1]
 
     def _places(self) -> list[dict]:
-        """Returns for each device label of the axis → its point, a number or a text."""
+        """Returns for each device {label of an axis: point}, a number or a text."""
         if not self.axes:
             return [{}] * len(self)
         points = [a.values if a.values.ndim == 1 else a.ticks for a in self.axes]

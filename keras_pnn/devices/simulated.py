@@ -1,4 +1,4 @@
-"""Describe simulated devices: the imperfections by which each leaves the design."""
+"""Describe simulated devices by their deviations from the design."""
 
 import collections
 import contextlib
@@ -25,13 +25,12 @@ _FORMAT = "keras_pnn.devices/1"
 
 
 class SimulatedDevice(Shown):
-    """The imperfections of one device, for models of one architecture.
+    """Holds the imperfections of one device, for models of one architecture.
 
     `from_dict` and `from_csv` take names, such as `"mrr_bank_1/resonance_shift"`.
 
-    Devices add: in `chip + warmer` each element deviates by the sum of both, in the
-    variable's unit. Since deviations are from nominal, scales of 1.1 and 1.2 add to
-    1.3. Power imbalances of splitters add as the angles of the splitters.
+    `chip + warmer` adds the deviations of both devices, in the variables' units: scales
+    of 1.1 and 1.2 add to 1.3, and power imbalances of splitters add as splitter angles.
 
     Args:
         deviations: `{(name, index): array}`, the deviation from the nominal value
@@ -88,10 +87,10 @@ class SimulatedDevice(Shown):
     def from_dict(
         cls, model: keras.layers.Layer, deviations: dict, label: str = ""
     ) -> "SimulatedDevice":
-        """Makes a device from the names of its deviations.
+        """Creates a device from deviations by name.
 
         Args:
-            model: a built model of its architecture.
+            model: a built model of the device's architecture.
             deviations: name, as in `Variation`, → deviation from the nominal value, in
                 the imperfection's unit: a number for every element, or an array in the
                 variable's shape.
@@ -136,16 +135,16 @@ class SimulatedDevice(Shown):
         return cls.from_dict(model, read_csv(model, path), label)
 
     def to_csv(self, model: keras.layers.Layer, path: str | os.PathLike) -> None:
-        """Writes the device as `from_csv` reads it.
+        """Writes the device in the format of `from_csv`.
 
         Raises:
-            ValueError: As in `bind`; or if two of its layers have one name, such as
-                those in a `Bidirectional`: `DeviceSet.save` numbers them.
+            ValueError: As in `bind`; or if two layers share a name, as in a
+                `Bidirectional`: use `DeviceSet.save`, which numbers them.
         """
         write_csv(self.bind(model), path)
 
     def __getstate__(self):
-        # Not the model that it is attached to: it may be sent to another process.
+        # Without the attached model, as a device may be sent to another process.
         return {**vars(self), "_attached": {}}
 
     def __add__(self, other: "SimulatedDevice") -> "SimulatedDevice":
@@ -213,9 +212,8 @@ class SimulatedDevice(Shown):
     def attach(self, model: keras.layers.Layer) -> "SimulatedDevice":
         """Prepares `measure` for the layers of a model.
 
-        Imperfections that the device names are its own, plus what moves the model in
-        the step: drift, noise and eq. 5. All others are those of the model at the time
-        of the measurement.
+        Imperfections that the device sets are its own, plus what drift, noise and eq. 5
+        add in the step. All others are the model's at the time of the measurement.
 
         Raises:
             ValueError: As in `bind`; or if the device deviates in weights, which a
@@ -284,17 +282,17 @@ class SimulatedDevice(Shown):
 class DeviceSet(Shown, Sequence):
     """A sequence of simulated devices, saved and loaded as one `.npz` file.
 
-    All of them deviate in the same variables: what one of the given devices does not
-    set, and another does, is nominal for it (deviation 0).
+    All of them set the same variables: a variable that a given device does not set, and
+    another does, gets deviation 0.
 
     Args:
         devices: the devices.
-        axes: of a sweep or a grid, the `Axis` objects along which the devices lie, the
-            last one varying fastest. A slice of the devices has none.
+        axes: the `Axis` objects of a sweep or a grid; the last one varies fastest. A
+            slice of the devices has none.
 
     Raises:
-        ValueError: If the devices come from different architectures, or are not as
-            many as the axes have points.
+        ValueError: If the devices come from different architectures, or their number is
+            not that of the axes' points.
 
     Example:
 
@@ -343,7 +341,7 @@ class DeviceSet(Shown, Sequence):
         """Reads devices that `save` wrote.
 
         Raises:
-            ValueError: If the file is not one of these, or is cut short.
+            ValueError: If the file was not written by `save`, or is cut short.
             FileNotFoundError: If there is no file.
         """
         try:
@@ -396,7 +394,7 @@ def _deviation_table(devices: Sequence[SimulatedDevice]) -> Table:
 
 
 def _names(device: SimulatedDevice) -> str:
-    """Returns what a device deviates in; several variables of a name with a count."""
+    """Returns the names that a device sets, with a count for several variables."""
     counts = collections.Counter(name for name, _ in sorted(device.deviations))
     texts = (name if n == 1 else f"{name} × {n}" for name, n in counts.items())
     return ", ".join(texts) or "nominal"
@@ -417,7 +415,7 @@ def _joint_architecture(devices: Iterable[SimulatedDevice]) -> dict:
 
 
 def _alike(devices: tuple[SimulatedDevice, ...]) -> tuple[SimulatedDevice, ...]:
-    """Returns devices that deviate in the same variables, by 0 where they did not."""
+    """Returns devices that all set the same variables, by 0 where they did not."""
     keys = {key for device in devices for key in device.deviations}
     shapes = _joint_architecture(devices)
     zeros = {(n, i): np.zeros(shapes[n][i], "float32") for n, i in sorted(keys)}

@@ -1,4 +1,4 @@
-"""Draw controls that are stuck: dead heaters, and heaters at a fixed setting."""
+"""Draw stuck controls: dead heaters, and heaters at a fixed setting."""
 
 import keras
 import numpy as np
@@ -15,21 +15,20 @@ class Stuck(Configured):
     """Controls that cannot be set, such as heaters without contact.
 
     For `Variation(stuck=…)`: each control of rings and meshes is stuck with a
-    probability. It then ignores its setting: training and its ascent, drift and noise
-    of the control, `dac` and `program`. Heat and fabrication still shift its ring, from
-    the end of a measured curve maybe beyond it (NaN), unless `extend_below` of
-    `MeasuredTuning` continues it. A device holds it in the imperfections
-    `control_stuck` of rings, and `theta_stuck`, `phi_stuck` and `gamma_stuck` of
-    meshes, (…, 2): whether it is stuck, and at what value.
+    probability. It then ignores training and its ascent, drift and noise of the
+    control, `dac` and `program`. Temperature and fabrication still shift its ring,
+    perhaps beyond the end of a measured curve (NaN), unless `extend_below` of
+    `MeasuredTuning` continues the curve. A device stores stuck controls in the
+    imperfections `control_stuck` of rings, and `theta_stuck`, `phi_stuck` and
+    `gamma_stuck` of meshes, (…, 2): whether the control is stuck, and at what value.
 
     Args:
         probability: share of the controls that are stuck, from 0 to 1.
-        at: `"zero"` (no current, no phase), `"random"` (even over what training sets:
-            the range of a ring's control, a turn of a phase), or a value in the unit of
-            the control.
+        at: `"zero"` (no current, no phase), `"random"` (uniform over the range of a
+            ring's control or a turn of a phase), or a value in the unit of the control.
 
     Raises:
-        ValueError: If `probability` is not from 0 to 1, or `at` is something else; when
+        ValueError: If `probability` is not from 0 to 1, or `at` is none of these; when
             drawn, if the value is out of the range of a tuning.
 
     Example:
@@ -47,7 +46,7 @@ class Stuck(Configured):
         self.at = at
 
     def draw_for(self, quantity: Quantity, seed) -> tf.Tensor:
-        """Returns one draw for a `<control>_stuck`, a pure function of the seed."""
+        """Returns one draw of `<control>_stuck`, a pure function of the seed."""
         shape = tuple(quantity.variable.shape)
         uniform = tf.unstack(uniform_numbers(shape, seed), axis=-1)
         stuck = tf.cast(uniform[0] < self.probability, quantity.variable.dtype)

@@ -1,4 +1,4 @@
-"""Make devices that differ in chosen values of an imperfection."""
+"""Create devices that differ in chosen values of imperfections."""
 
 import itertools
 from collections.abc import Sequence
@@ -32,9 +32,9 @@ def sweep(
         `evaluate_devices` keeps them.
 
     Raises:
-        ValueError: If the model has nothing of that name, or if a value is not
-            finite, has another shape, or lies outside the imperfection's range (a
-            scale of 0).
+        ValueError: If the model has no imperfection of that name, or if a value is not
+            finite, has another shape, or lies outside the imperfection's range (a scale
+            of 0).
 
     Example:
 
@@ -49,15 +49,15 @@ def sweep(
 def grid(model: keras.layers.Layer, values: dict) -> DeviceSet:
     """Returns one device for each combination of values of several imperfections.
 
-    The last name varies fastest, so that a result in the shape of the values'
-    lengths has one axis for each name.
+    The last name varies fastest, so that a result reshaped to the numbers of values has
+    one axis for each name.
 
     Args:
         model: a built model.
         values: name → values, each as in `sweep`.
 
     Returns:
-        A `DeviceSet`, as `sweep` does, with one axis for each name.
+        A `DeviceSet`, as from `sweep`, with one axis for each name.
 
     Raises:
         ValueError: As in `sweep`; or if there is no name, or two names address one
@@ -96,11 +96,11 @@ def _text(found: list[Quantity], point: np.ndarray) -> str:
     """A point of a sweep, with the nominal value that it is added to, unless 0."""
     text = ", ".join(f"{v:g}" for v in np.ravel(point))
     text = text if point.ndim == 0 else f"({text})"
-    # What is converted (a power imbalance) is not in the unit of the nominal value.
+    # A converted quantity (a power imbalance) is not in the nominal value's unit.
     nominal = {q.nominal for q in found if q.convert is None} - {None}
     if nominal <= {0}:
         return text
-    # Layers of other designs differ in it.
+    # Layers of different designs have different nominal values.
     base = f"{nominal.pop():g}" if len(nominal) == 1 else "nominal"
     negative = point.ndim == 0 and point < 0
     return f"{base} - {text[1:]}" if negative else f"{base} + {text}"

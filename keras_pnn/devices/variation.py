@@ -63,7 +63,7 @@ class Correlated(Configured):
         return f"Correlated(std={self.std!r}, length={self.length!r})"
 
 
-# For a draw that lies beyond the bound of an imperfection.
+# Added to the error for a draw beyond the bound of an imperfection.
 _WAY_OUT = (
     "Draw from a distribution that ends before, such as TFP's TruncatedNormal, or "
     "give a smaller standard deviation. "
@@ -93,7 +93,7 @@ class Variation:
             `Variation({"mrr_bank_1/resonance_shift": 0.08})`.
 
     Draws are pure functions of seed and model: the same in eager mode, in graphs,
-    under XLA and on other machines, to rounding. Only a TFP distribution without a
+    under XLA and on other machines, up to rounding. Only a TFP distribution without a
     quantile function is drawn differently under XLA: training with it and
     `jit_compile=True` raises an error.
 
@@ -139,7 +139,7 @@ class Variation:
         return [name for name, s in self.spreads.items() if not _has_quantile(s)]
 
     def quantities(self, model: keras.layers.Layer) -> list[Quantity]:
-        """Returns what of a model deviates."""
+        """Returns the quantities of a model that deviate."""
         return [quantity for quantity, _ in self._plan(model)]
 
     def _plan(self, model) -> list[tuple[Quantity, object]]:
@@ -176,7 +176,7 @@ class Variation:
         return drawn
 
     def drawn(self, model: keras.layers.Layer, seed) -> Deviations:
-        """Draws one device as `deviations`, outside a graph.
+        """Draws one device outside a graph, as arrays.
 
         Raises:
             ValueError: If a draw lies beyond an imperfection's bound.
@@ -188,7 +188,7 @@ class Variation:
         return arrays
 
     def values(self, model: keras.layers.Layer, seed):
-        """Draws one device on top of what the model's variables are at present.
+        """Draws one device on top of the present values of the model's variables.
 
         Returns (variable, value) pairs.
         """
@@ -199,9 +199,9 @@ class Variation:
 
         Args:
             model: a built model, wrapped or not.
-            n: how many.
-            seed: device i of this seed is the same whatever `n` is, and for every
-                model of this architecture.
+            n: number of devices.
+            seed: device i of a seed is the same for any `n`, and for every model of an
+                architecture.
 
         Raises:
             ValueError: If a name matches nothing in the model, if `n` is below 1, or
@@ -216,9 +216,10 @@ class Variation:
         )
 
     def scaled(self, factor: float) -> "Variation":
-        """Returns the variation whose every draw is `factor` times that of this one.
+        """Returns a variation whose draws are `factor` times those of this one.
 
-        The same seed gives the same devices but for the factor.
+        The same seed gives the same devices up to the factor. `Stuck` scales its
+        probability.
 
         Raises:
             ValueError: If the factor is negative or not finite.
@@ -258,7 +259,7 @@ class Variation:
 
 
 def _has_quantile(distribution) -> bool:
-    """Tells whether draws are the same under XLA; those of TFP only as quantiles."""
+    """Tells whether draws are the same under XLA; TFP's are only by quantile."""
     if isinstance(distribution, _Scaled):
         return _has_quantile(distribution.spread)
     if isinstance(distribution, float | Stuck) or hasattr(distribution, "draw"):

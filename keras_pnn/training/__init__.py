@@ -1,4 +1,4 @@
-"""Train models by steps of their own: sharpness-aware, physics-aware, dual adaptive."""
+"""Train models: sharpness-aware, physics-aware and dual adaptive training."""
 
 from keras_pnn.training.adversary_rules import Autodiff, FiniteDifference
 from keras_pnn.training.ascent import (

@@ -1,4 +1,4 @@
-"""Move the imperfections of a model to where the loss is worse: eq. 5."""
+"""Move imperfections of a model to where the loss is higher: eq. 5."""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from keras_pnn.training.adversary_rules import (
 )
 from keras_pnn.training.gradients.base import summed
 
-# Above this many components a training step would be passes and little else.
+# Above this many components, extra passes would dominate a training step.
 MOST_COMPONENTS = 16
 
 
@@ -29,12 +29,13 @@ class Parameter:
 
     Args:
         name: the imperfection's name without the layer.
-        place: 0 where all layers share it, else 1 + the layer's place among those
-            that have it. Draws go by name and place: a layer's automatic name differs
-            from run to run.
-        rule: where dL/dθ comes from, and how far θ goes.
-        quantities: what moves, all of one shape, by one offset.
-        radius, step: in that shape, 0 where nothing moves; no step for `Autodiff`.
+        place: 0 if all layers share it, else 1 + the layer's index among the layers
+            that have it. Draws depend on name and place, as automatic layer names
+            differ from run to run.
+        rule: how dL/dθ is computed, and how far θ moves.
+        quantities: the quantities that move by one offset; all have the same shape.
+        radius, step: arrays of that shape; the radius is 0 where nothing moves.
+            `Autodiff` has no step.
     """
 
     name: str
@@ -46,7 +47,7 @@ class Parameter:
 
     @property
     def components(self) -> list[tuple[int, ...]]:
-        """Indices of what moves."""
+        """Indices of the components that move."""
         return [tuple(index) for index in np.argwhere(self.radius > 0)]
 
     @property
@@ -103,18 +104,18 @@ class Parameter:
         return tf.add_n([zero, *(tf.cast(slope, zero.dtype) for slope in slopes)])
 
     def _fraction(self, seed, purpose: str):
-        """Returns u of [0, 1), a pure function of seed, name, place and purpose."""
+        """Returns u in [0, 1), a pure function of seed, name, place and purpose."""
         own = folded(seed, f"misalignment/{self.name}/{purpose}", self.place)
         bits = whole_numbers((), own)
         return tf.cast(tf.bitwise.right_shift(bits, 8), self.dtype) * 2.0**-24
 
 
 class Adversary:
-    """The imperfections of a model that eq. 5 moves, and the rules by which.
+    """Moves imperfections of a model by eq. 5.
 
-    It has a `Parameter` for each name of which a component moves, or one for each layer
-    where `Autodiff` moves layers of different shapes. None may be among `perturbed`,
-    which the ascent moves.
+    It has one `Parameter` per name with a component that moves, or one per layer where
+    `Autodiff` moves layers of different shapes. The names must not include `perturbed`
+    variables, which the ascent moves.
     """
 
     def __init__(self, model, rules: dict[str, AdversaryRule], perturbed=()):
@@ -160,7 +161,7 @@ class Adversary:
 
     @property
     def passes(self) -> int:
-        """The forward passes that finite differences add, without one at θ0."""
+        """Forward passes that finite differences add, except the one at θ0."""
         return sum(p.passes for p in self.parameters)
 
     def moved(
@@ -169,9 +170,9 @@ class Adversary:
         """Returns the imperfections at θ_adv; draws are a pure function of the seed.
 
         Args:
-            present: the values that the first pass saw, θ0 among them.
+            present: the values of the first pass, including θ0.
             loss: `Overrides` → the loss with them in place of θ0.
-            origin: the loss at θ0, or `None` to take it from `loss` if need be.
+            origin: the loss at θ0, or `None` to compute it by `loss` if needed.
             gradient: variable → dL/dθ of the first pass, for `differentiated`.
         """
         if origin is None and self.needs_origin:
@@ -183,7 +184,7 @@ class Adversary:
             for p in self.parameters
         ]
         found = Overrides()
-        # Added over replicas, so that all of them go to one θ_adv.
+        # Summed over replicas, so that all use the same θ_adv.
         for parameter, slope in zip(self.parameters, summed(slopes), strict=True):
             offset = parameter.offset(slope, seed)
             found = found.merged(parameter.moved(offset, present))
@@ -218,10 +219,10 @@ def _parameter(name, rule, quantities: list[Quantity], singly: bool) -> Paramete
 
 
 def _check_reach(argument: str, quantities: list[Quantity], reach: np.ndarray) -> None:
-    """Raises ValueError if going by `reach` from nominal leaves what exists."""
+    """Raises ValueError if `reach` from nominal leaves a quantity's range."""
     for quantity in quantities:
         if quantity.convert is not None:
-            # An alias keeps to its range itself.
+            # An alias enforces its own range.
             continue
         try:
             quantity.check(-reach)
@@ -232,13 +233,13 @@ def _check_reach(argument: str, quantities: list[Quantity], reach: np.ndarray) -
 
 
 def _deviation(quantity: Quantity, amount) -> tf.Tensor:
-    """The variable's deviation for an amount of the quantity that was named."""
+    """Converts a deviation of the named quantity to its variable's unit."""
     dtype = quantity.variable.dtype
     return tf.cast(quantity.deviation(tf.cast(amount, dtype)), dtype)
 
 
 def _by_name(quantity: Quantity, gradient) -> tf.Tensor:
-    """dL/dθ in the quantity that was named, from that in the variable's unit."""
+    """Converts dL/dθ from the variable's unit to that of the named quantity."""
     if quantity.convert is None:
         return gradient
     zero = tf.zeros_like(gradient)

@@ -13,11 +13,11 @@ from keras_pnn._signatures import Configured
 class AdversaryRule(Configured):
     """The step rule of eq. 5: from dL/dθ to θ_adv − θ0.
 
-    The base of `FiniteDifference` and `Autodiff`, dataclasses with the fields
-    `radius`, `normalize` and `sample_radius`, which say where dL/dθ comes from.
+    Base of the dataclasses `FiniteDifference` and `Autodiff`, which choose how dL/dθ is
+    computed and share the fields `radius`, `normalize` and `sample_radius`.
     """
 
-    # How many forward passes one component of θ costs.
+    # Forward passes per component of θ.
     passes_per_component = 0
 
     def __post_init__(self):
@@ -29,7 +29,7 @@ class AdversaryRule(Configured):
     def move(self, gradient, radius):
         """Returns θ_adv − θ0 = r ⊙ (r ⊙ g) / ‖r ⊙ g‖₂, or r ⊙ g unnormalised.
 
-        It is zero if all of r ⊙ g is, with tensors g = dL/dθ and r of one shape.
+        The tensors g = dL/dθ and r have the same shape; the result is 0 if r ⊙ g is.
         """
         scaled = radius * gradient
         if not self.normalize:
@@ -47,12 +47,12 @@ class FiniteDifference(AdversaryRule):
 
     θ_adv = θ0 + r ⊙ (r ⊙ g) / ‖r ⊙ g‖₂ with g ≈ dL/dθ: ±r for a scalar, r g/‖g‖
     for equal radii. Use it for imperfections without a useful derivative. A central
-    difference costs two forward passes per component of θ and training step, a
-    forward difference one, whose sign the curvature of the loss biases.
+    difference costs two forward passes per component of θ and training step, a forward
+    difference costs one, but the curvature of the loss biases its sign.
 
     A common name, such as `"temperature"`, is one θ that all layers share: g is the
     sum over the layers, which must agree in its shape, and all move by one offset.
-    `"<layer>/temperature"` is that of one layer. In an alias, such as
+    `"<layer>/temperature"` is the θ of one layer. For an alias, such as
     `"splitter_imbalance"`, radius and step are in the unit of the alias.
 
     The authors' own rule, θ += 0.8 ΔL/δ with δ ~ U(0, 1)°, is
@@ -65,17 +65,16 @@ class FiniteDifference(AdversaryRule):
         radius: r, in the imperfection's unit: a number or an array of its shape,
             ≥ 0. A component of radius 0 is not moved, and costs nothing. It must keep
             the imperfection in its range: below 1 for a scale.
-        step: δ of the difference, > 0, likewise. A step that is too small measures the
-            rounding of the loss; one that is too large does not measure the slope: if
-            the frame's edges move by a pixel, one difference in five has the wrong
-            sign.
+        step: δ of the difference, > 0, in the same unit and shape. Too small a step
+            measures the rounding of the loss; too large a step does not measure the
+            slope: for a rotation that moves the frame's edges by a pixel, one sign in
+            five is wrong.
         scheme: `"central"`, (L(θ0 + δ) − L(θ0 − δ)) / 2δ, or `"forward"`,
             (L(θ0 + δ) − L(θ0)) / δ.
         normalize: `False` for θ_adv − θ0 = r ⊙ g; the radius is then a gain.
         sample_radius: whether r is multiplied by a fresh u ~ U(0, 1) at each
             optimizer step; under gradient accumulation the micro-batches share it.
-        sample_step: whether δ is multiplied by a fresh u ~ U(0, 1] at each optimizer
-            step, likewise.
+        sample_step: whether δ is multiplied by a fresh u ~ U(0, 1], in the same way.
 
     Raises:
         ValueError: If an argument is out of its range.

@@ -10,9 +10,9 @@ class BatchOrder(keras.callbacks.Callback):
     """Ties the order of a `keras_pnn.datasets.Batches` to the epoch of `fit`.
 
     With it, epoch `e` sees the same batches in the same order in every run, also in
-    one resumed by `keras.callbacks.BackupAndRestore` or `initial_epoch`. Without it
-    the batches count epochs by themselves, from 0. `SATModel`, `PATModel` and
-    `DATModel` use it by themselves; it is for other Keras models.
+    one resumed by `keras.callbacks.BackupAndRestore` or `initial_epoch`. Without it the
+    batches count epochs themselves, from 0. `SATModel`, `PATModel` and `DATModel` add
+    it automatically; other Keras models need it.
 
     Args:
         batches: The `keras_pnn.datasets.Batches` given to `fit`.

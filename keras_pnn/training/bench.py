@@ -1,4 +1,4 @@
-"""Train on a device in the laboratory, which is Python and which may fail."""
+"""Train on a device in the laboratory, whose Python driver may fail."""
 
 import contextlib
 import inspect
@@ -18,25 +18,25 @@ _COMPILE = inspect.signature(keras.Model.compile)
 
 
 def devices_of(trainer) -> list:
-    """Returns the devices that may fail in a step: its own, and an installed one."""
+    """Returns the devices that a step measures: the trainer's and an installed one."""
     return [d for d in (trainer.device, measuring_device()) if d is not None]
 
 
 def on_bench(trainer) -> bool:
-    """Tells whether a device in a step is Python, which no compiled graph can hold."""
+    """Tells whether a step calls a Python driver, which no compiled graph can hold."""
     return any(hasattr(device, "measure_in_graph") for device in devices_of(trainer))
 
 
 def check_alone(trainer) -> None:
-    """Checks that a simulated device measures a model that no other device has set."""
+    """Checks that the model is nominal in all that its simulated device sets."""
     if _keras.is_built(trainer.model) and isinstance(trainer.device, SimulatedDevice):
         check_nominal(q for q, _ in trainer.device.bind(trainer.model))
 
 
 def check_movable(device, quantities: Iterable[Quantity], what: str) -> None:
-    """Checks that no imperfections of a device on the bench are to move.
+    """Raises ValueError if imperfections of a device on the bench would move.
 
-    Weights may, as they are sent to the bench.
+    Weights may move, as they are sent to the bench.
     """
     if not hasattr(device, "measure_in_graph"):
         return
@@ -72,20 +72,20 @@ def compile_options(trainer, *args, **kwargs) -> dict:
 
 
 def measurements(trainer, *evaluations) -> list[tf.Tensor]:
-    """Returns what must have been measured before a step changes anything.
+    """Returns the measured tensors that a step waits for before it changes anything.
 
-    Thus a device that fails in any pass leaves the state from before the step. Without
-    a device on the bench there is nothing to wait for.
+    Thus a device that fails in any pass leaves the state as it was. The list is empty
+    without a device on the bench.
     """
     if not on_bench(trainer):
         return []
-    # A gradient may come from measurements of its own.
+    # A gradient may need further measurements.
     gradients = [g for e in evaluations for g in e.gradients if g is not None]
     return [*(e.loss for e in evaluations), *gradients]
 
 
 def take_averages_out(callbacks: list) -> None:
-    """Puts the weights of training back where `SwapEMAWeights` has the averages."""
+    """Restores the training weights that `SwapEMAWeights` replaced by averages."""
     for callback in callbacks:
         if isinstance(callback, keras.callbacks.SwapEMAWeights):
             callback.on_test_end()
@@ -93,10 +93,10 @@ def take_averages_out(callbacks: list) -> None:
 
 @contextlib.contextmanager
 def reporting(trainer, callbacks: list) -> Iterator[None]:
-    """Raises what fails on the bench during a run with a note on how to go on.
+    """Adds a note on how to resume to the error of a device on the bench.
 
     With a `pnn.callbacks.Checkpoint` among the callbacks, the state after the last
-    whole step is written to its folder first.
+    complete step is first saved to its folder.
     """
     if on_bench(trainer) and trainer.steps_per_execution != 1:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Tell when training has collapsed: outputs that know nothing of their inputs."""
+"""Warn when training has collapsed: the outputs do not depend on the inputs."""
 
 import math
 
@@ -14,17 +14,17 @@ _ACCURACIES = (
     keras.metrics.CategoricalAccuracy,
     keras.metrics.SparseCategoricalAccuracy,
 )
-# As many epochs in a row, of as many steps in all, with an accuracy of at most so many
-# times chance.
+# Warn after this many epochs in a row and this many steps in all, with an accuracy of
+# at most this multiple of chance.
 _EPOCHS, _STEPS, _MARGIN = 3, 100, 1.1
 
 
 class CollapseWarning(keras.callbacks.Callback):
     """Warns once in a `fit` whose loss is NaN, or whose accuracy stays at chance.
 
-    That is at 1 / classes for three epochs and a hundred steps: with fewer, training
-    may be slow. Nothing is said of chance where no argument is suspected to be too
-    large, no accuracy is among the metrics, or there are several outputs.
+    Accuracy stays at chance if it is at most 1.1 / classes for three epochs and a
+    hundred steps. This is reported only if an argument may be too large, exactly one
+    metric is an accuracy, and there is one output.
     """
 
     def __init__(self, suspects: list[str]):

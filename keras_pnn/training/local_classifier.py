@@ -14,20 +14,20 @@ from keras_pnn.layers.lookup import physical_layers
 class LocalClassifier(keras.Model):
     """Classifies by the label that fits an input best: a network for `pnn.PhyLL`.
 
-    The features and a label, as `scale` times its one-hot vector behind them, go
-    through blocks in series, y_k = B_k(y_{k−1}). Each block has a goodness,
+    The features, followed by `scale` times the one-hot vector of a label, pass through
+    blocks in series, y_k = B_k(y_{k−1}). Each block has a goodness,
 
         g_k = cos(y_k, p_k), p_k a fixed vector of N(0, 1)
 
-    (of |y_k| where outputs are complex), and the output for a label is the sum of the
-    goodness of all blocks, a number within ± the number of blocks. No last layer is
-    needed. To classify an input, it is sent once for each label.
+    (with |y_k| for complex outputs), and the output for a label is the sum of the
+    goodness of all blocks, at most the number of blocks in magnitude. No last layer is
+    needed. An input is classified by sending it once for each label.
 
     Args:
-        blocks: two layers or models or more, each with a physical layer and outputs of
+        blocks: two or more layers or models, each with a physical layer and outputs of
             shape (batch, units), such as a `keras.Sequential` of a bank and an
             activation.
-        classes: how many labels there are, an integer ≥ 2.
+        classes: number of labels, an integer ≥ 2.
         scale: the value that stands for a label; about the largest feature.
         seed: seed of the p_k, an integer ≥ 0.
 
@@ -36,8 +36,8 @@ class LocalClassifier(keras.Model):
     Output shape: `(batch, classes)`.
 
     Raises:
-        ValueError: If there are fewer than two blocks, one is no Keras layer or has no
-            physical layer, or another argument is out of its range.
+        ValueError: If there are fewer than two blocks, a block is not a Keras layer or
+            has no physical layer, or another argument is out of its range.
 
     Example:
 
@@ -92,7 +92,7 @@ class LocalClassifier(keras.Model):
     ) -> list:
         """Returns the goodness of each block for labels of the inputs, shape (batch,).
 
-        With `cut`, derivatives stop in front of each block.
+        With `cut`, gradients stop before each block.
         """
         inputs = ops.cast(inputs, self.compute_dtype)
         label = self.scale * ops.one_hot(labels, self.classes, dtype=inputs.dtype)
@@ -107,7 +107,7 @@ class LocalClassifier(keras.Model):
         return found
 
     def direction(self, place: int, units: int) -> np.ndarray:
-        """Returns p_k of the block at a place, of length 1."""
+        """Returns p_k of the block with index `place`, scaled to length 1."""
         draw = np.random.default_rng([self.seed, place]).normal(size=units)
         return draw / np.linalg.norm(draw)
 

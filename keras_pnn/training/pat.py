@@ -18,7 +18,7 @@ class PATModel(SATModel):
             vector–Jacobian product is taken through the model at the measured input;
             or `"output"`: only the outputs of the network are measured, and the
             derivative is the model's, at its own states. For an imperfect `MZIMesh`
-            begin with `"output"`: its errors rotate the phases of the fields, so that
+            start with `"output"`: its errors rotate the phases of the fields, so that
             `"layers"` may fail, above all in large meshes.
         ascent: an ascent as in `SATModel`, for SAT online. Default: none.
         **kwargs: further arguments of `SATModel`.

@@ -16,12 +16,12 @@ class OpticalPruning(Configured, keras.regularizers.Regularizer):
 
     Args:
         alpha: weight α of the penalty, ≥ 0.
-        tuning: the tuning of the layer that it regularises. Default: that of a layer
-            by default. A layer with another one raises an error.
+        tuning: the tuning of the regularised layer. Default: the default tuning of
+            layers. A layer with another tuning raises an error.
 
     Raises:
-        ValueError: If `alpha` is negative or not finite, or rings have curves of their
-            own.
+        ValueError: If `alpha` is negative or not finite, or `tuning` has a curve for
+            each ring.
 
     Example:
 
@@ -36,7 +36,7 @@ class OpticalPruning(Configured, keras.regularizers.Regularizer):
         self.alpha = _checks.real("alpha", alpha, low=0)
         self.tuning = tunings.get(tuning)
         if isinstance(self.tuning, tunings.RingTunings):
-            # A regularizer is not told which ring has which control.
+            # A regularizer does not know which control belongs to which ring.
             expected = "one curve for all rings"
             raise _checks.error("tuning", expected, repr(self.tuning))
 

@@ -1,4 +1,4 @@
-"""Write the state of a training run to one file, and go on from it in mid-epoch."""
+"""Save the state of a training run to one file, and resume it in mid-epoch."""
 
 import dataclasses
 import inspect
@@ -22,9 +22,9 @@ _POSITION = "keras_pnn_position"
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-    """How far a training run has come: how many batches of an epoch, from 0, are done.
+    """Position of a training run: its epoch, from 0, and the batches done in it.
 
-    Metrics are the values of the metrics' variables after them.
+    `metrics` holds the values of the metrics' variables after these batches.
     """
 
     epoch: int = 0
@@ -38,9 +38,9 @@ def metrics_of(model: keras.Model) -> tuple[np.ndarray, ...]:
 
 
 def save_state(model: keras.Model, folder, position: Position) -> None:
-    """Writes weights, optimizer, position and metrics to a folder, made where missing.
+    """Saves weights, optimizer, position and metrics to a folder; creates it if needed.
 
-    A run that is killed while it writes leaves the state from before.
+    If the process is killed while writing, the previous state remains.
     """
     _build_optimizer(model)
     with _files.atomic(pathlib.Path(folder) / _FILE) as part:
@@ -53,10 +53,10 @@ def save_state(model: keras.Model, folder, position: Position) -> None:
 
 
 def load_state(model: keras.Model, folder) -> Position | None:
-    """Gives a model the state in a folder; returns how far the run had come.
+    """Loads the state in a folder into a model; returns the position of the run.
 
-    `None` where there is no state. Imperfections that are installed stay as they are: a
-    state is that of training.
+    Returns `None` if there is no state. Installed imperfections stay as they are,
+    whatever the file holds.
     """
     path = pathlib.Path(folder) / _FILE
     if not path.exists():
@@ -68,7 +68,7 @@ def load_state(model: keras.Model, folder) -> Position | None:
             metrics = tuple(group[str(index)][()] for index in range(len(group)))
             epoch, batches = (int(group.attrs[n]) for n in ("epoch", "batches"))
         with warnings.catch_warnings(), keeping(imperfections_of(model)):
-            # Keras passes over what does not fit, such as another optimizer's state.
+            # Keras skips what does not fit, such as another optimizer's state.
             warnings.filterwarnings("error", message="Skipping")
             model.load_weights(path)
     except Exception as error:
@@ -80,9 +80,9 @@ def load_state(model: keras.Model, folder) -> Position | None:
 
 
 def remove_state(folder) -> None:
-    """Removes what `save_state` wrote, and the folder if it is empty then."""
+    """Removes the files of `save_state`, and the folder if it is then empty."""
     folder = pathlib.Path(folder)
-    # By name, the part of a run that was killed too: the folder may hold other files.
+    # By name, as the folder may hold other files; a killed run leaves a partial file.
     parts = folder.glob(f".state.*.part{_FILE.removeprefix('state')}")
     for path in [folder / _FILE, *parts]:
         path.unlink(missing_ok=True)
@@ -91,15 +91,15 @@ def remove_state(folder) -> None:
 
 
 def pass_over(model: keras.Model, iterator: Iterator, batches: int, metrics) -> dict:
-    """Takes batches that are done already from an epoch, without training on them.
+    """Skips the batches of an epoch that are already done.
 
-    The iterator may end sooner. The model takes up `metrics`, as in `Position`, which
-    are in the logs that are returned.
+    The iterator may end sooner. The `metrics` of a `Position` are restored and returned
+    as logs.
     """
     for _ in range(batches):
         batch = next(iterator, None)
         if batch is not None and not _keras.has_metrics(model):
-            # Callbacks are told the metrics, which the first step would make.
+            # Callbacks need the metrics, which the first step would create.
             _keras.build_metrics(model, batch)
     variables = model.metrics_variables
     # Other metrics may have been compiled since.
@@ -110,7 +110,7 @@ def pass_over(model: keras.Model, iterator: Iterator, batches: int, metrics) -> 
 
 
 def check_order(x, shuffle, steps_per_epoch, callbacks: list) -> None:
-    """Raises ValueError if a resumed run would not go on as it was."""
+    """Raises ValueError if a resumed run could not continue exactly."""
     keepers = [i for i, c in enumerate(callbacks) if hasattr(c, "save_state")]
     before = callbacks[: max(keepers, default=0)]
     if any(getattr(callback, "swap_on_epoch", False) for callback in before):
@@ -127,7 +127,7 @@ def check_order(x, shuffle, steps_per_epoch, callbacks: list) -> None:
             f"set of fixed order with shuffle=False. Received: {type(x).__name__}, "
             f"shuffle={shuffle!r}"
         )
-    # A `Batches` checks its own.
+    # `BatchOrder` checks it for a `Batches`.
     if keepers and steps_per_epoch is not None and not isinstance(x, Batches):
         raise ValueError(
             "A `Checkpoint` needs epochs that all begin at the first batch, and with "

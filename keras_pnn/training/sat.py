@@ -38,31 +38,31 @@ class SATModel(Trainer):
         Θ ← optimizer step with ∂L/∂Θ at (Θ + ΔΘ, θ_adv)            (eqs. 4, 6)
 
     Eq. 5 applies to the imperfections that `adversarial` names; θ itself is never
-    assigned. Each θ has its own radius r: under one norm for all, the one with the
-    largest unit would move alone. Finite differences add `sat.extra_passes` forward
-    passes to each step, all through the model.
+    assigned. Each θ has its own radius r and norm; under a common norm, the units would
+    decide which θ moves. Finite differences add `sat.extra_passes` forward passes to
+    each step, all through the model.
 
-    Metrics, statistics of batch normalisation, the states of RNNs and the reported loss
-    are those of the first pass; all passes begin with the same states and draw the same
-    dropout masks and noise, so that ρ = 0 is plain training to the last bit (under XLA
-    to rounding). With a device, `measurements` is logged too.
-    `sharpness`, the mean of L(Θ + ΔΘ, θ_adv) − L(Θ, θ0), is logged with the loss; some
-    ascents define it otherwise and say so. Steps whose gradients overflow under
-    `mixed_float16`, which the optimizer skips, do not count in it. They do count in the
-    loss and the metrics, as in plain Keras, since their first pass is valid.
+    Metrics, batch-normalisation statistics, RNN states and the reported loss come from
+    the first pass. All passes begin with the same states and draw the same dropout
+    masks and noise, so that ρ = 0 is plain training bit for bit (under XLA, up to
+    rounding). With a device, `measurements` is logged too. `sharpness`, the mean of
+    L(Θ + ΔΘ, θ_adv) − L(Θ, θ0), is logged with the loss; ascents that define it
+    otherwise say so. Steps that the optimizer skips because gradients overflow under
+    `mixed_float16` are left out of it. They count in the loss and the metrics, as in
+    plain Keras, since their first pass is valid.
 
-    ρ and what an ascent remembers are part of the saved state: resuming a run and
-    `sat.load_weights` restore the saved ρ, whatever `rho` was given. To change it, set
+    The saved state includes ρ and the ascent's states: resuming a run and
+    `sat.load_weights` restore the saved ρ, not the argument `rho`. To change it, set
     `sat.rho` afterwards, or load the weights alone with `sat.model.load_weights`.
 
-    `evaluate`, `predict` and saving are those of the wrapped model, `sat.model`. With a
-    device, validation in `fit` runs on the device, with the digital model's figures
-    beside it (`val_model_loss` and so on); `evaluate` is digital unless a device is
-    installed, `save` saves the digital model, and eigenvalues of the Hessian are its
-    own, since a measurement has no second derivative.
+    `evaluate` and `predict` run the wrapped model, `sat.model`. With a device,
+    validation in `fit` runs on the device and also logs the digital model's metrics
+    (`val_model_loss` and so on); `evaluate` is digital unless a device is installed,
+    `save` saves the digital model alone, and Hessian eigenvalues are those of the
+    digital model, since a measurement has no second derivative.
 
-    A `fit` warns once if the loss is NaN, or an accuracy among its metrics stays at
-    chance. The model's own `compute_loss` and metrics are used, as in plain training.
+    `fit` warns once if the loss is NaN or an accuracy metric stays at chance. The
+    model's own `compute_loss` and metrics are used, as in plain training.
 
     Args:
         model: any Keras model that does not override `train_step`, `test_step`,
@@ -71,10 +71,10 @@ class SATModel(Trainer):
             Keras learning-rate schedule. Default 0.05. A number can be set during
             training, `sat.rho = 0.1`.
         ascent: `"sam"`, `"asam"`, or an object such as `pnn.ASAM(0.5, eta=0.01)`,
-            which has its own rho. `SAF`, `MESA`, `LookSAM` and `ESAM` save the second
-            gradient or part of it; `FriendlySAM` and `GSAM` are further ascents; each
-            also by its name in small letters. `None` leaves the ascent out: one pass,
-            as in plain training, with the given variation or device.
+            which has its own rho. `SAF`, `MESA`, `LookSAM` and `ESAM` save all or part
+            of the cost of the second gradient; `FriendlySAM` and `GSAM` are further
+            ascents; the key of each is its name in lower case. `None`: no ascent;
+            without `adversarial`, one pass per step, as in plain training.
         perturb: what the ascent moves: `"controls"`; `"all"` trainable variables; a
             name or a pattern of trainable variables and imperfections, of all layers
             (`"resonance_shift"`) or of some (`"mrr_bank_*/control"`); several of
@@ -83,39 +83,40 @@ class SATModel(Trainer):
         adversarial: name of an imperfection → `pnn.FiniteDifference` or
             `pnn.Autodiff`. `"rotation"` is one value for all layers that have it
             (with `Autodiff`, one for each where their shapes differ),
-            `"slm/rotation"` that of one layer.
-        variation: a `Variation`. A fresh device is drawn at each step, the same in
-            all passes, as a pure function of `seed` and the step, with and without XLA.
-            None equals a device of `Variation.sample`. It adds to an installed device
+            `"slm/rotation"` is that of one layer.
+        variation: a `Variation`. Each step draws a new device for all its passes, as a
+            pure function of `seed` and the step, with and without XLA. It never equals
+            a device of `Variation.sample`. Its deviations add to an installed device
             and to drift.
         device: a device whose measurements replace the layers' outputs in both
             passes, while gradients go through the model: SAT online. The ascent
             uses these gradients too. `adversarial`, `variation` and drift add to the
-            deviations of a `SimulatedDevice`; with a device on the bench they are an
+            deviations of a `SimulatedDevice`; with a device on the bench they raise an
             error.
-        warmup: steps of the optimizer in which the ascent's ΔΘ or its term of the loss,
-            and the deviations of `variation`, grow linearly from 0 to full size; 0 for
-            none. An untrained network may not learn on devices that differ much.
-            Controls are stuck from the first step on.
+        warmup: number of optimizer steps over which the ascent's ΔΘ or loss term, and
+            the deviations of `variation`, grow linearly from 0 to full size; 0 for no
+            warm-up. An untrained network may not learn on devices that differ much.
+            Stuck controls are stuck from the first step.
         clean_fraction: a in [0, 1]: the optimizer steps with (1 − a) times the
             gradient of the second pass plus a times that of the first. With a large
             adversarial radius and a = 0, a network can forget the nominal case.
-        seed: seed of the noise, of sampled radii and steps, and of what the gradient
-            source draws; an integer of 32 bits.
-        gradient: where gradients come from, such as `pnn.ParameterShift()`. Default:
-            the model, or with a device `pnn.training.DeviceGradient()`; for an
-            imperfect mesh `pnn.training.DeviceGradient("output")`, see there.
+        seed: seed of the noise, the sampled radii and steps, and the draws of the
+            gradient source; a 32-bit integer.
+        gradient: gradient source, such as `pnn.ParameterShift()`. Default: the model,
+            or with a device `pnn.training.DeviceGradient()`; for an imperfect mesh,
+            pass `pnn.training.DeviceGradient("output")`.
 
     Raises:
         ValueError: If `model` overrides a step that would not be called, or is wrapped
-            in the scope of a `MultiWorkerMirroredStrategy`; `rho` is negative; both
-            `rho` and an ascent object are given, or the name of one without a radius;
-            an ascent with a memory has a model already; `perturb` is given with an
-            ascent that moves nothing, or selects nothing, as `"controls"` in a model
-            without physical layers; `clean_fraction` is outside [0, 1], or above 0
-            without a second pass; `warmup` is no integer ≥ 0, or has nothing to act on;
-            `seed` is not a 32-bit integer; or `adversarial` names what the model does
-            not have, one variable twice, or one that `perturb` moves.
+            in the scope of a `MultiWorkerMirroredStrategy`; `rho` is negative, or is
+            given with an ascent object or the name of an ascent without a radius; an
+            ascent with a memory (such as `SAF`) already belongs to a model; `perturb`
+            is given with an ascent that moves nothing, or selects nothing, such as
+            `"controls"` in a model without physical layers; `clean_fraction` is outside
+            [0, 1], or above 0 without a second pass; `warmup` is not an integer ≥ 0, or
+            there is nothing to ramp; `seed` is not a 32-bit integer; or `adversarial`
+            names what the model does not have, one variable twice, or one that
+            `perturb` moves.
 
     Example:
 
@@ -178,7 +179,7 @@ class SATModel(Trainer):
             raise _checks.error("clean_fraction", expected, clean_fraction)
         self.seed = _checks.integer("seed", seed, -(2**31), 2**31 - 1)
         self._sharpness = keras.metrics.Mean(name="sharpness")
-        # Of the outputs, known from the first step on.
+        # Number of classes of the outputs, known from the first step on.
         self.classes: int | None = None
 
     @property
@@ -197,7 +198,7 @@ class SATModel(Trainer):
 
     @property
     def warmup(self) -> int:
-        """Steps in which ascent and noise grow; fixed, as steps are traced once."""
+        """Steps over which ascent and noise grow; fixed, as steps are traced once."""
         return self._warmup
 
     @property
@@ -207,13 +208,13 @@ class SATModel(Trainer):
 
     @property
     def extra_passes(self) -> int:
-        """Forward passes per step beside the two passes, for finite differences.
+        """Extra forward passes per step for finite differences.
 
-        Two for each component of a central difference, one for each of a forward
-        one; with a device, forward differences need one pass more, at θ0.
+        Two per component for central differences, one for forward differences; with a
+        device, forward differences need one more pass, at θ0.
 
         Raises:
-            ValueError: If the model inside is not built, and there is `adversarial`.
+            ValueError: If `adversarial` is given and the wrapped model is not built.
         """
         _, adversary = self._perturbed()
         at_origin = self.device is not None and adversary.needs_origin
@@ -229,12 +230,12 @@ class SATModel(Trainer):
         one_pass = not controls and not adversary
         self._check_movable(adversary)
 
-        # (Θ, θ0), and what eqs. 3 and 5 need of the gradient there.
+        # The first pass, at (Θ, θ0), and the gradients that eqs. 3 and 5 need.
         ramp, drawn = 1.0, Overrides()
         if self.warmup:
             ramp = tf.minimum(tf.cast(iteration, "float32") / self.warmup, 1.0)
         if self.variation is not None:
-            # Never a device of `Variation.sample`, on which networks are tested.
+            # Folded, so as never to train on a test device of `Variation.sample`.
             drawn = self._drawn(folded(seed, "training"), ramp)
         present = drawn.reading(self.model.variables)
         step = ascents.Step(self, iteration, seed, ramp, bool(adversary))
@@ -275,7 +276,7 @@ class SATModel(Trainer):
 
     def _build_inner(self, x):
         super()._build_inner(x)
-        # On several replicas, `fit` has built all.
+        # On several replicas, `fit` has already built the ascent.
         if self.distribute_strategy.num_replicas_in_sync == 1:
             with tf.init_scope():
                 self._build_ascent(x)
@@ -287,14 +288,14 @@ class SATModel(Trainer):
                 self._ascent.build(self, self._perturbed()[0], x)
 
     def _perturbed(self) -> tuple[list[keras.Variable], Adversary]:
-        """What the second pass moves: by the ascent, and by eq. 5."""
+        """The controls that the ascent moves, and the adversary of eq. 5."""
         controls = []
         if self._ascent.moves:
             controls = select_variables(self.model, self.perturb, "perturb")
         return controls, Adversary(self.model, self.adversarial, controls)
 
     def _drawn(self, seed, ramp) -> Overrides:
-        """The device of this step, added to what the variables are."""
+        """The values of the device of this step: variables plus drawn deviations."""
         if self.jit_compile and self.variation.without_quantile:
             raise ValueError(
                 "TFP draws other devices under XLA than without: compile with "
@@ -338,17 +339,17 @@ class SATModel(Trainer):
         return adversary.moved(
             present,
             loss=lambda moved: model.loss(self, batch, present.merged(moved)),
-            # The difference between a device's loss and its model's is not a slope.
+            # A device's loss minus a model's loss gives no slope.
             origin=None if self.device is not None else first.loss,
             gradient=lambda v: first.dense(v) / tf.cast(scale, v.dtype),
             seed=seed,
         )
 
     def _combined(self, ascent, first: list, second: list) -> list:
-        """The gradients of a step, from those of both passes."""
+        """The gradients of a step, combined from both passes."""
         gradients, share = second, self.clean_fraction
         if ascent.combines:
-            # Added over replicas, as norms are not sums over them; Keras adds again.
+            # Summed first, as norms do not add over replicas; Keras sums again.
             combined = ascent.combined(summed(first), summed(second))
             replicas = self.distribute_strategy.num_replicas_in_sync
             gradients = [None if g is None else g / replicas for g in combined]

@@ -17,7 +17,7 @@ from keras_pnn.training.batch_order import BatchOrder
 from keras_pnn.training.resume import check_order
 from keras_pnn.training.validation import test_both, validating
 
-# What a model may override, and nothing would call.
+# Methods of the wrapped model that nothing would call.
 _OWN_STEPS = (
     "train_step",
     "test_step",
@@ -31,13 +31,12 @@ _SUMMARY = inspect.signature(keras.Model.summary)
 
 
 class Trainer(keras.Model):
-    """A model around a model, which trains it in another way.
+    """Wraps a Keras model and trains it by another step.
 
-    `evaluate`, `predict` and saving behave as those of the model inside, but for the
-    validation of a `fit` on a device, which is on the device. What layers assign in
-    `call` (statistics, states of RNNs, random states, metrics) is stored once a step,
-    as in plain training. A `compute_loss` of the model's own is used, with the loss
-    that this model is compiled with, and so are the metrics that it keeps itself. A
+    `evaluate` and `predict` run the wrapped model; validation in a `fit` with a device
+    runs on the device. Values that layers assign in `call` (statistics, RNN states,
+    random states, metrics) are stored once a step, as in plain training. The wrapped
+    model's own `compute_loss` and metrics are used, with the loss compiled here. A
     subclass sets `gradient`, a `GradientSource`, and implements `train_step`.
     """
 
@@ -53,7 +52,7 @@ class Trainer(keras.Model):
                 f"model '{model.name}' of {type(model).__name__}, which overrides "
                 f"{', '.join(own)}"
             )
-        # The model inside casts its inputs; float64 ones would be rounded first.
+        # The wrapped model casts its inputs; casting here first would round float64.
         super().__init__(autocast=False, **kwargs)
         _check_strategy(self.distribute_strategy)
         self.model = model
@@ -62,7 +61,7 @@ class Trainer(keras.Model):
         self.built = model.built
         # Whether the validation of a `fit` on a device is running.
         self.validating = False
-        # Inside an object of its own, so that the number is no weight of the model.
+        # In a plain object, so that Keras does not track it as a weight of the model.
         count = keras.Variable(
             0, dtype="int64", trainable=False, aggregation="sum", name="measurements"
         )
@@ -70,20 +69,20 @@ class Trainer(keras.Model):
 
     @like(keras.Model.summary)
     def summary(self, *args, **kwargs):
-        """As `keras.Model.summary`, of the model inside, below a line on this one."""
+        """Prints a line on this model, then the summary of the wrapped model."""
         bound = _SUMMARY.bind(self, *args, **kwargs)
         (bound.arguments.get("print_fn") or print)(repr(self))
         self.model.summary(*args, **kwargs)
 
     def __repr__(self):
-        # Keras also asks for it before everything is set.
+        # Keras also calls it before all attributes are set.
         names = ("model", "ascent", "adversarial", "variation", "device")
         found = {name: getattr(self, name, None) for name in names}
         parts = "".join(f", {n}={brief(v)}" for n, v in found.items() if v)
         return f"<{type(self).__name__} name={self.name}{parts}>"
 
     def build(self, input_shape=None):
-        # The model inside builds itself when it is called.
+        # The wrapped model builds itself when it is called.
         self.built = True
 
     def call(self, inputs, training=None):
@@ -95,7 +94,7 @@ class Trainer(keras.Model):
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
-        """As `keras.Model.compute_loss`; that of the model inside if it has one."""
+        """Computes the loss, by the model's own `compute_loss` if it has one."""
         if not _overrides(self.model, "compute_loss"):
             return super().compute_loss(x, y, y_pred, sample_weight, training)
         with _keras.lent_compile(self.model, self):
@@ -105,9 +104,9 @@ class Trainer(keras.Model):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        """All metrics, with those that the model inside keeps itself."""
+        """All metrics, including the wrapped model's own."""
         known = super().metrics
-        # Keras passes over those of a model in a model.
+        # Keras leaves out the metrics of a nested model.
         seen = {id(m) for m in [*known, *_keras.compiled_metrics(self.model)]}
         return [*known, *(m for m in self.model.metrics if id(m) not in seen)]
 
@@ -134,7 +133,7 @@ class Trainer(keras.Model):
     def evaluate(self, *args, **kwargs):
         """As `keras.Model.evaluate`; digital, unless a device is installed.
 
-        The validation of a `fit` on a device is on the device, see `fit`.
+        Validation in a `fit` with a device runs on the device, see `fit`.
         """
         if not _keras.in_fit(kwargs) or not bench.devices_of(self):
             return super().evaluate(*args, **kwargs)
@@ -148,10 +147,10 @@ class Trainer(keras.Model):
 
     @property
     def measurements(self) -> int:
-        """Settings times samples that training has asked of its device so far.
+        """Measurements of the device so far in training: settings times samples.
 
-        Each layer that is measured counts, in all passes, in validation too. `fit` logs
-        the number after each epoch. It is part of the saved state.
+        Every measured layer counts, in all passes and in validation. `fit` logs the
+        number after each epoch. It is part of the saved state.
         """
         return int(self._counted.samples.numpy())
 
@@ -166,8 +165,8 @@ class Trainer(keras.Model):
 
         Raises:
             ValueError: If the device is on the bench, and `jit_compile=True`,
-                `steps_per_execution` above 1 or several replicas are asked for; or if
-                a mesh's complex fields reach a layer or a loss of Keras.
+                `steps_per_execution` above 1 or several replicas are requested; or if a
+                mesh's complex fields reach a layer or a loss of Keras.
         """
         if bench.on_bench(self):
             args, kwargs = (), bench.compile_options(self, *args, **kwargs)
@@ -185,38 +184,36 @@ class Trainer(keras.Model):
         """As `keras.Model.fit`.
 
         The order of a `pnn.datasets.Batches` is tied to the epoch: `shuffle` does not
-        matter, and a resumed run goes on with the batches of an uninterrupted one.
+        matter, and a resumed run sees the same batches as an uninterrupted one.
 
-        Validation is on the device: callbacks that choose by `val_loss` or
-        `val_accuracy` choose by it. The digital model's figures stand beside them as
-        `val_model_loss`, `val_model_accuracy`, …; both test the same batches in one
-        pass. Where measuring is slow, `validation_freq=5` measures after every fifth
-        epoch. The device gives the outputs of all its layers, as with
-        `device.installed(model)`, whichever passes it takes part in during training. It
-        is the device of this trainer, or one on the bench
-        that is installed around it. A simulated device that is installed is in the
-        model's own imperfections, so that `val_loss` is on it too, and the only one.
+        With a device, validation runs on it: `val_loss` and `val_accuracy` are the
+        device's. The digital model's metrics are logged as `val_model_loss`,
+        `val_model_accuracy`, …; both are tested on the same batches in one pass. Where
+        measuring is slow, `validation_freq=5` validates after every fifth epoch. The
+        device measures all its layers, as with `device.installed(model)`, even if
+        training measures fewer. It is the device of this trainer, or one on the bench
+        that is installed around it. An installed simulated device sets the model's own
+        imperfections: `val_loss` includes it, and there is no `val_model_loss`.
 
-        A device on the bench that fails for good, in training or validation, ends it
-        with a `DeviceError`. With a `pnn.callbacks.Checkpoint`, the state after the
-        last whole step is in its folder then, and a new `fit` with it goes on at the
-        next batch. After a failed validation, weights are those of training, also where
-        a callback such as `keras.callbacks.SwapEMAWeights` had others in their place.
+        If a device on the bench fails for good, training and validation end with a
+        `DeviceError`. With a `pnn.callbacks.Checkpoint`, its folder then holds the
+        state after the last complete step, and a new `fit` with it resumes at the next
+        batch. After a failed validation the training weights are restored, even if a
+        callback such as `keras.callbacks.SwapEMAWeights` had replaced them.
 
-        Inputs are checked before anything changes, those of validation too. Batches of
-        a `tf.data.Dataset` or a generator cannot be known ahead: NaN among them makes
-        the controls NaN, which `keras.callbacks.TerminateOnNaN` shows.
+        Inputs of training and validation are checked before anything changes. Batches
+        of a `tf.data.Dataset` or a generator cannot be checked ahead: NaN in them makes
+        the controls NaN, which `keras.callbacks.TerminateOnNaN` detects.
 
         Raises:
             ValueError: If an array or a tensor of inputs holds no sample, or NaN or
-                infinity; `steps_per_epoch` is not the length of a `Batches`; there is
-                a `Checkpoint`, and the order of the batches is not known, there are
-                `steps_per_epoch`, or it is listed behind a
-                `SwapEMAWeights(swap_on_epoch=True)`; a device on the bench is installed
-                around the model, which was compiled with `steps_per_execution` above 1;
-                the model has deviations of its own in what a simulated `device` sets;
-                or a metric in validation on a device is named `model_<metric>` as one
-                of the digital model.
+                infinity; `steps_per_epoch` is not the length of a `Batches`; there is a
+                `Checkpoint`, and the order of the batches is unknown, `steps_per_epoch`
+                is given, or it is listed after a `SwapEMAWeights(swap_on_epoch=True)`;
+                a device on the bench is installed around the model, which was compiled
+                with `steps_per_execution` above 1; the model deviates from nominal in
+                what a simulated `device` sets; or a metric in validation on a device is
+                named `model_<metric>` as one of the digital model.
             DeviceError: If the device failed for good.
         """
         bound = _FIT.bind(self, x, y, *args, **kwargs)
@@ -232,7 +229,7 @@ class Trainer(keras.Model):
         given = options["callbacks"]
         if isinstance(given, keras.callbacks.CallbackList):
             callbacks = given.callbacks
-            # A new list: the given one has chosen its threads without ours.
+            # A new list: the given one chose its threads without our callbacks.
             options["callbacks"] = keras.callbacks.CallbackList(
                 [*own, *callbacks], model=self, **(given.params or {})
             )
@@ -241,7 +238,7 @@ class Trainer(keras.Model):
             options["callbacks"] = [*own, *callbacks]
         check_order(x, options["shuffle"], options["steps_per_epoch"], callbacks)
         bench.check_alone(self)
-        # A run that was resumed and failed may have left one.
+        # A resumed run that failed may have left its start epoch.
         _keras.start_at(self, None)
         with bench.reporting(self, callbacks):
             return super().fit(*bound.args[1:], **bound.kwargs)
@@ -249,12 +246,12 @@ class Trainer(keras.Model):
     def train_on_batch(self, x, *args, **kwargs):
         """As `keras.Model.train_on_batch`."""
         bench.check_alone(self)
-        # They are for `fit`, but tell what cannot be trained on.
+        # The callbacks are for `fit`, but creating them checks the data.
         self._own_callbacks(x)
         return super().train_on_batch(x, *args, **kwargs)
 
     def _own_callbacks(self, x) -> list[keras.callbacks.Callback]:
-        """What `fit` on `x` needs besides the callbacks that it is given."""
+        """The callbacks that `fit` on `x` adds to the given ones."""
         log = keras.callbacks.LambdaCallback(
             on_epoch_end=lambda epoch, logs: logs.update(measurements=self.measurements)
         )
@@ -262,19 +259,19 @@ class Trainer(keras.Model):
 
     @like(keras.Model.save)
     def save(self, filepath, overwrite=True, **kwargs):
-        """As `keras.Model.save`; with a device, saves the digital model inside.
+        """As `keras.Model.save`; with a device, saves the digital model alone.
 
         Raises:
             ValueError: If an argument of this model or of `compile` cannot be loaded
                 again, such as a lambda.
         """
         model = self if self.device is None else self.model
-        # Keras would have opened the file, and lost an older one, when this raises.
+        # Raises before Keras opens the file, which would lose an older one.
         keras.saving.serialize_keras_object(model)
         return keras.Model.save(model, filepath, overwrite=overwrite, **kwargs)
 
     def export(self, filepath, *args, **kwargs):
-        """As `keras.Model.export`, of the digital model inside."""
+        """As `keras.Model.export`, of the digital model."""
         with substituting(None):
             return self.model.export(filepath, *args, **kwargs)
 
@@ -297,13 +294,13 @@ class Trainer(keras.Model):
         """Creates the variables that Keras leaves for the first call."""
         if not _keras.is_built(self.model):
             _keras.outputs_of(self.model, x)
-            # Not known when it was compiled.
+            # The model's fields were unknown when it was compiled.
             check_fields(self)
-        # A source need not call it.
+        # A gradient source may not call this model.
         self.built = True
 
     def _own_states(self) -> dict[str, keras.Variable]:
-        """What an interrupted run needs to go on, and Keras does not save."""
+        """The states that a resumed run needs and Keras does not save."""
         states = {
             "seed": _keras.seed_states(self.model),
             "recurrent": _keras.recurrent_states(self.model),

@@ -16,8 +16,8 @@ from keras_pnn.training.gradients.base import times_samples
 def validating(trainer, callbacks: list) -> Iterator[None]:
     """Runs the validation of a `fit` on the device until the block ends.
 
-    The metrics are then those of training again. If the block raises, so are weights
-    and optimizer, whatever callbacks had put in their place.
+    Afterwards the training metrics are restored. If the block raises, so are weights
+    and optimizer, even if callbacks had replaced them.
     """
     metrics = _values(trainer.metrics_variables)
     handed = _keras.recurrent_states(trainer.model)
@@ -40,12 +40,12 @@ def validating(trainer, callbacks: list) -> Iterator[None]:
 def test_both(trainer, step: Callable[[], dict], batch) -> dict:
     """Tests one batch on the device and on the digital model, in a `validating` block.
 
-    `step` tests a batch and returns its logs. The digital model's are returned beside
-    the device's, as `model_<metric>`.
+    `step` tests a batch and returns its logs. The digital model's logs are returned
+    with the device's, as `model_<metric>`.
     """
     pairs = _digital(trainer)
     scope = Overrides(pairs).scope(trainer)
-    # First, as it assigns nothing: both see the same random states.
+    # The digital model first: it assigns nothing, so both see the same random states.
     with scope, substituting(None):
         digital = {f"model_{name}": value for name, value in step().items()}
     asked: list = []
@@ -64,7 +64,7 @@ def test_both(trainer, step: Callable[[], dict], batch) -> dict:
 
 
 def _digital(trainer) -> list[tuple]:
-    """Pairs metrics' variables and RNNs' states with those of the digital model."""
+    """Pairs the variables of metrics and RNN states with the digital model's."""
     handed = _keras.recurrent_states(trainer.model)
     variables, found = [*trainer.metrics_variables, *handed], _keras.kept(trainer)
     if len(found.get("digital", ())) != len(variables):

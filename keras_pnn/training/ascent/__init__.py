@@ -1,4 +1,4 @@
-"""Choose what a training step does for flatness: ascents, and terms of the loss."""
+"""Choose how a training step seeks a flat loss: ascents, and terms of the loss."""
 
 from keras_pnn import _checks
 from keras_pnn.training.ascent.base import Ascent as Ascent

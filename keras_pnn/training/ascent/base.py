@@ -1,4 +1,4 @@
-"""Define what an ascent does in a training step: the base of all ascents."""
+"""Define the methods that a training step calls on an ascent: the base class."""
 
 import copy
 import dataclasses
@@ -22,7 +22,7 @@ class Step:
         trainer: the model that trains.
         iteration: the optimizer's step count.
         seed: two integers, a tensor; draws are a pure function of it.
-        ramp: the share of the ascent, see `warmup` of `SATModel`.
+        ramp: factor of the ascent during `warmup` of `SATModel`.
         adversarial: whether eq. 5 moves imperfections in the second pass.
     """
 
@@ -36,16 +36,17 @@ class Step:
 class Ascent(Configured):
     """Base of the ascents, and the ascent that does nothing.
 
-    `SATModel.train_step` asks a copy that lives for one step, from `at(step)`, for
+    `SATModel.train_step` makes a copy for one step by `at(step)`, and calls
 
-    1. `prepared`: the batch, perhaps with a term that is added to the loss;
-    2. `__call__`: ΔΘ, from the gradients of the first pass, if it `moves`;
-    3. `second`: the pass at Θ + ΔΘ;
-    4. `combined`: the gradients of the step, from those of both passes;
-    5. `commit`: to store what it has learned, after the optimizer's step.
+    1. `prepared` for the batch, perhaps with a term that is added to the loss;
+    2. `__call__` for ΔΘ from the gradients of the first pass, if the ascent `moves`;
+    3. `second` for the pass at Θ + ΔΘ;
+    4. `combined` for the gradients of the step, if it `combines` those of both passes;
+    5. `commit` to store the ascent's new states, after the optimizer's step.
 
-    A subclass overrides what it needs. With a `memory`, it has one state for each of
-    some variables, `kept`, and finds the next values in each step, `found`.
+    A subclass overrides what it needs. With a `memory`, it keeps one state for each of
+    its `remembered` variables in `kept`, and each step puts the next values into
+    `found`.
     """
 
     # Whether there is a ΔΘ.
@@ -53,25 +54,25 @@ class Ascent(Configured):
     # Whether `combined` needs the first pass's gradients with respect to all trainable
     # variables.
     combines = False
-    # Whether several replicas together take the step of one device.
+    # Whether it can train on several replicas.
     replicated = True
-    # Whether it has states that `fit` must let it make before the first step.
+    # Whether it has states, which `fit` creates before the first step.
     follows = False
     # Whether the second pass is in a `tf.cond`, where a gradient source cannot store
-    # what it learns.
+    # its state.
     branches = False
-    # Whether it compares outputs, so that it needs those of a classifier in training.
+    # Whether it compares outputs, and so needs those for all labels in training.
     by_outputs = False
-    # The name of the states that it has for each of its variables, if it has any.
+    # Name of the states that it keeps for its variables; empty if it keeps none.
     memory = ""
     kept: tuple | list = ()
     found: tuple | list = ()
-    # What a step has asked of the device beside its passes, settings times samples.
+    # Measurements of a step besides its two passes: settings times samples.
     asked: tf.Tensor | int = 0
     # Whether this step has measured the sharpness.
     measured: tf.Tensor | bool = True
     step: Step | None = None
-    # The name of the model whose ascent it is, if it `follows`.
+    # Name of the model that it belongs to, if it `follows`.
     _owner = ""
     # The variables that a memory has states for.
     _known: tuple = ()
@@ -80,7 +81,7 @@ class Ascent(Configured):
 
     @property
     def rho(self):
-        """The radius; 0 where nothing is moved."""
+        """The radius; 0 if nothing is moved."""
         return 0.0
 
     @rho.setter
@@ -92,13 +93,13 @@ class Ascent(Configured):
 
     @property
     def suspect(self) -> str:
-        """The argument that may be too large, as it is written; `""` if none is."""
+        """The argument that may be too large, as `name=value`; `""` if none is."""
         return ""
 
     # Before a step.
 
     def claim(self, trainer) -> None:
-        """Makes it a model's own; raises ValueError if it cannot be."""
+        """Binds the ascent to a model; raises ValueError if that is impossible."""
         if self._owner:
             raise ValueError(
                 f"A {type(self).__name__} remembers the training of one model: give "
@@ -114,13 +115,13 @@ class Ascent(Configured):
         self._owner = trainer.name if self.follows else ""
 
     def states(self) -> dict[str, keras.Variable]:
-        """Returns name → what may change during training, and is saved."""
+        """Returns name → state that changes during training and is saved."""
         return {v.name: v for v in self.kept}
 
     def build(self, trainer, moved: list[keras.Variable], x=None) -> None:
-        """Makes the states for a built model, `moved` variables and inputs `x`, once.
+        """Creates the states for a built model, `moved` variables and inputs `x`, once.
 
-        They are made anew where layers were frozen or unfrozen since.
+        They are created again after layers were frozen or unfrozen.
         """
         variables = self.remembered(trainer, moved) if self.memory else []
         if list(map(id, self._known)) != list(map(id, variables)):
@@ -136,31 +137,31 @@ class Ascent(Configured):
         return trainer.trainable_variables
 
     def initial(self, variable: keras.Variable) -> np.ndarray:
-        """Returns the value with which the memory of a variable begins."""
+        """Returns the initial state of a variable."""
         return np.zeros(variable.shape)
 
     def read(self, saved: dict[str, np.ndarray]) -> None:
-        """Takes up saved states, now or as soon as there are variables for them."""
+        """Restores saved states, now or as soon as their variables exist."""
         self._read = saved
         self.restore()
 
     def restore(self) -> None:
-        """Gives the variables the states that were read."""
+        """Assigns the states that were read to their variables."""
         states = self.states()
         for name in [n for n in self._read or () if n in states]:
             states[name].assign(self._read.pop(name))
 
     def callbacks(self, build: Callable, x) -> list[keras.callbacks.Callback]:
-        """Returns what `fit` needs for it, given `x`; `build` makes its states.
+        """Returns the callbacks that `fit` on `x` needs; `build` creates the states.
 
-        Raises ValueError if it cannot train on this data.
+        Raises ValueError if the ascent cannot train on this data.
         """
-        # States are made before a `Checkpoint` loads them.
+        # States must exist before a `Checkpoint` loads them.
         made = keras.callbacks.LambdaCallback(on_train_begin=lambda logs: build())
         return [made] if self.follows else []
 
     def at(self, step: Step) -> "Ascent":
-        """Returns a copy for one step, which may keep what it finds on the way."""
+        """Returns a copy for one step, which can hold intermediate results."""
         own = copy.copy(self)
         own.step = step
         return own
@@ -168,7 +169,7 @@ class Ascent(Configured):
     # In a step.
 
     def prepared(self, batch: Batch, present: Overrides) -> Batch:
-        """Returns the batch with what is added to its loss at the `present` values."""
+        """Returns the batch with a term to add to its loss at the `present` values."""
         return batch
 
     def __call__(self, values: list, gradients: list, iteration) -> list:
@@ -185,18 +186,19 @@ class Ascent(Configured):
         return evaluate(batch, worst())
 
     def combined(self, first: list, second: list) -> list:
-        """Returns the gradients of the step, where it `combines` those of both passes.
+        """Returns the gradients of the step, combined from those of both passes.
 
-        All are dense, by all trainable variables and added over replicas, or `None`.
+        All are with respect to all trainable variables, summed over replicas, and dense
+        or `None`.
         """
         raise NotImplementedError
 
     def added(self, batch: Batch, y_pred) -> tf.Tensor | None:
-        """Returns what was added to the loss for the outputs, `None` for nothing."""
+        """Returns the term that was added to the loss, or `None`."""
         return None
 
     def commit(self, y_pred, skipped: tf.Tensor) -> None:
-        """Stores what was learned, after the optimizer's step, which may be skipped."""
+        """Stores the new states after the optimizer's step, unless it was `skipped`."""
         for variable, value in zip(self.kept, self.found, strict=True):
             old = tf.convert_to_tensor(variable)
             variable.assign(tf.where(skipped, old, tf.cast(value, old.dtype)))
@@ -247,7 +249,7 @@ def either(
 ) -> Evaluation:
     """Takes one of two passes, without computing the other one.
 
-    All but loss, gradients (dense, by `wrt`) and `asked` is that of `first`.
+    All but loss, gradients (dense, with respect to `wrt`) and `asked` is from `first`.
     """
     present = [False] * len(wrt)
 
@@ -268,6 +270,6 @@ def either(
         wrt=list(wrt),
         gradients=gradients,
         asked=asked,
-        # It is the first pass's own.
+        # `first` is committed on its own.
         commit=lambda: None,
     )

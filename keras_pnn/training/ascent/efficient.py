@@ -1,4 +1,4 @@
-"""Take the second pass on the samples that matter: ESAM."""
+"""Take the second pass on the samples whose loss rises most: ESAM."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ from keras_pnn.training.gradients.base import Batch, times_samples
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class ESAM(SAM):
-    """SAM on a random share of the controls, and on the samples that suffer most.
+    """SAM on a random share of the controls, and on the samples whose loss rises most.
 
     Each element of ΔΘ = ρ g/‖g‖₂ is kept with probability β and divided by β. A
     forward pass at Θ + ΔΘ then tells how much the loss of each sample rises, and the
@@ -39,7 +39,7 @@ class ESAM(SAM):
     Raises:
         ValueError: If `rho` is negative or not finite, or `beta` or `gamma` is not in
             (0, 1]. When training begins, with γ < 1: if the loss is not a mean over
-            samples, the model has stateful RNNs, or on several replicas.
+            samples, the model has stateful RNNs, or there are several replicas.
 
     Example:
 
@@ -58,7 +58,7 @@ class ESAM(SAM):
         super().__init__(rho)
         self.beta = _checks.real("beta", beta, above=0, high=1)
         self.gamma = _checks.real("gamma", gamma, above=0, high=1)
-        # The samples of each replica would be ranked by themselves.
+        # Each replica would rank only its own samples.
         self.replicated = self.gamma == 1
         self.branches = self.by_outputs = self.gamma < 1
 
@@ -102,15 +102,15 @@ class ESAM(SAM):
 
         taken = on_some
         if not bench.devices_of(trainer):
-            # In front of the branch, where TensorFlow shares it with the first pass. A
-            # device would be asked in vain if the branch is not taken.
+            # Before the branch, so that TensorFlow shares work with the first pass. A
+            # device would be measured in vain if the branch is not taken.
             found = on_some()
 
             def taken():
                 return found
 
         return either(
-            # Else no loss rises, and there is nothing to choose by.
+            # Otherwise no loss rises, and samples cannot be ranked.
             self.apart,
             taken,
             lambda: evaluate(batch, worst),

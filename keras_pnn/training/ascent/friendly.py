@@ -1,4 +1,4 @@
-"""Move along what is particular to a batch: Friendly-SAM."""
+"""Move along the gradient that is particular to a batch: Friendly-SAM."""
 
 import keras
 import tensorflow as tf
@@ -12,16 +12,16 @@ class FriendlySAM(SAM):
     """Ascent along the part of the gradient that is particular to the batch.
 
     ΔΘ = ρ d/‖d‖₂ with d = g − σ m and m ← δ m + (1 − δ) g, the moving average of the
-    gradients, which stands for that of the whole data. m begins at 0 and has the
-    present g in it, as in the paper; the authors' code subtracts the m from before,
-    which begins at the first g. A step costs as much as one of `SAM`.
+    gradients, which approximates the gradient of all data. m begins at 0 and includes
+    the present g, as in the paper; the authors' code subtracts the previous m, which
+    begins at the first g. A step costs as much as one of `SAM`.
 
     `sharpness` is L(Θ + ΔΘ) − L(Θ), which can be negative, since d need not point
     uphill.
 
     Args:
         rho: radius ρ, as in `SAM`.
-        sigma: σ, the share of the average that is taken off; 0 is `SAM`.
+        sigma: σ, the share of the average that is subtracted; 0 is `SAM`.
         decay: δ of the average, in [0, 1), per batch.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Split gradients along each other: GSAM and LookSAM."""
+"""Split a gradient into parts along and across another: GSAM and LookSAM."""
 
 import dataclasses
 
@@ -12,14 +12,14 @@ from keras_pnn.training.ascent.sam import SAM
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class GSAM(SAM):
-    """SAM that also narrows the gap between the loss at Θ + ΔΘ and that at Θ.
+    """SAM that also narrows the gap between the losses at Θ + ΔΘ and Θ.
 
     The optimizer steps with g_s − α g_⊥, where g and g_s are the gradients at Θ and at
-    Θ + ΔΘ, by all trainable variables, and g_⊥ = g − (g·g_s/‖g_s‖²) g_s: to first
-    order this lowers the gap h = L(Θ + ΔΘ) − L(Θ) and leaves L(Θ + ΔΘ) to g_s. A step
-    costs as much as one of `SAM`, and where only some variables are moved, the rest
-    of the first gradient. The paper lets ρ follow the learning rate; pass a schedule
-    for that.
+    Θ + ΔΘ, with respect to all trainable variables, and g_⊥ = g − (g·g_s/‖g_s‖²) g_s:
+    to first order, the g_⊥ term lowers the gap h = L(Θ + ΔΘ) − L(Θ) without affecting
+    L(Θ + ΔΘ). A step costs as much as one of `SAM`, plus the rest of the first gradient
+    where only some variables are moved. In the paper ρ follows the learning rate; pass
+    a schedule for that.
 
     `sharpness` is h, the paper's surrogate gap.
 
@@ -51,23 +51,23 @@ class GSAM(SAM):
     def combined(self, first, second):
         along = tf.math.divide_no_nan(inner(first, second), inner(second, second))
         across = plus(first, -along, second)
-        # Else rounding alone would be across.
+        # With both passes at one point, the part across is only rounding.
         return chosen(self.apart, plus(second, -self.alpha, across), second)
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class LookSAM(SAM):
-    """SAM with a second pass in every k-th step only, and its direction in between.
+    """SAM with a second pass in every k-th step, and its kept direction in between.
 
-    In the steps k, 2k, … the optimizer steps with g_s, the gradient at Θ + ΔΘ, whose
+    In the steps 0, k, 2k, … the optimizer steps with g_s, the gradient at Θ + ΔΘ, whose
     part across the gradient g at Θ is kept: g_v = g_s − (g_s·g/‖g‖²) g. In between it
-    steps with g + α (‖g‖/‖g_v‖) g_v. All gradients are by all trainable variables, and
-    each norm is one over all of them. `warmup` ramps α as it does ρ: the direction has
-    the same length at any ρ.
+    steps with g + α (‖g‖/‖g_v‖) g_v. All gradients are with respect to all trainable
+    variables, and each norm is over all of them. `warmup` ramps α as well as ρ, as the
+    kept direction has the same length at any ρ.
 
-    With `adversarial`, imperfections are moved in the second passes, and finite
-    differences are taken there alone. `sharpness` is the mean of
-    L(Θ + ΔΘ, θ_adv) − L(Θ, θ0) over the steps with a second pass.
+    With `adversarial`, imperfections are moved, and finite differences taken, in the
+    second passes only. `sharpness` is the mean of L(Θ + ΔΘ, θ_adv) − L(Θ, θ0) over the
+    steps with a second pass.
 
     Args:
         rho: radius ρ, as in `SAM`.
@@ -76,7 +76,7 @@ class LookSAM(SAM):
 
     Raises:
         ValueError: If `rho` or `alpha` is negative or not finite, or `every` is not an
-            integer ≥ 1. When training begins: on several replicas.
+            integer ≥ 1. When training begins: if there are several replicas.
 
     Example:
 
@@ -116,7 +116,8 @@ class LookSAM(SAM):
     def combined(self, first, second):
         along = tf.math.divide_no_nan(inner(first, second), inner(first, first))
         across = plus(second, -along, first)
-        # Else rounding alone would be across, and count as much as g in between.
+        # With both passes at one point, the part across is only rounding, which would
+        # be scaled to α‖g‖ in between.
         length = tf.where(self.apart, tf.sqrt(inner(across, across)), 0)
         share = tf.math.divide_no_nan(tf.ones_like(length), length)
         kept = [tf.convert_to_tensor(v) for v in self.kept]

@@ -1,4 +1,4 @@
-"""Move variables to where the loss around them is worst: eq. 3, and adaptively.
+"""Move variables to where the loss around them is worst: SAM (eq. 3) and ASAM.
 
 Imperfections (eq. 5) are moved by `keras_pnn.training.adversary`.
 """
@@ -77,7 +77,7 @@ class SAM(Ascent):
 
     @property
     def apart(self) -> tf.Tensor:
-        """Whether the second pass is elsewhere than the first, in a step."""
+        """Whether the second pass of this step is at another point than the first."""
         if self.step.adversarial:
             return tf.constant(True)
         radius = self.radius(self.step.iteration)
@@ -90,8 +90,8 @@ class SAM(Ascent):
     def __call__(self, values: list, gradients: list, iteration) -> list:
         """Returns ΔΘ, a step for each variable in its dtype; zero for zero gradients.
 
-        `values` are those of the variables, and `gradients` ∂L/∂Θ, dense and times any
-        common factor; `None` where the loss does not depend on a variable.
+        `values` are the variables' values; `gradients` are ∂L/∂Θ, dense, times any
+        common factor, and `None` where the loss does not depend on a variable.
         """
         scales = [self.scale(wide(v)) for v in values]
         scaled = [

@@ -1,4 +1,4 @@
-"""Take the loss apart into those of single samples."""
+"""Split the loss into the losses of single samples."""
 
 import keras
 import tensorflow as tf
@@ -8,7 +8,7 @@ from keras_pnn.training.gradients.base import Batch
 
 
 def losses_of(trainer, batch: Batch, y_pred) -> tf.Tensor:
-    """Returns the loss of each sample, weighted, without losses of layers."""
+    """Returns the weighted loss of each sample, without the losses of layers."""
     _, y, sample_weight = batch
     with keras.StatelessScope():
         return _keras.sample_losses(trainer, y, y_pred, sample_weight)

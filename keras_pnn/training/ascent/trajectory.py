@@ -1,4 +1,4 @@
-"""Stay near the outputs of the past: SAF and MESA, without a second pass."""
+"""Penalise deviation from past outputs, without a second gradient: SAF and MESA."""
 
 import keras
 import numpy as np
@@ -16,7 +16,7 @@ from keras_pnn.training.gradients.base import Batch, times_samples, wide
 class Trajectory(Ascent):
     """Base of the ascents that add λ KL(softmax(past/τ) ‖ softmax(now/τ)) to the loss.
 
-    The term is a mean over the samples. A subclass gives the past outputs.
+    The term is a mean over the samples. A subclass implements `past`.
     """
 
     follows = True
@@ -27,7 +27,7 @@ class Trajectory(Ascent):
         self.start = _checks.integer("start", start, low=0)
         self.temperature = _checks.real("temperature", temperature, above=0)
         self._epoch = state("epoch", 0, "int32")
-        # What a step adds to the loss: a function of the outputs.
+        # The term that a step adds to the loss, a function of the outputs.
         self._term = None
 
     @property
@@ -41,7 +41,7 @@ class Trajectory(Ascent):
         return [*super().callbacks(build, x), told]
 
     def past(self, batch: Batch, present: Overrides) -> tuple:
-        """Returns past outputs, and for each sample whether they count, 1 or 0."""
+        """Returns past outputs, and 1 for each sample whose outputs count, else 0."""
         raise NotImplementedError
 
     def prepared(self, batch, present):
@@ -80,7 +80,7 @@ class Trajectory(Ascent):
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class SAF(Trajectory):
-    """Sharpness-aware training for free: near the outputs of some epochs ago.
+    """Sharpness-aware training for free: keeps outputs near those of past epochs.
 
     L + λ/|B| Σ KL(softmax(past/τ) ‖ softmax(now/τ)) over the batch B, where past are
     the sample's own outputs Ẽ epochs ago. There is no second pass; the outputs of Ẽ
@@ -88,28 +88,29 @@ class SAF(Trajectory):
     is the paper's; the authors' code multiplies it by τ², so that its λ = 0.3 with
     τ = 5 is `lam=7.5` here.
 
-    `fit` must be given a `pnn.datasets.Batches`: it knows which samples are in a batch
-    from the order by (seed, epoch, step). Give it the same data to go on. With
-    `variation`, past outputs are those of the devices that were drawn then, not of the
-    present one; with a device in the loop, what it measured. A sample without outputs
-    of Ẽ epochs ago, and each one before the epoch `start`, adds nothing.
+    `fit` needs a `pnn.datasets.Batches`, whose order by (seed, epoch, step) tells which
+    samples are in a batch, and the same data when it resumes. With `variation`, past
+    outputs are those of the devices drawn then, not of the present device; with a
+    device in the loop, they are measured. A sample without outputs of Ẽ epochs ago adds
+    nothing, nor does any sample before the epoch `start`.
 
-    Outputs are one tensor of logits. Those behind a softmax are found; of a loss with
-    `from_logits=False` they are the logarithms of the outputs. `warmup` of `SATModel`
-    ramps λ. `sharpness` is the term, λ included, and the reported loss is without it.
+    The output must be one tensor of logits. Logits in front of a softmax are found;
+    other outputs of a loss with `from_logits=False` count by their logarithms. `warmup`
+    of `SATModel` ramps λ. `sharpness` is the term, λ included; the reported loss
+    excludes it.
 
     Args:
         lam: λ ≥ 0, fixed; 0 is plain training.
-        epochs: Ẽ ≥ 1, how many epochs ago.
+        epochs: Ẽ ≥ 1, the age of the past outputs in epochs.
         start: the first epoch with the term, as `fit` counts them, from 0.
         temperature: τ > 0, in the unit of the logits.
 
     Raises:
         ValueError: If `lam` is negative, `epochs` not an integer ≥ 1, `start` not one
-            ≥ 0, or `temperature` not above 0. When training begins: if data is not a
-            `Batches`, or another number of samples than before; the outputs are not
-            one tensor of at least two real logits of a known shape; the loss is not a
-            mean over samples; or on several replicas.
+            ≥ 0, or `temperature` not above 0. When training begins: if the data is not
+            a `Batches`, or the number of samples has changed; the output is not one
+            tensor of at least two real logits of a known shape; the loss is not a mean
+            over samples; or there are several replicas.
 
     Example:
 
@@ -136,10 +137,10 @@ class SAF(Trajectory):
         # The samples in the order of the epoch, and where the next batch begins in it.
         self._order: keras.Variable | None = None
         self._place = state("place", 0, "int32")
-        # At `slot * samples + sample`: the outputs, and 1 + the epoch that they are of.
+        # At `slot * samples + sample`: the outputs, and 1 + their epoch.
         self._outputs: keras.Variable | None = None
         self._epochs: keras.Variable | None = None
-        # In a step: the rows of the batch, and what they hold.
+        # In a step: the rows of the batch, and the values in them.
         self._rows = self._held = None
 
     def states(self):
@@ -201,7 +202,7 @@ class SAF(Trajectory):
         samples = tf.gather(tf.convert_to_tensor(self._order), places)
         self._rows = epoch % self.epochs * self._order.shape[0] + samples
         outputs, epochs = (
-            # Not of a tensor of all of them, which would be a copy.
+            # From `value`: a tensor of the whole variable would be a copy.
             tf.gather(v.value, self._rows)
             for v in (self._outputs, self._epochs)
         )
@@ -220,27 +221,26 @@ class SAF(Trajectory):
         epochs = tf.where(skipped, epochs, tf.convert_to_tensor(self._epoch) + 1)
         self._outputs.value.scatter_nd_update(at, outputs)
         self._epochs.value.scatter_nd_update(at, epochs)
-        # Several steps may be one execution, of which callbacks are told the first.
+        # An execution may have several steps; callbacks see only the first.
         self._place.assign_add(tf.size(self._rows))
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class MESA(Trajectory):
-    """Memory-efficient sharpness-aware training: near the outputs of averaged weights.
+    """Memory-efficient sharpness-aware training: outputs stay near an average model's.
 
     L + λ/|B| Σ KL(softmax(past/τ) ‖ softmax(now/τ)) over the batch B, where past are
     the outputs of the network with v ← δ v + (1 − δ) Θ in place of its trainable
     variables Θ. From the epoch `start` on, a step takes one more forward pass. The
-    average begins when training does, and anew where layers were frozen since, or not
-    any more; an optimizer that accumulates gradients moves it with the weights. The
-    formula is the paper's; the authors' code multiplies it by τ², so that its λ = 0.8
-    with τ = 5 is `lam=20` here.
+    average begins with training, and again after layers were frozen or unfrozen; with
+    gradient accumulation it moves only when the weights do. The formula is the paper's;
+    the authors' code multiplies it by τ², so that its λ = 0.8 with τ = 5 is `lam=20`
+    here.
 
-    Both networks are on the same device, drawn or in the loop, at the same values of
-    imperfections: with `adversarial`, at θ0. They have the same dropout masks, and
-    each its own statistics of the batch; in the authors' code the averaged one is in
-    inference mode. Outputs, `warmup`, `sharpness` and the reported loss are as in
-    `SAF`.
+    Both networks use the same device, drawn or in the loop, with the same
+    imperfections: with `adversarial`, θ0. They share dropout masks, but each has its
+    own batch statistics; in the authors' code the averaged network is in inference
+    mode. Outputs, `warmup`, `sharpness` and the reported loss are as in `SAF`.
 
     Args:
         lam: λ ≥ 0, fixed; 0 is plain training.
@@ -251,8 +251,8 @@ class MESA(Trajectory):
     Raises:
         ValueError: If `lam` is negative, `decay` not in [0, 1), `start` not an
             integer ≥ 0, or `temperature` not above 0. When training begins: if the
-            outputs are not one tensor of at least two real logits, or the loss is not
-            a mean over samples.
+            output is not one tensor of at least two real logits, or the loss is not a
+            mean over samples.
 
     Example:
 
@@ -273,7 +273,7 @@ class MESA(Trajectory):
     ):
         super().__init__(lam, start, temperature)
         self.decay = _checks.real("decay", decay, low=0, below=1)
-        # Whether the weights have come from elsewhere than training.
+        # Whether weights were loaded without an average.
         self._stale = False
 
     def read(self, saved):
@@ -300,7 +300,7 @@ class MESA(Trajectory):
         for variable, average in self._pairs():
             average = tf.convert_to_tensor(average)
             if variable in present:
-                # A drawn device is as far from the average as from the weights.
+                # A drawn device deviates from the average as from the weights.
                 average += present[variable] - tf.convert_to_tensor(variable)
             averaged.append((variable, average))
         overrides = present.merged(averaged)
@@ -339,7 +339,7 @@ class MESA(Trajectory):
 
 
 def _outputs_for(what: str, trainer, x) -> keras.KerasTensor:
-    """Returns the outputs' shape and dtype."""
+    """Returns the outputs' shape and dtype; raises ValueError unless logits."""
     found = _keras.outputs_of(trainer.model, x)
     single = isinstance(found, keras.KerasTensor)
     real = single and keras.backend.is_float_dtype(found.dtype)

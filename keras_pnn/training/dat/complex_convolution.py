@@ -1,4 +1,4 @@
-"""Convolve complex images by real kernels, those of several networks at once."""
+"""Convolve complex images with real kernels, for several networks at once."""
 
 import math
 
@@ -14,9 +14,10 @@ def complex_kernel(parts: tf.Tensor) -> tf.Tensor:
     """Returns real kernels that act on real and imaginary channels as A + iB do.
 
     With inputs x + iy, outputs are (A∗x − B∗y) + i (B∗x + A∗y), where ∗ is the
-    correlation of `keras.layers.Conv2D` with `padding="same"`. Of A and B on the second
-    axis, (networks, 2, height, width, channels, filters), they are [[A, B], [−B, A]]
-    over the last two axes: real channels come first, at inputs and at outputs.
+    correlation of `keras.layers.Conv2D` with `padding="same"`. `parts` holds A and B on
+    the second axis, (networks, 2, height, width, channels, filters); the kernels are
+    [[A, B], [−B, A]] over the last two axes, with the real channels first in inputs and
+    outputs.
 
     Reference:
         - Trabelsi et al., Deep Complex Networks, ICLR (2018), eq. 2
@@ -55,7 +56,7 @@ def _convolve(images, kernel, strides: int, transpose: bool) -> tf.Tensor:
     if not transpose:
         return tf.nn.conv2d(images, kernel, strides, "SAME")
     batch, height, width, _ = tf.unstack(tf.shape(images))
-    # A width of one is that of whole rows, which have no neighbours.
+    # A width of 1 means whole rows, which have no neighbours.
     wide = width if kernel.shape[1] == images.shape[2] == 1 else strides * width
     size = [batch, strides * height, wide, kernel.shape[3]]
     return tf.nn.conv2d_transpose(
@@ -66,8 +67,8 @@ def _convolve(images, kernel, strides: int, transpose: bool) -> tf.Tensor:
 def _dense(kernels, width: int, strides: int, transpose: bool) -> tf.Tensor:
     """Kernels for images of width 1, whose channels are those of `width` pixels.
 
-    Of kernels (networks, height, taps, channels, filters) they are
-    (networks, height, 1, width · channels, width' · filters).
+    Kernels (networks, height, taps, channels, filters) become (networks, height, 1,
+    width · channels, width' · filters).
     """
     networks, height, taps, channels, filters = kernels.shape
     place = _placement(width, taps, strides, transpose)

@@ -1,4 +1,4 @@
-"""Learn what a device adds to its model: complex convolutional error networks."""
+"""Learn the errors of a device's model: complex convolutional error networks."""
 
 import math
 
@@ -9,7 +9,7 @@ from keras_pnn.training.dat.complex_convolution import complex_kernel, convolve
 
 # Complex channels of a U-Net at each scale, the finest first.
 WIDTHS = (4, 8, 16)
-# Of the moving averages; Keras' own, for thousands of batches, is 0.99.
+# Momentum of the moving averages; Keras' 0.99 suits thousands of batches.
 _MOMENTUM = 0.9
 _EPSILON = 1e-3
 
@@ -17,19 +17,19 @@ _EPSILON = 1e-3
 class ErrorNetwork(keras.layers.Layer):
     """The error-prediction network S of dual adaptive training.
 
-    `y + S(y)` is to be what a device gives where its model gives the field y. The
+    `y + S(y)` approximates the device's output where its model gives the field y. The
     modes are laid out as an image of one channel, as square as their number allows and
-    padded with zeros to sides that can be halved, and `networks` small U-Nets of
-    complex convolutions in parallel see it; S is the sum of what they return:
+    padded with zeros to sides that can be halved. It enters `networks` small parallel
+    U-Nets of complex convolutions, and S is the sum of their outputs:
 
         y ─┬─ block, 4 ────────────────────────────────────────────┬─ conv, 1 ──► S
            └─ down, 4 ─┬─ block, 8 ──────────────────────┬─ up, 4 ─┘
                        └─ down, 8 ── block, 16 ── up, 8 ─┘
 
     A block is three 3 × 3 convolutions; "down" and "up" are convolutions of stride 2,
-    up transposed; where lines meet, channels are joined. Each convolution but the last
-    is followed by batch normalisation and a ReLU, both of real and imaginary parts
-    separately. The numbers are complex channels, `WIDTHS`.
+    up transposed; where lines meet, channels are concatenated. Each convolution but the
+    last is followed by batch normalisation and a ReLU, both applied to real and
+    imaginary parts separately. The numbers count complex channels, `WIDTHS`.
 
     Inputs are complex or real fields, (batch, modes), and so are the outputs, in single
     precision, or in double with the dtype policy `"float64"`. For real fields S is the
@@ -38,7 +38,7 @@ class ErrorNetwork(keras.layers.Layer):
     Args:
         networks: number of U-Nets.
         zero: whether the last convolution starts at 0, so that S is 0 until the first
-            step of an optimizer. It learns faster if not.
+            step of an optimizer. It learns faster with `False`.
 
     Reference:
         - Zheng et al., Dual adaptive training of photonic neural networks,
@@ -61,7 +61,7 @@ class ErrorNetwork(keras.layers.Layer):
         self._grid = squarest(input_shape[-1])
         multiple = 2 ** len(self._downs)
         self._padded = [multiple * math.ceil(n / multiple) for n in self._grid]
-        # The stages are built by what they are given.
+        # The stages are built when they are called.
         self.call(tf.zeros((1, input_shape[-1])), training=False)
 
     def call(self, inputs, training=None):
@@ -116,14 +116,14 @@ class ErrorMatrix(keras.layers.Layer):
 
 
 class ErrorStage(keras.layers.Layer):
-    """One complex convolution of each of several networks, and what follows it.
+    """One complex convolution per network, with its normalisation and ReLU.
 
     Images are (networks, batch, height, width, 2, channels), with real and imaginary
-    parts on the axis before the last; inputs may have 1 in the place of the networks.
-    One operation serves all networks wherever TensorFlow has it: hundreds of small
-    ones, and as many small variables, would cost more than their arithmetic. `filters`
-    are complex output channels. The `last` stage has a bias alone in the place of batch
-    normalisation and ReLU.
+    parts on the axis before the last; inputs may have 1 instead of the number of
+    networks. One operation serves all networks where TensorFlow has it, as hundreds of
+    small operations and variables would cost more than their arithmetic. `filters` is
+    the number of complex output channels. The `last` stage has only a bias instead of
+    batch normalisation and ReLU.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class ErrorStage(keras.layers.Layer):
             self.variance = self._add("variance", each, "ones", trainable=False)
 
     def _add(self, name: str, shape: tuple, initializer, trainable: bool = True):
-        """A weight that is never of less than single precision."""
+        """Adds a weight of at least single precision."""
         return self.add_weight(
             name=name,
             shape=shape,
@@ -174,14 +174,14 @@ class ErrorStage(keras.layers.Layer):
         return tf.reshape(tf.nn.relu(rows), shape)
 
     def _normalized(self, rows, shifts, training):
-        """The rows, and the factors and shifts that are left to be applied."""
+        """The rows, and the factors and shifts still to be applied."""
         scales = tf.convert_to_tensor(self.scale)
         means = tf.convert_to_tensor(self.mean)
         variances = tf.convert_to_tensor(self.variance)
         if not training:
             factors = scales * tf.math.rsqrt(variances + _EPSILON)
             return rows, factors, shifts - means * factors
-        # Of centred rows: the mean square less the squared mean would cancel.
+        # Centred first: the mean square minus the squared mean would lose precision.
         now = _mean(rows, 2 * self.filters)
         rows -= _tiled(now, rows)
         spread = _mean(tf.square(rows), 2 * self.filters)

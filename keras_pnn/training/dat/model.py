@@ -1,4 +1,4 @@
-"""Learn a model of the device's errors beside the network: dual adaptive training."""
+"""Train a network and a model of the device's errors: dual adaptive training."""
 
 import dataclasses
 
@@ -21,10 +21,10 @@ from keras_pnn.training.sat import SATModel
 
 
 class ErrorModels:
-    """One error network for each physical layer, and the optimizer of all of them.
+    """Holds one error network per physical layer, and their optimizer.
 
-    Kept out of Keras' tracking: the network's optimizer must not step them. `kind` is
-    how many U-Nets each network adds up, or `"linear"`; S is 0 at first if `zero`.
+    Keras does not track them, as the model's optimizer must not step them. `kind` is
+    the number of U-Nets in each network, or `"linear"`; with `zero`, S starts at 0.
     """
 
     def __init__(self, kind: int | str, optimizer, zero: bool):
@@ -39,7 +39,7 @@ class ErrorModels:
         return list(self._by_layer.values())
 
     def build(self, model: keras.Model) -> None:
-        """Makes a network for each physical layer of a built model, once."""
+        """Creates a network for each physical layer of a built model, once."""
         layers = physical_layers(model)
         if self.networks or not all(layer.built for layer in layers):
             return
@@ -56,12 +56,12 @@ class ErrorModels:
 
     @property
     def trainable(self) -> list[keras.Variable]:
-        """What `optimizer` steps."""
+        """The variables that `optimizer` steps."""
         return [v for n in self.networks for v in n.trainable_variables]
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """All that a resumed run needs."""
+        """The variables that a resumed run needs."""
         own = [v for n in self.networks for v in n.variables]
         return [*own, *self.optimizer.variables]
 
@@ -72,12 +72,12 @@ class ErrorModels:
     def corrected(self, layer, modelled, training: bool) -> tf.Tensor:
         """Returns y + S(y), the layer's outputs with the errors that S predicts.
 
-        Logits behind a softmax or sigmoid stay those of y: y + S(y) may have none.
+        The logits of a softmax or sigmoid remain those of y, as y + S(y) may have none.
         """
         size = sample_size(modelled.shape, "DATModel")
         flat = tf.reshape(modelled, [-1, size])
         errors = tf.reshape(self.of(layer)(flat, training=training), tf.shape(modelled))
-        # The networks compute with their weights' precision, the layers perhaps less.
+        # The layers may compute in a lower precision than the networks.
         corrected = modelled + tf.cast(errors, modelled.dtype)
         attributes = _keras.tensor_attributes(modelled)
         _keras.set_tensor_attributes(corrected, attributes)
@@ -86,10 +86,10 @@ class ErrorModels:
 
 @dataclasses.dataclass(eq=False, repr=False)
 class DualAdaptive(GradientSource):
-    """Values of the device; derivatives of the model with its errors, which S predicts.
+    """Takes values from the device, and derivatives from the model corrected by S.
 
-    `internal_states`, `fields` and `compare` are those of `DATModel`. Derivatives go
-    through S while it is `correcting`, and it learns while it is `learning`.
+    `internal_states`, `fields` and `compare` are as in `DATModel`. Derivatives go
+    through S while `correcting`, and S learns while `learning`.
     """
 
     errors: ErrorModels | None
@@ -105,7 +105,7 @@ class DualAdaptive(GradientSource):
         self.error_loss = keras.metrics.Mean(name="error_loss")
 
     def __call__(self, trainer, batch, overrides, wrt, index=0) -> Evaluation:
-        # A second pass goes through the errors as they are known, and teaches none.
+        # A second pass uses S, but does not train it.
         learning = self.learning and index == 0
         theirs = self.errors.trainable if learning else []
         watched, overrides = overrides.watch([*wrt, *theirs])
@@ -124,7 +124,7 @@ class DualAdaptive(GradientSource):
         gradients = tape.gradient(scaled, watched[: len(wrt)])
         steps = []
         for network in self.errors.networks if learning else ():
-            # A layer that is called twice has two.
+            # A layer that is called twice has two misfits.
             its = [m for n, m in misfits if n is network]
             if its:
                 own = network.trainable_variables
@@ -146,7 +146,7 @@ class DualAdaptive(GradientSource):
         return self._fusing(trainer, batch, overrides, asked, False, [])
 
     def _fusing(self, trainer, batch, overrides, asked, learning, misfits):
-        """A pass whose states, or whose outputs alone, are fused with measured ones."""
+        """Runs a pass; fuses its states, or only its outputs, with measured ones."""
         if not self.internal_states:
             correcting = self._correcting(learning, asked) if self.correcting else None
             through = substituting(correcting)
@@ -168,13 +168,13 @@ class DualAdaptive(GradientSource):
         return super().forward(trainer, batch, overrides, asked, join)
 
     def _compared(self, trainer, batch, overrides, learning, measured, scope, asked):
-        """What is left between the outputs with S and those that were measured."""
+        """Returns the misfit between the outputs with S and the measured outputs."""
         aside = overrides.scope(trainer)
         with aside, substituting(self._correcting(learning, asked)):
             predicted = trainer(batch[0], training=True)
         each = keras.tree.map_structure(self._misfit, predicted, measured)
         misfit = tf.add_n(keras.tree.flatten(each))
-        # Statistics of the network are those of the other pass.
+        # Only the error networks' statistics; the model's come from the other pass.
         own = {id(v) for network in self.errors.networks for v in network.variables}
         for variable, value in aside.updates():
             if id(variable) in own:
@@ -183,7 +183,7 @@ class DualAdaptive(GradientSource):
         return [(self.errors.of(layer), misfit) for layer in layers]
 
     def _correcting(self, learning: bool, asked: list):
-        """Lets every layer that was measured give y + S(y)."""
+        """Returns a substitute by which each measured layer returns y + S(y)."""
 
         def substitute(layer, inputs, controls, modelled):
             if not any(layer is other for other in asked):
@@ -193,7 +193,7 @@ class DualAdaptive(GradientSource):
         return substitute
 
     def _misfit(self, predicted, measured) -> tf.Tensor:
-        """The mean square of what S leaves unexplained."""
+        """Returns the mean square error that remains with S."""
         measured = tf.stop_gradient(measured)
         if predicted.dtype.is_complex and not self.fields:
             predicted, measured = tf.abs(predicted), tf.abs(measured)
@@ -204,7 +204,7 @@ class DualAdaptive(GradientSource):
         return tf.reduce_mean(tf.square(misfit))
 
     def _fused(self, measured, predicted) -> tf.Tensor:
-        """The measured amplitude with the predicted phase, where that is unknown."""
+        """Returns measured amplitudes with predicted phases, or measured fields."""
         if not measured.dtype.is_complex or self.fields:
             return measured
         length = tf.cast(tf.abs(predicted), predicted.dtype)
@@ -220,33 +220,34 @@ class DATModel(SATModel):
     each physical layer that the device measures. In each step
 
     1. the batch is measured;
-    2. S takes a step that lowers the mean square of what is left between model and
-       device: of the network's outputs (`compare="outputs"`), or of the amplitudes of
-       each layer, |y + S(y)| − |measured| (`"states"`);
+    2. S takes a step that lowers the mean square error between model and device: of the
+       network's outputs (`compare="outputs"`), or of the amplitudes of each layer,
+       |y + S(y)| − |measured| (`"states"`);
     3. the measured amplitudes, with the phases of y + S(y), replace the states (state
        fusion);
     4. the network takes a step along the gradient through the model and S.
 
-    By default S is used from the first step, at which it is 0, and goes on learning, as
+    By default S is used from the first step, where it is 0, and learns throughout, as
     in the first reference. In the epochs before `correct_from`, steps 3 and 4 leave S
-    out; after `error_epochs` it is fixed. S fits the device near the network at which
-    it learned: it keeps up with small steps while it learns, and not when it is fixed.
+    out; after `error_epochs` it is fixed. S fits the device only near the controls at
+    which it learned: it can follow small steps while it learns, but not once it is
+    fixed.
 
-    Where S is linear and fits all fields, digital layers in front of linear optics have
-    the derivative of the device; U-Nets that predict the same outputs may have another.
-    With no S do the phases of a mesh have it, since errors lie in front of each and
-    behind it. Where digital layers are enough, leave the phases as they are
+    If S is linear and fits all fields, digital layers in front of linear optics get the
+    derivative of the device; U-Nets that predict the same outputs may give another. The
+    phases of a mesh never get it exactly, since errors lie both in front of and behind
+    each phase. Where training digital layers is enough, freeze the phases
     (`layer.trainable = False`).
 
-    Where a simulated device ends in a softmax or sigmoid, a cross-entropy takes its
-    logits, as in Keras, and their derivative is the model's without the last S.
+    If a simulated device ends in a softmax or sigmoid, a cross-entropy uses its logits,
+    as in Keras; their derivative is the model's, without the last S.
 
     Args:
         model: as in `SATModel`, with physical layers.
         device: as in `PATModel`.
         error_networks: number of small U-Nets whose sum is S, or `"linear"`: S(y) is
-            then y times a matrix that is learned. It is of n × n complex numbers for
-            n outputs of a layer: take U-Nets for thousands of them.
+            then y times a learned matrix of n × n complex numbers for n outputs of a
+            layer: use U-Nets for thousands of outputs.
         internal_states: whether the states between layers are measured. If not, only
             the network's outputs are compared and fused; the whole device then runs
             in a pass of its own.
@@ -256,8 +257,9 @@ class DATModel(SATModel):
             Default: all.
         error_optimizer: Keras optimizer of the error networks, default Adam with a
             rate of 0.001.
-        compare: `"outputs"` or `"states"`. The phases of the states of an imperfect
-            mesh are unknown to photodiodes; S then need not be true to what is read.
+        compare: `"outputs"` or `"states"`. With `"states"`, photodiodes do not see the
+            phases behind an imperfect mesh, and S may predict the network's outputs
+            wrongly.
         ascent: an ascent as in `SATModel`. Default: none.
         correct_from: number of epochs after which S is used, at most `error_epochs`.
             Default: `error_epochs`, or 0 without them.
@@ -358,7 +360,7 @@ class DATModel(SATModel):
         return [*super()._own_callbacks(x), stages]
 
     def _epoch_begins(self, epoch, logs) -> None:
-        """Begins the use of the error networks, or ends their learning."""
+        """Starts to use the error networks, or stops training them, by epoch."""
         source, last = self.gradient, self.error_epochs
         stage = (last is None or epoch < last, epoch >= self.correct_from)
         if (source.learning, source.correcting) != stage:

@@ -14,39 +14,39 @@ class Adjoint(LayerGradient):
     """Measures the gradient of meshes in situ, by the adjoint method.
 
     With the forward field f and the adjoint field a right behind a phase shifter
-    e^{iφ}, ∂L/∂φ = −2 Im(a f). The device gives intensities at its phase shifters in
+    e^{iφ}, ∂L/∂φ = −2 Im(a f). The device measures intensities at its phase shifters in
     three settings: light sent forwards; the adjoint field ∂L/∂y sent into the outputs;
     and, forwards again, the inputs plus i times the conjugate of the field that the
-    adjoint leaves at the inputs. Then 2 Im(a f) is the third intensity less the other
-    two. All samples of the batch are sent in each setting, and the adjoint is as bright
-    as the inputs. `theta`, which is pushed in one arm and pulled in the other, has half
-    the difference of the two.
+    adjoint leaves at the inputs. Then 2 Im(a f) is the third intensity minus the other
+    two. All samples of the batch are sent in each setting, and the adjoint field has
+    the power of the inputs. The derivative of `theta`, which has opposite signs in the
+    two arms, is half their difference.
 
     Phase and splitter errors are included exactly. With losses the field that returns
     is not the time-reversed adjoint, and the gradient is biased; `balanced` removes
-    most of it, see the guide "Gradients from the chip" for figures.
+    most of the bias, see the guide "Gradients from the chip" for figures.
 
     Outputs must be measured with their phases, and so must the field that returns to
-    the inputs, which is the derivative for what lies in front of the mesh. With
-    `crosstalk`, derivatives return to the phases that are set by the layer's matrix.
-    A phase beyond the range of a `dac` has no derivative, and neither has one that is
-    stuck.
+    the inputs, which gives the derivative with respect to these. With `crosstalk`, the
+    layer's matrix converts derivatives to those of the phases that are set. A phase
+    that is stuck or beyond the range of a `dac` has no derivative.
 
-    A training step asks for 4 settings of each mesh, the measurement of the outputs
-    included, and for 8 with an ascent.
+    A training step needs 4 settings of each mesh, the measurement of the outputs
+    included, and 8 with an ascent.
 
     The device must have a method `monitor(layer, fields, controls, backwards)` on
-    tensors, which returns what `SimulatedDevice.monitor` does. What is stuck is told by
-    its method `imperfections(layer)`, as a `SimulatedDevice` has it, or else by the
-    model's own `theta_stuck`, `phi_stuck` and `gamma_stuck`.
+    tensors, which returns what `SimulatedDevice.monitor` does. Its method
+    `imperfections(layer)`, as of a `SimulatedDevice`, tells which phases are stuck;
+    without it, the model's own `theta_stuck`, `phi_stuck` and `gamma_stuck` do.
 
     Args:
-        balanced: whether the inputs less i times the conjugate are sent too, in place
-            of the inputs alone: 2 Im(a f) is half the difference of the intensities.
+        balanced: whether the inputs minus i times the conjugate are sent in place of
+            the inputs alone: 2 Im(a f) is half the difference of the intensities.
 
     Raises:
         ValueError: If `balanced` is not True or False, or the device has no `monitor`;
-            in training, if a measured layer with trainable controls is no `MZIMesh`.
+            in training, if a measured layer with trainable controls is not an
+            `MZIMesh`.
 
     Example:
 
@@ -95,7 +95,7 @@ class Adjoint(LayerGradient):
         forward = tf.reshape(as_complex(inputs, outputs.dtype), [-1, modes])
         # TensorFlow's derivative is twice the conjugate of Wirtinger's.
         adjoint = tf.reshape(tf.math.conj(upstream) / 2, [-1, modes])
-        # As bright as the inputs: a faint one would be lost in the difference.
+        # With the inputs' power: a faint adjoint would be lost in the difference.
         bright, faint = (tf.norm(tf.abs(v), axis=-1) for v in (forward, adjoint))
         scale = tf.math.divide_no_nan(bright, faint)
         scale = tf.where(scale > 0, scale, tf.ones_like(scale))
@@ -120,7 +120,7 @@ class Adjoint(LayerGradient):
 
 
 def _of_controls(layer: MZIMesh, controls, imperfections, slopes: dict) -> dict:
-    """Returns derivatives by controls, given those by the phases that are set."""
+    """Converts derivatives with respect to the set phases to those of the controls."""
     with tf.GradientTape() as tape:
         tape.watch(controls)
         phases = layer.held(layer.as_set(controls), imperfections)

@@ -17,7 +17,7 @@ from keras_pnn.layers.lookup import physical_layers
 
 
 class Batch(tuple):
-    """The batch (x, y, sample_weight), and a function of the outputs for its loss."""
+    """A batch (x, y, sample_weight), and a `term` of the outputs to add to its loss."""
 
     def __new__(cls, parts, term: Callable | None = None):
         batch = super().__new__(cls, parts)
@@ -33,7 +33,7 @@ class Batch(tuple):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """One pass over a batch.
+    """The results of one pass over a batch.
 
     Args:
         loss: the loss as `compute_loss` returns it.
@@ -42,8 +42,8 @@ class Evaluation:
             loss does not depend on a variable.
         y_pred: the model's outputs.
         scope: holds what the pass would have assigned.
-        asked: the settings that a device was asked for, times samples.
-        commit: stores what the source itself has learned from the pass.
+        asked: the measurements of a device: settings times samples.
+        commit: stores the source's own new states.
     """
 
     loss: tf.Tensor
@@ -68,7 +68,7 @@ class Evaluation:
 
 
 class GradientSource(Configured):
-    """Base of the sources: a pass over a batch, which assigns nothing.
+    """Base of the gradient sources, which evaluate a batch and assign nothing.
 
     Variables are read through a `StatelessScope`, so that two passes over one batch
     see the same state and the same random numbers.
@@ -80,7 +80,7 @@ class GradientSource(Configured):
     needs_device = False
 
     def on(self, device) -> "GradientSource":
-        """Returns this source with the passes measured by a device, or by none."""
+        """Returns a copy of this source for a device, or for no device."""
         if device is None and self.needs_device:
             raise ValueError(
                 f"{type(self).__name__} needs a device: pass `device`. "
@@ -101,7 +101,7 @@ class GradientSource(Configured):
         Args:
             trainer: a compiled model.
             batch: (x, y, sample_weight).
-            overrides: values other than the stored ones.
+            overrides: values to use in place of the stored ones.
             wrt: variables to differentiate with respect to.
             index: which pass of the training step this is, from 0.
         """
@@ -112,16 +112,16 @@ class GradientSource(Configured):
         return self.forward(trainer, batch, overrides, [])[0]
 
     def modelled(self) -> "GradientSource":
-        """Returns a source of the same loss, of the model alone."""
+        """Returns a source of the same loss that uses the model alone."""
         return ModelGradient()
 
     def variables(self, trainer) -> list[keras.Variable]:
-        """Returns what the source learns, which is saved with the trainer's state."""
+        """Returns the source's states, which are saved with the trainer's."""
         return []
 
     @contextlib.contextmanager
     def measuring(self, trainer, asked: list, join: Callable | None = None):
-        """Lets the device, if there is one, measure the layers until the block ends.
+        """Lets the device, if there is one, measure the layers in the block.
 
         A layer is appended to `asked` each time it is measured; `join` is as in
         `measured_by`.
@@ -148,7 +148,7 @@ class GradientSource(Configured):
     def forward(
         self, trainer, batch, overrides: Overrides, asked: list, join=None
     ) -> tuple:
-        """Returns loss, outputs, and the scope with what would have been assigned."""
+        """Returns loss, outputs, and the scope that holds the pass's assignments."""
         scope = overrides.scope(trainer)
         with scope, self.measuring(trainer, asked, join):
             y_pred = trainer(batch[0], training=True)
@@ -179,24 +179,23 @@ class ModelGradient(GradientSource):
         return Evaluation(loss, wrt, gradients, y_pred, scope, count)
 
     def _join(self, trainer, wrt: list, asked: list) -> Callable | None:
-        """Returns the `join` of `measured_by`; by default `valued` takes its place."""
+        """Returns the `join` of `measured_by`; `None` for its default."""
         return None
 
 
 @keras.saving.register_keras_serializable(package="keras_pnn")
 class DeviceGradient(ModelGradient):
-    """Outputs of a device; derivatives of the model: physics-aware training.
+    """Takes outputs from a device, derivatives from its model: physics-aware training.
 
     Args:
-        readout: `"layers"`, each layer's derivative is taken at the inputs that the
-            device gave it; or `"output"`, the device gives the outputs of the whole
-            model alone, and the derivatives are taken along the model's own states.
-            The second takes one more forward pass, and digital layers between two
-            physical ones see the device's states in one and the model's in the other.
-            Layers that give complex fields need it where errors turn the phases of the
-            fields by much: the loss's slope at the measured field and the model's
-            derivative then belong to different phases, and their product is not a
-            gradient.
+        readout: `"layers"`: each layer's derivative is taken at its measured inputs; or
+            `"output"`: only the outputs of the whole model are measured, and
+            derivatives are taken at the model's own states. `"output"` takes one more
+            forward pass; digital layers between physical ones see the device's states
+            in one pass and the model's in the other. Layers with complex outputs need
+            `"output"` where errors rotate the phases by much: the loss's slope at the
+            measured field and the model's derivative then belong to different phases,
+            and their product is not a gradient.
 
     Raises:
         ValueError: If `readout` is unknown.
@@ -230,10 +229,10 @@ def read_out(
     fused: Callable = lambda measured, modelled: measured,
     modelling: contextlib.AbstractContextManager | None = None,
 ) -> tuple:
-    """Returns what `forward` does, where only the whole model's outputs are measured.
+    """Returns as `forward`, but measures only the outputs of the whole model.
 
-    `fused` gives the outputs' values from those that are measured and modelled, the
-    latter in the context `modelling`.
+    `fused` returns the outputs' values for measured and modelled ones; the model runs
+    in the context `modelling`.
     """
     seen, scope = overrides.scope(trainer), overrides.scope(trainer)
     with seen, source.measuring(trainer, asked):
@@ -245,8 +244,8 @@ def read_out(
         )
         before = {id(v): value for v, value in scope.updates()}
         loss = loss_of(trainer, batch, y_pred)
-    # Statistics are those of the measured pass, losses of layers those of the model's,
-    # whose derivatives they have. Losses may also count themselves in metrics.
+    # Statistics come from the measured pass, and losses of layers from the model's,
+    # which has their derivatives. Losses may also update metrics.
     held = {id(v) for v, _ in seen.updates()}
     for variable, value in scope.updates():
         if id(variable) not in held or before.get(id(variable)) is not value:
@@ -255,14 +254,14 @@ def read_out(
 
 
 def wide(value: tf.Tensor) -> tf.Tensor:
-    """Returns a tensor in float32 or complex64 at least."""
+    """Returns a tensor in at least float32 or complex64."""
     if value.dtype.is_complex or value.dtype.size >= 4:
         return value
     return tf.cast(value, "float32")
 
 
 def one_by_one(function: Callable, places: np.ndarray, dtype) -> tf.Tensor:
-    """Stacks a function's results, one after the other, as a device is set."""
+    """Stacks the results of a function that is called for one place at a time."""
     return tf.map_fn(
         tf.autograph.experimental.do_not_convert(function),
         tf.constant(places, "int32"),
@@ -277,7 +276,7 @@ def times_samples(settings: int, batch) -> tf.Tensor:
 
 
 def sample_size(shape, what: str) -> int:
-    """Returns how many numbers one sample is; raises ValueError if it is unknown."""
+    """Returns the size of one sample; raises ValueError if it is unknown."""
     if None in tuple(shape)[1:]:
         raise ValueError(
             f"{what} needs layers with inputs and outputs of a known size: give the "
@@ -287,7 +286,7 @@ def sample_size(shape, what: str) -> int:
 
 
 def loss_of(trainer, batch, y_pred) -> tf.Tensor:
-    """Returns the loss as `fit` computes it, from within a scope, and the term."""
+    """Returns the loss as `fit` computes it, plus the batch's term, in a scope."""
     x, y, sample_weight = batch
     loss = _keras.compute_loss(trainer, x, y, y_pred, sample_weight, training=True)
     term = getattr(batch, "term", None)
@@ -295,7 +294,7 @@ def loss_of(trainer, batch, y_pred) -> tf.Tensor:
 
 
 def summed(tensors: list) -> list:
-    """Returns dense tensors, added over replicas; `None` stays `None`."""
+    """Returns dense tensors, summed over replicas; `None` stays `None`."""
     dense = [tf.convert_to_tensor(t) for t in tensors if t is not None]
     context = tf.distribute.get_replica_context()
     if dense and context is not None and context.num_replicas_in_sync > 1:

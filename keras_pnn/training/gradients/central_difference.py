@@ -1,4 +1,4 @@
-"""Measure the derivative with respect to one control after the other."""
+"""Measure the derivative with respect to each control in turn."""
 
 import keras
 import numpy as np
@@ -13,16 +13,16 @@ from keras_pnn.training.gradients.differences import LossGradient
 class CentralDifference(LossGradient):
     """Differentiates each control by a central difference of the loss.
 
-    ∂L/∂c ≈ (L(c + s) − L(c − s)) / (2 s) for one control after the other, with an error
+    ∂L/∂c ≈ (L(c + s) − L(c − s)) / (2 s) for one control after another, with an error
     of s²/6 times the third derivative. Controls that the hardware does not have are
     left out.
 
-    Other variables than the controls of measured layers have exact derivatives behind
-    these layers. In front of them, derivatives go through the layers' models.
+    Other variables have exact derivatives behind the measured layers; in front of
+    these, derivatives go through the layers' models.
 
     A training step takes 1 + 2 P passes for P controls, and as many again for an
-    ascent. (`pnn.FiniteDifference` is another thing: the rule by which an imperfection
-    is moved in eq. 5.)
+    ascent. (`pnn.FiniteDifference` is unrelated: it is a rule that moves an
+    imperfection in eq. 5.)
 
     Args:
         step: s, in the unit of the controls.

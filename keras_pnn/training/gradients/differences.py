@@ -21,7 +21,7 @@ class LossGradient(ModelGradient):
 
     The controls are those of the layers that the device measures, or of all physical
     layers without a device. All other variables are differentiated digitally, at the
-    measured states; what lies in front of a measured layer, through its model.
+    measured states; those in front of a measured layer, through its model.
 
     A subclass implements `slopes`.
     """
@@ -30,7 +30,7 @@ class LossGradient(ModelGradient):
     digital = True
 
     def slopes(self, losses: "Losses", wrt: list, index: int) -> tuple:
-        """Returns the derivatives of the loss, and what stores what was learned."""
+        """Returns derivatives of the loss, and a function that stores new states."""
         raise NotImplementedError
 
     def __call__(self, trainer, batch, overrides, wrt, index=0) -> Evaluation:
@@ -68,10 +68,11 @@ class LossGradient(ModelGradient):
 
 
 class Losses:
-    """Measures losses of one batch one after the other, in one order.
+    """Measures losses of one batch in a fixed order.
 
-    The first comes after `last`. `value` gives the present value of a variable, `seed`
-    is that of the trainer and of the step, and `count` how many losses were measured.
+    The first is measured after `last`. `value` returns the present value of a variable,
+    `seed` holds the trainer's seed and the step, and `count` counts the measured
+    losses.
     """
 
     def __init__(self, source, trainer, batch, overrides: Overrides, last: tf.Tensor):
@@ -89,8 +90,8 @@ class Losses:
     def slope(self, wrt: list, directions: list, step) -> tf.Tensor:
         """Returns the central difference of the loss along one direction.
 
-        `directions` has a part for each variable, and the loss is measured `step` times
-        it to either side.
+        `directions` has a part for each variable; the loss is measured at ± `step`
+        times these parts.
         """
         ends = [self._last]
         for side in (1.0, -1.0):
@@ -103,7 +104,7 @@ class Losses:
         return (ends[1] - ends[2]) / tf.cast(2 * step, self.dtype)
 
     def measured(self, slope: tf.Tensor, count: int = 2) -> None:
-        """Notes a slope that was measured, and the number of losses for it."""
+        """Records a measured slope, and the number of losses that it took."""
         self._last, self.count = slope, self.count + count
 
 
@@ -161,6 +162,6 @@ def random_signs(like: tf.Tensor, seed: list, purpose: tuple) -> tf.Tensor:
 
 
 def seed_for(seed: list, purpose: tuple) -> tf.Tensor:
-    """Returns the seed of one draw, given two integers and what it is for."""
-    # The text is part of the draw: another one gives other numbers.
+    """Returns the seed of one draw, from two integers and its purpose."""
+    # The text is part of the seed: another text gives other numbers.
     return folded(tf.stack(seed), repr(("spsa", *purpose)))

@@ -22,16 +22,16 @@ from keras_pnn.training.gradients.base import (
 class FeedbackAlignment(ModelGradient):
     """Sends the error at the outputs straight to each layer: direct feedback alignment.
 
-    The network is cut in front of each measured layer. What the layers in front of a
-    cut would receive by backpropagation is replaced by B e, with e = ∂L/∂outputs of the
-    sample, and B a fixed matrix of N(0, 1/√outputs) for each cut. Between two cuts,
-    derivatives are local: the model's at the states that were measured. Behind the last
-    cut this is physics-aware training. Outputs of a softmax or sigmoid that a
-    cross-entropy takes by their logits count by these.
+    The network is cut in front of each measured layer. The gradient that
+    backpropagation would send through a cut is replaced by B e, with e = ∂L/∂outputs of
+    the sample, and B a fixed matrix of N(0, 1/√outputs) for each cut. Between two cuts,
+    derivatives are local: the model's at the measured states. Behind the last cut this
+    is physics-aware training. If a cross-entropy uses the logits of a softmax or
+    sigmoid, these count as the outputs.
 
-    The gradient is not unbiased: the layers in front learn to make B useful.
+    The gradient is biased: the layers in front adapt to B.
 
-    A training step asks for 1 setting of each layer, and for 2 with an ascent.
+    A training step needs 1 setting of each layer, and 2 with an ascent.
 
     Args:
         seed: seed of the matrices, an integer ≥ 0.
@@ -58,7 +58,7 @@ class FeedbackAlignment(ModelGradient):
         self.seed = _checks.integer("seed", seed, low=0)
 
     def feedback(self, place: int, outputs: int, inputs: int) -> np.ndarray:
-        """Returns B for the layer at a place, of shape (outputs, inputs)."""
+        """Returns B for the layer with index `place`, of shape (outputs, inputs)."""
         draw = np.random.default_rng([self.seed, place]).normal(size=(outputs, inputs))
         return draw / math.sqrt(outputs)
 
@@ -77,7 +77,7 @@ class FeedbackAlignment(ModelGradient):
             def cut(inputs, outputs):
                 def gradient(upstream):
                     if not error:
-                        # On the way to the error itself, which is behind the layer.
+                        # The pass that finds the error needs no gradient at the inputs.
                         return tf.zeros_like(inputs), upstream
                     (found,) = error
                     size = sample_size(inputs.shape, name)
@@ -90,7 +90,7 @@ class FeedbackAlignment(ModelGradient):
 
             whole = valued(measured, local)
             outputs = cut(inputs, whole)
-            # Of a new tensor Keras knows neither mask nor logits.
+            # Keras does not know mask and logits of a new tensor.
             attributes = _keras.tensor_attributes(whole)
             if _keras.LOGITS in attributes:
                 attributes[_keras.LOGITS] = cut(inputs, attributes[_keras.LOGITS])

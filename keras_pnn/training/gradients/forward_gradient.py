@@ -15,13 +15,13 @@ class ForwardGradient(RandomDirections):
     The directional derivative is measured, (L(c + s v) − L(c − s v)) / (2 s), which
     leaves an error of the order of s².
 
-    Other variables than the controls of measured layers have exact derivatives behind
-    these layers. In front of them, derivatives go through the layers' models.
+    Other variables have exact derivatives behind the measured layers; in front of
+    these, derivatives go through the layers' models.
 
     A training step takes 1 + 2 `directions` passes, and as many again for an ascent.
 
     Args:
-        directions: how many v are averaged.
+        directions: number of v to average.
         step: s, in the unit of the controls; a number above 0, or a Keras learning
             rate schedule of the step.
 

@@ -14,7 +14,7 @@ class LayerGradient(ModelGradient):
     """Base of sources that measure the derivatives of each layer, at its own inputs.
 
     The chain rule over the layers is digital. Imperfections that training moves, and
-    what a layer computes digitally (a bias), have the derivatives of its model.
+    digital parts of a layer (a bias), have the derivatives of its model.
 
     A subclass implements `check` and `differentiate`.
     """
@@ -22,9 +22,9 @@ class LayerGradient(ModelGradient):
     needs_device = True
 
     def measures_inputs(self, layer) -> bool:
-        """Tells whether `differentiate` gives a derivative by the inputs.
+        """Tells whether `differentiate` measures the derivative with respect to inputs.
 
-        If not, it is that of the layer's model.
+        If not, this derivative is taken from the layer's model.
         """
         return False
 
@@ -37,15 +37,15 @@ class LayerGradient(ModelGradient):
         """Measures derivatives of one layer, in the graph of the backward pass.
 
         Args:
-            layer, inputs, controls: the layer, and what it was given.
-            outputs: what was measured there.
-            upstream: the derivative of the loss by `outputs`, as TensorFlow gives it.
+            layer, inputs, controls: the layer, its inputs and its controls.
+            outputs: the measured outputs.
+            upstream: the gradient with respect to `outputs`, as TensorFlow defines it.
             wanted: names of controls.
             asked: a list to which the layer is added for each further setting.
 
         Returns:
-            The derivative by the inputs, `None` unless measured, and a dictionary of
-            those by the wanted controls.
+            The derivative with respect to the inputs, `None` unless measured, and a
+            dictionary of derivatives with respect to the wanted controls.
         """
         raise NotImplementedError
 
@@ -92,9 +92,9 @@ class LayerGradient(ModelGradient):
 
 
 def of_set_phases(layer: MZIMesh, slopes: dict) -> dict:
-    """Returns derivatives by the phases that are set, from those by what they produce.
+    """Converts derivatives with respect to produced phases to those of the set phases.
 
-    Both differ by the crosstalk of the mesh. They are named `theta`, `phi`, `gamma`.
+    They differ by the crosstalk of the mesh. The keys are `theta`, `phi`, `gamma`.
     """
     if layer.crosstalk is None:
         return slopes

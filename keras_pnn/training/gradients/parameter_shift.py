@@ -29,45 +29,44 @@ class ParameterShift(LayerGradient):
 
     **Meshes.** Each intensity I behind an `MZIMesh` depends on one phi or gamma as
     a + b cos φ + c sin φ, whatever the phase and splitter errors and the losses. A
-    theta, which is pushed in one arm by θ/2 and pulled in the other, adds cos(θ/2) and
-    sin(θ/2), by light that passes its cell by. With D(s) = I(φ + s) − I(φ − s),
+    theta, applied as ±θ/2 in the two arms, adds cos(θ/2) and sin(θ/2), through light
+    that bypasses its cell. With D(s) = I(φ + s) − I(φ − s),
 
         ∂I/∂φ = D(π/2) / 2
         ∂I/∂θ = (D(π/2) / (1 − √½) − D(3π/2) / (1 + √½)) / 8
 
     exactly. Only intensities are used, so a `Photodetector` or a `BalancedDetector`
     must follow each mesh, in a model of layers that Keras can see (functional or
-    Sequential). With `crosstalk`, phases are set so that the shifters produce a shift
-    of one phase alone, and the derivatives return by the matrix: exact if the chip's
-    crosstalk is that of the layer. This takes all of theta and phi, so that none may be
-    stuck; what is stuck is known as in `Adjoint`. The steps of a `dac` round the
-    shifts. It brings a theta back into its turn by the help of phi and gamma, so that
-    none of these may be stuck then.
+    Sequential). With `crosstalk`, controls are set so that only one phase shifts, and
+    the matrix transforms the derivatives back: exact if the chip's crosstalk is the
+    layer's. This needs all of theta and phi, so that none may be stuck; stuck phases
+    are found as in `Adjoint`. A `dac` rounds the shifts. It wraps a theta into one turn
+    by changing phi and gamma, so that none of these may be stuck then.
 
-    **Microrings.** The weight of a ring is no sinusoid of its control, and
+    **Microrings.** The weight of a ring is not sinusoidal in its control, and
 
         ∂y/∂c ≈ (y(c + s) − y(c − s)) / (2 s)
 
-    has an error. For a Lorentzian of half-width h, u = c/h and t = s/h, the result is
+    is approximate. For a Lorentzian of half-width h, u = c/h and t = s/h, the result is
     (1 + u²)² / ((1 + u²)² + 2 t² (1 − u²) + t⁴) times the derivative: at most 2 t² too
-    low, on resonance. One ring in every row is shifted at once, as rows share nothing.
+    low, on resonance. One ring is shifted in all rows at once, as rows are independent.
 
     Derivatives with respect to the inputs of a layer, which digital variables in front
     of it need, are those of its model. The loss follows by the chain rule.
 
-    A training step asks for 1 + 4 T + 2 P settings of a mesh with T thetas and P other
-    phases, and for 1 + 2 n of a bank with n inputs; twice as many with an ascent.
+    A training step needs 1 + 4 T + 2 P settings of a mesh with T thetas and P other
+    phases, and 1 + 2 n of a bank with n inputs; twice as many with an ascent.
 
     Args:
         ring_step: s, in the unit of the rings' control.
 
     Raises:
         ValueError: If `ring_step` is not above 0, or there is no device; in training,
-            if a measured layer with trainable controls is no `MZIMesh`, `MRRBank` or
-            `MRRConv2D`; the fields behind a mesh go elsewhere than to detectors; a
-            `dac` of a mesh covers less than a turn; a crosstalk matrix of a mesh cannot
-            be inverted, or meets a `dac`; or a ring layer has an activation of its own,
-            or crosstalk between its rows.
+            if a measured layer with trainable controls is not an `MZIMesh`, `MRRBank`
+            or `MRRConv2D`; the fields behind a mesh go to other layers than detectors;
+            a `dac` of a mesh covers less than a turn; a crosstalk matrix of a mesh
+            cannot be inverted, or is combined with a `dac`; or a ring layer has an
+            activation of its own, or crosstalk between its rows.
         tf.errors.InvalidArgumentError: In training, if a theta or phi is known to be
             stuck in a mesh with crosstalk, or a phi or gamma in one with a `dac`. With
             XLA, derivatives are NaN instead.
@@ -152,13 +151,13 @@ class ParameterShift(LayerGradient):
 
 
 def _phases(layer, controls, outputs, upstream, shifted) -> tuple:
-    """Derivatives with respect to the phases of a mesh, and how many settings."""
+    """Derivatives with respect to the phases of a mesh, and the number of settings."""
     exists = {n: layer.quantity(n).exists for n in controls}
     flat = np.concatenate([e.ravel() for e in exists.values()])
     existing = np.flatnonzero(flat)
     place = tf.constant(existing[:, None], "int32")
     dtype = controls["theta"].dtype
-    # By I = |y|², the loss depends on the fields y as 2 y ∂L/∂I.
+    # As I = |y|², the gradient with respect to the fields y is 2 y ∂L/∂I.
     power = tf.math.real(outputs * tf.math.conj(outputs))
     weights = tf.math.real(upstream * tf.math.conj(outputs))
     weights = tf.math.divide_no_nan(weights, 2 * power)
@@ -175,7 +174,7 @@ def _phases(layer, controls, outputs, upstream, shifted) -> tuple:
         return {n: tf.reshape(part, e.shape) for (n, e), part in pairs}
 
     def shift(number):
-        """The controls' changes that shift one phase by 1 rad."""
+        """The changes of the controls that shift one phase by 1 rad."""
         if back is None:
             element = tf.gather(tf.constant(existing, "int32"), number)
             change = tf.one_hot(element, len(flat), dtype=dtype)
@@ -207,7 +206,7 @@ def _phases(layer, controls, outputs, upstream, shifted) -> tuple:
 
 
 def _one_if_free(layer: MZIMesh, imperfections: dict, like) -> tf.Tensor:
-    """Returns 1 if nothing is stuck that shifts need; raises else, NaN under XLA."""
+    """Returns 1 if no phase that shifts need is stuck; else raises (XLA: NaN)."""
     if layer.crosstalk is not None:
         names, cause = ("theta", "phi"), "crosstalk"
     elif layer.dac is not None:
@@ -230,10 +229,10 @@ def _one_if_free(layer: MZIMesh, imperfections: dict, like) -> tf.Tensor:
 
 
 def _span(dac) -> float:
-    """The range of a converter, with the step behind its last code, in rad."""
+    """The range of a converter plus one step, in rad."""
     if not isinstance(dac, DAC):
         return math.inf
-    # A turn in float32 is a little less.
+    # A turn in float32 is slightly less, hence the tolerance.
     return (dac.high - dac.low) / (1 - 0.5**dac.bits) + 1e-6
 
 
@@ -245,7 +244,7 @@ def _among_existing(layer: MZIMesh) -> np.ndarray:
 
 
 def _pair(shifted, changes: dict) -> tuple:
-    """Outputs at either side, measured one after the other."""
+    """Measures the outputs at controls + changes, then at controls − changes."""
     ahead = shifted(changes)
     with tf.control_dependencies([ahead]):
         return ahead, shifted({n: -c for n, c in changes.items()})

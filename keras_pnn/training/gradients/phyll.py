@@ -1,4 +1,4 @@
-"""Train each layer by a loss of its own: physical local learning."""
+"""Train each layer by its own loss: physical local learning."""
 
 import keras
 import tensorflow as tf
@@ -19,24 +19,24 @@ class PhyLL(ModelGradient):
 
         L = mean over samples of Σ_k log(1 + exp(−θ (g_k⁺ − g_k⁻)))
 
-    and no derivative leaves its block: nothing is propagated back from one to another.
-    Within a block, the derivative of the physical layer is its model's, at the states
-    that were measured. With the physical layers frozen and digital layers behind them,
-    as in the authors' experiments, no model of the hardware is used at all.
+    and no derivative leaves its block. Within a block, the derivative of the physical
+    layer is its model's, at the measured states. With the physical layers frozen and
+    digital layers behind them, as in the authors' experiments, no model of the hardware
+    is used at all.
 
-    The loss that is given to `compile` serves `evaluate` and validation alone, where
-    each input is sent with all labels. In training, `loss` is L, and metrics know the
-    two labels that were sent: an accuracy is that of choosing between them.
+    The loss given to `compile` is used only in `evaluate` and validation, where each
+    input is sent with all labels. In training, `loss` is L, and metrics see only the
+    two labels that were sent: an accuracy is that of choosing between the two.
 
-    A training step asks for 2 settings of each layer, and for 4 with an ascent.
+    A training step needs 2 settings of each layer, and 4 with an ascent.
 
     Args:
         theta: θ, a number above 0. The authors use 4 and 5.
 
     Raises:
-        ValueError: If `theta` is not above 0; in training, if the model is no
+        ValueError: If `theta` is not above 0; in training, if the model is not a
             `LocalClassifier`, targets are not one integer label per sample, or the
-            ascent goes by outputs for all labels (`SAF`, `MESA`, and `ESAM` with
+            ascent needs outputs for all labels (`SAF`, `MESA`, and `ESAM` with
             gamma < 1).
         tf.errors.InvalidArgumentError: In training without XLA, if a label is not
             from 0 to `classes` − 1.
@@ -114,7 +114,7 @@ def _other_labels(trainer, labels, classes: int) -> tf.Tensor:
 
 
 def _outputs(model, labels, sums) -> tf.Tensor:
-    """The outputs for the labels that were sent; the least possible for others."""
+    """The outputs for the labels that were sent; the lowest possible for others."""
     least, found = -len(model.blocks), 0
     for label, value in zip(labels, sums, strict=True):
         chosen = tf.one_hot(label, model.classes, dtype=value.dtype)

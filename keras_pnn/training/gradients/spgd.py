@@ -14,24 +14,24 @@ class SPGD(RandomDirections):
 
     ĝ = mean over directions of (L(c + s Δ) − L(c − s Δ)) / (2 s) · Δ, with Δ a random
     sign for each control, and g ← momentum · g + ĝ. With `keras.optimizers.SGD` this
-    is gradient descent with momentum; an ascent follows the accumulated g too, which
-    is less noisy than ĝ. Each pass of a step accumulates its own.
+    is gradient descent with momentum; an ascent uses the accumulated g too, which is
+    less noisy than ĝ. Each pass of a step accumulates its own g.
 
-    Other variables than the controls of measured layers have exact derivatives behind
-    these layers. In front of them, derivatives go through the layers' models.
+    Other variables have exact derivatives behind the measured layers; in front of
+    these, derivatives go through the layers' models.
 
     A training step takes 1 + 2 `directions` passes, and as many again for an ascent.
 
     Args:
         step: s, in the unit of the controls; a number above 0, or a Keras learning
             rate schedule of the step.
-        directions: how many Δ are averaged.
-        momentum: from 0 up to, but not including, 1.
+        directions: number of Δ to average.
+        momentum: momentum, in [0, 1).
 
     Raises:
         ValueError: If an argument is out of its range; in training, if the model has
-            no physical layer, or momentum is to be kept on several replicas, or with
-            LookSAM or ESAM, whose second pass is a branch of the step.
+            no physical layer, or there is momentum on several replicas, or with LookSAM
+            or ESAM, whose second pass is a branch of the step.
 
     Example:
 
@@ -109,7 +109,7 @@ class SPGD(RandomDirections):
 
         def commit():
             for variable, value in zip(sums, added, strict=True):
-                # A loss that overflowed is no step, and must not stay.
+                # A loss that overflowed must not stay in the sum.
                 finite = tf.reduce_all(tf.math.is_finite(value))
                 variable.assign(tf.where(finite, value, tf.convert_to_tensor(variable)))
 

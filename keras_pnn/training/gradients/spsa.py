@@ -10,9 +10,9 @@ class SPSA(RandomDirections):
     """Estimates gradients by simultaneous perturbation of all variables (SPSA).
 
     g = mean over directions of (L(v + c Δ) − L(v − c Δ)) / (2 c) · Δ, with Δ a random
-    sign for each element. No derivative of any model is taken. The variance grows with
-    the number of elements: use it for small systems, or to fine-tune a few controls
-    (freeze the rest).
+    sign for each element. No model is differentiated. The variance grows with the
+    number of elements: use it for small systems, or to fine-tune a few controls (freeze
+    the rest).
 
     A training step takes 1 + 2 `directions` passes, and as many again for an ascent.
     All passes see the same batch, dropout masks and noise of the model.
@@ -20,7 +20,7 @@ class SPSA(RandomDirections):
     Args:
         step: c, in the unit of the variables; a number above 0, or a Keras learning
             rate schedule of the step.
-        directions: how many Δ are averaged.
+        directions: number of Δ to average.
 
     Raises:
         ValueError: If `step` is not above 0, or `directions` is not an integer ≥ 1.

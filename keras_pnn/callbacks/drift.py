@@ -2,9 +2,10 @@
 
 `_keras.wrap_step` puts `_step` around the compiled train or test function. Before each
 batch `_move` asks the process for the deviation; `_step` assigns the drifted values,
-runs the step, and restores the previous values. A simulated device in the loop uses its
-own deviations in place of the model's, and adds the drift by `Quantity.passing`;
-`_step` therefore also stores the drift in `Quantity.drift`.
+runs the step, and restores the previous values. In the step each layer reads them in
+`PhysicalLayer.current_values` and passes them to `forward`. A simulated device in the
+loop ignores the model's values: for it, `_step` stores the drift in `Quantity.drift`,
+and the device adds it to its own deviations (`Quantity.passing`).
 """
 
 import math
@@ -48,7 +49,7 @@ class DriftInjection(keras.callbacks.Callback):
     for an imbalance). It includes the device and all injections, but not the noise of a
     `Variation`; it is NaN if no step drifted. With `during="validation"` the `val_`
     metrics are those of the drifting device; in a `fit` on a device, the digital model
-    of the `val_model_` metrics drifts with it.
+    of the `val_model_` metrics drifts alike.
 
     Args:
         imperfection: Name of an imperfection: `"temperature"` for all layers that

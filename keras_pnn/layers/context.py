@@ -226,7 +226,7 @@ def measuring_device():
 
 
 def measuring_block():
-    """Returns the `with` block outside which functions traced inside may not measure.
+    """Returns the `with` block to which functions that measure are confined.
 
     `None` if there is none, as in the steps of a trainer with its own device.
     """

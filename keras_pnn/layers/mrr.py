@@ -1,9 +1,10 @@
 """Multiply by microring weights: the layers `MRRBank` and `MRRConv2D`.
 
-Both take their weights from `RingLayer.weights_at`, which adds up the shifts of each
-ring and calls the layer's tuning. The tuning of Lorentzian rings is
-`ResonanceTuning` in `physics/tuning/lorentzian.py`: `weight` converts a control to a
-detuning, and `_port_weight` converts the detuning to through − drop.
+Both take their weights from `RingLayer.weights_at` in `layers/ring_layer.py`, which
+adds up the shifts of each ring and calls the layer's tuning. The tuning of Lorentzian
+rings is `ResonanceTuning` in `physics/tuning/lorentzian.py`: `detuning` converts a
+control to a detuning, and `_port_weight` converts that to a weight such as
+through − drop, by `physics/ring.py`.
 """
 
 from collections.abc import Callable
@@ -68,8 +69,8 @@ class MRRBank(RingLayer):
             array of one number per output, or `True` for one trained number. It is not
             a control, so an ascent over controls does not change it. Default: 1.
         signed: whether a tuning of a single port, with transmissions T from 0 to 1,
-            gives the weights 2 T − 1: twice a reading minus a reference, the reading of
-            a row without rings that adds up the inputs. Both readings have their own
+            gives the weights 2 T − 1: twice a reading minus a reference, the sum of the
+            inputs, which a row without rings reads. Both readings have their own
             steps and noise, so an output has √5 times the noise of a reading.
         read_noise: standard deviation of each reading of a row, in the unit of input
             times weight, in training and in inference. The noise of several tiles adds

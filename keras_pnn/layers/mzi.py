@@ -2,17 +2,17 @@
 
 To add an imperfection of the mesh:
 
-1. Declare it in `MZIMesh.build`. Devices, drift and sweeps then know it, and so does
-   `MZIDense`, which holds two meshes.
-2. Take it as a keyword of the same name in `transfer_matrix` and in `acquired` of
-   `physics/mesh/transfer.py`. `acquired` checks it, compares its shape (`shapes`), and
-   adds it to the phases, for the matrix and for the monitors of `pnn.Adjoint` alike.
-3. If it changes the cells themselves: `physics.interferometer.entries`, and `_cell` in
-   `physics/mesh/monitors.py`.
-4. If `correct` is to compensate it: `MZIMesh._known_errors`, and
-   `physics/decompose/correction.py`.
-5. Add its name to `layers/belonging.py`, whose error explains where it belongs, and to
-   the references of the tests, `tests/physics/mesh_product.py` and
+1. Declare it in `MZIMesh.build`. Devices, drift, sweeps and `MZIDense`, which holds two
+   meshes, then know it, and `_settings` passes it on. `check_given` limits its values.
+2. Make it a keyword of `transfer_matrix`, which passes it on, and of `acquired`, both
+   in `physics/mesh/transfer.py`. In `acquired`, check it, compare its shape and add it
+   to the phases; the matrix and the monitors of `pnn.Adjoint` use the result.
+3. If it changes the cells: return it from `acquired`, and use it in
+   `physics.interferometer.entries` and in `physics/mesh/monitors.py`.
+4. Add it to `_known_errors`, for the distances that `wrap` and `correct` return, and to
+   `decompose.correct` in `physics/decompose/correction.py`, which compensates it.
+5. Add it to the names in `layers/belonging.py`, for the error if a layer is given it,
+   and to the references in `tests/physics/mesh_product.py` and
    `tests/layers/mesh_columns.py`.
 """
 
@@ -158,7 +158,7 @@ class MZIMesh(FieldOutputs, PhysicalLayer):
             _checks.array, "crosstalk", crosstalk, shape, broadcast=False
         )
         self.dac = get_dac(dac)
-        # The range of wrapped phases: the lowest, and the highest that stays as it is.
+        # Lowest phase after wrapping, and highest that is not wrapped.
         self._range = (0.0, None)
         if isinstance(self.dac, DAC):
             self._range = (self.dac.low, self.dac.high)

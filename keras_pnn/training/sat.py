@@ -46,8 +46,8 @@ class SATModel(Trainer):
     the first pass. All passes begin with the same states and draw the same dropout
     masks and noise, so that ρ = 0 is plain training bit for bit (under XLA, up to
     rounding). With a device, `measurements` is logged too. `sharpness`, the mean of
-    L(Θ + ΔΘ, θ_adv) − L(Θ, θ0), is logged with the loss; ascents that define it
-    otherwise say so. Steps that the optimizer skips because gradients overflow under
+    L(Θ + ΔΘ, θ_adv) − L(Θ, θ0), is logged with the loss; some ascents document
+    another definition. Steps that the optimizer skips because gradients overflow under
     `mixed_float16` are left out of it. They count in the loss and the metrics, as in
     plain Keras, since their first pass is valid.
 

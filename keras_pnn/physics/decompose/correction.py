@@ -199,8 +199,8 @@ def compensated(phases: MeshPhases, crosstalk, low: float | None = None) -> Mesh
         raise _checks.error("crosstalk", expected, "a singular one") from None
     # How far a setting moves for one turn of its acquired phase, in turns.
     step = np.maximum(np.diag(inverse), 0.1)
-    # Half of the gap between neighbouring turns goes to each of them; the last term
-    # keeps phases that are 0 up to rounding.
+    # Each of two neighbouring turns covers half of the gap between them; the last term
+    # accepts phases that are out of range by rounding only.
     margin = np.maximum(0, np.pi * (step - 1)) + 1e-12
     turns = np.zeros(wanted.size)
     best, least = None, np.inf

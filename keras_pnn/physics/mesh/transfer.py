@@ -186,8 +186,8 @@ def _propagated(x, blocks, turn):
 def _times(x, matrix):
     """Computes x matrixᵀ by real products, which CPUs do faster for large matrices."""
     if matrix.shape[0] == 1:
-        # Devices that share a matrix become rows of one product: that of the stacks
-        # (devices, 1, …) and (1, 1, …) by oneDNN writes outside its memory.
+        # Devices that share a matrix become rows of one product: for stacks of shapes
+        # (devices, 1, …) and (1, 1, …), oneDNN writes outside its memory.
         shape = tf.concat([tf.shape(x)[:-1], matrix.shape[1:2]], axis=0)
         x = tf.reshape(x, [-1, x.shape[-1]])
         matrix = matrix[0]

@@ -96,8 +96,8 @@ def half_turns(
     shape = sizes(turns)
     odd = tf.math.floormod(turns, 2) * tf.cast(mask, turns.dtype)
     flat = tf.reshape(odd, [*shape[:-2], mask.size])
-    # The sign at both inputs of a cell is the product over the cells on the path by
-    # lower outputs, itself included. Exponents are summed over 1, 2, 4, … cells.
+    # The sign at both inputs of a cell is the product over this cell and those that
+    # follow along lower outputs. Exponents are summed over 1, 2, 4, … cells.
     signs = tf.concat([flat, tf.zeros_like(flat[..., :1])], axis=-1)
     for ahead in bottom:
         signs += tf.gather(signs, ahead, axis=-1)

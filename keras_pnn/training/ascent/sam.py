@@ -1,6 +1,7 @@
 """Move variables to where the loss around them is worst: SAM (eq. 3) and ASAM.
 
-Imperfections (eq. 5) are moved by `keras_pnn.training.adversary`.
+`SAM.__call__` computes ΔΘ; `SATModel._ascended` in `training/sat.py` applies the
+warm-up and adds it to Θ. `training/adversary.py` moves imperfections (eq. 5).
 """
 
 import keras

@@ -32,7 +32,7 @@ def standardized(images):
 
 
 def hybrid():
-    """Build the network: 64 features enter the mesh as amplitudes, 10 ports give logits.
+    """Build the network: 64 features enter as amplitudes, 10 output ports give logits.
 
     The intensities of all 64 ports are normalised to a Euclidean length of 1.
     """

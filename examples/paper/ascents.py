@@ -62,9 +62,9 @@ def mesh_chips(sigma=0.15):
     return pnn.Variation(theta_error=sigma, phi_error=sigma, splitter_imbalance=sigma)
 
 
-# `epochs`: the plain epochs of a budget of 1; `memory`: arguments of SAF and MESA, short
-# enough to take effect within a budget of 0.5. Rings train as in the quickstart, with
-# a ramp; at full strength from the first step on, training may fail.
+# `epochs`: the plain epochs of a budget of 1; `memory`: arguments of SAF and MESA that
+# let them take effect within a budget of 0.5. Rings train as in the quickstart, with a
+# ramp; at full strength from the first step on, training may fail.
 MRR = {
     "network": lambda seed: lenet5("sample", seed=seed),
     "images": lambda images: images,

@@ -196,7 +196,7 @@ def run(method: str, seed: int, data, args) -> dict:
 
 
 def check_alike(runs: list[dict]) -> None:
-    """Exits if runs of one method have different settings: their mean is meaningless."""
+    """Exits if runs of one method differ in their settings, and so have no mean."""
     for method in {r["method"] for r in runs}:
         mine = [r for r in runs if r["method"] == method]
         keys = ("data", "images", "epochs")

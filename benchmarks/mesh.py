@@ -64,7 +64,7 @@ class Dense(keras.layers.Layer):
 
 
 def by_columns(theta, phi, fields):
-    """Propagates fields (batch, modes) column by column; the modes are even in number."""
+    """Propagates fields (batch, modes) column by column; the number of modes is even."""
     modes = fields.shape[-1]
     cells = interferometer.transfer_matrix(theta, phi)
     fields = tf.transpose(fields)

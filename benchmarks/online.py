@@ -37,7 +37,7 @@ def arguments() -> argparse.Namespace:
 
 
 def trainers(device) -> dict:
-    """Returns by name: trainer, and the name of the trainer that it is compared with."""
+    """Returns by name: a trainer, and the name of the one to compare it with."""
     return {
         "plain": (lambda m: m, None),
         "PAT": (lambda m: pnn.PATModel(m, device=device), "plain"),
@@ -74,7 +74,7 @@ def main() -> None:
             return lambda: model.train_on_batch(x, y)
 
         for name, (_, base) in makers.items():
-            # On CPU, XLA compiles error networks for minutes, and runs them more slowly.
+            # XLA compiles error networks for minutes on CPU, and runs them slower.
             if base is None or (name.startswith("DAT") and (jit or args.skip_dat)):
                 continue
             key = f"{name} / {base}, {'XLA' if jit else 'no XLA'}"

@@ -188,7 +188,7 @@ def main() -> None:
     args = arguments()
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    # For workers that are started without `threads=1`.
+    # For Dask's workers, which take no `threads`.
     os.environ |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
     ways = {
         "this process": contextlib.nullcontext,

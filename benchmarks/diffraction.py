@@ -3,7 +3,7 @@
     python benchmarks/diffraction.py
     python benchmarks/diffraction.py --torchoptics ../other/bin/python
 
-For each size of the plane, it times the gradients with respect to all phases of a
+For each size of the plane, it times gradients with respect to all phases of a
 periodic stack of masks, five by default, each behind 2 mm of free space,
 
 - through `FreeSpace` and `PhaseMask`,

@@ -64,7 +64,7 @@ class Dense(keras.layers.Layer):
 
 
 def by_columns(theta, phi, fields):
-    """Propagates fields (batch, modes) column by column; the number of modes is even."""
+    """Propagates fields (batch, modes) column by column; `modes` must be even."""
     modes = fields.shape[-1]
     cells = interferometer.transfer_matrix(theta, phi)
     fields = tf.transpose(fields)

@@ -8,7 +8,7 @@ Prints a table and writes `results/benchmark_steps.json`:
 - a step of each ascent against a plain step, for LeNet-5 of microring banks and for the
   network with a mesh of 64 modes;
 - LeNet-5 of microring banks against the same network of Dense and Conv2D;
-- `evaluate_devices` on 32 devices against `evaluate` in a loop;
+- `evaluate` in a loop over 32 devices against `evaluate_devices`;
 - a fit with `SATModel` against one with Keras' former
   `SharpnessAwareMinimization` (package tf_keras), on the same digital network.
 

@@ -10,8 +10,8 @@ must find the same figures. Prints a table and writes `results/benchmark_workers
 Each way measures two studies that differ in the number of temperatures. The difference
 gives the seconds per block, the rest the seconds before the first block (to save, load
 and trace the study). The overhead of one process is its time per block beyond that in
-this process. The last lines extrapolate a large study to many workers; the model is
-checked at one and at two.
+this process. The last lines extrapolate a large study to many workers, and check the
+extrapolation at one and at two.
 
 `--faults` measures the larger study twice more: one of two processes is killed half-way
 and replaced; and Dask's scheduler is killed half-way, after which two processes resume

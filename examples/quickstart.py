@@ -1,8 +1,8 @@
 """Train LeNet-5 on microring weight banks with and without SAT, and compare both.
 
 Plain backpropagation (BP) and sharpness-aware training (SAT) get the same network,
-optimizer and epochs. The table shows the accuracy of each when the whole
-chip is warmer or colder than at calibration, and on 20 other chips.
+optimizer and epochs. The table shows the accuracy of each when the whole chip is warmer
+or colder than at calibration, and on 20 other chips.
 
     python examples/quickstart.py            # MNIST: about eight minutes on two cores
     python examples/quickstart.py --quick    # a minute; rough figures

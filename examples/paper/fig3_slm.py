@@ -229,7 +229,7 @@ def draw_maps(out: pathlib.Path) -> None:
 
 
 def table(runs: list[dict], reading: str) -> str:
-    """Returns mean ± standard deviation over seeds; the last column is the worst."""
+    """Returns means ± standard deviations over seeds; last, the worst combination."""
     heads = [f"{r:+g}°" if r else "aligned" for r in ROTATIONS]
     heads += [f"{s:+g} px" for s in SHIFTS if s]
     heads += [f"×{s:g}" for s in SCALES if s != 1]

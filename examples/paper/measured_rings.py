@@ -1,6 +1,6 @@
-"""Train on the measured curves of four rings, and on poorer knowledge of them.
+"""Train on measured curves of four rings, and on coarser descriptions of them.
 
-The network is LeNet-5 of the quickstart, with weight k on measured ring k mod 4. It is
+The network is that of the quickstart, with weight k on measured ring k mod 4. It is
 trained with the rings described in three ways:
 
 - `published`: one published curve for all rings,

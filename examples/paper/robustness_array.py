@@ -74,7 +74,7 @@ def test_data(args) -> tuple[np.ndarray, np.ndarray]:
 
 
 def small_network(path: pathlib.Path) -> pathlib.Path:
-    """Trains a network for the demonstration; the first job to save one wins."""
+    """Trains a network for the demonstration; keeps that of the first job."""
     if path.exists():
         return path
     data = pnn.datasets.load("digits", verbose=False)

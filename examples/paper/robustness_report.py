@@ -54,7 +54,7 @@ class System:
         epochs: default numbers for MNIST and for digits.
         variation: distribution of the devices.
         sweeps, grid: as in `pnn.robustness_report`.
-        spec: the accuracy that a device must keep.
+        spec: the accuracy that a device must reach.
     """
 
     network: Callable[[int], keras.Model]

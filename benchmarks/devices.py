@@ -1,26 +1,25 @@
-"""What many devices cost: `evaluate_devices` against loops over the devices.
+"""Time `evaluate_devices` on many devices against loops over the devices.
 
     pip install -e ".[benchmark]" && python benchmarks/devices.py
 
-Prints a table and writes `results/benchmark_devices.json`: the networks of
+Prints a table and writes `results/benchmark_devices.json`. The networks are those of
 `examples/paper/shared.py` with a mesh of 64 modes behind a digital front end
-(`hybrid`) and with banks of microrings (`lenet5`), on 32, 100 and 1,000 devices. In
-turn, round by round,
+(`hybrid`) and with banks of microrings (`lenet5`), on 32, 100 and 1,000 devices. Each
+round times in turn
 
 - `model.evaluate` inside `device.installed(model)`, one device after the other, with
   `jit_compile` as Keras sets it and with `jit_compile=True`;
-- the fair loop: one `tf.function` of the model's `test_step`, compiled once, on tensors
-  that are made once, without and with XLA;
-- `evaluate_devices`: its first call, which traces and compiles, and later ones, for
-  which the graph is kept with the model.
+- the fairest loop: one `tf.function` of the model's `test_step`, compiled once, on
+  tensors that are made once, without and with XLA;
+- `evaluate_devices`: its first call, which traces and compiles, and later ones, which
+  reuse the graph kept with the model.
 
-What loops compile is not counted. A few devices are timed in them, and the time is
-scaled to all. Ratios are of medians over the rounds, each against the fastest loop of
-either kind. Then, for one pass of the hybrid network over all images: the front end,
-and the matrices of the meshes, by themselves. `--memory` adds the peak memory for
-several limits, and by how much the process grows in 50 calls of `evaluate_devices`,
-each in a process of its own (Linux). The networks are not trained; times do not depend
-on it.
+The times of loops exclude compiling, and are scaled from a few devices to all. Ratios
+are of medians over the rounds, against the fastest loop of each kind. Then the front
+end and the matrices of the meshes are timed separately, for one pass of the hybrid
+network over all images. `--memory` adds the peak memory for several limits, and the
+growth of the process in 50 calls of `evaluate_devices`, each in a separate process
+(Linux). The networks are not trained; this does not affect the times.
 """
 
 import argparse
@@ -41,7 +40,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples/p
 from shared import free_space, hybrid, lenet5, standardized
 
 ERRORS = {"theta_error": 0.15, "phi_error": 0.15, "splitter_imbalance": 0.15}
-# For the memory: a network and how its devices differ.
+# Networks, and the spreads of their devices.
 NETWORKS = {
     "hybrid": (hybrid, ERRORS),
     "lenet5": (lenet5, {"resonance_shift": 0.08}),
@@ -68,7 +67,7 @@ def arguments() -> argparse.Namespace:
 
 
 def images_and_labels(count: int):
-    """Test images of MNIST; drawn ones where there are fewer, or no MNIST."""
+    """Returns test images of MNIST; random ones if there are fewer, or no MNIST."""
     data = pnn.datasets.load(verbose=False)
     if data.name == "mnist" and len(data.x_test) >= count:
         return standardized(data.x_test[:count]), data.y_test[:count]
@@ -90,7 +89,7 @@ def seconds(function) -> float:
 
 
 def evaluate_loop(model, data, batch: int):
-    """A loop of `evaluate` over devices."""
+    """Returns a loop of `evaluate` over devices."""
 
     def run(devices):
         for device in devices:
@@ -101,7 +100,7 @@ def evaluate_loop(model, data, batch: int):
 
 
 def step_loop(model, data, batch: int, **kwargs):
-    """A loop over devices in which one compiled test step runs on ready tensors."""
+    """Returns a loop over devices that runs one compiled test step on ready tensors."""
     count = len(data["x"])
     batches = [
         tuple(tf.constant(data[name][i : i + batch]) for name in ("x", "y"))
@@ -121,7 +120,7 @@ def step_loop(model, data, batch: int, **kwargs):
 
 
 def ways(name: str, data, batch: int):
-    """Returns, for each loop, a function of devices, and the model's devices."""
+    """Returns the loops as functions of devices, and a function that draws devices."""
     network, spreads = NETWORKS[name]
     plain, xla = compiled(network()), compiled(network(), jit_compile=True)
     found = {
@@ -141,7 +140,7 @@ def in_turn(args, data, name: str, batch: int):
         run(few[:1])
     at_once, first = {}, {}
     for count in args.devices:
-        # A model of its own for each count: graphs are kept with the model.
+        # A new model for each count, since graphs are kept with the model.
         model, devices = compiled(NETWORKS[name][0]()), drawn(count)
 
         def call(model=model, devices=devices):
@@ -173,7 +172,7 @@ def in_turn(args, data, name: str, batch: int):
 
 
 def parts(args, data):
-    """Yields (name, figures) of what a pass over all images consists of."""
+    """Yields (name, figures) of the parts of a pass over all images."""
     model = compiled(hybrid())
     layer = next(la for la in model.layers if isinstance(la, pnn.layers.MZIMesh))
     front = tf.function(keras.Model(model.inputs, layer.input), jit_compile=True)
@@ -203,13 +202,13 @@ def parts(args, data):
 
 
 def memory_now(key: str) -> float:
-    """GiB from the process's status."""
+    """Returns an entry of the process's status in GiB."""
     status = pathlib.Path("/proc/self/status").read_text("utf-8")
     return int(next(r.split()[1] for r in status.splitlines() if key in r)) / 2**20
 
 
 def peak(name: str, limit: float, batch: int) -> None:
-    """Prints what one chunk takes beside what the process had before."""
+    """Prints the memory that one chunk takes on top of that of the process."""
     network, spreads = NETWORKS[name]
     model = compiled(network())
     images = np.random.default_rng(0).random((batch, 28, 28, 1), dtype="float32")
@@ -229,7 +228,7 @@ def peak(name: str, limit: float, batch: int) -> None:
 
 
 def growth(name: str, calls: int = 50) -> None:
-    """Prints by how much the process grows in calls for ever other devices."""
+    """Prints the growth of the process in calls with new devices each time."""
     network, spreads = NETWORKS[name]
     model = compiled(network())
     images = np.random.default_rng(0).random((250, 28, 28, 1), dtype="float32")
@@ -248,14 +247,14 @@ def growth(name: str, calls: int = 50) -> None:
 
 
 def alone(*given: str) -> dict:
-    """Returns what this script prints in a process of its own."""
+    """Runs this script in a separate process, and returns its last line."""
     command = [sys.executable, __file__, *given]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(run.stdout.splitlines()[-1])
 
 
 def memory():
-    """Yields (name, figures), each from a process of its own."""
+    """Yields (name, figures), each from a separate process."""
     for name in NETWORKS:
         for batch in (100, 1000):
             for limit in LIMITS:

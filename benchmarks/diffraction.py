@@ -1,19 +1,19 @@
-"""Time a stack of masks with free space between, forward and backward.
+"""Time a stack of masks in free space, forward and backward.
 
     python benchmarks/diffraction.py
     python benchmarks/diffraction.py --torchoptics ../other/bin/python
 
-For each size of the plane: gradients of all phases of a periodic stack of masks, five
-by default, each behind 2 mm of free space,
+For each size of the plane, it times gradients with respect to all phases of a
+periodic stack of masks, five by default, each behind 2 mm of free space,
 
 - through `FreeSpace` and `PhaseMask`,
-- the Fourier transforms that it cannot do without, two for each plane and direction,
-- with `--torchoptics` the same in that package, by the Python of an environment of its
-  own that has it, which this program starts and asks for one run at a time. It
-  computes in double precision; `--double` does so here too.
+- for the necessary Fourier transforms alone, two for each plane and direction,
+- with `--torchoptics`, through that package in its own environment, whose Python this
+  program starts and asks for one run at a time. torchoptics computes in double
+  precision; `--double` does so here too.
 
-Programs are timed in turn, and a ratio is the median over rounds, so that it holds on
-a machine whose speed drifts. Their results are compared first.
+Programs are timed in turn, and a ratio is the median over rounds, so that drifts of the
+machine's speed cancel. Their results are compared first.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def problem(n: int, batch: int, planes: int):
 
 
 def worker(n: int, batch: int, planes: int) -> None:
-    """Runs torchoptics once for each line of the input; answers with two numbers."""
+    """Runs torchoptics once per line of input; prints seconds, light and a norm."""
     import torch
     from torchoptics import Field
     from torchoptics.elements import PhaseModulator
@@ -63,7 +63,7 @@ def worker(n: int, batch: int, planes: int) -> None:
 
 
 def programs(n: int, batch: int, planes: int, double: bool):
-    """Returns ours and the transforms alone, as functions without arguments."""
+    """Returns our stack and the transforms alone, as functions without arguments."""
     import keras
     import tensorflow as tf
 

@@ -1,33 +1,32 @@
-"""Compare the cost of curvature with PyHessian's, SciPy's, and that of a gradient.
+"""Compare the cost of curvature with PyHessian, SciPy, and a gradient.
 
-LeNet-5 (tanh, average pooling) trained for an epoch on MNIST, the loss of its first
-test images in one batch, float32. Three figures, each a median over rounds:
+The loss is that of LeNet-5 (tanh, average pooling), trained for an epoch on MNIST, on
+the first test images in one batch, in float32. Figures are medians over rounds:
 
-- the time of the largest eigenvalue, PyHessian's over ours: the same weights and the
-  same images, in turn within each round. PyHessian's power iteration stops where its
-  eigenvalue changes little; its tolerance is tightened by tens until the residual
-  ‖Hv − λv‖ / |λ| of its answer, by one more product, is at most `--tolerance`, as ours
-  is. Times are of one call from a ready model; ours is given with and without the
-  building of its graph;
-- the same for five eigenvalues, where asked by `--top`;
+- the time of the largest eigenvalue, or of `--top` eigenvalues, PyHessian's over ours,
+  with the same weights and images, in turn within each round. PyHessian's power
+  iteration stops when its eigenvalue changes little; its tolerance is reduced by
+  factors of ten until the residual ‖Hv − λv‖ / |λ| of its answer, from one more
+  product, is at most `--tolerance`, as ours is. A time is that of one call on a ready
+  model; ours is given with and without building its graph;
 - the time of a Hessian-vector product over that of a gradient, both from NumPy to
   NumPy.
 
-PyHessian and PyTorch are imported if they are there; otherwise name the Python of an
-environment that has them, which then runs beside this one:
+PyHessian and PyTorch are imported if installed; otherwise name the Python of an
+environment that has them, which then runs as a second process:
 
     python -m venv torch && torch/bin/pip install torch pyhessian numpy
     python benchmarks/hessian.py --torch-python torch/bin/python
 
-Without either, the comparison is left out.
+Without either, the comparison is left out. Instead of these times,
 
     python benchmarks/hessian.py --arpack
 
-counts instead the Hessian-vector products that our Lanczos solver and SciPy's `eigsh`
-(ARPACK) need, for LeNet-5 on microring banks (five epochs on scikit-learn's digits, 100
-of its test images, controls only; two runs of `eigsh` where both ends are asked for),
-and how often each finds all copies of repeated eigenvalues of matrices of order 200.
-Tolerances are relative residuals; medians over seeds.
+counts the Hessian-vector products that our Lanczos solver and SciPy's `eigsh` (ARPACK)
+need for LeNet-5 on microring banks (five epochs on scikit-learn's digits, 100 of its
+test images, controls only; two runs of `eigsh` for both ends of the spectrum), and how
+often each finds all copies of repeated eigenvalues of matrices of order 200. Tolerances
+are relative residuals, counts are medians over seeds.
 """
 
 import argparse
@@ -77,7 +76,7 @@ def lenet():
 
 
 def torch_lenet(weights: list[np.ndarray]):
-    """Returns the same network in PyTorch, with Keras' weights."""
+    """Returns the same network in PyTorch, with the weights from Keras."""
     import torch
     from torch import nn
 
@@ -113,7 +112,7 @@ def torch_lenet(weights: list[np.ndarray]):
 
 
 def serve(path: str) -> None:
-    """Answers one JSON line per line of input, with PyHessian."""
+    """Runs PyHessian once per line of input, and prints a line of JSON."""
     import torch
     from pyhessian import hessian
     from pyhessian.utils import hessian_vector_product
@@ -145,7 +144,7 @@ def serve(path: str) -> None:
 
 
 class Torch:
-    """PyHessian in a process of its own."""
+    """PyHessian in a separate process."""
 
     def __init__(self, python, path):
         command = [python, __file__, "--serve", path]
@@ -271,7 +270,7 @@ def product_cost(options, model, operator, x, y) -> None:
     )
 
 
-# Eigenvalues above 194 between 0 and 1, and how many of the largest to find.
+# The eigenvalues beside 194 from 0 to 1, and how many of the largest to find.
 REPEATED = {
     "double": ([9, 9, 5, 4, 3, 2], 2),
     "triple": ([9, 9, 9, 5, 4, 3], 3),
@@ -282,7 +281,7 @@ REPEATED = {
 
 
 class Counted:
-    """A product with a matrix that counts its calls."""
+    """A matrix-vector product that counts its calls."""
 
     def __init__(self, product):
         self.product, self.count = product, 0
@@ -293,7 +292,7 @@ class Counted:
 
 
 def arpack(product, size, k, which, tolerance, vectors, seed):
-    """Returns eigenvalues by `eigsh`, and the products that it took."""
+    """Returns eigenvalues from `eigsh`, and the number of its products."""
     from scipy.sparse.linalg import LinearOperator, eigsh
 
     counted = Counted(product)
@@ -312,7 +311,7 @@ def arpack(product, size, k, which, tolerance, vectors, seed):
 
 
 def compare_products(seeds: int) -> None:
-    """Prints the products on LeNet-5 on microring banks."""
+    """Prints the numbers of products for LeNet-5 on microring banks."""
     import keras
 
     import keras_pnn as pnn
@@ -344,7 +343,7 @@ def compare_products(seeds: int) -> None:
                 result = operator.eigenvalues(
                     k, tolerance, 3000, seed, smallest=smallest
                 )
-                # The last product of each vector is that of its residual.
+                # The last product of each vector only measures its residual.
                 row.append(result.iterations - k - smallest)
             for vectors in (None, 32):
                 count = 0

@@ -1,23 +1,22 @@
-"""What an MZI mesh costs, forward and backward, as ratios in one run.
+"""Time an MZI mesh, forward and backward, as ratios in one run.
 
     pip install -e ".[benchmark]" && python benchmarks/mesh.py
     TF_USE_LEGACY_KERAS=1 python benchmarks/mesh.py --modes 64 --neurophox --memory
 
 Prints a table and writes `results/benchmark_mesh.json`. For each number of modes and
-each batch size, gradients of all phases and of the fields are taken
+each batch size, gradients with respect to all phases and the fields are taken
 
 - through `MZIMesh`,
 - through a dense complex matrix of the same size,
-- through the mesh column by column, the program that one writes first.
+- through the mesh column by column, the simplest program.
 
-With `--neurophox` the same for the mesh layer of that package (`pip install
-neurophox`), which needs tf_keras and `TF_USE_LEGACY_KERAS=1` in the environment; where
-it is missing this is said, and it is left out. Then 100 devices of one mesh at once
-against a loop over them.
+`--neurophox` adds the mesh layer of that package (`pip install neurophox`), which needs
+tf_keras and `TF_USE_LEGACY_KERAS=1` in the environment; if it is missing, a line says
+so. Then 100 devices of one mesh at once are timed against a loop over them.
 
 Programs are timed in turn, A B A B …, and a ratio is the median over rounds, so that
-it holds on a machine whose speed drifts. First calls, which trace and compile, are
-given apart. `--memory` runs each size in a process of its own and reports its peak
+drifts of the machine's speed cancel. First calls, which trace and compile, are reported
+separately. `--memory` runs each size in a separate process and reports its peak memory
 (Linux).
 """
 
@@ -50,7 +49,7 @@ def arguments() -> argparse.Namespace:
 
 
 class Dense(keras.layers.Layer):
-    """A dense complex matrix, held as two real ones."""
+    """A dense complex matrix, stored as two real ones."""
 
     def __init__(self, units):
         super().__init__()
@@ -65,7 +64,7 @@ class Dense(keras.layers.Layer):
 
 
 def by_columns(theta, phi, fields):
-    """Fields (batch, modes) column by column, for an even number of modes."""
+    """Propagates fields (batch, modes) column by column; `modes` must be even."""
     modes = fields.shape[-1]
     cells = interferometer.transfer_matrix(theta, phi)
     fields = tf.transpose(fields)
@@ -89,7 +88,7 @@ class Columns(pnn.layers.MZIMesh):
 
 
 def gradients(layer, x, jit: bool):
-    """A function that runs forward and backward, and waits for the result."""
+    """Returns a function that runs forward and backward, and waits for the result."""
     layer.build(x.shape)
     variables = [v.value for v in layer.trainable_variables]
 
@@ -111,7 +110,7 @@ def fields(batch: int, modes: int):
 
 
 def in_turn(functions: dict, rounds: int) -> dict[str, dict]:
-    """Median time of each in ms, and median ratio to the first of them."""
+    """Returns each one's median time in ms, and median ratio to the first function."""
     first = {}
     for name, function in functions.items():
         start = time.perf_counter()
@@ -136,7 +135,7 @@ def in_turn(functions: dict, rounds: int) -> dict[str, dict]:
 
 
 def neurophox(modes: int, x):
-    """The mesh layer of neurophox, forward and backward, or None."""
+    """Returns neurophox's mesh layer, forward and backward, or None without it."""
     try:
         from neurophox.tensorflow import RM
     except Exception as error:
@@ -255,7 +254,7 @@ def peak(modes: int, batch: int) -> None:
     model.compile("adam", "mse")
     x = np.random.default_rng(0).normal(size=(3 * batch, modes)).astype("float32")
     model.fit(x, np.ones_like(x), batch_size=batch, verbose=0)
-    # Not `getrusage`, which begins with the memory of the parent process.
+    # `getrusage` would include the memory of the parent process.
     status = pathlib.Path("/proc/self/status").read_text("utf-8")
     kilobytes = next(r.split()[1] for r in status.splitlines() if "VmHWM" in r)
     print(json.dumps({"peak_GB": int(kilobytes) / 1e6}))

@@ -1,11 +1,11 @@
-"""Time steps with eq. 5, and test whether finite differences climb as the loss does.
+"""Time steps with eq. 5, and compare finite differences with the loss's derivative.
 
-The free-space network 784–144–10 of the paper, batch 64. First the time of training
-steps, in turn, as ratios to the plain step: SAT on the masks, and SAT with a shared
-rotation, shift in y and scale by central differences (six extra forward passes). A
-time is that of a `fit` of 50 steps, whose own start is a few per cent of it. Then,
-along a training with SAT for rotation, the sign of dL/d(rotation) by central
-differences of several steps against automatic differentiation, on every batch.
+The network is the paper's free-space network 784–144–10, at batch 64. First, training
+steps are timed in turn, as ratios to the plain step: SAT on the masks, and SAT with a
+shared rotation, shift in y and scale by central differences (six extra forward passes).
+Each time is from a `fit` of 50 steps, whose start-up takes a few per cent. Then, on
+every batch of a training with SAT for rotation, the sign of dL/d(rotation) from central
+differences of several step sizes is compared with automatic differentiation.
 
     python benchmarks/misalignment.py
     python benchmarks/misalignment.py --steps 100 --rounds 5
@@ -33,7 +33,7 @@ RULES = {
     "shift": pnn.FiniteDifference(radius=(1.0, 0.0), step=0.5),
     "scale": pnn.FiniteDifference(radius=0.05, step=0.01),
 }
-# Degrees.
+# In degrees.
 DIFFERENCES = (0.05, 0.1, 0.25, 0.5, 1.0)
 
 
@@ -71,7 +71,7 @@ def trainers() -> dict[str, keras.Model]:
 
 
 def cost(x, y, jit_compile: bool, args) -> None:
-    """Median time of a step of each, and its median ratio to the plain step."""
+    """Prints the median time of a step of each, and its ratio to the plain step."""
     models = {n: compiled(m, jit_compile) for n, m in trainers().items()}
     count = args.per_round * args.batch_size
     data = tf.data.Dataset.from_tensor_slices((x[:count], y[:count]))
@@ -97,7 +97,7 @@ def cost(x, y, jit_compile: bool, args) -> None:
 
 
 def agreement(x, y, args) -> None:
-    """Share of training steps on which both derivatives have one sign."""
+    """Prints on which share of steps both derivatives have the same sign."""
     rule = RULES["rotation"]
     trainer = compiled(
         pnn.SATModel(free_space(), rho=0.3, adversarial={"rotation": rule}), True

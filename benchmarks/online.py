@@ -1,4 +1,4 @@
-"""What a step with the device in the loop costs, as ratios in one run.
+"""Time training steps with the device in the loop, as ratios in one run.
 
     python benchmarks/online.py
 
@@ -37,7 +37,7 @@ def arguments() -> argparse.Namespace:
 
 
 def trainers(device) -> dict:
-    """Name → (trainer, name of what it is compared with)."""
+    """Returns by name: a trainer, and the name of the one to compare it with."""
     return {
         "plain": (lambda m: m, None),
         "PAT": (lambda m: pnn.PATModel(m, device=device), "plain"),
@@ -74,7 +74,7 @@ def main() -> None:
             return lambda: model.train_on_batch(x, y)
 
         for name, (_, base) in makers.items():
-            # XLA takes minutes to compile the error networks on CPU, and is slower.
+            # XLA compiles error networks for minutes on CPU, and runs them slower.
             if base is None or (name.startswith("DAT") and (jit or args.skip_dat)):
                 continue
             key = f"{name} / {base}, {'XLA' if jit else 'no XLA'}"

@@ -8,14 +8,14 @@ Prints a table and writes `results/benchmark_steps.json`:
 - a step of each ascent against a plain step, for LeNet-5 of microring banks and for the
   network with a mesh of 64 modes;
 - LeNet-5 of microring banks against the same network of Dense and Conv2D;
-- `evaluate_devices` on 32 devices against `evaluate` in a loop;
+- `evaluate` in a loop over 32 devices against `evaluate_devices`;
 - a fit with `SATModel` against one with Keras' former
   `SharpnessAwareMinimization` (package tf_keras), on the same digital network.
 
-Steps are timed in turn, A B A B …, and the ratio is the median over pairs, so that it
-holds on a machine whose speed drifts. For the ascents a ratio of the time that the
-processor spent is given, too, which holds where other work takes its turns. First
-calls, which compile, are left out, and given apart for single steps.
+Steps are timed in turn, A B A B …, and the ratio is the median over pairs, so that
+drifts of the machine's speed cancel. For the ascents, the ratio of processor times is
+given, too, which is valid under other load. First calls, which compile, are excluded;
+for single steps they are reported separately.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def seconds(function) -> float:
 
 
 def paired(a, b, pairs: int) -> dict:
-    """Medians of two functions timed in turn, and of their ratio."""
+    """Returns the median times of two functions run in turn, and of their ratio."""
     first = seconds(a), seconds(b)
     for _ in range(3):
         a(), b()
@@ -100,7 +100,7 @@ def steps(images, labels, pairs: int):
             )
 
 
-# In force from the first step on.
+# They take effect from the first step on.
 ASCENTS = {
     "SAM": pnn.SAM(0.3),
     "ASAM": pnn.ASAM(0.3),
@@ -173,7 +173,7 @@ def population(images, labels):
 
 
 def former_sam(images, labels):
-    """Yields (name, figures): one epoch each, in turn; the first epochs compile."""
+    """Yields (name, figures) of epochs, in turn; the first ones compile."""
     import tf_keras
 
     k = tf_keras.layers
@@ -225,7 +225,7 @@ def former_sam(images, labels):
 def main() -> None:
     args = arguments()
     generator = np.random.default_rng(0)
-    # Times do not depend on what is in the picture.
+    # Times do not depend on the contents of the images.
     images = generator.random((args.images, 28, 28, 1), dtype="float32")
     labels = generator.integers(0, 10, args.images)
     print(f"{'A / B':62} {'A, ms':>9} {'B, ms':>9} {'A / B':>7}", flush=True)

@@ -1,21 +1,21 @@
-"""What a study costs on workers: per device and image, and per block.
+"""Time a study on workers: per device and image, and per block.
 
     python benchmarks/workers.py --dask        # pip install "keras-pnn[cluster]"
 
-The network of `examples/quickstart.py`, on `--devices` devices at `--temperatures`
-temperatures, is measured in this process, on one and on two processes, and, with
-`--dask`, on a Dask cluster of two processes here; all with one thread each. Every way
+The network of `examples/quickstart.py` is measured on `--devices` devices at
+`--temperatures` temperatures: in this process, on one and on two processes, and, with
+`--dask`, on a local Dask cluster of two processes; all with one thread each. Every way
 must find the same figures. Prints a table and writes `results/benchmark_workers.json`.
 
 Each way measures two studies that differ in the number of temperatures. The difference
-gives the seconds for a block, the rest what a study costs before its first block (to
-save, load and trace it). What a way needs for a block beyond the time in this process
-is its overhead. With these the last lines say what a large study takes on many
-workers: an extrapolation, checked at one and at two.
+gives the seconds per block, the rest the seconds before the first block (to save, load
+and trace the study). The overhead of one process is its time per block beyond that in
+this process. The last lines extrapolate a large study to many workers, and check the
+extrapolation at one and at two.
 
-With `--faults`, the larger study is measured twice more: one of two processes is killed
-half-way and replaced; and Dask's scheduler is killed half-way, after which two
-processes take the study up.
+`--faults` measures the larger study twice more: one of two processes is killed half-way
+and replaced; and Dask's scheduler is killed half-way, after which two processes resume
+the study.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from keras_pnn.robustness import ProcessPool
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "examples/paper"))
 from shared import lenet5
 
-# Devices, conditions, images of the study that is extrapolated to.
+# Devices, conditions and images of the large study in the extrapolation.
 LARGE = 10_000, 100, 10_000
 
 
@@ -59,7 +59,7 @@ def arguments() -> argparse.Namespace:
 
 @contextlib.contextmanager
 def dask():
-    """Two worker processes, and the scheduler here."""
+    """Starts two worker processes, with the scheduler in this process."""
     from dask.distributed import Client, LocalCluster
 
     with (
@@ -95,7 +95,7 @@ def figures(study: pnn.robustness.Study, executor, cache_dir=None) -> dict:
 
 
 def timed(args, temperatures: int, executor):
-    """Returns the report's figures, the seconds of all, and how many blocks."""
+    """Returns the figures, the seconds, the number of blocks and the points of one."""
     study = prepared(args, temperatures)
     start = time.perf_counter()
     found = figures(study, executor)
@@ -105,8 +105,8 @@ def timed(args, temperatures: int, executor):
 
 
 def measured(args, executor) -> tuple[dict, dict]:
-    """Returns the figures of the larger study, and seconds."""
-    # The first starts the workers.
+    """Returns the figures of the larger study, and times in seconds."""
+    # The first study starts the workers.
     studies = [timed(args, 1, executor)]
     few = max(1, args.temperatures // 4)
     studies += [timed(args, count, executor) for count in (few, args.temperatures)]
@@ -124,7 +124,7 @@ def measured(args, executor) -> tuple[dict, dict]:
 
 @contextlib.contextmanager
 def half_way(study: pnn.robustness.Study, kill):
-    """A folder for the study's points; kills once it holds half of them."""
+    """Yields a folder for the study's points; kills once it holds half of them."""
     (one,) = study.studies.values()
 
     def watch():
@@ -145,7 +145,7 @@ def half_way(study: pnn.robustness.Study, kill):
 
 
 def after_a_kill(study: pnn.robustness.Study) -> dict:
-    """Figures of a study, one of whose two workers is killed half-way."""
+    """Returns the figures of a study, one of whose two workers is killed half-way."""
 
     def kill():
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
@@ -155,7 +155,7 @@ def after_a_kill(study: pnn.robustness.Study) -> dict:
 
 
 def after_a_crash(study: pnn.robustness.Study) -> dict:
-    """Figures of a study that processes take up after Dask's scheduler was killed."""
+    """Returns the figures of a study resumed after Dask's scheduler was killed."""
     from dask.distributed import Client
 
     with tempfile.TemporaryDirectory() as place:
@@ -188,7 +188,7 @@ def main() -> None:
     args = arguments()
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    # For workers that are started in other ways.
+    # For Dask's workers, which take no `threads`.
     os.environ |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
     ways = {
         "this process": contextlib.nullcontext,

@@ -1,7 +1,7 @@
-"""Train a diffractive network, look at its light, and misalign its masks.
+"""Train a diffractive network, plot the light in it, and misalign its masks.
 
-Two phase masks recognise digits: trained plainly, then on among masks that rotate and
-shift at random. The picture follows one digit from plane to plane.
+Two phase masks recognise digits. They are trained plainly, then further with random
+rotations and shifts. The picture shows the light of one digit in each plane.
 
     python examples/diffraction.py            # MNIST, a plane of 128 × 128
     python examples/diffraction.py --quick    # a plane of 64 × 64; rough figures
@@ -58,7 +58,7 @@ for _ in range(2):
 stack += [FreeSpace(far, **periodic), Lens(5e-3), FreeSpace(far, **periodic)]
 stack += [DetectorArray(grid=(3, 4, 3), size=n // 14, extent=n // 2 - 1)]
 model = keras.Sequential([*stack, keras.layers.Rescaling(30.0)])
-off = tfd.Uniform(-1.3, 1.3)  # degrees and pixels, each mask on its own
+off = tfd.Uniform(-1.3, 1.3)  # degrees and pixels, drawn for each mask
 noise = pnn.Variation(rotation=off, shift=off)
 trained(model, epochs)
 show("plain", model)

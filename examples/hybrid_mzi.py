@@ -1,9 +1,9 @@
-"""Train a network whose last matrix is an MZI mesh, and put it on imperfect chips.
+"""Train a network whose last matrix is an MZI mesh, and test it on imperfect chips.
 
-A digital LeNet front end, a mesh of 64 modes whose phases start near the cross state,
-photodiodes. Plain backpropagation on the ideal mesh; the trained network is saved,
-loaded, and measured on 20 chips for each size of error: phases (rad) and splitters
-(power imbalance), both of standard deviation σ.
+A digital LeNet front end feeds a mesh of 64 modes, whose phases start near the cross
+state, and photodiodes. The network is trained by plain backpropagation on the ideal
+mesh, saved, loaded, and measured on 20 chips for each σ, the standard deviation of
+phase errors (rad) and of splitter errors (power imbalance).
 
     python examples/hybrid_mzi.py            # MNIST: about three minutes on two cores
     python examples/hybrid_mzi.py --quick    # half a minute; rough figures
@@ -27,14 +27,14 @@ if quick:
 
 
 def standardized(images):
-    """MNIST's pixels with mean 0 and standard deviation 1."""
+    """Standardise pixels by MNIST's mean and standard deviation."""
     return (images - 0.1307) / 0.3081
 
 
 def hybrid():
-    """64 features are the amplitudes at the mesh; 10 of its 64 intensities are logits.
+    """Build the network: 64 features enter as amplitudes, 10 output ports give logits.
 
-    The intensities of all ports are normalised to a Euclidean length of 1.
+    The intensities of all 64 ports are normalised to a Euclidean length of 1.
     """
     keras.utils.set_random_seed(0)
     x = inputs = keras.Input((28, 28, 1))

@@ -1,7 +1,7 @@
-"""Search for hyperparameters with which the bad chips are best.
+"""Search for the hyperparameters that give the worst chips the best accuracy.
 
-Optuna varies the radius of SAT and the learning rate. What a trial is worth is
-`val_accuracy_p05`, the accuracy that 19 of 20 chips keep, not that of the design.
+Optuna varies the radius of SAT and the learning rate. It maximises
+`val_accuracy_p05`, the accuracy that 19 of 20 chips reach, not the nominal accuracy.
 
     pip install "keras-pnn[examples]"
     python examples/hyperparameters.py            # 20 trials: a minute or two
@@ -39,14 +39,14 @@ network = keras.Sequential(
         pnn.layers.MRRBank(10),
     ]
 )
-# An untrained network finds no direction among such chips: they grow in half the steps.
+# An untrained network does not learn on such chips: shifts grow over half the steps.
 ramp = epochs * len(batches) // 2
 model = pnn.SATModel(network, rho=0.1, variation=chips, warmup=ramp)
 loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 model.compile(keras.optimizers.Adam(0.01), loss, metrics=["accuracy"])
 model.optimizer.build(model.trainable_variables)
-# One model for all trials, which starts each anew: TensorFlow frees the graphs of a
-# model that is built again and again only in part, and they would have to be traced.
+# One model serves all trials and is reset for each: a new model would be traced again,
+# and TensorFlow frees the graphs of discarded models only in part.
 variables = [*model.variables, *model.optimizer.variables]
 start = [variable.numpy() for variable in variables]
 

@@ -1,13 +1,13 @@
 """Train a microring weight bank through laboratory instruments that speak SCPI.
 
-The controls are first found on the computer, for the bank as it was designed. The bank
-on the bench gets them, and is trained in the loop from there: its detectors give the
-outputs, the model of the bank gives the gradients. PAT takes one measurement for a
-step, SAT online two, the second where the loss is worst nearby.
+The controls are first trained on the computer, on the nominal bank. The bank on the
+bench starts from them and is trained in the loop: its detectors give the outputs, the
+model of the bank gives the gradients. PAT takes one measurement per step, SAT online
+two, the second where the loss is worst nearby.
 
-The bench is a simulated instrument: a process of its own, reached over TCP, whose rings
-are off by amounts that nobody else knows, and which refuses some of the commands. For
-your own, write a file such as instrument.toml, and leave `simulator.running` out.
+The bench is a simulated instrument: a separate process, reached over TCP, whose rings
+have shifts unknown to the model, and which refuses some commands. For your own
+instruments, write a file such as instrument.toml, and omit `simulator.running`.
 
     python examples/instrument_in_the_loop.py            # about a minute
     python examples/instrument_in_the_loop.py --quick    # a quarter of a minute
@@ -32,8 +32,8 @@ folder = pathlib.Path("results", f"instrument_{epochs}epochs")
 bench = tomllib.loads(
     pathlib.Path(__file__).with_name("instrument.toml").read_text("utf-8")
 )
-# Powers from 0 to 1 mW: three features of a flower, and a channel that is always lit,
-# which takes the place of a bias.
+# Powers from 0 to 1 mW: three features of a flower, and a channel of constant power in
+# place of a bias.
 x, y = load_iris(return_X_y=True)
 x = ((x - x.min(axis=0)) / np.ptp(x, axis=0)).astype("float32")
 x[:, 0] = 1.0
@@ -53,7 +53,7 @@ def accuracy():
     return 100 * model.evaluate(*test, verbose=0, return_dict=True)["accuracy"]
 
 
-# A 4 x 4 bank: each kind of iris has a detector, and the fourth stays without one.
+# A 4 x 4 bank: each of three kinds of iris has a detector; the fourth has no class.
 keras.utils.set_random_seed(0)
 tuning = pnn.HeaterTuning(max_current=3.0)  # mA
 layers = [pnn.layers.MRRBank(4, use_bias=False, tuning=tuning, name="bank")]
@@ -72,7 +72,7 @@ with simulated as port:
         sat = pnn.SATModel(model, rho=0.02, device=device)
         for name, trainer in (("PAT", pat), ("SAT", sat)):
             model.set_weights(found)
-            # A run that was interrupted goes on where it was.
+            # Resumes an interrupted run.
             state = pnn.callbacks.Checkpoint(folder / name, every=5)
             compiled(trainer, 0.01).fit(batches, epochs=epochs, callbacks=[state])
             with device.installed(model):

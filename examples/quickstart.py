@@ -1,8 +1,8 @@
-"""Train LeNet-5 on microring weight banks twice, and warm up the chip.
+"""Train LeNet-5 on microring weight banks with and without SAT, and compare both.
 
 Plain backpropagation (BP) and sharpness-aware training (SAT) get the same network,
-optimizer and epochs. The table shows what is left of each when the whole chip is
-warmer or colder than at calibration, and on 20 other chips.
+optimizer and epochs. The table shows the accuracy of each when the whole chip is warmer
+or colder than at calibration, and on 20 other chips.
 
     python examples/quickstart.py            # MNIST: about eight minutes on two cores
     python examples/quickstart.py --quick    # a minute; rough figures
@@ -29,7 +29,7 @@ batches = pnn.datasets.Batches(data.x_train, data.y_train, batch_size=size, seed
 
 
 def normalized(x):
-    """Take off what all channels have in common, as warmth adds it; then scale."""
+    """Subtract the mean over channels, which uniform heating shifts; then normalise."""
     x = x - keras.ops.mean(x, axis=-1, keepdims=True)
     return layers.ReLU()(layers.GroupNormalization(groups=1)(x))
 
@@ -45,8 +45,8 @@ def lenet5():
     return keras.Model(inputs, pnn.layers.MRRBank(10)(x))
 
 
-# What SAT draws at each step: a shift per ring in nm, the chip's temperature in K. An
-# untrained network finds no direction among such chips, so they grow in the first half.
+# At each step SAT draws a shift for each ring (nm) and the chip's temperature (K). An
+# untrained network does not learn on such chips, so both grow over the first half.
 noise = pnn.Variation(resonance_shift=0.06, temperature=tfd.Uniform(-2.5, 2.5))
 ramp = max(2, epochs // 2) * len(batches)
 ascent = pnn.ASAM(rho=0.5)

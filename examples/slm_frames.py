@@ -1,8 +1,8 @@
-"""Train masks for a spatial light modulator, and write them as the lab shows them.
+"""Train masks for a spatial light modulator, and save them as 8-bit frames.
 
-A free-space network 784–144–10, trained once plainly and once among frames that
-rotate, shift and scale at random. The lab gets 13 greyscale pictures of each network;
-they are read back, so that the table shows what 8 bits and misalignments cost.
+The free-space network 784–144–10 is trained once plainly and once with frames that
+rotate, shift and scale at random. Each network is saved as 13 greyscale pictures for
+the lab. They are read back, to show the accuracy with 8 bits and when misaligned.
 
     python examples/slm_frames.py            # MNIST: about four minutes on two cores
     python examples/slm_frames.py --quick    # half a minute; rough figures
@@ -54,7 +54,7 @@ def fit(model, first, last):
     model.fit(batches, epochs=last, initial_epoch=first, shuffle=False, callbacks=order)
 
 
-# Each layer's frame on its own: degrees, pixels, and parts of the scale.
+# Drawn for each layer's frame: degrees, pixels, and relative changes of scale.
 offsets, scales = tfd.Uniform(-1.5, 1.5), tfd.Uniform(-0.045, 0.065)
 noise = pnn.Variation(rotation=offsets, shift=offsets, scale=scales)
 out, frames = pathlib.Path("results", "slm_frames"), {}
@@ -63,7 +63,7 @@ for name in ("plain", "robust"):
     model = free_space()
     if name == "plain":
         fit(model, 0, epochs)
-    else:  # plain at first: an untrained network finds no direction among offsets
+    else:  # plain first: an untrained network does not learn from misaligned frames
         fit(model, 0, 1)
         fit(pnn.SATModel(model, ascent=None, variation=noise), 1, epochs)
     print(f"  aligned {accuracy(model):.2f} %")

@@ -1,25 +1,25 @@
-"""Does sharpness for less time give what SAT gives? All ascents at equal time.
+"""Compare all ascents at equal training time.
 
 Three systems: the quickstart's network of microring banks, without (`mrr`) and with
 (`mrr_random`) random devices in training, and the network with a mesh of 64 modes from
 Haar phases at σ = 0.15 (`mesh`). Every ascent trains for the same time, not for the
-same epochs. Time is counted in plain steps: what a step of each ascent costs is first
-measured here, in turn with the plain step, and kept in `cost_<system>.json`. Measure it
-on a quiet machine, or pass `--clock processor`; a run then takes as many of its own
-steps as fit in the budget, under any load. The learning rate falls to 0 in the run.
+same number of epochs. Time is counted in plain steps: the cost of a step of each ascent
+is first measured, in turn with the plain step, and kept in `cost_<system>.json`. Do
+this on an idle machine, or pass `--clock processor`; later load does not matter. A run
+takes as many steps as fit in its budget. The learning rate falls to 0 over the run.
 
-Of up to four strengths (ρ or λ), the first seed at the largest budget chooses that with
-the best 5th percentile on 20 chips, on the first 2,000 test images. Every seed and
-budget trains with it, and is measured on 20 other chips and all images.
+The strength (ρ or λ, up to four values) is chosen with the first seed at the largest
+budget, by the 5th percentile on 20 chips and the first 2,000 test images. Every seed
+and budget trains with this strength, and is measured on 20 other chips and all images.
 
     python examples/paper/ascents.py                       # four hours on one core
     python examples/paper/ascents.py --systems mrr --budgets 1
     python examples/paper/ascents.py --quick
 
-Each run is kept as JSON in the output folder, and is not repeated; a run that was
-interrupted goes on after its last whole epoch. The table `ascents.csv` and the plot
-`ascents.png` of what is there are made at the end; `--report` does only that, and
-`--draw TABLE` the plot of any such table.
+Each run is kept as JSON in the output folder and not repeated; an interrupted run
+resumes after its last complete epoch. The table `ascents.csv` and the plot
+`ascents.png` of all kept runs are written at the end; `--report` does only that, and
+`--draw TABLE` plots such a table.
 """
 
 import argparse
@@ -46,12 +46,12 @@ from shared import (
 
 import keras_pnn as pnn
 
-# Chips for choosing a strength, and those of the table.
+# Seeds of the chips that choose a strength, and of those in the table.
 CHOOSING_SEED, UNSEEN_SEED = 100, 1
 
 
 def random_chips():
-    """What the quickstart draws at each step."""
+    """Returns the variation of the quickstart."""
     from tensorflow_probability import distributions as tfd
 
     temperature = tfd.Uniform(-2.5, 2.5)
@@ -62,9 +62,9 @@ def mesh_chips(sigma=0.15):
     return pnn.Variation(theta_error=sigma, phi_error=sigma, splitter_imbalance=sigma)
 
 
-# `epochs`: the plain epochs of a budget of 1; `memory`: what SAF and MESA are given,
-# whose outputs Ẽ epochs ago must come in a budget of 0.5. Rings train as in the
-# quickstart; at full strength from the first step on, networks may die.
+# `epochs`: the plain epochs of a budget of 1; `memory`: arguments of SAF and MESA that
+# let them take effect within a budget of 0.5. Rings train as in the quickstart, with a
+# ramp; at full strength from the first step on, training may fail.
 MRR = {
     "network": lambda seed: lenet5("sample", seed=seed),
     "images": lambda images: images,
@@ -97,7 +97,7 @@ SYSTEMS = {
         "temperature": 1.0,
     },
 }
-# ρ or λ, of rings and of the mesh. That of SAF and MESA is in the paper's formula,
+# ρ or λ, for rings and for the mesh. λ of SAF and MESA is as in the paper's formula,
 # without τ².
 RINGS = {
     "plain": [None],
@@ -160,7 +160,7 @@ def arguments() -> argparse.Namespace:
 
 
 def trainer(system: str, name: str, strength, seed: int, warmup=0, memory=None):
-    """The network in what trains it."""
+    """Returns the network wrapped in its trainer."""
     setting = SYSTEMS[system]
     ascent = None
     if name in ("saf", "mesa"):
@@ -180,14 +180,14 @@ def trainer(system: str, name: str, strength, seed: int, warmup=0, memory=None):
 
 
 def costs(system: str, data, args) -> dict[str, float]:
-    """What a step of each ascent costs in plain steps."""
+    """Returns the time of a step of each ascent, in plain steps."""
     path = args.out / f"cost_{system}.json"
     if not path.exists():
         size = min(SYSTEMS[system]["batch"], len(data.x_train))
         x = SYSTEMS[system]["images"](data.x_train[:size])
-        # In force from the first step on.
+        # They take effect from the first step on.
         memory = {"saf": {"epochs": 1, "start": 0}, "mesa": {"start": 0}}
-        # Each is compiled, which takes longer than the runs of `--quick`.
+        # Compiling all ascents would take longer than the runs of `--quick`.
         strengths = STRENGTHS[system]
         names = ["plain", *args.ascents] if args.quick else strengths
         models = {
@@ -204,7 +204,7 @@ def costs(system: str, data, args) -> dict[str, float]:
 
 
 class StopAfter(keras.callbacks.Callback):
-    """Ends a run after some steps, also in the middle of an epoch."""
+    """Ends a run after a number of steps, even in the middle of an epoch."""
 
     def __init__(self, steps: int):
         super().__init__()
@@ -216,7 +216,7 @@ class StopAfter(keras.callbacks.Callback):
 
 
 def run(system, name, budget, strength, seed, data, args, path) -> dict:
-    """Trains for the budget, and measures what chooses a strength."""
+    """Trains for the budget, and measures the chips that choose a strength."""
     setting = SYSTEMS[system]
     cost = costs(system, data, args)
     images = setting["images"](data.x_train)
@@ -248,7 +248,7 @@ def run(system, name, budget, strength, seed, data, args, path) -> dict:
 
 
 def measured(system, data, args, path) -> dict:
-    """What the table has of a trained network."""
+    """Measures a trained network for the table."""
     setting = SYSTEMS[system]
     model = keras.models.load_model(path.with_suffix(".keras"), compile=False)
     compiled(model)
@@ -266,7 +266,7 @@ def measured(system, data, args, path) -> dict:
 
 
 def on_chips(setting: dict, model, x, y, seed: int, args) -> list[float]:
-    """Percent, chip by chip."""
+    """Returns the accuracy on each chip in percent."""
     chips = setting["chips"].sample(model, args.chips, seed=seed)
     found = pnn.evaluate_devices(model, x, y, chips, verbose=0)
     return (100 * found["accuracy"]).tolist()
@@ -282,7 +282,7 @@ TITLES = {
 
 
 def mark(run: dict) -> float:
-    """The 5th percentile on the chips for choosing."""
+    """Returns the 5th percentile on the chips that choose a strength."""
     return np.percentile(run["choosing"], 5)
 
 
@@ -298,7 +298,7 @@ def report(out: pathlib.Path) -> None:
             group = [r for r in mine if of.items() <= r.items()]
             if not group:
                 continue
-            # A grid that has grown since may have chosen anew.
+            # Strengths added later may have changed the choice.
             best = max(group, key=lambda r: (-r["seed"], mark(r)))["strength"]
             group = [r for r in group if r["strength"] == best]
             unseen = np.array([r["unseen"] for r in group])
@@ -319,7 +319,7 @@ def report(out: pathlib.Path) -> None:
 
 
 def draw(table: pathlib.Path, out: pathlib.Path) -> None:
-    """Draws `ascents.png` from a table; time is in plain runs of the whole budget."""
+    """Plots a table as `ascents.png`; time is in plain runs of a budget of 1."""
     from keras_pnn import plotting
 
     lines = table.read_text("utf-8").splitlines()
@@ -335,7 +335,7 @@ def draw(table: pathlib.Path, out: pathlib.Path) -> None:
     for panel, (system, curves) in zip(panels, systems.items(), strict=True):
         for i, name in enumerate(curves):
             budget, value, spread = np.array(curves[name]).T
-            # Beside each other, or one would hide the next.
+            # Side by side, so that none hides another.
             beside = budget + 0.02 * (i - len(curves) // 2)
             marker = f"{'osD^vP*Xh'[i]}-"
             panel.errorbar(beside, value, spread, fmt=marker, label=name, capsize=2)
@@ -348,7 +348,7 @@ def draw(table: pathlib.Path, out: pathlib.Path) -> None:
 
 
 def run_once(system, name, budget, strength, seed, data, args) -> pathlib.Path:
-    """Returns where the run is kept, after it has been made where it was not."""
+    """Returns the path of the run; makes the run unless it is kept already."""
     setting = {
         "system": system,
         "budget": budget,
@@ -363,7 +363,7 @@ def run_once(system, name, budget, strength, seed, data, args) -> pathlib.Path:
         print(f"\n{path.stem}", flush=True)
         key = system, name, budget, strength, seed
         keep(path, {**setting, **run(*key, data, args, path)})
-        # Else the graphs of all runs stay in memory.
+        # Otherwise the graphs of all runs stay in memory.
         keras.utils.clear_session()
     return path
 

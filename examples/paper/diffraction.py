@@ -1,20 +1,20 @@
-"""The journal's diffractive network on MNIST: two masks, lenses, and misalignment.
+"""Train the journal's diffractive network on MNIST, and misalign its two masks.
 
 Images of 64 × 64 pixels (2 µm, 532 nm) on a periodic plane of 128 × 128, two phase
 masks with thresholds behind them, lenses before and after, ten detectors. The loss is
-the cross-entropy of 30 times the detectors' shares of the light; Adam falling to 0 as a
-cosine, the same number of steps for every method. Methods among random
-misalignments (each mask and distance on its own) train plainly for the first fifth.
-Every network is measured aligned, off by one thing at a time, and at random corners,
-where each mask is off by ±1° and ±1 px and each distance by ±20 µm.
+the cross-entropy of 30 times the detectors' shares of the light. Every method takes
+the same number of steps of Adam, whose rate falls to 0 as a cosine. Methods among
+random misalignments (drawn for each mask and distance) start with a fifth of plain
+steps. Every network is measured aligned, with one misalignment at a time, and at random
+corners, where each mask is off by ±1° and ±1 px and each distance by ±20 µm.
 
     python examples/paper/diffraction.py                             # hours
     python examples/paper/diffraction.py --methods plain --seeds 0   # parts add up
     python examples/paper/diffraction.py --quick
 
-"SAT for rotation" takes the slope of the loss over the angle by finite differences.
-Each run is kept as JSON in the output folder, and is not repeated; the table is
-written to `diffraction.csv`.
+"SAT for rotation" takes the derivative of the loss with respect to the angle by finite
+differences. Each run is kept as JSON in the output folder and not repeated; the table
+is written to `diffraction.csv`.
 """
 
 import argparse
@@ -47,14 +47,14 @@ METHODS = {
     "rotation": "SAT for rotation",
     "both": "SAT among random misalignments",
 }
-# What a run is kept with, and must have in common with one that is asked for again.
+# Arguments saved with a run; a kept run with other values stops the program.
 SETTING = ("steps", "batch_size", "rate", "start", "padding", "among")
 SETTING += ("images", "corners", "corner_images", "worst", "blocks", "roughness")
 # Degrees, pixels, µm.
 NOISE = {"rotation": 1.3, "shift": 1.3, "distance_error": 25.0}
 CORNER = {"rotation": 1.0, "shift": 1.0, "distance_error": 20.0}
-# Standard deviations for the yield, where everything is off at once. Units: degrees,
-# pixels, µm, mrad, rad, nm; of a hundred pixels, one is dead.
+# Standard deviations of all imperfections at once, for the yield. Units: degrees,
+# pixels, µm, mrad, rad, nm; one pixel in a hundred is dead.
 EVERYTHING = {
     "rotation": 0.5,
     "shift": 0.5,
@@ -78,14 +78,14 @@ def system(
     blocks: int | None = None,
     roughness: float = 0.0,
 ) -> keras.Model:
-    """The authors' network; with padding, light that leaves the plane is lost.
+    """Returns the authors' network; with padding, light that leaves the plane is lost.
 
     Args:
         seed: seed of the initial masks.
         start: "uniform", phases in [0, 2π) as in the reference, or "flat": 0.
         padding: dark pixels on each side during propagation.
-        blocks: pixels along the side of a square of one phase.
-        roughness: strength of the penalty for phases that differ between neighbours.
+        blocks: side in pixels of the squares that share one phase.
+        roughness: strength of the penalty for phase differences between neighbours.
     """
     keras.utils.set_random_seed(seed)
     light = {"band_limit": padding > 0, "padding": padding}
@@ -158,7 +158,7 @@ def accuracy(model, x, y, devices) -> list[float]:
 
 
 def measured(model: keras.Model, data, args) -> dict:
-    """Percent: aligned, one thing at a time, random corners."""
+    """Returns percent: aligned, one misalignment at a time, random corners."""
     x, y = data.x_test[: args.images], data.y_test[: args.images]
     sides = [(1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0)]
     points = {
@@ -183,7 +183,7 @@ def measured(model: keras.Model, data, args) -> dict:
 
 
 def page(methods: list[str], args, data) -> None:
-    """Writes a report on 100 devices: the first seed of each method, side by side."""
+    """Writes one report that compares the first seed of each method."""
     paths = [run_path(method, args.seeds[0], args) for method in methods]
     models = [keras.models.load_model(path.with_suffix(".keras")) for path in paths]
     for model in models:
@@ -235,7 +235,7 @@ HEADINGS = (
 
 
 def report(out: pathlib.Path) -> None:
-    """Prints the table, and writes it to `diffraction.csv`: means over seeds."""
+    """Prints means over seeds, and writes them to `diffraction.csv`."""
     runs = [json.loads(p.read_text("utf-8")) for p in sorted(out.glob("run_*.json"))]
     groups: dict[str, list[list[float]]] = {}
     for run in runs:

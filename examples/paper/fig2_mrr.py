@@ -1,21 +1,21 @@
-"""Fig. 2 of arXiv:2411.12352: LeNet-5 on microring weight banks, method by method.
+"""Fig. 2 of arXiv:2411.12352: train LeNet-5 on microring weight banks by each method.
 
-Every method is trained on MNIST with several seeds and measured with batch
-normalisation frozen, all five banks warmed together, on the whole test set, and on
-20 chips with 0.08 nm of shift per ring, the same chips for all methods.
+Every method is trained on MNIST with several seeds. With batch statistics frozen, it is
+measured on the whole test set while all five banks are warmed together, and on 20
+chips with random shifts of 0.08 nm per ring, the same chips for all methods.
 
     python examples/paper/fig2_mrr.py                         # everything, hours
     python examples/paper/fig2_mrr.py --methods sat --seeds 0 # a part; parts add up
     python examples/paper/fig2_mrr.py --quick
 
-The paper's methods start and normalise as the authors' network does, and their ascent
-moves all parameters: see docs/results/published.md. So do those of the authors' study
-of the radius, `rho_0` to `rho_100`: SAM, Adam with a rate of 0.001.
+The paper's methods use the authors' initial weights and batch normalisation, and their
+ascent moves all parameters: see docs/results/published.md. So do `rho_0` to `rho_100`,
+the authors' study of the radius, with SAM, and Adam at a rate of 0.001.
 
-Each run is kept as JSON in the output folder, and is not repeated; a run that was
-interrupted goes on after its last whole epoch. To split the work, start parts in
-several processes. What is there of the methods is printed and drawn at the end;
-`--report` does only that.
+Each run is kept as JSON in the output folder and not repeated; an interrupted run
+resumes after its last complete epoch. To split the work, start parts in several
+processes. All kept runs of the methods are printed and plotted at the end; `--report`
+does only that.
 """
 
 import argparse
@@ -123,23 +123,23 @@ def trainer(method: str, seed: int, epochs: int, steps: int) -> keras.Model:
 
 
 def second_half(method: str, network: keras.Model, seed: int, steps: int):
-    """Returns what trains a network whose batch normalisation is frozen, compiled.
+    """Freezes batch normalisation, and returns the compiled trainer of the second half.
 
-    In training, batch normalisation takes off what warms all rings alike, so that no
-    ascent can see it; on the device the statistics are fixed, and it stays on.
+    In training, batch normalisation cancels uniform heating, so that the ascent cannot
+    see it; on the device the statistics are fixed, and nothing cancels it.
     """
     for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.trainable = False
     rate = keras.optimizers.schedules.CosineDecay(0.001, steps)
     if method == "sat_frozen":
-        # Adaptive radii leave rings at a detuning of 0 where they are.
+        # An adaptive ascent does not move rings at a detuning of 0.
         network = pnn.SATModel(network, rho=2.0, ascent="sam", seed=seed)
     return compiled(network, keras.optimizers.Adam(rate))
 
 
 def on_banks(method: str, model: keras.Model) -> keras.Model:
-    """The trained network on weight banks, compiled for evaluation."""
+    """Returns the trained network on weight banks, compiled for evaluation."""
     model = getattr(model, "model", model)
     if method in ("bp_weights", "nat"):
         model = pnn.convert(model).model
@@ -153,8 +153,8 @@ def run(method: str, seed: int, data, args) -> dict:
     start = time.perf_counter()
     first_epoch = 0
     if method in ("sample_noise", "sample_sat"):
-        # Among random devices a network without any training finds no direction, so
-        # the first epoch is plain; the budget counts it.
+        # An untrained network does not learn on random devices, so the first epoch is
+        # plain; it counts in the budget.
         fit(compiled(model.model, keras.optimizers.Adam(0.01)), batches, 1)
         first_epoch = 1
     if method.endswith("_frozen"):
@@ -196,7 +196,7 @@ def run(method: str, seed: int, data, args) -> dict:
 
 
 def check_alike(runs: list[dict]) -> None:
-    """Stops where runs of one method have other settings: they have no mean."""
+    """Exits if runs of one method differ in their settings, and so have no mean."""
     for method in {r["method"] for r in runs}:
         mine = [r for r in runs if r["method"] == method]
         keys = ("data", "images", "epochs")
@@ -209,7 +209,7 @@ def check_alike(runs: list[dict]) -> None:
 
 
 def report(out: pathlib.Path, methods: list[str]) -> None:
-    """Prints mean ± standard deviation over seeds, and draws the curves."""
+    """Prints mean ± standard deviation over seeds, and plots the curves."""
     from keras_pnn import plotting
 
     runs = [json.loads(p.read_text("utf-8")) for p in sorted(out.glob("run_*.json"))]
@@ -272,7 +272,7 @@ def main() -> None:
                 if not kept(path, **setting):
                     print(f"\n{METHODS[method]}; seed {seed}")
                     keep(path, {**setting, **run(method, seed, data, args)})
-                    # Else the graphs of all runs stay in memory.
+                    # Otherwise the graphs of all runs stay in memory.
                     keras.utils.clear_session()
     report(args.out, args.methods)
 

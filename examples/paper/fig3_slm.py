@@ -1,22 +1,22 @@
-"""Fig. 3 of arXiv:2411.12352: masks on a spatial light modulator, misaligned.
+"""Fig. 3 of arXiv:2411.12352: misalign masks on a spatial light modulator.
 
-784–144–10 on MNIST, masks within ±1, a sigmoid between. Every method is trained with
-several seeds and the same optimizer (Adam, 0.003 falling to 0 as a cosine), and
-measured on the whole test set while frames rotate, shift and scale: that of the first
-layer alone, as in the authors' simulation, and those of all layers by the same amount.
-Methods among random misalignments, whose layers are drawn apart, take nine times the
-epochs, the first of them plain: a step takes less than half as long, and accuracy still
-rises. SAT sees shifts in y only. `published_…` are the authors' own settings, for
-rotation: see docs/results/published.md.
+The network is 784–144–10 on MNIST, with masks within ±1 and a sigmoid between. Every
+method is trained with several seeds and the same optimizer (Adam, 0.003 falling to 0 as
+a cosine), and measured on the whole test set with frames rotated, shifted and scaled:
+the first layer's alone, as in the authors' simulation, and those of all layers by the
+same amount. Methods among random misalignments, drawn for each layer, take nine times
+the epochs, the first of them plain: a step takes less than half as long, and accuracy
+still rises. SAT sees shifts in y only. `published_…` are the authors' own settings,
+for rotation: see docs/results/published.md.
 
     python examples/paper/fig3_slm.py                            # everything, hours
     python examples/paper/fig3_slm.py --methods bp --seeds 0     # a part; parts add up
     python examples/paper/fig3_slm.py --quick
 
-Each run is kept as JSON in the output folder, and is not repeated; a run that was
-interrupted goes on after its last whole epoch. What is there of the
-methods is printed and drawn at the end; `--report` does only that. `--maps` adds for
-each network a map of accuracy over rotation and shift.
+Each run is kept as JSON in the output folder and not repeated; an interrupted run
+resumes after its last complete epoch. All kept runs of the methods are printed and
+plotted at the end; `--report` does only that. `--maps` adds a map of accuracy
+over rotation and shift for each network.
 """
 
 import argparse
@@ -44,7 +44,7 @@ import keras_pnn as pnn
 ROTATIONS = (-3, -2, -1, 0, 1, 2, 3)
 SHIFTS = (-2, -1, 0, 1, 2)
 SCALES = (0.95, 0.97, 1, 1.03, 1.05, 1.1)
-# Of `--maps`, as in the journal's Fig. 5e: degrees, and SLM pixels in y.
+# Axes of `--maps`, as in the journal's Fig. 5e: degrees, and SLM pixels in y.
 TURNS = SLIPS = tuple(np.linspace(0, 2, 11).round(1).tolist())
 METHODS = {
     "bp": "BP",
@@ -67,7 +67,7 @@ RULES = {
     "shift": pnn.FiniteDifference(radius=(2.0, 0.0), step=0.5, sample_radius=True),
     "scale": pnn.FiniteDifference(radius=0.08, step=0.01, sample_radius=True),
 }
-# Learning rate, epochs; see docs/results/published.md.
+# Learning rate and epochs; see docs/results/published.md.
 PUBLISHED = {"published_bp": (1.5e-3, 10), "published_rotation": (1e-3, 5)}
 PUBLISHED_RULE = pnn.FiniteDifference(
     radius=0.8, step=1.0, scheme="forward", normalize=False, sample_step=True
@@ -91,7 +91,7 @@ def arguments() -> argparse.Namespace:
 
 
 def trainer(method: str, model: keras.Model, seed: int) -> keras.Model:
-    """The model, or what trains it."""
+    """Returns the model, or the trainer that wraps it."""
     if method.startswith("bp") or method == "published_bp":
         return model
     if method == "published_rotation":
@@ -119,7 +119,7 @@ def batch_size_of(method: str, args) -> int:
 
 
 def sweeps(model: keras.Model, layer: str) -> dict:
-    """Name → devices: one thing off at a time, then all combinations."""
+    """Returns devices by name: one misalignment at a time, then all combinations."""
     down = [(s, 0.0) for s in SHIFTS]
     return {
         "rotation": pnn.devices.sweep(model, f"{layer}rotation", ROTATIONS),
@@ -144,8 +144,8 @@ def run(method: str, seed: int, data, args) -> dict:
     start = time.perf_counter()
     first_epoch, epochs = 0, epochs_of(method, args.epochs)
     if method.startswith("random"):
-        # Among random misalignments an untrained network finds no direction, so the
-        # first epoch is plain; the budget counts it.
+        # An untrained network does not learn from random misalignments, so the first
+        # epoch is plain; it counts in the budget.
         fit(compiled(model, keras.optimizers.Adam(0.003), True), batches, 1)
         first_epoch = 1
     rate = keras.optimizers.schedules.CosineDecay(0.003, epochs * len(batches))
@@ -157,7 +157,7 @@ def run(method: str, seed: int, data, args) -> dict:
     setting = seed, epochs, data.name, len(batches), size
     backup = keras.callbacks.BackupAndRestore(unfinished(args.out, method, *setting))
     if method in PUBLISHED:
-        # Always in the order of the file.
+        # The authors do not shuffle.
         options = {"batch_size": size, "epochs": epochs, "shuffle": False}
         training.fit(images, data.y_train, verbose=2, callbacks=[backup], **options)
     else:
@@ -185,7 +185,7 @@ def run(method: str, seed: int, data, args) -> dict:
 
 
 def mapped(method: str, seed: int, data, args) -> dict:
-    """Accuracy of a trained network over rotation and shift of its frames."""
+    """Maps the accuracy of a trained network over rotation and shift of its frames."""
     model = keras.saving.load_model(args.out / f"{method}_{seed}.keras", compile=False)
     compiled(model, jit=True)
     x, y = standardized(data.x_test), data.y_test
@@ -202,7 +202,7 @@ def mapped(method: str, seed: int, data, args) -> dict:
 
 
 def draw_maps(out: pathlib.Path) -> None:
-    """A column for each network; above the first layer alone, below all layers."""
+    """Plots a column for each network: first layer alone on top, all layers below."""
     from keras_pnn import plotting
 
     maps = [json.loads(p.read_text("utf-8")) for p in sorted(out.glob("map_*.json"))]
@@ -229,7 +229,7 @@ def draw_maps(out: pathlib.Path) -> None:
 
 
 def table(runs: list[dict], reading: str) -> str:
-    """Mean ± standard deviation over seeds; the worst of all combinations last."""
+    """Returns means ± standard deviations over seeds; last, the worst combination."""
     heads = [f"{r:+g}°" if r else "aligned" for r in ROTATIONS]
     heads += [f"{s:+g} px" for s in SHIFTS if s]
     heads += [f"×{s:g}" for s in SCALES if s != 1]
@@ -297,7 +297,7 @@ def main() -> None:
                 if not kept(path, **setting):
                     print(f"\n{METHODS[method]}; seed {seed}")
                     keep(path, {**setting, **run(method, seed, data, args)})
-                    # Else the graphs of all runs stay in memory.
+                    # Otherwise the graphs of all runs stay in memory.
                     keras.utils.clear_session()
                 path = args.out / f"map_{method}_{seed}.json"
                 if args.maps and not kept(path, data=data.name):

@@ -1,29 +1,29 @@
-"""Fig. 4 of arXiv:2411.12352: a mesh of 64 modes, trained offline and on a device.
+"""Fig. 4 of arXiv:2411.12352: train a mesh of 64 modes offline and on a device.
 
-A LeNet front end, an MZI mesh of 64 modes, photodiodes; MNIST. The device has phases
-off by N(0, σ) rad and splitters off by N(0, σ) in power. Every method is measured on
-the device that it was trained on and on 20 that it has never met, the same for all,
-with batch statistics frozen, on all test images.
+A LeNet front end, an MZI mesh of 64 modes, and photodiodes, on MNIST. The device has
+phase errors of N(0, σ) rad and splitter errors of N(0, σ) in power. Every method is
+measured on its training device and on 20 unseen devices, the same for all methods, with
+batch statistics frozen, on all test images.
 
-Four settings. `published`: the authors' (Haar phases, batches of 6000, 40 epochs, 60
-for DAT with U-Nets, their optimizers), plus BP with the optimizer that SAT has, DAT
-whose error networks go on learning from the device while the network takes smaller
+There are four settings. `published`: the authors' (Haar phases, batches of 6000, 40
+epochs, 60 for DAT with U-Nets, their optimizers), plus BP with the optimizer of SAT,
+DAT whose error networks go on learning from the device while the network takes smaller
 steps, and DAT with a matrix in their place, with and without fixed phases. `same`:
 every method from one start near the cross state, with the same Adam, batches and
-epochs. `spread`: likewise from near the bar state, with the ten ports that are read
-spread over the 64, which bears larger errors. `wide`: from the bar state, each class
-the sum of six neighbouring ports, and logits six times as large; meant for --sigmas 0.3
-0.4 and --unseen 100, with `nat` and `sat_nat` for random devices.
+epochs. `spread`: likewise from near the bar state, with the ten output ports spread
+over the 64, which tolerates larger errors. `wide`: from the bar state, each class the
+sum of six neighbouring ports, and logits six times as large; meant for --sigmas 0.3 0.4
+and --unseen 100, with `nat` and `sat_nat` for random devices.
 
     python examples/paper/fig4_mzi.py                               # hours
     python examples/paper/fig4_mzi.py --settings same --sigmas 0.15 --devices 0
     python examples/paper/fig4_mzi.py --quick
 
-Each run is kept as JSON in the output folder, and is not repeated; a run that was
-interrupted goes on after its last whole epoch. What is there of the
-methods is printed and drawn at the end; `--report` does only that. `--maps 5` adds
-for each network, as in Fig. 4d, a map of accuracy over phase and splitter errors, and
-`--worst 8` what becomes of the classes on the eight worst unseen devices.
+Each run is kept as JSON in the output folder and not repeated; an interrupted run
+resumes after its last complete epoch. All kept runs of the methods are printed and
+plotted at the end; `--report` does only that. `--maps 5` adds a map of accuracy
+over phase and splitter errors for each network, as in Fig. 4d; `--worst 8` adds the
+least recognised class on each of the eight worst unseen devices.
 """
 
 import argparse
@@ -64,9 +64,9 @@ METHODS = {
 }
 ON_DEVICE = ("pat", "dat", "dat_on", "dat_linear", "dat_fixed", "online")
 WITH_ASCENT = ("sat", "sat_nat", "online")
-# Devices to train on come from another seed than those that are never met.
+# Training devices and unseen devices have different seeds.
 TRAINING_SEED, UNSEEN_SEED = 100, 1
-# Of `--maps`: standard deviations of phases (rad) and of splitters' power imbalances.
+# Axes of `--maps`: standard deviations of phases (rad) and splitter imbalances.
 SPREADS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 
 
@@ -112,9 +112,9 @@ def variation(sigma: float) -> pnn.Variation:
 
 
 def published(method: str, steps: int) -> dict:
-    """The authors' network, optimizer and epochs: see docs/results/published.md."""
+    """Returns the authors' network and optimizer: see docs/results/published.md."""
     optimizer = keras.optimizers.SGD(0.1, momentum=0.5)
-    # The error networks follow a network that moves slowly.
+    # The error networks can follow only a network that changes slowly.
     falls = {"dat": ([30], [0.1, 0.05]), "dat_on": ([20, 40], [0.1, 0.02, 0.01])}
     if method in falls:
         epochs, rates = falls[method]
@@ -135,14 +135,14 @@ def published(method: str, steps: int) -> dict:
 
 
 def same(method: str, steps: int, setting: str = "same", **network) -> dict:
-    """One start, one optimizer and one budget for every method."""
+    """Returns the same start, optimizer and budget for every method."""
     rate = keras.optimizers.schedules.CosineDecay(0.005, EPOCHS[setting] * steps)
     return {
         "network": network or {"start": "cross"},
         "optimizer": keras.optimizers.Adam(rate),
         "perturb": "controls",
-        # Amplitudes inside the network, with the model's phases, lead astray here, and
-        # so do error networks that learn as fast as by default, or without end.
+        # Here DAT fails with internal amplitudes, which are given the model's phases,
+        # and with error networks that learn at the default rate or in all epochs.
         "dat": {
             "internal_states": False,
             "error_epochs": 1,
@@ -153,13 +153,13 @@ def same(method: str, steps: int, setting: str = "same", **network) -> dict:
 
 
 def spread(method: str, steps: int) -> dict:
-    """As `same`, from the bar state with the ports that are read far apart."""
+    """Returns `same` from the bar state, with output ports far apart."""
     ports = [round(63 * i / 9) for i in range(10)]
     return same(method, steps, start="bar", ports=ports)
 
 
 def wide(method: str, steps: int) -> dict:
-    """As `same`, from the bar state, with six neighbouring ports for each class."""
+    """Returns `same` from the bar state, with six neighbouring ports for each class."""
     groups = [list(range(2 + 6 * c, 8 + 6 * c)) for c in range(10)]
     return same(method, steps, "wide", start="bar", ports=groups, scale=6.0)
 
@@ -175,7 +175,7 @@ def epochs_of(setting: str, method: str) -> int:
 
 
 def trainer(method, model, options, sigma, device, rho, seed) -> keras.Model:
-    """The model, or what trains it."""
+    """Returns the model, or the trainer that wraps it."""
     if method in ("bp", "bp_adam"):
         return model
     if method == "nat":
@@ -186,9 +186,8 @@ def trainer(method, model, options, sigma, device, rho, seed) -> keras.Model:
         return pnn.SATModel(
             model, rho=rho, perturb=options["perturb"], variation=noise, seed=seed
         )
-    # The fields that leave an imperfect mesh have other phases than the model's, so
-    # that measured fields and modelled derivatives do not belong together; intensities
-    # have none.
+    # The fields behind an imperfect mesh differ in phase from the model's, so that
+    # measured fields do not fit the model's derivatives; intensities have no phase.
     if method in ("pat", "online"):
         ascent = {}
         if method == "online":
@@ -206,7 +205,7 @@ def trainer(method, model, options, sigma, device, rho, seed) -> keras.Model:
 
 
 def name_of(setting, method, sigma, device, rho, seed) -> str:
-    """Methods without a device are trained once; those that draw some, for each σ."""
+    """Returns a name with σ and the device, if the training depends on them."""
     parts = [setting, method]
     if method in ON_DEVICE:
         parts += [f"sigma{sigma:g}", f"device{device}"]
@@ -218,7 +217,7 @@ def name_of(setting, method, sigma, device, rho, seed) -> str:
 
 
 def trained(name, setting, method, sigma, device, rho, seed, data, args):
-    """The trained network and what training took, from the file if it is there."""
+    """Returns the trained network and its log, from the files if they exist."""
     path, log = args.out / f"{name}.keras", args.out / f"trained_{name}.json"
     epochs = 2 if args.quick else epochs_of(setting, method)
     made = {"data": data.name, "images": len(data.x_train), "epochs": epochs}
@@ -236,14 +235,14 @@ def trained(name, setting, method, sigma, device, rho, seed, data, args):
     training = trainer(method, model, options, sigma, chip, rho, seed)
     compiled(training, options["optimizer"])
     folder = unfinished(args.out, name, *made.values())
-    # Kept until all is written: what follows the training takes its time, too.
+    # Kept until all is written: the curvature after the training takes time, too.
     backup = keras.callbacks.BackupAndRestore(folder, delete_checkpoint=False)
     history = keras.callbacks.CSVLogger(args.out / f"epochs_{name}.csv", append=True)
     start = time.perf_counter()
     print(f"{name}: {epochs} epochs")
     fit(training, batches, epochs, callbacks=[history, backup])
     found = {**made, "seconds of the last part": time.perf_counter() - start}
-    # Fixed phases count in the curvature all the same.
+    # The curvature includes fixed phases.
     for layer in model.layers:
         layer.trainable = True
     found["curvature"] = curvature(compiled(model), data, args.probe)
@@ -254,7 +253,7 @@ def trained(name, setting, method, sigma, device, rho, seed, data, args):
 
 
 def curvature(model: keras.Model, data, samples: int) -> dict:
-    """λ_max of the digital model over all its variables, and over the phases alone."""
+    """Returns λ_max of the digital model over all its variables and over the phases."""
     probe = standardized(data.x_train[:samples]), data.y_train[:samples]
     found = {}
     for which in ("all", "controls"):
@@ -302,7 +301,7 @@ def run(setting, method, sigma, device, rho, seed, data, args) -> dict:
 
 
 def mapped(name: str, data, args) -> dict:
-    """Mean accuracy of a trained network over spreads of phases and of splitters."""
+    """Maps the mean accuracy of a network over spreads of phases and splitters."""
     model = compiled(keras.saving.load_model(args.out / f"{name}.keras", compile=False))
     x, y = standardized(data.x_test), data.y_test
     accuracy = []
@@ -321,7 +320,7 @@ def mapped(name: str, data, args) -> dict:
 
 
 def lost(name: str, sigma: float, unseen: list[float], data, args) -> list[dict]:
-    """What the worst unseen devices do to the class that they recognise least."""
+    """Returns the least recognised class on each of the worst unseen devices."""
     model = compiled(keras.saving.load_model(args.out / f"{name}.keras", compile=False))
     devices = variation(sigma).sample(model, len(unseen), seed=UNSEEN_SEED)
     x, y = standardized(data.x_test), data.y_test
@@ -344,7 +343,7 @@ def lost(name: str, sigma: float, unseen: list[float], data, args) -> list[dict]
 
 
 def labelled(runs: list[dict]) -> dict[str, list[dict]]:
-    """The runs by method and ρ, in the order of the methods."""
+    """Groups the runs by method and ρ, in the order of the methods."""
     order = list(METHODS)
     groups = {}
     for r in sorted(runs, key=lambda r: (order.index(r["method"]), r["rho"] or 0)):
@@ -354,7 +353,7 @@ def labelled(runs: list[dict]) -> dict[str, list[dict]]:
 
 
 def table(runs: list[dict], setting: str, sigma: float) -> str:
-    """A line per method: each training device, and figures over all unseen ones."""
+    """Returns a line per method: figures over unseen devices, then own devices."""
     lines = [
         f"{setting}, σ = {sigma:g}",
         f"{'accuracy (%)':44}{'ideal':>7}{'unseen':>8}{'std':>6}"
@@ -397,7 +396,7 @@ def report(out: pathlib.Path, methods: list[str]) -> None:
 
 
 def draw_maps(out: pathlib.Path) -> None:
-    """All maps side by side, in the order of the methods."""
+    """Plots all maps side by side, in the order of the methods."""
     from keras_pnn import plotting
 
     maps = [json.loads(p.read_text("utf-8")) for p in sorted(out.glob("map_*.json"))]
@@ -423,13 +422,13 @@ def draw_maps(out: pathlib.Path) -> None:
 
 
 def wanted(args) -> list[tuple]:
-    """(setting, method, σ, device, ρ, seed) of every run; ρ is None without ascent."""
+    """Lists (setting, method, σ, device, ρ, seed); ρ is None without an ascent."""
     return [
         (setting, method, sigma, device, rho, seed)
         for seed, setting, sigma, device, method in itertools.product(
             args.seeds, args.settings, args.sigmas, args.devices, args.methods
         )
-        # Elsewhere than in `published`, "bp" is that.
+        # Outside `published`, "bp" has Adam, too.
         if method != "bp_adam" or setting == "published"
         for rho in (args.rho if method in WITH_ASCENT else [None])
     ]
@@ -452,7 +451,7 @@ def main() -> None:
             path = args.out / f"run_{name}.json"
             if not kept(path, data=data.name, images=len(data.x_train)):
                 keep(path, run(*key, data, args))
-                # Else the graphs of all runs stay in memory.
+                # Otherwise the graphs of all runs stay in memory.
                 keras.utils.clear_session()
             path = args.out / f"map_{name_of(*key)}.json"
             if args.maps and not kept(path, data=data.name, devices=args.maps):

@@ -1,15 +1,15 @@
-"""Train on the measured curves of four rings, and on what is known of them otherwise.
+"""Train on measured curves of four rings, and on coarser descriptions of them.
 
 The network is that of the quickstart, with weight k on measured ring k mod 4. It is
 trained with the rings described in three ways:
 
 - `published`: one published curve for all rings,
-- `offset`: that curve, moved by one fitted offset for each ring,
+- `offset`: the published curve, shifted by a fitted offset for each ring,
 - `measured`: the four measured curves,
 
-and by four methods: plainly, by SAT, among random chips, and by both. Its currents are
-then set on a simulated bench, whose rings follow the measured curves, at several
-temperatures.
+and by four methods: plainly, by SAT, among random chips, and by SAT among random chips.
+The currents are then applied to a simulated bench, whose rings follow the measured
+curves, at several temperatures.
 
     python examples/paper/measured_rings.py --folder rings      # hours
     python examples/paper/measured_rings.py --folder rings --known measured
@@ -21,10 +21,10 @@ curve, `model_curve.csv`. Each has two columns, the heater's current in mA and t
 weight from -1 to 1, with the header `current_mA,weight`, currents increasing from 0.
 Without a folder, four synthetic rings take their place.
 
-The half-width of the published curve (`--half-width`, in nm) gives the nanometres: how
-far a heater's power, and a kelvin, shift a ring along its curve. Each run is kept as
-JSON in the output folder and is not repeated; `--report` prints what is there, and
-writes it to `measured_rings.csv`.
+The half-width of the published curve (`--half-width`, in nm) sets the scale of the
+shifts in nm that heaters and temperature cause. Each run is kept as JSON in the output
+folder and not repeated; `--report` prints the kept runs, and writes them to
+`measured_rings.csv`.
 """
 
 import argparse
@@ -49,7 +49,7 @@ METHODS = {
     "both": "SAT and random chips",
 }
 SENSITIVITY = 0.08  # nm/K
-# How far the chip is warmed or cooled in training, and rings shifted, and both in nm.
+# Largest change of temperature and shift in training; ROOM covers both.
 WARMING, SHIFT, ROOM = 1.0, 0.02, 0.102  # K, nm, nm
 
 
@@ -73,12 +73,12 @@ def arguments() -> argparse.Namespace:
 
 
 def read(path: pathlib.Path) -> np.ndarray:
-    """Returns (points, 2): currents in mA, and weights."""
+    """Returns an array (points, 2) of currents in mA and weights."""
     return np.loadtxt(path, delimiter=",", skiprows=1)
 
 
 def synthetic() -> tuple[np.ndarray, list[np.ndarray]]:
-    """Returns a published curve, and those of four rings, with noise of 0.004."""
+    """Returns a published curve, and four curves of rings with noise of 0.004."""
     rng = np.random.default_rng(0)
     current = np.linspace(0, 5, 121)
 
@@ -92,19 +92,19 @@ def synthetic() -> tuple[np.ndarray, list[np.ndarray]]:
 
 
 class Rings:
-    """Four rings as they are, and as each training knows them.
+    """Four rings as measured, and as each training describes them.
 
     Args:
-        published: (points, 2): currents in mA, and weights.
-        curves: the same of each ring.
-        half_width: that of the published curve, in nm.
+        published: the published curve, (points, 2): currents in mA, and weights.
+        curves: the measured curve of each ring, likewise.
+        half_width: half-width of the published curve, in nm.
 
     Attributes:
-        tunings: name of what is known → tuning.
-        errors: likewise, and of curves that nothing continues, and of the best
-            heater-driven Lorentzian, "physical" → root mean square error of the weight
-            for each ring, up to its highest current.
-        limits: currents that keep the rings on their curves, in mA.
+        tunings: tuning by name of the description.
+        errors: root mean square error of the weight for each ring, up to its highest
+            current, by the same names, for measured curves without continuation
+            ("measured, as swept"), and for fitted Lorentzians ("physical").
+        limits: range of currents that keeps the rings on their curves, in mA.
     """
 
     def __init__(self, published, curves: list, half_width: float):
@@ -140,9 +140,9 @@ class Rings:
         }
 
     def _measured(self, points: np.ndarray, fitted: pnn.HeaterTuning):
-        """A measured curve, continued by its Lorentzian as far as rings are warmed.
+        """Continues a measured curve by its Lorentzian, as far as rings are warmed.
 
-        And somewhat further, for an ascent that moves the currents of a warm chip.
+        It ends somewhat later: the ascent moves the currents of a warm chip further.
         """
         current, weight = points.T
         end = np.sqrt(self.limits[1] ** 2 + 1.3 * ROOM / self._room)
@@ -161,7 +161,7 @@ class Rings:
 
 
 def moved(tuning: pnn.HeaterTuning, offset: float) -> pnn.HeaterTuning:
-    """Returns a tuning with another offset, and no limit of its own."""
+    """Returns a tuning with its offset moved and without a limit of the current."""
     config = {**tuning.get_config(), "max_current": None}
     return pnn.HeaterTuning(**{**config, "offset": tuning.offset + offset})
 
@@ -179,7 +179,7 @@ def error(tuning: pnn.Tuning, points: np.ndarray) -> float:
 
 
 def lenet5(tuning: pnn.Tuning, limits: tuple[float, float], seed: int = 0):
-    """The network of the quickstart."""
+    """Returns the network of the quickstart."""
     keras.utils.set_random_seed(seed)
     bank = {
         "tuning": tuning,
@@ -202,7 +202,7 @@ def lenet5(tuning: pnn.Tuning, limits: tuple[float, float], seed: int = 0):
 
 
 def trainer(method: str, network: keras.Model, ramp: int, seed: int) -> keras.Model:
-    """Returns what trains the network; random chips and ascent grow over `ramp`."""
+    """Returns the trainer; random chips and ascent grow over `ramp` steps."""
     if method == "plain":
         return network
     noise = None
@@ -241,7 +241,7 @@ def run(rings: Rings, known: str, method: str, seed: int, data, epochs: int) -> 
 
 
 def report(out: pathlib.Path) -> None:
-    """Prints the runs that are there, and writes them as a table."""
+    """Prints the kept runs, and writes them as a table."""
     runs = [json.loads(p.read_text("utf-8")) for p in sorted(out.glob("run_*.json"))]
     heads = [f"{t:+g} K" if t else "0 K" for t in TEMPERATURES]
     lines = [",".join(["rings known by", "training", "seeds", "in its model", *heads])]
@@ -296,7 +296,7 @@ def main() -> None:
                         print(f"\n{known}, {METHODS[method]}; seed {seed}")
                         found = run(rings, known, method, seed, data, args.epochs)
                         keep(path, {**setting, **found})
-                        # Else the graphs of all runs stay in memory.
+                        # Otherwise the graphs of all runs stay in memory.
                         keras.utils.clear_session()
     report(args.out)
 

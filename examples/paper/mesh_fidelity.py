@@ -1,9 +1,9 @@
 """Programs a mesh with a random unitary, makes it imperfect, and corrects it.
 
 Chips differ from the design in the angles of their splitters and in their phases. The
-plot shows how alike the matrix of such chips is to the one that was asked for, with
-the closed form for random errors drawn in; and what is left where the errors of
-each chip are known, and the phases are set to make up for them.
+plot shows the fidelity of such chips to the target matrix, with the closed form for
+random errors, and the fidelity after the phases are corrected for the known errors of
+each chip.
 
     python examples/paper/mesh_fidelity.py
     python examples/paper/mesh_fidelity.py --modes 64 --chips 50
@@ -35,12 +35,12 @@ def arguments() -> argparse.Namespace:
 
 
 def fidelity(wanted: np.ndarray, matrix: np.ndarray) -> float:
-    """|tr W†M|² / N², 1 where the matrices agree up to a common phase."""
+    """Returns |tr W†M|² / N², 1 if the matrices agree up to a common phase."""
     return float(np.abs(np.vdot(wanted, matrix)) ** 2 / len(wanted) ** 2)
 
 
 def law(modes: int, sigma) -> np.ndarray:
-    """Mean fidelity for splitter angles and phases with the same spread, in rad."""
+    """Returns the mean fidelity for a common spread of splitter angles and phases."""
     k = (modes - 1) * (2 + 0.75) * sigma**2
     return np.exp(-(k - sigma**2 * (modes - 1) / (2 * modes)))
 

@@ -1,11 +1,11 @@
-r"""One robustness report from many processes or jobs, which share out the points.
+r"""Compute one robustness report by many processes or jobs, which share its points.
 
-A point is a pure function of the model file, the data, the arguments below and the
-seed, so that jobs on several machines need nothing from each other but a folder. A job
-that was stopped goes on where it was when it is started again. Points are measured in
-blocks of up to 128 (3,000 points here, 24 blocks): more jobs than blocks are idle.
+A point depends only on the model file, the data, the arguments below and the seed, so
+that jobs on several machines share nothing but a folder. A stopped job resumes when it
+is started again. Points are measured in blocks of up to 128 (3,000 points here, 24
+blocks): jobs beyond the number of blocks are idle.
 
-As an array of 8 jobs under Slurm, the file `array.sh`:
+For an array of 8 jobs under Slurm, write `array.sh`:
 
     #!/bin/sh
     #SBATCH --array=0-7
@@ -14,7 +14,7 @@ As an array of 8 jobs under Slurm, the file `array.sh`:
     python examples/paper/robustness_array.py --model trained.keras \
         --part $SLURM_ARRAY_TASK_ID 8
 
-and then, once all are done:
+submit it, and write the report once all jobs are done:
 
     sbatch --wait array.sh                  # sbatch --array=2,5: these parts again
     python examples/paper/robustness_array.py --model trained.keras --report
@@ -68,13 +68,13 @@ def arguments() -> argparse.Namespace:
 
 
 def test_data(args) -> tuple[np.ndarray, np.ndarray]:
-    """What the model is measured on, the same in all jobs."""
+    """Returns the test images and labels, the same in all jobs."""
     data = pnn.datasets.load(args.data, verbose=False)
     return data.x_test[: args.images], data.y_test[: args.images]
 
 
 def small_network(path: pathlib.Path) -> pathlib.Path:
-    """Trains a network for the demonstration; that of the first job stays."""
+    """Trains a network for the demonstration; keeps that of the first job."""
     if path.exists():
         return path
     data = pnn.datasets.load("digits", verbose=False)
@@ -108,13 +108,13 @@ def main() -> None:
     path = args.model or small_network(args.out / "digits.keras")
     model = keras.models.load_model(path)
     x, y = test_data(args)
-    # All that a point depends on, for the jobs and for the report.
+    # Everything that a point depends on, the same for the jobs and the report.
     study = {
         "variation": VARIATION,
         "n": args.devices,
         "sweeps": SWEEPS,
         "seed": args.seed,
-        # As many devices at once on every machine.
+        # Fixed, so that all machines evaluate as many devices at once.
         "memory_limit": 1.0,
         "cache_dir": args.out / "points",
     }
@@ -122,7 +122,7 @@ def main() -> None:
         rows = pnn.robustness_rows(model, x, y, part=tuple(args.part), **study)
         print(f"part {args.part[0]} of {args.part[1]}: {len(rows)} points")
         return
-    # What no job has measured is measured now.
+    # Points that no job has measured are measured now.
     processes = contextlib.nullcontext()
     if args.workers:
         processes = pnn.robustness.ProcessPool(args.workers)

@@ -1,17 +1,17 @@
-"""Trains a network plainly and robustly, and reports how robust both are, on one page.
+"""Trains a network plainly and robustly, and reports the robustness of both.
 
 Three systems: LeNet-5 on microring weight banks (`mrr`), a digital front end with a
 mesh of interferometers (`mzi`), masks on a spatial light modulator (`slm`). The robust
-network sees random devices at every step after a plain start; those of `mrr` and
-`mzi` are also trained with the sharpness-aware ascent. The page holds the accuracy on
+network sees random devices at every step after a plain start; for `mrr` and `mzi`, it
+is also trained with the sharpness-aware ascent. The page holds the accuracy on
 other devices, sweeps, yield, worst case, sensitivity, curvature and loss landscape.
 
     python examples/paper/robustness_report.py --system mrr
     python examples/paper/robustness_report.py --system mzi --devices 50
     python examples/paper/robustness_report.py --system slm --quick    # to see it run
 
-Trained networks and measured points are kept in the output folder: a program that was
-stopped goes on where it was when the same line is given again.
+Trained networks and measured points are kept in the output folder: the same command
+resumes a stopped run.
 """
 
 import argparse
@@ -43,18 +43,18 @@ SPLITTERS = "std:splitter_imbalance"
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """One kind of hardware, how its networks are trained, and what is asked of them.
+    """Hardware, the training of its networks, and the contents of the report.
 
     Args:
         network: makes the network from a seed.
-        images: what the network gets of images from 0 to 1.
-        robust: wraps the network for its robust training.
-        label: what the robust network is called.
-        rate, batch_size: of the training.
-        epochs: by default, on MNIST and on digits.
-        variation: the devices.
+        images: turns pixels from 0 to 1 into the network's inputs.
+        robust: wraps the network for robust training.
+        label: name of the robust network.
+        rate, batch_size: learning rate and batch size.
+        epochs: default numbers for MNIST and for digits.
+        variation: distribution of the devices.
         sweeps, grid: as in `pnn.robustness_report`.
-        spec: the accuracy that a device must keep.
+        spec: the accuracy that a device must reach.
     """
 
     network: Callable[[int], keras.Model]
@@ -71,7 +71,7 @@ class System:
 
 
 def rings(fine: int, coarse: int) -> System:
-    """Shifts of each ring (nm), and the temperature of the chip (K)."""
+    """Returns a system with shifts of each ring (nm) and of the temperature (K)."""
     from tensorflow_probability import distributions as tfd
 
     def robust(model, seed):
@@ -100,7 +100,7 @@ def rings(fine: int, coarse: int) -> System:
 
 
 def interferometers(fine: int, coarse: int) -> System:
-    """Phase errors (rad) and splitters (power imbalance)."""
+    """Returns a system with errors of phases (rad) and splitters (power imbalance)."""
     errors = pnn.Variation(theta_error=0.15, phi_error=0.15, splitter_imbalance=0.15)
 
     def robust(model, seed):
@@ -125,7 +125,7 @@ def interferometers(fine: int, coarse: int) -> System:
 
 
 def modulators(fine: int, coarse: int) -> System:
-    """Frames that are rotated (degrees), shifted (pixels), scaled."""
+    """Returns a system whose frames are rotated (degrees), shifted (pixels), scaled."""
 
     def robust(model, seed):
         noise = random_misalignment()
@@ -155,7 +155,7 @@ def modulators(fine: int, coarse: int) -> System:
 
 SYSTEMS = {"mrr": rings, "mzi": interferometers, "slm": modulators}
 
-# Enough to see every part of the page, and nothing of science.
+# Shows every part of the page; the figures mean nothing.
 QUICK = {
     "hessian": {
         "k": 2,
@@ -190,10 +190,10 @@ def arguments() -> argparse.Namespace:
 
 
 def trained(system: System, name: str, data, folder, setting: dict) -> keras.Model:
-    """A trained network, from its file if there is one.
+    """Returns a trained network, from its file if there is one.
 
-    The first quarter of the robust training, one epoch on MNIST, is plain: among random
-    devices an untrained network finds no direction.
+    The first quarter of the robust training, one epoch on MNIST, is plain: an untrained
+    network does not learn on random devices.
     """
     epochs, seed, fast = setting["epochs"], setting["seed"], not setting["quick"]
     stem = name.replace(" ", "_")
@@ -209,7 +209,7 @@ def trained(system: System, name: str, data, folder, setting: dict) -> keras.Mod
     rate = keras.optimizers.schedules.CosineDecay(system.rate, epochs * len(batches))
     phases = [(model, 0, epochs)]
     if name != "BP":
-        plain = max(1, epochs // 4)  # ten epochs of the few digits
+        plain = max(1, epochs // 4)  # ten or more on digits
         phases = [(model, 0, plain), (system.robust(model, seed), plain, epochs)]
     for phase, (trainer, first, last) in enumerate(phases):
         backup = unfinished(folder, f"{stem}_{phase}", *setting.values())
@@ -229,7 +229,7 @@ def main() -> None:
     folder = args.out / args.system
     batch_size, options = system.batch_size, {}
     if args.quick:
-        # Not among the networks that were trained in full.
+        # Separate from the fully trained networks.
         folder = folder.with_name(f"{args.system}_quick")
         data, args.devices, batch_size = few(data, 400, 50), 2, 50
         options = QUICK

@@ -1,6 +1,6 @@
-"""What the campaigns share: networks, data, and runs that are kept.
+"""Share networks, data and kept runs among the campaigns.
 
-A run that is there already is not repeated; one that was interrupted goes on.
+A kept run is not repeated; an interrupted run resumes.
 """
 
 import json
@@ -18,12 +18,12 @@ import keras_pnn as pnn
 def lenet5(
     normalization: str = "batch", digital: bool = False, seed: int = 0, **bank
 ) -> keras.Model:
-    """LeNet-5 with normalisation, its five weight tensors on microring banks.
+    """Returns LeNet-5 with normalisation, its five weight tensors on microring banks.
 
     Args:
-        normalization: "batch", as in the paper; or "sample": the mean over the
-            channels is taken off (what warms all rings alike adds the same to each
-            channel), and the sample's own spread is the scale.
+        normalization: "batch", as in the paper; or "sample", which subtracts the mean
+            over the channels (uniform heating adds the same to each channel), and
+            scales by the sample's own spread.
         digital: Dense and Conv2D in place of the banks, weights within ±0.999.
         seed: seed of the initial weights.
         **bank: arguments of the banks.
@@ -52,11 +52,11 @@ def lenet5(
 
 
 def as_in_pytorch(model: keras.Model, seed: int) -> keras.Model:
-    """Starts and normalises a network as PyTorch does, which the authors use.
+    """Sets initial weights and batch normalisation as in the authors' PyTorch.
 
-    Weights and biases of convolutions and matrices, digital, of microrings or of masks,
-    are drawn uniformly within ±1/√fan_in. Batch normalisation has the momentum 0.9 in
-    Keras' sense, and epsilon 1e-5.
+    In layers with a bias (digital, microring and mask layers), weights and biases are
+    drawn uniformly within ±1/√fan_in. Batch normalisation gets the momentum 0.9 in
+    Keras' convention, and epsilon 1e-5.
     """
     generator = np.random.default_rng(seed)
     for layer in model.layers:
@@ -70,7 +70,7 @@ def as_in_pytorch(model: keras.Model, seed: int) -> keras.Model:
         if isinstance(layer, pnn.layers.MaskedSLM):
             shape = np.prod(shape[1:]), shape[0]
         limit = np.prod(shape[:-1]) ** -0.5
-        # Rings and masks are set for weights.
+        # `program` sets the controls of rings and masks for weights.
         assign = layer.program if physical else layer.kernel.assign
         assign(generator.uniform(-limit, limit, shape))
         layer.bias.assign(generator.uniform(-limit, limit, layer.bias.shape))
@@ -85,15 +85,15 @@ def hybrid(
     scale: float = 1.0,
     **mesh,
 ) -> keras.Model:
-    """A digital LeNet front end, a mesh of 64 modes, and photodiodes.
+    """Returns a digital LeNet front end, a mesh of 64 modes, and photodiodes.
 
     The 64 features enter the mesh as real amplitudes. The intensities of all ports
-    are normalised to a Euclidean length of 1; those of the ports that are read are
-    the logits, so that the cross-entropy cannot fall below 1.4612.
+    are normalised to a Euclidean length of 1. Those of `ports` are the logits, so
+    that the cross-entropy cannot fall below 1.4612.
 
     Args:
-        start: where the phases start, see `MZIMesh`.
-        ports: the ports that are read, see `Photodetector`.
+        start: initializer of the phases, see `MZIMesh`.
+        ports: the output ports, see `Photodetector`.
         clip: the largest digital weight, `None` for no limit.
         seed: seed of the initial weights.
         scale: factor of the logits.
@@ -119,13 +119,13 @@ def hybrid(
 
 
 def free_space(seed: int = 0, fill: bool = False, **slm) -> keras.Model:
-    """784–144–10 in free space: masks, a digital sigmoid between.
+    """Returns a free-space network 784–144–10 of masks, with a digital sigmoid.
 
     Args:
         seed: seed of the initial masks.
         fill: whether the masks of the second layer, 12 × 12, are magnified to fill
             the modulator (a frame of 96 × 224 pixels in place of 48 × 112), so that
-            a pixel of it is less of theirs.
+            a shift of one SLM pixel is a smaller part of a mask pixel.
         **slm: further arguments of both `MaskedSLM` layers.
     """
     keras.utils.set_random_seed(seed)
@@ -138,7 +138,7 @@ def free_space(seed: int = 0, fill: bool = False, **slm) -> keras.Model:
 
 
 def random_misalignment() -> pnn.Variation:
-    """Each layer's frame on its own: degrees, pixels, and parts of the scale."""
+    """Returns offsets of each layer's frame: degrees, pixels, relative scale."""
     from tensorflow_probability import distributions as tfd
 
     return pnn.Variation(
@@ -149,12 +149,12 @@ def random_misalignment() -> pnn.Variation:
 
 
 def standardized(images: np.ndarray) -> np.ndarray:
-    """MNIST's pixels with mean 0 and standard deviation 1."""
+    """Standardises pixels by MNIST's mean and standard deviation."""
     return (images - 0.1307) / 0.3081
 
 
 def few(data, train: int = 1000, test: int = 200):
-    """The first images, for `--quick`: to see a script run, and no more."""
+    """Returns the first images, for `--quick`, which only shows that a script runs."""
     print(
         f"--quick: {train} training images and few epochs, a minute or two. "
         "The figures mean nothing."
@@ -163,14 +163,14 @@ def few(data, train: int = 1000, test: int = 200):
 
 
 def compiled(model: keras.Model, optimizer="adam", jit: bool = False) -> keras.Model:
-    """Compiles for logits. XLA on CPU can take twice as long for the convolutions."""
+    """Compiles for logits; XLA on CPU can take twice as long for convolutions."""
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=jit)
     return model
 
 
 def kept(path: pathlib.Path, **setting) -> bool:
-    """Whether a run is there already; a run with another setting stops the program."""
+    """Returns whether a run is kept; exits if it is kept with another setting."""
     if not path.exists():
         return False
     run = json.loads(path.read_text("utf-8"))
@@ -184,14 +184,14 @@ def kept(path: pathlib.Path, **setting) -> bool:
 
 
 def keep(path: pathlib.Path, run: dict) -> None:
-    """Writes a run whole or not at all."""
+    """Writes a run atomically."""
     part = path.with_suffix(".part")
     part.write_text(json.dumps(run), "utf-8")
     os.replace(part, path)
 
 
 def unfinished(folder: pathlib.Path, name: str, *setting) -> pathlib.Path:
-    """Where a run is kept while it trains: only one of its setting may take it up."""
+    """Returns the folder of an unfinished run, which only the same setting resumes."""
     return folder / "_".join(["unfinished", name, *map(str, setting)])
 
 
@@ -200,7 +200,7 @@ def stepping(model: keras.Model, x, y):
     ascent = getattr(model, "ascent", None)
     if not isinstance(ascent, pnn.SAF):
         return lambda: model.train_on_batch(x, y)
-    # What `fit` tells it: the order of the samples, the epoch, and each batch.
+    # `fit` would call these with the order of samples, the epoch, and each batch.
     callbacks = ascent.callbacks(lambda: None, pnn.datasets.Batches(x, y, len(x)))
     for callback in callbacks:
         callback.on_epoch_begin(1)
@@ -208,7 +208,7 @@ def stepping(model: keras.Model, x, y):
     def step():
         for callback in callbacks:
             callback.on_train_batch_begin(0)
-        # Past the check for data that is no `Batches`.
+        # Skips the check that the data are `Batches`.
         keras.Model.train_on_batch(model, x, y)
 
     return step
@@ -217,13 +217,13 @@ def stepping(model: keras.Model, x, y):
 def step_times(
     models: dict[str, keras.Model], x, y, rounds: int
 ) -> dict[str, np.ndarray]:
-    """Times steps of several models in turn, after the first ones, which compile.
+    """Times steps of several models in turn, without the first ones, which compile.
 
-    A round is five steps of each, of which LookSAM(5) takes a second pass in one.
+    A round is five steps of each model, so that LookSAM(5) has one full step in it.
 
     Returns:
-        name → (rounds, 2): seconds of a step by the clock, and of the processor, which
-        hold under other load.
+        name → (rounds, 2): seconds of a step by the clock and by the processor; the
+        latter are valid under other load.
     """
     steps = {name: stepping(model, x, y) for name, model in models.items()}
     found = {name: [] for name in models}
@@ -238,7 +238,7 @@ def step_times(
 
 
 def fit(model, batches, epochs: int, first_epoch: int = 0, callbacks=()) -> None:
-    """Trains on the batches in their own order, another in each epoch."""
+    """Trains on the batches in the order that they define for each epoch."""
     model.fit(
         batches,
         initial_epoch=first_epoch,

@@ -1,21 +1,21 @@
-"""How well sharpness predicts robustness, over all networks that the campaigns kept.
+"""Correlate sharpness with robustness over all networks that the campaigns kept.
 
-Reads the runs of fig2_mrr.py, fig3_slm.py and fig4_mzi.py with their networks. Of each
+Reads the runs of fig2_mrr.py, fig3_slm.py and fig4_mzi.py with their networks. For each
 network it measures, on training images and with batch statistics frozen,
 
 - λ_max of the loss over the controls, and over the imperfections of its devices;
 - the trace of the Hessian over the controls;
-- how much the loss rises at the worst point that is found in a small ball of controls;
+- the rise of the loss at the worst point found in a small ball of controls;
 
-and takes from the run the mean and the 5th percentile of its accuracy on devices that
-it has not met. Rank correlations within each system and setting, and over all networks,
-come with intervals of a bootstrap over networks.
+and takes from the run the mean and the 5th percentile of its accuracy on unseen
+devices. Rank correlations within each system and setting, and over all networks, have
+intervals from a bootstrap over networks.
 
     python examples/paper/sharpness_study.py --runs results
     python examples/paper/sharpness_study.py --report
     python examples/paper/sharpness_study.py --quick    # the runs of --quick
 
-Figures of a network are kept as JSON in the output folder, and are not measured again.
+Figures of a network are kept as JSON in the output folder and not measured again.
 """
 
 import argparse
@@ -31,8 +31,8 @@ from shared import compiled, keep, kept, standardized
 
 import keras_pnn as pnn
 
-# By folder of runs: the imperfections of the devices, the radius of the ball in the
-# controls' unit, and whether pixels are standardised.
+# By folder of runs: the name, the imperfections of the devices, the radius of the ball
+# in the controls' unit, and whether pixels are standardised.
 SYSTEMS = {
     "fig2": ("microrings", ["resonance_shift"], 0.5, False),
     "fig3": ("masks", None, 0.3, True),
@@ -63,7 +63,7 @@ def arguments() -> argparse.Namespace:
 
 
 def networks(folder: pathlib.Path, system: str) -> list[dict]:
-    """The runs of a system: network, setting, and accuracies on unseen devices."""
+    """Returns the runs of a system: network, setting, accuracies on unseen devices."""
     found = []
     for path in sorted(folder.glob("run_*.json")):
         run = json.loads(path.read_text("utf-8"))
@@ -86,7 +86,7 @@ def networks(folder: pathlib.Path, system: str) -> list[dict]:
             "mean": float(np.mean(accuracy)),
             "p05": float(np.percentile(accuracy, 5)),
         }
-        # A network that was trained without a device has a run for each of them.
+        # A network trained without a device has one run for each device.
         if row["path"].exists() and row not in found:
             found.append(row)
     return found
@@ -107,7 +107,7 @@ def measured(row: dict, system: str, data, args) -> dict:
     trace = pnn.hessian_trace(model, x, y, vectors=args.vectors)
     return {
         "controls": top("controls"),
-        # At the aligned frame the loss has a kink, and no second derivative.
+        # With aligned frames the loss has a kink, and no second derivative.
         "imperfections": top(imperfections) if imperfections else None,
         "trace": float(trace.trace),
         "trace_error": float(trace.standard_error),
@@ -116,7 +116,7 @@ def measured(row: dict, system: str, data, args) -> dict:
 
 
 def worst_rise(model: keras.Model, x, y, radius: float, steps: int = 10) -> float:
-    """The largest rise of the loss on a way of gradient steps within a ball."""
+    """Returns the largest rise of the loss over gradient steps within a ball."""
     controls = pnn.curvature.HessianOperator(model, x, y).variables
     start = [tf.convert_to_tensor(v) for v in controls]
 
@@ -127,7 +127,7 @@ def worst_rise(model: keras.Model, x, y, radius: float, steps: int = 10) -> floa
         return loss, tape.gradient(loss, [v.value for v in controls])
 
     def cut(parts, length):
-        """To a length, or to no more than it."""
+        """Scales to a norm of `length`; zeros stay zeros."""
         norm = tf.linalg.global_norm(parts)
         return [p * (length / norm if norm > 0 else 0.0) for p in parts]
 
@@ -136,7 +136,7 @@ def worst_rise(model: keras.Model, x, y, radius: float, steps: int = 10) -> floa
     for _ in range(steps + 1):
         loss, slopes = loss_and_slopes(x, y)
         losses.append(float(loss))
-        # The first step reaches the rim; later ones turn along it.
+        # The first step reaches the surface; later ones move along it.
         step = cut(slopes, radius if len(losses) == 1 else radius / 2)
         moved = [m + s for m, s in zip(moved, step, strict=True)]
         if tf.linalg.global_norm(moved) > radius:
@@ -155,7 +155,7 @@ def spearman(x, y) -> float:
 
 
 def correlation(x, y, draws: int = 2000) -> tuple[float, float, float]:
-    """Spearman's coefficient and its 95 % interval, by a bootstrap over networks."""
+    """Returns Spearman's coefficient and its 95 % interval from a bootstrap."""
     x, y = np.asarray(x), np.asarray(y)
     generator = np.random.default_rng(0)
     samples = generator.integers(0, len(x), (draws, len(x)))
@@ -164,7 +164,7 @@ def correlation(x, y, draws: int = 2000) -> tuple[float, float, float]:
 
 
 def groups(rows: list[dict]) -> dict[str, list[dict]]:
-    """Networks of one system and setting, then all; of fewer than five, none."""
+    """Groups networks by system and setting, without groups below five; then all."""
     found = {}
     for row in rows:
         found.setdefault(f"{row['system']}, {row['setting']}", []).append(row)
@@ -207,7 +207,7 @@ def report(out: pathlib.Path) -> None:
         writer.writerows(rows)
     for line in lines:
         print(" | ".join(line))
-    # A row for each system: their units differ.
+    # One row per system, since their units differ.
     systems = list(dict.fromkeys(r["system"] for r in rows))
     figure = plotting.new_figure(14, 4 * len(systems))
     axes = figure.subplots(len(systems), len(MEASURES), sharey="row", squeeze=False)
@@ -215,7 +215,7 @@ def report(out: pathlib.Path) -> None:
         row[0].set_ylabel(f"{system}: accuracy on unseen devices (%)")
         for ax, (measure, label) in zip(row, MEASURES.items(), strict=True):
             mine = [r for r in rows if r["system"] == system and r[measure] is not None]
-            # On a logarithmic axis; a network whose figure is not positive is left out.
+            # The axis is logarithmic: figures that are not positive are left out.
             points = [(r[measure], r["mean"]) for r in mine if r[measure] > 0]
             if points:
                 ax.plot(*zip(*points, strict=True), "o", alpha=0.7)
@@ -246,7 +246,7 @@ def main() -> None:
                 print(name, flush=True)
                 found = {"images": args.images, **measured(row, system, data, args)}
                 keep(path, {**row, "path": str(row["path"].name), **found})
-                # Else the graphs of all networks stay in memory.
+                # Otherwise the graphs of all networks stay in memory.
                 keras.utils.clear_session()
     report(args.out)
 

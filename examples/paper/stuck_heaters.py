@@ -1,9 +1,9 @@
-"""Count what dead heaters cost, and what helps: a network of rings, and one of a mesh.
+"""Measure the accuracy of rings and of a mesh with dead heaters, and two remedies.
 
-On each of 20 chips, 1 % or 3 % of all heaters have no contact: rings stay where they
-are without current, phase shifters at 0. The network was trained plainly, or among such
-chips, drawn anew at every step. Either is set as it is, or programmed around the
-heaters that are dead on each chip, which must be known for that.
+On each of 20 chips, 1 % or 3 % of all heaters have no contact: their rings stay where
+they are without current, their phase shifters at 0. The network is trained plainly, or
+among such chips, drawn anew at every step. Its controls are then used unchanged, or
+programmed around the dead heaters of each chip, which must be known for that.
 
     python examples/paper/stuck_heaters.py              # digits, about ten minutes
     python examples/paper/stuck_heaters.py --quick
@@ -23,7 +23,7 @@ from shared import compiled, few, fit
 import keras_pnn as pnn
 
 SHARES = (0.01, 0.03)
-# Each heater of a bank warms those beside it.
+# Each heater of a bank also warms its neighbours.
 CROSSTALK = 0.02
 
 
@@ -69,7 +69,7 @@ SYSTEMS = {"rings": rings, "mesh": mesh}
 
 
 def trained(make, data, epochs: int, share: float = 0.0) -> keras.Model:
-    """Returns a trained network; a share above 0 trains it among such chips."""
+    """Returns a trained network; a share above 0 trains it with dead heaters."""
     batches = pnn.datasets.Batches(data.x_train, data.y_train, 32, seed=0)
     network, steps = make(), epochs * len(batches)
     model = network
@@ -99,7 +99,7 @@ def programmed_around(model: keras.Model, chips, test) -> np.ndarray:
 
 
 def matrix(part):
-    """Returns what a layer multiplies by."""
+    """Returns the matrix of a layer."""
     own = getattr(part, "effective_weights", None)
     return own() if own else part.transfer_matrix()
 

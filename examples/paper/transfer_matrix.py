@@ -1,13 +1,13 @@
-"""Trained on device i, tested on device j: does a network move to another chip?
+"""Train on device i, test on device j: does a network transfer to another chip?
 
 The hybrid network (a LeNet front end, a mesh of 64 modes) is trained with each of a few
-simulated chips in the loop, physics-aware (PAT) and sharpness-aware (SAT online), and
-tested on all of them. Phases (rad) and splitters (power imbalance) are off at random.
+simulated chips in the loop, by PAT and by SAT online, and tested on all of them. The
+chips have random errors of phases (rad) and splitters (power imbalance).
 
     python examples/paper/transfer_matrix.py
     python examples/paper/transfer_matrix.py --sigma 0.25 --devices 5
 
-Each training is kept in the output folder, and is not repeated.
+Each trained network is kept in the output folder, and not trained again.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from shared import compiled, few, fit, hybrid, standardized
 
 import keras_pnn as pnn
 
-# At the output: the mesh's fields have phases that are not those of the model.
+# Read at the output: the phases of the mesh's fields differ from the model's.
 METHODS = {
     "PAT": lambda model, chip: pnn.PATModel(model, device=chip, readout="output"),
     "SAT online": lambda model, chip: pnn.PATModel(
@@ -44,7 +44,7 @@ def arguments() -> argparse.Namespace:
 
 
 def trained(method: str, index: int, chips, data, epochs: int, args) -> keras.Model:
-    """The network trained with one chip in the loop, from its file if there is one."""
+    """Returns the network trained with one chip, from its file if there is one."""
     model = hybrid(args.start, seed=args.seed)
     setting = f"{data.name}{len(data.x_train)}_{args.start}_{args.sigma:g}_{epochs}"
     name = f"{method.replace(' ', '_')}_{setting}_{index}_{args.seed}"

@@ -77,4 +77,4 @@ with simulated as port:
             compiled(trainer, 0.01).fit(batches, epochs=epochs, callbacks=[state])
             with device.installed(model):
                 print(f"on the bench, after {name}: {accuracy():.1f} %")
-        print(f"{device.calls} calls, {device.failures} failed and were repeated")
+        print(f"{device.calls} calls, {device.failures} failed and were retried")

@@ -9,21 +9,20 @@ _TEXTS = {
     "summary": (
         "Summary",
         "devices",
-        "Nominal is the design, with no imperfection. A device is the design with "
-        "deviations of its own in every element. The mean is what many chips have on "
-        "average; the percentile is what 95 % of them do better than. The worst "
-        "depends on the number of devices: compare it for equal numbers only. λ_max "
-        "has the unit of the loss over the square of the variables' unit.",
+        "Nominal is the design, without imperfections. A device is the design with "
+        "its own deviations in every element. The mean is the average over the "
+        "devices; 95 % of them do better than the percentile. The worst depends on "
+        "the number of devices: compare it for equal numbers only. λ_max has the unit "
+        "of the loss over the square of the variables' unit.",
     ),
     "devices": (
         "Devices and yield",
         "devices",
-        "All models get the same devices where their architectures agree. The spread "
-        "is that of devices with one set of weights, not that of training runs. An "
-        "estimate of a tail needs devices in the tail: take 100 or more for the 5th "
-        "percentile. The interval of the yield (Wilson, 95 %) is about which devices "
-        "were drawn; it knows nothing of a wrong standard deviation or of the test set "
-        "being finite.",
+        "All models get the same devices if their architectures agree. The spread is "
+        "between devices with one set of weights, not between training runs. Take 100 "
+        "or more devices for the 5th percentile. The interval of the yield (Wilson, "
+        "95 %) covers the random choice of devices, but neither a wrong standard "
+        "deviation nor the finite test set.",
     ),
     "sweep": (
         "Sweeps and tolerances",
@@ -31,32 +30,31 @@ _TEXTS = {
         "Points are deviations from the nominal value, so that 0 is the design. The "
         "tolerance is followed from 0 to each side, up to the last point before the "
         "curve first breaks the specification. ≤ and ≥ mark an end of the measured "
-        "range, beyond which nothing is known; - says that the specification is broken "
-        "at 0 already, that 0 is outside the measured range, or that the points are "
-        "not on a line through 0. The mean may keep the specification where some "
-        "devices do not: "
-        "for their share, read the yield.",
+        "range, beyond which nothing is known; - means that the specification is "
+        "broken at 0 already, that 0 is outside the measured range, or that the points "
+        "are not on a line through 0. The mean may keep the specification where some "
+        "devices do not: for their share, read the yield.",
     ),
     "grid": (
         "Grids",
         "sweeps",
         "Each cell is one combination of two deviations from the nominal values. The "
-        "line is where the specification is just kept.",
+        "line marks where the specification is just kept.",
     ),
     "worst": (
         "Adversarial worst case",
         "adversarial-worst-case",
-        "Gradient ascent over the imperfections looks for the largest loss within a "
-        "radius for each. It is a lower bound of the worst loss, since the ascent is "
-        "local, and no prediction: no random device points in this direction when "
-        "there are thousands of elements. It bounds what correlated errors could do.",
+        "Gradient ascent over the imperfections searches for the largest loss within a "
+        "radius for each. As the ascent is local, the worst loss may be larger. Random "
+        "devices do not come near it: with thousands of elements, none points in this "
+        "direction. It shows what correlated errors could do.",
     ),
     "sensitivity": (
         "Sensitivity",
         "sensitivity",
-        "What one kind of imperfection in one layer costs alone. The costs do not add "
-        "up to that of a whole device: layers interact, and a layer that looks "
-        "harmless alone may be what breaks a network at its limit.",
+        "The cost of one kind of imperfection in one layer alone. These costs do not "
+        "add up to the cost of a whole device: layers interact, and a layer that looks "
+        "harmless alone may break a network that is at its limit.",
     ),
     "curvature": (
         "Curvature",
@@ -64,15 +62,15 @@ _TEXTS = {
         "The largest eigenvalues of the Hessian say how sharply the loss rises along "
         "the sharpest directions; small, independent errors of standard deviation σ "
         "raise it by ½ σ² × trace on average. Eigenvalues depend on the unit of the "
-        "variables, and hold near the present controls only: for large deviations, "
-        "read the sweeps.",
+        "variables, and describe the loss near the present controls only: for large "
+        "deviations, read the sweeps.",
     ),
     "landscape": (
         "Loss landscape",
         "loss-landscape",
-        "Two directions of many thousands: a flat picture shows that these two are "
-        "flat. Along eigenvectors it is the sharpest pair at the centre, so that "
-        "random directions look flatter.",
+        "Two directions out of many thousands: a flat picture shows only that these "
+        "two are flat. Eigenvectors are the sharpest two at the centre; random "
+        "directions look flatter.",
     ),
     "transfer": (
         "Transfer",
@@ -85,7 +83,7 @@ _TEXTS = {
         "light-and-masks",
         "Masks of phases are shown over one turn, in colours that meet at 0 and 2π. "
         "Light that leaves the plane, is absorbed, or misses the detectors is lost: "
-        "the smaller the share that they catch, the more power the laser needs, and "
+        "the smaller the share that reaches them, the more power the laser needs, and "
         "the more scattered light matters. Rough masks tolerate less misalignment "
         "than smooth ones.",
     ),

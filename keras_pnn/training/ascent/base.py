@@ -157,7 +157,7 @@ class Ascent(Configured):
         Raises ValueError if the ascent cannot train on this data.
         """
         # States must exist before a `Checkpoint` loads them.
-        made = keras.callbacks.LambdaCallback(on_train_begin=lambda logs: build())
+        made = keras.callbacks.LambdaCallback(on_train_begin=lambda logs=None: build())
         return [made] if self.follows else []
 
     def at(self, step: Step) -> "Ascent":

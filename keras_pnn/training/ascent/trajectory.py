@@ -36,7 +36,7 @@ class Trajectory(Ascent):
 
     def callbacks(self, build, x):
         told = keras.callbacks.LambdaCallback(
-            on_epoch_begin=lambda epoch, logs: self._epoch.assign(epoch)
+            on_epoch_begin=lambda epoch, logs=None: self._epoch.assign(epoch)
         )
         return [*super().callbacks(build, x), told]
 
@@ -162,8 +162,8 @@ class SAF(Trajectory):
             )
         self._count(len(x.order(0)))
         told = keras.callbacks.LambdaCallback(
-            on_epoch_begin=lambda epoch, logs: self._order.assign(x.order(epoch)),
-            on_train_batch_begin=lambda batch, logs: self._place.assign(
+            on_epoch_begin=lambda epoch, logs=None: self._order.assign(x.order(epoch)),
+            on_train_batch_begin=lambda batch, logs=None: self._place.assign(
                 batch * x.batch_size
             ),
         )

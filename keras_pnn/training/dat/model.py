@@ -359,7 +359,7 @@ class DATModel(SATModel):
         stages = keras.callbacks.LambdaCallback(on_epoch_begin=self._epoch_begins)
         return [*super()._own_callbacks(x), stages]
 
-    def _epoch_begins(self, epoch, logs) -> None:
+    def _epoch_begins(self, epoch, logs=None) -> None:
         """Starts to use the error networks, or stops training them, by epoch."""
         source, last = self.gradient, self.error_epochs
         stage = (last is None or epoch < last, epoch >= self.correct_from)

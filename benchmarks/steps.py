@@ -232,7 +232,7 @@ def main() -> None:
     results = {}
     parts = {
         "steps": lambda: steps(images, labels, args.pairs),
-        "ascents": lambda: ascents(images, labels, args.pairs // 5, args.jit),
+        "ascents": lambda: ascents(images, labels, max(1, args.pairs // 5), args.jit),
         "devices": lambda: population(images, labels),
         "fit": lambda: former_sam(images, labels),
     }

@@ -26,6 +26,13 @@ def samples(n=12, features=4, classes=3):
     return x, rng.integers(0, classes, n)
 
 
+def powers():
+    """Optical powers of four inputs, and one of three classes for each sample."""
+    rng = np.random.default_rng(0)
+    x = rng.uniform(0.1, 1.0, size=(8, 4)).astype("float32")
+    return x, rng.integers(0, 3, 8)
+
+
 def drawn_in_training(variation, model, step=0, seed=0):
     """The device on which `SATModel(variation=..., seed=...)` trains at a step."""
     arrays = variation.drawn(model, folded((seed, step), "training"))

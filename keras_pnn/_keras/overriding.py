@@ -116,7 +116,8 @@ class OverridingScope(keras.StatelessScope):
     def check_unassigned(self, variables, given: str) -> None:
         """Raises a ValueError if a layer assigned one of `variables`.
 
-        `given` names, for the message, the source of their values."""
+        `given` names, for the message, the source of their values.
+        """
         for variable in variables:
             if id(variable) in self._assigned:
                 raise ValueError(

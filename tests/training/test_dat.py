@@ -17,6 +17,7 @@ from models import (
     moved,
     numbers,
     policy,
+    powers,
     ring_chip,
 )
 
@@ -26,9 +27,7 @@ from keras_pnn.layers.lookup import physical_layers
 from keras_pnn.training.dat.model import DualAdaptive
 from keras_pnn.training.gradients.base import Batch
 
-RNG = np.random.default_rng(0)
-X = RNG.uniform(0.1, 1.0, size=(8, 4)).astype("float32")
-Y = RNG.integers(0, 3, 8)
+X, Y = powers()
 FIT = {**FIT, "epochs": 1}
 
 

@@ -16,14 +16,13 @@ from models import (
     meshes,
     moved,
     numbers,
+    powers,
     ring_chip,
 )
 
 import keras_pnn as pnn
 
-RNG = np.random.default_rng(0)
-X = RNG.uniform(0.1, 1.0, size=(8, 4)).astype("float32")
-Y = RNG.integers(0, 3, 8)
+X, Y = powers()
 FIT = {**FIT, "epochs": 1}
 
 pytestmark = pytest.mark.usefixtures("small_error_networks")

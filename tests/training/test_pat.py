@@ -12,15 +12,14 @@ from models import (
     compiled,
     mesh_chip,
     meshes,
+    powers,
     ring_chip,
 )
 
 import keras_pnn as pnn
 from keras_pnn.layers.context import Overrides
 
-RNG = np.random.default_rng(0)
-X = RNG.uniform(0.1, 1.0, size=(8, 4)).astype("float32")
-Y = RNG.integers(0, 3, 8)
+X, Y = powers()
 READOUTS = ["layers", "output"]
 
 
